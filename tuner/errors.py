@@ -1,0 +1,43 @@
+"""The mistakes that a user can mend; each knows the exit code it ends the program with.
+
+TunerError              1  failed while running
+├── UsageError          2  wrong usage or configuration
+│   ├── SpaceError         a search space that cannot be read
+│   └── DataError          images that are missing or unreadable
+├── NoUsableTrials      3  a run without the trials that were asked for
+└── ClusterError        4  the cluster or its resources
+"""
+
+from typing import ClassVar
+
+
+class TunerError(Exception):
+    """A mistake that a user can mend; the message says where, what, and how to mend it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(TunerError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class SpaceError(UsageError):
+    """A search space that cannot be read."""
+
+
+class DataError(UsageError):
+    """Images that are missing or unreadable."""
+
+
+class NoUsableTrials(TunerError):
+    """A run without a trial that an ensemble could use."""
+
+    exit_code = 3
+
+
+class ClusterError(TunerError):
+    """A cluster that does not answer, or lacks what was asked for."""
+
+    exit_code = 4
