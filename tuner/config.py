@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from tuner.schema import Bounds, OneOf, Open, parse, schema_of, to_plain
+from tuner.schema import Bounds, OneOf, Open, build, to_plain
 
 Fraction = Annotated[float, Bounds(ge=0, lt=1)]
 Positive = Annotated[float, Bounds(gt=0)]
@@ -124,7 +124,7 @@ class TrialConfig:
         Raises:
             UsageError: On an unknown key, a wrong type or a value out of range.
         """
-        return parse(schema_of(cls), plain)  # type: ignore[no-any-return]
+        return build(cls, plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plain values that ``from_dict`` reads."""
@@ -152,7 +152,7 @@ class DataConfig:
     """Which images, and how they are prepared."""
 
     source: str = "cifar10"
-    """``cifar10``, ``cifar100``, ``digits``, or a folder with ``train/<class>`` and ``test/<class>``."""
+    """``cifar10``, ``cifar100``, ``digits``, or a folder with ``train/<class>/*``, ``test/...``."""
     image_size: Annotated[int, Bounds(ge=4)] | None = None
     """Side in pixels; ``None`` keeps the data set's own, 32 for a folder."""
     train_limit: Count | None = None

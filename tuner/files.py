@@ -11,8 +11,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the block ends well.
 
-    The bytes are flushed to disk before the rename, so that a reader, or a crash at any moment, finds
-    the old file or the new one, never a part. When the block raises, ``path`` is left as it was.
+    The bytes are flushed to disk before the rename, so that a reader, or a crash at any moment,
+    finds the old file or the new one, never a part. When the block raises, ``path`` is left as it
+    was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

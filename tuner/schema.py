@@ -9,11 +9,13 @@ import dataclasses
 import difflib
 import functools
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tuner.errors import UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,12 +126,13 @@ def to_plain(value: Any, annotation: Any = None) -> Any:
 
 
 @functools.cache
-def schema_of(cls: type) -> Record:
+def schema_of(cls: Hashable) -> Record:
     """Describe the dataclass ``cls``.
 
     Raises:
         TypeError: If a field has an annotation that plain YAML cannot hold.
     """
+    assert isinstance(cls, type)
     hints = get_type_hints(cls, include_extras=True)
     fields = dataclasses.fields(cls)
     return Record(
@@ -160,6 +163,11 @@ def _schema_of_annotation(annotation: Any) -> Schema:
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return schema_of(annotation)
     raise TypeError(f"no schema for the annotation {annotation!r}")
+
+
+def build(cls: type[T], plain: object, path: str = "") -> T:
+    """Build the dataclass ``cls`` from plain values; see ``parse``."""
+    return parse(schema_of(cls), plain, path)  # type: ignore[no-any-return]
 
 
 def parse(schema: Schema, value: object, path: str = "") -> Any:
