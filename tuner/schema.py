@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import functools
 import types
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -126,13 +126,12 @@ def to_plain(value: Any, annotation: Any = None) -> Any:
 
 
 @functools.cache
-def schema_of(cls: Hashable) -> Record:
+def schema_of(cls: type) -> Record:
     """Describe the dataclass ``cls``.
 
     Raises:
         TypeError: If a field has an annotation that plain YAML cannot hold.
     """
-    assert isinstance(cls, type)
     hints = get_type_hints(cls, include_extras=True)
     fields = dataclasses.fields(cls)
     return Record(
@@ -167,7 +166,7 @@ def _schema_of_annotation(annotation: Any) -> Schema:
 
 def build(cls: type[T], plain: object, path: str = "") -> T:
     """Build the dataclass ``cls`` from plain values; see ``parse``."""
-    return parse(schema_of(cls), plain, path)  # type: ignore[no-any-return]
+    return parse(schema_of(cls), plain, path)  # type: ignore[arg-type, no-any-return]
 
 
 def parse(schema: Schema, value: object, path: str = "") -> Any:
