@@ -14,6 +14,7 @@ Fraction = Annotated[float, Bounds(ge=0, lt=1)]
 Positive = Annotated[float, Bounds(gt=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Count = Annotated[int, Bounds(ge=1)]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class TrialConfig:
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction = 0.99
     """Decay a step of the weight average that is validated and saved; 0 turns it off."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """``auto`` is bfloat16 where the device is fast at it, else float32."""
 
     @classmethod

@@ -1,10 +1,12 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -33,3 +35,12 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Write ``plain`` as JSON, whole or not at all.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, for which JSON has no word.
+    """
+    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")

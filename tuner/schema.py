@@ -8,6 +8,7 @@ from it.
 import dataclasses
 import difflib
 import functools
+import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,17 +51,17 @@ class Scalar:
     kind: type
     """``bool``, ``int``, ``float`` or ``str``."""
     bounds: Bounds = Bounds()
-    words: tuple[str, ...] = ()
-    """The words that a ``str`` may be; empty for any."""
+    words: tuple[str | int, ...] = ()
+    """The words that a ``str``, or the numbers that an ``int``, may be; empty for any."""
 
     def problem(self, value: object) -> str | None:
         """Say what is wrong with ``value`` and what to write instead, or ``None``."""
+        shown = repr(value).lower() if isinstance(value, bool) else repr(value)
         if self.words:
-            if value in self.words:
+            if type(value) is self.kind and value in self.words:
                 return None
-            return (
-                f"{value!r} is not one of {', '.join(self.words)}{did_you_mean(value, self.words)}"
-            )
+            known = [str(word) for word in self.words]
+            return f"{shown} is not one of {', '.join(known)}{did_you_mean(value, known)}"
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         fits = {
             bool: isinstance(value, bool),
@@ -69,8 +70,17 @@ class Scalar:
             str: isinstance(value, str),
         }[self.kind]
         if not fits:
-            needs = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-            return f"{value!r} is not {needs[self.kind]}"
+            needs = {
+                bool: "true or false",
+                int: "a whole number",
+                float: "a number",
+                str: "text; quote it",
+            }
+            is_whole = isinstance(value, float) and value.is_integer() and self.kind is int
+            hint = f"; write {value:.0f}" if is_whole else ""
+            return f"{shown} is not {needs[self.kind]}{hint}"
+        if is_number and not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+            return f"{value!r} is not a finite number"
         if is_number and not self.bounds.admits(value):  # type: ignore[arg-type]
             return f"{value!r} is out of range; it must be {self.bounds}"
         return None
@@ -152,7 +162,8 @@ def _schema_of_annotation(annotation: Any) -> Schema:
             return Tagged(options={tag: schema_of(cls) for tag, cls in note.options.items()})
         return Scalar(kind=inner, bounds=note) if isinstance(note, Bounds) else Open(cls=inner)
     if get_origin(annotation) is Literal:
-        return Scalar(kind=str, words=get_args(annotation))
+        words = get_args(annotation)
+        return Scalar(kind=type(words[0]), words=words)
     if get_origin(annotation) in (Union, types.UnionType):
         present = [arg for arg in get_args(annotation) if arg is not type(None)]
         if len(present) == 1:

@@ -1,0 +1,249 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from tuner.checkpoint import load_checkpoint
+from tuner.config import DataConfig
+from tuner.data import load_splits
+from tuner.device import compute_dtype
+from tuner.errors import ClusterError, NoUsableTrials, UsageError
+from tuner.evaluate import predict_probs
+from tuner.run import Run, TrialRecord, read_history
+from tuner.search.cluster import connected, plan_slots
+from tuner.search.driver import SearchRequest, search
+from tuner.space import load_space
+
+pytestmark = pytest.mark.ray
+
+SPACE = """
+dataset: digits
+search: {trials: 8, epochs: 6, grace: 1, reduction: 2}
+space:
+  batch_size: 64
+  model: {cnn: {stages: 2, blocks: 1, width: {int: [8, 16], step: 8}}}
+  optimizer:
+    choice:
+      sgd: {lr: {float: [0.01, 0.3], log: true}}
+      adamw: {lr: {float: [1.0e-3, 2.0e-2], log: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def session() -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def ask(folder: Path, *overrides: str, space: str = SPACE, **changes: object) -> SearchRequest:
+    path = folder / "space.yaml"
+    path.write_text(space)
+    loaded = load_space(path, overrides)
+    request = SearchRequest(
+        space=loaded,
+        space_name=str(path),
+        search=loaded.search,
+        data=DataConfig(source="digits"),
+        data_dir=folder,
+        storage=folder / "runs",
+        name="run",
+        command="cifar-tune search",
+        keep=3,
+    )
+    return replace(request, **changes)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def run(session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return search(ask(tmp_path_factory.mktemp("search")), quiet())
+
+
+def test_every_trial_leaves_its_files(run: Run) -> None:
+    assert run.record.status == "finished"
+    trials = run.trials()
+    assert [trial.number for trial in trials] == list(range(8))
+    for trial in trials:
+        assert trial.status.state in ("completed", "stopped")
+        assert trial.status.num_parameters > 0
+        assert [row.epoch for row in trial.history] == list(range(1, len(trial.history) + 1))
+        assert trial.val_probs().shape == (144, 10)
+    assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
+
+
+def test_asha_stops_trials_at_its_rungs_and_says_why(run: Run) -> None:
+    stopped = [trial for trial in run.trials() if trial.status.state == "stopped"]
+    assert stopped
+    for trial in stopped:
+        stop = trial.status.stop
+        assert stop is not None
+        assert stop.rung in (1, 2, 4)
+        assert stop.rung == len(trial.history), "no epoch is trained after the stop"
+        assert stop.value == trial.history[-1].val_accuracy < stop.cut
+        assert str(stop) == trial.status.reason
+    for trial in run.trials():
+        if trial.status.state == "completed":
+            assert len(trial.history) == 6
+
+
+def test_only_the_best_checkpoints_stay(run: Run) -> None:
+    kept = [trial.number for trial in run.trials() if trial.checkpoint.exists()]
+    assert sorted(kept) == sorted(trial.number for trial in run.ranked()[:3])
+
+
+def test_the_checkpoint_is_what_was_ranked(run: Run) -> None:
+    splits = load_splits(run.record.data, Path(run.record.data_dir))
+    for trial in run.top(3):
+        stored = torch.from_numpy(trial.val_probs()).float()
+        accuracy = (stored.argmax(dim=1) == splits.val.labels).double().mean().item()
+        assert trial.best is not None
+        assert accuracy == pytest.approx(trial.best.val_accuracy, abs=1 / 144 + 1e-9)
+        network, checkpoint = load_checkpoint(trial.checkpoint)
+        assert checkpoint.epoch == trial.best.epoch
+        cpu = torch.device("cpu")
+        probs = predict_probs(
+            network,
+            splits.val.images,
+            *(torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std)),
+            device=cpu,
+            dtype=compute_dtype(trial.config.precision, cpu),
+        )
+        torch.testing.assert_close(probs, stored, atol=2e-2, rtol=0)
+
+
+def test_the_same_seed_with_one_slot_gives_the_same_run(session: None, tmp_path: Path) -> None:
+    def figures(name: str) -> list[TrialRecord]:
+        found = search(ask(tmp_path, "search.trials=4", name=name, concurrent=1), quiet())
+        return [
+            (t.config, t.status.state, [(r.train_loss, r.val_accuracy) for r in t.history])
+            for t in found.trials()
+        ]
+
+    assert figures("one") == figures("two")
+
+
+def test_nothing_of_the_engine_is_printed(
+    session: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    screen = Console(file=io.StringIO(), width=80)
+    search(ask(tmp_path, "search.trials=2", "search.epochs=1"), screen)
+    assert capfd.readouterr() == ("", "")
+    text = screen.file.getvalue()
+    assert "2 trials at a time, each on 1 CPU" in text
+    assert "trial 1 completed" in text
+
+
+def test_a_trial_that_fails_or_diverges_does_not_end_the_search(
+    session: None, tmp_path: Path
+) -> None:
+    space = """
+dataset: digits
+search: {trials: 3, epochs: 2, scheduler: none}
+baseline:
+  - {augment: {crop: 0}, optimizer: {sgd: {lr: 0.1}}}
+  - {augment: {crop: 9}, optimizer: {sgd: {lr: 0.1}}}
+  - {augment: {crop: 0}, optimizer: {sgd: {lr: 1.0e+30}}}
+space:
+  model: {cnn: {stages: 2, blocks: 1, width: 8}}
+  optimizer: {sgd: {lr: {float: [0.1, 1.0e+30], log: true}}}
+  augment: {crop: {choice: [0, 9]}}
+"""
+    found = search(ask(tmp_path, space=space), quiet())
+    fine, failed, diverged = found.trials()
+    assert fine.status.state == "completed"
+    assert failed.status.state == "failed"
+    assert "lower crop" in failed.status.reason
+    assert "random_crop" in failed.status.traceback
+    assert diverged.status.state == "diverged"
+    assert len(diverged.history) == 1
+    assert [trial.number for trial in found.top(1)] == [0]
+    with pytest.raises(UsageError, match="only 1 usable"):
+        found.top(2)
+
+
+def test_a_search_without_a_usable_trial_says_why(session: None, tmp_path: Path) -> None:
+    overrides = ("space.augment={crop: 9}", "search.trials=2")
+    with pytest.raises(NoUsableTrials, match=r"2 failed.*lower crop"):
+        search(ask(tmp_path, *overrides), quiet())
+
+
+def test_a_taken_name_is_refused_and_left_alone(run: Run) -> None:
+    before = (run.path / "run.json").read_text()
+    with pytest.raises(UsageError, match="Choose another --name"):
+        search(ask(run.path.parent.parent), quiet())
+    assert (run.path / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpus_per_trial": 1.0}, r"1 GPU, .*has 2 CPUs and 0 GPUs"),
+        ({"cpus_per_trial": 3.0}, r"asks for 3 CPUs"),
+        ({"concurrent": 3}, r"--concurrent 3: only 2 trials"),
+    ],
+)
+def test_what_the_cluster_lacks_is_refused_before_a_run_is_made(
+    session: None, tmp_path: Path, changes: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ClusterError, match=message) as caught:
+        search(ask(tmp_path, **changes), quiet())
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fraction_of_a_cpu_lets_more_trials_run_at_once(session: None) -> None:
+    assert plan_slots(0, 0.5, None).count == 4
+    assert plan_slots(0, 2, None).threads == 2
+
+
+def test_a_share_between_one_and_two_gpus_is_refused(session: None) -> None:
+    with pytest.raises(UsageError, match="whole GPUs"):
+        plan_slots(1.5, 1, None)
+
+
+def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> None:
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        request = ask(tmp_path, "search.trials=6", "search.scheduler=none", address=cluster.address)
+        found = search(request, quiet())
+        assert found.record.hardware["nodes"] == 2
+        assert {trial.status.state for trial in found.trials()} == {"completed"}
+        assert len({trial.status.node for trial in found.trials()}) == 2
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("127.0.0.1:9", ClusterError, "nobody answers there"),
+        ("no.such.host.invalid:6379", ClusterError, "nobody answers there"),
+        ("somewhere", UsageError, "Give auto, or HOST:PORT"),
+        ("ray://127.0.0.1:10001", UsageError, "--address auto"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(
+    address: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message), connected(address):
+        pass
+
+
+def test_histories_are_whole_after_a_search(run: Run) -> None:
+    for trial in run.trials():
+        assert read_history(trial.path) == list(trial.history)
+        assert np.isfinite([row.val_loss for row in trial.history]).all()

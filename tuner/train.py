@@ -1,0 +1,200 @@
+"""The training loop: plain PyTorch, a generator of epochs, no engine.
+
+``for epoch in train(config, splits, device)`` is the same line in a test, a benchmark and a trial
+on a cluster; whoever iterates decides how long.
+"""
+
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tuner.augment import augment_batch
+from tuner.config import TrialConfig
+from tuner.data import Splits
+from tuner.device import compute_dtype
+from tuner.evaluate import predict_probs, score
+from tuner.models import build_model
+from tuner.optim import WeightAverage, lr_factor, make_optimizer
+from tuner.run import EpochRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """Everything that changes in the course of a training."""
+
+    network: nn.Module
+    average: WeightAverage
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    """Of shuffling and augmentation, on the device; dropout draws from torch's global ones."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Give all of it as named tensors, for ``restore``."""
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, module in (("network", self.network), ("average", self.average.model))
+            for name, tensor in module.state_dict().items()
+        }
+        for index, parameter in enumerate(self._parameters()):
+            for name, tensor in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{index}.{name}"] = tensor
+        tensors["average_updates"] = torch.tensor(self.average.num_updates)
+        tensors["random.generator"] = self.generator.get_state()
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.generator.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.generator.device)
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to where ``state`` was called, numbers for numbers on a CPU."""
+        for part, module in (("network", self.network), ("average", self.average.model)):
+            prefix = f"{part}."
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        parameters = list(self._parameters())
+        for key, tensor in tensors.items():
+            if not key.startswith("optimizer."):
+                continue
+            _, index, name = key.split(".", 2)
+            parameter = parameters[int(index)]
+            # Moments take their parameter's memory layout, which the fused steps rely on.
+            like = parameter if tensor.shape == parameter.shape else tensor.to(parameter.device)
+            self.optimizer.state[parameter][name] = torch.empty_like(
+                like, dtype=tensor.dtype, requires_grad=False
+            ).copy_(tensor)
+        self.average.num_updates = int(tensors["average_updates"])
+        self.generator.set_state(tensors["random.generator"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """What one epoch of training has led to."""
+
+    figures: EpochRow
+    val_probs: Tensor
+    """Class probabilities of the validation images by ``network``, float32, shape (N, K), CPU."""
+    network: nn.Module
+    """The averaged weights, in evaluation mode; they change as the iteration goes on."""
+    learner: Learner
+    """What ``train`` goes on from, as ``learner.state()``; it changes, too."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters of the network."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the training has not diverged."""
+        return math.isfinite(self.figures.train_loss + self.figures.val_loss)
+
+
+def train(
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    epochs_done: int = 0,
+    micro_batches: int = 1,
+) -> Generator[Epoch]:
+    """Train one model and give each epoch as it ends.
+
+    Seeds torch's global generators with ``config.seed``: the same config, splits and device give
+    the same numbers on a CPU, as long as one training at a time runs in the process.
+
+    Args:
+        config: All that defines the training.
+        splits: Training and validation images, best on ``device`` already.
+        device: Where to train.
+        state: What ``learner.state()`` of an epoch gave, to go on after it.
+        epochs_done: The number of that epoch.
+        micro_batches: Parts in which a batch goes through the network, their gradients added up:
+            less memory for the same batch, but for normalization over it.
+
+    Yields:
+        The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; going on
+        is the caller's choice.
+    """
+    torch.manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    images, labels = splits.train.images.to(device), splits.train.labels.to(device)
+    val_images = splits.val.images.to(device)
+    mean, std = (
+        torch.tensor(values, device=device).view(1, -1, 1, 1)
+        for values in (splits.mean, splits.std)
+    )
+    dtype = compute_dtype(config.precision, device)
+
+    network = build_model(config.model, len(splits.classes), splits.image_shape)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    average = WeightAverage(network, config.ema_decay)
+    optimizer = make_optimizer(network, config.optimizer)
+    learner = Learner(network=network, average=average, optimizer=optimizer, generator=generator)
+    if state is not None:
+        learner.restore(state)
+    batch_size = min(config.batch_size, len(labels))
+    # What does not fill a batch is left for another epoch's shuffle: all steps have one shape.
+    steps = len(labels) // batch_size
+
+    for number in range(epochs_done + 1, config.epochs + 1):
+        started = time.perf_counter()
+        network.train()
+        order = torch.randperm(len(labels), generator=generator, device=device)
+        total_loss = torch.zeros((), device=device)
+        for step in range(steps):
+            progress = (number - 1 + (step + 0.5) / steps) / config.epochs
+            lr = config.optimizer.lr * lr_factor(config.schedule, progress)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            index = order[step * batch_size : (step + 1) * batch_size]
+            inputs, targets = augment_batch(
+                images[index],
+                labels[index],
+                settings=config.augment,
+                num_classes=len(splits.classes),
+                mean=mean,
+                std=std,
+                generator=generator,
+            )
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            for part, aims in zip(
+                inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True
+            ):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    logits = network(part).float()
+                loss = F.cross_entropy(logits, aims, label_smoothing=config.label_smoothing)
+                loss = loss * (len(part) / batch_size)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total_loss += loss.detach()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update()
+
+        val_probs = predict_probs(average.model, val_images, mean, std, device=device, dtype=dtype)
+        scores = score(val_probs, splits.val.labels)
+        yield Epoch(
+            figures=EpochRow(
+                epoch=number,
+                train_loss=total_loss.item() / steps,
+                val_loss=scores.nll,
+                val_accuracy=scores.accuracy,
+                lr=lr,
+                seconds=time.perf_counter() - started,
+            ),
+            val_probs=val_probs,
+            network=average.model,
+            learner=learner,
+        )
