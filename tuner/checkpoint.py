@@ -50,14 +50,18 @@ def save_state(path: Path, state: Mapping[str, Tensor], history: Sequence[EpochR
         save_file(_on_cpu(state), temporary, metadata={"history": json.dumps(rows)})
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], list[EpochRow]] | None:
-    """Read what ``save_state`` wrote; ``None`` if nothing was."""
-    if not path.exists():
-        return None
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors that ``save_state`` wrote."""
     with safe_open(path, framework="pt") as file:
-        rows = json.loads(file.metadata()["history"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors, [EpochRow(**row) for row in rows]
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def load_history(path: Path) -> list[EpochRow]:
+    """Read the epochs that led to a saved state, and not the state; none if there is no file."""
+    if not path.exists():
+        return []
+    with safe_open(path, framework="pt") as file:
+        return [EpochRow(**row) for row in json.loads(file.metadata()["history"])]
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """The command line: parse, call, print; nothing else."""
 
 import json
+import math
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -38,6 +40,21 @@ class Option(click.Option):
             self.envvar = f"CIFAR_TUNE_{self.name.upper()}"
 
 
+class Duration(click.ParamType[float]):
+    """A time such as ``90s``, ``30m``, ``2h`` or ``1h30m``, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Give seconds."""
+        found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value).strip())
+        days, hours, minutes, seconds = (int(n or 0) for n in found.groups()) if found else [0] * 4
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        if not total:
+            self.fail(f"'{value}' is not a time above 0; write 90s, 30m, 2h or 1h30m", param, ctx)
+        return float(total)
+
+
 def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:
     """Declare an ``Option``."""
     return click.option(*args, cls=Option, **kwargs)
@@ -51,7 +68,6 @@ STORAGE = option(
     help="Folder of the runs.",
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-SPACE = option("--space", required=True, metavar="FILE|NAME", help="Search space.")
 DATA_DIR_OPTION = option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -73,15 +89,19 @@ def cli() -> None:
 
 
 @cli.command(epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9")
-@SPACE
+@option("--space", metavar="FILE|NAME", help="Search space; with --resume, the run's own.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @option("--name", help="Name of the run. [default: the space's, with the time]")
+@option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
+@option("--warm-start", metavar="RUN", help="Learn from the trials of an earlier run first.")
 @option("--data", help="cifar10, cifar100, digits, or a folder with train/ and test/.")
 @DATA_DIR_OPTION
 @IMAGE_SIZE
 @option("--train-limit", type=int, help="Take a stratified part of the training images.")
 @option("--trials", type=int, help="How many configurations to try.")
 @option("--epochs", type=int, help="The most epochs of a trial.")
+@option("--time-budget", type=Duration(), help="Such as 90s, 30m, 2h: then end as if done.")
+@option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs.")
 @option("--sampler", help="tpe or random.")
 @option("--scheduler", help="asha or none.")
 @option("--seed", type=int, help="Of the sampler and, with its number, of each trial.")
@@ -89,6 +109,13 @@ def cli() -> None:
 @option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]")
 @option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]")
 @option("--address", help="A Ray cluster: auto or HOST:PORT. [default: start Ray here]")
+@option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Workers that a trial may lose.",
+)
 @STORAGE
 @option(
     "--keep",
@@ -106,27 +133,46 @@ def search(context: click.Context, /, **options: Any) -> None:
     KEY=VALUE overrides a value of the space file by its dotted path.
     """
     from tuner.config import DataConfig
+    from tuner.run import find_run
     from tuner.search.driver import SearchRequest
     from tuner.search.driver import search as run_search
     from tuner.space import find_space, load_space
 
-    path = find_space(options["space"])
+    resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
+    if options["space"]:
+        path = find_space(options["space"])
+    elif resumed:
+        path = resumed.path / "space.yaml"
+    else:
+        raise click.UsageError("Missing option '--space'.", context)
     space = load_space(path, _overrides(context, options["overrides"]))
+    known = resumed.record.data if resumed else DataConfig()
     data = DataConfig(
-        source=space.dataset or "cifar10",
-        image_size=options["image_size"],
-        train_limit=options["train_limit"],
+        source=space.dataset or known.source,
+        image_size=options["image_size"] or known.image_size,
+        train_limit=options["train_limit"] or known.train_limit,
     )
+    if resumed and data != known:
+        raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
+    name = options["name"] or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    if resumed:
+        name = resumed.path.name
+    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
     request = SearchRequest(
         space=space,
         space_name=str(path),
         search=space.search,
         data=data,
         data_dir=options["data_dir"],
-        storage=options["storage"],
-        name=options["name"] or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}",
+        storage=resumed.path.parent if resumed else options["storage"],
+        name=name,
         command=shlex.join(["cifar-tune", *sys.argv[1:]]),
         keep=options["keep"],
+        resume=bool(resumed),
+        warm_start=warm_start or None,
+        seconds=options["time_budget"] or math.inf,
+        gpu_hours=options["gpu_hours"] or math.inf,
+        max_failures=options["max_failures"],
         address=options["address"],
         gpus_per_trial=options["gpus_per_trial"],
         cpus_per_trial=options["cpus_per_trial"],
@@ -368,9 +414,11 @@ class Interrupted(TunerError):
     exit_code = 130
 
     def __init__(self, path: Path) -> None:
+        folder = short_path(path.parent)
+        storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
         super().__init__(
-            f"interrupted; what the trials have left is kept in {short_path(path)}, and "
-            f"'cifar-tune ensemble --run {path.name}' works on it"
+            f"interrupted; {short_path(path)} keeps what the trials have left. Go on with: "
+            f"cifar-tune search --resume --name {path.name}{storage}"
         )
 
 

@@ -7,6 +7,7 @@ file is written whole or not at all, and none is ever unpickled.
 
 import csv
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -35,6 +36,8 @@ RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 USABLE: frozenset[TrialState] = frozenset({"completed", "stopped", "interrupted"})
 """States whose checkpoint may enter an ensemble."""
+OPEN: frozenset[TrialState] = frozenset({"running", "interrupted"})
+"""States from which a resumed search goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +55,8 @@ class EpochRow:
     """Learning rate at the end of the epoch."""
     seconds: float
     """Training and validation together."""
+    time: float
+    """When it ended, in seconds since 1970."""
 
 
 def best_row(history: Sequence[EpochRow]) -> EpochRow | None:
@@ -116,6 +121,11 @@ class TrialRecord:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def state(self) -> Path:
+        """What the training goes on from; there while the trial has not ended."""
+        return self.path / "state.safetensors"
+
+    @property
     def is_usable(self) -> bool:
         """Whether an ensemble may take this trial."""
         return self.status.state in USABLE and self.best is not None and self.checkpoint.exists()
@@ -175,6 +185,8 @@ class RunRecord:
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""
+    active_seconds: float = 0.0
+    """Time spent searching; the time between an interrupt and its resume is not in it."""
 
 
 class Run:
@@ -230,6 +242,22 @@ class Run:
         """Change entries of the record and write ``run.json``."""
         self.record = dataclasses.replace(self.record, **changes)
         write_json(self.path / "run.json", to_plain(self.record))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other searches out of this folder until the block, or the process, ends.
+
+        Raises:
+            UsageError: If another process is searching this run.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{self.path}: another process is searching this run; wait for it, or stop it"
+                ) from None
+            yield
 
     def trial_path(self, number: int) -> Path:
         """Give the folder of trial ``number``."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tuner.run import Run
 
 
+WIDE = 110
+"""Columns of a terminal from which all of the leaderboard is shown."""
+
+
 def print_ensemble(run: "Run", result: "EnsembleResult") -> None:
     """Print an ensemble beside its members, its gain, and its confusion matrix."""
     console = Console(highlight=False)
@@ -68,9 +72,11 @@ def leaderboard_rows(run: "Run") -> list[dict[str, Any]]:
 
 def print_leaderboard(run: "Run", most: int) -> None:
     """Print the ``most`` best trials of a run."""
-    columns = ("trial", "model", "state", "accuracy", "loss", "epochs", "seconds", "parameters")
     rows = leaderboard_rows(run)
-    short = [{key: figure(row[key]) for key in (*columns, "reason")} for row in rows[:most]]
+    columns = ["trial", "model", "state", "accuracy", "epochs", "reason"]
+    if _console().width >= WIDE:
+        columns[5:5] = ["loss", "seconds", "parameters"]
+    short = [{key: figure(row[key]) for key in columns} for row in rows[:most]]
     hidden = f", the best {most}" if len(rows) > most else ""
     print_table(short, f"{run.record.name}: {len(rows)} trials{hidden}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
@@ -85,20 +91,24 @@ def figure(value: Any) -> str:
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Print rows of the same keys under a title; as wide as it needs to be off a terminal."""
-    console = Console(highlight=False)
-    if not sys.stdout.isatty():
-        console.width = 200
+    console = _console()
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in rows[0] if rows else ():
         is_text = not any(str(row[heading]).replace(".", "").isdigit() for row in rows)
         table.add_column(
             heading,
             justify="left" if is_text else "right",
-            no_wrap=heading not in ("reason", "values"),
+            no_wrap=heading != "values",
+            overflow="ellipsis",
         )
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     console.print(table)
+
+
+def _console() -> Console:
+    """Give a console for stdout; off a terminal nothing has to fit a width."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def print_json(document: Any) -> None:

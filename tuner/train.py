@@ -193,6 +193,7 @@ def train(
                 val_accuracy=scores.accuracy,
                 lr=lr,
                 seconds=time.perf_counter() - started,
+                time=time.time(),
             ),
             val_probs=val_probs,
             network=average.model,

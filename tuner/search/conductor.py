@@ -1,25 +1,34 @@
-"""What happens to each trial, from its proposal to its end; the engine's callbacks lead here.
+"""What happens to each trial, from its proposal to its end.
 
-Ray Tune knows a searcher, a scheduler and callbacks. All three are thin: they pass every event on
-to one ``Conductor``, which asks the sampler, judges epochs, and writes the run folder.
+The conductor asks the sampler, has the scheduler judge each epoch, and keeps the run folder. It
+knows no engine: ``tuner.search.engine`` leads Ray Tune's events here.
 """
 
 import math
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from ray.tune import Callback
-from ray.tune.experiment import Trial
-from ray.tune.result import DONE
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-
+from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
-from tuner.run import EpochRow, Run, Stop, TrialState, TrialStatus, now, write_status, write_trial
+from tuner.run import (
+    OPEN,
+    EpochRow,
+    Run,
+    Stop,
+    TrialRecord,
+    TrialState,
+    TrialStatus,
+    best_row,
+    now,
+    write_status,
+    write_trial,
+)
+from tuner.search.cluster import Slots
 from tuner.search.sampler import Sampler
-from tuner.search.scheduler import Asha
+from tuner.search.scheduler import Scheduler
 
 EPOCH_KEYS = tuple(EpochRow.__dataclass_fields__)
 
@@ -36,13 +45,27 @@ class Outcome:
 
 @dataclass(slots=True)
 class LiveTrial:
-    """A trial that is under way."""
+    """A trial that is under way, or waits to be taken up again."""
 
     number: int
     config: TrialConfig
     status: TrialStatus
     history: list[EpochRow] = field(default_factory=list)
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a search may spend; then it ends as if it had had no more trials."""
+
+    trials: int
+    seconds: float = math.inf
+    """Of searching, over all resumes."""
+    gpu_seconds: float = math.inf
+    """Of GPUs held by trials in their epochs, over all resumes."""
+
+
+DrainReason = Literal["", "interrupted", "budget", "broken"]
 
 
 class Conductor:
@@ -52,35 +75,96 @@ class Conductor:
         live: Trials under way, by number.
         ended: How many trials ended in which state.
         best: Number and best epoch of the leading trial.
-        is_draining: No trial is started any more, and running ones end after their epoch.
+        draining: Why no trial is started any more and running ones end after their epoch, if so.
     """
 
-    def __init__(self, run: Run, sampler: Sampler, scheduler: Asha, num_trials: int) -> None:
+    def __init__(
+        self, run: Run, sampler: Sampler, scheduler: Scheduler, budget: Budget, slots: Slots
+    ) -> None:
         self.run = run
         self.sampler = sampler
         self.scheduler = scheduler
-        self.num_trials = num_trials
-        self.num_started = 0
-        self.num_epochs = 0
+        self.budget = budget
+        self.slots = slots
         self.live: dict[int, LiveTrial] = {}
         self.ended: dict[TrialState, int] = {}
         self.best: tuple[int, EpochRow] | None = None
-        self.last_failure = ""
-        self.is_draining = False
+        self.draining: DrainReason = ""
+        self.failures: list[str] = []
+        """Reasons of the failures, as long as no trial ended otherwise."""
+        self.num_started = 0
+        self.num_epochs = 0
+        self._waiting: deque[LiveTrial] = deque()
+        self._gpu_seconds = 0.0
+        self._earlier_seconds = run.record.active_seconds
+        self._began = time.monotonic()
+
+    @property
+    def active_seconds(self) -> float:
+        """Time spent searching, over all resumes."""
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    def replay(self, trials: Sequence[TrialRecord]) -> int:
+        """Bring the books to where an earlier search of this run had come.
+
+        The sampler learns of the trials that ended, the rungs are filled in the order in which
+        their epochs ended, and the others wait to be taken up again from their saved states.
+
+        Returns:
+            How many trials the space does not hold, after it was changed.
+        """
+        num_outside = 0
+        arrivals: list[tuple[LiveTrial, EpochRow, bool]] = []
+        for record in trials:
+            trial = LiveTrial(record.number, record.config, record.status, list(record.history))
+            state = record.status.state
+            if state in OPEN:
+                # What was not saved has to be trained again.
+                trial.history = load_history(record.state)
+                num_outside += not self.sampler.readd(trial.number, trial.config)
+                self._waiting.append(trial)
+            else:
+                num_outside += not self.sampler.add(trial.config, state, trial.history)
+                self.ended[state] = self.ended.get(state, 0) + 1
+            for row in trial.history:
+                # An epoch of which the scheduler's word was lost is judged again; one that was
+                # interrupted had passed.
+                is_last = row.epoch == len(trial.history)
+                arrivals.append((trial, row, state == "running" and is_last))
+            self.num_started = max(self.num_started, record.number + 1)
+        for trial, row, is_unjudged in sorted(arrivals, key=lambda arrival: arrival[1].time):
+            self._count(trial.number, row)
+            if not math.isfinite(row.val_accuracy):
+                continue
+            if not is_unjudged:
+                self.scheduler.enter(trial.number, row.epoch, row.val_accuracy)
+            elif stop := self.scheduler.judge(trial.number, row.epoch, row.val_accuracy):
+                trial.outcome = Outcome(state="stopped", stop=stop, reason=str(stop))
+                self._waiting.remove(trial)
+                self.live[trial.number] = trial
+                self.end(trial.number)
+        return num_outside
 
     def start(self) -> dict[str, Any] | None:
-        """Propose the next trial and open its folder; ``None`` when there is none to start."""
-        if self.is_draining or self.num_started >= self.num_trials:
+        """Take up a waiting trial, or propose a new one; ``None`` when there is none to start."""
+        self._watch_budget()
+        if self.draining:
             return None
-        number = self.num_started
-        config = self.sampler.ask(number)
-        self.num_started += 1
-        path = self.run.trial_path(number)
-        trial = LiveTrial(number, config, TrialStatus(state="running", started=now()))
-        write_trial(path, config)
+        if self._waiting:
+            trial = self._waiting.popleft()
+            trial.status = replace(trial.status, state="running", reason="")
+        elif self.num_started < self.budget.trials:
+            number = self.num_started
+            config = self.sampler.ask(number)
+            self.num_started += 1
+            trial = LiveTrial(number, config, TrialStatus(state="running", started=now()))
+            write_trial(self.run.trial_path(number), config)
+        else:
+            return None
+        path = self.run.trial_path(trial.number)
         write_status(path, trial.status)
-        self.live[number] = trial
-        return {"number": number, "path": str(path), "config": config.to_dict()}
+        self.live[trial.number] = trial
+        return {"number": trial.number, "path": str(path), "config": trial.config.to_dict()}
 
     def keeps_going(self, number: int, report: dict[str, Any]) -> bool:
         """Take a worker's report; say whether its trial goes on."""
@@ -93,23 +177,24 @@ class Conductor:
             )
             return True
         row = EpochRow(**{key: report[key] for key in EPOCH_KEYS})
+        if row.epoch <= len(trial.history):
+            # A worker that goes on from a saved state repeats its last report.
+            return True
         trial.history.append(row)
-        trial.status = replace(
-            trial.status, num_parameters=report["num_parameters"], node=report["node"]
-        )
-        self.num_epochs += 1
+        if trial.status.node != report["node"]:
+            trial.status = replace(
+                trial.status, num_parameters=report["num_parameters"], node=report["node"]
+            )
+            write_status(self.run.trial_path(number), trial.status)
+        self._count(number, row)
         if not math.isfinite(row.train_loss + row.val_loss):
             return True
-        if self.best is None or (row.val_accuracy, -row.val_loss) > (
-            self.best[1].val_accuracy,
-            -self.best[1].val_loss,
-        ):
-            self.best = (number, row)
-        stop = self.scheduler.judge(row.epoch, row.val_accuracy)
+        stop = self.scheduler.judge(number, row.epoch, row.val_accuracy)
         if stop is not None:
             trial.outcome = Outcome(state="stopped", stop=stop, reason=str(stop))
             return False
-        if self.is_draining and row.epoch < trial.config.epochs:
+        self._watch_budget()
+        if self.draining and row.epoch < trial.config.epochs:
             trial.outcome = Outcome(state="interrupted", reason=f"after epoch {row.epoch}")
             return False
         return True
@@ -133,87 +218,29 @@ class Conductor:
             traceback=outcome.traceback,
             finished=now(),
         )
-        write_status(self.run.trial_path(number), trial.status)
-        self.sampler.tell(number, state, trial.history)
+        path = self.run.trial_path(number)
+        write_status(path, trial.status)
+        if state != "interrupted":
+            (path / "state.safetensors").unlink(missing_ok=True)
+            self.sampler.tell(number, state, trial.history)
         self.ended[state] = self.ended.get(state, 0) + 1
         if state == "failed":
-            self.last_failure = trial.status.reason
+            self.failures.append(outcome.reason)
+            if list(self.ended) == ["failed"] and self.failures == 3 * self.failures[:1]:
+                self.draining = self.draining or "broken"
         return trial
 
-    def searcher(self) -> Searcher:
-        """Give the engine's view of ``start``."""
-        return _Searcher(self)
+    def _count(self, number: int, row: EpochRow) -> None:
+        self.num_epochs += 1
+        self._gpu_seconds += row.seconds * self.slots.gpus
+        best = best_row([row] if self.best is None else [self.best[1], row])
+        if best is row:
+            self.best = (number, row)
 
-    def watcher(self) -> TrialScheduler:
-        """Give the engine's view of ``keeps_going``."""
-        return _Watcher(self)
-
-    def callback(self, on_end: Callable[[LiveTrial], None]) -> Callback:
-        """Give the engine's view of ``end``; ``on_end`` is told of each."""
-        return _Endings(self, on_end)
-
-
-class _Searcher(Searcher):
-    """Proposes trials; what became of them reaches the conductor by the callback."""
-
-    def __init__(self, conductor: Conductor) -> None:
-        super().__init__()
-        self._conductor = conductor
-
-    def suggest(self, trial_id: str) -> Any:
-        return self._conductor.start() or Searcher.FINISHED
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        pass
-
-    # The run folder is the record: the engine's own snapshots are neither needed nor read.
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a search is resumed from its run folder")
-
-
-class _Watcher(FIFOScheduler):
-    """Sees every epoch and decides whether the trial goes on."""
-
-    def __init__(self, conductor: Conductor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._conductor = conductor
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        # After the worker's last word the engine repeats its report, marked as done.
-        if result.get(DONE):
-            return TrialScheduler.CONTINUE
-        goes_on = self._conductor.keeps_going(trial.config["number"], result)
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
-
-
-class _Endings(Callback):
-    """Closes the books of trials that ended.
-
-    The engine turns an exception out of ``on_trial_complete`` into a failure of the trial; out of
-    ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
-    """
-
-    def __init__(self, conductor: Conductor, on_end: Callable[[LiveTrial], None]) -> None:
-        self._conductor = conductor
-        self._on_end = on_end
-        self._endings: deque[tuple[int, str]] = deque()
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self._endings.append((trial.config["number"], ""))
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        lines = str(trial.get_error()).strip().splitlines()
-        self._endings.append((trial.config["number"], f"its worker was lost: {lines[-1]}"))
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        while self._endings:
-            self._on_end(self._conductor.end(*self._endings.popleft()))
+    def _watch_budget(self) -> None:
+        is_spent = (
+            self.active_seconds >= self.budget.seconds
+            or self._gpu_seconds >= self.budget.gpu_seconds
+        )
+        if is_spent and not self.draining:
+            self.draining = "budget"

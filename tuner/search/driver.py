@@ -1,5 +1,7 @@
 """``search()``: the space, the data and the cluster brought together into a run."""
 
+import contextlib
+import math
 import os
 import platform
 import signal
@@ -17,10 +19,12 @@ from rich.console import Console
 
 from tuner.config import DataConfig, SearchConfig
 from tuner.data import Splits, load_splits
-from tuner.errors import NoUsableTrials
-from tuner.run import Run, RunRecord, RunStatus, now
+from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.files import write_text
+from tuner.run import OPEN, Run, RunRecord, RunStatus, now
 from tuner.search.cluster import Slots, connected, hardware, plan_slots
-from tuner.search.conductor import Conductor
+from tuner.search.conductor import Budget, Conductor
+from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.progress import Progress
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
@@ -42,6 +46,16 @@ class SearchRequest:
     command: str
     keep: int
     """Checkpoints that stay on disk when the run ends."""
+    resume: bool = False
+    """Go on with the run of that name instead of making it."""
+    warm_start: Run | None = None
+    """A run from whose trials the sampler learns first."""
+    seconds: float = math.inf
+    """Of searching, over all resumes; running trials finish their epoch."""
+    gpu_hours: float = math.inf
+    """Of GPUs held by training trials, over all resumes."""
+    max_failures: int = 3
+    """Workers that a trial may lose before it counts as failed."""
     address: str | None = None
     gpus_per_trial: float | None = None
     cpus_per_trial: float | None = None
@@ -49,7 +63,7 @@ class SearchRequest:
 
 
 def search(request: SearchRequest, console: Console) -> Run:
-    """Search a space and leave a run folder.
+    """Search a space and leave a run folder, or go on with one.
 
     Args:
         request: What to search, on what.
@@ -59,37 +73,69 @@ def search(request: SearchRequest, console: Console) -> Run:
         The run; its status is ``interrupted`` if a signal ended it early.
 
     Raises:
-        UsageError: On data that cannot be read, or a name that is taken.
+        UsageError: On data that cannot be read, a name that is taken, or a run to resume that is
+            missing or of other data.
         ClusterError: On a cluster that does not answer, or is too small.
         NoUsableTrials: If no trial left a checkpoint.
+        TunerError: If the first three trials failed in the same way.
     """
     splits = load_splits(request.data, request.data_dir)
-    with connected(request.address):
+    with connected(request.address), contextlib.ExitStack() as stack:
         slots = plan_slots(request.gpus_per_trial, request.cpus_per_trial, request.concurrent)
+        if math.isfinite(request.gpu_hours) and not slots.gpus:
+            raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
         # Absolute, for the workers start in folders of their own.
         path = (request.storage / request.name).absolute()
-        run = Run.create(path, _record(request, splits), request.space.resolved())
-        console.print(f"{run.record.name}: {slots}", highlight=False)
-        conductor = Conductor(
-            run,
-            Sampler(request.space, request.search),
-            make_scheduler(request.search),
-            request.search.trials,
+        space = request.space.resolved()
+        if request.resume:
+            run = Run.open(path)
+            stack.enter_context(run.locked())
+            _check_resumable(run, request, splits)
+            write_text(path / "space.yaml", space)
+            run.update(status="running", search=request.search)
+        else:
+            run = Run.create(path, _record(request, splits), space)
+            stack.enter_context(run.locked())
+        console.print(f"{run.record.name}: {slots}", markup=False)
+        budget = Budget(
+            trials=request.search.trials,
+            seconds=request.seconds,
+            gpu_seconds=request.gpu_hours * 3600,
         )
+        sampler = Sampler(request.space, request.search)
+        if request.warm_start:
+            _warm_start(sampler, request.warm_start, console)
+        conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
         status: RunStatus = "failed"
         try:
+            if trials := run.trials():
+                left_out = conductor.replay(trials)
+                _tell_replay(conductor, len(trials), left_out, console)
             with (
                 _draining_on_signals(conductor),
                 Progress(conductor, slots, console) as progress,
             ):
-                _run_trials(conductor, progress, splits, slots)
-            status = "interrupted" if conductor.is_draining else "finished"
+                _run_trials(conductor, progress, splits, slots, request.max_failures)
+            if conductor.draining != "broken":
+                status = "interrupted" if conductor.draining == "interrupted" else "finished"
         except KeyboardInterrupt:
             status = "interrupted"
         finally:
-            run.prune(request.keep)
+            if status != "interrupted":
+                run.prune(request.keep)
             run.write_leaderboard()
-            run.update(status=status, finished=now())
+            run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
+    if conductor.draining == "broken":
+        raise TunerError(
+            f"the first trials all failed in the same way: {conductor.failures[0]}. The traceback "
+            f"is in {run.trial_path(0) / 'status.json'}."
+        )
+    if conductor.draining == "budget":
+        console.print(
+            f"The budget is spent: {conductor.active_seconds:.0f} s of searching, "
+            f"{sum(conductor.ended.values())} of {budget.trials} trials.",
+            markup=False,
+        )
     if status == "finished" and not any(trial.is_usable for trial in run.trials()):
         raise NoUsableTrials(
             f"{run.path}: none of {conductor.num_started} trials left a model to use. "
@@ -98,7 +144,43 @@ def search(request: SearchRequest, console: Console) -> Run:
     return run
 
 
-def _run_trials(conductor: Conductor, progress: Progress, splits: Splits, slots: Slots) -> None:
+def _check_resumable(run: Run, request: SearchRequest, splits: Splits) -> None:
+    """Refuse to mix trials that cannot be compared."""
+    record = run.record
+    if (splits.fingerprint, splits.split_fingerprint) != (
+        record.data_fingerprint,
+        record.split_fingerprint,
+    ):
+        raise UsageError(
+            f"--resume: {run.path} was searched on other images than these (the fingerprint "
+            "differs); put the old ones back, or start a new run"
+        )
+    if request.search.epochs != record.search.epochs:
+        raise UsageError(
+            f"--resume: the trials of {run.path} are planned for {record.search.epochs} epochs, "
+            f"not {request.search.epochs}; start a new run with --warm-start {record.name}"
+        )
+
+
+def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
+    """Tell the sampler of a run's trials; they are no peers for those of this one."""
+    ended = [trial for trial in run.trials() if trial.status.state not in OPEN]
+    known = sum(sampler.add(trial.config, trial.status.state, trial.history) for trial in ended)
+    outside = f"; {len(ended) - known} lie outside this space" if known < len(ended) else ""
+    console.print(f"Learnt from {known} trials of {run.record.name}{outside}.", markup=False)
+
+
+def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Console) -> None:
+    ended = sum(conductor.ended.values())
+    outside = f"; {left_out} of them lie outside the space as it is now" if left_out else ""
+    console.print(
+        f"Resuming: {ended} trials have ended, {total - ended} go on{outside}.", markup=False
+    )
+
+
+def _run_trials(
+    conductor: Conductor, progress: Progress, splits: Splits, slots: Slots, max_failures: int
+) -> None:
     """Let the engine run the trials that the conductor starts."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -110,14 +192,16 @@ def _run_trials(conductor: Conductor, progress: Progress, splits: Splits, slots:
             trainable,
             name="search",
             storage_path=scratch,
-            num_samples=conductor.num_trials,
+            # The conductor says when there are no more.
+            num_samples=-1,
             resources_per_trial={"cpu": slots.cpus, "gpu": slots.gpus},
-            search_alg=conductor.searcher(),
-            scheduler=conductor.watcher(),
-            callbacks=[conductor.callback(progress.trial_ended)],
+            search_alg=TuneSearcher(conductor),
+            scheduler=TuneScheduler(conductor),
+            callbacks=[TuneCallback(conductor, progress.trial_ended)],
+            max_failures=max_failures,
             # Fewer would leave slots idle, more would propose configurations before they can
             # learn from the trials under way.
-            max_concurrent_trials=min(slots.count, conductor.num_trials),
+            max_concurrent_trials=slots.count,
             reuse_actors=True,
             raise_on_failed_trial=False,
             trial_name_creator=lambda trial: f"{trial.config['number']:04d}",
@@ -131,9 +215,9 @@ def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
     """On the first SIGINT or SIGTERM end after the running epochs, on the second at once."""
 
     def drain(signum: int, frame: FrameType | None) -> None:
-        if conductor.is_draining:
+        if conductor.draining == "interrupted":
             raise KeyboardInterrupt
-        conductor.is_draining = True
+        conductor.draining = "interrupted"
 
     previous = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -174,5 +258,5 @@ def _git_commit() -> str:
 
 def _why_none(conductor: Conductor) -> str:
     states = ", ".join(f"{number} {state}" for state, number in conductor.ended.items())
-    last = f" Last failure: {conductor.last_failure}" if conductor.last_failure else ""
+    last = f" Last failure: {conductor.failures[-1]}" if conductor.failures else ""
     return f"They ended: {states}.{last}"

@@ -26,6 +26,9 @@ class Progress:
         self.slots = slots
         self.console = console
         self.started = time.monotonic()
+        # What a resumed search had done before says nothing about its present speed.
+        self._epochs_before = conductor.num_epochs
+        self._ended_before = sum(conductor.ended.values())
         self._live = (
             Live(console=console, get_renderable=self._table, refresh_per_second=4)
             if console.is_terminal and not console.is_dumb_terminal
@@ -80,33 +83,35 @@ class Progress:
             )
         hidden = len(rows) - MAX_ROWS
         more = [Text(f"and {hidden} more running", style="dim")] if hidden > 0 else []
-        return Group(self._summary(), table, *more)
+        return Group(self._summary(), *([table] if rows else []), *more)
 
     def _summary(self) -> Text:
         conductor = self.conductor
-        num_ended = sum(conductor.ended.values())
-        seconds = time.monotonic() - self.started
-        text = Text(f"{num_ended}/{conductor.num_trials} trials", style="bold")
-        states = {"running": len(conductor.live)} | conductor.ended
-        for state, number in states.items():
+        counts = {"running": len(conductor.live)} | conductor.ended
+        text = Text(f"{sum(conductor.ended.values())}/{conductor.budget.trials} trials", "bold")
+        for state, number in counts.items():
             text.append(f" · {number} {state.replace('_', ' ')}", style="not bold")
+        text.append("\n" if self._live else " · ")
         if conductor.best:
             number, row = conductor.best
-            text.append(f" · best {row.val_accuracy:.4f} (trial {number})", style="green")
-        text.append(f" · {conductor.num_epochs / seconds:.2g} epochs/s", style="not bold")
-        text.append(f" · ETA {self._eta(num_ended, seconds)}", style="not bold")
-        if conductor.is_draining:
+            text.append(f"best {row.val_accuracy:.4f} (trial {number})", style="green")
+            text.append(" · ")
+        seconds = time.monotonic() - self.started
+        rate = (conductor.num_epochs - self._epochs_before) / seconds
+        text.append(f"{rate:.2g} epochs/s · ETA {self._eta(seconds)}", style="not bold")
+        if conductor.draining:
             text.append(
-                "\nEnding: running trials finish their epoch. Ctrl-C again aborts.", style="yellow"
+                "\nEnding: running trials finish their epoch. Ctrl-C aborts.", style="yellow"
             )
         return text
 
-    def _eta(self, num_ended: int, seconds: float) -> str:
+    def _eta(self, seconds: float) -> str:
         """Guess the time left: what is to come is taken to be like what has ended."""
-        if not num_ended:
+        num_ended = sum(self.conductor.ended.values())
+        if num_ended <= self._ended_before:
             return "-"
-        left = self.conductor.num_trials - num_ended
-        remaining = int(seconds / num_ended * left)
+        left = self.conductor.budget.trials - num_ended
+        remaining = int(seconds / (num_ended - self._ended_before) * left)
         return f"{remaining // 3600}:{remaining % 3600 // 60:02d}:{remaining % 60:02d}"
 
 

@@ -1,11 +1,26 @@
-"""ASHA by epochs: which trials are stopped early, and the reason for each."""
+"""Which trials are stopped early, and the reason for each."""
 
 import math
+from typing import Protocol
 
 import numpy as np
 
 from tuner.config import SearchConfig
 from tuner.run import Stop
+
+
+class Scheduler(Protocol):
+    """Judges trials by their validation accuracy after each epoch."""
+
+    def enter(self, number: int, epoch: int, value: float) -> None:
+        """Take note of a trial's accuracy after ``epoch``, without judging it."""
+
+    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+        """Take note of a trial's accuracy after ``epoch``; say why it has to stop, or ``None``.
+
+        Raises:
+            ValueError: If ``value`` is not finite, since NaN would pass every comparison.
+        """
 
 
 class Asha:
@@ -24,24 +39,27 @@ class Asha:
             self.rungs[grace] = []
             grace *= reduction
 
-    def judge(self, epoch: int, value: float) -> Stop | None:
-        """Enter a trial's accuracy after ``epoch``; say why it has to stop, or ``None``.
+    def enter(self, number: int, epoch: int, value: float) -> None:
+        """See ``Scheduler``."""
+        if epoch in self.rungs:
+            self.rungs[epoch].append(value)
 
-        Raises:
-            ValueError: If ``value`` is not finite, since NaN would pass every comparison.
-        """
-        if not math.isfinite(value):
-            raise ValueError(f"an accuracy must be finite, got {value}")
-        if epoch not in self.rungs:
-            return None
-        arrived = self.rungs[epoch]
-        cut = float(np.quantile(arrived, 1 - 1 / self.reduction)) if arrived else value
-        peers = len(arrived)
-        arrived.append(value)
-        return Stop(rung=epoch, value=value, cut=cut, peers=peers) if value < cut else None
+    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+        """See ``Scheduler``."""
+        _check_finite(value)
+        arrived = self.rungs.get(epoch, [])
+        cut = float(np.quantile(arrived, 1 - 1 / self.reduction)) if arrived else -math.inf
+        stop = Stop(rung=epoch, value=value, cut=cut, peers=len(arrived)) if value < cut else None
+        self.enter(number, epoch, value)
+        return stop
 
 
-def make_scheduler(search: SearchConfig) -> Asha:
+def make_scheduler(search: SearchConfig) -> Scheduler:
     """Give the scheduler that ``search`` names; ``none`` is ASHA without a rung."""
     grace = search.grace if search.scheduler == "asha" else search.epochs
     return Asha(grace=grace, reduction=search.reduction, epochs=search.epochs)
+
+
+def _check_finite(value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"an accuracy must be finite, got {value}")

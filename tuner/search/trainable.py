@@ -17,12 +17,12 @@ import ray
 import torch
 from ray import tune
 
-from tuner.checkpoint import Checkpoint, save_checkpoint
+from tuner.checkpoint import Checkpoint, load_history, load_state, save_checkpoint, save_state
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.files import replacing
-from tuner.run import EpochRow, best_row, write_history
+from tuner.run import TrialState, best_row, write_history
 from tuner.sources import Images
 from tuner.train import Epoch, train
 
@@ -32,47 +32,91 @@ TRACEBACK_LINES = 30
 def train_trial(params: dict[str, Any], *, data: dict[str, Any], threads: int) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
-    The last report holds ``outcome``: ``completed``, ``diverged``, ``out_of_memory`` or ``failed``.
-    An error of the training itself is such an outcome: what the engine sees raised, and may try
-    again, is a worker that was lost.
+    Goes on from the trial's saved state, if there is one. The last report holds ``outcome``:
+    ``completed``, ``diverged``, ``out_of_memory`` or ``failed``. An error of the training itself is
+    such an outcome: all that the engine sees raised, and tries again, is a worker that was lost.
 
     Args:
         params: ``path``, the trial's folder, and ``config``, its plain configuration.
         data: What ``pack`` gave.
         threads: For PyTorch in this trial.
     """
+    torch.set_num_threads(threads)
+    outcome: dict[str, str] = {}
+    for micro_batches in (1, 2):
+        _free_memory()
+        try:
+            device = find_device()
+            config = TrialConfig.from_dict(params["config"])
+            splits = unpack(data, device)
+            state = _train(config, splits, device, Path(params["path"]), micro_batches)
+            outcome = {"outcome": state}
+        except Exception as error:
+            if is_out_of_memory(error):
+                outcome = {"outcome": "out_of_memory", "reason": _first_line(error)}
+                # Once more with half the memory: two parts of a batch add up to the same step.
+                continue
+            lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+            outcome = {
+                "outcome": "failed",
+                "reason": f"{type(error).__name__}: {_first_line(error)}",
+                "traceback": "\n".join(lines),
+            }
+        break
+    tune.report(outcome)
+
+
+def _train(
+    config: TrialConfig, splits: Splits, device: torch.device, path: Path, micro_batches: int
+) -> TrialState:
+    """Train to the end, or to a divergence, from where the trial's folder has come to."""
+    saved = path / "state.safetensors"
+    history = load_history(saved)
+    extra: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id()}
+    if history:
+        # Told again: the worker may have been lost between saving and reporting it.
+        tune.report(asdict(history[-1]) | extra)
+    epochs = train(
+        config,
+        splits,
+        device,
+        state=load_state(saved) if history else None,
+        epochs_done=len(history),
+        micro_batches=micro_batches,
+    )
+    # The engine may end a trial between two epochs, by SystemExit out of report(); closing() then
+    # frees what train() holds before the next trial starts in this process.
+    with contextlib.closing(epochs):
+        for epoch in epochs:
+            history.append(epoch.figures)
+            extra["num_parameters"] = epoch.num_parameters
+            if best_row(history) is epoch.figures:
+                save_epoch(path, epoch, config, splits)
+            if epoch.is_finite:
+                save_state(saved, epoch.learner.state(), history)
+            write_history(path, history)
+            tune.report(asdict(epoch.figures) | extra)
+            if not epoch.is_finite:
+                return "diverged"
+    return "completed"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device, or this machine, had not the memory that was asked for."""
+    # On a CPU, PyTorch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _free_memory() -> None:
     # A model of an earlier trial can hang in a reference cycle and hold the device's memory.
     gc.collect()
     torch.cuda.empty_cache()
-    torch.set_num_threads(threads)
-    device = find_device()
-    node = ray.get_runtime_context().get_node_id()
-    outcome = {"outcome": "completed"}
-    try:
-        config = TrialConfig.from_dict(params["config"])
-        splits = unpack(data, device)
-        history: list[EpochRow] = []
-        # The engine may end a trial between two epochs, by SystemExit out of report(); closing()
-        # then frees what train() holds before the next trial starts in this process.
-        with contextlib.closing(train(config, splits, device)) as epochs:
-            for epoch in epochs:
-                history.append(epoch.figures)
-                if best_row(history) is epoch.figures:
-                    save_epoch(Path(params["path"]), epoch, config, splits)
-                write_history(Path(params["path"]), history)
-                tune.report(
-                    asdict(epoch.figures) | {"num_parameters": epoch.num_parameters, "node": node}
-                )
-                if not epoch.is_finite:
-                    outcome = {"outcome": "diverged"}
-                    break
-    except torch.OutOfMemoryError as error:
-        outcome = {"outcome": "out_of_memory", "reason": str(error).splitlines()[0]}
-    except Exception as error:
-        lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        outcome = {"outcome": "failed", "reason": reason, "traceback": "\n".join(lines)}
-    tune.report(outcome)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def save_epoch(path: Path, epoch: Epoch, config: TrialConfig, splits: Splits) -> None:

@@ -1,0 +1,84 @@
+"""Ray Tune's searcher, scheduler and callback: each passes its events on to the conductor."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.result import DONE
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tuner.search.conductor import Conductor, LiveTrial
+
+
+class TuneSearcher(Searcher):
+    """Starts trials; what became of them reaches the conductor by the callback."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def suggest(self, trial_id: str) -> Any:
+        """Give the parameters of the next trial, or say that there is none."""
+        return self._conductor.start() or Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the run folder is the record, the engine's snapshots are never read."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Refuse."""
+        raise AssertionError("a search is resumed from its run folder")
+
+
+class TuneScheduler(FIFOScheduler):
+    """Sees every epoch and decides whether the trial goes on."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._conductor = conductor
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Let the conductor decide."""
+        # After the worker's last word the engine repeats its report, marked as done.
+        if result.get(DONE):
+            return TrialScheduler.CONTINUE
+        goes_on = self._conductor.keeps_going(trial.config["number"], result)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
+class TuneCallback(Callback):
+    """Closes the books of trials that ended.
+
+    The engine turns an exception out of ``on_trial_complete`` into a failure of the trial; out of
+    ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
+    """
+
+    def __init__(self, conductor: Conductor, on_end: Callable[[LiveTrial], None]) -> None:
+        self._conductor = conductor
+        self._on_end = on_end
+        self._endings: deque[tuple[int, str]] = deque()
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Note that a trial ended by itself, or was stopped."""
+        self._endings.append((trial.config["number"], ""))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Note that a trial lost more workers than it may."""
+        lines = str(trial.get_error()).strip().splitlines()
+        self._endings.append((trial.config["number"], f"its worker was lost: {lines[-1]}"))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Close the books of what ended in this step."""
+        while self._endings:
+            self._on_end(self._conductor.end(*self._endings.popleft()))
