@@ -41,6 +41,23 @@ class Splits:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def expect(self, fingerprint: str, split_fingerprint: str, of: Path) -> None:
+        """Make sure that these are the images of an earlier run.
+
+        Args:
+            fingerprint: As the run recorded it.
+            split_fingerprint: As the run recorded it.
+            of: The run's folder, for the message.
+
+        Raises:
+            DataError: If they are others, or divided otherwise.
+        """
+        if (self.fingerprint, self.split_fingerprint) != (fingerprint, split_fingerprint):
+            raise DataError(
+                f"these are not the images that {of} was trained on (their fingerprint differs); "
+                "put the old ones back, or search again"
+            )
+
 
 def load_splits(config: DataConfig, data_dir: Path) -> Splits:
     """Load the training images and divide them; no test image is decoded.

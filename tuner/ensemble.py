@@ -71,9 +71,8 @@ def make_ensemble(run: Run, *, top: int, name: str, device: torch.device) -> Ens
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
-        UsageError: If it has fewer than ``top``, its data have changed since, or ``name`` is not a
-            plain name.
-        DataError: If the images cannot be read.
+        UsageError: If it has fewer than ``top``, or ``name`` is not a plain name.
+        DataError: If the images cannot be read, or have changed since.
         TunerError: If a member's files are damaged.
     """
     # What is there under this name is removed, so it must lie in the folder of ensembles.
@@ -82,14 +81,7 @@ def make_ensemble(run: Run, *, top: int, name: str, device: torch.device) -> Ens
     trials = run.top(top)
     data_dir = Path(run.record.data_dir)
     splits = load_splits(run.record.data, data_dir)
-    if (splits.fingerprint, splits.split_fingerprint) != (
-        run.record.data_fingerprint,
-        run.record.split_fingerprint,
-    ):
-        raise UsageError(
-            f"{run.record.data.source}: these are not the images that {run.path} was trained on "
-            "(their fingerprint differs); put the old ones back, or search again"
-        )
+    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     weights = torch.full((len(trials),), 1 / len(trials), dtype=torch.float64)
     val_probs = torch.stack([torch.from_numpy(trial.val_probs()).float() for trial in trials])
     # Before the test images are read, so that a damaged file does not cost a reading.

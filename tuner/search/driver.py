@@ -79,6 +79,10 @@ def search(request: SearchRequest, console: Console) -> Run:
         NoUsableTrials: If no trial left a checkpoint.
         TunerError: If the first three trials failed in the same way.
     """
+    if request.name != Path(request.name).name or request.name.startswith("."):
+        raise UsageError(
+            f"--name {request.name!r} is not a plain name; give --storage for a folder"
+        )
     splits = load_splits(request.data, request.data_dir)
     with connected(request.address), contextlib.ExitStack() as stack:
         slots = plan_slots(request.gpus_per_trial, request.cpus_per_trial, request.concurrent)
@@ -90,11 +94,17 @@ def search(request: SearchRequest, console: Console) -> Run:
         if request.resume:
             run = Run.open(path)
             stack.enter_context(run.locked())
-            _check_resumable(run, request, splits)
+            splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, path)
+            if request.search.epochs != run.record.search.epochs:
+                raise UsageError(
+                    f"--resume: the trials of {path} are planned for {run.record.search.epochs} "
+                    f"epochs, not {request.search.epochs}; start a new run with --warm-start "
+                    f"{request.name}"
+                )
             write_text(path / "space.yaml", space)
             run.update(status="running", search=request.search)
         else:
-            run = Run.create(path, _record(request, splits), space)
+            run = Run.create(path, _record(request, splits, slots), space)
             stack.enter_context(run.locked())
         console.print(f"{run.record.name}: {slots}", markup=False)
         budget = Budget(
@@ -142,24 +152,6 @@ def search(request: SearchRequest, console: Console) -> Run:
             f"{_why_none(conductor)}"
         )
     return run
-
-
-def _check_resumable(run: Run, request: SearchRequest, splits: Splits) -> None:
-    """Refuse to mix trials that cannot be compared."""
-    record = run.record
-    if (splits.fingerprint, splits.split_fingerprint) != (
-        record.data_fingerprint,
-        record.split_fingerprint,
-    ):
-        raise UsageError(
-            f"--resume: {run.path} was searched on other images than these (the fingerprint "
-            "differs); put the old ones back, or start a new run"
-        )
-    if request.search.epochs != record.search.epochs:
-        raise UsageError(
-            f"--resume: the trials of {run.path} are planned for {record.search.epochs} epochs, "
-            f"not {request.search.epochs}; start a new run with --warm-start {record.name}"
-        )
 
 
 def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
@@ -227,7 +219,7 @@ def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _record(request: SearchRequest, splits: Splits) -> RunRecord:
+def _record(request: SearchRequest, splits: Splits, slots: Slots) -> RunRecord:
     return RunRecord(
         name=request.name,
         command=request.command,
@@ -242,7 +234,11 @@ def _record(request: SearchRequest, splits: Splits) -> RunRecord:
         versions={"python": platform.python_version()}
         | {name: version(name) for name in ("cifar-tune", "torch", "torchvision", "ray", "optuna")},
         git_commit=_git_commit(),
-        hardware={"platform": platform.platform(), **hardware()},
+        hardware={
+            "platform": platform.platform(),
+            "threads_per_trial": slots.threads,
+            **hardware(),
+        },
         started=now(),
     )
 

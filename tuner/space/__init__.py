@@ -33,7 +33,13 @@ from tuner.space.source import Node, dump, load
 
 __all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]
 
-SHIPPED = Path(__file__).parents[2] / "search_spaces"
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = next(
+    folder / "search_spaces"
+    for folder in (_PACKAGE, _PACKAGE.parent)
+    if (folder / "search_spaces").is_dir()
+)
+"""In an installed wheel within the package, in a clone beside it."""
 FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
 RUN_KEYS = {
     "epochs": "is not searched; write it under search:, as in search: {epochs: 27}",

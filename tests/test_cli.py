@@ -1,0 +1,227 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuner.cli import main
+
+QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
+SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> object:
+    """Give a function that types a command in an empty folder and returns what came."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_command(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Result(ended.value.code, captured.out, captured.err)
+
+    return type_command
+
+
+def write(name: str, text: str) -> None:
+    Path(name).write_text(text)
+
+
+def space_with(line: str) -> str:
+    return f"dataset: digits\nspace:\n  model: {{cnn: {{stages: 2}}}}\n  {line}\n"
+
+
+MISTAKES = {
+    "a missing space": (["search", "--space", "none.yaml"], 2, "none.yaml: there is no such file"),
+    "a space of no known name": (["search", "--space", "quik"], 2, "did you mean 'quick'?"),
+    "no space": (["search"], 2, "Missing option '--space'"),
+    "an unknown command": (["serch"], 2, "Did you mean 'search'?"),
+    "an unknown option": (["search", "--trails", "3"], 2, "--trials"),
+    "no trials": (["search", "--space", "quick", "--trials", "0"], 2, "must be at least 1"),
+    "an unknown key in an override": (
+        ["search", "--space", "quick", "serch.trials=3"],
+        2,
+        "did you mean 'search'?",
+    ),
+    "an unknown dataset": (
+        ["search", "--space", "quick", "--data", "cifar11"],
+        2,
+        "did you mean 'cifar10'?",
+    ),
+    "a part of too few images": (
+        ["search", "--space", "quick", "--train-limit", "5"],
+        2,
+        "between the 10 classes",
+    ),
+    "a budget that is no time": (
+        ["search", "--space", "quick", "--time-budget", "soon"],
+        2,
+        "write 90s, 30m, 2h",
+    ),
+    "a run that is not there to resume": (["search", "--resume", "--name", "x"], 2, "no run 'x'"),
+    "no run yet": (["ensemble"], 2, "no run in runs yet"),
+    "no leaderboard yet": (["leaderboard"], 2, "no run in runs yet"),
+    "a run of no known name": (["show", "some"], 2, "no run 'some'"),
+    "a cluster that does not answer": (
+        ["search", "--space", "quick", "--address", "127.0.0.1:9"],
+        4,
+        "nobody answers there",
+    ),
+    "an address that is none": (
+        ["search", "--space", "quick", "--address", "there"],
+        2,
+        "Give auto, or HOST:PORT",
+    ),
+    "text for a number": (
+        ["search", "--space", "text.yaml"],
+        2,
+        "text.yaml:4:15: space.batch",
+    ),
+    "a word for truth": (
+        ["space", "check", "truth.yaml"],
+        2,
+        "truth.yaml:4:19: space.augment",
+    ),
+    "a key given twice": (["space", "check", "twice.yaml"], 2, "twice.yaml:5:3: space.batch_size"),
+    "an empty range": (["space", "check", "empty.yaml"], 2, "empty.yaml:4:"),
+    "an unknown key": (["space", "check", "typo.yaml"], 2, "did you mean 'batch_size'?"),
+    "broken YAML": (["space", "check", "broken.yaml"], 2, "broken.yaml:"),
+    "a folder without images": (["search", "--space", "quick", "--data", "bare"], 2, "bare/train"),
+    "a broken image": (["data", "info", "torn"], 2, "1.png"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, call) -> None:
+    write("text.yaml", space_with("batch_size: 1e2"))
+    write("truth.yaml", space_with("augment: {flip: on}"))
+    write("twice.yaml", space_with("batch_size: 32\n  batch_size: 64"))
+    write("empty.yaml", space_with("batch_size: {int: [64, 32]}"))
+    write("typo.yaml", space_with("batch_sise: 64"))
+    write("broken.yaml", "space: {model: [")
+    Path("bare").mkdir()
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            folder = Path("torn") / part / label
+            folder.mkdir(parents=True)
+            for name in ("1.png", "2.png"):
+                (folder / name).write_bytes(b"no image")
+    words, code, message = MISTAKES[mistake]
+    result = call(*words)
+    assert message in result.err
+    assert result.code == code
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) <= 2
+    assert not Path("runs").exists()
+
+
+def test_cifar10_without_a_copy_or_a_network_names_the_file(
+    call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")
+    result = call("search", "--space", "cnn", "--data-dir", "data")
+    assert result.code == 2
+    assert "cifar-10-python.tar.gz" in result.err
+    assert "--data digits" in result.err
+
+
+def test_every_command_shows_its_help_with_an_example(call) -> None:
+    for words in (
+        ["search"],
+        ["ensemble"],
+        ["leaderboard"],
+        ["runs"],
+        ["show"],
+        *(["space", name] for name in ("check", "sample", "schema")),
+        *(["data", name] for name in ("prepare", "info")),
+    ):
+        result = call(*words, "--help")
+        assert result.code == 0
+        assert "Example: cifar-tune" in " ".join(result.out.split())
+
+
+def test_the_version_is_the_packages(call) -> None:
+    assert call("--version").out.startswith("cifar-tune, version ")
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; import tuner.cli; "
+        "print([name for name in ('torch', 'ray', 'optuna', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_samples_are_configurations(call) -> None:
+    result = call("space", "sample", "wide", "-n", "3", "--json")
+    configs = json.loads(result.out)
+    assert len(configs) == 3
+    assert call("space", "sample", "wide", "-n", "3", "--json").out == result.out
+    documents = list(yaml.safe_load_all(call("space", "sample", "wide", "-n", "2").out))
+    assert documents == configs[:2]
+
+
+def test_the_schema_is_json(call) -> None:
+    assert "properties" in json.loads(call("space", "schema").out)
+
+
+def test_data_are_described(call) -> None:
+    info = json.loads(call("data", "info", "digits", "--json").out)
+    assert info["image_shape"] == [1, 8, 8]
+    assert info["training_images"] + info["validation_images"] == 1438
+
+
+@pytest.mark.ray
+def test_the_whole_journey(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_TUNE_TRIALS", "7")
+    monkeypatch.setenv("CIFAR_TUNE_SEED", "5")
+    searched = call("search", "--space", QUICK, *SMALL, "--name", "first", "--json")
+    assert searched.code == 0, searched.err
+    document = json.loads(searched.out)
+    # KEY=VALUE goes before the environment, the environment before the file.
+    assert len(document["trials"]) == 3
+    record = json.loads(Path("runs/first/run.json").read_text())
+    assert record["search"]["seed"] == 5
+    assert record["command"].startswith("cifar-tune search --space")
+
+    taken = call("search", "--space", QUICK, "--name", "first")
+    assert taken.code == 2
+    assert "Choose another --name" in taken.err
+
+    more = call("search", "--resume", "--name", "first", "--trials", "4", "--quiet")
+    assert more.code == 0, more.err
+    assert more.err == ""
+    assert "first: 4 trials" in more.out
+
+    too_many = call("ensemble", "--top", "5")
+    assert too_many.code == 2
+    assert "Give --top 4 or less" in too_many.err
+    assert not Path("runs/first/test_readings.jsonl").exists()
+
+    combined = call("ensemble", "--top", "3", "--json")
+    metrics = json.loads(combined.out)
+    assert len(metrics["members"]) == 3
+    assert metrics == json.loads(Path("runs/first/ensembles/top3/metrics.json").read_text())
+    assert "ensemble" in call("ensemble", "--top", "2").out
+    assert len(Path("runs/first/test_readings.jsonl").read_text().splitlines()) == 2
+
+    assert json.loads(call("leaderboard", "--json").out)["trials"][0]["state"] == "completed"
+    assert "first" in call("runs").out
+    assert "num_parameters" in call("show", "first", "0").out
+    shutil.rmtree("runs/first/trials/0000")
+    assert call("show", "first", "0").code == 2

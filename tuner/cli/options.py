@@ -1,0 +1,56 @@
+"""Options that several commands share."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Option(click.Option):
+    """An option that can come from the environment as ``CIFAR_TUNE_<OPTION>``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.name and not self.is_flag:
+            self.envvar = f"CIFAR_TUNE_{self.name.upper()}"
+
+
+class Duration(click.ParamType[float]):
+    """A time such as ``90s``, ``30m``, ``2h`` or ``1h30m``, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Give seconds."""
+        found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value).strip())
+        days, hours, minutes, seconds = (int(n or 0) for n in found.groups()) if found else [0] * 4
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        if not total:
+            self.fail(f"'{value}' is not a time above 0; write 90s, 30m, 2h or 1h30m", param, ctx)
+        return float(total)
+
+
+def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """Declare an ``Option``."""
+    return click.option(*args, cls=Option, **kwargs)
+
+
+STORAGE = option(
+    "--storage",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of the runs.",
+)
+JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+DATA_DIR = option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=Path.home() / ".cache" / "cifar-tune",
+    show_default="~/.cache/cifar-tune",
+    help="Where downloaded data are kept.",
+)
+IMAGE_SIZE = option("--image-size", type=int, help="Resize images to this many pixels a side.")

@@ -1,0 +1,143 @@
+"""What a run has led to: ``ensemble``, ``leaderboard``, ``runs``, ``show``, ``rerun``."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tuner.cli.options import DEVICE, JSON, STORAGE, option
+from tuner.cli.tables import (
+    figure,
+    leaderboard_rows,
+    print_ensemble,
+    print_json,
+    print_leaderboard,
+    print_table,
+)
+
+
+@click.command(epilog="Example: cifar-tune ensemble --top 5")
+@option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many members.")
+@option("--run", "run_name", metavar="RUN", help="Name or folder. [default: the newest]")
+@STORAGE
+@option("--name", help="Name of the ensemble. [default: top<K>]")
+@DEVICE
+@JSON
+def ensemble(
+    top: int, run_name: str | None, storage: Path, name: str | None, device: str, as_json: bool
+) -> None:
+    """Combine the best trials by a soft vote and read the test set once."""
+    from tuner.device import find_device
+    from tuner.ensemble import make_ensemble
+    from tuner.run import find_run
+
+    run = find_run(storage, run_name)
+    result = make_ensemble(run, top=top, name=name or f"top{top}", device=find_device(device))
+    if as_json:
+        print_json(result.to_plain())
+        return
+    print_ensemble(run, result)
+
+
+@click.command(epilog="Example: cifar-tune leaderboard")
+@click.argument("run", required=False)
+@STORAGE
+@option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@JSON
+def leaderboard(run: str | None, storage: Path, rows: int, as_json: bool) -> None:
+    """Show the trials of a run, best first; also while it is searched."""
+    from tuner.run import find_run
+
+    found = find_run(storage, run)
+    if as_json:
+        print_json({"run": str(found.path), "trials": leaderboard_rows(found)})
+    else:
+        print_leaderboard(found, rows)
+
+
+@click.command(epilog="Example: cifar-tune runs")
+@STORAGE
+@JSON
+def runs(storage: Path, as_json: bool) -> None:
+    """List the runs."""
+    from tuner.run import Run, list_runs
+
+    records = [Run.open(storage / name).record for name in list_runs(storage)]
+    records.sort(key=lambda record: record.started)
+    rows = [
+        {
+            "run": record.name,
+            "status": record.status,
+            "data": record.data.source,
+            "trials": record.search.trials,
+            "started": record.started[:19].replace("T", " "),
+        }
+        for record in records
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, f"Runs in {storage}" if rows else f"No run in {storage} yet.")
+
+
+@click.command(epilog="Example: cifar-tune show quick-20260101-120000 7")
+@click.argument("run")
+@click.argument("trial", type=click.IntRange(min=0), required=False)
+@STORAGE
+@JSON
+def show(run: str, trial: int | None, storage: Path, as_json: bool) -> None:
+    """Show a run, or one of its trials, in full."""
+    from tuner.run import find_run
+    from tuner.schema import to_plain
+
+    found = find_run(storage, run)
+    if trial is None:
+        plain = {"path": str(found.path), **to_plain(found.record)}
+        history = []
+    else:
+        record = found.trial(trial)
+        history = [asdict(row) for row in record.history]
+        status = {key: value for key, value in to_plain(record.status).items() if value}
+        plain = {"path": str(record.path), **status, "config": record.config.to_dict()}
+    if as_json:
+        print_json(plain | ({"history": history} if trial is not None else {}))
+        return
+    import yaml
+
+    click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
+    if history:
+        columns = ("epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds")
+        rows = [{key: figure(row[key]) for key in columns} for row in history]
+        print_table(rows, "")
+
+
+@click.command(epilog="Example: cifar-tune rerun quick-20260101-120000 7")
+@click.argument("run")
+@click.argument("trial", type=click.IntRange(min=0))
+@STORAGE
+@DEVICE
+@JSON
+def rerun(run: str, trial: int, storage: Path, device: str, as_json: bool) -> None:
+    """Train one trial again, alone, and hold it against what was recorded."""
+    from tuner.device import find_device
+    from tuner.rerun import rerun as train_again
+    from tuner.run import find_run
+
+    found = find_run(storage, run)
+    rows = [
+        {
+            "epoch": now.epoch,
+            "accuracy": now.val_accuracy,
+            "recorded": then.val_accuracy,
+            "loss": now.val_loss,
+            "recorded loss": then.val_loss,
+            "same": (now.val_accuracy, now.val_loss) == (then.val_accuracy, then.val_loss),
+        }
+        for then, now in train_again(found, trial, find_device(device))
+    ]
+    if as_json:
+        print_json({"run": str(found.path), "trial": trial, "epochs": rows})
+        return
+    print_table([{key: figure(value) for key, value in row.items()} for row in rows], "")
+    same = sum(row["same"] for row in rows)
+    click.echo(f"\n{same} of {len(rows)} epochs gave the same numbers.")
