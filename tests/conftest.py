@@ -1,0 +1,111 @@
+"""What several test modules share: one thread, the digits, and a run folder of real trials."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from tuner.checkpoint import Checkpoint, save_checkpoint
+from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
+from tuner.data import Splits, load_splits
+from tuner.run import (
+    EpochRow,
+    Run,
+    RunRecord,
+    Stop,
+    TrialStatus,
+    best_row,
+    now,
+    write_history,
+    write_status,
+    write_trial,
+)
+from tuner.train import train
+
+# Other work on the machine makes single examples slow.
+settings.register_profile("tuner", deadline=None)
+settings.load_profile("tuner")
+# Every test trains something tiny, which more threads only slow down.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    """Give the training and validation digits: 1,438 real images of 8 x 8 pixels."""
+    return load_splits(DataConfig(source="digits"), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Give a run of three trials on the digits, to be read alone; see ``finished_run``."""
+    storage = tmp_path_factory.mktemp("runs")
+    record = RunRecord(
+        name="tiny",
+        command="cifar-tune search --space tiny.yaml",
+        space="tiny.yaml",
+        search=SearchConfig(trials=3, epochs=2, grace=1),
+        data=DataConfig(source="digits"),
+        data_dir=str(storage / "data"),
+        data_fingerprint=digits.fingerprint,
+        split_fingerprint=digits.split_fingerprint,
+        num_train=len(digits.train),
+        num_val=len(digits.val),
+        started=now(),
+    )
+    run = Run.create(storage / "tiny", record, "space: {}\n")
+    # Trial 1 is the best one, so that the order of the numbers is not that of the ranks.
+    widths_and_rates = ((8, 0.1), (16, 0.2), (16, 0.1))
+    for number, (width, lr) in enumerate(widths_and_rates):
+        config = TrialConfig(
+            model=ModelConfig("cnn", {"stages": 2, "blocks": 1, "width": width}),
+            epochs=2,
+            seed=number,
+            batch_size=32,
+            optimizer=Sgd(lr=lr),
+        )
+        _train_trial(run.trial_path(number), config, digits)
+    stop = Stop(rung=1, value=0.5, cut=0.6, peers=2)
+    path = run.trial_path(2)
+    status = run.trial(2).status
+    write_status(
+        path,
+        TrialStatus(
+            state="stopped", reason=str(stop), stop=stop, num_parameters=status.num_parameters
+        ),
+    )
+    run.write_leaderboard()
+    run.update(status="finished", finished=now())
+    return run
+
+
+@pytest.fixture
+def finished_run(trained_run: Run, tmp_path: Path) -> Run:
+    """Give a copy of ``trained_run`` that the test may change; its storage is ``tmp_path/runs``."""
+    shutil.copytree(trained_run.path, tmp_path / "runs" / "tiny")
+    return Run.open(tmp_path / "runs" / "tiny")
+
+
+def _train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
+    """Train a trial and leave what a worker and the driver of a search leave."""
+    write_trial(path, config)
+    history: list[EpochRow] = []
+    num_parameters = 0
+    for epoch in train(config, splits, torch.device("cpu")):
+        history.append(epoch.figures)
+        num_parameters = epoch.num_parameters
+        if best_row(history) is epoch.figures:
+            checkpoint = Checkpoint(
+                model=config.model,
+                epoch=epoch.figures.epoch,
+                classes=splits.classes,
+                image_shape=splits.image_shape,
+                mean=splits.mean,
+                std=splits.std,
+            )
+            save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
+            np.save(path / "val_probs.npy", epoch.val_probs.numpy().astype(np.float16))
+        write_history(path, history)
+    write_status(path, TrialStatus(state="completed", num_parameters=num_parameters))

@@ -1,0 +1,65 @@
+"""A device is found, or refused with the reason; the number type follows the config's word."""
+
+import pytest
+import torch
+
+from tuner.config import Precision
+from tuner.device import compute_dtype, find_device
+from tuner.errors import UsageError
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def test_auto_is_the_gpu_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert find_device().type == find_device("auto").type == expected
+
+
+def test_the_cpu_is_found_by_its_name() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_is_found_by_its_name_and_number() -> None:
+    assert find_device("cuda:0") == torch.device("cuda:0")
+    assert find_device("cuda").type == "cuda"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "hpu", "meta", "cpu:x", "Auto", ""])
+def test_a_device_that_cannot_compute_here_is_wrong_usage(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_device(name)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert message.startswith(f"--device {name}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_a_precision_by_name_holds_on_every_device(
+    precision: Precision, dtype: torch.dtype, device: str
+) -> None:
+    assert compute_dtype(precision, torch.device(device)) == dtype
+
+
+def test_auto_is_bfloat16_on_a_cpu_with_tiles_for_it() -> None:
+    has_tiles = torch.cpu._is_amx_tile_supported()
+    expected = torch.bfloat16 if has_tiles else torch.float32
+    assert compute_dtype("auto", torch.device("cpu")) == expected
+
+
+def test_auto_is_float32_on_a_device_of_unknown_speed() -> None:
+    assert compute_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_auto_on_a_gpu_is_a_type_that_it_multiplies_in() -> None:
+    device = torch.device("cuda")
+    dtype = compute_dtype("auto", device)
+    square = torch.eye(16, device=device, dtype=dtype)
+    assert torch.equal(square @ square, square)

@@ -1,0 +1,263 @@
+"""An ensemble of a real run: its folder, its arithmetic, and one reading of the test images."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tuner.checkpoint import load_checkpoint
+from tuner.config import TrialConfig
+from tuner.data import Splits, load_test
+from tuner.device import compute_dtype
+from tuner.ensemble import EnsembleResult, make_ensemble
+from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.evaluate import confusion_matrix, predict_probs, score
+from tuner.run import Run, write_status
+from tuner.sources import Images
+
+CPU = torch.device("cpu")
+NUM_TEST = 359
+FILES = {"ensemble.json", "metrics.json", "confusion.csv", "confusion.png", "members"}
+
+
+def ensemble(run: Run, top: int = 3, name: str = "all") -> EnsembleResult:
+    return make_ensemble(run, top=top, name=name, device=CPU)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def readings(run: Run) -> list[dict[str, Any]]:
+    path = run.path / "test_readings.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def held_out_images_of(run: Run) -> Images:
+    return load_test(run.record.data, Path(run.record.data_dir)).images
+
+
+def probs_of(checkpoint: Path, config: TrialConfig, images: Tensor) -> Tensor:
+    """Give one member's probabilities from its file alone."""
+    network, described = load_checkpoint(checkpoint)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (described.mean, described.std))
+    dtype = compute_dtype(config.precision, CPU)
+    return predict_probs(network, images, mean, std, device=CPU, dtype=dtype)
+
+
+# The folder
+
+
+def test_the_folder_holds_all_that_the_vote_needs(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    assert result.path == finished_run.path / "ensembles" / "all"
+    assert {path.name for path in result.path.iterdir()} == FILES
+    described = read(result.path / "ensemble.json")
+    assert described["classes"] == list("0123456789")
+    assert described["run"] == "tiny"
+    assert sum(member["weight"] for member in described["members"]) == pytest.approx(1, abs=1e-15)
+    files = {member["file"] for member in described["members"]}
+    assert files == {f"members/{path.name}" for path in (result.path / "members").iterdir()}
+
+
+def test_the_hashes_are_those_of_the_files_and_of_the_checkpoints(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    for member in read(result.path / "ensemble.json")["members"]:
+        content = (result.path / member["file"]).read_bytes()
+        assert member["sha256"] == hashlib.sha256(content).hexdigest()
+        assert content == finished_run.trial(member["trial"]).checkpoint.read_bytes()
+
+
+def test_the_metrics_are_those_of_the_result(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    metrics = read(result.path / "metrics.json")
+    assert metrics == result.to_plain()
+    assert metrics["ensemble"]["test"] == dataclasses.asdict(result.test)
+    assert metrics["test_images"] == NUM_TEST
+
+
+def test_the_confusion_matrix_is_written_with_its_classes(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    with (result.path / "confusion.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == list("0123456789")
+    assert [[int(cell) for cell in row[1:]] for row in rows] == result.confusion.tolist()
+
+
+def test_a_second_ensemble_of_the_name_replaces_the_first(finished_run: Run) -> None:
+    first = ensemble(finished_run)
+    (first.path / "stray").touch()
+    second = ensemble(finished_run, top=1)
+    assert second.path == first.path
+    assert {path.name for path in second.path.iterdir()} == FILES
+    assert len(list((second.path / "members").iterdir())) == 1
+    assert [path.name for path in (finished_run.path / "ensembles").iterdir()] == ["all"]
+
+
+def test_ensembles_of_other_names_stay(finished_run: Run) -> None:
+    paths = {ensemble(finished_run, top=2, name=name).path.name for name in ("a", "räv 2")}
+    assert paths == {path.name for path in (finished_run.path / "ensembles").iterdir()}
+
+
+def test_the_trials_are_left_as_they_were(finished_run: Run) -> None:
+    def contents() -> dict[Path, bytes]:
+        files = (finished_run.path / "trials").rglob("*")
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
+    before = contents()
+    ensemble(finished_run)
+    assert contents() == before
+
+
+# The members
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_members_are_the_best_by_validation_best_first(finished_run: Run, top: int) -> None:
+    accuracies = {
+        trial.number: trial.best.val_accuracy for trial in finished_run.trials() if trial.best
+    }
+    best = sorted(accuracies, key=lambda number: -accuracies[number])[:top]
+    members = ensemble(finished_run, top=top).members
+    assert [member.trial for member in members] == best
+    assert [member.weight for member in members] == [1 / top] * top
+
+
+def test_the_figures_of_a_member_are_those_of_its_training(
+    finished_run: Run, digits: Splits
+) -> None:
+    """But for the half precision in which validation probabilities are kept."""
+    for member in ensemble(finished_run).members:
+        best = finished_run.trial(member.trial).best
+        assert best is not None
+        assert member.val.accuracy == pytest.approx(best.val_accuracy, abs=1.5 / len(digits.val))
+        assert member.val.nll == pytest.approx(best.val_loss, rel=1e-2)
+
+
+# The vote
+
+
+def test_the_vote_is_the_mean_of_what_the_members_say(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    images = held_out_images_of(finished_run)
+    config = finished_run.trial(0).config
+    files = sorted((result.path / "members").iterdir())
+    mean = torch.stack([probs_of(file, config, images.images) for file in files]).mean(dim=0)
+    assert torch.equal(result.confusion, confusion_matrix(mean, images.labels, 10))
+    expected = dataclasses.astuple(score(mean, images.labels))
+    assert dataclasses.astuple(result.test) == pytest.approx(expected, abs=1e-6)
+
+
+def test_each_member_is_scored_alone(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    images = held_out_images_of(finished_run)
+    for member in result.members:
+        trial = finished_run.trial(member.trial)
+        probs = probs_of(trial.checkpoint, trial.config, images.images)
+        assert member.test == score(probs, images.labels)
+
+
+def test_the_validation_figure_is_that_of_the_stored_probabilities(
+    finished_run: Run, digits: Splits
+) -> None:
+    stored = [torch.from_numpy(trial.val_probs()).float() for trial in finished_run.trials()]
+    expected = score(torch.stack(stored).mean(dim=0), digits.val.labels)
+    result = ensemble(finished_run)
+    assert dataclasses.astuple(result.val) == pytest.approx(dataclasses.astuple(expected), abs=1e-6)
+
+
+def test_the_confusion_matrix_counts_every_test_image_once(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    assert result.confusion.sum() == NUM_TEST
+    assert result.confusion.trace() / NUM_TEST == pytest.approx(result.test.accuracy)
+    labels = held_out_images_of(finished_run).labels
+    assert torch.equal(result.confusion.sum(dim=1), labels.bincount(minlength=10))
+
+
+def test_the_gain_is_over_the_best_member_by_validation(finished_run: Run) -> None:
+    result = ensemble(finished_run)
+    expected = result.test.accuracy - result.members[0].test.accuracy
+    assert result.gain.gain == pytest.approx(expected)
+    assert result.gain.low <= result.gain.gain <= result.gain.high
+
+
+def test_an_ensemble_of_one_is_that_member(finished_run: Run) -> None:
+    result = ensemble(finished_run, top=1)
+    (member,) = result.members
+    assert member.weight == 1
+    assert member.test == result.test
+    assert member.val == result.val
+    assert dataclasses.astuple(result.gain) == (0, 0, 0)
+
+
+def test_the_same_call_gives_the_same_figures(finished_run: Run) -> None:
+    assert ensemble(finished_run).to_plain() == ensemble(finished_run).to_plain()
+
+
+# The readings of the test images
+
+
+def test_every_call_enters_one_reading(finished_run: Run) -> None:
+    assert readings(finished_run) == []
+    result = ensemble(finished_run, top=2, name="pair")
+    (reading,) = readings(finished_run)
+    assert reading["by"] == "ensemble"
+    assert reading["name"] == "pair"
+    assert reading["trials"] == [member.trial for member in result.members]
+    test = load_test(finished_run.record.data, Path(finished_run.record.data_dir))
+    assert reading["fingerprint"] == test.fingerprint
+    ensemble(finished_run, top=2, name="pair")
+    assert len(readings(finished_run)) == 2
+
+
+def assert_nothing_was_read(run: Run) -> None:
+    assert readings(run) == []
+    assert not (run.path / "ensembles").exists()
+
+
+def test_more_members_than_trials_read_no_test_image(finished_run: Run) -> None:
+    with pytest.raises(UsageError, match="only 3 usable") as caught:
+        ensemble(finished_run, top=4)
+    assert caught.value.exit_code == 2
+    assert_nothing_was_read(finished_run)
+
+
+def test_a_run_without_usable_trials_reads_no_test_image(finished_run: Run) -> None:
+    for trial in finished_run.trials():
+        write_status(trial.path, dataclasses.replace(trial.status, state="failed", stop=None))
+    with pytest.raises(NoUsableTrials):
+        ensemble(finished_run, top=1)
+    assert_nothing_was_read(finished_run)
+
+
+@pytest.mark.parametrize("changed", ["data_fingerprint", "split_fingerprint"])
+def test_other_images_than_the_run_had_are_refused(finished_run: Run, changed: str) -> None:
+    finished_run.update(**{changed: "0" * 64})
+    with pytest.raises(UsageError, match="fingerprint") as caught:
+        ensemble(finished_run)
+    assert caught.value.exit_code == 2
+    assert_nothing_was_read(finished_run)
+
+
+@pytest.mark.parametrize("file", ["checkpoint.safetensors", "val_probs.npy"])
+def test_a_damaged_member_reads_no_test_image(finished_run: Run, file: str) -> None:
+    path = finished_run.trial_path(0) / file
+    path.write_bytes(path.read_bytes()[:64])
+    with pytest.raises(TunerError) as caught:
+        ensemble(finished_run)
+    assert str(path) in str(caught.value)
+    assert_nothing_was_read(finished_run)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../tiny", "a/b", "a/", "/", ".hidden"])
+def test_a_name_that_leads_elsewhere_removes_nothing(finished_run: Run, name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        ensemble(finished_run, name=name)
+    assert_nothing_was_read(finished_run)
+    assert Run.open(finished_run.path).record == finished_run.record

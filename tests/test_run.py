@@ -1,0 +1,544 @@
+"""The run folder: what is written comes back, the best trials are found, nothing is overwritten."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
+from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.run import (
+    SCHEMA_VERSION,
+    EpochRow,
+    Run,
+    RunRecord,
+    Stop,
+    TrialState,
+    TrialStatus,
+    best_row,
+    find_run,
+    list_runs,
+    read_history,
+    write_history,
+    write_status,
+    write_trial,
+)
+
+CONFIG = TrialConfig(
+    model=ModelConfig("cnn", {"stages": 2, "norm": "none"}), epochs=3, optimizer=AdamW(lr=0.01)
+)
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+ROWS = st.builds(
+    EpochRow,
+    epoch=st.integers(1, 1000),
+    train_loss=NUMBERS,
+    # From few values, so that ties come up.
+    val_loss=st.sampled_from([0.1, 0.5, 0.5000001, 3.0, math.nan, math.inf]),
+    val_accuracy=st.sampled_from([0.0, 0.3, 0.7, 0.7000001, 1.0]),
+    lr=NUMBERS,
+    seconds=NUMBERS,
+    time=NUMBERS,
+)
+
+
+def row(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0) -> EpochRow:
+    return EpochRow(
+        epoch=epoch,
+        train_loss=1.0,
+        val_loss=loss,
+        val_accuracy=accuracy,
+        lr=0.1,
+        seconds=2.0,
+        time=1.7e9,
+    )
+
+
+def record(**changes: Any) -> RunRecord:
+    given = RunRecord(
+        name="run",
+        command="cifar-tune search --space 'räv.yaml'",
+        space="räv.yaml",
+        search=SearchConfig(trials=4, sampler="random"),
+        data=DataConfig(source="digits", image_size=16),
+        data_dir="/data",
+        data_fingerprint="f" * 64,
+        split_fingerprint="0" * 64,
+        num_train=90,
+        num_val=10,
+        versions={"torch": "2.11"},
+        hardware={"gpus": ["H100"], "cpus": 2},
+        started="2026-01-02T03:04:05.678+00:00",
+    )
+    return dataclasses.replace(given, **changes)
+
+
+def make_run(storage: Path, name: str = "run", **changes: Any) -> Run:
+    return Run.create(storage / name, record(name=name, **changes), "space: {}\n")
+
+
+def add_trial(
+    run: Run,
+    number: int,
+    accuracy: float = 0.5,
+    loss: float = 1.0,
+    *,
+    state: TrialState = "completed",
+    config: TrialConfig = CONFIG,
+    has_checkpoint: bool = True,
+) -> None:
+    path = run.trial_path(number)
+    write_trial(path, config)
+    write_status(path, TrialStatus(state=state, num_parameters=100 + number))
+    # The best epoch is the first one, so that the last one's figures would be the wrong ones.
+    write_history(path, [row(1, accuracy, loss), row(2, accuracy / 2, 2 * loss)])
+    np.save(path / "val_probs.npy", np.full((10, 2), 0.5, dtype=np.float16))
+    if has_checkpoint:
+        (path / "checkpoint.safetensors").write_bytes(b"weights")
+
+
+def numbers_of_top(run: Run, k: int) -> list[int]:
+    return [trial.number for trial in run.top(k)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path)
+
+
+# The folder
+
+
+def test_a_run_comes_back_as_it_was_made(run: Run) -> None:
+    opened = Run.open(run.path)
+    assert opened.record == run.record == record()
+    assert opened.path == run.path
+    assert (run.path / "space.yaml").read_text() == "space: {}\n"
+
+
+def test_an_update_is_written_and_the_rest_stays(run: Run) -> None:
+    run.update(status="finished", finished="2026-01-02T04:00:00.000+00:00")
+    expected = record(status="finished", finished="2026-01-02T04:00:00.000+00:00")
+    assert Run.open(run.path).record == run.record == expected
+
+
+def test_a_new_run_is_not_put_over_an_old_one(run: Run) -> None:
+    run.update(git_commit="abc")
+    with pytest.raises(UsageError, match="Choose another --name") as caught:
+        make_run(run.path.parent)
+    assert caught.value.exit_code == 2
+    assert str(run.path) in str(caught.value)
+    assert Run.open(run.path).record.git_commit == "abc"
+
+
+def test_a_run_is_not_put_over_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UsageError, match="--name"):
+        make_run(tmp_path)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_storage_that_cannot_hold_folders_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="Choose another --storage"):
+        make_run(tmp_path / "file")
+
+
+def test_a_later_version_is_refused(run: Run) -> None:
+    run.update(schema_version=SCHEMA_VERSION + 1)
+    with pytest.raises(UsageError, match="upgrade"):
+        Run.open(run.path)
+
+
+def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no run\.json"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": "1"}', "\udcff"]
+)
+def test_a_damaged_record_is_named(run: Run, text: str) -> None:
+    (run.path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(TunerError, match="damaged") as caught:
+        Run.open(run.path)
+    assert str(run.path / "run.json") in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_a_run_is_searched_by_one_process_at_a_time(run: Run) -> None:
+    with (
+        run.locked(),
+        pytest.raises(UsageError, match="another process"),
+        Run.open(run.path).locked(),
+    ):
+        pass
+    with Run.open(run.path).locked():
+        pass
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_no_nan_reaches_a_json_file(run: Run, number: float) -> None:
+    status = TrialStatus(state="stopped", stop=Stop(rung=1, value=number, cut=0.5, peers=1))
+    with pytest.raises(ValueError, match="JSON"):
+        run.update(hardware={"speed": number})
+    with pytest.raises(ValueError, match="JSON"):
+        write_status(run.trial_path(0), status)
+    with pytest.raises(ValueError, match="JSON"):
+        run.log_test_reading({"accuracy": number})
+    assert Run.open(run.path).record == record()
+    assert not (run.trial_path(0) / "status.json").exists()
+    assert not (run.path / "test_readings.jsonl").read_text()
+
+
+# Trials
+
+
+def test_a_trial_comes_back_as_it_was_written(run: Run) -> None:
+    status = TrialStatus(
+        state="stopped",
+        reason="epoch 1: 0.5000 below 0.6000, 2 peers",
+        stop=Stop(rung=1, value=0.5, cut=1.0, peers=2),
+        traceback='File "räv.py"\nValueError: \x1b[31m',
+        num_parameters=7,
+        started="2026-01-02T03:04:05.678+00:00",
+    )
+    add_trial(run, 3)
+    write_status(run.trial_path(3), status)
+    trial = run.trial(3)
+    assert trial.status == status
+    assert trial.config == CONFIG
+    assert trial.number == 3
+    assert trial.history == (row(1), row(2, 0.25, 2.0))
+    assert trial.val_probs().shape == (10, 2)
+
+
+@pytest.mark.parametrize("state", get_args(TrialState))
+def test_every_state_comes_back(run: Run, state: TrialState) -> None:
+    add_trial(run, 0, state=state)
+    assert run.trial(0).status.state == state
+
+
+def test_trials_are_read_in_the_order_of_their_numbers(run: Run) -> None:
+    numbers = [10_000, 2, 0, 9999, *range(10, 30)]
+    for number in numbers:
+        add_trial(run, number)
+    assert [trial.number for trial in run.trials()] == sorted(numbers)
+
+
+def test_a_run_without_trials_has_none(run: Run) -> None:
+    assert run.trials() == run.ranked() == []
+
+
+def test_what_is_no_trial_is_passed_over(run: Run) -> None:
+    add_trial(run, 1)
+    write_trial(run.trial_path(2), CONFIG)  # Its status is not yet written.
+    for name in ("0001 copy", "1st", ".0003"):
+        write_status(run.path / "trials" / name, TrialStatus(state="completed"))
+    assert [trial.number for trial in run.trials()] == [1]
+
+
+def test_a_running_trial_has_no_history_at_first(run: Run) -> None:
+    write_trial(run.trial_path(0), CONFIG)
+    write_status(run.trial_path(0), TrialStatus(state="running"))
+    (trial,) = run.trials()
+    assert trial.history == ()
+    assert trial.best is None
+    assert not trial.is_usable
+    assert trial.as_row()["accuracy"] is None
+    assert trial.as_row()["epochs"] == 0
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_an_unknown_trial_is_told(run: Run, number: int) -> None:
+    with pytest.raises(UsageError, match=f"no trial {number}"):
+        run.trial(number)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"model": "cnn"}'),
+        ("config.json", '{"model": "cnn", "epochs": 1, "later": 2}'),
+        ("status.json", ""),
+        ("status.json", "{}"),
+        ("status.json", '{"state": "sleeping"}'),
+        ("status.json", '{"state": "stopped", "stop": {"rung": 1}}'),
+        ("history.csv", "epoch,train_loss\n1,x\n"),
+        ("history.csv", "epoch,train_loss\n1,2\n"),
+        ("history.csv", "what\n1\n"),
+    ],
+)
+def test_a_damaged_trial_is_named(run: Run, file: str, text: str) -> None:
+    add_trial(run, 0)
+    (run.trial_path(0) / file).write_text(text)
+    with pytest.raises(TunerError, match="damaged") as caught:
+        run.trial(0)
+    assert str(run.trial_path(0)) in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY", b"not an array"])
+def test_damaged_validation_probabilities_are_named(run: Run, content: bytes | None) -> None:
+    add_trial(run, 0)
+    path = run.trial_path(0) / "val_probs.npy"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TunerError, match=r"val_probs\.npy"):
+        run.trial(0).val_probs()
+
+
+def test_validation_probabilities_are_never_unpickled(run: Run) -> None:
+    add_trial(run, 0)
+    np.save(run.trial_path(0) / "val_probs.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(TunerError, match="allow_pickle"):
+        run.trial(0).val_probs()
+
+
+# The history
+
+
+@given(st.lists(ROWS, max_size=4))
+def test_a_history_comes_back_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, history: list[EpochRow]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "history"
+    write_history(path, history)
+    assert repr(read_history(path)) == repr(history)
+
+
+def test_a_history_is_a_table_for_pandas(tmp_path: Path) -> None:
+    write_history(tmp_path, [row(1, 0.25), row(2, 0.5, math.nan), row(3, 0.5, math.inf)])
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert list(table.columns) == [field.name for field in dataclasses.fields(EpochRow)]
+    assert table["val_accuracy"].tolist() == [0.25, 0.5, 0.5]
+    assert np.isnan(table["val_loss"][1])
+    assert np.isinf(table["val_loss"][2])
+
+
+@given(st.lists(ROWS, max_size=8), st.randoms())
+def test_no_epoch_is_better_than_the_best(history: list[EpochRow], random: Any) -> None:
+    best = best_row(history)
+    finite = [row for row in history if math.isfinite(row.val_loss)]
+    if best is None:
+        assert not finite
+        return
+    assert best in finite
+    assert best.val_accuracy == max(row.val_accuracy for row in finite)
+    equals = [row for row in finite if row.val_accuracy == best.val_accuracy]
+    assert best.val_loss == min(row.val_loss for row in equals)
+    equals = [row for row in equals if row.val_loss == best.val_loss]
+    assert best.epoch == min(row.epoch for row in equals)
+    shuffled = list(history)
+    random.shuffle(shuffled)
+    again = best_row(shuffled)
+    assert again is not None
+    assert again.epoch == best.epoch
+
+
+@pytest.mark.parametrize(
+    ("history", "epoch"),
+    [
+        ([row(1, 0.5), row(2, 0.6)], 2),
+        ([row(1, 0.6), row(2, 0.5, loss=0.1)], 1),
+        ([row(1, 0.5, loss=1.0), row(2, 0.5, loss=0.9)], 2),
+        ([row(1, 0.5), row(2, 0.5)], 1),
+        ([row(1, 0.5), row(2, 0.9, loss=math.nan), row(3, 0.9, loss=math.inf)], 1),
+    ],
+)
+def test_the_best_epoch_has_highest_accuracy_then_lowest_loss_then_comes_first(
+    history: list[EpochRow], epoch: int
+) -> None:
+    best = best_row(history)
+    assert best is not None
+    assert best.epoch == epoch
+
+
+# The best trials
+
+
+def test_trials_rank_by_accuracy_then_loss_then_number(run: Run) -> None:
+    figures = [(0.7, 0.9), (0.8, 0.5), (0.8, 0.4), (0.9, 2.0), (0.7, 0.9)]
+    for number, (accuracy, loss) in enumerate(figures):
+        add_trial(run, number, accuracy, loss)
+    assert numbers_of_top(run, 5) == [3, 2, 1, 0, 4]
+    assert numbers_of_top(run, 2) == [3, 2]
+
+
+@pytest.mark.parametrize("state", get_args(TrialState))
+def test_a_trial_is_taken_in_the_right_states_alone(run: Run, state: TrialState) -> None:
+    add_trial(run, 0, 0.9, state=state)
+    add_trial(run, 1, 0.1)
+    is_usable = state in ("completed", "stopped", "interrupted")
+    assert run.trial(0).is_usable == is_usable
+    assert numbers_of_top(run, 1) == ([0] if is_usable else [1])
+
+
+def test_a_trial_without_a_checkpoint_or_a_finite_epoch_is_not_taken(run: Run) -> None:
+    add_trial(run, 0, 0.9, has_checkpoint=False)
+    add_trial(run, 1, 0.8, math.nan)
+    add_trial(run, 2, 0.1)
+    assert numbers_of_top(run, 1) == [2]
+
+
+def test_trials_without_a_figure_rank_last(run: Run) -> None:
+    add_trial(run, 0, 0.9, math.nan)
+    add_trial(run, 1, 0.0)
+    write_trial(run.trial_path(2), CONFIG)
+    write_status(run.trial_path(2), TrialStatus(state="running"))
+    assert [trial.number for trial in run.ranked()] == [1, 0, 2]
+
+
+def test_more_trials_than_there_are_is_wrong_usage(run: Run) -> None:
+    for number in range(3):
+        add_trial(run, number)
+    add_trial(run, 3, state="failed")
+    with pytest.raises(UsageError, match="only 3 usable trials") as caught:
+        run.top(4)
+    assert caught.value.exit_code == 2
+    assert "--top 3" in str(caught.value)
+
+
+def test_no_usable_trial_has_an_exit_code_of_its_own(run: Run) -> None:
+    add_trial(run, 0, state="failed")
+    with pytest.raises(NoUsableTrials, match="leaderboard") as caught:
+        run.top(1)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("keep", [1, 3, 5, 9])
+def test_pruning_keeps_the_best_checkpoints_and_every_probability(run: Run, keep: int) -> None:
+    accuracies = [0.3, 0.9, 0.5, 0.9, 0.1]
+    for number, accuracy in enumerate(accuracies):
+        add_trial(run, number, accuracy)
+    add_trial(run, 5, 0.99, state="diverged")
+    best = numbers_of_top(run, min(keep, 5))
+    run.prune(keep)
+    left = [trial.number for trial in run.trials() if trial.checkpoint.exists()]
+    assert left == sorted(best)
+    assert numbers_of_top(run, len(best)) == best
+    assert all((trial.path / "val_probs.npy").exists() for trial in run.trials())
+    run.prune(keep)
+    assert numbers_of_top(run, len(best)) == best
+
+
+# The leaderboard
+
+
+def test_the_leaderboard_has_a_row_a_trial_best_first(run: Run) -> None:
+    resnet = dataclasses.replace(CONFIG, model=ModelConfig("resnet", {"depth": 18}), epochs=9)
+    add_trial(run, 0, 0.5, state="stopped")
+    add_trial(run, 1, 0.9, config=resnet)
+    add_trial(run, 2, 0.7, math.nan, state="diverged")
+    run.write_leaderboard()
+    table = pd.read_csv(run.path / "leaderboard.csv")
+    assert table["trial"].tolist() == [1, 0, 2]
+    assert table["model"].tolist() == ["resnet", "cnn", "cnn"]
+    assert table["state"].tolist() == ["completed", "stopped", "diverged"]
+    assert table["accuracy"].tolist()[:2] == [0.9, 0.5]
+    assert np.isnan(table["accuracy"][2])
+    assert table["epochs"].tolist() == [2, 2, 2]
+    assert table["max_epochs"].tolist() == [9, 3, 3]
+    assert table["seconds"].tolist() == [4.0, 4.0, 4.0]
+    assert table["parameters"].tolist() == [101, 100, 102]
+    assert table["model.cnn.norm"].tolist()[1:] == ["none", "none"]
+    assert table["optimizer.adamw.lr"].tolist() == [0.01] * 3
+
+
+def test_whole_numbers_stay_whole_where_some_trials_have_none(run: Run) -> None:
+    add_trial(
+        run, 0, config=dataclasses.replace(CONFIG, model=ModelConfig("resnet", {"depth": 18}))
+    )
+    add_trial(run, 1, 0.4)
+    run.write_leaderboard()
+    table = pd.read_csv(run.path / "leaderboard.csv", dtype=str)
+    assert table["model.resnet.depth"].tolist()[0] == "18"
+    assert table["model.cnn.stages"].tolist()[1] == "2"
+
+
+def test_the_leaderboard_of_no_trials_can_be_read(run: Run) -> None:
+    run.write_leaderboard()
+    assert pd.read_csv(run.path / "leaderboard.csv").empty
+
+
+def test_the_leaderboard_of_a_real_run_tells_its_figures(finished_run: Run) -> None:
+    table = pd.read_csv(finished_run.path / "leaderboard.csv").set_index("trial")
+    assert len(table) == 3
+    assert table["accuracy"].is_monotonic_decreasing
+    for trial in finished_run.trials():
+        assert trial.best is not None
+        assert table["accuracy"][trial.number] == pytest.approx(trial.best.val_accuracy)
+        assert table["seed"][trial.number] == trial.number
+
+
+# Finding a run
+
+
+def test_without_a_name_the_newest_run_is_found(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", started="2026-01-02T00:00:00.000+00:00")
+    make_run(tmp_path, "b", started="2026-03-01T00:00:00.000+00:00")
+    make_run(tmp_path, "c", started="2026-02-28T23:59:59.999+00:00")
+    (tmp_path / "d").mkdir()
+    assert find_run(tmp_path, None).record.name == "b"
+    assert list_runs(tmp_path) == ["a", "b", "c"]
+
+
+def test_a_run_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", "a")
+    make_run(tmp_path / "other", "b")
+    assert find_run(tmp_path / "one", "a").record.name == "a"
+    assert find_run(tmp_path / "one", str(tmp_path / "other" / "b")).record.name == "b"
+
+
+def test_the_storage_goes_before_a_folder_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "storage", "a", git_commit="stored")
+    make_run(tmp_path, "a", git_commit="near")
+    make_run(tmp_path, "b")
+    monkeypatch.chdir(tmp_path)
+    assert find_run(tmp_path / "storage", "a").record.git_commit == "stored"
+    assert find_run(tmp_path / "storage", "b").record.name == "b"
+
+
+def test_a_misspelt_run_is_guessed(tmp_path: Path) -> None:
+    make_run(tmp_path, "quick-20260102")
+    with pytest.raises(UsageError, match="did you mean 'quick-20260102'"):
+        find_run(tmp_path, "quik-20260102")
+
+
+def test_an_unknown_run_leads_to_the_list(tmp_path: Path) -> None:
+    make_run(tmp_path, "quick-20260102")
+    with pytest.raises(UsageError, match="'cifar-tune runs' lists them"):
+        find_run(tmp_path, "zzz")
+
+
+@pytest.mark.parametrize("storage", ["", "not-there"])
+def test_where_no_run_is_yet_the_message_says_how_to_make_one(tmp_path: Path, storage: str) -> None:
+    with pytest.raises(UsageError, match="cifar-tune search"):
+        find_run(tmp_path / storage, None)
+    with pytest.raises(UsageError, match="no run 'a'"):
+        find_run(tmp_path / storage, "a")
+
+
+# The readings of the test images
+
+
+def test_each_reading_of_the_test_images_is_a_line_of_json(run: Run) -> None:
+    run.log_test_reading({"by": "ensemble", "name": "räv\nny rad", "trials": [3, 1]})
+    run.log_test_reading({"by": "evaluate"})
+    lines = (run.path / "test_readings.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert first["name"] == "räv\nny rad"
+    assert first["trials"] == [3, 1]
+    assert second["by"] == "evaluate"
+    assert first["at"] <= second["at"]
