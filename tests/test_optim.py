@@ -1,18 +1,21 @@
 """The optimizer spares norms and biases, schedules keep their shape, the average follows."""
 
+import copy
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from tuner.config import AdamW, Cosine, ModelConfig, OneCycle, Sgd
+from tuner.config import AdamW, Cosine, Lion, ModelConfig, Muon, OneCycle, Sgd, Trapezoid
 from tuner.models import build_model
 from tuner.optim import WeightAverage, lr_factor, make_optimizer
+from tuner.optim.muon import hidden_matrices, orthogonalize
 
 MODELS = [
     ModelConfig("cnn", {"stages": 1, "norm": "batch", "head": "hidden"}),
@@ -20,10 +23,19 @@ MODELS = [
     ModelConfig("cnn", {"stages": 1, "norm": "none"}),
     ModelConfig("resnet", {"depth": 20, "norm": "group"}),
 ]
-OPTIMIZERS = [Sgd(lr=0.1, weight_decay=0.5), AdamW(lr=0.1, weight_decay=0.5)]
+AnyOptimizer = Sgd | AdamW | Lion | Muon
+OPTIMIZERS: list[AnyOptimizer] = [
+    Sgd(lr=0.1, weight_decay=0.5),
+    AdamW(lr=0.1, weight_decay=0.5),
+    Lion(lr=0.1, weight_decay=0.5),
+    Muon(lr=0.1, weight_decay=0.5, adamw_lr=0.05),
+]
+Schedule = Cosine | OneCycle | Trapezoid
 WARMUPS = st.floats(0, 0.99)
 SCHEDULES = st.one_of(
-    st.builds(Cosine, warmup=WARMUPS), st.builds(OneCycle, warmup=WARMUPS, div=st.floats(1, 1e6))
+    st.builds(Cosine, warmup=WARMUPS),
+    st.builds(OneCycle, warmup=WARMUPS, div=st.floats(1, 1e6)),
+    st.builds(Trapezoid, warmup=WARMUPS, cooldown=st.floats(1e-3, 1)),
 )
 SHARES = st.floats(0, 1)
 
@@ -50,7 +62,7 @@ def scramble(model: nn.Module) -> None:
 @pytest.mark.parametrize("config", OPTIMIZERS)
 @pytest.mark.parametrize("model_config", MODELS)
 def test_without_a_gradient_a_step_shrinks_kernels_alone(
-    model_config: ModelConfig, config: Sgd | AdamW
+    model_config: ModelConfig, config: AnyOptimizer
 ) -> None:
     model = build_model(model_config, 4, (3, 8, 8))
     for parameter in model.parameters():
@@ -65,7 +77,7 @@ def test_without_a_gradient_a_step_shrinks_kernels_alone(
 
 @pytest.mark.parametrize("config", OPTIMIZERS)
 @pytest.mark.parametrize("model_config", MODELS)
-def test_every_parameter_is_optimized_once(model_config: ModelConfig, config: Sgd | AdamW) -> None:
+def test_every_parameter_is_optimized_once(model_config: ModelConfig, config: AnyOptimizer) -> None:
     model = build_model(model_config, 4, (3, 8, 8))
     groups = make_optimizer(model, config).param_groups
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
@@ -88,30 +100,171 @@ def test_the_settings_reach_the_optimizer() -> None:
     assert isinstance(adamw, torch.optim.AdamW)
     assert (adamw.defaults["lr"], adamw.defaults["betas"]) == (0.02, (0.7, 0.95))
 
+    lion = make_optimizer(some_model(), Lion(lr=0.02, beta1=0.7, beta2=0.95))
+    assert (lion.defaults["lr"], lion.defaults["betas"]) == (0.02, (0.7, 0.95))
+    muon = make_optimizer(some_model(), Muon(lr=0.02, adamw_lr=0.003, momentum=0.8))
+    assert (muon.defaults["lr"], muon.defaults["momentum"]) == (0.02, 0.8)
+    assert [group["lr"] for group in muon.param_groups] == [0.02, 0.003, 0.003]
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS)
+def test_every_group_remembers_its_peak(config: AnyOptimizer) -> None:
+    for group in make_optimizer(some_model(), config).param_groups:
+        assert group["initial_lr"] == group["lr"] > 0
+
+
+# Lion
+
+
+def test_lion_takes_the_steps_of_its_paper() -> None:
+    """Algorithm 2 of Chen et al. (2023), weight by weight."""
+    weight = nn.Parameter(torch.randn(3, 4))
+    gradients = torch.randn(5, 3, 4)
+    expected, momentum = weight.detach().clone(), torch.zeros(3, 4)
+    model = nn.Module()
+    model.weight = weight
+    optimizer = make_optimizer(model, Lion(lr=0.01, beta1=0.8, beta2=0.95, weight_decay=0.1))
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+        direction = (0.8 * momentum + 0.2 * gradient).sign()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        expected -= 0.01 * (direction + 0.1 * expected)
+        torch.testing.assert_close(weight.detach(), expected)
+
+
+# Muon
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    """Put layers between a first and a last one that Muon leaves to AdamW."""
+    return nn.Sequential(nn.Linear(2, 2), *layers, nn.Linear(2, 2))
+
+
+def follow(model: nn.Module, config: Muon, num_steps: int = 3) -> list[nn.Parameter]:
+    """Take steps along the same random gradients for each shape of matrix."""
+    matrices = hidden_matrices(model)
+    optimizer = make_optimizer(model, config)
+    for step in range(num_steps):
+        for parameter in matrices:
+            noise = torch.Generator().manual_seed(step)
+            flat = torch.randn(len(parameter), parameter[0].numel(), generator=noise)
+            parameter.grad = flat.view(parameter.shape)
+        optimizer.step()
+    return matrices
+
+
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_orthogonalizing_keeps_singular_vectors_and_evens_out_their_values(
+    rows: int, columns: int, seed: int
+) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=noise, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    result = left.mT @ orthogonalize(matrix[None])[0] @ right.mT
+    torch.testing.assert_close(result, result.diagonal().diag(), rtol=0, atol=1e-6)
+    clear = result.diagonal()[values > 0.02 * values.norm()]
+    assert ((clear > 0.5) & (clear < 1.5)).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12)])
+def test_muon_takes_the_steps_of_torch(shape: tuple[int, int]) -> None:
+    """Torch's computes in bfloat16, so that its steps are right to two or three digits."""
+    torch.manual_seed(0)
+    layer = nn.Linear(shape[1], shape[0], bias=False)
+    before = layer.weight.detach().clone()
+    theirs = nn.Parameter(before.clone())
+    optimizer = torch.optim.Muon([theirs], lr=0.05, momentum=0.9, weight_decay=0.1)
+    for step in range(3):
+        theirs.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    (ours,) = follow(chain(layer), Muon(lr=0.05, momentum=0.9, weight_decay=0.1))
+    moved, expected = (weight.detach() - before for weight in (ours, theirs))
+    assert (moved - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_kernel_counts_as_the_matrix_of_its_output_channels(
+    memory_format: torch.memory_format,
+) -> None:
+    torch.manual_seed(0)
+    conv, linear = nn.Conv2d(4, 6, 3), nn.Linear(36, 6)
+    linear.weight.data = conv.weight.detach().flatten(1).clone()
+    conv = conv.to(memory_format=memory_format)
+    (kernel,), (matrix,) = (follow(chain(layer), Muon(lr=0.1)) for layer in (conv, linear))
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach())
+
+
+def test_matrices_of_one_shape_do_not_touch_one_another() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 3) for _ in range(3)]
+    alone = [follow(chain(copy.deepcopy(layer)), Muon(lr=0.1))[0] for layer in layers]
+    together = follow(chain(*layers), Muon(lr=0.1))
+    torch.testing.assert_close(together, alone)
+
+
+def test_muon_leaves_the_ends_and_what_is_no_matrix_to_adamw() -> None:
+    model = nn.ModuleDict(
+        {
+            "first": nn.Conv2d(3, 8, 3),
+            "norm": nn.BatchNorm2d(8),
+            "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+            "middle": nn.Conv2d(8, 8, 3),
+            "frozen": nn.Linear(8, 8).requires_grad_(False),
+            "places": nn.Embedding(4, 8),
+            "attention": nn.MultiheadAttention(8, 2),
+            "last": nn.Linear(8, 2),
+        }
+    )
+    model.register_parameter("token", nn.Parameter(torch.zeros(1, 8)))
+    chosen = {id(parameter) for parameter in hidden_matrices(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    assert names == {"middle.weight", "attention.in_proj_weight", "attention.out_proj.weight"}
+
+
+def test_a_frozen_first_layer_leaves_the_second_to_muon() -> None:
+    """A whitening stem, as in airbench, is not trained at all."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(3, 2))
+    model.get_submodule("0").requires_grad_(False)
+    assert [id(p) for p in hidden_matrices(model)] == [id(model.get_parameter("1.weight"))]
+
+
+def test_beside_muon_adamw_takes_its_own_steps() -> None:
+    ours, theirs = some_model(), some_model()
+    config = Muon(adamw_lr=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(ours, config)
+    reference = make_optimizer(theirs, AdamW(lr=0.01, beta1=0.9, beta2=0.95, weight_decay=0.1))
+    assert not hidden_matrices(ours)
+    for _ in range(3):
+        for mine, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            their.grad = mine.grad.clone()
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
 
 # The schedule
 
 
 @given(SCHEDULES, SHARES)
-def test_a_learning_rate_is_a_share_of_its_peak(
-    schedule: Cosine | OneCycle, progress: float
-) -> None:
+def test_a_learning_rate_is_a_share_of_its_peak(schedule: Schedule, progress: float) -> None:
     assert 0 <= lr_factor(schedule, progress) <= 1
 
 
 @given(SCHEDULES)
-def test_the_peak_is_at_the_end_of_the_warm_up(schedule: Cosine | OneCycle) -> None:
+def test_the_peak_is_at_the_end_of_the_warm_up(schedule: Schedule) -> None:
     assert lr_factor(schedule, schedule.warmup) == 1
 
 
 @given(SCHEDULES)
-def test_the_end_is_zero(schedule: Cosine | OneCycle) -> None:
+def test_the_end_is_zero(schedule: Schedule) -> None:
     assert lr_factor(schedule, 1.0) == pytest.approx(0, abs=1e-12)
 
 
 @given(SCHEDULES, SHARES, SHARES)
 def test_it_rises_to_the_peak_and_falls_from_there(
-    schedule: Cosine | OneCycle, one: float, other: float
+    schedule: Schedule, one: float, other: float
 ) -> None:
     early, late = sorted((one, other))
     first, second = lr_factor(schedule, early), lr_factor(schedule, late)
@@ -127,8 +280,34 @@ def test_a_cycle_begins_at_the_peak_divided_and_a_cosine_at_zero(warmup: float, 
     assert lr_factor(Cosine(warmup=warmup), 0) == 0
 
 
-@pytest.mark.parametrize("schedule", [Cosine(warmup=0), OneCycle(warmup=0)])
-def test_without_a_warm_up_the_first_step_has_the_peak(schedule: Cosine | OneCycle) -> None:
+@given(SCHEDULES, SHARES, SHARES)
+def test_it_never_jumps(schedule: Schedule, one: float, other: float) -> None:
+    ramps = [1 - schedule.warmup, schedule.warmup or 1.0]
+    if isinstance(schedule, Trapezoid):
+        ramps.append(schedule.cooldown * (1 - schedule.warmup))
+    assume(min(ramps) > 1e-6)
+    # Half a cosine is steepest in its middle, at pi / 2 times the slope of a straight line.
+    steepest = math.pi / 2 / min(ramps)
+    change = abs(lr_factor(schedule, one) - lr_factor(schedule, other))
+    assert change <= steepest * abs(one - other) + 1e-9
+
+
+@given(SHARES)
+def test_without_warm_up_and_cool_down_a_trapezoid_is_constant(progress: float) -> None:
+    assert lr_factor(Trapezoid(warmup=0, cooldown=0), progress) == 1
+
+
+def test_a_trapezoid_agrees_with_the_straight_lines_of_torch() -> None:
+    rising, level, falling = 40, 96, 64
+    up = rates(lambda o: LinearLR(o, start_factor=1e-15, total_iters=rising), rising)
+    down = rates(lambda o: LinearLR(o, start_factor=1, end_factor=0, total_iters=falling), falling)
+    schedule = Trapezoid(warmup=0.2, cooldown=0.4)
+    ours = [lr_factor(schedule, i / 200) for i in range(201)]
+    assert ours == pytest.approx([*up, *[1.0] * level, *down[1:]], abs=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(warmup=0), OneCycle(warmup=0), Trapezoid(warmup=0)])
+def test_without_a_warm_up_the_first_step_has_the_peak(schedule: Schedule) -> None:
     assert lr_factor(schedule, 0) == 1
 
 

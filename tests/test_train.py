@@ -12,7 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from tuner.checkpoint import load_state, save_state
-from tuner.config import AdamW, Augment, Cosine, ModelConfig, OneCycle, Precision, Sgd, TrialConfig
+from tuner.config import (
+    AdamW,
+    Augment,
+    Cosine,
+    Lion,
+    ModelConfig,
+    Muon,
+    OneCycle,
+    Precision,
+    Sgd,
+    Trapezoid,
+    TrialConfig,
+)
 from tuner.data import Splits
 from tuner.device import compute_dtype
 from tuner.evaluate import predict_probs, score
@@ -22,6 +34,7 @@ from tuner.sources import Images
 from tuner.train import Epoch, train
 
 CPU = torch.device("cpu")
+DEEPER = ModelConfig("cnn", {"stages": 2, "blocks": 2, "width": 16, "dropout": 0.1})
 
 
 def tiny(**changes: Any) -> TrialConfig:
@@ -97,7 +110,10 @@ def test_a_training_that_is_stopped_was_the_same_until_then(digits: Splits) -> N
         {},
         {"optimizer": AdamW(lr=0.02), "precision": "float32"},
         {"optimizer": Sgd(lr=0.2, momentum=0.0, nesterov=False), "ema_decay": 0.0},
+        {"optimizer": Lion(lr=0.002), "schedule": Trapezoid()},
+        {"optimizer": Muon(lr=0.05), "model": DEEPER, "clip_norm": 1.0},
         {"augment": Augment(crop=1, flip=True, mixup=0.2, cutmix=1.0)},
+        {"augment": Augment(flip=True, alternate=True, policy="trivialaugment", erasing=0.5)},
         {"model": ModelConfig("resnet", {"depth": 10, "width_factor": 0.125, "dropout": 0.2})},
     ],
     ids=lambda changes: ",".join(changes) or "plain",
@@ -126,8 +142,52 @@ def test_a_batch_in_parts_takes_the_same_steps(digits: Splits, micro_batches: in
     splits = first(digits, 320)
     one = list(train(config, splits, CPU))[-1]
     other = list(train(config, splits, CPU, micro_batches=micro_batches))[-1]
+    as_configured = dataclasses.replace(config, micro_batches=micro_batches)
+    assert figures(list(train(as_configured, splits, CPU)))[-1:] == figures([other])
     assert other.figures.train_loss == pytest.approx(one.figures.train_loss, rel=1e-4)
     torch.testing.assert_close(other.val_probs, one.val_probs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e-2])
+def test_a_clipped_gradient_makes_a_step_of_that_length(digits: Splits, clip_norm: float) -> None:
+    config = tiny(
+        optimizer=Sgd(lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0),
+        schedule=Trapezoid(warmup=0.0, cooldown=0.0),
+        clip_norm=clip_norm,
+        batch_size=64,
+    )
+    weights = [
+        torch.cat([p.detach().flatten() for p in epoch.learner.network.parameters()])
+        for epoch in train(config, first(digits, 64), CPU)
+    ]
+    assert (weights[1] - weights[0]).norm().item() == pytest.approx(0.5 * clip_norm, rel=0.01)
+
+
+def test_an_alternating_flip_turns_every_image_each_epoch(digits: Splits) -> None:
+    """Image i is of level 10 i, its right half 5 above, so that each tells its number and side."""
+    images = (10 * torch.arange(24, dtype=torch.uint8)).view(24, 1, 1, 1).repeat(1, 1, 8, 8)
+    images[..., 4:] += 5
+    splits = dataclasses.replace(digits, train=Images(images=images, labels=torch.arange(24) % 10))
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if type(module) is Cnn and module.training:
+            seen.append(inputs[0].detach().clone())
+
+    config = tiny(epochs=3, batch_size=24, augment=Augment(flip=True, alternate=True))
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        list(train(config, splits, CPU))
+    finally:
+        hook.remove()
+    sides = []
+    for batch in seen:
+        lowest, left, right = batch.amin(dim=(1, 2, 3)), batch[:, 0, 0, 0], batch[:, 0, 0, 7]
+        sides.append((left > right)[lowest.argsort()])
+    assert len(sides) == 3
+    assert 0 < sides[0].sum() < 24
+    assert torch.equal(sides[1], ~sides[0])
+    assert torch.equal(sides[2], sides[0])
 
 
 # What it learns
@@ -138,6 +198,8 @@ def test_a_batch_in_parts_takes_the_same_steps(digits: Splits, micro_batches: in
     [
         {},
         {"schedule": OneCycle(), "optimizer": AdamW(lr=0.02)},
+        {"schedule": Trapezoid(warmup=0.2), "optimizer": Muon(lr=0.1, adamw_lr=0.02)},
+        {"optimizer": Lion(lr=0.01), "clip_norm": 1.0},
         {"ema_decay": 0.0},
         {"augment": Augment(crop=1), "label_smoothing": 0.1},
         {"model": ModelConfig("resnet", {"depth": 10, "width_factor": 0.125})},

@@ -60,6 +60,40 @@ class AdamW:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lion:
+    """Steps by the sign of the momentum (Chen et al. 2023).
+
+    It wants 3 to 10 times less learning rate than AdamW, and as many times more weight decay.
+    """
+
+    lr: Positive = 2e-4
+    """Peak learning rate."""
+    beta1: Fraction = 0.9
+    """Share of the momentum in a step's direction; the rest is the gradient's."""
+    beta2: Fraction = 0.99
+    """Decay of the momentum."""
+    weight_decay: NonNegative = 0.25
+    """Decoupled, times the learning rate; norms and biases are left out of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Muon:
+    """Orthogonal steps for hidden matrices and kernels, AdamW for the rest (Jordan et al. 2024).
+
+    The rest is the first and the last layer, norms, biases and embeddings.
+    """
+
+    lr: Positive = 0.02
+    """Peak learning rate of the matrices."""
+    adamw_lr: Positive = 1e-3
+    """Peak learning rate of the rest."""
+    momentum: Fraction = 0.95
+    """Of the matrices, with Nesterov's look ahead."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled, times the learning rate; norms and biases are left out of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cosine:
     """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017)."""
 
@@ -78,6 +112,16 @@ class OneCycle:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trapezoid:
+    """Linear warm-up, the peak held, then a straight line down to zero (Hägele et al. 2024)."""
+
+    warmup: Fraction = 0.05
+    """Share of all steps spent warming up."""
+    cooldown: Annotated[float, Bounds(ge=0, le=1)] = 0.4
+    """Share of the steps after the warm-up spent going down; at 0 the peak is held to the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
     """What is done to each training batch, in this order; the default is nothing."""
 
@@ -85,8 +129,26 @@ class Augment:
     """Pixels of reflect padding before a random crop back to size."""
     flip: bool = False
     """Mirror left to right, half of the images."""
+    alternate: bool = False
+    """With ``flip``: draw an image's side once, then change it every epoch (Jordan 2024)."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Random operations an image, from Cubuk et al. (2020) or Müller & Hutter (2021)."""
+    num_ops: Annotated[int, Bounds(ge=1, le=8)] = 2
+    """Operations an image of ``randaugment``; ``trivialaugment`` has one."""
+    magnitude: Annotated[int, Bounds(ge=0, le=30)] = 9
+    """Strength of the operations of ``randaugment``; ``trivialaugment`` draws its own."""
+    brightness: NonNegative = 0.0
+    """Multiply all values by a factor in [1 - x, 1 + x]; in random order with the next three."""
+    contrast: NonNegative = 0.0
+    """Likewise the distance from the image's mean grey."""
+    saturation: NonNegative = 0.0
+    """Likewise the distance from each pixel's own grey."""
+    hue: Annotated[float, Bounds(ge=0, le=0.5)] = 0.0
+    """Turn hues by up to this share of the colour circle, either way."""
     cutout: Annotated[int, Bounds(ge=0)] = 0
     """Side in pixels of a square set to the mean colour (DeVries & Taylor 2017)."""
+    erasing: Annotated[float, Bounds(ge=0, le=1)] = 0.0
+    """Share of the images that have a rectangle set to the mean colour (Zhong et al. 2020)."""
     mixup: NonNegative = 0.0
     """Alpha of the Beta distribution that blends pairs of images (Zhang et al. 2018)."""
     cutmix: NonNegative = 0.0
@@ -96,8 +158,8 @@ class Augment:
     """
 
 
-OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adamw": AdamW}
-SCHEDULES: dict[str, type] = {"cosine": Cosine, "one_cycle": OneCycle}
+OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adamw": AdamW, "lion": Lion, "muon": Muon}
+SCHEDULES: dict[str, type] = {"cosine": Cosine, "one_cycle": OneCycle, "trapezoid": Trapezoid}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +171,19 @@ class TrialConfig:
     """Epochs that the schedule spans; a scheduler may stop the trial before."""
     seed: Annotated[int, Bounds(ge=0)] = 0
     batch_size: Count = 128
-    optimizer: Annotated[Sgd | AdamW, OneOf(options=OPTIMIZERS)] = field(default_factory=Sgd)
-    schedule: Annotated[Cosine | OneCycle, OneOf(options=SCHEDULES)] = field(default_factory=Cosine)
+    micro_batches: Count = 1
+    """Parts in which a batch goes through the network, their gradients added up.
+
+    Less memory for the same batch; normalization over a batch sees the parts.
+    """
+    optimizer: Annotated[Sgd | AdamW | Lion | Muon, OneOf(options=OPTIMIZERS)] = field(
+        default_factory=Sgd
+    )
+    schedule: Annotated[Cosine | OneCycle | Trapezoid, OneOf(options=SCHEDULES)] = field(
+        default_factory=Cosine
+    )
+    clip_norm: NonNegative = 0.0
+    """Scale all gradients together down to this norm, where it is larger; 0 turns it off."""
     augment: Augment = field(default_factory=Augment)
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction = 0.99
@@ -140,12 +213,34 @@ class SearchConfig:
     epochs: Count = 27
     """The most epochs that a trial is trained."""
     grace: Count = 3
-    """Epochs before ASHA may stop a trial; its first rung."""
+    """Epochs before a trial may be stopped; the first rung of ASHA."""
     reduction: Annotated[int, Bounds(ge=2)] = 3
     """ASHA keeps the best one of this many at each rung; rungs lie this factor apart."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    sampler: Literal["tpe", "random", "gp", "cmaes", "grid"] = "tpe"
+    """What proposes configurations.
+
+    ``gp`` learns from completed trials alone, so that a scheduler that stops many leaves it little;
+    it takes spaces without branches. ``cmaes`` takes spaces of two or more numbers and nothing
+    else. ``grid`` tries each configuration of a finite space once, in random order.
+    """
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """What stops trials early; see ``tuner.search.scheduler``."""
     seed: Annotated[int, Bounds(ge=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constraints:
+    """Limits that a configuration has to keep to be trained; the ``constraints:`` part of a space.
+
+    What exceeds the first two is drawn again before it costs a trial; see ``tuner.models.cost``.
+    """
+
+    parameters: Positive | None = None
+    """Of the network; ``None`` sets no limit."""
+    flops: Positive | None = None
+    """Of one image's way forward, two for each multiply-add."""
+    epoch_seconds: Positive | None = None
+    """Of an epoch, as a trial's own worker foresees it from its first steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,12 +70,13 @@ class Stop:
     """Why a scheduler stopped a trial."""
 
     rung: int
-    """Epoch of the rung."""
+    """The epoch after which it was judged."""
     value: float
+    """Its accuracy there; under the median rule, its best one so far."""
     cut: float
     """The value that had to be reached to go on."""
     peers: int
-    """Trials that had come to this rung before."""
+    """Trials that had come to this epoch before, and that it was compared with."""
 
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"

@@ -109,7 +109,20 @@ class Open:
     cls: type
 
 
-Schema = Scalar | Record | Tagged | Open
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Free:
+    """A mapping of any words to plain values; an annotation, too, of such a field."""
+
+    def problem(self, key: object) -> str | None:
+        """Say what is wrong with a key and what to write instead, or ``None``."""
+        if isinstance(key, str) and key.isidentifier():
+            return None
+        return "is not a name; write letters, digits and _, as in num_layers"
+
+
+PLAIN = (bool, int, float, str)
+
+Schema = Scalar | Record | Tagged | Open | Free
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +173,8 @@ def _schema_of_annotation(annotation: Any) -> Schema:
         inner, note = get_args(annotation)
         if isinstance(note, OneOf):
             return Tagged(options={tag: schema_of(cls) for tag, cls in note.options.items()})
+        if isinstance(note, Free):
+            return note
         return Scalar(kind=inner, bounds=note) if isinstance(note, Bounds) else Open(cls=inner)
     if get_origin(annotation) is Literal:
         words = get_args(annotation)
@@ -221,6 +236,18 @@ def parse(schema: Schema, value: object, path: str = "") -> Any:
             return parse(schema.options[tag], params, join(path, tag))
         case Open():
             return schema.cls(*split_tag(value, path))
+        case Free():
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}{value!r} is not a mapping")
+            for key, entry in value.items():
+                problem = schema.problem(key)
+                if not problem and not isinstance(entry, PLAIN):
+                    problem = f"{entry!r} is not a plain value"
+                elif not problem:
+                    problem = Scalar(kind=type(entry)).problem(entry)
+                if problem:
+                    raise UsageError(f"{join(path, key)}: {problem}")
+            return dict(value)
 
 
 def split_tag(value: object, path: str) -> tuple[str, object]:

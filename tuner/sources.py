@@ -69,6 +69,12 @@ class Official:
     """SHA-256 of images, labels and classes."""
 
 
+def find_source(word: str) -> str:
+    """Give a data set's name as it is and a folder by its full path, valid from anywhere."""
+    folder = Path(word).expanduser()
+    return str(folder.absolute()) if word not in KNOWN and folder.is_dir() else word
+
+
 def load_official(config: DataConfig, data_dir: Path, part: Part) -> Official:
     """Load the training or the test images, and touch no image of the other.
 

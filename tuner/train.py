@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuner.augment import augment_batch
+from tuner.augment import augment_batch, random_sides
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import compute_dtype
@@ -121,8 +121,7 @@ def train(
         device: Where to train.
         state: What ``learner.state()`` of an epoch gave, to go on after it.
         epochs_done: The number of that epoch.
-        micro_batches: Parts in which a batch goes through the network, their gradients added up:
-            less memory for the same batch, but for normalization over it.
+        micro_batches: Parts of each of ``config.micro_batches``, where memory is short.
 
     Yields:
         The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; going on
@@ -143,11 +142,14 @@ def train(
     average = WeightAverage(network, config.ema_decay)
     optimizer = make_optimizer(network, config.optimizer)
     learner = Learner(network=network, average=average, optimizer=optimizer, generator=generator)
+    # Drawn before the state is restored, so that a training that goes on has the same sides.
+    sides = random_sides(len(labels), generator) if config.augment.alternate else None
     if state is not None:
         learner.restore(state)
     batch_size = min(config.batch_size, len(labels))
     # What does not fill a batch is left for another epoch's shuffle: all steps have one shape.
     steps = len(labels) // batch_size
+    num_parts = config.micro_batches * micro_batches
 
     for number in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
@@ -156,9 +158,9 @@ def train(
         total_loss = torch.zeros((), device=device)
         for step in range(steps):
             progress = (number - 1 + (step + 0.5) / steps) / config.epochs
-            lr = config.optimizer.lr * lr_factor(config.schedule, progress)
+            factor = lr_factor(config.schedule, progress)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = group["initial_lr"] * factor
             index = order[step * batch_size : (step + 1) * batch_size]
             inputs, targets = augment_batch(
                 images[index],
@@ -168,17 +170,18 @@ def train(
                 mean=mean,
                 std=std,
                 generator=generator,
+                is_mirrored=None if sides is None else sides[index] ^ (number % 2 == 0),
             )
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            for part, aims in zip(
-                inputs.chunk(micro_batches), targets.chunk(micro_batches), strict=True
-            ):
+            for part, aims in zip(inputs.chunk(num_parts), targets.chunk(num_parts), strict=True):
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     logits = network(part).float()
                 loss = F.cross_entropy(logits, aims, label_smoothing=config.label_smoothing)
                 loss = loss * (len(part) / batch_size)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total_loss += loss.detach()
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update()
@@ -191,7 +194,7 @@ def train(
                 train_loss=total_loss.item() / steps,
                 val_loss=scores.nll,
                 val_accuracy=scores.accuracy,
-                lr=lr,
+                lr=config.optimizer.lr * factor,
                 seconds=time.perf_counter() - started,
                 time=time.time(),
             ),

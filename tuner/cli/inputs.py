@@ -49,7 +49,8 @@ def space_sample(
 
     drawn = load_space(find_space(file), list(overrides))
     sampler = Sampler(drawn, replace(drawn.search, seed=seed, sampler="random"))
-    configs = [sampler.ask(index).to_dict() for index in range(number)]
+    drawn_configs = map(sampler.ask, range(number))
+    configs = [config.to_dict() for config in drawn_configs if config]
     if as_json:
         print_json(configs)
     else:

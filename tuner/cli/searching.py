@@ -30,8 +30,13 @@ from tuner.errors import TunerError, UsageError
 @option("--epochs", type=int, help="The most epochs of a trial.")
 @option("--time-budget", type=Duration(), help="Such as 90s, 30m, 2h: then end as if done.")
 @option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs.")
-@option("--sampler", help="tpe or random.")
-@option("--scheduler", help="asha or none.")
+@option("--sampler", help="tpe, random, gp, cmaes or grid.")
+@option("--scheduler", help="asha, hyperband, median or none.")
+@option(
+    "--study-storage",
+    metavar="FILE|URL",
+    help="Journal file or database where optuna-dashboard can watch; give it again to resume.",
+)
 @option("--seed", type=int, help="Of the sampler and, with its number, of each trial.")
 @option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction.")
 @option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]")
@@ -64,6 +69,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     from tuner.run import find_run
     from tuner.search.driver import SearchRequest
     from tuner.search.driver import search as run_search
+    from tuner.sources import find_source
     from tuner.space import find_space, load_space
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
@@ -76,7 +82,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     space = load_space(path, _overrides(context, options["overrides"]))
     known = resumed.record.data if resumed else DataConfig()
     data = DataConfig(
-        source=space.dataset or known.source,
+        source=find_source(space.dataset) if space.dataset else known.source,
         image_size=options["image_size"] or known.image_size,
         train_limit=options["train_limit"] or known.train_limit,
     )
@@ -91,13 +97,14 @@ def search(context: click.Context, /, **options: Any) -> None:
         space_name=str(path),
         search=space.search,
         data=data,
-        data_dir=options["data_dir"],
+        data_dir=options["data_dir"].absolute(),
         storage=resumed.path.parent if resumed else options["storage"],
         name=name,
         command=shlex.join(["cifar-tune", *sys.argv[1:]]),
         keep=options["keep"],
         resume=bool(resumed),
         warm_start=warm_start or None,
+        study_storage=options["study_storage"],
         seconds=options["time_budget"] or math.inf,
         gpu_hours=options["gpu_hours"] or math.inf,
         max_failures=options["max_failures"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ def _confusion_table(classes: tuple[str, ...], rows: list[list[int]]) -> Table:
     table = Table(title="true \\ predicted, test images", title_justify="left", box=None)
     table.add_column("", style="bold", no_wrap=True)
     for label in classes:
-        table.add_column(label[:4], justify="right", no_wrap=True)
+        table.add_column(escape(label[:4]), justify="right", no_wrap=True)
     for number, (label, row) in enumerate(zip(classes, rows, strict=True)):
         cells = [str(count) if count else "·" for count in row]
         cells[number] = f"[bold]{cells[number]}[/bold]"
-        table.add_row(label[:12], *cells)
+        table.add_row(escape(label[:12]), *cells)
     return table
 
 
@@ -92,7 +93,7 @@ def figure(value: Any) -> str:
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Print rows of the same keys under a title; as wide as it needs to be off a terminal."""
     console = _console()
-    table = Table(title=title or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in rows[0] if rows else ():
         is_text = not any(str(row[heading]).replace(".", "").isdigit() for row in rows)
         table.add_column(
@@ -102,7 +103,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
             overflow="ellipsis",
         )
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(escape(str(value)) for value in row.values()))
     console.print(table)
 
 
@@ -113,7 +114,7 @@ def _console() -> Console:
 
 def print_json(document: Any) -> None:
     """Print the one document of ``--json``."""
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def short_path(path: Path) -> str:

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from tuner.config import ModelConfig
 from tuner.errors import UsageError
 from tuner.models.cnn import Cnn, CnnParams
+from tuner.models.convnext import ConvNeXt, ConvNeXtParams
+from tuner.models.custom import CustomParams, build_custom
 from tuner.models.resnet import ResNet, ResNetParams
+from tuner.models.speednet import SpeedNet, SpeedNetParams
+from tuner.models.vit import ViT, ViTParams
+from tuner.models.wide_resnet import WideResNet, WideResNetParams
 from tuner.schema import did_you_mean, parse, schema_of
 
 ImageShape = tuple[int, int, int]
@@ -30,7 +35,26 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(params=CnnParams, build=Cnn),
     "resnet": Architecture(params=ResNetParams, build=ResNet),
+    "wide_resnet": Architecture(params=WideResNetParams, build=WideResNet),
+    "speednet": Architecture(params=SpeedNetParams, build=SpeedNet),
+    "convnext": Architecture(params=ConvNeXtParams, build=ConvNeXt),
+    "vit": Architecture(params=ViTParams, build=ViT),
+    "custom": Architecture(params=CustomParams, build=build_custom),
 }
+
+
+@runtime_checkable
+class FitsImages(Protocol):
+    """A network that takes some of its weights from the training images themselves."""
+
+    def fit_to(self, images: Tensor) -> None:
+        """Set such weights, once, before the first step.
+
+        They have to be buffers or frozen parameters, so that checkpoints hold them.
+
+        Args:
+            images: Some thousands, normalized, float32, shape (N, C, H, W), on any device.
+        """
 
 
 def build_model(

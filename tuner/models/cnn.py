@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 from torch import Tensor, nn
 
 from tuner.config import Fraction
-from tuner.models.layers import can_halve, initialize, norm_layer, round_width
+from tuner.models.layers import (
+    SqueezeExcitation,
+    StochasticDepth,
+    can_halve,
+    drop_rates,
+    initialize,
+    norm_layer,
+    round_width,
+)
 from tuner.schema import Bounds
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -33,17 +41,30 @@ class CnnParams:
     """Each stage has this many times the channels of the one before, rounded likewise."""
     kernel: Literal[3, 5, 7] = 3
     """Side of the convolutions in pixels."""
+    convolution: Literal["standard", "separable"] = "standard"
+    """``separable`` is one kernel a channel, then 1 x 1 across channels (Howard et al. 2017)."""
     norm: Literal["batch", "group", "layer", "none"] = "batch"
     activation: Literal["relu", "leaky_relu", "gelu", "silu", "mish"] = "relu"
     pooling: Literal["max", "average", "stride"] = "max"
     """How the side is halved; ``stride`` lets a stage's first convolution do it."""
     residual: bool = False
     """Add each block's input to its output, through a 1 x 1 convolution where shapes differ."""
+    squeeze_excitation: bool = False
+    """Let each block weigh its channels by their means (Hu et al. 2018)."""
+    stochastic_depth: Fraction = 0.0
+    """Share of the images that skip the last block while training, growing linearly from the first
+    (Huang et al. 2016); needs ``residual``."""
     dropout: Fraction = 0.0
     """Share of the features that the classifier does not see while training."""
     head: Literal["average", "max", "hidden"] = "average"
     """What the classifier reads: the mean of each channel, its maximum, or a hidden layer's
     features of the mean."""
+
+    def __post_init__(self) -> None:
+        if self.stochastic_depth and not self.residual:
+            raise ValueError(
+                "stochastic_depth needs residual: true; add it or write stochastic_depth: 0"
+            )
 
 
 class Cnn(nn.Module):
@@ -62,6 +83,7 @@ class Cnn(nn.Module):
         channels, *sides = image_shape
         side = min(sides)
         layers: list[nn.Module] = []
+        rates = iter(drop_rates(params.stochastic_depth, params.stages * params.blocks))
         for stage in range(params.stages):
             halve = stage > 0 and can_halve(side)
             if halve:
@@ -71,7 +93,7 @@ class Cnn(nn.Module):
             width = round_width(params.width * params.width_growth**stage)
             for block in range(params.blocks):
                 strided = halve and block == 0 and params.pooling == "stride"
-                layers.append(Block(params, channels, width, stride=2 if strided else 1))
+                layers.append(Block(params, channels, width, 2 if strided else 1, next(rates)))
                 channels = width
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveMaxPool2d(1) if params.head == "max" else nn.AdaptiveAvgPool2d(1)
@@ -97,14 +119,23 @@ class Cnn(nn.Module):
 class Block(nn.Module):
     """Convolution and norm, the input added if ``params.residual``, then the activation."""
 
-    def __init__(self, params: CnnParams, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(
+        self,
+        params: CnnParams,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        drop_rate: float,
+    ) -> None:
         super().__init__()
         bias = params.norm == "none"
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, params.kernel, stride, params.kernel // 2, bias=bias
-        )
+        self.conv = convolution(params, channels_in, channels_out, stride)
         self.norm = norm_layer(params.norm, channels_out)
+        self.excitation = (
+            SqueezeExcitation(channels_out) if params.squeeze_excitation else nn.Identity()
+        )
         self.activation = ACTIVATIONS[params.activation]()
+        self.drop = StochasticDepth(drop_rate)
         self.shortcut: nn.Module | None = None
         if params.residual and stride == 1 and channels_in == channels_out:
             self.shortcut = nn.Identity()
@@ -116,9 +147,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
-        y = self.norm(self.conv(x))
+        y = self.excitation(self.norm(self.conv(x)))
         if self.shortcut is not None:
-            y = y + self.shortcut(x)
+            y = self.drop(y) + self.shortcut(x)
         return self.activation(y)  # type: ignore[no-any-return]
 
     def start_as_identity(self) -> None:
@@ -127,5 +158,21 @@ class Block(nn.Module):
         Goyal et al. (2017), section 5.1, for the norm; Zhang et al. (2019), "Fixup", without one.
         """
         if isinstance(self.shortcut, nn.Identity):
-            last = self.conv if isinstance(self.norm, nn.Identity) else self.norm
+            last = self.norm
+            if isinstance(self.norm, nn.Identity):
+                last = self.conv[-1] if isinstance(self.conv, nn.Sequential) else self.conv
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+
+
+def convolution(
+    params: CnnParams, channels_in: int, channels_out: int, stride: int
+) -> nn.Conv2d | nn.Sequential:
+    """Give the convolution of a block, standard or separable."""
+    bias = params.norm == "none"
+    side, padding = params.kernel, params.kernel // 2
+    if params.convolution == "standard":
+        return nn.Conv2d(channels_in, channels_out, side, stride, padding, bias=bias)
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_in, side, stride, padding, groups=channels_in, bias=False),
+        nn.Conv2d(channels_in, channels_out, 1, bias=bias),
+    )

@@ -1,4 +1,4 @@
-"""Residual networks of basic blocks (He et al. 2016) with the stem that fits small images."""
+"""Residual networks of basic blocks (He et al. 2016a) with the stem that fits small images."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -30,6 +30,8 @@ class ResNetParams:
     """10, 18 and 34 are the wide nets of four stages; 20 to 56 the thin CIFAR nets of three."""
     width_factor: Annotated[float, Bounds(ge=0.125, le=4)] = 1.0
     """Times the paper's channels, which begin at 64 or 16; rounded to a multiple of 8."""
+    preactivation: bool = False
+    """Norm and activation before each convolution and none on the sum (He et al. 2016b)."""
     norm: Literal["batch", "group"] = "batch"
     dropout: Fraction = 0.0
     """Share of the features that the classifier does not see while training."""
@@ -52,30 +54,32 @@ class ResNet(nn.Module):
         super().__init__()
         base, stages = LAYOUTS[params.depth]
         channels = round_width(base * params.width_factor)
-        self.stem = nn.Sequential(
-            nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False),
-            norm_layer(params.norm, channels),
-            nn.ReLU(),
-        )
+        block_type = PreactivationBlock if params.preactivation else BasicBlock
+        self.stem = nn.Sequential(nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False))
+        if not params.preactivation:
+            self.stem.extend([norm_layer(params.norm, channels), nn.ReLU()])
         side = min(image_shape[1:])
-        blocks: list[BasicBlock] = []
+        blocks: list[BasicBlock | PreactivationBlock] = []
         for stage, num_blocks in enumerate(stages):
             width = round_width(base * params.width_factor * 2**stage)
             stride = 2 if stage > 0 and can_halve(side) else 1
             side //= stride
             for block in range(num_blocks):
-                blocks.append(BasicBlock(params.norm, channels, width, stride if block == 0 else 1))
+                blocks.append(block_type(params.norm, channels, width, stride if block == 0 else 1))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
+        if params.preactivation:
+            self.blocks.extend([norm_layer(params.norm, channels), nn.ReLU()])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(
             nn.Dropout(params.dropout), nn.Linear(channels, num_classes)
         )
         initialize(self)
-        for basic in blocks:
+        for block_module in blocks:
             # Each branch begins at zero, so that the signal first passes by the shortcuts alone:
             # that steadies the early steps at high learning rates (Goyal et al. 2017, section 5.1).
-            nn.init.zeros_(basic.norm2.weight)  # type: ignore[arg-type]
+            if isinstance(block_module, BasicBlock):
+                nn.init.zeros_(block_module.norm2.weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
@@ -84,7 +88,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with a shortcut around them (the paper's figure 5, left)."""
+    """Two 3 x 3 convolutions with a shortcut around them (He et al. 2016a, figure 5, left)."""
 
     def __init__(self, norm: str, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -105,3 +109,30 @@ class BasicBlock(nn.Module):
         y = self.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         return self.relu(y + self.shortcut(x))  # type: ignore[no-any-return]
+
+
+class PreactivationBlock(nn.Module):
+    """Norm and ReLU before each 3 x 3 convolution, and a clean sum (He et al. 2016b, figure 4e).
+
+    Where the shape changes, the shortcut reads the first norm's output, as in the paper's code.
+    """
+
+    def __init__(
+        self, norm: str, channels_in: int, channels_out: int, stride: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(norm, channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm2 = norm_layer(norm, channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        active = self.relu(self.norm1(x))
+        y = self.dropout(self.relu(self.norm2(self.conv1(active))))
+        return self.conv2(y) + (x if self.shortcut is None else self.shortcut(active))  # type: ignore[no-any-return]

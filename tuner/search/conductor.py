@@ -124,8 +124,12 @@ class Conductor:
                 num_outside += not self.sampler.readd(trial.number, trial.config)
                 self._waiting.append(trial)
             else:
-                num_outside += not self.sampler.add(trial.config, state, trial.history)
+                num_outside += not self.sampler.add(
+                    trial.config, state, trial.history, trial.number
+                )
                 self.ended[state] = self.ended.get(state, 0) + 1
+                # There still if the search was killed while it closed this trial's books.
+                record.state.unlink(missing_ok=True)
             for row in trial.history:
                 # An epoch of which the scheduler's word was lost is judged again; one that was
                 # interrupted had passed.
@@ -134,7 +138,7 @@ class Conductor:
             self.num_started = max(self.num_started, record.number + 1)
         for trial, row, is_unjudged in sorted(arrivals, key=lambda arrival: arrival[1].time):
             self._count(trial.number, row)
-            if not math.isfinite(row.val_accuracy):
+            if not math.isfinite(row.train_loss + row.val_loss):
                 continue
             if not is_unjudged:
                 self.scheduler.enter(trial.number, row.epoch, row.val_accuracy)
@@ -156,6 +160,8 @@ class Conductor:
         elif self.num_started < self.budget.trials:
             number = self.num_started
             config = self.sampler.ask(number)
+            if config is None:
+                return None
             self.num_started += 1
             trial = LiveTrial(number, config, TrialStatus(state="running", started=now()))
             write_trial(self.run.trial_path(number), config)
@@ -165,6 +171,11 @@ class Conductor:
         write_status(path, trial.status)
         self.live[trial.number] = trial
         return {"number": trial.number, "path": str(path), "config": trial.config.to_dict()}
+
+    def requeue(self) -> None:
+        """Have all trials under way taken up again, for their workers are gone."""
+        self._waiting.extend(self.live.values())
+        self.live.clear()
 
     def keeps_going(self, number: int, report: dict[str, Any]) -> bool:
         """Take a worker's report; say whether its trial goes on."""
@@ -181,11 +192,12 @@ class Conductor:
             # A worker that goes on from a saved state repeats its last report.
             return True
         trial.history.append(row)
-        if trial.status.node != report["node"]:
-            trial.status = replace(
-                trial.status, num_parameters=report["num_parameters"], node=report["node"]
-            )
-            write_status(self.run.trial_path(number), trial.status)
+        # A worker that takes up a saved state does not know the number at its first report.
+        num_parameters = report.get("num_parameters", trial.status.num_parameters)
+        status = replace(trial.status, num_parameters=num_parameters, node=report["node"])
+        if status != trial.status:
+            trial.status = status
+            write_status(self.run.trial_path(number), status)
         self._count(number, row)
         if not math.isfinite(row.train_loss + row.val_loss):
             return True

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 
 from tuner.config import DataConfig, SearchConfig
 from tuner.data import Splits, load_splits
-from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.files import write_text
 from tuner.run import OPEN, Run, RunRecord, RunStatus, now
 from tuner.search.cluster import Slots, connected, hardware, plan_slots
@@ -28,6 +29,7 @@ from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.progress import Progress
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
+from tuner.search.study import refuse_taken, refuse_unfit
 from tuner.search.trainable import pack, train_trial
 from tuner.space import SearchSpace
 
@@ -50,6 +52,8 @@ class SearchRequest:
     """Go on with the run of that name instead of making it."""
     warm_start: Run | None = None
     """A run from whose trials the sampler learns first."""
+    study_storage: str | None = None
+    """A journal file or the URL of a database where Optuna's study can be watched."""
     seconds: float = math.inf
     """Of searching, over all resumes; running trials finish their epoch."""
     gpu_hours: float = math.inf
@@ -73,8 +77,8 @@ def search(request: SearchRequest, console: Console) -> Run:
         The run; its status is ``interrupted`` if a signal ended it early.
 
     Raises:
-        UsageError: On data that cannot be read, a name that is taken, or a run to resume that is
-            missing or of other data.
+        UsageError: On data that cannot be read, a name that is taken, a sampler that cannot search
+            this space, or a run to resume that is missing or of other data.
         ClusterError: On a cluster that does not answer, or is too small.
         NoUsableTrials: If no trial left a checkpoint.
         TunerError: If the first three trials failed in the same way.
@@ -83,6 +87,9 @@ def search(request: SearchRequest, console: Console) -> Run:
         raise UsageError(
             f"--name {request.name!r} is not a plain name; give --storage for a folder"
         )
+    refuse_unfit(request.space, request.search)
+    if request.study_storage and not request.resume:
+        refuse_taken(request.study_storage, request.name)
     splits = load_splits(request.data, request.data_dir)
     with connected(request.address), contextlib.ExitStack() as stack:
         slots = plan_slots(request.gpus_per_trial, request.cpus_per_trial, request.concurrent)
@@ -112,7 +119,12 @@ def search(request: SearchRequest, console: Console) -> Run:
             seconds=request.seconds,
             gpu_seconds=request.gpu_hours * 3600,
         )
-        sampler = Sampler(request.space, request.search)
+        sampler = Sampler(
+            request.space,
+            request.search,
+            study_storage=request.study_storage,
+            study_name=request.name,
+        )
         if request.warm_start:
             _warm_start(sampler, request.warm_start, console)
         conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
@@ -137,8 +149,8 @@ def search(request: SearchRequest, console: Console) -> Run:
             run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
     if conductor.draining == "broken":
         raise TunerError(
-            f"the first trials all failed in the same way: {conductor.failures[0]}. The traceback "
-            f"is in {run.trial_path(0) / 'status.json'}."
+            f"the first trials all failed in the same way: {conductor.failures[0]}. More is in "
+            f"{run.trial_path(0) / 'status.json'}."
         )
     if conductor.draining == "budget":
         console.print(
@@ -146,6 +158,9 @@ def search(request: SearchRequest, console: Console) -> Run:
             f"{sum(conductor.ended.values())} of {budget.trials} trials.",
             markup=False,
         )
+    if status == "finished" and not conductor.draining and conductor.num_started < budget.trials:
+        tried = f"{conductor.num_started} of {budget.trials} trials"
+        console.print(f"The grid holds no more configurations: {tried}.", markup=False)
     if status == "finished" and not any(trial.is_usable for trial in run.trials()):
         raise NoUsableTrials(
             f"{run.path}: none of {conductor.num_started} trials left a model to use. "
@@ -173,7 +188,25 @@ def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Conso
 def _run_trials(
     conductor: Conductor, progress: Progress, splits: Splits, slots: Slots, max_failures: int
 ) -> None:
-    """Let the engine run the trials that the conductor starts."""
+    """Let the engine run the trials that the conductor starts, over losses that it cannot bear."""
+    for _ in range(max_failures + 1):
+        try:
+            return _tune(conductor, progress, splits, slots, max_failures)
+        except RuntimeError as error:
+            # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
+            # a worker for the trial's, but falls over this one.
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+            conductor.requeue()
+    raise ClusterError(
+        f"{conductor.run.path}: workers were killed {max_failures + 1} times because a machine ran "
+        "low on memory; go on with --resume and fewer trials at once (--concurrent)"
+    )
+
+
+def _tune(
+    conductor: Conductor, progress: Progress, splits: Splits, slots: Slots, max_failures: int
+) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.

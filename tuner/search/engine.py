@@ -75,8 +75,10 @@ class TuneCallback(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Note that a trial lost more workers than it may."""
-        lines = str(trial.get_error()).strip().splitlines()
-        self._endings.append((trial.config["number"], f"its worker was lost: {lines[-1]}"))
+        reason = f"its worker was lost, {trial.num_failures} times"
+        if error := trial.get_error():
+            reason += f": {str(error).strip().splitlines()[-1]}"
+        self._endings.append((trial.config["number"], reason))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Close the books of what ended in this step."""

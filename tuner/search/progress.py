@@ -1,6 +1,7 @@
 """What a running search shows: one live table on a terminal, plain lines elsewhere."""
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,8 @@ from tuner.search.conductor import Conductor, LiveTrial
 BARS = "▁▂▃▄▅▆▇█"
 MAX_ROWS = 16
 """Running trials shown; more are counted in a last line."""
+RECENT = 4
+"""Ended trials shown below them."""
 
 
 class Progress:
@@ -29,6 +32,7 @@ class Progress:
         # What a resumed search had done before says nothing about its present speed.
         self._epochs_before = conductor.num_epochs
         self._ended_before = sum(conductor.ended.values())
+        self._endings: deque[str] = deque(maxlen=RECENT)
         self._live = (
             Live(console=console, get_renderable=self._table, refresh_per_second=4)
             if console.is_terminal and not console.is_dumb_terminal
@@ -52,9 +56,7 @@ class Progress:
             self._live.stop()
 
     def trial_ended(self, trial: LiveTrial) -> None:
-        """Say how a trial ended, where there is no table to see it in."""
-        if self._live:
-            return
+        """Say how a trial ended: for a while below the table, for good where there is none."""
         best = best_row(trial.history)
         parts = [
             f"trial {trial.number} {trial.status.state}",
@@ -62,7 +64,11 @@ class Progress:
             f"accuracy {best.val_accuracy:.4f}" if best else "no accuracy",
             trial.status.reason,
         ]
-        self.console.print(" · ".join(part for part in parts if part), soft_wrap=True, markup=False)
+        line = " · ".join(part for part in parts if part)
+        if self._live:
+            self._endings.append(line)
+        else:
+            self.console.print(line, soft_wrap=True, markup=False)
 
     def _table(self) -> RenderableType:
         rows = sorted(list(self.conductor.live.values()), key=lambda trial: trial.number)
@@ -83,7 +89,10 @@ class Progress:
             )
         hidden = len(rows) - MAX_ROWS
         more = [Text(f"and {hidden} more running", style="dim")] if hidden > 0 else []
-        return Group(self._summary(), *([table] if rows else []), *more)
+        endings = [
+            Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._endings
+        ]
+        return Group(self._summary(), *([table] if rows else []), *more, *endings)
 
     def _summary(self) -> Text:
         conductor = self.conductor

@@ -1,8 +1,8 @@
 """Optuna, told the truth: what ran its course, what was stopped, what failed."""
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,13 @@ from optuna.trial import create_trial
 from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.run import EpochRow, TrialState, best_row
-from tuner.space import SearchSpace
+from tuner.search.study import make_optuna_sampler, make_study, refuse_unfit
+from tuner.space import RandomTrial, SearchSpace, Trial
 
 MAX_DRAWS = 50
 """Draws before a configuration that has been proposed already is accepted again."""
+INFORMED_DRAWS = 3
+"""Of these, draws before chance decides: a model keeps to what it takes for the best."""
 
 
 class Sampler:
@@ -32,69 +35,124 @@ class Sampler:
     unless the space seems to hold no other.
     """
 
-    def __init__(self, space: SearchSpace, search: SearchConfig) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        search: SearchConfig,
+        *,
+        study_storage: str | None = None,
+        study_name: str = "",
+    ) -> None:
+        refuse_unfit(space, search)
         self.space = space
         self.search = search
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study = optuna.create_study(direction="maximize", sampler=_make_sampler(search))
+        self.study = make_study(study_storage, study_name)
+        self._grid = self._shuffled_grid()
         self._baselines = list(range(len(space.baseline)))
         self._asked: dict[int, optuna.Trial] = {}
         self._proposed: set[str] = set()
+        self._seed()
 
-    def ask(self, number: int) -> TrialConfig:
-        """Propose the configuration of trial ``number``.
+    def _seed(self) -> None:
+        """Make Optuna's samplers, with seeds that depend on how many trials are known.
+
+        A search that goes on would draw again what it has tried, if it began with the same seed.
+        """
+        known = (self.search.seed, len(self._proposed))
+        informed, chance = map(int, np.random.SeedSequence(known).generate_state(2))
+        self._informed = make_optuna_sampler(self.space, self.search, informed)
+        self._chance = optuna.samplers.RandomSampler(seed=chance)
+        self._has_relearnt = False
+
+    def ask(self, number: int) -> TrialConfig | None:
+        """Propose the configuration of trial ``number``; ``None`` at the end of a grid.
 
         Raises:
             UsageError: If the space hardly holds values that go together.
         """
-        config = None
-        for _ in range(MAX_DRAWS):
+        if self._has_relearnt:
+            self._seed()
+        refusal: UsageError | None = None
+        repeated: dict[str, Any] | None = None
+        for draw in range(MAX_DRAWS + 1):
             baseline = self._baselines.pop(0) if self._baselines else None
+            pinned: Mapping[str, Any] | None = None
             if baseline is not None:
-                self.study.enqueue_trial(self.space.baseline_params(baseline))
+                pinned = self.space.baseline_params(baseline)
+            elif self.search.sampler == "grid":
+                if (pinned := next(self._grid, None)) is None:
+                    return None
+            elif draw == MAX_DRAWS:
+                pinned = repeated
+            self.study.sampler = self._informed if draw < INFORMED_DRAWS else self._chance
+            if pinned is not None:
+                self.study.enqueue_trial(dict(pinned))
             trial = self.study.ask()
             try:
                 config = self._sample(trial, number, baseline)
             except UsageError as error:
                 refusal = error
             else:
-                if _key(config) not in self._proposed:
-                    break
+                if _key(config) not in self._proposed or draw == MAX_DRAWS:
+                    for key, value in _attrs(number).items():
+                        trial.set_user_attr(key, value)
+                    self._asked[number] = trial
+                    self._proposed.add(_key(config))
+                    return config
+                repeated = trial.params if baseline is None else repeated
             self.study.tell(trial, state=OptunaState.FAIL)
-        else:
-            if config is None:
-                raise refusal
-            # The space seems to hold nothing else: the same configuration with another seed.
-            trial = self.study.ask()
-            config = self._sample(trial, number, None)
-        self._asked[number] = trial
-        self._proposed.add(_key(config))
-        return config
+        assert refusal is not None
+        raise refusal
 
-    def _sample(self, trial: optuna.Trial, number: int, baseline: int | None) -> TrialConfig:
+    def _sample(self, trial: Trial, number: int, baseline: int | None = None) -> TrialConfig:
         seed = trial_seed(self.search.seed, number)
         epochs = self.search.epochs
         return self.space.sample(trial, epochs=epochs, seed=seed, baseline=baseline)
 
+    def _shuffled_grid(self) -> Iterator[Mapping[str, Any]]:
+        """Give the parameters of every configuration that goes together and was not tried."""
+        axes = self.space.axes
+        for index in _shuffled(int(axes.size()), random.Random(self.search.seed)):
+            params = axes.pick(index)
+            try:
+                config = self._sample(RandomTrial(params=params), 0)
+            except UsageError:
+                continue
+            if _key(config) not in self._proposed:
+                yield params
+
     def tell(self, number: int, state: TrialState, history: Sequence[EpochRow]) -> None:
         """Tell Optuna how trial ``number`` ended; see ``_verdict``."""
-        trial = self._asked.pop(number, None)
-        if trial is None:
-            return
+        if (trial := self._asked.pop(number, None)) is not None:
+            self._tell(trial, state, history)
+
+    def _tell(self, trial: optuna.Trial, state: TrialState, history: Sequence[EpochRow]) -> None:
         optuna_state, value, curve = _verdict(state, history)
         for step, accuracy in curve.items():
             trial.report(accuracy, step)
-        self.study.tell(trial, value, optuna_state)
+        # Optuna wants to take the value of a pruned trial from its curve itself.
+        is_complete = optuna_state is OptunaState.COMPLETE
+        self.study.tell(trial, value if is_complete else None, optuna_state)
 
-    def add(self, config: TrialConfig, state: TrialState, history: Sequence[EpochRow]) -> bool:
-        """Tell Optuna of a trial that ended earlier, in this run or another.
+    def add(
+        self,
+        config: TrialConfig,
+        state: TrialState,
+        history: Sequence[EpochRow],
+        number: int | None = None,
+    ) -> bool:
+        """Tell Optuna of a trial that ended earlier, in this run or, without a number, another.
 
         Returns:
             Whether its configuration lies in the space; one that does not is left out.
         """
-        drawn = self._retrace(config)
+        drawn = self._relearn(config)
         if drawn is None:
             return False
+        if self.search.sampler == "cmaes":
+            # What it has learnt stands beside the trials that it was asked for, and there alone.
+            self._tell(self._ask_again(drawn, number), state, history)
+            return True
         optuna_state, value, curve = _verdict(state, history)
         self.study.add_trial(
             create_trial(
@@ -103,9 +161,9 @@ class Sampler:
                 params=drawn.params,
                 distributions=drawn.distributions,
                 intermediate_values=curve,
+                user_attrs=_attrs(number),
             )
         )
-        self._proposed.add(_key(config))
         return True
 
     def readd(self, number: int, config: TrialConfig) -> bool:
@@ -114,27 +172,43 @@ class Sampler:
         Returns:
             As ``add``.
         """
-        self._proposed.add(_key(config))
-        drawn = self._retrace(config)
+        drawn = self._relearn(config)
         if drawn is None:
             return False
-        self.study.enqueue_trial(drawn.params)
-        self._asked[number] = self.study.ask(drawn.distributions)
+        self._asked[number] = self._ask_again(drawn, number)
         return True
 
-    def _retrace(self, config: TrialConfig) -> "_Retraced | None":
-        """Find the draws that give ``config``, or ``None`` if the space does not hold it."""
+    def _ask_again(self, drawn: "_Retraced", number: int | None) -> optuna.Trial:
+        self.study.sampler = self._informed if self.search.sampler == "cmaes" else self._chance
+        self.study.enqueue_trial(drawn.params, _attrs(number))
+        return self.study.ask(drawn.distributions)
+
+    def _relearn(self, config: TrialConfig) -> "_Retraced | None":
+        """Note that ``config`` was tried; give its draws, or ``None`` if the space lacks it."""
+        self._has_relearnt = True
+        self._proposed.add(_key(config))
+        if config.epochs == self.search.epochs:
+            self._baselines = [i for i in self._baselines if not self._is_baseline(i, config)]
         for baseline in (None, *range(len(self.space.baseline))):
-            drawn = _Retraced(config.to_dict())
-            try:
-                again = self.space.sample(
-                    drawn, epochs=config.epochs, seed=config.seed, baseline=baseline
-                )
-            except _OutsideError:
-                continue
-            if again == config:
+            if (drawn := self._retrace(config, baseline)) is not None:
                 return drawn
         return None
+
+    def _is_baseline(self, index: int, config: TrialConfig) -> bool:
+        drawn = self._retrace(config, index)
+        pinned = self.space.baseline_params(index)
+        return drawn is not None and pinned.items() <= drawn.params.items()
+
+    def _retrace(self, config: TrialConfig, baseline: int | None) -> "_Retraced | None":
+        """Find the draws that give ``config``, or ``None`` if none do."""
+        drawn = _Retraced(config.to_dict())
+        try:
+            again = self.space.sample(
+                drawn, epochs=config.epochs, seed=config.seed, baseline=baseline
+            )
+        except (_OutsideError, UsageError):
+            return None
+        return drawn if again == config else None
 
 
 class _OutsideError(Exception):
@@ -185,21 +259,27 @@ class _Retraced:
 def _verdict(
     state: TrialState, history: Sequence[EpochRow]
 ) -> tuple[OptunaState, float | None, dict[int, float]]:
-    """Say what Optuna is told of a trial: its state, its value, its intermediate values.
+    """Say what Optuna is told of a trial: its state, its value, its curve.
 
     A trial that ran its course is COMPLETE with its best accuracy. A stopped one is PRUNED with its
-    curve, which TPE ranks below the complete ones, by how far it came and how good it was there.
+    last accuracy; TPE ranks it below the complete ones, by how far it came and how good it was.
     A diverged one, or one out of memory, is PRUNED without a value, the worst there is, so that its
     region is avoided. One that failed for another reason says nothing of its configuration: FAIL.
     """
     best = best_row(history)
+    curve = {row.epoch: row.val_accuracy for row in history}
     if state == "completed" and best is not None:
-        return OptunaState.COMPLETE, best.val_accuracy, {}
+        return OptunaState.COMPLETE, best.val_accuracy, curve
     if state == "stopped":
-        return OptunaState.PRUNED, None, {row.epoch: row.val_accuracy for row in history}
+        return OptunaState.PRUNED, history[-1].val_accuracy if history else None, curve
     if state in ("diverged", "out_of_memory"):
         return OptunaState.PRUNED, None, {}
     return OptunaState.FAIL, None, {}
+
+
+def _attrs(number: int | None) -> dict[str, Any]:
+    """Give what is noted with a trial of Optuna: which one of the run it is."""
+    return {} if number is None else {"trial": number}
 
 
 def _key(config: TrialConfig) -> str:
@@ -207,13 +287,13 @@ def _key(config: TrialConfig) -> str:
     return json.dumps(config.to_dict() | {"seed": None}, sort_keys=True)
 
 
-def _make_sampler(search: SearchConfig) -> optuna.samplers.BaseSampler:
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=search.seed)
-    with warnings.catch_warnings():
-        # group: parameters under one choice are modelled together, not each alone.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=search.seed, multivariate=True, group=True)
+def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
+    """Give the numbers below ``size`` in random order, keeping only those that were moved."""
+    moved: dict[int, int] = {}
+    for place in range(size):
+        other = generator.randrange(place, size)
+        yield moved.get(other, other)
+        moved[other] = moved.pop(place, place)
 
 
 def trial_seed(run_seed: int, number: int) -> int:

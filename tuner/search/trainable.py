@@ -92,9 +92,10 @@ def _train(
             extra["num_parameters"] = epoch.num_parameters
             if best_row(history) is epoch.figures:
                 save_epoch(path, epoch, config, splits)
+            # First, so that no epoch is missing here that a saved state has left behind.
+            write_history(path, history)
             if epoch.is_finite:
                 save_state(saved, epoch.learner.state(), history)
-            write_history(path, history)
             tune.report(asdict(epoch.figures) | extra)
             if not epoch.is_finite:
                 return "diverged"

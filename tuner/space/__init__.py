@@ -1,19 +1,21 @@
 """Search spaces: a YAML file says what may vary, and each trial is sampled from it.
 
-``source`` reads the text into nodes that know their place, ``grammar`` checks them against the
-schema and makes ``axes`` of them, ``baseline`` reads what is tried first, and ``editor`` prints the
-grammar as a JSON schema.
+``source`` reads the text into nodes that know their place, ``plugin`` adds the user's own networks,
+``grammar`` checks the nodes against the schema and makes ``axes`` of them, ``baseline`` reads what
+is tried first, and ``editor`` prints the grammar as a JSON schema.
 """
 
+import dataclasses
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config import SearchConfig, TrialConfig
-from tuner.errors import SpaceError
+from tuner.config import Constraints, SearchConfig, TrialConfig
+from tuner.errors import SpaceError, UsageError
 from tuner.models import ARCHITECTURES
 from tuner.schema import (
     Record,
@@ -29,6 +31,7 @@ from tuner.space.axes import Group, Plain, RandomTrial, Trial
 from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import read_record, refuse_impossible
+from tuner.space.plugin import with_sources
 from tuner.space.source import Node, dump, load
 
 __all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]
@@ -42,7 +45,6 @@ SHIPPED = next(
 """In an installed wheel within the package, in a clone beside it."""
 FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
 RUN_KEYS = {
-    "epochs": "is not searched; write it under search:, as in search: {epochs: 27}",
     "seed": "belongs to the whole run; write it under search:, as in search: {seed: 0}",
 }
 """Keys of a trial that a space cannot set, with what to do instead."""
@@ -64,6 +66,7 @@ FILE = Record(
         "description": TEXT,
         "extends": TEXT,
         "dataset": TEXT,
+        "constraints": schema_of(Constraints),
         **BLOCKS,
     },
     required=frozenset(),
@@ -79,6 +82,7 @@ class SearchSpace:
     dataset: str | None
     """As ``DataConfig.source``; ``None`` leaves it to the command line."""
     search: SearchConfig
+    constraints: Constraints
     baseline: tuple[Baseline, ...]
     axes: Group
     text: str
@@ -92,7 +96,7 @@ class SearchSpace:
         Args:
             trial: Asked for each parameter by its dotted path, such as ``optimizer.sgd.lr``; the
                 name of a branch is a parameter too, such as ``optimizer``.
-            epochs: As in ``TrialConfig``.
+            epochs: As in ``TrialConfig``; the most, if the space has epochs of its own.
             seed: As in ``TrialConfig``.
             baseline: The index of a baseline, which adds the values of keys that the space leaves
                 out. ``trial`` must give ``baseline_params(baseline)``.
@@ -105,8 +109,13 @@ class SearchSpace:
             plain = self.baseline[baseline].complete(plain)
         ((family, params),) = plain["model"].items()
         complete = to_plain(build(ARCHITECTURES[family].params, params, f"model.{family}"))
-        run = {"epochs": epochs, "seed": seed}
-        return TrialConfig.from_dict(plain | run | {"model": {family: complete}})
+        if plain.get("epochs", 0) > epochs:
+            raise UsageError(
+                f"epochs: {plain['epochs']} is more than the search allows; write "
+                f"search: {{epochs: {plain['epochs']}}}"
+            )
+        run = {"epochs": epochs} | plain | {"seed": seed}
+        return TrialConfig.from_dict(run | {"model": {family: complete}})
 
     def baseline_params(self, index: int) -> dict[str, Plain]:
         """Give the parameters that a baseline pins, by name, to be enqueued in a study."""
@@ -157,7 +166,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> SearchSpace:
     Raises:
         SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
     """
-    root = load(path, overrides, FILE)
+    root = with_sources(load(path, overrides, FILE), path)
     assert isinstance(root.value, dict)
     nodes = root.value
     known = (*FILE.fields, "baseline")
@@ -170,13 +179,18 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> SearchSpace:
     if "space" not in nodes:
         raise root.error("'space' is missing; add it, with a 'model:' below it")
     head = {key: node for key, node in nodes.items() if key not in ("space", "baseline")}
+    if "constraints" in head:
+        head["constraints"] = _with_large_numbers(head["constraints"])
     plain = read_record(root.with_value(head), FILE, searched=False).sample(RandomTrial())
     axes = read_record(_without_run_keys(nodes["space"]), TRIAL)
     entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
+    if plain.get("search", {}).get("scheduler", SearchConfig().scheduler) != "none":
+        _refuse_epochs(nodes["space"], *entries)
     space = SearchSpace(
         description=plain.get("description", ""),
         dataset=plain.get("dataset"),
         search=build(SearchConfig, plain.get("search", {}), "search"),
+        constraints=build(Constraints, plain.get("constraints", {}), "constraints"),
         baseline=tuple(read_baseline(_without_run_keys(node), TRIAL, axes) for node in entries),
         axes=axes,
         text=dump(root),
@@ -197,11 +211,34 @@ def _entries(node: Node) -> tuple[Node, ...]:
     return node.value
 
 
+def _with_large_numbers(node: Node) -> Node:
+    """Read 5.0e6 as the number it is to the eye, where it can be nothing else.
+
+    PyYAML takes it for text, as YAML 1.1 wants a sign in the exponent.
+    """
+    if isinstance(node.value, dict):
+        return node.with_value({key: _with_large_numbers(v) for key, v in node.value.items()})
+    if isinstance(node.value, str) and re.fullmatch(r"[0-9]+(\.[0-9]*)?e[0-9]{1,2}", node.value):
+        return dataclasses.replace(node, value=float(node.value))
+    return node
+
+
 def _without_run_keys(node: Node) -> Node:
     for key in RUN_KEYS:
         if isinstance(node.value, dict) and key in node.value:
             raise node.key_error(key, RUN_KEYS[key])
     return node
+
+
+def _refuse_epochs(*nodes: Node) -> None:
+    # At one rung, a short schedule has all but ended and a long one has hardly begun.
+    for node in nodes:
+        if isinstance(node.value, dict) and "epochs" in node.value:
+            raise node.key_error(
+                "epochs",
+                "trials of different lengths cannot be compared midway; write "
+                "search: {scheduler: none} too, or all trials' epochs as search: {epochs: 27}",
+            )
 
 
 def json_schema() -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Fixed:
         """Give 1."""
         return 1
 
+    def pick(self, index: int) -> dict[str, Plain]:
+        """Give no parameter."""
+        return {}
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """Give nothing: a fixed value is no parameter."""
         return iter(())
@@ -82,6 +86,12 @@ class Range:
         step = self.step or (1 if self.whole else None)
         return int((exact(self.high) - exact(self.low)) / exact(step)) + 1 if step else math.inf
 
+    def pick(self, index: int) -> dict[str, Plain]:
+        """Give number ``index``, counted from ``low``; there has to be a step."""
+        step = self.step or 1
+        value = exact(self.low) + index * exact(step)
+        return {self.name: int(value) if self.whole else float(value)}
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """Give the name and, in words, the range."""
         ends = f"{'int' if self.whole else 'float'} {spell(self.low)} to {spell(self.high)}"
@@ -108,6 +118,10 @@ class Choice:
         """Count the values."""
         return len(self.values)
 
+    def pick(self, index: int) -> dict[str, Plain]:
+        """Give value ``index``."""
+        return {self.name: self.values[index]}
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """Give the name and, in words, the values."""
         yield self.name, f"one of {', '.join(map(spell, self.values))}"
@@ -126,6 +140,14 @@ class Group:
     def size(self) -> float:
         """Count the combinations."""
         return math.prod(axis.size() for axis in self.entries.values())
+
+    def pick(self, index: int) -> dict[str, Plain]:
+        """Give the parameters of combination ``index``, the first entry turning fastest."""
+        params: dict[str, Plain] = {}
+        for axis in self.entries.values():
+            index, place = divmod(index, int(axis.size()))
+            params |= axis.pick(place)
+        return params
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Give the rows of every entry."""
@@ -150,6 +172,15 @@ class Branch:
         """Count the combinations."""
         return sum(group.size() for group in self.options.values())
 
+    def pick(self, index: int) -> dict[str, Plain]:
+        """Give the parameters of combination ``index``, those of the first name first."""
+        for tag, group in self.options.items():
+            if index < group.size():
+                name: dict[str, Plain] = {self.name: tag} if len(self.options) > 1 else {}
+                return name | group.pick(index)
+            index -= int(group.size())
+        raise IndexError(index)
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """Give the names, unless there is one alone, and the rows of each."""
         if len(self.options) > 1:
@@ -159,6 +190,21 @@ class Branch:
 
 
 Axis = Fixed | Range | Choice | Group | Branch
+
+
+def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
+    """Give every axis that a trial can be asked for, in the order of the file."""
+    match axis:
+        case Range() | Choice():
+            yield axis
+        case Group(entries=entries):
+            for entry in entries.values():
+                yield from parameters(entry)
+        case Branch(options=options):
+            if len(options) > 1:
+                yield axis
+            for group in options.values():
+                yield from parameters(group)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from typing import Any
 
-from tuner.schema import Open, Record, Scalar, Schema, Tagged
+from tuner.schema import PLAIN, Free, Open, Record, Scalar, Schema, Tagged
 
 Json = dict[str, Any]
 
@@ -23,6 +23,9 @@ def describe(schema: Schema, *, searched: bool) -> Json:
         case Scalar():
             plain = _describe_plain(schema)
             return {"anyOf": [plain, *_axes(schema, plain)]} if searched else plain
+        case Free():
+            kinds = [describe(Scalar(kind=kind), searched=searched) for kind in PLAIN]
+            return {"type": "object", "additionalProperties": {"anyOf": kinds}}
         case Open():
             raise TypeError("what an open schema takes is not known")
 

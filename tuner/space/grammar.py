@@ -2,9 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from tuner.errors import UsageError
-from tuner.schema import Bounds, Open, Record, Scalar, Schema, Tagged, parse, unknown_key
+from tuner.schema import (
+    PLAIN,
+    Bounds,
+    Free,
+    Open,
+    Record,
+    Scalar,
+    Schema,
+    Tagged,
+    parse,
+    unknown_key,
+)
 from tuner.space.axes import (
     Axis,
     Branch,
@@ -37,7 +49,7 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
     Raises:
         SpaceError: At the first mistake.
     """
-    if searched and isinstance(node.value, tuple) and not isinstance(schema, Record):
+    if searched and isinstance(node.value, tuple) and not isinstance(schema, Record | Free):
         raise node.error("a list is not a plain value; to choose from it, write {choice: [...]}")
     match schema:
         case Record():
@@ -50,6 +62,8 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
             return Branch(name=_name(node), options=options)
         case Scalar():
             return _read_scalar(node, schema, searched)
+        case Free():
+            return _read_free(node, schema, searched)
         case Open():
             raise TypeError(f"{node.path}: what an open schema takes is not known")
 
@@ -74,6 +88,39 @@ def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
             raise node.error(f"'{key}' is missing; add it")
         refuse_impossible(node, lambda trial: parse(schema, group.sample(trial)), {})
     return group
+
+
+def _read_free(node: Node, schema: Free, searched: bool) -> Group:
+    """Read a mapping whose entries are of the kind in which they are written."""
+    if not isinstance(node.value, dict):
+        raise node.error(f"{_not(node.value, 'a mapping')}; write keys with values or axes")
+    entries: dict[str, Axis] = {}
+    for key, child in node.value.items():
+        if problem := schema.problem(key):
+            raise node.key_error(key, problem)
+        if key in FORMS:
+            what = "an axis, where a whole mapping stands; write one for each of its keys"
+            raise node.key_error(key, what)
+        if isinstance(child.value, tuple):
+            what = "a list is not a plain value; to choose from it, write {choice: [...]}"
+            raise child.error(what)
+        entries[key] = _read_scalar(child, _kind_as_written(child), searched)
+    return Group(entries=entries)
+
+
+def _kind_as_written(node: Node) -> Scalar:
+    """Give the kind of a plain value, or of the numbers or words of an axis."""
+    values: tuple[Any, ...] = (node.value,)
+    if isinstance(node.value, dict):
+        if "choice" not in node.value:
+            return Scalar(kind=float if "float" in node.value else int)
+        source = node.value["choice"].value
+        values = tuple(item.value for item in source) if isinstance(source, tuple) else ()
+    # Text such as 1e-4 was meant as a number, and is refused as one.
+    kinds = [float if isinstance(v, str) and _number(v, float) else type(v) for v in values]
+    if float in kinds and {*kinds} <= {int, float}:
+        return Scalar(kind=float)
+    return Scalar(kind=next((kind for kind in kinds if kind in PLAIN), str))
 
 
 def refuse_impossible(

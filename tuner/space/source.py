@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tuner.errors import SpaceError
-from tuner.schema import Record, Schema, Tagged, join
+from tuner.schema import Free, Record, Schema, Tagged, join
 
 FORMS = ("int", "float", "choice")
 """The keys that make a mapping an axis; they do not show in the dotted paths below it."""
@@ -78,15 +78,24 @@ def dump(node: Node) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes an axis in one line, as one would by hand."""
+    """Writes an axis in one line and a text of several as it stands, as one would by hand."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        return self.represent_scalar(_PREFIX + "str", text, style="|" if "\n" in text else None)
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
         nested = any(isinstance(item, dict) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=not nested)
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
-        nested = any(isinstance(child, dict) for child in mapping.values())
+        nested = any(
+            isinstance(child, dict) or (isinstance(child, str) and "\n" in child)
+            for child in mapping.values()
+        )
         return super().represent_mapping(tag, mapping, flow_style=not nested)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def to_plain(node: Node) -> Any:
@@ -114,6 +123,8 @@ def merge(base: Node, node: Node, schema: Schema | None) -> Node:
         if "choice" in old or "choice" in new or old.keys() != new.keys():
             return node
         schema = _record(schema)
+    if isinstance(schema, Free):
+        return node.with_value(old | new)
     if not isinstance(schema, Record):
         return node
     both = {key: merge(old[key], new[key], schema.fields.get(key)) for key in old if key in new}

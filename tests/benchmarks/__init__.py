@@ -1,0 +1,1 @@
+"""Measurements with figures for the README; each module is one command, ``python -m`` its name."""

@@ -1,0 +1,258 @@
+"""Kill a search at random moments, resume it, and hold its run folder to what was promised.
+
+    python -m tests.benchmarks.faults --driver-kills 20 --all-kills 10
+
+Short searches on the digits run through the installed command. At random moments, some before the
+first trial, ``kill -9`` hits the driver alone, or the driver with all that it started: Ray's own
+processes and the workers. The search is resumed at once, while what the kill left over may still
+run. Ends with status 1 if a promise was broken.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.processes import Reaper, Search
+from tests.benchmarks.promises import Kill, Verdict, Watch, judge, look, same_runs
+from tuner.run import Run
+
+Kind = Literal["driver", "everything"]
+
+TRIALS = 12
+SPACE = f"""
+description: Trials of the faults benchmark, 0.3 s an epoch
+dataset: digits
+search: {{trials: {TRIALS}, epochs: 8, grace: 1, reduction: 2, sampler: random, seed: 1}}
+space:
+  batch_size: 16
+  model:
+    cnn: {{stages: 2, blocks: {{int: [1, 2]}}, width: {{int: [16, 32], step: 8}}, dropout: 0.2}}
+  optimizer:
+    choice:
+      sgd: {{lr: {{float: [0.01, 0.3], log: true}}}}
+      adamw: {{lr: {{float: [1.0e-3, 2.0e-2], log: true}}}}
+  augment: {{crop: {{int: [0, 1]}}}}
+"""
+SLOTS = (2, 1)
+"""By turns: two trials at a time, as users search, and one, with all trials given beforehand, where
+nothing depends on time or on what was proposed before: a killed search has to be as one unkilled.
+"""
+KILLS_A_SEARCH = 3
+HANG_SECONDS = 600.0
+
+
+def main() -> None:
+    """Run the benchmark; print a table, or one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--driver-kills", type=int, default=20)
+    parser.add_argument("--all-kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    counts: dict[Kind, int] = {"driver": options.driver_kills, "everything": options.all_kills}
+    messages = Console(stderr=True, highlight=False)
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        references, found = measure(Path(folder), counts, options.seed, messages)
+    if options.json:
+        print(json.dumps(document(references, found), indent=2))
+    else:
+        Console(highlight=False, width=100).print(as_table(found))
+        for slots, reference in references.items():
+            print(
+                f"{slots} at a time, no kill: {reference.epochs} epochs, {reference.seconds:.0f} s"
+            )
+    sys.exit(any(verdict.broken for verdicts in found.values() for verdict in verdicts))
+
+
+def measure(
+    folder: Path, counts: dict[Kind, int], seed: int, messages: Console
+) -> tuple[dict[int, Verdict], dict[Kind, list[Verdict]]]:
+    """Run searches without a kill, then such with as many kills of each kind as asked for.
+
+    Args:
+        folder: An empty folder for the runs.
+        counts: Kills of each kind.
+        seed: Of the moments.
+        messages: Where each search is told.
+
+    Returns:
+        What became of the searches without a kill, by trials at a time, and of those with kills.
+    """
+    torch.set_num_threads(1)
+    (folder / "space-2.yaml").write_text(SPACE)
+    (folder / "space-1.yaml").write_text(SPACE + baselines(TRIALS))
+    rng = random.Random(seed)
+    references = {
+        slots: killed_search(folder, f"reference-{slots}", slots, "driver", [], messages)
+        for slots in SLOTS
+    }
+    found: dict[Kind, list[Verdict]] = {}
+    for kind, count in counts.items():
+        verdicts = found.setdefault(kind, [])
+        while (left := count - sum(verdict.kills for verdict in verdicts)) > 0:
+            slots = SLOTS[len(verdicts) % len(SLOTS)]
+            moments = [draw_moment(rng) for _ in range(min(left, KILLS_A_SEARCH))]
+            name = f"{kind}-{len(verdicts)}"
+            verdict = killed_search(folder, name, slots, kind, moments, messages)
+            if slots == 1:
+                verdict.is_same = same_runs(*(folder / "runs" / n for n in (name, "reference-1")))
+                if not verdict.is_same:
+                    verdict.broken.append("other trials than without a kill, one at a time")
+            verdicts.append(verdict)
+    return references, found
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a search is killed."""
+
+    epochs: int
+    """To be trained after the start."""
+    seconds: float
+    """After that."""
+
+    def arrives(self, search: Search, watch: Watch) -> bool:
+        """Wait for it; say whether the search has not ended before."""
+        before = len(watch.seen)
+        while len(watch.seen) < before + self.epochs:
+            if search.wait(0.05) is not None:
+                return False
+            assert time.time() < search.began + HANG_SECONDS, f"it hangs: {search.errors}"
+        return search.wait(self.seconds) is None
+
+
+def draw_moment(rng: random.Random) -> Moment:
+    """Give one in five while the search starts, the others up to 12 epochs later."""
+    if rng.random() < 0.2:
+        return Moment(0, rng.uniform(0.5, 10))
+    return Moment(rng.randint(1, 12), rng.uniform(0, 0.6))
+
+
+def baselines(count: int) -> str:
+    """Give trials for ``SPACE``, in YAML."""
+    rng = random.Random(0)
+    lines = ["baseline:"]
+    for _ in range(count):
+        optimizer, low, high = rng.choice([("sgd", 0.01, 0.3), ("adamw", 0.001, 0.02)])
+        lr = round(low * (high / low) ** rng.random(), 5)
+        width, blocks = rng.choice([16, 24, 32]), rng.choice([1, 2])
+        model = f"{{cnn: {{width: {width}, blocks: {blocks}}}}}"
+        crop = f"augment: {{crop: {rng.choice([0, 1])}}}"
+        lines.append(f"  - {{model: {model}, optimizer: {{{optimizer}: {{lr: {lr}}}}}, {crop}}}")
+    return "\n".join(lines) + "\n"
+
+
+def killed_search(
+    folder: Path, name: str, slots: int, kind: Kind, moments: Sequence[Moment], messages: Console
+) -> Verdict:
+    """Run a search that is killed and resumed, to its end, and judge what it has left.
+
+    Args:
+        folder: Where the spaces are.
+        name: Of the run.
+        slots: Trials at a time.
+        kind: What is killed.
+        moments: One for each start; those after the end of the search are left out.
+        messages: Where the outcome is told.
+    """
+    path = folder / "runs" / name
+    space = f"space-{slots}.yaml"
+    verdict = Verdict()
+    kills: list[Kill] = []
+    began = time.monotonic()
+    with Watch(path) as watch:
+        for moment in (*moments, None):
+            start = ["--resume"] if (path / "run.json").exists() else ["--space", space]
+            with Search(folder, *start, "--name", name, "--concurrent", str(slots)) as search:
+                if moment is None or not moment.arrives(search, watch):
+                    code = search.wait(HANG_SECONDS)
+                    assert code is not None, f"{name} hangs: {search.errors}"
+                    break
+                at = time.time()
+                left_over = search.kill_driver() if kind == "driver" else search.kill_everything()
+            kills.append(look(path, at, left_over))
+            verdict.left_over.append(Reaper(left_over))
+        verdict.seconds = time.monotonic() - began
+        if not (path / "run.json").exists():
+            raise RuntimeError(f"{name} did not begin: {search.errors}")
+        if code != 0:
+            verdict.broken.append(f"ended with {code}: {search.errors.strip()[-500:]}")
+        watch.look()
+    judge(Run.open(path), kills, watch, verdict)
+    messages.print(
+        f"{name}: {verdict.kills} kills, {verdict.epochs} epochs, extra {verdict.extra}, "
+        f"{verdict.seconds:.0f} s, {verdict.strays} stray files; "
+        f"{'; '.join(verdict.broken) or 'all promises kept'}",
+        soft_wrap=True,
+        markup=False,
+    )
+    return verdict
+
+
+def as_table(found: dict[Kind, list[Verdict]]) -> Table:
+    """Give one column a kind of kill."""
+    table = Table("", *found, title="kill -9 at random moments, then --resume")
+    rows = [summary(verdicts) for verdicts in found.values()]
+    for label, text in (
+        ("kills", "{kills}"),
+        ("of these, before the first trial", "{early_kills}"),
+        ("searches", "{searches}"),
+        ("finished trials lost", "{lost}"),
+        ("finished trials run again", "{run_again}"),
+        ("trials trained past their stop", "{past_stop}"),
+        ("extra epochs a kill, max (mean)", "{extra_max} ({extra_mean:.2f})"),
+        ("killed trials with the figures of an unkilled training", "{same_figures}/{compared}"),
+        ("searches that ended with all trials", "{whole}/{searches}"),
+        ("one trial at a time: the same run as without a kill", "{same_runs}/{single}"),
+        ("last process of a killed search gone after, s", "{linger_max:.0f}"),
+    ):
+        table.add_row(label, *(text.format(**row) for row in rows))
+    return table
+
+
+def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Add up the searches of one kind."""
+    extra = [count for verdict in verdicts for count in verdict.extra]
+    broken = [text for verdict in verdicts for text in verdict.broken]
+    names = ("kills", "early_kills", "lost", "run_again", "past_stop", "compared", "strays")
+    return {name: sum(getattr(verdict, name) for verdict in verdicts) for name in names} | {
+        "searches": len(verdicts),
+        "extra_max": max(extra, default=0),
+        "extra_mean": sum(extra) / max(1, len(extra)),
+        "same_figures": sum(verdict.compared for verdict in verdicts)
+        - sum("other figures" in text for text in broken),
+        "single": sum(verdict.is_same is not None for verdict in verdicts),
+        "same_runs": sum(verdict.is_same is True for verdict in verdicts),
+        "whole": sum(verdict.is_whole for verdict in verdicts),
+        "epochs": [verdict.epochs for verdict in verdicts],
+        "linger_max": max(
+            (reaper.seconds() for verdict in verdicts for reaper in verdict.left_over), default=0.0
+        ),
+        "broken": broken,
+    }
+
+
+def document(references: dict[int, Verdict], found: dict[Kind, list[Verdict]]) -> dict[str, Any]:
+    """Give the figures as plain values."""
+    return {
+        "uninterrupted": {
+            slots: {"epochs": reference.epochs, "seconds": round(reference.seconds, 1)}
+            for slots, reference in references.items()
+        },
+        "killed": {kind: summary(verdicts) for kind, verdicts in found.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

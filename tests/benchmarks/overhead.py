@@ -1,0 +1,229 @@
+"""What a trial costs the driver, from the first to the last of thousands, and against stock Tune.
+
+    python -m tests.benchmarks.overhead --trials 2000 --slots 8
+
+The real search runs with a worker that reports one epoch without training. A plain function does
+the same under ``tune.Tuner`` with its defaults, half of its trials before and half after, in the
+same Ray session. Both import torch, as any training does.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+from rich.console import Console
+from rich.table import Table
+
+from tuner.config import DataConfig
+from tuner.errors import NoUsableTrials
+from tuner.run import Run
+from tuner.search import driver
+from tuner.space import load_space
+
+SPACE = """
+dataset: digits
+search: {epochs: 1, grace: 1}
+space:
+  batch_size: {choice: [32, 64, 128]}
+  model:
+    cnn: {stages: {int: [1, 6]}, width: {int: [8, 512], log: true}, dropout: {float: [0, 0.9]}}
+  optimizer:
+    choice:
+      sgd: {lr: {float: [0.001, 1.0], log: true}}
+      adamw: {lr: {float: [1.0e-4, 1.0e-1], log: true}}
+"""
+WARM = 50
+"""Trials that are left out of the first ones' rate: the workers start in their time."""
+MAX_RATIO = 1.3
+
+
+def report_only(params: dict[str, Any], *, data: dict[str, Any], threads: int) -> None:
+    """Report as ``tuner.search.trainable.train_trial`` does, without training."""
+    import torch
+
+    torch.set_num_threads(threads)
+    accuracy = params["config"]["seed"] % 1000 / 1000
+    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": accuracy, "lr": 0.1}
+    times = {"seconds": 0.01, "time": time.time()}
+    node = ray.get_runtime_context().get_node_id()
+    tune.report(row | times | {"node": node, "num_parameters": 1})
+    tune.report({"outcome": "completed"})
+
+
+def report_plainly(config: dict[str, Any]) -> None:
+    """Report one epoch to stock Tune."""
+    import torch
+
+    torch.set_num_threads(1)
+    tune.report({"val_accuracy": config["lr"]})
+
+
+class Memory:
+    """Notes the resident memory of this process twice a second."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.sizes: list[float] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.times.append(time.time())
+            self.sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1000)
+
+    def at(self, moment: float) -> float:
+        """Give the size in kB at a time in seconds since 1970."""
+        return float(np.interp(moment, self.times, self.sizes))
+
+
+def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
+    """Search with workers that only report; give rates in trials a second, memory in kB."""
+    path = folder / "space.yaml"
+    path.write_text(SPACE)
+    space = load_space(path, [f"search.trials={trials}", f"search.sampler={sampler}"])
+    request = driver.SearchRequest(
+        space=space,
+        space_name=str(path),
+        search=space.search,
+        data=DataConfig(source="digits"),
+        data_dir=folder,
+        storage=folder,
+        name=sampler,
+        command="",
+        keep=1,
+    )
+    began = time.time()
+    real = driver.train_trial
+    driver.train_trial = report_only
+    try:
+        with Memory() as memory, contextlib.suppress(NoUsableTrials), _own_environment():
+            driver.search(request, Console(file=io.StringIO()))
+    finally:
+        driver.train_trial = real
+    ended = [trial.status for trial in Run.open(folder / sampler).trials()]
+    assert [status.state for status in ended] == ["completed"] * trials
+    ends = sorted(datetime.fromisoformat(status.finished).timestamp() for status in ended)
+    part = trials // 4
+    first, last = _rate(ends[WARM:part]), _rate(ends[-part:])
+    return {
+        "first": first,
+        "last": last,
+        "ratio": first / last,
+        "with_start": trials / (ends[-1] - began),
+        "kilobytes_a_trial": (memory.at(ends[-1]) - memory.at(ends[part])) / (trials - part),
+    }
+
+
+def _rate(ends: Sequence[float]) -> float:
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def measure_stock(folder: Path, trials: int) -> float:
+    """Give the seconds that ``tune.Tuner`` takes for the trials, all its settings at default."""
+    tuner = tune.Tuner(
+        report_plainly,
+        param_space={"lr": tune.loguniform(0.001, 1.0)},
+        tune_config=tune.TuneConfig(num_samples=trials, metric="val_accuracy", mode="max"),
+        run_config=tune.RunConfig(storage_path=str(folder)),
+    )
+    began = time.time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = tuner.fit()
+    assert len(results) == trials
+    assert not results.errors
+    return time.time() - began
+
+
+@contextlib.contextmanager
+def _own_environment() -> Iterator[None]:
+    """Take back what a search sets for the engine."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def as_table(ours: dict[str, dict[str, float]], stock: float, trials: int, slots: int) -> Table:
+    """Give one row a sampler, and one for stock Tune."""
+    table = Table(title=f"{trials} trials without training, {slots} at a time: trials a second")
+    table.add_column("")
+    part = trials // 4
+    for heading in (
+        f"first {part}",
+        f"last {part}",
+        "ratio",
+        "all, with the start",
+        "driver's memory, kB a trial",
+    ):
+        table.add_column(heading, justify="right")
+    for sampler, figures in ours.items():
+        table.add_row(
+            f"cifar-tune, {sampler}",
+            *(f"{figures[key]:.1f}" for key in ("first", "last")),
+            f"{figures['ratio']:.2f}",
+            f"{figures['with_start']:.1f}",
+            f"{figures['kilobytes_a_trial']:.1f}",
+        )
+    table.add_row("stock Tune", "", "", "", f"{stock:.2f}", "")
+    return table
+
+
+def main() -> None:
+    """Run the benchmark; print a table, or one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--stock-trials", type=int, default=48)
+    parser.add_argument("--samplers", nargs="+", default=["random"])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    ray.init(num_cpus=options.slots, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    half = options.stock_trials // 2
+    try:
+        with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+            folder = Path(name)
+            seconds = measure_stock(folder / "before", half)
+            ours = {
+                sampler: measure(folder, trials=options.trials, sampler=sampler)
+                for sampler in options.samplers
+            }
+            seconds += measure_stock(folder / "after", half)
+    finally:
+        ray.shutdown()
+    stock = 2 * half / seconds
+    if options.json:
+        print(json.dumps({"ours": ours, "stock": stock}, indent=2))
+    else:
+        table = as_table(ours, stock, options.trials, options.slots)
+        Console(highlight=False, width=110).print(table)
+    slow = [sampler for sampler, figures in ours.items() if figures["ratio"] > MAX_RATIO]
+    if slow or any(figures["with_start"] <= stock for figures in ours.values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

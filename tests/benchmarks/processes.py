@@ -1,0 +1,155 @@
+"""A search as a process of its own, and everything that it has started, to be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAM = Path(sys.executable).with_name("cifar-tune")
+LINGER_SECONDS = 90.0
+"""What a kill has left over is given to end by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, told from a later one with its number by its start."""
+
+    pid: int
+    parent: int
+    started: int
+    """Clock ticks after boot."""
+    name: str
+    """As the kernel knows it, at most 15 characters."""
+
+    def is_alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        found = _read(self.pid)
+        return found is not None and found.started == self.started
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, if it still runs."""
+        if self.is_alive():
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+
+
+def _read(pid: int) -> Process | None:
+    """Read a living process from /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name stands in parentheses and may hold spaces and parentheses itself.
+    head, _, tail = text.rpartition(")")
+    fields = tail.split()
+    if fields[0] in "ZX":
+        return None
+    name = head.partition("(")[2]
+    return Process(pid=pid, parent=int(fields[1]), started=int(fields[19]), name=name)
+
+
+def descendants(pid: int) -> list[Process]:
+    """Give all living processes that ``pid`` has started, directly or not, parents first."""
+    children: dict[int, list[Process]] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal() and (process := _read(int(path.name))):
+            children.setdefault(process.parent, []).append(process)
+    found: list[Process] = []
+    parents = [pid]
+    while parents:
+        grown = [child for parent in parents for child in children.get(parent, [])]
+        found += grown
+        parents = [child.pid for child in grown]
+    return found
+
+
+def alive(processes: Iterable[Process]) -> list[Process]:
+    """Give those that still run."""
+    return [process for process in processes if process.is_alive()]
+
+
+class Search:
+    """``cifar-tune search`` in a process and a session of its own.
+
+    Attributes:
+        process: The driver.
+        began: Of the process, in seconds since 1970.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._errors = folder / "stderr.txt"
+        self.began = time.time()
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [str(PROGRAM), "search", "--storage", str(folder / "runs"), *arguments],
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to stderr so far."""
+        return self._errors.read_text()
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for its end, no longer than ``seconds``; give its exit code if it ended."""
+        try:
+            return self.process.wait(max(0, seconds))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill_driver(self) -> list[Process]:
+        """Kill the driver alone; give what it had started."""
+        orphans = descendants(self.process.pid)
+        self.process.kill()
+        self.process.wait()
+        return orphans
+
+    def kill_everything(self) -> list[Process]:
+        """Kill the driver and all that it has started; give the latter."""
+        started = descendants(self.process.pid)
+        self.process.kill()
+        for process in started:
+            process.kill()
+        self.process.wait()
+        return started
+
+    def __enter__(self) -> "Search":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.process.poll() is None:
+            self.kill_everything()
+
+
+class Reaper(threading.Thread):
+    """Waits for the end of what a kill left over, and ends it after ``LINGER_SECONDS``."""
+
+    def __init__(self, left_over: Sequence[Process]) -> None:
+        super().__init__(daemon=True)
+        self._left_over = left_over
+        self._began = time.monotonic()
+        self._seconds = 0.0
+        self.start()
+
+    def run(self) -> None:
+        """Look ten times a second."""
+        while alive(self._left_over) and self._seconds < LINGER_SECONDS:
+            time.sleep(0.1)
+            self._seconds = time.monotonic() - self._began
+        for process in self._left_over:
+            process.kill()
+
+    def seconds(self) -> float:
+        """Wait for the end; give how long the last process lived on."""
+        self.join()
+        return self._seconds

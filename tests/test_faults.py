@@ -1,0 +1,307 @@
+"""Signals, killed processes and lost nodes, against the installed command."""
+
+import io
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+import torch
+from optuna.trial import TrialState as OptunaState
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
+from tests.benchmarks.processes import PROGRAM, Search, descendants
+from tests.benchmarks.promises import FIGURES, flaws
+from tuner.config import DataConfig
+from tuner.data import load_splits
+from tuner.run import EpochRow, Run, TrialRecord, read_history
+from tuner.search import driver
+from tuner.search.sampler import Sampler
+from tuner.space import load_space
+from tuner.train import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EPOCHS = 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return tmp_path
+
+
+def begin(folder: Path, *options: str, trials: int = 3) -> Search:
+    arguments = ("--space", "space.yaml", "--name", "run", "--scheduler", "none")
+    return Search(folder, *arguments, "--trials", str(trials), *options)
+
+
+def run_in(folder: Path) -> Run:
+    return Run.open(folder / "runs" / "run")
+
+
+def history_in(folder: Path, number: int) -> list[EpochRow]:
+    return read_history(folder / "runs" / "run" / "trials" / f"{number:04d}")
+
+
+def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def kill_workers(search: Search) -> None:
+    """Kill the processes that train."""
+    workers = [p for p in descendants(search.process.pid) if p.name.startswith("ray::Implicit")]
+    assert workers
+    for worker in workers:
+        worker.kill()
+
+
+def assert_trained_as_without_a_fault(trial: TrialRecord, before: list[EpochRow]) -> None:
+    """Check that what was trained ``before`` was kept, and what came later follows from it."""
+    assert before
+    assert trial.history[: len(before)] == tuple(before), "no epoch was trained again"
+    assert trial.status.state == "completed"
+    assert [*flaws(trial)] == []
+    splits = load_splits(DataConfig(source="digits"), trial.path)
+    torch.set_num_threads(1)
+    for row, epoch in zip(
+        trial.history, train(trial.config, splits, torch.device("cpu")), strict=True
+    ):
+        for name in FIGURES:
+            assert getattr(row, name) == getattr(epoch.figures, name), (row.epoch, name)
+
+
+def resume(folder: Path) -> Run:
+    with Search(folder, "--resume", "--name", "run") as search:
+        assert search.wait(120) == 0, search.errors
+    return run_in(folder)
+
+
+@pytest.mark.parametrize(("kind", "kills"), [("driver", 2), ("everything", 1)])
+def test_a_killed_search_keeps_its_promises(tmp_path: Path, kind: str, kills: int) -> None:
+    (tmp_path / "space-2.yaml").write_text(SPACE + baselines(3))
+    quiet = Console(file=io.StringIO())
+    verdict = killed_search(
+        tmp_path, "run", 2, kind, [Moment(2, 0.1), Moment(4, 0.2)][:kills], quiet
+    )
+    assert verdict.broken == []
+    assert verdict.kills == kills
+    assert verdict.is_whole
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_from_its_last_epoch(folder: Path) -> None:
+    with begin(folder, "--concurrent", "1", trials=2) as search:
+        wait_until(lambda: len(history_in(folder, 0)) >= 3)
+        kill_workers(search)
+        before = history_in(folder, 0)
+        assert len(before) < EPOCHS
+        assert search.wait(120) == 0, search.errors
+    first, second = run_in(folder).trials()
+    assert_trained_as_without_a_fault(first, before)
+    assert second.status.state == "completed"
+
+
+def test_a_trial_that_loses_too_many_workers_fails_and_the_search_goes_on(folder: Path) -> None:
+    with begin(folder, "--concurrent", "1", "--max-failures", "1", trials=2) as search:
+        for num_epochs in (2, 4):
+            wait_until(lambda n=num_epochs: len(history_in(folder, 0)) >= n)
+            kill_workers(search)
+        assert search.wait(120) == 0, search.errors
+    lost, other = run_in(folder).trials()
+    assert lost.status.state == "failed"
+    assert lost.status.reason.startswith("its worker was lost")
+    assert "None" not in lost.status.reason
+    assert other.status.state == "completed"
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_trial_whose_node_is_lost_goes_on_on_another(folder: Path, two_nodes: Cluster) -> None:
+    (removed,) = two_nodes.worker_nodes
+    found: list[TrialRecord] = []
+
+    def is_under_way() -> bool:
+        found[:] = [
+            trial
+            for trial in (
+                run_in(folder).trials() if (folder / "runs/run/run.json").exists() else []
+            )
+            if trial.status.node == removed.node_id and 2 <= len(trial.history) < EPOCHS - 1
+        ]
+        return bool(found)
+
+    with begin(folder, "--address", two_nodes.address, trials=4) as search:
+        wait_until(is_under_way)
+        two_nodes.remove_node(removed, allow_graceful=False)
+        before = history_in(folder, found[0].number)
+        assert len(before) < EPOCHS
+        assert search.wait(200) == 0, search.errors
+    trials = run_in(folder).trials()
+    assert [trial.status.state for trial in trials] == ["completed"] * 4
+    moved = trials[found[0].number]
+    assert moved.status.node not in ("", removed.node_id)
+    assert_trained_as_without_a_fault(moved, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
+    folder: Path, number: signal.Signals
+) -> None:
+    with begin(folder, "--concurrent", "2") as search:
+        wait_until(lambda: len(history_in(folder, 0)) >= 2)
+        if number == signal.SIGINT:
+            # A terminal sends Ctrl-C to all that runs in it, the engine's processes too.
+            os.killpg(search.process.pid, number)
+        else:
+            search.process.send_signal(number)
+        before = {number: len(history_in(folder, number)) for number in (0, 1)}
+        assert search.wait(30) == 130, search.errors
+    run = run_in(folder)
+    assert run.record.status == "interrupted"
+    for trial in run.trials():
+        assert trial.status.state in ("interrupted", "completed")
+        assert len(trial.history) <= before[trial.number] + 1
+        assert trial.state.exists() == (trial.status.state == "interrupted")
+    command = search.errors.partition("Go on with: cifar-tune ")[2].strip()
+    again = subprocess.run(
+        [str(PROGRAM), *shlex.split(command)], cwd=folder, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    trials = run_in(folder).trials()
+    assert [trial.status.state for trial in trials] == ["completed"] * 3
+    assert [text for trial in trials for text in flaws(trial)] == []
+
+
+def test_a_second_signal_ends_the_search_at_once_and_it_can_be_resumed(folder: Path) -> None:
+    with begin(folder, "--concurrent", "2") as search:
+        wait_until(lambda: len(history_in(folder, 0)) >= 2)
+        search.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        search.process.send_signal(signal.SIGINT)
+        assert search.wait(15) == 130, search.errors
+    assert "--resume --name run" in search.errors
+    assert "Traceback" not in search.errors
+    before = history_in(folder, 0)
+    run = resume(folder)
+    assert [trial.status.state for trial in run.trials()] == ["completed"] * 3
+    assert_trained_as_without_a_fault(run.trial(0), before)
+
+
+def test_a_time_budget_drains_and_a_resume_with_more_goes_on(folder: Path) -> None:
+    with begin(folder, "--time-budget", "5s", trials=12) as search:
+        assert search.wait(90) == 0, search.errors
+    run = run_in(folder)
+    assert run.record.status == "finished"
+    assert "budget is spent" in search.errors
+    trials = run.trials()
+    assert len(trials) < 12
+    assert "interrupted" in {trial.status.state for trial in trials}
+    assert all(trial.history for trial in trials), "a running trial finishes its epoch"
+
+
+STATES = """
+dataset: digits
+search: {trials: 5, epochs: 2, grace: 1, reduction: 2, sampler: random}
+baseline:
+  - {model: {cnn: {width: 8}}, optimizer: {sgd: {lr: 0.1}}, batch_size: 50, augment: {crop: 0}}
+  - {model: {cnn: {width: 8}}, optimizer: {sgd: {lr: 1.0e-9}}, batch_size: 50, augment: {crop: 0}}
+  - {model: {cnn: {width: 8}}, optimizer: {sgd: {lr: 1.0e+30}}, batch_size: 50, augment: {crop: 0}}
+  - {model: {cnn: {width: 512}}, optimizer: {sgd: {lr: 0.1}}, batch_size: 1000, augment: {crop: 0}}
+  - {model: {cnn: {width: 8}}, optimizer: {sgd: {lr: 0.1}}, batch_size: 50, augment: {crop: 250}}
+space:
+  batch_size: {choice: [50, 1000]}
+  precision: float32
+  model: {cnn: {stages: 1, blocks: 1, width: {choice: [8, 512]}}}
+  optimizer: {sgd: {lr: {float: [1.0e-9, 1.0e+30], log: true}}}
+  augment: {crop: {choice: [0, 250]}}
+"""
+"""Trial 3 wants 75 GB at once for the first map, 1000 x 512 x 192 x 192 numbers; then half of it.
+
+Linux refuses at once to give more than there is in all, and touches none of it.
+"""
+REFUSED = 37e9
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> list[optuna.Study]:
+    """Keep the studies of the searches in this process."""
+    kept: list[optuna.Study] = []
+
+    class Kept(Sampler):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            kept.append(self.study)
+
+    monkeypatch.setattr(driver, "Sampler", Kept)
+    return kept
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.skipif(
+    os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > 0.95 * REFUSED,
+    reason="this machine has so much memory that it would try",
+)
+def test_optuna_is_told_of_every_ending_as_it_was(
+    tmp_path: Path, session: None, studies: list[optuna.Study]
+) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(STATES)
+    space = load_space(path)
+    request = driver.SearchRequest(
+        space=space,
+        space_name=str(path),
+        search=space.search,
+        data=DataConfig(source="digits", image_size=192, train_limit=1000),
+        data_dir=tmp_path,
+        storage=tmp_path,
+        name="run",
+        command="",
+        keep=5,
+    )
+    run = driver.search(request, Console(file=io.StringIO()))
+    statuses = [trial.status for trial in run.trials()]
+    assert [status.state for status in statuses] == [
+        "completed",
+        "stopped",
+        "diverged",
+        "out_of_memory",
+        "failed",
+    ]
+    assert "allocate" in statuses[3].reason
+    curve = {row.epoch: row.val_accuracy for row in run.trial(1).history}
+    assert len(curve) == 1
+    expected = [
+        (OptunaState.COMPLETE, run.trial(0).best.val_accuracy, {}),
+        (OptunaState.PRUNED, curve[1], curve),
+        (OptunaState.PRUNED, None, {}),
+        (OptunaState.PRUNED, None, {}),
+        (OptunaState.FAIL, None, {}),
+    ]
+    driver.search(replace(request, resume=True), Console(file=io.StringIO()))
+    for study in studies:
+        told = [(trial.state, trial.value, trial.intermediate_values) for trial in study.trials]
+        assert told == expected

@@ -1,0 +1,70 @@
+"""What a network costs, counted before any of it is trained."""
+
+import functools
+import json
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tuner.config import Constraints, ModelConfig
+from tuner.models import ImageShape, build_model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """The size of a network."""
+
+    parameters: int
+    flops: int
+    """Floating-point operations of one image's way forward: two for each multiply-add of
+    convolutions, matrix products and attention; elementwise work does not count. A training step
+    takes about three times as many."""
+
+
+def count_cost(config: ModelConfig, num_classes: int, image_shape: ImageShape) -> Cost:
+    """Count the parameters and FLOPs of the network that ``config`` names.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
+    return _count(json.dumps(config.to_plain(), sort_keys=True), num_classes, tuple(image_shape))
+
+
+@functools.lru_cache(maxsize=4096)
+def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
+    ((family, params),) = json.loads(model).items()
+    # Tensors on the meta device have shapes and no numbers, so that counting takes no memory; what
+    # a user's own code does with numbers is unknown.
+    device = "cpu" if family == "custom" else "meta"
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.device(device):
+            network = build_model(ModelConfig(family, params), num_classes, image_shape).eval()
+            images = torch.zeros(1, *image_shape)
+        with FlopCounterMode(display=False) as counter:
+            network(images)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Cost(parameters=parameters, flops=counter.get_total_flops())
+
+
+def excess(
+    config: ModelConfig, constraints: Constraints, num_classes: int, image_shape: ImageShape
+) -> str:
+    """Say by what the network exceeds its limits; nothing if it keeps them.
+
+    A user's own network is built even if there are no limits, so that its mistakes show here and
+    not in a trial.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
+    limits = {"parameters": constraints.parameters, "FLOPs": constraints.flops}
+    if not any(limits.values()) and config.family != "custom":
+        return ""
+    cost = count_cost(config, num_classes, image_shape)
+    counts = {"parameters": cost.parameters, "FLOPs": cost.flops}
+    return " and ".join(
+        f"{counts[name]:.3g} {name}, above the limit of {limit:.3g}"
+        for name, limit in limits.items()
+        if limit is not None and counts[name] > limit
+    )

@@ -1,0 +1,110 @@
+"""The user's own networks of a space: their file's text put beside its path, and tried."""
+
+from pathlib import Path
+
+from tuner.errors import UsageError
+from tuner.models.custom import check_arguments, load_callable, load_module
+from tuner.schema import join
+from tuner.space.source import FORMS, Node
+
+
+def with_sources(root: Node, space: Path) -> Node:
+    """Read the file of ``space.model.custom``, if there is one, and see that it has the network.
+
+    What holds its ``source`` already, as the ``space.yaml`` of a run does, is left alone: its code
+    does not run before a network is built.
+
+    Args:
+        root: The top level of a space.
+        space: Its file; the path of a file that an override names is relative to it.
+
+    Raises:
+        SpaceError: On a file that cannot be read or fails, and on a name or argument it lacks.
+    """
+    return _descend(root, ("space", "model", "custom"), space)
+
+
+def _descend(node: Node, keys: tuple[str, ...], space: Path) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    if not keys:
+        return _with_source(node, space)
+    steps = {keys[0]: keys[1:], "choice": keys}
+    return node.with_value(
+        {
+            key: _descend(child, steps[key], space) if key in steps else child
+            for key, child in node.value.items()
+        }
+    )
+
+
+def _with_source(node: Node, space: Path) -> Node:
+    assert isinstance(node.value, dict)
+    path = node.value.get("path")
+    if path is None or "source" in node.value:
+        return node
+    if not isinstance(path.value, str):
+        raise path.error("is not the name of a Python file; write one, such as my_models.py")
+    file = _folder(path, space) / path.value
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        what = f"there is no file {file}; the name is relative to this file's folder"
+        raise path.error(what) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise path.error(f"{file} cannot be read ({error}); name a Python file") from None
+    try:
+        load_module(path.value, text)
+    except UsageError as error:
+        raise path.error(str(error)) from error
+    for name in _names(node):
+        _check_name(node, name, path.value, text)
+    source = Node(
+        value=text,
+        path=join(node.path, "source"),
+        place=path.place,
+        key_place=path.key_place,
+    )
+    return node.with_value(node.value | {"source": source})
+
+
+def _names(node: Node) -> tuple[Node, ...]:
+    """Give the nodes that name networks; what is no such node, the grammar refuses."""
+    assert isinstance(node.value, dict)
+    name = node.value.get("name")
+    if name is not None and isinstance(name.value, dict):
+        name = name.value.get("choice")
+    if name is None:
+        return ()
+    nodes = name.value if isinstance(name.value, tuple) else (name,)
+    return tuple(node for node in nodes if isinstance(node.value, str))
+
+
+def _check_name(node: Node, name: Node, path: str, text: str) -> None:
+    assert isinstance(node.value, dict)
+    try:
+        make = load_callable(path, str(name.value), text)
+    except UsageError as error:
+        raise name.error(str(error)) from error
+    params = node.value.get("params")
+    given = params.value if params is not None and isinstance(params.value, dict) else {}
+    if given.keys() & {*FORMS}:
+        return
+    if problem := check_arguments(make, given):
+        argument, what = problem
+        raise _at(params or node, argument).error(f"{path}: {name.value}: {what}")
+
+
+def _at(node: Node, key: str) -> Node:
+    """Give the node of a key of this mapping, placed where the key stands; or the node itself."""
+    child = node.value.get(key) if isinstance(node.value, dict) else None
+    if child is None:
+        return node
+    return Node(value=None, path=child.path, place=child.key_place, key_place=child.key_place)
+
+
+def _folder(node: Node, space: Path) -> Path:
+    """Give the folder of the file in which a node stands, which a space may extend."""
+    file, *place = node.place.rsplit(":", 2)
+    is_in_file = len(place) == 2 and all(number.isdigit() for number in place)
+    return Path(file).parent if is_in_file else space.parent
