@@ -11,19 +11,17 @@ from hypothesis import settings
 from tuner.checkpoint import Checkpoint, save_checkpoint
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data import Splits, load_splits
-from tuner.run import (
+from tuner.run import Run, RunRecord, now
+from tuner.train import train
+from tuner.trial import (
     EpochRow,
-    Run,
-    RunRecord,
     Stop,
     TrialStatus,
     best_row,
-    now,
     write_history,
     write_status,
     write_trial,
 )
-from tuner.train import train
 
 # Other work on the machine makes single examples slow.
 settings.register_profile("tuner", deadline=None)

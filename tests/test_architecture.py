@@ -14,8 +14,8 @@ ENGINE = {"ray", "optuna"}
 TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "LICENSE.md"}
 
 FLOORS_0_TO_2 = (
-    "errors files voting schema config augment models device optim evaluate run sources data space "
-    "checkpoint plots"
+    "errors files voting schema config augment models device optim evaluate trial run sources data "
+    "space checkpoint plots"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -31,12 +31,13 @@ MAY_IMPORT = {
     "device": "errors config",
     "optim": "errors config",
     "evaluate": "errors augment",
-    "run": "errors files schema config",
+    "trial": "errors files schema config",
+    "run": "errors files schema config trial",
     "sources": "errors files schema config",
     "data": "errors config sources",
     "plots": "files",
     "space": "errors files schema config models",
-    "checkpoint": "errors files schema config models run",
+    "checkpoint": "errors files schema config models trial",
     # Floor 3
     "train": FLOORS_0_TO_2,
     # Floor 4

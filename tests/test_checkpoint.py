@@ -22,7 +22,7 @@ from tuner.checkpoint import (
 from tuner.config import ModelConfig
 from tuner.errors import TunerError
 from tuner.models import build_model
-from tuner.run import EpochRow
+from tuner.trial import EpochRow
 
 MODELS = [
     ModelConfig("cnn", {"stages": 2, "width": 8, "norm": "batch", "dropout": 0.5}),

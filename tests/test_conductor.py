@@ -14,12 +14,13 @@ from optuna.trial import TrialState as OptunaState
 
 from tuner.checkpoint import load_history, save_state
 from tuner.config import DataConfig, SearchConfig
-from tuner.run import OPEN, EpochRow, Run, RunRecord, Stop, read_history, write_history
+from tuner.run import Run, RunRecord
 from tuner.search.cluster import Slots
 from tuner.search.conductor import Budget, Conductor
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import Hyperband, Median, make_scheduler
 from tuner.space import SearchSpace, load_space
+from tuner.trial import OPEN, EpochRow, Stop, read_history, write_history
 
 SPACE = """
 space:

@@ -18,8 +18,9 @@ from tuner.device import compute_dtype
 from tuner.ensemble import EnsembleResult, make_ensemble
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.evaluate import confusion_matrix, predict_probs, score
-from tuner.run import Run, write_status
+from tuner.run import Run
 from tuner.sources import Images
+from tuner.trial import write_status
 
 CPU = torch.device("cpu")
 NUM_TEST = 359

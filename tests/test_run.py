@@ -14,17 +14,13 @@ from hypothesis import strategies as st
 
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
-from tuner.run import (
-    SCHEMA_VERSION,
+from tuner.run import SCHEMA_VERSION, Run, RunRecord, find_run, list_runs
+from tuner.trial import (
     EpochRow,
-    Run,
-    RunRecord,
     Stop,
     TrialState,
     TrialStatus,
     best_row,
-    find_run,
-    list_runs,
     read_history,
     write_history,
     write_status,

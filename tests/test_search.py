@@ -16,10 +16,11 @@ from tuner.data import load_splits
 from tuner.device import compute_dtype
 from tuner.errors import ClusterError, NoUsableTrials, UsageError
 from tuner.evaluate import predict_probs
-from tuner.run import Run, TrialRecord, read_history
+from tuner.run import Run
 from tuner.search.cluster import connected, plan_slots
 from tuner.search.driver import SearchRequest, search
 from tuner.space import load_space
+from tuner.trial import TrialRecord, read_history
 
 pytestmark = pytest.mark.ray
 

@@ -14,7 +14,7 @@ from tuner.config import ModelConfig
 from tuner.errors import TunerError, UsageError
 from tuner.files import replacing
 from tuner.models import build_model
-from tuner.run import EpochRow
+from tuner.trial import EpochRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

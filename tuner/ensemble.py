@@ -19,8 +19,9 @@ from tuner.errors import UsageError
 from tuner.evaluate import Interval, Scores, confusion_matrix, paired_gain, predict_probs, score
 from tuner.files import replacing, write_json, write_text
 from tuner.plots import plot_confusion
-from tuner.run import Run, TrialRecord, now
+from tuner.run import Run, now
 from tuner.schema import to_plain
+from tuner.trial import TrialRecord
 from tuner.voting import soft_vote
 
 

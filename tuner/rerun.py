@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from tuner.data import load_splits
-from tuner.run import EpochRow, Run
+from tuner.run import Run
 from tuner.train import train
+from tuner.trial import EpochRow
 
 
 def rerun(run: Run, number: int, device: torch.device) -> Iterator[tuple[EpochRow, EpochRow]]:

@@ -4,23 +4,30 @@
 on a cluster; whoever iterates decides how long.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuner.augment import augment_batch, random_sides
+from tuner.augment import augment_batch, normalize, random_sides
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import compute_dtype
 from tuner.evaluate import predict_probs, score
-from tuner.models import build_model
+from tuner.models import FitsImages, build_model
 from tuner.optim import WeightAverage, lr_factor, make_optimizer
-from tuner.run import EpochRow
+from tuner.sources import Images
+from tuner.trial import EpochRow
+
+FIT_IMAGES = 5000
+"""At most so many training images does a network see before training; see ``FitsImages``."""
+PROBE_STEPS = 4
+"""Of the epoch by which the length of a whole one is foreseen, after another one to warm up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +146,10 @@ def train(
 
     network = build_model(config.model, len(splits.classes), splits.image_shape)
     network = network.to(device).to(memory_format=torch.channels_last)
+    if state is None and isinstance(network, FitsImages):
+        # Spread over all, for a folder's images come class by class.
+        few = images[:: -(-len(images) // FIT_IMAGES)]
+        network.fit_to(normalize(few, mean, std))
     average = WeightAverage(network, config.ema_decay)
     optimizer = make_optimizer(network, config.optimizer)
     learner = Learner(network=network, average=average, optimizer=optimizer, generator=generator)
@@ -202,3 +213,26 @@ def train(
             network=average.model,
             learner=learner,
         )
+
+
+def predict_epoch_seconds(
+    config: TrialConfig, splits: Splits, device: torch.device, *, micro_batches: int = 1
+) -> float:
+    """Foresee the length of an epoch of this training, validation included, from a few steps."""
+    batch_size = min(config.batch_size, len(splits.train))
+    steps = len(splits.train) // batch_size
+    few = min(steps, PROBE_STEPS)
+    # In the proportion of the whole, so that one factor scales both.
+    num_val = max(1, len(splits.val) * few // steps)
+    part = replace(
+        splits,
+        train=Images(
+            images=splits.train.images[: few * batch_size],
+            labels=splits.train.labels[: few * batch_size],
+        ),
+        val=Images(images=splits.val.images[:num_val], labels=splits.val.labels[:num_val]),
+    )
+    probe = train(replace(config, epochs=2), part, device, micro_batches=micro_batches)
+    with contextlib.closing(probe) as epochs:
+        _, warm = epochs
+    return warm.figures.seconds * steps / few

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from tuner.config import DataConfig, TrialConfig
 from tuner.data import load_splits
-from tuner.run import EpochRow
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.train import train
+from tuner.trial import EpochRow
 
 SPACE = """
 description: 270 small CNNs; with 80 images their accuracies lie far apart
@@ -57,21 +57,19 @@ def recorded(folder: Path, messages: Console) -> Curves:
     space = load_space(file)
     table = folder / "curves.json"
     plain = json.loads(table.read_text()) if table.exists() else {}
-    if plain.get("space") != SPACE:
-        plain = {"space": SPACE, "histories": dict(_record(space, folder, messages))}
+    configs = enumerate_space(space)
+    if set(plain) != {key(config) for config in configs}:
+        plain = dict(_record(configs, folder, messages))
         table.write_text(json.dumps(plain))
-    histories = {
-        config: [EpochRow(**row) for row in rows] for config, rows in plain["histories"].items()
-    }
+    histories = {config: [EpochRow(**row) for row in rows] for config, rows in plain.items()}
     return Curves(space=space, histories=histories)
 
 
 def _record(
-    space: SearchSpace, folder: Path, messages: Console
+    configs: Sequence[TrialConfig], folder: Path, messages: Console
 ) -> Iterator[tuple[str, list[dict[str, float]]]]:
     torch.set_num_threads(1)
     splits = load_splits(DataConfig(source="digits", train_limit=IMAGES), folder)
-    configs = enumerate_space(space)
     for number, config in enumerate(configs):
         if number % 20 == 0:
             messages.print(f"recording curves: {number} of {len(configs)}")

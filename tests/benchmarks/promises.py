@@ -10,8 +10,9 @@ import torch
 from tests.benchmarks.processes import Process, Reaper
 from tuner.checkpoint import load_history
 from tuner.data import load_splits
-from tuner.run import OPEN, EpochRow, Run, TrialRecord, read_history
+from tuner.run import Run
 from tuner.train import train
+from tuner.trial import OPEN, EpochRow, TrialRecord, read_history
 
 FIGURES = ("train_loss", "val_loss", "val_accuracy", "lr")
 RESTART_SECONDS = 3.0

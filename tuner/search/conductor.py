@@ -13,22 +13,21 @@ from typing import Any, Literal
 
 from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
-from tuner.run import (
+from tuner.run import Run, now
+from tuner.search.cluster import Slots
+from tuner.search.sampler import Sampler
+from tuner.search.scheduler import Scheduler
+from tuner.trial import (
     OPEN,
     EpochRow,
-    Run,
     Stop,
     TrialRecord,
     TrialState,
     TrialStatus,
     best_row,
-    now,
     write_status,
     write_trial,
 )
-from tuner.search.cluster import Slots
-from tuner.search.sampler import Sampler
-from tuner.search.scheduler import Scheduler
 
 EPOCH_KEYS = tuple(EpochRow.__dataclass_fields__)
 
@@ -90,8 +89,8 @@ class Conductor:
         self.ended: dict[TrialState, int] = {}
         self.best: tuple[int, EpochRow] | None = None
         self.draining: DrainReason = ""
-        self.failures: list[str] = []
-        """Reasons of the failures, as long as no trial ended otherwise."""
+        self.failures: list[tuple[int, str]] = []
+        """Number and reason of each trial that failed since this search began or went on."""
         self.num_started = 0
         self.num_epochs = 0
         self._waiting: deque[LiveTrial] = deque()
@@ -173,9 +172,12 @@ class Conductor:
         return {"number": trial.number, "path": str(path), "config": trial.config.to_dict()}
 
     def requeue(self) -> None:
-        """Have all trials under way taken up again, for their workers are gone."""
-        self._waiting.extend(self.live.values())
-        self.live.clear()
+        """Have the trials under way taken up again, for their workers are gone."""
+        for trial in list(self.live.values()):
+            if trial.outcome is not None:
+                self.end(trial.number)
+            else:
+                self._waiting.append(self.live.pop(trial.number))
 
     def keeps_going(self, number: int, report: dict[str, Any]) -> bool:
         """Take a worker's report; say whether its trial goes on."""
@@ -237,9 +239,11 @@ class Conductor:
             self.sampler.tell(number, state, trial.history)
         self.ended[state] = self.ended.get(state, 0) + 1
         if state == "failed":
-            self.failures.append(outcome.reason)
-            if list(self.ended) == ["failed"] and self.failures == 3 * self.failures[:1]:
+            self.failures.append((number, outcome.reason))
+            reasons = [reason for _, reason in self.failures]
+            if list(self.ended) == ["failed"] and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
+        self.run.update(active_seconds=self.active_seconds)
         return trial
 
     def _count(self, number: int, row: EpochRow) -> None:

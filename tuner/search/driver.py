@@ -7,7 +7,7 @@ import platform
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,11 +18,12 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 
-from tuner.config import DataConfig, SearchConfig
+from tuner.config import DataConfig, SearchConfig, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.files import write_text
-from tuner.run import OPEN, Run, RunRecord, RunStatus, now
+from tuner.models.cost import excess
+from tuner.run import Run, RunRecord, RunStatus, now
 from tuner.search.cluster import Slots, connected, hardware, plan_slots
 from tuner.search.conductor import Budget, Conductor
 from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
@@ -32,6 +33,7 @@ from tuner.search.scheduler import make_scheduler
 from tuner.search.study import refuse_taken, refuse_unfit
 from tuner.search.trainable import pack, train_trial
 from tuner.space import SearchSpace
+from tuner.trial import OPEN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +111,8 @@ def search(request: SearchRequest, console: Console) -> Run:
                     f"{request.name}"
                 )
             write_text(path / "space.yaml", space)
-            run.update(status="running", search=request.search)
+            kept = request.study_storage or run.record.study_storage
+            run.update(status="running", search=request.search, study_storage=kept)
         else:
             run = Run.create(path, _record(request, splits, slots), space)
             stack.enter_context(run.locked())
@@ -122,8 +125,9 @@ def search(request: SearchRequest, console: Console) -> Run:
         sampler = Sampler(
             request.space,
             request.search,
-            study_storage=request.study_storage,
+            study_storage=run.record.study_storage,
             study_name=request.name,
+            excess=_excess(request.space, splits),
         )
         if request.warm_start:
             _warm_start(sampler, request.warm_start, console)
@@ -148,9 +152,10 @@ def search(request: SearchRequest, console: Console) -> Run:
             run.write_leaderboard()
             run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
     if conductor.draining == "broken":
+        number, reason = conductor.failures[0]
         raise TunerError(
-            f"the first trials all failed in the same way: {conductor.failures[0]}. More is in "
-            f"{run.trial_path(0) / 'status.json'}."
+            f"the first trials all failed in the same way: {reason}. More is in "
+            f"{run.trial_path(number) / 'status.json'}."
         )
     if conductor.draining == "budget":
         console.print(
@@ -161,12 +166,30 @@ def search(request: SearchRequest, console: Console) -> Run:
     if status == "finished" and not conductor.draining and conductor.num_started < budget.trials:
         tried = f"{conductor.num_started} of {budget.trials} trials"
         console.print(f"The grid holds no more configurations: {tried}.", markup=False)
+    if sampler.num_refused:
+        console.print(_share_refused(sampler), markup=False)
     if status == "finished" and not any(trial.is_usable for trial in run.trials()):
         raise NoUsableTrials(
             f"{run.path}: none of {conductor.num_started} trials left a model to use. "
             f"{_why_none(conductor)}"
         )
     return run
+
+
+def _excess(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
+    """Give what says by what a configuration exceeds the space's limits."""
+    return lambda config: excess(
+        config.model, space.constraints, len(splits.classes), splits.image_shape
+    )
+
+
+def _share_refused(sampler: Sampler) -> str:
+    total = sampler.num_refused + sampler.num_accepted
+    share = sampler.num_refused / total
+    return (
+        f"Constraints: {sampler.num_refused} of {total} proposals ({share:.0%}) exceeded them and "
+        "were drawn again."
+    )
 
 
 def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
@@ -211,7 +234,12 @@ def _tune(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
-    trainable = tune.with_parameters(train_trial, data=pack(splits), threads=slots.threads)
+    trainable = tune.with_parameters(
+        train_trial,
+        data=pack(splits),
+        threads=slots.threads,
+        epoch_seconds=conductor.sampler.space.constraints.epoch_seconds,
+    )
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
             trainable,
@@ -260,6 +288,7 @@ def _record(request: SearchRequest, splits: Splits, slots: Slots) -> RunRecord:
         search=request.search,
         data=request.data,
         data_dir=str(request.data_dir),
+        study_storage=request.study_storage,
         data_fingerprint=splits.fingerprint,
         split_fingerprint=splits.split_fingerprint,
         num_train=len(splits.train.labels),
@@ -287,5 +316,5 @@ def _git_commit() -> str:
 
 def _why_none(conductor: Conductor) -> str:
     states = ", ".join(f"{number} {state}" for state, number in conductor.ended.items())
-    last = f" Last failure: {conductor.failures[-1]}" if conductor.failures else ""
+    last = f" Last failure: {conductor.failures[-1][1]}" if conductor.failures else ""
     return f"They ended: {states}.{last}"

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tuner.run import best_row
 from tuner.search.cluster import Slots
 from tuner.search.conductor import Conductor, LiveTrial
+from tuner.trial import best_row
 
 BARS = "▁▂▃▄▅▆▇█"
 MAX_ROWS = 16

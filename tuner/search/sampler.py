@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from optuna.trial import create_trial
 
 from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
-from tuner.run import EpochRow, TrialState, best_row
 from tuner.search.study import make_optuna_sampler, make_study, refuse_unfit
 from tuner.space import RandomTrial, SearchSpace, Trial
+from tuner.trial import EpochRow, TrialState, best_row
 
+MAX_REFUSED = 500
+"""Configurations in a row that may exceed the limits of the space before the search gives up."""
 MAX_DRAWS = 50
 """Draws before a configuration that has been proposed already is accepted again."""
 INFORMED_DRAWS = 3
@@ -42,11 +44,16 @@ class Sampler:
         *,
         study_storage: str | None = None,
         study_name: str = "",
+        excess: Callable[[TrialConfig], str] = lambda config: "",
     ) -> None:
+        """Make a sampler; ``excess`` says by what a configuration exceeds the space's limits."""
         refuse_unfit(space, search)
         self.space = space
         self.search = search
         self.study = make_study(study_storage, study_name)
+        self._excess = excess
+        self._refused: set[str] = set()
+        self.num_accepted = 0
         self._grid = self._shuffled_grid()
         self._baselines = list(range(len(space.baseline)))
         self._asked: dict[int, optuna.Trial] = {}
@@ -74,7 +81,8 @@ class Sampler:
             self._seed()
         refusal: UsageError | None = None
         repeated: dict[str, Any] | None = None
-        for draw in range(MAX_DRAWS + 1):
+        draw = refused = 0
+        while draw <= MAX_DRAWS:
             baseline = self._baselines.pop(0) if self._baselines else None
             pinned: Mapping[str, Any] | None = None
             if baseline is not None:
@@ -84,25 +92,45 @@ class Sampler:
                     return None
             elif draw == MAX_DRAWS:
                 pinned = repeated
-            self.study.sampler = self._informed if draw < INFORMED_DRAWS else self._chance
+            self.study.sampler = self._informed if draw + refused < INFORMED_DRAWS else self._chance
             if pinned is not None:
                 self.study.enqueue_trial(dict(pinned))
             trial = self.study.ask()
             try:
                 config = self._sample(trial, number, baseline)
+                is_new = _key(config) not in self._proposed
+                problem = self._excess(config) if is_new else ""
             except UsageError as error:
                 refusal = error
             else:
-                if _key(config) not in self._proposed or draw == MAX_DRAWS:
+                if problem:
+                    refusal = UsageError(
+                        f"constraints: hardly any configuration keeps them; the last one drawn has "
+                        f"{problem}. Raise the limit or narrow the space."
+                    )
+                    if _key(config) not in self._refused and refused < MAX_REFUSED:
+                        self._refused.add(_key(config))
+                        refused += 1
+                        draw -= 1
+                elif is_new or draw == MAX_DRAWS:
+                    self.num_accepted += 1
                     for key, value in _attrs(number).items():
                         trial.set_user_attr(key, value)
                     self._asked[number] = trial
                     self._proposed.add(_key(config))
                     return config
-                repeated = trial.params if baseline is None else repeated
+                elif baseline is None:
+                    repeated = trial.params
+            # Says nothing of the space: PRUNED would count as a trial by which TPE ends its start.
             self.study.tell(trial, state=OptunaState.FAIL)
+            draw += 1
         assert refusal is not None
         raise refusal
+
+    @property
+    def num_refused(self) -> int:
+        """Configurations that exceeded the limits, and were drawn again at no trial's cost."""
+        return len(self._refused)
 
     def _sample(self, trial: Trial, number: int, baseline: int | None = None) -> TrialConfig:
         seed = trial_seed(self.search.seed, number)
@@ -263,16 +291,17 @@ def _verdict(
 
     A trial that ran its course is COMPLETE with its best accuracy. A stopped one is PRUNED with its
     last accuracy; TPE ranks it below the complete ones, by how far it came and how good it was.
-    A diverged one, or one out of memory, is PRUNED without a value, the worst there is, so that its
-    region is avoided. One that failed for another reason says nothing of its configuration: FAIL.
+    A diverged one, or one out of memory or stopped before its first epoch, is PRUNED without a
+    value, the worst there is, so that its region is avoided. One that failed for another reason
+    says nothing of its configuration: FAIL.
     """
     best = best_row(history)
     curve = {row.epoch: row.val_accuracy for row in history}
     if state == "completed" and best is not None:
         return OptunaState.COMPLETE, best.val_accuracy, curve
-    if state == "stopped":
+    if state == "stopped" and history:
         return OptunaState.PRUNED, history[-1].val_accuracy if history else None, curve
-    if state in ("diverged", "out_of_memory"):
+    if state in ("diverged", "out_of_memory", "stopped"):
         return OptunaState.PRUNED, None, {}
     return OptunaState.FAIL, None, {}
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from tuner.config import SearchConfig
-from tuner.run import Stop
+from tuner.trial import Stop
 
 MIN_PEERS = 3
 """Trials that the median rule wants to compare with before it stops one."""

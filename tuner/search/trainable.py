@@ -22,24 +22,36 @@ from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.files import replacing
-from tuner.run import TrialState, best_row, write_history
 from tuner.sources import Images
-from tuner.train import Epoch, train
+from tuner.train import Epoch, predict_epoch_seconds, train
+from tuner.trial import TrialState, best_row, write_history
 
 TRACEBACK_LINES = 30
 
 
-def train_trial(params: dict[str, Any], *, data: dict[str, Any], threads: int) -> None:
+class TooSlowError(Exception):
+    """An epoch would take longer than the space allows."""
+
+
+def train_trial(
+    params: dict[str, Any],
+    *,
+    data: dict[str, Any],
+    threads: int,
+    epoch_seconds: float | None = None,
+) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
     Goes on from the trial's saved state, if there is one. The last report holds ``outcome``:
-    ``completed``, ``diverged``, ``out_of_memory`` or ``failed``. An error of the training itself is
-    such an outcome: all that the engine sees raised, and tries again, is a worker that was lost.
+    ``completed``, ``diverged``, ``stopped``, ``out_of_memory`` or ``failed``. An error of the
+    training itself is such an outcome: all that the engine sees raised, and tries again, is a
+    worker that was lost.
 
     Args:
         params: ``path``, the trial's folder, and ``config``, its plain configuration.
         data: What ``pack`` gave.
         threads: For PyTorch in this trial.
+        epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
     """
     torch.set_num_threads(threads)
     outcome: dict[str, str] = {}
@@ -49,8 +61,13 @@ def train_trial(params: dict[str, Any], *, data: dict[str, Any], threads: int) -
             device = find_device()
             config = TrialConfig.from_dict(params["config"])
             splits = unpack(data, device)
-            state = _train(config, splits, device, Path(params["path"]), micro_batches)
+            path = Path(params["path"])
+            if epoch_seconds is not None and not load_history(path / "state.safetensors"):
+                _refuse_slow(config, splits, device, micro_batches, epoch_seconds)
+            state = _train(config, splits, device, path, micro_batches)
             outcome = {"outcome": state}
+        except TooSlowError as error:
+            outcome = {"outcome": "stopped", "reason": str(error)}
         except Exception as error:
             if is_out_of_memory(error):
                 outcome = {"outcome": "out_of_memory", "reason": _first_line(error)}
@@ -100,6 +117,14 @@ def _train(
             if not epoch.is_finite:
                 return "diverged"
     return "completed"
+
+
+def _refuse_slow(
+    config: TrialConfig, splits: Splits, device: torch.device, micro_batches: int, limit: float
+) -> None:
+    seconds = predict_epoch_seconds(config, splits, device, micro_batches=micro_batches)
+    if seconds > limit:
+        raise TooSlowError(f"an epoch would take {seconds:.3g} s, above the limit of {limit:.3g} s")
 
 
 def is_out_of_memory(error: Exception) -> bool:

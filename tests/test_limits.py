@@ -1,0 +1,101 @@
+"""The limits of a space and the fit hook, where the search and the training meet the models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.trial import TrialState as OptunaState
+from torch import Tensor
+
+from tuner.config import ModelConfig, TrialConfig
+from tuner.data import Splits
+from tuner.errors import UsageError
+from tuner.models.cost import excess
+from tuner.models.speednet import SpeedNet
+from tuner.search.sampler import Sampler
+from tuner.space import load_space
+from tuner.train import predict_epoch_seconds, train
+
+CPU = torch.device("cpu")
+IMAGE = (3, 32, 32)
+SPACE = """\
+search: {trials: 8, epochs: 2, grace: 1}
+constraints: {parameters: 5.0e4, flops: 1.0e8}
+space:
+  model:
+    cnn: {stages: {int: [1, 3]}, blocks: {choice: [1, 2]}, width: {choice: [8, 16, 32]}}
+"""
+
+
+def sampler_of(folder: Path, *overrides: str) -> Sampler:
+    (folder / "s.yaml").write_text(SPACE)
+    space = load_space(folder / "s.yaml", overrides)
+    return Sampler(
+        space,
+        space.search,
+        excess=lambda config: excess(config.model, space.constraints, 10, IMAGE),
+    )
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
+def test_what_exceeds_a_limit_is_drawn_again_and_counted(kind: str, tmp_path: Path) -> None:
+    sampler = sampler_of(tmp_path, f"search.sampler={kind}")
+    for number in range(12):
+        config = sampler.ask(number)
+        assert config is not None
+        assert not excess(config.model, sampler.space.constraints, 10, IMAGE)
+        sampler.tell(number, "failed", [])
+    assert sampler.num_accepted == 12
+    assert 0 < sampler.num_refused <= 6
+    if kind == "grid":
+        while sampler.ask(sampler.num_accepted):
+            pass
+        assert sampler.num_accepted + sampler.num_refused == sampler.space.cardinality()
+
+
+def test_limits_that_nothing_keeps_are_told(tmp_path: Path) -> None:
+    sampler = sampler_of(tmp_path, "constraints.parameters=5")
+    with pytest.raises(UsageError, match=r"hardly any .* above the limit of 5. Raise the limit"):
+        sampler.ask(0)
+
+
+def test_a_trial_stopped_before_its_first_epoch_is_the_worst_there_is(tmp_path: Path) -> None:
+    sampler = sampler_of(tmp_path)
+    sampler.ask(0)
+    sampler.tell(0, "stopped", [])
+    (trial,) = sampler.study.get_trials(states=[OptunaState.PRUNED])
+    assert not trial.intermediate_values
+
+
+def test_a_network_is_fitted_once_and_not_when_a_training_goes_on(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    fit_to = SpeedNet.fit_to
+
+    def watched(network: SpeedNet, images: Tensor) -> None:
+        seen.append(images)
+        fit_to(network, images)
+
+    monkeypatch.setattr(SpeedNet, "fit_to", watched)
+    model = ModelConfig("speednet", {"width": 8, "widening": 2.0})
+    config = TrialConfig(model=model, epochs=3, batch_size=128)
+    losses, state = [], {}
+    for epoch in train(config, digits, CPU):
+        losses.append(epoch.figures.val_loss)
+        if epoch.figures.epoch == 2:
+            state = {name: tensor.clone() for name, tensor in epoch.learner.state().items()}
+    (images,) = seen
+    assert images.shape == (len(digits.train), 1, 8, 8)
+    assert abs(images.mean()) < 0.05
+    last = next(train(config, digits, CPU, state=state, epochs_done=2))
+    assert last.figures.val_loss == losses[2]
+    assert len(seen) == 1
+
+
+def test_the_length_of_an_epoch_is_foreseen_and_changes_no_numbers(digits: Splits) -> None:
+    config = TrialConfig(model=ModelConfig("cnn", {"width": 8}), epochs=1, batch_size=64)
+    plain = next(train(config, digits, CPU))
+    seconds = predict_epoch_seconds(config, digits, CPU)
+    assert 0.1 < seconds / plain.figures.seconds < 10
+    assert next(train(config, digits, CPU)).figures.val_loss == plain.figures.val_loss

@@ -1,0 +1,205 @@
+"""A trial's folder: its configuration, its epochs, how it ended.
+
+``config.json`` and ``status.json`` are written by the driver; ``history.csv``,
+``checkpoint.safetensors`` and ``val_probs.npy`` by the worker that trains the trial.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tuner.config import TrialConfig
+from tuner.errors import TunerError, UsageError
+from tuner.files import write_json, write_text
+from tuner.schema import to_plain
+
+TrialState = Literal[
+    "running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"
+]
+USABLE: frozenset[TrialState] = frozenset({"completed", "stopped", "interrupted"})
+"""States whose checkpoint may enter an ensemble."""
+OPEN: frozenset[TrialState] = frozenset({"running", "interrupted"})
+"""States from which a resumed search goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRow:
+    """One line of ``history.csv``."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    val_loss: float
+    """Mean negative log-likelihood of the validation images, in nats."""
+    val_accuracy: float
+    """Share in [0, 1]."""
+    lr: float
+    """Learning rate at the end of the epoch."""
+    seconds: float
+    """Training and validation together."""
+    time: float
+    """When it ended, in seconds since 1970."""
+
+
+def best_row(history: Sequence[EpochRow]) -> EpochRow | None:
+    """Give the epoch whose weights are kept: highest accuracy, then lowest loss, then earliest."""
+    finite = [row for row in history if np.isfinite(row.val_loss)]
+    return min(finite, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch), default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Why a scheduler stopped a trial."""
+
+    rung: int
+    """The epoch after which it was judged."""
+    value: float
+    """Its accuracy there; under the median rule, its best one so far."""
+    cut: float
+    """The value that had to be reached to go on."""
+    peers: int
+    """Trials that had come to this epoch before, and that it was compared with."""
+
+    def __str__(self) -> str:
+        peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
+        return f"epoch {self.rung}: {self.value:.4f} below {self.cut:.4f}, {peers}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialStatus:
+    """``status.json``: how far a trial has come, and why it ended."""
+
+    state: TrialState
+    reason: str = ""
+    """Why it ended, in one line."""
+    stop: Stop | None = None
+    traceback: str = ""
+    """The last lines, where it failed."""
+    num_parameters: int = 0
+    node: str = ""
+    """Identifier of the cluster's node that trained it last."""
+    started: str = ""
+    finished: str = ""
+    """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One trial, as its folder tells it."""
+
+    path: Path
+    number: int
+    config: TrialConfig
+    status: TrialStatus
+    history: tuple[EpochRow, ...]
+
+    @property
+    def best(self) -> EpochRow | None:
+        """The epoch whose weights are in the checkpoint."""
+        return best_row(self.history)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights of the best epoch, with all that is needed to rebuild the model."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """What the training goes on from; there while the trial has not ended."""
+        return self.path / "state.safetensors"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an ensemble may take this trial."""
+        return self.status.state in USABLE and self.best is not None and self.checkpoint.exists()
+
+    def val_probs(self) -> np.ndarray[Any, np.dtype[np.float16]]:
+        """Read the best epoch's class probabilities of the validation images, shape (N, K).
+
+        Raises:
+            TunerError: If the file is missing or damaged.
+        """
+        path = self.path / "val_probs.npy"
+        try:
+            return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+        except (OSError, ValueError, EOFError) as error:
+            raise TunerError(f"{path}: not usable validation probabilities: {error}") from error
+
+    def as_row(self) -> dict[str, Any]:
+        """Give the trial's line of the leaderboard, its config flattened to dotted keys."""
+        best = self.best
+        config = self.config.to_dict()
+        config["max_epochs"] = config.pop("epochs")
+        # The text of a user's model file is no column.
+        config["model"].get("custom", {}).pop("source", None)
+        return {
+            "trial": self.number,
+            "model": self.config.model.family,
+            "state": self.status.state,
+            "accuracy": best.val_accuracy if best else None,
+            "loss": best.val_loss if best else None,
+            "best_epoch": best.epoch if best else None,
+            "epochs": len(self.history),
+            "seconds": round(sum(row.seconds for row in self.history), 3),
+            "parameters": self.status.num_parameters,
+            "reason": self.status.reason,
+            **flatten(config),
+        }
+
+
+def write_trial(path: Path, config: TrialConfig) -> None:
+    """Write ``config.json`` of a new trial."""
+    write_json(path / "config.json", config.to_dict())
+
+
+def write_status(path: Path, status: TrialStatus) -> None:
+    """Write ``status.json`` of a trial."""
+    write_json(path / "status.json", to_plain(status))
+
+
+def write_history(path: Path, history: Iterable[EpochRow]) -> None:
+    """Write ``history.csv`` of a trial."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(EpochRow))
+    writer.writerows(dataclasses.astuple(row) for row in history)
+    write_text(path / "history.csv", text.getvalue())
+
+
+def read_history(path: Path) -> list[EpochRow]:
+    """Read ``history.csv`` of a trial; empty before its first epoch has ended."""
+    try:
+        text = (path / "history.csv").read_text()
+    except FileNotFoundError:
+        return []
+    return [
+        EpochRow(epoch=int(row.pop("epoch")), **{name: float(value) for name, value in row.items()})
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+@contextmanager
+def explaining_damage(path: Path) -> Iterator[None]:
+    """Say that ``path`` is damaged when what is read from it is not what was written."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise TunerError(f"{path}: damaged or unreadable: {error}") from error
+
+
+def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
