@@ -376,6 +376,26 @@ def test_failures_after_another_ending_do_not_break_the_search(world: World) -> 
     assert not conductor.draining
 
 
+def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopped(
+    world: World,
+) -> None:
+    conductor = world.conductor()
+    first, second = world.begin(conductor), world.begin(conductor)
+    assert first.step(0.9)
+    # Stopped, but lost before the engine said that it had ended.
+    assert not conductor.keeps_going(
+        1, asdict(second.train(0.1)) | {"node": "", "num_parameters": 7}
+    )
+    conductor.requeue()
+    assert not conductor.live
+    assert world.run.trial(1).status.state == "stopped"
+    again = world.begin(conductor)
+    assert again.number == 0
+    assert [row.epoch for row in again.history] == [1]
+    again.step(0.95)
+    assert world.trained[0, 1] == world.trained[0, 2] == 1
+
+
 # Replay
 
 
