@@ -71,6 +71,7 @@ MISTAKES = {
         "write 90s, 30m, 2h",
     ),
     "a run that is not there to resume": (["search", "--resume", "--name", "x"], 2, "no run 'x'"),
+    "a URI for a folder": (["runs", "--storage", "s3://bucket/runs"], 2, "give a folder"),
     "no run yet": (["ensemble"], 2, "no run in runs yet"),
     "no leaderboard yet": (["leaderboard"], 2, "no run in runs yet"),
     "a run of no known name": (["show", "some"], 2, "no run 'some'"),

@@ -49,7 +49,7 @@ WARM = 50
 MAX_RATIO = 1.3
 
 
-def report_only(params: dict[str, Any], *, data: dict[str, Any], threads: int) -> None:
+def report_only(params: dict[str, Any], *, threads: int, **unused: Any) -> None:
     """Report as ``tuner.search.trainable.train_trial`` does, without training."""
     import torch
 

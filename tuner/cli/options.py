@@ -37,8 +37,16 @@ def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:
     return click.option(*args, cls=Option, **kwargs)
 
 
+def _local(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """Refuse a URI, which would name a strange folder here."""
+    if ":/" in str(value):
+        raise click.BadParameter("is a URI; give a folder, on a cluster one that all nodes share")
+    return value
+
+
 STORAGE = option(
     "--storage",
+    callback=_local,
     type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,

@@ -6,6 +6,7 @@ the device are paid once.
 
 import contextlib
 import gc
+import os
 import traceback
 import warnings
 from dataclasses import asdict, replace
@@ -27,6 +28,10 @@ from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.trial import TrialState, best_row, write_history
 
 TRACEBACK_LINES = 30
+
+# Tune gives a trial that it stops 2 s to unwind, and takes the next one for failed if a busy
+# machine needs longer.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
 
 
 class TooSlowError(Exception):
