@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.samplers --seeds 10
 
-Every configuration of a small space is trained once on 200 digits (minutes on one core; kept in
+Every configuration of a small space is trained once on 80 digits (minutes on one core; kept in
 ``--table`` for the next time). Searches are then played over these curves: four trials at a time,
 the recorded seconds of each epoch as the clock, until the budget of epochs is spent. A search
 proposes, stops and chooses by what it saw; it is measured by what the configurations that it chose

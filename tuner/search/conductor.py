@@ -118,6 +118,9 @@ class Conductor:
             trial = LiveTrial(record.number, record.config, record.status, list(record.history))
             state = record.status.state
             if state in OPEN:
+                for leftover in record.path.glob(".*"):
+                    # A file that was being written when its process was killed.
+                    leftover.unlink()
                 # What was not saved has to be trained again.
                 trial.history = load_history(record.state)
                 num_outside += not self.sampler.readd(trial.number, trial.config)

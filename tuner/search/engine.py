@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -69,6 +70,9 @@ class TuneCallback(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Note that a trial ended by itself, or was stopped."""
+        # Ray keeps averages of every figure of every trial: 30 kB a trial that nobody reads.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
         self._endings.append((trial.config["number"], ""))
 
     def on_trial_error(
@@ -76,11 +80,19 @@ class TuneCallback(Callback):
     ) -> None:
         """Note that a trial lost more workers than it may."""
         reason = f"its worker was lost, {trial.num_failures} times"
-        if error := trial.get_error():
-            reason += f": {str(error).strip().splitlines()[-1]}"
+        if cause := _last_error(trial):
+            reason += f": {cause}"
         self._endings.append((trial.config["number"], reason))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Close the books of what ended in this step."""
         while self._endings:
             self._on_end(self._conductor.end(*self._endings.popleft()))
+
+
+def _last_error(trial: Trial) -> str:
+    """Give the first line of what the engine wrote of a trial's last failure."""
+    path = Path(trial.error_file or "")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    heads = [index for index, line in enumerate(lines) if line.startswith("Failure #")]
+    return lines[heads[-1] + 1] if heads and heads[-1] + 1 < len(lines) else ""
