@@ -33,14 +33,11 @@ class Progress:
         self._epochs_before = conductor.num_epochs
         self._ended_before = sum(conductor.ended.values())
         self._endings: deque[str] = deque(maxlen=RECENT)
-        self._live = (
-            Live(console=console, get_renderable=self._table, refresh_per_second=4)
-            if console.is_terminal and not console.is_dumb_terminal
-            else None
-        )
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._live:
+        if self._is_live:
             self._live.start()
         else:
             self.console.print(self._summary())
@@ -52,7 +49,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live:
+        if self._is_live:
             self._live.stop()
 
     def trial_ended(self, trial: LiveTrial) -> None:
@@ -65,7 +62,7 @@ class Progress:
             trial.status.reason,
         ]
         line = " · ".join(part for part in parts if part)
-        if self._live:
+        if self._is_live:
             self._endings.append(line)
         else:
             self.console.print(line, soft_wrap=True, markup=False)
@@ -100,7 +97,7 @@ class Progress:
         text = Text(f"{sum(conductor.ended.values())}/{conductor.budget.trials} trials", "bold")
         for state, number in counts.items():
             text.append(f" · {number} {state.replace('_', ' ')}", style="not bold")
-        text.append("\n" if self._live else " · ")
+        text.append("\n" if self._is_live else " · ")
         if conductor.best:
             number, row = conductor.best
             text.append(f"best {row.val_accuracy:.4f} (trial {number})", style="green")
