@@ -95,12 +95,16 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     console = _console()
     table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in rows[0] if rows else ():
-        is_text = not any(str(row[heading]).replace(".", "").isdigit() for row in rows)
+        cells = [str(row[heading]) for row in rows]
+        is_text = not any(cell.replace(".", "").isdigit() for cell in cells)
+        # Where a terminal is narrow, what is long gives way, not what is short.
+        is_long = heading in ("reason", "values", "data")
         table.add_column(
             heading,
             justify="left" if is_text else "right",
             no_wrap=heading != "values",
             overflow="ellipsis",
+            min_width=None if is_long else max(map(len, (heading, *cells))),
         )
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
