@@ -37,13 +37,3 @@ def test_the_example_mistake_is_told_as_shown(folder: Path) -> None:
 def test_every_shipped_space_is_in_the_table(folder: Path) -> None:
     for path in folder.glob("*.yaml"):
         assert f"| `{path.stem}` |" in README
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda p: p.stem
-)
-def test_every_shipped_space_samples_two_hundred_times(path: Path) -> None:
-    space = load_space(path)
-    assert space.description
-    configs = [space.sample(RandomTrial(n), epochs=space.search.epochs, seed=n) for n in range(200)]
-    assert len({str(config.to_dict()) for config in configs}) == 200

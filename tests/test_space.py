@@ -117,16 +117,6 @@ def test_the_example_of_the_contract_is_read() -> None:
     assert space.cardinality() is None
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_space_loads_and_samples_200_times(path: Path) -> None:
-    space = load_space(path)
-    for seed in range(200):
-        assert space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
-    for index in range(len(space.baseline)):
-        trial = RandomTrial(0, space.baseline_params(index))
-        assert space.sample(trial, epochs=1, seed=0, baseline=index)
-
-
 @given(seed=st.integers(0, 2**32))
 def test_only_the_parameters_of_the_drawn_branches_are_asked_for(
     example: SearchSpace, seed: int

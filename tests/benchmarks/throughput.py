@@ -1,0 +1,230 @@
+"""Images a second of training: this program, the tutorial's way, and the bare step.
+
+    python -m tests.benchmarks.throughput --data FOLDER --threads 1 --rounds 7
+
+FOLDER is CIFAR-10 as class folders. For each network three trainings take turns in one process, a
+window of some steps each: ``train`` with crop and flip as a trial runs it; the tutorial's way with
+the same batch size and augmentation; and forward, backward and optimizer step on one resident batch
+in the number type and memory layout of ``train``, which is the limit. Ratios are taken within a
+round; the table gives their medians and quartiles.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from tests.benchmarks import tutorial
+from tuner.augment import normalize
+from tuner.config import Augment, DataConfig, ModelConfig, Sgd, TrialConfig
+from tuner.data import Splits, load_splits
+from tuner.device import compute_dtype, find_device
+from tuner.models import build_model
+from tuner.models.cost import count_cost
+from tuner.optim import make_optimizer
+from tuner.sources import Images
+from tuner.train import train
+
+WINDOW_IMAGES = 1024
+"""At least so many images a window, and at least eight steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A network with the batch size that its trials have by default."""
+
+    model: ModelConfig
+    batch_size: int = 128
+
+
+CASES: dict[str, Case] = {
+    "cnn": Case(model=ModelConfig("cnn")),
+    "resnet": Case(model=ModelConfig("resnet", {"depth": 20})),
+    "resnet 18": Case(model=ModelConfig("resnet", {"depth": 18})),
+    "wide_resnet": Case(model=ModelConfig("wide_resnet")),
+    "speednet": Case(model=ModelConfig("speednet")),
+    "convnext": Case(model=ModelConfig("convnext")),
+    "vit": Case(model=ModelConfig("vit")),
+    "tutorial's LeNet": Case(
+        model=ModelConfig(
+            "custom",
+            {
+                "path": tutorial.__file__,
+                "name": "LeNet",
+                "source": Path(tutorial.__file__).read_text(),
+            },
+        ),
+        batch_size=16,
+    ),
+}
+
+
+def window_of(splits: Splits, batch_size: int) -> Splits:
+    """Give as many training images as a window has, and a few for validation."""
+    steps = max(8, WINDOW_IMAGES // batch_size)
+    part = torch.arange(0, len(splits.train), len(splits.train) // (steps * batch_size))
+    part = part[: steps * batch_size]
+    return replace(
+        splits,
+        train=Images(images=splits.train.images[part], labels=splits.train.labels[part]),
+        val=Images(images=splits.val.images[:8], labels=splits.val.labels[:8]),
+    )
+
+
+def ours(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
+    """Train by ``train``; give a window at a time."""
+    with contextlib.closing(train(config, splits, device)) as epochs:
+        for _ in epochs:
+            yield
+
+
+def bare(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
+    """Forward, backward and step over and over on one batch; give a window at a time."""
+    network = build_model(config.model, splits.num_classes, splits.image_shape)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    # No step is worth taking: on a batch that is learnt by heart, gradients fall into the numbers
+    # that a CPU is slow with (LeNet's step takes 4.1 ms instead of 1.8).
+    optimizer = make_optimizer(network, replace(config.optimizer, lr=1e-12))
+    dtype = compute_dtype(config.precision, device)
+    mean, std = (
+        torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (splits.mean, splits.std)
+    )
+    images = normalize(splits.train.images[: config.batch_size].to(device), mean, std)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = splits.train.labels[: config.batch_size].to(device)
+    while True:
+        for _ in range(len(splits.train) // config.batch_size):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = network(images).float()
+            F.cross_entropy(logits, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        yield
+
+
+def tutorials(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
+    """Train in the tutorial's way; give a window at a time."""
+    network: nn.Module = build_model(config.model, splits.num_classes, splits.image_shape)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    assert device.type == "cpu", "the tutorial's way is written for a CPU"
+    for _ in tutorial.epochs_of(network, optimizer, splits, batch_size=config.batch_size):
+        yield
+
+
+WAYS: dict[str, Callable[..., Iterator[None]]] = {
+    "ours": ours,
+    "bare": bare,
+    "tutorial": tutorials,
+}
+
+
+def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Give images a second of each way, one figure a round."""
+    config = TrialConfig(
+        model=case.model,
+        epochs=rounds + 1,
+        batch_size=case.batch_size,
+        optimizer=Sgd(lr=0.01),
+        augment=Augment(crop=4, flip=True),
+    )
+    part = window_of(splits, case.batch_size)
+    ways = {name: way for name, way in WAYS.items() if name != "tutorial" or device.type == "cpu"}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    with ExitStack() as stack:
+        windows = {
+            name: stack.enter_context(contextlib.closing(way(config, part, device)))  # type: ignore[type-var]
+            for name, way in ways.items()
+        }
+        for number in range(rounds + 1):
+            # Each way goes first in its turn, so that none has always the warmer machine.
+            names = itertools.islice(itertools.cycle(ways), number % 3, number % 3 + len(ways))
+            for name in list(names):
+                began = time.perf_counter()
+                next(windows[name])
+                seconds = time.perf_counter() - began
+                if number:  # The first one warms up.
+                    rates[name].append(len(part.train) / seconds)
+    cost = count_cost(case.model, splits.num_classes, splits.image_shape)
+    return {"parameters": cost.parameters, "flops": cost.flops, "rates": rates}
+
+
+def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, float]:
+    """Give the quartiles of our rate over another's, round by round."""
+    low, middle, high = statistics.quantiles(
+        (mine / other for mine, other in zip(rates["ours"], rates[over], strict=True)), n=4
+    )
+    return low, middle, high
+
+
+def as_table(found: dict[str, dict[str, Any]], title: str) -> Table:
+    """Give one row a network."""
+    table = Table(title=title)
+    table.add_column("network")
+    for heading in (
+        "weights",
+        "MFLOP",
+        "images/s",
+        "share of the limit",
+        "times the tutorial's way",
+    ):
+        table.add_column(heading, justify="right")
+    for name, figures in found.items():
+        rates = figures["rates"]
+        cells = []
+        for over, places in (("bare", 3), ("tutorial", 2)):
+            if over in rates:
+                low, middle, high = ratios(rates, over)
+                cells.append(f"{middle:.{places}f} ({low:.{places}f} to {high:.{places}f})")
+        table.add_row(
+            name,
+            f"{figures['parameters']:,}",
+            f"{figures['flops'] / 1e6:.0f}",
+            f"{statistics.median(rates['ours']):,.0f}",
+            *cells,
+        )
+    return table
+
+
+def main() -> None:
+    """Run the benchmark; print a table, or one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="CIFAR-10 as class folders")
+    parser.add_argument("--data-dir", type=Path, default=Path.home() / ".cache" / "cifar-tune")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = find_device(options.device)
+    source = str(Path(options.data).absolute())
+    splits = load_splits(DataConfig(source=source), options.data_dir)
+    found = {
+        name: measure(CASES[name], splits, options.rounds, device) for name in options.networks
+    }
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        place = f"{options.threads} CPU threads" if device.type == "cpu" else str(device)
+        title = f"Images a second of training, {place}, {options.rounds} rounds: median (quartiles)"
+        Console(highlight=False, width=110).print(as_table(found, title))
+
+
+if __name__ == "__main__":
+    main()
