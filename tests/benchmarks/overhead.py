@@ -118,7 +118,7 @@ def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
     real = driver.train_trial
     driver.train_trial = report_only
     try:
-        with Memory() as memory, contextlib.suppress(NoUsableTrials), _own_environment():
+        with Memory() as memory, contextlib.suppress(NoUsableTrials), own_environment():
             driver.search(request, Console(file=io.StringIO()))
     finally:
         driver.train_trial = real
@@ -157,7 +157,7 @@ def measure_stock(folder: Path, trials: int) -> float:
 
 
 @contextlib.contextmanager
-def _own_environment() -> Iterator[None]:
+def own_environment() -> Iterator[None]:
     """Take back what a search sets for the engine."""
     before = dict(os.environ)
     try:

@@ -1,0 +1,154 @@
+"""Seconds of training to an accuracy: speednet's recipe, and the tutorial's.
+
+    python -m tests.benchmarks.time_to_accuracy --data FOLDER --threads 2 --epochs 2 6
+
+FOLDER is CIFAR-10 as class folders. The recipe is the baseline of ``search_spaces/speed.yaml``,
+trained anew for each number of epochs, for its learning rate falls to nothing at the end. The
+tutorial's network and recipe then train as long as the longest of these. Seconds are those of
+training and validation, without reading the images. The test images are read once for each of the
+trainings, after its last epoch, and choose nothing.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from tests.benchmarks import tutorial
+from tuner.config import DataConfig, TrialConfig
+from tuner.data import Splits, load_splits, load_test
+from tuner.device import compute_dtype, find_device
+from tuner.evaluate import predict_probs, score
+from tuner.sources import Images
+from tuner.space import RandomTrial, load_space
+from tuner.train import train
+
+SPEED = Path(__file__).parents[2] / "search_spaces" / "speed.yaml"
+
+
+def recipe(epochs: int, seed: int) -> TrialConfig:
+    """Give the baseline of ``speed.yaml``; what it leaves to the sampler is at its default."""
+    space = load_space(SPEED)
+    trial = RandomTrial(0, space.baseline_params(0))
+    return space.sample(trial, epochs=epochs, seed=seed, baseline=0)
+
+
+class Course:
+    """A training under way: its seconds, and what it reaches on which images."""
+
+    def __init__(self, splits: Splits, test: Images, device: torch.device) -> None:
+        self.splits = splits
+        self.test = test
+        self.device = device
+
+    def ours(self, config: TrialConfig) -> dict[str, Any]:
+        """Train by the recipe."""
+        seconds, curve = 0.0, []
+        for epoch in train(config, self.splits, self.device):
+            seconds += epoch.figures.seconds
+            curve.append((seconds, epoch.figures.val_accuracy))
+        dtype = compute_dtype(config.precision, self.device)
+        return self._result(curve, epoch.network, dtype)
+
+    def tutorials(self, seconds: float, batch_size: int) -> dict[str, Any]:
+        """Train the tutorial's network as its text does, whole epochs for about so long."""
+        torch.manual_seed(0)
+        network = tutorial.LeNet(self.splits.num_classes, self.splits.image_shape)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
+        spent, curve = 0.0, []
+        epochs = tutorial.epochs_of(
+            network, optimizer, self.splits, batch_size=batch_size, crop=4, workers=2
+        )
+        while spent < seconds:
+            began = time.perf_counter()
+            next(epochs)
+            spent += time.perf_counter() - began
+            curve.append((spent, self._accuracy(network, self.splits.val, torch.float32)))
+        return self._result(curve, network, torch.float32)
+
+    def _result(
+        self, curve: list[tuple[float, float]], network: nn.Module, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        return {
+            "epochs": len(curve),
+            "seconds": curve[-1][0],
+            "val_accuracy": curve[-1][1],
+            "test_accuracy": self._accuracy(network, self.test, dtype),
+            "curve": curve,
+        }
+
+    def _accuracy(self, network: nn.Module, images: Images, dtype: torch.dtype) -> float:
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1) for values in (self.splits.mean, self.splits.std)
+        )
+        probs = predict_probs(network, images.images, mean, std, device=self.device, dtype=dtype)
+        return score(probs, images.labels).accuracy
+
+
+def as_table(found: dict[str, list[dict[str, Any]]], place: str) -> Table:
+    """Give one row a way of training, with its spread over the seeds."""
+    table = Table(title=f"Time to accuracy on {place}: median (least to most)")
+    table.add_column("")
+    for heading in ("seeds", "epochs", "seconds", "validation %", "test %"):
+        table.add_column(heading, justify="right")
+    for name, runs in found.items():
+        spread = [
+            _spread([factor * run[key] for run in runs], places)
+            for key, factor, places in (
+                ("seconds", 1, 1),
+                ("val_accuracy", 100, 2),
+                ("test_accuracy", 100, 2),
+            )
+        ]
+        table.add_row(name, str(len(runs)), str(runs[0]["epochs"]), *spread)
+    return table
+
+
+def _spread(values: list[float], places: int) -> str:
+    middle = statistics.median(values)
+    if len(values) == 1:
+        return f"{middle:.{places}f}"
+    return f"{middle:.{places}f} ({min(values):.{places}f} to {max(values):.{places}f})"
+
+
+def main() -> None:
+    """Run the benchmark; print a table, or one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="CIFAR-10 as class folders")
+    parser.add_argument("--data-dir", type=Path, default=Path.home() / ".cache" / "cifar-tune")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 6])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--no-tutorial", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = find_device(options.device)
+    data = DataConfig(source=str(Path(options.data).absolute()))
+    splits = load_splits(data, options.data_dir)
+    course = Course(splits, load_test(data, options.data_dir).images, device)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for epochs in options.epochs:
+        found[f"speednet, {epochs} epochs"] = [
+            course.ours(recipe(epochs, seed)) for seed in range(options.seeds)
+        ]
+    if not options.no_tutorial:
+        longest = max(run["seconds"] for runs in found.values() for run in runs)
+        found["the tutorial's"] = [course.tutorials(longest, batch_size=8)]
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        place = f"{options.threads} CPU threads" if device.type == "cpu" else str(device)
+        Console(highlight=False, width=100).print(as_table(found, place))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""What lies between trials: seconds from the end of one to the first step of the next.
+
+    python -m tests.benchmarks.turnover --trials 50
+
+A search of short trainings on the digits, and the same trainings as function trainables of stock
+Tune, each in an actor of its own as is Tune's default. Which trial took whose slot is found from
+the times of their epochs: a trial takes the slot that was free first. The share of slot time is
+what epochs, validation included, make of all time between a slot's first epoch and its last.
+"""
+
+import argparse
+import contextlib
+import heapq
+import io
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.overhead import own_environment
+from tuner.config import DataConfig, TrialConfig
+from tuner.data import load_splits
+from tuner.search.cluster import plan_slots
+from tuner.search.driver import SearchRequest, search
+from tuner.search.trainable import pack, unpack
+from tuner.space import RandomTrial, load_space
+
+SPACE = """
+dataset: digits
+space:
+  batch_size: 64
+  model: {cnn: {stages: 2, width: 32}}
+  optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """When a trial's epochs began and ended, in seconds since 1970, and what they took."""
+
+    began: float
+    ended: float
+    seconds: float
+
+
+def turnovers(trials: Iterable[Trained], slots: int) -> tuple[list[float], float]:
+    """Give the seconds between trials of a slot, and the share of slot time spent in epochs."""
+    free: list[float] = []
+    gaps: list[float] = []
+    span = 0.0
+    busy = 0.0
+    for trial in sorted(trials, key=lambda trial: trial.began):
+        if len(free) == slots:
+            gaps.append(trial.began - heapq.heappop(free))
+            span += gaps[-1]
+        heapq.heappush(free, trial.ended)
+        span += trial.ended - trial.began
+        busy += trial.seconds
+    return gaps, busy / span
+
+
+def ours(folder: Path, trials: int, epochs: int) -> list[Trained]:
+    """Search, and read the times from the run folder."""
+    file = folder / "space.yaml"
+    file.write_text(SPACE)
+    settings = {"trials": trials, "epochs": epochs, "scheduler": "none", "sampler": "random"}
+    space = load_space(file, [f"search.{key}={value}" for key, value in settings.items()])
+    request = SearchRequest(
+        space=space,
+        space_name=str(file),
+        search=space.search,
+        data=DataConfig(source="digits"),
+        data_dir=folder,
+        storage=folder,
+        name=f"turnover-{trials}-{epochs}",
+        command="",
+        keep=1,
+    )
+    with own_environment():
+        run = search(request, Console(file=io.StringIO()))
+    rows = [trial.history for trial in run.trials()]
+    assert [len(history) for history in rows] == [epochs] * trials
+    return [
+        Trained(
+            began=history[0].time - history[0].seconds,
+            ended=history[-1].time,
+            seconds=sum(row.seconds for row in history),
+        )
+        for history in rows
+    ]
+
+
+def train_plainly(params: dict[str, Any], *, data: dict[str, Any]) -> None:
+    """Train in a function trainable; report the times of the epochs."""
+    import torch
+
+    from tuner.train import train
+
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    config = TrialConfig.from_dict(params["config"])
+    for epoch in train(config, unpack(data, device), device):
+        row = epoch.figures
+        tune.report({"time": row.time, "took": row.seconds, "epoch": row.epoch})
+
+
+def stock(folder: Path, trials: int, epochs: int) -> list[Trained]:
+    """Train the same under ``tune.Tuner``, its settings at default."""
+    file = folder / "space.yaml"
+    file.write_text(SPACE)
+    space = load_space(file)
+    configs = [space.sample(RandomTrial(n), epochs=epochs, seed=n).to_dict() for n in range(trials)]
+    data = pack(load_splits(DataConfig(source="digits"), folder))
+    tuner = tune.Tuner(
+        tune.with_parameters(train_plainly, data=data),
+        param_space={"config": tune.grid_search(configs)},
+        run_config=tune.RunConfig(storage_path=str(folder / "stock")),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = tuner.fit()
+    assert not results.errors
+    assert len(results) == trials
+    found = []
+    for result in results:
+        table = result.metrics_dataframe
+        took = table["took"]
+        found.append(
+            Trained(
+                began=table["time"].iloc[0] - took.iloc[0],
+                ended=table["time"].iloc[-1],
+                seconds=took.sum(),
+            )
+        )
+    return found
+
+
+def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
+    """Give one row a way to run trials."""
+    table = Table(title=f"Between trials, {slots} slots")
+    table.add_column("")
+    for heading in ("trials", "seconds a trial", "turnover, s (quartiles)", "in epochs"):
+        table.add_column(heading, justify="right")
+    for name, figures in found.items():
+        low, middle, high = statistics.quantiles(figures["turnovers"], n=4)
+        table.add_row(
+            name,
+            str(figures["trials"]),
+            f"{figures['trial_seconds']:.1f}",
+            f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            f"{figures['share']:.1%}",
+        )
+    return table
+
+
+def figures_of(trials: Sequence[Trained], slots: int) -> dict[str, Any]:
+    """Give the row of a way to run trials."""
+    gaps, share = turnovers(trials, slots)
+    return {
+        "trials": len(trials),
+        "trial_seconds": statistics.median(trial.seconds for trial in trials),
+        "turnovers": gaps,
+        "share": share,
+    }
+
+
+def main() -> None:
+    """Run the benchmark; print a table, or one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--long-trials", type=int, default=6)
+    parser.add_argument("--long-epochs", type=int, default=250, help="half a minute or more")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    ray.init(num_cpus=os.cpu_count(), num_gpus=0, include_dashboard=False, log_to_driver=False)
+    try:
+        slots = plan_slots(None, None, None).count
+        with tempfile.TemporaryDirectory(prefix="turnover-") as name:
+            folder = Path(name)
+            short, long = options.epochs, options.long_epochs
+            half = options.trials // 2
+            before = stock(folder, half, short)
+            found = {
+                "cifar-tune": figures_of(ours(folder, options.trials, short), slots),
+                "cifar-tune, long": figures_of(ours(folder, options.long_trials, long), slots),
+            }
+            after = stock(folder, options.trials - half, short)
+            gaps, shares = zip(*(turnovers(part, slots) for part in (before, after)), strict=True)
+            both = figures_of([*before, *after], slots)
+            found["stock Tune"] = both | {
+                "turnovers": [gap for part in gaps for gap in part],
+                "share": statistics.fmean(shares),
+            }
+    finally:
+        ray.shutdown()
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        Console(highlight=False, width=100).print(as_table(found, slots))
+
+
+if __name__ == "__main__":
+    main()
