@@ -1,5 +1,6 @@
 """Optuna, told the truth: what ran its course, what was stopped, what failed."""
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,12 +53,12 @@ class Sampler:
         self.search = search
         self.study = make_study(study_storage, study_name)
         self._excess = excess
-        self._refused: set[str] = set()
+        self._refused: set[bytes] = set()
         self.num_accepted = 0
         self._grid = self._shuffled_grid()
         self._baselines = list(range(len(space.baseline)))
         self._asked: dict[int, optuna.Trial] = {}
-        self._proposed: set[str] = set()
+        self._proposed: set[bytes] = set()
         self._seed()
 
     def _seed(self) -> None:
@@ -311,9 +312,10 @@ def _attrs(number: int | None) -> dict[str, Any]:
     return {} if number is None else {"trial": number}
 
 
-def _key(config: TrialConfig) -> str:
-    """Give a configuration's text, the same for any seed."""
-    return json.dumps(config.to_dict() | {"seed": None}, sort_keys=True)
+def _key(config: TrialConfig) -> bytes:
+    """Give a digest of a configuration, the same for any seed."""
+    text = json.dumps(config.to_dict() | {"seed": None}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
