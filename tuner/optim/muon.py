@@ -26,26 +26,24 @@ class Muon(torch.optim.Optimizer):
     Jordan's code: the learning rate times the root of max(1, rows / columns).
 
     Args:
-        matrices: What ``hidden_matrices`` gave.
+        matrices: Groups of what ``hidden_matrices`` gave, each with its ``weight_decay``.
         others: Groups of the other parameters, each with its ``weight_decay``, for AdamW.
         lr: Learning rate of the matrices.
         momentum: Decay of the moving average of gradients, which steps look ahead of (Nesterov).
-        weight_decay: Of the matrices, times the learning rate.
         adamw_lr: Learning rate of the others.
     """
 
     def __init__(
         self,
-        matrices: list[nn.Parameter],
+        matrices: list[dict[str, Any]],
         others: list[dict[str, Any]],
         *,
         lr: float,
         momentum: float,
-        weight_decay: float,
         adamw_lr: float,
     ) -> None:
-        group = {"params": matrices, "weight_decay": weight_decay}
-        super().__init__([group], {"lr": lr, "momentum": momentum})
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+        self._num_matrix_groups = len(matrices)
         self._partner = torch.optim.AdamW(others, lr=adamw_lr, betas=PARTNER_BETAS, fused=True)
         # One list of groups and one state for both, for whoever sets rates or saves the state.
         self.param_groups.extend(self._partner.param_groups)
@@ -56,25 +54,29 @@ class Muon(torch.optim.Optimizer):
         """Take one step; ``closure`` is not for it."""
         assert closure is None
         self._partner.step()
-        group = self.param_groups[0]
+        alike = defaultdict(list)
+        for group in self.param_groups[: self._num_matrix_groups]:
+            for parameter, update in self._updates(group):
+                flat = update.flatten(1)
+                alike[flat.shape].append((parameter, flat, group["lr"]))
+        # Matrices of one shape go through the iterations together.
+        for (rows, columns), entries in alike.items():
+            steps = orthogonalize(torch.stack([flat for _, flat, _ in entries]))
+            for (parameter, _, lr), step in zip(entries, steps, strict=True):
+                size = lr * max(1.0, rows / columns) ** 0.5
+                parameter.add_(step.view(parameter.shape), alpha=-size)
+
+    def _updates(self, group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Decay a group's parameters and give them with the directions of their steps."""
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
-            return
+            return []
         gradients = [p.grad for p in parameters]
         momenta = [self._momentum(p) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        alike = defaultdict(list)
-        for parameter, update in zip(parameters, updates, strict=True):
-            flat = update.flatten(1)
-            alike[flat.shape].append((parameter, flat))
-        # Matrices of one shape go through the iterations together.
-        for (rows, columns), pairs in alike.items():
-            steps = orthogonalize(torch.stack([flat for _, flat in pairs]))
-            size = group["lr"] * max(1.0, rows / columns) ** 0.5
-            for (parameter, _), step in zip(pairs, steps, strict=True):
-                parameter.add_(step.view(parameter.shape), alpha=-size)
+        return list(zip(parameters, updates, strict=True))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
