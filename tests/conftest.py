@@ -100,8 +100,8 @@ def _train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
                 epoch=epoch.figures.epoch,
                 classes=splits.classes,
                 image_shape=splits.image_shape,
-                mean=splits.mean,
-                std=splits.std,
+                mean=epoch.mean,
+                std=epoch.std,
             )
             save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
             np.save(path / "val_probs.npy", epoch.val_probs.numpy().astype(np.float16))

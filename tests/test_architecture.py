@@ -15,7 +15,7 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 
 FLOORS_0_TO_2 = (
     "errors files voting schema config augment models device optim evaluate trial run sources data "
-    "space checkpoint plots"
+    "space checkpoint weights plots"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "sources": "errors files schema config",
     "data": "errors config sources",
     "plots": "files",
-    "space": "errors files schema config models",
     "checkpoint": "errors files schema config models trial",
+    "space": "errors files schema config models trial run checkpoint",
+    "weights": "errors schema config models run sources checkpoint",
     # Floor 3
     "train": FLOORS_0_TO_2,
     # Floor 4

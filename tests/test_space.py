@@ -263,8 +263,8 @@ def grow(schema: Schema) -> st.SearchStrategy[Any]:
                 optional={
                     name: grow(record)
                     for name, record in schema.options.items()
-                    # It needs a file: test_custom.py.
-                    if name != "custom"
+                    # They need a file or a name: test_custom.py, test_pretrained.py.
+                    if name not in ("custom", "pretrained")
                 },
             ).filter(bool)
             return branches.map(lambda names: names if len(names) == 1 else {"choice": names})

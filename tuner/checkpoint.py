@@ -87,6 +87,19 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Checkpoint]:
     return network.to(memory_format=torch.channels_last).eval(), checkpoint
 
 
+def read_description(path: Path) -> Checkpoint:
+    """Read what stands beside the weights, and not the weights.
+
+    Raises:
+        TunerError: As ``load_checkpoint``.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse((file.metadata() or {}).get("checkpoint", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise TunerError(f"{path}: not a usable checkpoint: {error}") from error
+
+
 def _parse(description: str) -> Checkpoint:
     """Read what ``save_checkpoint`` wrote beside the weights.
 

@@ -126,7 +126,7 @@ def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Official:
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
-        with _quiet_network():
+        with quiet_network():
             dataset = source(data_dir, train=part == "train", download=True)
     except (OSError, RuntimeError, EOFError, TarError, HTTPException, zlib.error) as error:
         raise DataError(
@@ -139,7 +139,7 @@ def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Official:
 
 
 @contextlib.contextmanager
-def _quiet_network() -> Iterator[None]:
+def quiet_network() -> Iterator[None]:
     """Give up after 20 silent seconds; keep progress off stdout, and off stderr but a terminal."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)

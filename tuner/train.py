@@ -18,11 +18,13 @@ from tuner.augment import augment_batch, normalize, random_sides
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import compute_dtype
+from tuner.errors import UsageError
 from tuner.evaluate import predict_probs, score
-from tuner.models import FitsImages, build_model
+from tuner.models import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, lr_factor, make_optimizer
 from tuner.sources import Images
 from tuner.trial import EpochRow
+from tuner.weights import Start
 
 FIT_IMAGES = 5000
 """At most so many training images does a network see before training; see ``FitsImages``."""
@@ -94,6 +96,9 @@ class Epoch:
     """Class probabilities of the validation images by ``network``, float32, shape (N, K), CPU."""
     network: nn.Module
     """The averaged weights, in evaluation mode; they change as the iteration goes on."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Mean and deviation a channel by which its images were normalized."""
     learner: Learner
     """What ``train`` goes on from, as ``learner.state()``; it changes, too."""
 
@@ -113,6 +118,7 @@ def train(
     splits: Splits,
     device: torch.device,
     *,
+    start: Start | None = None,
     state: Mapping[str, Tensor] | None = None,
     epochs_done: int = 0,
     micro_batches: int = 1,
@@ -126,6 +132,8 @@ def train(
         config: All that defines the training.
         splits: Training and validation images, best on ``device`` already.
         device: Where to train.
+        start: The weights that a ``pretrained`` model starts from, as ``tuner.weights`` loads them;
+            images are normalized as they want it.
         state: What ``learner.state()`` of an epoch gave, to go on after it.
         epochs_done: The number of that epoch.
         micro_batches: Parts of each of ``config.micro_batches``, where memory is short.
@@ -133,25 +141,34 @@ def train(
     Yields:
         The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; going on
         is the caller's choice.
+
+    Raises:
+        UsageError: If the model cannot be built, or the weights to start from are missing or unfit.
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     images, labels = splits.train.images.to(device), splits.train.labels.to(device)
     val_images = splits.val.images.to(device)
+    wanted = start or splits
     mean, std = (
         torch.tensor(values, device=device).view(1, -1, 1, 1)
-        for values in (splits.mean, splits.std)
+        for values in (wanted.mean, wanted.std)
     )
     dtype = compute_dtype(config.precision, device)
 
     network = build_model(config.model, len(splits.classes), splits.image_shape)
+    policy = network if isinstance(network, StartsFromWeights) else None
+    if policy is not None:
+        if start is None:
+            raise UsageError("model.pretrained: the weights to start from are missing")
+        policy.start_from(start.tensors)
     network = network.to(device).to(memory_format=torch.channels_last)
     if state is None and isinstance(network, FitsImages):
         # Spread over all, for a folder's images come class by class.
         few = images[:: -(-len(images) // FIT_IMAGES)]
         network.fit_to(normalize(few, mean, std))
     average = WeightAverage(network, config.ema_decay)
-    optimizer = make_optimizer(network, config.optimizer)
+    optimizer = make_optimizer(network, config.optimizer, policy.lr_shares() if policy else {})
     learner = Learner(network=network, average=average, optimizer=optimizer, generator=generator)
     # Drawn before the state is restored, so that a training that goes on has the same sides.
     sides = random_sides(len(labels), generator) if config.augment.alternate else None
@@ -164,6 +181,8 @@ def train(
 
     for number in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
+        if policy is not None:
+            policy.start_epoch(number)
         network.train()
         order = torch.randperm(len(labels), generator=generator, device=device)
         total_loss = torch.zeros((), device=device)
@@ -211,12 +230,19 @@ def train(
             ),
             val_probs=val_probs,
             network=average.model,
+            mean=wanted.mean,
+            std=wanted.std,
             learner=learner,
         )
 
 
 def predict_epoch_seconds(
-    config: TrialConfig, splits: Splits, device: torch.device, *, micro_batches: int = 1
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    *,
+    start: Start | None = None,
+    micro_batches: int = 1,
 ) -> float:
     """Foresee the length of an epoch of this training, validation included, from a few steps."""
     batch_size = min(config.batch_size, len(splits.train))
@@ -232,7 +258,7 @@ def predict_epoch_seconds(
         ),
         val=Images(images=splits.val.images[:num_val], labels=splits.val.labels[:num_val]),
     )
-    probe = train(replace(config, epochs=2), part, device, micro_batches=micro_batches)
+    probe = train(replace(config, epochs=2), part, device, start=start, micro_batches=micro_batches)
     with contextlib.closing(probe) as epochs:
         _, warm = epochs
     return warm.figures.seconds * steps / few

@@ -137,8 +137,9 @@ class TrialRecord:
         best = self.best
         config = self.config.to_dict()
         config["max_epochs"] = config.pop("epochs")
-        # The text of a user's model file is no column.
-        config["model"].get("custom", {}).pop("source", None)
+        # The text of a user's model file, or of an earlier run's architecture, is no column.
+        for params in config["model"].values():
+            params.pop("source", None)
         return {
             "trial": self.number,
             "model": self.config.model.family,

@@ -16,11 +16,11 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Give uint8 images as float32 with about zero mean and unit variance a channel.
 
     Args:
-        images: uint8, shape (N, C, H, W).
+        images: uint8, shape (N, C, H, W); one channel is repeated, if ``mean`` has more.
         mean: Per channel, of values scaled to [0, 1], shape (1, C, 1, 1).
         std: As ``mean``.
     """
-    return images.float().sub_(255 * mean).mul_(1 / (255 * std))
+    return (images - 255 * mean).mul_(1 / (255 * std))
 
 
 def colour_jitter(

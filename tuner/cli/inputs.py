@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from tuner.cli.options import DATA_DIR, IMAGE_SIZE, JSON, option
+from tuner.cli.options import DATA_DIR, IMAGE_SIZE, JSON, STORAGE, option
 from tuner.cli.tables import print_json, print_table
 
 
@@ -17,12 +17,13 @@ def space() -> None:
 @space.command("check", epilog="Example: cifar-tune space check search_spaces/wide.yaml")
 @click.argument("file")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@STORAGE
 @JSON
-def space_check(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def space_check(file: str, overrides: tuple[str, ...], storage: Path, as_json: bool) -> None:
     """Check a space and list its parameters."""
     from tuner.space import find_space, load_space
 
-    checked = load_space(find_space(file), list(overrides))
+    checked = load_space(find_space(file), list(overrides), storage)
     rows = [{"parameter": path, "values": values} for path, values in checked.rows()]
     if as_json:
         print_json(rows)
@@ -37,9 +38,10 @@ def space_check(file: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @option("-n", "--number", type=click.IntRange(min=1), default=1, show_default=True)
 @option("--seed", type=int, default=0, show_default=True)
+@STORAGE
 @JSON
 def space_sample(
-    file: str, overrides: tuple[str, ...], number: int, seed: int, as_json: bool
+    file: str, overrides: tuple[str, ...], number: int, seed: int, storage: Path, as_json: bool
 ) -> None:
     """Print configurations drawn from a space, as a search would."""
     import yaml
@@ -47,7 +49,7 @@ def space_sample(
     from tuner.search.sampler import Sampler
     from tuner.space import find_space, load_space
 
-    drawn = load_space(find_space(file), list(overrides))
+    drawn = load_space(find_space(file), list(overrides), storage)
     sampler = Sampler(drawn, replace(drawn.search, seed=seed, sampler="random"))
     drawn_configs = map(sampler.ask, range(number))
     configs = [config.to_dict() for config in drawn_configs if config]

@@ -79,7 +79,8 @@ def search(context: click.Context, /, **options: Any) -> None:
         path = resumed.path / "space.yaml"
     else:
         raise click.UsageError("Missing option '--space'.", context)
-    space = load_space(path, _overrides(context, options["overrides"]))
+    storage = resumed.path.parent if resumed else options["storage"]
+    space = load_space(path, _overrides(context, options["overrides"]), storage)
     known = resumed.record.data if resumed else DataConfig()
     data = DataConfig(
         source=find_source(space.dataset) if space.dataset else known.source,
@@ -98,7 +99,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         search=space.search,
         data=data,
         data_dir=options["data_dir"].absolute(),
-        storage=resumed.path.parent if resumed else options["storage"],
+        storage=storage,
         name=name,
         command=shlex.join(["cifar-tune", *sys.argv[1:]]),
         keep=options["keep"],

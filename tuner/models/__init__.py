@@ -1,6 +1,7 @@
 """The architectures by name; a new family is one file here and one entry in ``ARCHITECTURES``."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from tuner.errors import UsageError
 from tuner.models.cnn import Cnn, CnnParams
 from tuner.models.convnext import ConvNeXt, ConvNeXtParams
 from tuner.models.custom import CustomParams, build_custom
+from tuner.models.pretrained import Pretrained, PretrainedParams, build_torchvision
 from tuner.models.resnet import ResNet, ResNetParams
 from tuner.models.speednet import SpeedNet, SpeedNetParams
 from tuner.models.vit import ViT, ViTParams
@@ -32,6 +34,29 @@ class Architecture:
     maps normalized images (N, C, H, W) to logits (N, K)."""
 
 
+def _build_pretrained(
+    params: PretrainedParams, num_classes: int, image_shape: ImageShape
+) -> nn.Module:
+    """Build the network of ``params``, its weights random.
+
+    Raises:
+        UsageError: If a run's network takes other images, or has no head to replace.
+    """
+    if params.name:
+        return build_torchvision(params, num_classes)
+    source = source_of(params)
+    channels, height, width = source.image_shape
+    if image_shape[0] not in (1, channels):
+        raise UsageError(
+            f"model.pretrained: {params.run} was trained on images of {channels} channel, not of "
+            f"{image_shape[0]}; start from a run on colour images"
+        )
+    size = params.image_size
+    shape = (channels, size, size) if size else (channels, height, width)
+    network = build_model(source.model, num_classes, shape)
+    return Pretrained(network, params, num_classes, shape)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(params=CnnParams, build=Cnn),
     "resnet": Architecture(params=ResNetParams, build=ResNet),
@@ -40,7 +65,45 @@ ARCHITECTURES: dict[str, Architecture] = {
     "convnext": Architecture(params=ConvNeXtParams, build=ConvNeXt),
     "vit": Architecture(params=ViTParams, build=ViT),
     "custom": Architecture(params=CustomParams, build=build_custom),
+    "pretrained": Architecture(params=PretrainedParams, build=_build_pretrained),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The network of an earlier run's trial, as ``PretrainedParams.source`` holds it."""
+
+    model: ModelConfig
+    image_shape: ImageShape
+
+    def to_json(self) -> str:
+        """Give the text that ``source_of`` reads."""
+        plain = {"model": self.model.to_plain(), "image_shape": self.image_shape}
+        return json.dumps(plain, sort_keys=True)
+
+
+def source_of(params: PretrainedParams) -> Source:
+    """Read the architecture that a model which starts from a run has.
+
+    Raises:
+        UsageError: If it is missing.
+    """
+    if not params.source:
+        raise UsageError(
+            f"model.pretrained: the architecture of {params.run} is missing; read the "
+            "configuration from a space file"
+        )
+    plain = json.loads(params.source)
+    ((family, given),) = plain["model"].items()
+    return Source(model=ModelConfig(family, given), image_shape=tuple(plain["image_shape"]))
+
+
+def has_own_code(config: ModelConfig) -> bool:
+    """Whether a user's own code builds the network, or the one that it starts from."""
+    if config.family == "pretrained" and config.params.get("source"):
+        params: PretrainedParams = params_of(config)
+        return has_own_code(source_of(params).model)
+    return config.family == "custom"
 
 
 @runtime_checkable
@@ -57,6 +120,20 @@ class FitsImages(Protocol):
         """
 
 
+@runtime_checkable
+class StartsFromWeights(Protocol):
+    """A network that starts from the weights of an earlier training; ``tuner.weights`` has them."""
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights, once, before the first step."""
+
+    def start_epoch(self, number: int) -> None:
+        """Freeze or thaw weights for epoch ``number``, from 1."""
+
+    def lr_shares(self) -> Mapping[str, float]:
+        """Give the share of the learning rate of each parameter, by name; 1 for those left out."""
+
+
 def build_model(
     config: ModelConfig, num_classes: int, image_shape: ImageShape = (3, 32, 32)
 ) -> nn.Module:
@@ -65,10 +142,19 @@ def build_model(
     Raises:
         UsageError: On an unknown family, or a parameter that the family lacks or refuses.
     """
+    params = params_of(config)
+    return ARCHITECTURES[config.family].build(params, num_classes, image_shape)
+
+
+def params_of(config: ModelConfig) -> Any:
+    """Give the parameters as the family's dataclass, complete and checked.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
     if config.family not in ARCHITECTURES:
         hint = did_you_mean(config.family, ARCHITECTURES)
         known = f"; known are {', '.join(ARCHITECTURES)}"
         raise UsageError(f"model: unknown family {config.family!r}{hint or known}")
-    family = ARCHITECTURES[config.family]
-    params = parse(schema_of(family.params), config.params, f"model.{config.family}")
-    return family.build(params, num_classes, image_shape)
+    schema = schema_of(ARCHITECTURES[config.family].params)
+    return parse(schema, config.params, f"model.{config.family}")

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tuner.config import Constraints, ModelConfig
-from tuner.models import ImageShape, build_model
+from tuner.models import ImageShape, build_model, has_own_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +36,11 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
     ((family, params),) = json.loads(model).items()
     # Tensors on the meta device have shapes and no numbers, so that counting takes no memory; what
     # a user's own code does with numbers is unknown.
-    device = "cpu" if family == "custom" else "meta"
+    config = ModelConfig(family, params)
+    device = "cpu" if has_own_code(config) else "meta"
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         with torch.device(device):
-            network = build_model(ModelConfig(family, params), num_classes, image_shape).eval()
+            network = build_model(config, num_classes, image_shape).eval()
             images = torch.zeros(1, *image_shape)
         with FlopCounterMode(display=False) as counter:
             network(images)
@@ -59,7 +60,7 @@ def excess(
         UsageError: As ``build_model``.
     """
     limits = {"parameters": constraints.parameters, "FLOPs": constraints.flops}
-    if not any(limits.values()) and config.family != "custom":
+    if not any(limits.values()) and not has_own_code(config):
         return ""
     cost = count_cost(config, num_classes, image_shape)
     counts = {"parameters": cost.parameters, "FLOPs": cost.flops}

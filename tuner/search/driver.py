@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
@@ -31,9 +32,10 @@ from tuner.search.progress import Progress
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
 from tuner.search.study import refuse_taken, refuse_unfit
-from tuner.search.trainable import pack, train_trial
+from tuner.search.trainable import pack, pack_starts, train_trial
 from tuner.space import SearchSpace
 from tuner.trial import OPEN
+from tuner.weights import load_starts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +81,8 @@ def search(request: SearchRequest, console: Console) -> Run:
         The run; its status is ``interrupted`` if a signal ended it early.
 
     Raises:
-        UsageError: On data that cannot be read, a name that is taken, a sampler that cannot search
-            this space, or a run to resume that is missing or of other data.
+        UsageError: On data or weights that cannot be read, a name that is taken, a sampler that
+            cannot search this space, or a run to resume that is missing or of other data.
         ClusterError: On a cluster that does not answer, or is too small.
         NoUsableTrials: If no trial left a checkpoint.
         TunerError: If the first three trials failed in the same way.
@@ -93,6 +95,9 @@ def search(request: SearchRequest, console: Console) -> Run:
     if request.study_storage and not request.resume:
         refuse_taken(request.study_storage, request.name)
     splits = load_splits(request.data, request.data_dir)
+    starts = load_starts(
+        request.space.starting_models(), splits.classes, splits.image_shape, request.storage
+    )
     with connected(request.address), contextlib.ExitStack() as stack:
         slots = plan_slots(request.gpus_per_trial, request.cpus_per_trial, request.concurrent)
         if math.isfinite(request.gpu_hours) and not slots.gpus:
@@ -137,11 +142,12 @@ def search(request: SearchRequest, console: Console) -> Run:
             if trials := run.trials():
                 left_out = conductor.replay(trials)
                 _tell_replay(conductor, len(trials), left_out, console)
+            shipped = {"data": pack(splits), "starts": pack_starts(starts)}
             with (
                 _draining_on_signals(conductor),
                 Progress(conductor, slots, console) as progress,
             ):
-                _run_trials(conductor, progress, splits, slots, request.max_failures)
+                _run_trials(conductor, progress, shipped, slots, request.max_failures)
             if conductor.draining != "broken":
                 status = "interrupted" if conductor.draining == "interrupted" else "finished"
         except KeyboardInterrupt:
@@ -209,12 +215,19 @@ def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Conso
 
 
 def _run_trials(
-    conductor: Conductor, progress: Progress, splits: Splits, slots: Slots, max_failures: int
+    conductor: Conductor,
+    progress: Progress,
+    shipped: dict[str, Any],
+    slots: Slots,
+    max_failures: int,
 ) -> None:
-    """Let the engine run the trials that the conductor starts, over losses that it cannot bear."""
+    """Let the engine run the trials that the conductor starts, over losses that it cannot bear.
+
+    ``shipped`` holds the large arguments of ``train_trial``.
+    """
     for _ in range(max_failures + 1):
         try:
-            return _tune(conductor, progress, splits, slots, max_failures)
+            return _tune(conductor, progress, shipped, slots, max_failures)
         except RuntimeError as error:
             # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
             # a worker for the trial's, but falls over this one.
@@ -228,7 +241,11 @@ def _run_trials(
 
 
 def _tune(
-    conductor: Conductor, progress: Progress, splits: Splits, slots: Slots, max_failures: int
+    conductor: Conductor,
+    progress: Progress,
+    shipped: dict[str, Any],
+    slots: Slots,
+    max_failures: int,
 ) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -236,7 +253,7 @@ def _tune(
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     trainable = tune.with_parameters(
         train_trial,
-        data=pack(splits),
+        **shipped,
         threads=slots.threads,
         epoch_seconds=conductor.sampler.space.constraints.epoch_seconds,
     )

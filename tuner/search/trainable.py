@@ -9,6 +9,7 @@ import gc
 import os
 import traceback
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import torch
 from ray import tune
 
 from tuner.checkpoint import Checkpoint, load_history, load_state, save_checkpoint, save_state
-from tuner.config import TrialConfig
+from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.files import replacing
 from tuner.sources import Images
 from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.trial import TrialState, best_row, write_history
+from tuner.weights import Start, start_key
 
 TRACEBACK_LINES = 30
 
@@ -42,6 +44,7 @@ def train_trial(
     params: dict[str, Any],
     *,
     data: dict[str, Any],
+    starts: dict[str, Any],
     threads: int,
     epoch_seconds: float | None = None,
 ) -> None:
@@ -55,6 +58,7 @@ def train_trial(
     Args:
         params: ``path``, the trial's folder, and ``config``, its plain configuration.
         data: What ``pack`` gave.
+        starts: What ``pack_starts`` gave.
         threads: For PyTorch in this trial.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
     """
@@ -66,10 +70,11 @@ def train_trial(
             device = find_device()
             config = TrialConfig.from_dict(params["config"])
             splits = unpack(data, device)
+            start = unpack_start(starts, config.model)
             path = Path(params["path"])
             if epoch_seconds is not None and not load_history(path / "state.safetensors"):
-                _refuse_slow(config, splits, device, micro_batches, epoch_seconds)
-            state = _train(config, splits, device, path, micro_batches)
+                _refuse_slow(config, splits, device, start, micro_batches, epoch_seconds)
+            state = _train(config, splits, device, path, start, micro_batches)
             outcome = {"outcome": state}
         except TooSlowError as error:
             outcome = {"outcome": "stopped", "reason": str(error)}
@@ -89,7 +94,12 @@ def train_trial(
 
 
 def _train(
-    config: TrialConfig, splits: Splits, device: torch.device, path: Path, micro_batches: int
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    path: Path,
+    start: Start | None,
+    micro_batches: int,
 ) -> TrialState:
     """Train to the end, or to a divergence, from where the trial's folder has come to."""
     saved = path / "state.safetensors"
@@ -102,6 +112,7 @@ def _train(
         config,
         splits,
         device,
+        start=start,
         state=load_state(saved) if history else None,
         epochs_done=len(history),
         micro_batches=micro_batches,
@@ -125,9 +136,16 @@ def _train(
 
 
 def _refuse_slow(
-    config: TrialConfig, splits: Splits, device: torch.device, micro_batches: int, limit: float
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    start: Start | None,
+    micro_batches: int,
+    limit: float,
 ) -> None:
-    seconds = predict_epoch_seconds(config, splits, device, micro_batches=micro_batches)
+    seconds = predict_epoch_seconds(
+        config, splits, device, start=start, micro_batches=micro_batches
+    )
     if seconds > limit:
         raise TooSlowError(f"an epoch would take {seconds:.3g} s, above the limit of {limit:.3g} s")
 
@@ -157,8 +175,8 @@ def save_epoch(path: Path, epoch: Epoch, config: TrialConfig, splits: Splits) ->
         epoch=epoch.figures.epoch,
         classes=splits.classes,
         image_shape=splits.image_shape,
-        mean=splits.mean,
-        std=splits.std,
+        mean=epoch.mean,
+        std=epoch.std,
     )
     save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
     with replacing(path / "val_probs.npy") as temporary, temporary.open("wb") as file:
@@ -180,13 +198,7 @@ _resident: dict[str, Splits] = {}
 
 def unpack(data: dict[str, Any], device: torch.device) -> Splits:
     """Undo ``pack`` with the images on ``device``, brought there once a process."""
-    with warnings.catch_warnings():
-        # The arrays lie read-only in shared memory; nothing here writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        train_images, val_images = (
-            Images(**{name: torch.from_numpy(array) for name, array in data[part].items()})
-            for part in ("train", "val")
-        )
+    train_images, val_images = (Images(**_as_tensors(data[part])) for part in ("train", "val"))
     splits = Splits(train=train_images, val=val_images, **data["rest"])
     if device.type == "cpu":
         return splits
@@ -197,6 +209,31 @@ def unpack(data: dict[str, Any], device: torch.device) -> Splits:
             splits, train=_to(train_images, device), val=_to(val_images, device)
         )
     return _resident[key]
+
+
+def pack_starts(starts: Mapping[str, Start]) -> dict[str, Any]:
+    """Turn weights to start from into NumPy arrays, by ``start_key``; see ``pack``."""
+    return {
+        key: {
+            "tensors": {name: tensor.numpy() for name, tensor in start.tensors.items()},
+            "mean": start.mean,
+            "std": start.std,
+        }
+        for key, start in starts.items()
+    }
+
+
+def unpack_start(starts: dict[str, Any], model: ModelConfig) -> Start | None:
+    """Undo ``pack_starts`` for what ``model`` starts from; ``None`` for random weights."""
+    packed = starts.get(start_key(model) or "")
+    return packed and Start(**packed | {"tensors": _as_tensors(packed["tensors"])})
+
+
+def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        # The arrays lie read-only in shared memory; nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _to(images: Images, device: torch.device) -> Images:

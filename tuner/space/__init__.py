@@ -1,12 +1,15 @@
 """Search spaces: a YAML file says what may vary, and each trial is sampled from it.
 
-``source`` reads the text into nodes that know their place, ``plugin`` adds the user's own networks,
-``grammar`` checks the nodes against the schema and makes ``axes`` of them, ``baseline`` reads what
-is tried first, and ``editor`` prints the grammar as a JSON schema.
+``source`` reads the text into nodes that know their place, ``plugin`` adds the user's own networks
+and ``transfer`` what pretrained ones start from, ``grammar`` checks the nodes against the schema
+and makes ``axes`` of them, ``baseline`` reads what is tried first, and ``editor`` prints the
+grammar as a JSON schema.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config import Constraints, SearchConfig, TrialConfig
+from tuner.config import Constraints, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import SpaceError, UsageError
-from tuner.models import ARCHITECTURES
+from tuner.models import ARCHITECTURES, params_of
 from tuner.schema import (
     Record,
     Scalar,
@@ -27,12 +30,13 @@ from tuner.schema import (
     to_plain,
     unknown_key,
 )
-from tuner.space.axes import Group, Plain, RandomTrial, Trial
+from tuner.space.axes import Branch, Group, Plain, RandomTrial, Trial
 from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import read_record, refuse_impossible
 from tuner.space.plugin import with_sources
 from tuner.space.source import Node, dump, load
+from tuner.space.transfer import with_origins
 
 __all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]
 
@@ -44,6 +48,8 @@ SHIPPED = next(
 )
 """In an installed wheel within the package, in a clone beside it."""
 FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
+ORIGIN = ("name", "weights", "run", "trial", "source", "sha256")
+"""Parameters of a ``pretrained`` model that say what it starts from."""
 RUN_KEYS = {
     "seed": "belongs to the whole run; write it under search:, as in search: {seed: 0}",
 }
@@ -134,6 +140,23 @@ class SearchSpace:
         """The parameters of all branches together."""
         return len(self.rows())
 
+    def starting_models(self) -> list[ModelConfig]:
+        """Give a model for each of the weights that the space's ``pretrained`` ones start from."""
+        models = self.axes.entries["model"]
+        assert isinstance(models, Branch)
+        group = models.options.get("pretrained", Group(entries={}))
+        axes = Group(entries={key: axis for key, axis in group.entries.items() if key in ORIGIN})
+        # What the space leaves out, a baseline may name.
+        rests = [{}] + [b.rest.get("model", {}).get("pretrained", {}) for b in self.baseline]
+        found = []
+        for index, rest in itertools.product(range(int(axes.size())), rests):
+            params = axes.sample(RandomTrial(params=axes.pick(index))) | rest
+            model = ModelConfig("pretrained", {k: v for k, v in params.items() if k in ORIGIN})
+            with contextlib.suppress(UsageError):
+                params_of(model)
+                found.append(model)
+        return found
+
     def cardinality(self) -> int | None:
         """Count the configurations; ``None`` if an axis is continuous."""
         size = self.axes.size()
@@ -156,17 +179,20 @@ def find_space(name: str) -> Path:
     return known[name]
 
 
-def load_space(path: Path, overrides: Sequence[str] = ()) -> SearchSpace:
+def load_space(
+    path: Path, overrides: Sequence[str] = (), storage: Path = Path("runs")
+) -> SearchSpace:
     """Read a space from a YAML file.
 
     Args:
         path: The file.
         overrides: ``KEY=VALUE`` each; see ``tuner.space.source.load``.
+        storage: Folder of the runs that ``pretrained`` models start from.
 
     Raises:
         SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
     """
-    root = with_sources(load(path, overrides, FILE), path)
+    root = with_origins(with_sources(load(path, overrides, FILE), path), storage)
     assert isinstance(root.value, dict)
     nodes = root.value
     known = (*FILE.fields, "baseline")

@@ -5,7 +5,7 @@ from pathlib import Path
 from tuner.errors import UsageError
 from tuner.models.custom import check_arguments, load_callable, load_module
 from tuner.schema import join
-from tuner.space.source import FORMS, Node
+from tuner.space.source import FORMS, Node, descend, words
 
 
 def with_sources(root: Node, space: Path) -> Node:
@@ -21,21 +21,7 @@ def with_sources(root: Node, space: Path) -> Node:
     Raises:
         SpaceError: On a file that cannot be read or fails, and on a name or argument it lacks.
     """
-    return _descend(root, ("space", "model", "custom"), space)
-
-
-def _descend(node: Node, keys: tuple[str, ...], space: Path) -> Node:
-    if not isinstance(node.value, dict):
-        return node
-    if not keys:
-        return _with_source(node, space)
-    steps = {keys[0]: keys[1:], "choice": keys}
-    return node.with_value(
-        {
-            key: _descend(child, steps[key], space) if key in steps else child
-            for key, child in node.value.items()
-        }
-    )
+    return descend(root, "custom", lambda node: _with_source(node, space))
 
 
 def _with_source(node: Node, space: Path) -> Node:
@@ -57,7 +43,7 @@ def _with_source(node: Node, space: Path) -> Node:
         load_module(path.value, text)
     except UsageError as error:
         raise path.error(str(error)) from error
-    for name in _names(node):
+    for name in words(node.value.get("name")):
         _check_name(node, name, path.value, text)
     source = Node(
         value=text,
@@ -66,18 +52,6 @@ def _with_source(node: Node, space: Path) -> Node:
         key_place=path.key_place,
     )
     return node.with_value(node.value | {"source": source})
-
-
-def _names(node: Node) -> tuple[Node, ...]:
-    """Give the nodes that name networks; what is no such node, the grammar refuses."""
-    assert isinstance(node.value, dict)
-    name = node.value.get("name")
-    if name is not None and isinstance(name.value, dict):
-        name = name.value.get("choice")
-    if name is None:
-        return ()
-    nodes = name.value if isinstance(name.value, tuple) else (name,)
-    return tuple(node for node in nodes if isinstance(node.value, str))
 
 
 def _check_name(node: Node, name: Node, path: str, text: str) -> None:

@@ -7,7 +7,7 @@ the composed nodes are read one by one, and what would be quietly wrong is refus
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,33 @@ def merge(base: Node, node: Node, schema: Schema | None) -> Node:
         return node
     both = {key: merge(old[key], new[key], schema.fields.get(key)) for key in old if key in new}
     return node.with_value(old | new | both)
+
+
+def descend(root: Node, family: str, change: Callable[[Node], Node]) -> Node:
+    """Change what stands under a family of ``space.model``, if it is a mapping, be it a branch."""
+    return _descend(root, ("space", "model", family), change)
+
+
+def _descend(node: Node, keys: tuple[str, ...], change: Callable[[Node], Node]) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    if not keys:
+        return change(node)
+    steps = {keys[0]: keys[1:], "choice": keys}
+    return node.with_value(
+        {
+            key: _descend(child, steps[key], change) if key in steps else child
+            for key, child in node.value.items()
+        }
+    )
+
+
+def words(node: Node | None) -> Iterator[Node]:
+    """Give the nodes of a word or a choice of words; what is no word, the grammar refuses."""
+    if node is not None and isinstance(node.value, dict):
+        node = node.value.get("choice")
+    nodes = node.value if node is not None and isinstance(node.value, tuple) else (node,)
+    return (node for node in nodes if node is not None and isinstance(node.value, str))
 
 
 def _record(schema: Tagged) -> Record:

@@ -1,0 +1,308 @@
+"""Networks that start from the weights of an earlier training: torchvision's, or those of a run.
+
+The weights themselves are no part of this: ``tuner.weights`` finds them, and ``train`` hands them
+to ``Pretrained.start_from``. A checkpoint is rebuilt without them.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tuner.errors import UsageError
+from tuner.schema import Bounds, did_you_mean
+
+TRUNK_SHARE = 0.9
+"""A module with so much of the weights is no stage, but holds the stages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainedParams:
+    """A torchvision classification model by its ``name``, or a trial of an earlier ``run``.
+
+    The head, its last layer, is a new one; from a run with the same classes it is kept.
+    """
+
+    name: str = ""
+    """Such as ``resnet18``, ``efficientnet_b0``, ``convnext_tiny``, ``vit_b_16``."""
+    weights: str = "DEFAULT"
+    """Of ``name``: torchvision's word for them, such as ``IMAGENET1K_V1``."""
+    run: str = ""
+    """Name or folder of a run."""
+    trial: Annotated[int, Bounds(ge=0)] | None = None
+    """Of ``run``; left out, its best one when the space is read."""
+    image_size: Annotated[int, Bounds(ge=8)] | None = None
+    """Pixels a side to which images are resized on the device; ``None`` is what the weights were
+    made for."""
+    policy: Literal["full", "linear_probe", "freeze"] = "full"
+    """What is trained: everything, the head alone, or the head alone for ``freeze_epochs``."""
+    freeze_epochs: Annotated[int, Bounds(ge=1)] = 1
+    layer_decay: Annotated[float, Bounds(gt=0, le=1)] = 1.0
+    """Each stage before the head learns at this share of the rate of the stage after it."""
+    source: str = ""
+    """The architecture of ``run``'s trial, as JSON, put there when the space is read."""
+    sha256: str = ""
+    """Of its checkpoint, likewise."""
+
+    def __post_init__(self) -> None:
+        if bool(self.name) == bool(self.run):
+            raise ValueError("give either name, of a torchvision model, or run, of an earlier run")
+        if self.name and self.trial is not None:
+            raise ValueError("trial is one of a run; give run instead of name, or remove it")
+        if self.name and (problem := _problem(self.name, self.weights, self.image_size)):
+            raise ValueError(problem)
+
+
+class Pretrained(nn.Module):
+    """A network together with how it is trained further.
+
+    Args:
+        network: Its last layer with weights is the head.
+        params: The policy.
+        num_classes: K.
+        image_shape: (C, H, W) to which images are brought; one channel is repeated.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        params: PretrainedParams,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.head_name, head = last_layer(network)
+        if not isinstance(head, nn.Linear | nn.Conv2d) or len(head.weight) != num_classes:
+            raise UsageError(
+                f"model.pretrained: the last layer, {self.head_name}, is no linear layer or "
+                "convolution that gives the classes; start from another network"
+            )
+        self._channels, *self._size = image_shape
+        self._is_vit = params.name.startswith("vit")
+        self._layer_decay = params.layer_decay
+        self._frozen_epochs: float = {
+            "full": 0,
+            "freeze": params.freeze_epochs,
+            "linear_probe": math.inf,
+        }[params.policy]
+        self._is_frozen = False
+        # What its own architecture never trains stays that way when the rest thaws.
+        self._backbone = tuple(
+            name
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and not name.startswith(f"{self.head_name}.")
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the logits (N, K) of normalized images (N, C, H, W) of any size."""
+        if images.shape[1] != self._channels:
+            images = images.expand(-1, self._channels, -1, -1)
+        if [*images.shape[2:]] != self._size:
+            images = F.interpolate(images, size=self._size, mode="bilinear", antialias=True)
+        return self.network(images)  # type: ignore[no-any-return]
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights of an earlier training, and keep the head where they have none.
+
+        Raises:
+            UsageError: If they are of another network, or of another image size that matters.
+        """
+        if self._is_vit:
+            from torchvision.models.vision_transformer import interpolate_embeddings
+
+            vit: Any = self.network
+            tensors = interpolate_embeddings(vit.image_size, vit.patch_size, dict(tensors))
+        head = f"{self.head_name}."
+        own = {k: v for k, v in self.network.state_dict().items() if k.startswith(head)}
+        try:
+            # Modules rename what stands under an older name in a file, each for itself.
+            self.network.load_state_dict({**own, **tensors})
+        except RuntimeError as error:
+            problem = str(error).splitlines()[1].strip()[:200]
+            raise UsageError(
+                f"model.pretrained: the weights do not fit ({problem}); leave out image_size, or "
+                "take weights of this network"
+            ) from error
+
+    def start_epoch(self, number: int) -> None:
+        """Freeze or thaw everything but the head, as the policy has it for this epoch, from 1."""
+        self._is_frozen = number <= self._frozen_epochs
+        for name in self._backbone:
+            self.network.get_parameter(name).requires_grad_(not self._is_frozen)
+
+    def train(self, mode: bool = True) -> "Pretrained":
+        """Set the mode; what is frozen keeps the evaluation mode, and with it its statistics."""
+        super().train(mode)
+        if self._is_frozen:
+            self.network.eval()
+            self.network.get_submodule(self.head_name).train(mode)
+        return self
+
+    def lr_shares(self) -> dict[str, float]:
+        """Give each parameter's share of the learning rate: decay ** stages from the head.
+
+        Layer-wise decay as in BEiT (Bao et al. 2022, arXiv 2106.08254).
+        """
+        stages = [*stages_of(self.network, self.head_name), []]
+        return {
+            f"network.{name}": self._layer_decay**depth
+            for depth, names in enumerate(reversed(stages))
+            for name in names
+        }
+
+
+def stages_of(network: nn.Module, head_name: str) -> list[list[str]]:
+    """Divide the parameters but the head's into stages, the first of the forward first.
+
+    A stage is a child of the network or, where one child holds nearly everything, a child of that
+    one, and so on: a ResNet's stages, a ViT's layers. Norms belong to the stage before them. The
+    order is that of definition, which is that of the forward in torchvision and here.
+
+    Returns:
+        The names of each stage's parameters.
+    """
+    return [list(stage) for stage in _stages(network, "", head_name)]
+
+
+def _stages(module: nn.Module, prefix: str, head_name: str) -> list[dict[str, nn.Parameter]]:
+    children = {f"{prefix}{name}": child for name, child in module.named_children()}
+    children.pop(head_name, None)
+    total = sum(_num_weights(c) for n, c in children.items() if not head_name.startswith(f"{n}."))
+    stages: list[dict[str, nn.Parameter]] = []
+    for name, child in children.items():
+        holds_head = head_name.startswith(f"{name}.")
+        is_trunk = _num_weights(child) >= TRUNK_SHARE * total and any(
+            True for _ in child.children()
+        )
+        whole = {f"{name}.{own}": parameter for own, parameter in child.named_parameters()}
+        parts = _stages(child, f"{name}.", head_name) if holds_head or is_trunk else [whole]
+        for part in filter(None, parts):
+            if stages and all(parameter.ndim <= 1 for parameter in part.values()):
+                stages[-1] |= part
+            else:
+                stages.append(part)
+    own = {f"{prefix}{name}": p for name, p in module.named_parameters(recurse=False)}
+    if own:
+        stages[:1] = [own | (stages[0] if stages else {})]
+    return stages
+
+
+def _num_weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
+    """Give the last module with weights of its own, in the order of definition."""
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    return layers[-1] if layers else ("", network)
+
+
+# torchvision's networks. Importing it takes a second or two that only those who use them wait for.
+
+
+@functools.cache
+def model_names() -> tuple[str, ...]:
+    """Give the names of the classification models of torchvision that work here."""
+    from torchvision import models
+
+    # MNASNet loads no weights without a version that only torch's own files have.
+    names = models.list_models(module=models)
+    return tuple(name for name in names if not name.startswith("mnasnet"))
+
+
+@functools.cache
+def weight_names(name: str) -> tuple[str, ...]:
+    """Give the words for the weights of one of ``model_names``."""
+    from torchvision.models import get_model_weights
+
+    # Some of a VGG's have no classes, for they are meant for object detection.
+    members = [member for member in get_model_weights(name) if member.meta["categories"]]
+    return ("DEFAULT", *(member.name for member in members))
+
+
+def find_weights(name: str, weights: str) -> Any:
+    """Give torchvision's entry of weights: ``url``, ``meta``, ``transforms()``."""
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name)[weights]
+
+
+def name_problem(name: str) -> str:
+    """Say what is wrong with a model's name; nothing if it is known."""
+    if name in model_names():
+        return ""
+    if name.startswith("mnasnet"):
+        return f"{name} cannot be saved apart from torchvision's files; take mobilenet_v2"
+    hint = did_you_mean(name, model_names())
+    known = "; take one of its classification models, such as resnet18"
+    return f"torchvision has no model {name!r} to start from{hint or known}"
+
+
+def weights_problem(weights: str, *names: str) -> str:
+    """Say what is wrong with the word for weights of all these models; nothing if one has them."""
+    known = list(dict.fromkeys(word for name in names for word in weight_names(name)))
+    if weights in known:
+        return ""
+    hint = did_you_mean(weights, known) or f"; known are {', '.join(known)}"
+    return f"{', '.join(names)} has no weights {weights!r}{hint}"
+
+
+def _problem(name: str, weights: str, image_size: int | None) -> str:
+    problem = name_problem(name) or weights_problem(weights, name)
+    if problem or image_size is None:
+        return problem
+    unit, least = 1, find_weights(name, weights).meta["min_size"][0]
+    if name.startswith("vit"):
+        unit = least = int(name.rpartition("_")[2])
+    elif name.startswith("maxvit"):
+        unit = least
+    elif name.startswith("swin"):
+        # torchvision names the size of their training, but pads smaller images to its windows.
+        least = 1
+    if image_size < least:
+        return f"image_size: {name} needs images of at least {least} pixels, not {image_size}"
+    if image_size % unit:
+        near = image_size // unit * unit
+        return f"image_size: {name} needs a multiple of {unit}, not {image_size}; write {near}"
+    return ""
+
+
+def build_torchvision(params: PretrainedParams, num_classes: int) -> Pretrained:
+    """Build a torchvision network with a head for K classes, its weights random."""
+    from torchvision.models import get_model
+
+    name = params.name
+    size = params.image_size or find_weights(name, params.weights).transforms().crop_size[0]
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # As with weights: images normalized as for the others are turned into what theirs want.
+        options = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    elif name.startswith("vit"):
+        options = {"image_size": size}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (size, size)}
+    with _NumbersOnCpu() if name.startswith("regnet") else nullcontext():
+        network = get_model(name, weights=None, num_classes=num_classes, **options)
+    return Pretrained(network, params, num_classes, (3, size, size))
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Lets a RegNet, which computes its widths by tensors, be built on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        device = {"device": "cpu"} if func in (torch.arange, torch.tensor) else {}
+        return func(*args, **{**(kwargs or {}), **device})

@@ -1,0 +1,83 @@
+"""What a space's ``pretrained`` models start from: names checked, runs looked up."""
+
+import hashlib
+from pathlib import Path
+
+from tuner.checkpoint import read_description
+from tuner.errors import TunerError
+from tuner.models import Source
+from tuner.models.pretrained import name_problem, weights_problem
+from tuner.schema import Scalar, join
+from tuner.space.source import Node, descend, words
+
+
+def with_origins(root: Node, storage: Path) -> Node:
+    """Check ``space.model.pretrained``, if there is one, and add the architecture of its run.
+
+    What holds its ``source`` already, as the ``space.yaml`` of a run does, is left alone.
+
+    Args:
+        root: The top level of a space.
+        storage: Folder of the runs.
+
+    Raises:
+        SpaceError: On a model or weights that torchvision lacks, and on a run or trial that is
+            missing.
+    """
+    return descend(root, "pretrained", lambda node: _with_origin(node, storage))
+
+
+def _with_origin(node: Node, storage: Path) -> Node:
+    assert isinstance(node.value, dict)
+    names = list(words(node.value.get("name")))
+    for name in names:
+        if problem := name_problem(str(name.value)):
+            raise name.error(problem)
+    for weights in words(node.value.get("weights")):
+        known = [str(name.value) for name in names]
+        if known and (problem := weights_problem(str(weights.value), *known)):
+            raise weights.error(problem)
+    if "run" not in node.value or "source" in node.value:
+        return node
+    return _with_run(node, storage)
+
+
+def _with_run(node: Node, storage: Path) -> Node:
+    from tuner.run import find_run  # Half a second of pandas that only such spaces should wait for.
+
+    assert isinstance(node.value, dict)
+    run, trial = node.value["run"], node.value.get("trial")
+    if not isinstance(run.value, str):
+        raise run.error("is not the name of a run; write one name, for a run is not searched")
+    if trial is not None and (problem := Scalar(kind=int).problem(trial.value)):
+        raise trial.error(f"{problem}; write one number, for a trial is not searched")
+    try:
+        found = find_run(storage, run.value)
+    except TunerError as error:
+        raise run.error(str(error)) from error
+    try:
+        record = found.top(1)[0] if trial is None else found.trial(int(str(trial.value)))
+    except TunerError as error:
+        raise (trial or run).error(str(error)) from error
+    if not record.checkpoint.exists():
+        what = f"the checkpoint of trial {record.number} was not kept; name another one"
+        raise (trial or run).error(what)
+    description = read_description(record.checkpoint)
+    # Grey images have three channels by the time that they are normalized for ImageNet's weights.
+    image_shape = (len(description.mean), *description.image_shape[1:])
+    source = Source(model=description.model, image_shape=image_shape)
+    with record.checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # A folder is written down in full, to be found from anywhere.
+    is_name = found.path == storage / run.value
+    added: dict[str, str | int] = {
+        "run": run.value if is_name else str(found.path.absolute()),
+        "trial": record.number,
+        "source": source.to_json(),
+        "sha256": digest,
+    }
+    nodes = {
+        key: Node(value=value, path=join(node.path, key), place=run.place, key_place=run.key_place)
+        for key, value in added.items()
+    }
+    return node.with_value(node.value | nodes)
