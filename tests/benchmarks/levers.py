@@ -139,7 +139,7 @@ def searched(
         run = find_run(storage, name)
         if run.record.status == "finished":
             return run
-    loaded = load_space(file)
+    loaded = load_space(file, storage=storage)
     request = SearchRequest(
         space=loaded,
         space_name=name,
