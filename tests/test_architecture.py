@@ -15,7 +15,7 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 
 FLOORS_0_TO_2 = (
     "errors files voting schema config augment models device optim evaluate trial run sources data "
-    "space checkpoint weights plots"
+    "space checkpoint weights compiling plots"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "augment": "errors config",
     # Floor 2
     "models": "errors schema config",
+    "compiling": "config",
     "device": "errors config",
     "optim": "errors config",
     "evaluate": "errors augment",

@@ -60,6 +60,23 @@ def scramble(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("config", OPTIMIZERS)
+def test_tokens_and_positions_are_not_decayed(config: AnyOptimizer) -> None:
+    model = build_model(
+        ModelConfig("vit", {"layers": 1, "width": 32, "positions": "learned", "pooling": "class"}),
+        4,
+        (3, 8, 8),
+    )
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, config).step()
+    after = dict(model.named_parameters())
+    assert (after["positions"] == 1).all()
+    assert (after["class_token"] == 1).all()
+    assert (after["classifier.weight"] < 1).all()
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS)
 @pytest.mark.parametrize("model_config", MODELS)
 def test_without_a_gradient_a_step_shrinks_kernels_alone(
     model_config: ModelConfig, config: AnyOptimizer

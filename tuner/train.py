@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.augment import augment_batch, normalize, random_sides
+from tuner.compiling import CompileMode, Forward
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import compute_dtype
@@ -122,6 +123,7 @@ def train(
     state: Mapping[str, Tensor] | None = None,
     epochs_done: int = 0,
     micro_batches: int = 1,
+    compile_mode: CompileMode = "never",
 ) -> Generator[Epoch]:
     """Train one model and give each epoch as it ends.
 
@@ -137,6 +139,7 @@ def train(
         state: What ``learner.state()`` of an epoch gave, to go on after it.
         epochs_done: The number of that epoch.
         micro_batches: Parts of each of ``config.micro_batches``, where memory is short.
+        compile_mode: See ``tuner.compiling``; its steps round differently.
 
     Yields:
         The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; going on
@@ -178,6 +181,7 @@ def train(
     # What does not fill a batch is left for another epoch's shuffle: all steps have one shape.
     steps = len(labels) // batch_size
     num_parts = config.micro_batches * micro_batches
+    forward = Forward(network, config, device, compile_mode, num_parts)
 
     for number in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
@@ -203,9 +207,10 @@ def train(
                 is_mirrored=None if sides is None else sides[index] ^ (number % 2 == 0),
             )
             inputs = inputs.contiguous(memory_format=torch.channels_last)
+            forward.start_step()
             for part, aims in zip(inputs.chunk(num_parts), targets.chunk(num_parts), strict=True):
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits = network(part).float()
+                    logits = forward(part).float()
                 loss = F.cross_entropy(logits, aims, label_smoothing=config.label_smoothing)
                 loss = loss * (len(part) / batch_size)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -218,6 +223,7 @@ def train(
 
         val_probs = predict_probs(average.model, val_images, mean, std, device=device, dtype=dtype)
         scores = score(val_probs, splits.val.labels)
+        seconds = time.perf_counter() - started
         yield Epoch(
             figures=EpochRow(
                 epoch=number,
@@ -225,7 +231,7 @@ def train(
                 val_loss=scores.nll,
                 val_accuracy=scores.accuracy,
                 lr=config.optimizer.lr * factor,
-                seconds=time.perf_counter() - started,
+                seconds=seconds,
                 time=time.time(),
             ),
             val_probs=val_probs,
@@ -234,6 +240,7 @@ def train(
             std=wanted.std,
             learner=learner,
         )
+        forward.consider(seconds_left=seconds * (config.epochs - number))
 
 
 def predict_epoch_seconds(

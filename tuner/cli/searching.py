@@ -49,6 +49,14 @@ from tuner.errors import TunerError, UsageError
     show_default=True,
     help="Workers that a trial may lose.",
 )
+@option(
+    "--compile",
+    "compile_mode",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Compile networks; auto: on a GPU, where it pays.",
+)
 @STORAGE
 @option(
     "--keep",
@@ -109,6 +117,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         seconds=options["time_budget"] or math.inf,
         gpu_hours=options["gpu_hours"] or math.inf,
         max_failures=options["max_failures"],
+        compile_mode=options["compile_mode"],
         address=options["address"],
         gpus_per_trial=options["gpus_per_trial"],
         cpus_per_trial=options["cpus_per_trial"],

@@ -22,8 +22,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer, with weight decay on matrices and kernels alone.
 
-    Norm scales and biases are left out of the decay (He et al. 2019, "Bag of Tricks"). Each group
-    of parameters holds its peak learning rate as ``initial_lr``.
+    These are the parameters of two dimensions or more called ``weight``. Norm scales and biases are
+    left out of the decay (He et al. 2019, "Bag of Tricks"), and so are tokens and learned positions,
+    as in torchvision's recipes. Each group of parameters holds its peak learning rate as
+    ``initial_lr``.
 
     Args:
         model: Parameters that need no gradient now are left out for good.
@@ -41,7 +43,8 @@ def make_optimizer(
     }
     for name, parameter in model.named_parameters():
         share = lr_shares.get(name)
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        is_matrix = parameter.ndim > 1 and name.endswith("weight")
+        decay = config.weight_decay if is_matrix else 0.0
         if id(parameter) in matrices:
             hidden.setdefault(share, []).append(parameter)
         elif parameter.requires_grad:

@@ -19,6 +19,7 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 
+from tuner.compiling import CompileMode
 from tuner.config import DataConfig, SearchConfig, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
@@ -64,6 +65,7 @@ class SearchRequest:
     """Of GPUs held by training trials, over all resumes."""
     max_failures: int = 3
     """Workers that a trial may lose before it counts as failed."""
+    compile_mode: CompileMode = "auto"
     address: str | None = None
     gpus_per_trial: float | None = None
     cpus_per_trial: float | None = None
@@ -142,7 +144,11 @@ def search(request: SearchRequest, console: Console) -> Run:
             if trials := run.trials():
                 left_out = conductor.replay(trials)
                 _tell_replay(conductor, len(trials), left_out, console)
-            shipped = {"data": pack(splits), "starts": pack_starts(starts)}
+            shipped = {
+                "data": pack(splits),
+                "starts": pack_starts(starts),
+                "compile_mode": request.compile_mode,
+            }
             with (
                 _draining_on_signals(conductor),
                 Progress(conductor, slots, console) as progress,
@@ -223,7 +229,7 @@ def _run_trials(
 ) -> None:
     """Let the engine run the trials that the conductor starts, over losses that it cannot bear.
 
-    ``shipped`` holds the large arguments of ``train_trial``.
+    ``shipped`` holds arguments of ``train_trial``.
     """
     for _ in range(max_failures + 1):
         try:

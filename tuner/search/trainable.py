@@ -20,6 +20,7 @@ import torch
 from ray import tune
 
 from tuner.checkpoint import Checkpoint, load_history, load_state, save_checkpoint, save_state
+from tuner.compiling import CompileMode
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
@@ -47,6 +48,7 @@ def train_trial(
     starts: dict[str, Any],
     threads: int,
     epoch_seconds: float | None = None,
+    compile_mode: CompileMode = "never",
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
@@ -61,6 +63,7 @@ def train_trial(
         starts: What ``pack_starts`` gave.
         threads: For PyTorch in this trial.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
+        compile_mode: See ``tuner.compiling``.
     """
     torch.set_num_threads(threads)
     outcome: dict[str, str] = {}
@@ -74,7 +77,7 @@ def train_trial(
             path = Path(params["path"])
             if epoch_seconds is not None and not load_history(path / "state.safetensors"):
                 _refuse_slow(config, splits, device, start, micro_batches, epoch_seconds)
-            state = _train(config, splits, device, path, start, micro_batches)
+            state = _train(config, splits, device, path, start, micro_batches, compile_mode)
             outcome = {"outcome": state}
         except TooSlowError as error:
             outcome = {"outcome": "stopped", "reason": str(error)}
@@ -100,6 +103,7 @@ def _train(
     path: Path,
     start: Start | None,
     micro_batches: int,
+    compile_mode: CompileMode,
 ) -> TrialState:
     """Train to the end, or to a divergence, from where the trial's folder has come to."""
     saved = path / "state.safetensors"
@@ -116,6 +120,7 @@ def _train(
         state=load_state(saved) if history else None,
         epochs_done=len(history),
         micro_batches=micro_batches,
+        compile_mode=compile_mode,
     )
     # The engine may end a trial between two epochs, by SystemExit out of report(); closing() then
     # frees what train() holds before the next trial starts in this process.
