@@ -23,9 +23,9 @@ def make_optimizer(
     """Build the optimizer, with weight decay on matrices and kernels alone.
 
     These are the parameters of two dimensions or more called ``weight``. Norm scales and biases are
-    left out of the decay (He et al. 2019, "Bag of Tricks"), and so are tokens and learned positions,
-    as in torchvision's recipes. Each group of parameters holds its peak learning rate as
-    ``initial_lr``.
+    left out of the decay (He et al. 2019, "Bag of Tricks"), and so are tokens and positions that
+    are learned, as in torchvision's recipes. Each group of parameters holds its peak learning rate
+    as ``initial_lr``.
 
     Args:
         model: Parameters that need no gradient now are left out for good.
