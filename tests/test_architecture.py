@@ -14,14 +14,16 @@ ENGINE = {"ray", "optuna"}
 TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "LICENSE.md"}
 
 FLOORS_0_TO_2 = (
-    "errors files voting schema config augment models device optim evaluate trial run sources data "
-    "space checkpoint weights compiling plots"
+    "errors files voting calibration evidence schema config augment models device optim evaluate "
+    "trial run sources data space checkpoint weights compiling plots"
 )
 MAY_IMPORT = {
     # Floor 0
     "errors": "",
     "files": "",
     "voting": "",
+    "calibration": "",
+    "evidence": "voting",
     # Floor 1
     "schema": "errors",
     "config": "errors schema",
@@ -31,12 +33,12 @@ MAY_IMPORT = {
     "compiling": "config",
     "device": "errors config",
     "optim": "errors config",
-    "evaluate": "errors augment",
+    "evaluate": "errors voting calibration augment",
     "trial": "errors files schema config",
     "run": "errors files schema config trial",
     "sources": "errors files schema config",
     "data": "errors config sources",
-    "plots": "files",
+    "plots": "files calibration",
     "checkpoint": "errors files schema config models trial",
     "space": "errors files schema config models trial run checkpoint",
     "weights": "errors schema config models run sources checkpoint",

@@ -23,6 +23,17 @@ def find_device(name: str = "auto") -> torch.device:
         raise UsageError(f"--device {name}: not usable here: {reason}") from None
 
 
+def find_devices(name: str = "auto") -> list[torch.device]:
+    """Give the devices of that name; ``auto`` is every GPU that this process sees, or the CPU.
+
+    Raises:
+        UsageError: If there is no such device here.
+    """
+    if name == "auto" and torch.cuda.is_available():
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [find_device(name)]
+
+
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Give the type in which ``device`` multiplies under ``precision``.
 

@@ -1,17 +1,18 @@
-"""From a model to class probabilities, and from those to figures with their uncertainty."""
+"""From a model to class probabilities, and from those to figures."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.augment import normalize
+from tuner.calibration import equal_mass_bins, equal_width_bins, expected_error
+from tuner.voting import SMALLEST_PROB
 
-SMALLEST_PROB = 1e-12
-"""Probabilities below it count as this much in the NLL: 27.6 nats at most for an image."""
-NUM_BINS = 15
-"""Bins of the calibration error, as in Guo et al. (2017)."""
+Tta = Literal["none", "flip", "flip+shift"]
+"""Test-time augmentation: what else of an image is looked at, beside itself."""
 
 
 def predict_probs(
@@ -23,8 +24,12 @@ def predict_probs(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 1000,
+    tta: Tta = "none",
 ) -> Tensor:
     """Give the model's class probabilities; its training mode is left as it was.
+
+    Images go to the device batch by batch, so that a mapped file larger than memory streams; where
+    a batch does not fit a GPU's memory, it is halved.
 
     Args:
         model: On ``device``.
@@ -33,26 +38,53 @@ def predict_probs(
         std: As ``mean``.
         device: Where to compute.
         dtype: Below ``float32``, autocast to it; the softmax is always in float32.
-        batch_size: Images at a time; it changes the memory needed, not the result.
+        batch_size: Images at a time at most; it changes the memory needed, not the result.
+        tta: Average the probabilities of an image's views.
 
     Returns:
         Float32 on the CPU, shape (N, K), each row summing to 1.
+
+    Raises:
+        torch.OutOfMemoryError: If not even a single image fits.
     """
     mean, std = mean.to(device), std.to(device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    batches = []
+    batches: list[Tensor] = []
+    done = 0
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast:
-            for batch in torch.split(images, batch_size):
-                inputs = normalize(batch.to(device, non_blocking=True), mean, std)
-                logits = model(inputs.contiguous(memory_format=torch.channels_last))
-                batches.append(logits.float().softmax(dim=1))
+            while done < len(images):
+                batch = images[done : done + batch_size]
+                try:
+                    inputs = normalize(batch.to(device, non_blocking=True), mean, std)
+                    seen = [_probs(model, view) for view in _views(inputs, tta)]
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size //= 2
+                    continue
+                batches.append(torch.stack(seen).mean(dim=0))
+                done += len(batch)
     finally:
         model.train(was_training)
     # Joined outside of inference mode, whose tensors no later gradient could pass.
     return torch.cat(batches).cpu()
+
+
+def _probs(model: nn.Module, inputs: Tensor) -> Tensor:
+    logits: Tensor = model(inputs.contiguous(memory_format=torch.channels_last))
+    return logits.float().softmax(dim=1)
+
+
+def _views(inputs: Tensor, tta: Tta) -> list[Tensor]:
+    """Give what is looked at: the images, mirrored, shifted by a pixel along both diagonals."""
+    views = [inputs]
+    if tta == "flip+shift":
+        padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+        views += [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+    return views if tta == "none" else views + [view.flip(3) for view in views]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +98,11 @@ class Scores:
     brier: float
     """Mean over images of the squared error summed over all classes, in [0, 2] (Brier 1950)."""
     ece: float
-    """Expected calibration error over 15 bins, in [0, 1] (Guo et al. 2017, equation 3)."""
+    """Expected calibration error over 15 bins of equal width, in [0, 1] (Guo et al. 2017)."""
+    ece_equal_mass: float
+    """The same over 15 bins of equally many images (Nixon et al. 2019)."""
+    top3: float
+    """Share of images whose class is among the three most probable."""
 
 
 def score(probs: Tensor, labels: Tensor) -> Scores:
@@ -88,25 +124,17 @@ def score(probs: Tensor, labels: Tensor) -> Scores:
     of_truth = probs.gather(1, labels[:, None]).squeeze(1)
     # The sum over k of (p_k - y_k)^2, multiplied out.
     brier = probs.square().sum(dim=1) - 2 * of_truth + 1
+    confidence, predicted = probs.max(dim=1)
+    is_right = predicted == labels
+    best = probs.topk(min(3, probs.shape[1]), dim=1).indices
     return Scores(
-        accuracy=(probs.argmax(dim=1) == labels).double().mean().item(),
+        accuracy=is_right.double().mean().item(),
         nll=-of_truth.clamp(min=SMALLEST_PROB).log().mean().item(),
         brier=brier.mean().item(),
-        ece=_calibration_error(probs, labels),
+        ece=expected_error(equal_width_bins(confidence), confidence, is_right),
+        ece_equal_mass=expected_error(equal_mass_bins(confidence), confidence, is_right),
+        top3=(best == labels[:, None]).any(dim=1).double().mean().item(),
     )
-
-
-def _calibration_error(probs: Tensor, labels: Tensor) -> float:
-    """Mean distance of confidence and accuracy over the bins, each weighted by its images.
-
-    Bin m holds the confidences in ((m - 1) / 15, m / 15].
-    """
-    confidence, predicted = probs.max(dim=1)
-    is_right = (predicted == labels).double()
-    bins = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
-    # |sum of confidence - sum of right| is the bin's gap times its number of images.
-    gaps = probs.new_zeros(NUM_BINS).index_add_(0, bins, confidence - is_right)
-    return gaps.abs().sum().item() / len(labels)
 
 
 def confusion_matrix(probs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -122,52 +150,3 @@ def confusion_matrix(probs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """
     cells = labels.to(probs.device) * num_classes + probs.argmax(dim=1)
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A gain in accuracy with its confidence interval, as shares in [-1, 1]."""
-
-    gain: float
-    low: float
-    high: float
-
-
-def paired_gain(
-    correct: Tensor,
-    baseline: Tensor,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Give the gain in accuracy over a baseline on the same images, by the paired bootstrap.
-
-    The interval is the percentile interval of Efron & Tibshirani (1993, chapter 13) over images.
-    It tells how far the gain may be due to the choice of test images, not to the training seeds.
-
-    Args:
-        correct: Whether each image is classified rightly, bool, shape (N,).
-        baseline: The same for what is compared with.
-        level: Coverage, in (0, 1).
-        resamples: Bootstrap samples.
-        seed: Of the resampling.
-
-    Raises:
-        ValueError: If the two are not about the same images, or about none.
-    """
-    if correct.shape != baseline.shape or correct.ndim != 1 or not len(correct):
-        raise ValueError(
-            f"a paired gain needs two results for each image, got {tuple(correct.shape)} and "
-            f"{tuple(baseline.shape)}"
-        )
-    won = int((correct & ~baseline).sum())
-    lost = int((~correct & baseline).sum())
-    total = len(correct)
-    # An image's difference is 1, -1 or 0, so that drawing images with replacement is drawing these
-    # three counts from a multinomial: exact, and as quick for a million images as for ten.
-    shares = np.array([won, lost, total - won - lost]) / total
-    counts = np.random.default_rng(seed).multinomial(total, shares, size=resamples)
-    gains = (counts[:, 0] - counts[:, 1]) / total
-    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(gain=(won - lost) / total, low=float(low), high=float(high))

@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tuner.calibration import Bin
 from tuner.files import replacing
 
 MOST_LABELLED = 20
@@ -43,6 +44,44 @@ def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 count = int(confusion[row, column])
                 axes.text(column, row, f"{count}", ha="center", va="center", color=colour)
+    _save(figure, path)
+
+
+def plot_reliability(path: Path, bins: Sequence[Bin], title: str) -> None:
+    """Draw accuracy against confidence as a PNG, with the number of images in each bin below.
+
+    Bars that end below the diagonal are overconfident (Niculescu-Mizil & Caruana 2005).
+
+    Args:
+        path: Where to write.
+        bins: Those that hold an image.
+        title: Above the picture.
+    """
+    figure = Figure(figsize=(5.5, 6), layout="constrained")
+    accuracies, counts = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    lows = [entry.low for entry in bins]
+    widths = [entry.high - entry.low for entry in bins]
+    shape = {"x": lows, "width": widths, "align": "edge", "edgecolor": "white"}
+    accuracies.bar(height=[b.accuracy for b in bins], color="tab:blue", label="accuracy", **shape)
+    accuracies.plot(
+        [entry.confidence for entry in bins],
+        [entry.accuracy for entry in bins],
+        "o",
+        color="black",
+        markersize=4,
+        label="mean confidence of the bin",
+    )
+    accuracies.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
+    accuracies.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    accuracies.legend(loc="upper left", frameon=False)
+    # Names are no formulas, whatever dollar signs they hold.
+    figure.suptitle(title, parse_math=False, fontsize="medium", wrap=True)
+    counts.bar(height=[entry.count for entry in bins], color="tab:grey", log=True, **shape)
+    counts.set(xlabel="confidence", ylabel="images", ylim=(0.5, None))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 

@@ -7,7 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -178,6 +178,16 @@ class Run:
             UsageError: If there are fewer than ``k``.
         """
         usable = [trial for trial in self.ranked() if trial.is_usable]
+        self.require(usable, k)
+        return usable[:k]
+
+    def require(self, usable: Sequence[TrialRecord], k: int) -> None:
+        """Make sure that there are ``k`` usable trials.
+
+        Raises:
+            NoUsableTrials: If there is none.
+            UsageError: If there are fewer than ``k``.
+        """
         if not usable:
             raise NoUsableTrials(
                 f"{self.path}: no trial has left a model to use; 'cifar-tune leaderboard' says why"
@@ -187,7 +197,6 @@ class Run:
                 f"--top {k}: {self.path} has only {len(usable)} usable trials (completed, stopped "
                 f"or interrupted, checkpoint kept). Give --top {len(usable)} or less."
             )
-        return usable[:k]
 
     def prune(self, keep: int) -> None:
         """Remove all checkpoints but those of the ``keep`` best usable trials."""

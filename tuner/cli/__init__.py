@@ -8,8 +8,9 @@ import sys
 import click
 
 from tuner import __version__
+from tuner.cli.combining import ensemble
 from tuner.cli.inputs import data, space
-from tuner.cli.results import ensemble, leaderboard, rerun, runs, show
+from tuner.cli.results import leaderboard, rerun, runs, show
 from tuner.cli.searching import search
 from tuner.errors import TunerError, UsageError
 

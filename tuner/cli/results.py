@@ -1,4 +1,4 @@
-"""What a run has led to: ``ensemble``, ``leaderboard``, ``runs``, ``show``, ``rerun``."""
+"""What a run has led to: ``leaderboard``, ``runs``, ``show``, ``rerun``."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,34 +9,10 @@ from tuner.cli.options import DEVICE, JSON, STORAGE, option
 from tuner.cli.tables import (
     figure,
     leaderboard_rows,
-    print_ensemble,
     print_json,
     print_leaderboard,
     print_table,
 )
-
-
-@click.command(epilog="Example: cifar-tune ensemble --top 5")
-@option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many members.")
-@option("--run", "run_name", metavar="RUN", help="Name or folder. [default: the newest]")
-@STORAGE
-@option("--name", help="Name of the ensemble. [default: top<K>]")
-@DEVICE
-@JSON
-def ensemble(
-    top: int, run_name: str | None, storage: Path, name: str | None, device: str, as_json: bool
-) -> None:
-    """Combine the best trials by a soft vote and read the test set once."""
-    from tuner.device import find_device
-    from tuner.ensemble import make_ensemble
-    from tuner.run import find_run
-
-    run = find_run(storage, run_name)
-    result = make_ensemble(run, top=top, name=name or f"top{top}", device=find_device(device))
-    if as_json:
-        print_json(result.to_plain())
-        return
-    print_ensemble(run, result)
 
 
 @click.command(epilog="Example: cifar-tune leaderboard")

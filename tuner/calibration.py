@@ -1,0 +1,119 @@
+"""Whether confidence can be believed: bins, their errors, accuracy at coverage."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NUM_BINS = 15
+"""As in Guo et al. (2017)."""
+
+
+def equal_width_bins(confidence: Tensor) -> Tensor:
+    """Give each image's bin, from 0: bin m holds the confidences in (m / 15, (m + 1) / 15].
+
+    Args:
+        confidence: Probability of the predicted class, shape (N,).
+
+    Returns:
+        int64, shape (N,).
+    """
+    return (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+
+
+def equal_mass_bins(confidence: Tensor) -> Tensor:
+    """Give each image's bin, from 0, in ascending order of confidence, equally many in each.
+
+    Args:
+        confidence: Shape (N,).
+
+    Returns:
+        int64, shape (N,); the sizes of the 15 bins differ by 1 at most.
+    """
+    bins = torch.empty_like(confidence, dtype=torch.long)
+    order = confidence.argsort(stable=True)
+    bins[order] = torch.arange(len(order), device=order.device) * NUM_BINS // len(order)
+    return bins
+
+
+def expected_error(bins: Tensor, confidence: Tensor, is_right: Tensor) -> float:
+    """Give the expected calibration error (Guo et al. 2017, equation 3).
+
+    The mean distance of confidence and accuracy over the bins, each weighted by its images.
+
+    Args:
+        bins: Of each image, int64, shape (N,).
+        confidence: Float64, shape (N,).
+        is_right: Whether the predicted class is the true one, bool, shape (N,).
+    """
+    # |sum of confidence - sum of right| is the bin's gap times its number of images.
+    gaps = confidence.new_zeros(NUM_BINS).index_add_(0, bins, confidence - is_right.double())
+    return gaps.abs().sum().item() / len(bins)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bin:
+    """One bar of a reliability diagram."""
+
+    low: float
+    high: float
+    """The bin's range of confidence."""
+    count: int
+    """Images in it, at least 1."""
+    confidence: float
+    """Their mean confidence."""
+    accuracy: float
+
+
+def reliability(probs: Tensor, labels: Tensor) -> list[Bin]:
+    """Give confidence against accuracy in the bins of equal width that hold an image.
+
+    Args:
+        probs: Shape (N, K).
+        labels: int64, shape (N,).
+    """
+    confidence, predicted = probs.double().max(dim=1)
+    is_right = (predicted == labels).double()
+    bins = equal_width_bins(confidence)
+    return [
+        Bin(
+            low=number / NUM_BINS,
+            high=(number + 1) / NUM_BINS,
+            count=int(within.sum()),
+            confidence=confidence[within].mean().item(),
+            accuracy=is_right[within].mean().item(),
+        )
+        for number in range(NUM_BINS)
+        if (within := bins == number).any()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """How accurate a classifier is that may decline to answer."""
+
+    coverage: float
+    """Share of images that are answered, the most confident ones."""
+    accuracy: float
+    """Among these."""
+
+
+def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list[Coverage]:
+    """Give the accuracy among the most confident images, from all of them down to a few.
+
+    Selective prediction as in El-Yaniv & Wiener (2010).
+
+    Args:
+        probs: Shape (N, K).
+        labels: int64, shape (N,).
+        steps: Coverages, evenly spaced up to 1; those without an image are left out.
+    """
+    confidence, predicted = probs.double().max(dim=1)
+    order = confidence.argsort(descending=True, stable=True)
+    right = (predicted == labels)[order].double().cumsum(dim=0)
+    counts = {step: len(labels) * step // steps for step in range(1, steps + 1)}
+    return [
+        Coverage(coverage=step / steps, accuracy=right[count - 1].item() / count)
+        for step, count in counts.items()
+        if count
+    ]

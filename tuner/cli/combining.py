@@ -1,0 +1,80 @@
+"""``ensemble``: the best trials combined."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tuner.cli.ensemble_tables import print_ensemble, print_plan
+from tuner.cli.options import DEVICE, JSON, STORAGE, option
+from tuner.cli.tables import print_json
+
+METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
+
+
+@click.command(epilog="Example: cifar-tune ensemble --top 5 --method greedy --calibrate")
+@option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many members.")
+@option("--run", "run_name", metavar="RUN", help="Name or folder. [default: the newest]")
+@STORAGE
+@option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="vote",
+    show_default=True,
+    help="How they are chosen and vote; a soup averages weights.",
+)
+@option("--calibrate", is_flag=True, help="Fit one temperature to the vote.")
+@option(
+    "--tta",
+    type=click.Choice(["none", "flip", "flip+shift"]),
+    default="none",
+    show_default=True,
+    help="Views of an image that each member averages.",
+)
+@option("--pool", type=click.IntRange(min=1), help="Best trials to choose from. [default: 50]")
+@option("--diverse", type=click.Choice(["family", "seed"]), help="Take only one trial of each.")
+@option("--max-parameters", type=click.IntRange(min=1), help="Of all members together.")
+@option(
+    "--max-latency-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of all members, one image, measured here.",
+)
+@option("--frontier", is_flag=True, help="Show which members are best for their time.")
+@option("--compare", is_flag=True, help="Show all methods, by one reading of the test images.")
+@option(
+    "--duplicates",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="CSV of CIFAR's test images that have near-duplicates in the training data.",
+)
+@option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
+@option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
+@DEVICE
+@JSON
+def ensemble(
+    run_name: str | None, storage: Path, dry_run: bool, device: str, as_json: bool, **asked: Any
+) -> None:
+    """Combine the best trials and read the test set once.
+
+    Members, weights and temperature are chosen on validation images, from what each trial has left
+    in the run folder; it may be searched still.
+    """
+    from tuner.device import find_devices
+    from tuner.ensemble import make_ensemble, planned
+    from tuner.ensemble.request import EnsembleRequest
+    from tuner.run import find_run
+
+    def say(message: str) -> None:
+        click.echo(message, err=True)
+
+    run = find_run(storage, run_name)
+    request = EnsembleRequest(**asked)
+    with planned(run, request, devices=find_devices(device), say=say) as plan:
+        if dry_run:
+            print_json(plan.to_plain()) if as_json else print_plan(plan.to_plain(), plan.left_out)
+            return
+        result = make_ensemble(plan, say=say)
+    if as_json:
+        print_json(result.to_plain())
+    else:
+        print_ensemble(result)

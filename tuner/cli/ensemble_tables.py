@@ -1,0 +1,217 @@
+"""An ensemble on the terminal: its members, its worth, and what it was compared with."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tuner.cli.tables import make_console, short_path
+
+if TYPE_CHECKING:
+    from tuner.ensemble.pool import LeftOut
+    from tuner.ensemble.result import EnsembleResult
+    from tuner.evaluate import Scores
+    from tuner.evidence import Interval
+
+MOST_CLASSES = 12
+"""Up to which the confusion matrix is printed."""
+MOST_REASONS = 6
+MOST_TRIALS = 8
+"""Up to which the trials left out for one reason are named."""
+
+
+def print_ensemble(result: "EnsembleResult") -> None:
+    """Print an ensemble beside its members, its gain, its confusion matrix, and its rivals."""
+    console = make_console()
+    calibrated = f", temperature {result.temperature:.3f}" if result.temperature != 1 else ""
+    tta = f", --tta {result.tta}" if result.tta != "none" else ""
+    title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}"
+    table = _table(title, ("", "model", "weight", "val", "cross-fit", "test", "NLL", "ECE"), 2)
+    for member in result.members:
+        table.add_row(
+            f"trial {member.trial}",
+            member.family,
+            f"{member.weight:.3f}",
+            *_scores(member.val, None, member.test),
+        )
+    mean, whole = result.mean_member, result.ensemble
+    single = result.best_single_figures
+    table.add_section()
+    table.add_row("mean member", "", "", *_scores(mean["val"], None, mean["test"]))
+    table.add_row(
+        f"best single: {result.best_single}",
+        "",
+        "",
+        *_scores(single.val, single.crossfit, single.test),
+    )
+    table.add_row("ensemble", "", "", *_scores(whole.val, whole.crossfit, whole.test), style="bold")
+    console.print(table)
+    console.print(
+        "\nval: on the images it was chosen on; cross-fit: on the same, each by a choice\n"
+        "made without it; test, NLL and ECE: on the test images, which choose nothing.\n"
+    )
+    gain = result.gain
+    console.print(
+        f"Gain in test accuracy, {gain.level:.0%} interval, in points:\n"
+        f"  over the best single, trial {result.best_single:<5}{_interval(gain.over_best_single)}"
+        f"  McNemar p = {gain.mcnemar_p:.2g}\n"
+        f"  over the mean member             {_interval(gain.over_mean_member)}\n"
+    )
+    if result.comparison:
+        _print_comparison(console, result)
+    else:
+        _print_sizes(console, result)
+        if len(result.classes) <= MOST_CLASSES:
+            console.print(_confusion_table(result.classes, result.confusion.tolist()))
+            console.print()
+    if result.frontier:
+        _print_frontier(console, result)
+    if note := result.duplicates:
+        console.print(
+            f"{note.images} test images have near-duplicates in the training data: accuracy "
+            f"{note.accuracy_of_these:.2%};\nwithout them {note.accuracy_of_others:.2%}, gain "
+            f"{_interval(note.gain_of_others)}.\n"
+        )
+    _print_left_out(console, result.left_out)
+    console.print(
+        f"Ensemble: {short_path(result.path)}  (metrics.json, mistakes/, *.png)", soft_wrap=True
+    )
+
+
+def print_plan(plan: dict[str, Any], left_out: Sequence["LeftOut"]) -> None:
+    """Print choices with their figures on the validation images; no test image was read."""
+    console = make_console()
+    headings = ("", "trials: weights", "val", "cross-fit", "NLL, cross-fit")
+    table = _table(f"{plan['run']}: chosen, not tested", headings, 2)
+    table.columns[1].no_wrap = False
+    for choice in plan["choices"]:
+        weights = [f"{member['trial']}: {member['weight']:.2f}" for member in choice["members"]]
+        table.add_row(
+            f"{choice['method']}{' + T' if choice['calibrated'] else ''}",
+            ", ".join(weights),
+            f"{choice['val']['accuracy']:.2%}",
+            f"{choice['crossfit']['accuracy']:.2%}",
+            f"{choice['crossfit']['nll']:.4f}",
+        )
+    console.print(table)
+    console.print()
+    _print_left_out(console, left_out)
+
+
+def _print_sizes(console: Console, result: "EnsembleResult") -> None:
+    if not result.by_size:
+        return
+    headings = (
+        "members",
+        "trial",
+        "test",
+        "interval",
+        "gain over best single",
+        "McNemar p",
+        "adds",
+    )
+    table = _table("The first members together", headings, 0)
+    for row, member in zip(result.by_size, result.members, strict=True):
+        added = member.contribution
+        table.add_row(
+            str(row.k),
+            str(member.trial),
+            f"{row.accuracy:.2%}",
+            f"{100 * row.low:.2f} - {100 * row.high:.2f}",
+            f"{100 * row.gain:+.2f} [{100 * row.gain_low:+.2f}, {100 * row.gain_high:+.2f}]",
+            f"{row.mcnemar_p:.2g}",
+            "-" if added is None else f"{100 * added:+.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"\nadds: accuracy with the member less that without it. At least one member is\n"
+        f"right on {result.oracle:.2%} of the test images.\n"
+    )
+
+
+def _print_comparison(console: Console, result: "EnsembleResult") -> None:
+    headings = ("", "n", "val %", "cross-fit", "test %", "gain over best single", "NLL", "ECE")
+    table = _table("All methods, by the same reading of the test images", headings, 1)
+    for row in result.comparison:
+        val, crossfit, test = row.figures.val, row.figures.crossfit, row.figures.test
+        table.add_row(
+            f"{row.method}{' + T' if row.calibrated else ''}",
+            str(len(row.members)),
+            f"{100 * val.accuracy:.2f}",
+            f"{100 * crossfit.accuracy:.2f}" if crossfit else "-",
+            f"{100 * test.accuracy:.2f}",
+            _interval(row.gain),
+            f"{test.nll:.3f}",
+            f"{test.ece:.3f}",
+        )
+    console.print(table)
+    console.print("\nn: trials in it; + T: calibrated by one temperature.")
+    for skipped in result.skipped:
+        console.print(f"{skipped.method}: {skipped.reason}.", markup=False)
+    console.print()
+
+
+def _print_frontier(console: Console, result: "EnsembleResult") -> None:
+    table = _table("Best for their time", ("ms", "ms, 256 images", "val", "test", "trials"), 0)
+    for point in result.frontier or ():
+        table.add_row(
+            f"{point.latency_ms:.2f}",
+            f"{point.latency_256_ms:.1f}",
+            f"{point.val_accuracy:.2%}",
+            f"{point.accuracy:.2%}",
+            " ".join(map(str, point.members)),
+        )
+    console.print(table)
+    console.print()
+
+
+def _print_left_out(console: Console, left_out: Sequence["LeftOut"]) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for entry in left_out:
+        by_reason.setdefault(entry.reason, []).append(str(entry.trial))
+    if by_reason:
+        console.print("Left out, best first:")
+    for reason, trials in list(by_reason.items())[:MOST_REASONS]:
+        few = ", ".join(trials[:MOST_TRIALS])
+        more = f" and {len(trials) - MOST_TRIALS} more" if len(trials) > MOST_TRIALS else ""
+        console.print(f"  {few}{more}: {reason}", markup=False)
+    if len(by_reason) > MOST_REASONS:
+        console.print("  and others, in metrics.json")
+    console.print()
+
+
+def _table(title: str, headings: Iterable[str], num_text: int) -> Table:
+    """Give a table whose first ``num_text`` columns are words."""
+    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < num_text else "right", no_wrap=True)
+    return table
+
+
+def _scores(val: "Scores", crossfit: "Scores | None", test: "Scores") -> list[str]:
+    return [
+        f"{val.accuracy:.2%}",
+        f"{crossfit.accuracy:.2%}" if crossfit else "-",
+        f"{test.accuracy:.2%}",
+        f"{test.nll:.4f}",
+        f"{test.ece:.4f}",
+    ]
+
+
+def _interval(interval: "Interval") -> str:
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _confusion_table(classes: tuple[str, ...], rows: list[list[int]]) -> Table:
+    table = Table(title="true \\ predicted, test images", title_justify="left", box=None)
+    table.add_column("", style="bold", no_wrap=True)
+    for label in classes:
+        table.add_column(escape(label[:4]), justify="right", no_wrap=True)
+    for number, (label, row) in enumerate(zip(classes, rows, strict=True)):
+        cells = [str(count) if count else "·" for count in row]
+        cells[number] = f"[bold]{cells[number]}[/bold]"
+        table.add_row(escape(label[:12]), *cells)
+    return table

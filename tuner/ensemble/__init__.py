@@ -1,0 +1,128 @@
+"""From a run to an ensemble: members, weights, one reading of the test set, the folder."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tuner.checkpoint import load_checkpoint
+from tuner.data import load_test
+from tuner.ensemble.duplicates import read_duplicates
+from tuner.ensemble.folder import write_ensemble
+from tuner.ensemble.latency import measure_latency
+from tuner.ensemble.members import Local, Network, Predict
+from tuner.ensemble.plan import Plan, Say, make_plan
+from tuner.ensemble.request import EnsembleRequest
+from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
+from tuner.run import Run
+
+Key = tuple[int, ...]
+"""The candidates in a network, by position: one, or several for a soup."""
+
+
+@contextmanager
+def planned(
+    run: Run,
+    request: EnsembleRequest,
+    *,
+    devices: Sequence[torch.device],
+    predict: Predict | None = None,
+    say: Say = lambda message: None,
+) -> Iterator[Plan]:
+    """Choose members on validation images; soups made for it are kept until the block ends.
+
+    Args:
+        run: May be searched still.
+        request: What is asked for.
+        devices: Of this machine, used side by side.
+        predict: Computes networks, if not these devices do.
+        say: Is told what takes long.
+
+    Raises:
+        NoUsableTrials: If the run has no usable trial.
+        UsageError: If it has too few for what is asked.
+        DataError: If the images cannot be read, or have changed since.
+        TunerError: If a candidate's files are damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=run.path) as folder:
+        yield make_plan(
+            run,
+            request,
+            folder=Path(folder),
+            predict=predict or Local(devices),
+            device=devices[0],
+            say=say,
+        )
+
+
+def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleResult:
+    """Read the test set once, for all that was planned, and write the ensemble's folder.
+
+    The folder ``ensembles/NAME`` of the run takes the place of one of the same name.
+
+    Raises:
+        UsageError: If the list of duplicates cannot be used.
+        DataError: If the test images cannot be read.
+        TunerError: If a member's file is damaged or gone.
+    """
+    run, request, kitchen = plan.run, plan.request, plan.kitchen
+    source = run.record.data.source
+    listed = read_duplicates(request.duplicates, source) if request.duplicates else None
+    # Before the test images are read, so that a damaged file does not cost a reading.
+    networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
+    latencies = None
+    if request.frontier:
+        say(f"{len(plan.choice.members)} members are timed on {kitchen.device}")
+        latencies = tuple(
+            measure_latency(networks[i,], plan.splits.image_shape, request.tta, kitchen.device)
+            for i in plan.choice.members
+        )
+    test = load_test(run.record.data, Path(run.record.data_dir))
+    if listed is not None:
+        listed.expect(len(test.images))
+    run.log_test_reading(
+        {
+            "by": "ensemble",
+            "name": request.folder_name,
+            "method": request.method,
+            "trials": [plan.pool.trials[i].number for i in plan.choice.members],
+            "compared": [rival.method for rival in plan.others if rival.is_calibrated],
+            "tta": request.tta,
+            "fingerprint": test.fingerprint,
+        }
+    )
+    say(f"{len(networks)} networks look at {len(test.images)} test images")
+    predicted = kitchen.predict(list(networks.values()), test.images.images, request.tta)
+    probs = dict(zip(networks, predicted, strict=True))
+    path = run.path / "ensembles" / request.folder_name
+    result = assess(plan, probs, test.images.labels, path=path, latencies=latencies, listed=listed)
+    write_ensemble(result, plan, networks, test.images, vote_on_test(plan.choice, probs))
+    return result
+
+
+def _needed(plan: Plan) -> dict[Key, Network]:
+    """Give all networks that the test images are shown to, the best single candidate's first."""
+    needed = plan.networks(plan.single)
+    for choice in (plan.choice, *plan.others):
+        # A soup is shown beside its ingredients.
+        needed |= {(i,): plan.pool.network(i) for i in choice.members}
+        needed |= plan.networks(choice)
+    return needed
+
+
+def _copied(network: Network, folder: Path) -> Network:
+    """Copy a checkpoint that loads; a search that goes on may remove the original.
+
+    Raises:
+        TunerError: If it is damaged or gone.
+    """
+    load_checkpoint(network.file)
+    if network.file.parent == folder:
+        return network
+    copy = folder / f"{network.file.parent.name}.safetensors"
+    shutil.copyfile(network.file, copy)
+    return replace(network, file=copy)

@@ -1,0 +1,229 @@
+"""Who votes, and with what weight: chosen on validation images, and scored honestly there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tuner.ensemble.pool import LeftOut, Pool
+from tuner.ensemble.request import EnsembleRequest, Method
+from tuner.ensemble.soup import Kitchen, find_group
+from tuner.errors import UsageError
+from tuner.voting import probs_of_truth, rank, soft_vote, uniform
+from tuner.voting.crossfit import cross_fit
+from tuner.voting.greedy import greedy_weights
+from tuner.voting.temperature import fit_temperature, soften
+from tuner.voting.weighted import fitted_weights
+
+FITS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
+    "greedy": greedy_weights,
+    "weighted": fitted_weights,
+}
+REASONS: dict[Method | None, str] = {
+    None: "not the best by validation accuracy",
+    "greedy": "never picked: the vote's NLL is no lower with it",
+    "weighted": "weight 0: the vote's NLL is no lower with it",
+}
+"""Why a candidate has no weight where nothing else kept it out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vote:
+    """Weights of all candidates, and what comes of them."""
+
+    weights: Tensor
+    """Float64, shape (M,)."""
+    probs: Tensor
+    """Of the validation images, shape (N, K)."""
+    reasons: dict[int, str]
+    """Why candidates that would have had a weight have none, by position."""
+
+
+Chooser = Callable[[Tensor | None], Vote]
+"""From the validation images to choose on, ``None`` for all, to a vote."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Members with their weights, as the validation images had it."""
+
+    method: Method | None
+    """``None`` for the best single candidate."""
+    is_calibrated: bool
+    members: tuple[int, ...]
+    """Positions in the pool, best first."""
+    weights: Tensor
+    """Of the members, float64, shape (len(members),), positive, summing to 1."""
+    temperature: float
+    val: Tensor
+    """Probabilities of the images that it was chosen on, shape (N, K)."""
+    crossfit: Tensor
+    """The same by choices that were made without the image; what they leave as luck is that the
+    pool, and each trial's epoch, were chosen on all images."""
+    left_out: tuple[LeftOut, ...]
+
+
+def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bool) -> Choice:
+    """Choose on all validation images, and once more without each fold of them."""
+
+    def temperature_of(vote: Vote, index: Tensor) -> float:
+        return fit_temperature(vote.probs[index], pool.labels[index]) if calibrate else 1.0
+
+    def without_fold(index: Tensor) -> Tensor:
+        vote = chooser(index)
+        return soften(vote.probs, temperature_of(vote, index))
+
+    vote = chooser(None)
+    num_images = len(pool.labels)
+    temperature = temperature_of(vote, torch.arange(num_images))
+    members = vote.weights.nonzero().squeeze(1)
+    return Choice(
+        method=method,
+        is_calibrated=calibrate,
+        members=tuple(members.tolist()),
+        weights=vote.weights[members],
+        temperature=temperature,
+        val=soften(vote.probs, temperature),
+        crossfit=cross_fit(without_fold, num_images),
+        left_out=tuple(
+            LeftOut(trial=trial.number, reason=vote.reasons.get(position) or REASONS[method])
+            for position, trial in enumerate(pool.trials)
+            if not vote.weights[position]
+        ),
+    )
+
+
+def best_single(pool: Pool) -> Chooser:
+    """Choose the most accurate candidate."""
+
+    def chooser(index: Tensor | None) -> Vote:
+        weights = uniform(_ranked(pool, index)[:1], len(pool))
+        return Vote(weights=weights, probs=_blend(pool, weights), reasons={})
+
+    return chooser
+
+
+def voters(pool: Pool, request: EnsembleRequest, method: Method) -> Chooser:
+    """Choose members whose probabilities are averaged."""
+
+    def chooser(index: Tensor | None) -> Vote:
+        if method == "vote":
+            taken, reasons = _take(
+                _ranked(pool, index).tolist(), pool, request, "validation accuracy"
+            )
+            weights = uniform(torch.tensor(taken), len(pool))
+        else:
+            weights, reasons = _fitted(pool, request, FITS[method], index)
+        return Vote(weights=weights, probs=_blend(pool, weights), reasons=reasons)
+
+    return chooser
+
+
+def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: Kitchen) -> Chooser:
+    """Choose networks of one architecture whose weights are averaged.
+
+    Raises:
+        UsageError: If no two candidates share an architecture.
+    """
+    group = find_group(pool)
+
+    def chooser(index: Tensor | None) -> Vote:
+        everything = torch.arange(len(pool.labels)) if index is None else index
+        order = [position for position in _ranked(pool, index).tolist() if position in group]
+        members = order[: request.top]
+        if method == "greedy-soup":
+            members = kitchen.greedy(members, everything)
+        others = {i: "another architecture" for i in range(len(pool)) if i not in group}
+        lower = {i: f"not among the {request.top} best of its architecture" for i in order}
+        refused = {i: "with it the soup is less accurate" for i in order[: request.top]}
+        return Vote(
+            weights=uniform(torch.tensor(members), len(pool)),
+            probs=kitchen.probs(members),
+            reasons=others | lower | refused,
+        )
+
+    return chooser
+
+
+def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
+    """Give the timed candidates that are not too slow even alone.
+
+    Raises:
+        UsageError: If all are.
+    """
+    limit, latencies = request.max_latency_ms, pool.latencies
+    if limit is None or latencies is None:
+        return pool
+    quick = [i for i, latency in enumerate(latencies) if latency.one_ms <= limit]
+    if not quick:
+        raise UsageError(
+            f"--max-latency-ms {limit:g}: the fastest candidate takes "
+            f"{min(latency.one_ms for latency in latencies):.3g} ms here"
+        )
+    slow = [
+        LeftOut(
+            trial=trial.number,
+            reason=f"{latency.one_ms:.3g} ms, above --max-latency-ms {limit:g}",
+        )
+        for trial, latency in zip(pool.trials, latencies, strict=True)
+        if latency.one_ms > limit
+    ]
+    return pool.only(quick, slow)
+
+
+def _ranked(pool: Pool, index: Tensor | None) -> Tensor:
+    """Give the candidates' positions, the best on ``index`` first."""
+    # On all images the pool is in order already, by figures that were not rounded to be kept.
+    if index is None:
+        return torch.arange(len(pool))
+    return rank(pool.probs[:, index], pool.labels[index])
+
+
+def _blend(pool: Pool, weights: Tensor) -> Tensor:
+    members = weights.nonzero().squeeze(1)
+    return soft_vote(pool.probs[members], weights[members])
+
+
+def _fitted(
+    pool: Pool,
+    request: EnsembleRequest,
+    fit: Callable[[Tensor, Tensor], Tensor],
+    index: Tensor | None,
+) -> tuple[Tensor, dict[int, str]]:
+    """Fit weights to all candidates, then anew to those of them that may stay."""
+    everything = index is None
+    probs = pool.probs if everything else pool.probs[:, index]
+    labels = pool.labels if everything else pool.labels[index]
+    weights = fit(probs, labels)
+    # By weight, but the best single one, by NLL, first: with it, no fit is worse than it is.
+    best = int(probs_of_truth(probs, labels).double().log().mean(dim=1).argmax())
+    by_weight = weights.argsort(descending=True, stable=True).tolist()
+    order = [best, *(i for i in by_weight if weights[i] > 0 and i != best)]
+    taken, reasons = _take(order, pool, request, "weight")
+    if len(taken) < len(order):
+        weights = torch.zeros_like(weights)
+        weights[taken] = fit(probs[taken], labels)
+    return weights, reasons
+
+
+def _take(
+    order: Sequence[int], pool: Pool, request: EnsembleRequest, by: str
+) -> tuple[list[int], dict[int, str]]:
+    """Take candidates in order while there is room, and say why the others are not."""
+    taken: list[int] = []
+    reasons = {}
+    parameters, milliseconds = 0, 0.0
+    for position in order:
+        more_parameters = parameters + pool.trials[position].status.num_parameters
+        more_ms = milliseconds + (pool.latencies[position].one_ms if pool.latencies else 0)
+        if len(taken) == request.top:
+            reasons[position] = f"below the top {request.top} by {by}"
+        elif request.max_parameters is not None and more_parameters > request.max_parameters:
+            reasons[position] = f"with it and those above it, {more_parameters} parameters"
+        elif request.max_latency_ms is not None and more_ms > request.max_latency_ms:
+            reasons[position] = f"with it and those above it, {more_ms:.3g} ms"
+        else:
+            taken.append(position)
+            parameters, milliseconds = more_parameters, more_ms
+    return taken, reasons

@@ -1,0 +1,96 @@
+"""Test images that a model may know from its training: near-duplicates, from the user's list.
+
+Of CIFAR's test images, 3 % (CIFAR-10) and 10 % (CIFAR-100) have near-duplicates in the training
+data (Barz & Denzler 2020). Their lists are ``meta/duplicates_cifar10.csv`` and
+``meta/duplicates_cifar100.csv`` of github.com/cvjena/cifair.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tuner.errors import UsageError
+from tuner.evidence import Interval, paired_gain
+
+NUMBERED = ("cifar10", "cifar100")
+"""Data sets whose test images have numbers of their own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicatesNote:
+    """How much of the accuracy rests on images that have near-duplicates in the training data."""
+
+    file: str
+    images: int
+    """Test images that are listed."""
+    accuracy_of_these: float
+    accuracy_of_others: float
+    gain_of_others: Interval
+    """Over the best single candidate, on the images that are not listed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """The user's list."""
+
+    path: Path
+    positions: list[int]
+    """Of test images, from 0, ascending."""
+
+    def expect(self, num_images: int) -> None:
+        """Make sure that the list is about so many test images.
+
+        Raises:
+            UsageError: If it goes beyond them, or leaves none.
+        """
+        if self.positions[-1] >= num_images or len(self.positions) == num_images:
+            raise UsageError(
+                f"--duplicates {self.path}: lists {len(self.positions)} test images, up to number "
+                f"{self.positions[-1]}; there are {num_images}. Give the list of this data set."
+            )
+
+    def note(self, correct: Tensor, single_correct: Tensor) -> DuplicatesNote:
+        """Score the listed test images apart from the others.
+
+        Args:
+            correct: Whether the vote gets each image right, bool, shape (N,).
+            single_correct: Likewise the best single candidate.
+        """
+        is_listed = torch.zeros_like(correct)
+        is_listed[self.positions] = True
+        return DuplicatesNote(
+            file=str(self.path),
+            images=len(self.positions),
+            accuracy_of_these=correct[is_listed].double().mean().item(),
+            accuracy_of_others=correct[~is_listed].double().mean().item(),
+            gain_of_others=paired_gain(correct[~is_listed], single_correct[~is_listed]),
+        )
+
+
+def read_duplicates(path: Path, source: str) -> Duplicates:
+    """Read the positions of test images, from 0: the first column of a CSV, under any heading.
+
+    Raises:
+        UsageError: If the file is missing or holds no positions, or ``source`` numbers no images.
+    """
+    if source not in NUMBERED:
+        raise UsageError(
+            f"--duplicates: numbers the test images of {' and '.join(NUMBERED)}; this run's are "
+            f"those of {source}"
+        )
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            cells = [row[0].strip() for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"--duplicates {path}: cannot be read: {error}") from None
+    numbers = cells if cells and cells[0].isdecimal() else cells[1:]
+    wrong = [cell for cell in numbers if not cell.isdecimal()]
+    if wrong or not numbers:
+        problem = f"{wrong[0]!r} is no test image's number" if wrong else "holds no number"
+        raise UsageError(
+            f"--duplicates {path}: {problem}. The first column numbers test images from 0."
+        )
+    return Duplicates(path=path, positions=sorted({int(cell) for cell in numbers}))

@@ -1,0 +1,138 @@
+"""The ensemble's folder: the networks with their weights, figures, pictures and mistakes."""
+
+import csv
+import hashlib
+import io
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from tuner.checkpoint import load_checkpoint
+from tuner.ensemble.members import Network
+from tuner.ensemble.plan import Plan
+from tuner.ensemble.request import SOUPS
+from tuner.ensemble.result import EnsembleResult
+from tuner.files import replacing, write_json, write_text
+from tuner.plots import plot_confusion, plot_reliability
+from tuner.run import now
+from tuner.sources import Images
+
+MOST_MISTAKES = 24
+
+
+def write_ensemble(
+    result: EnsembleResult,
+    plan: Plan,
+    networks: Mapping[tuple[int, ...], Network],
+    test: Images,
+    vote: Tensor,
+) -> None:
+    """Write the folder, whole, then put it in its place.
+
+    Args:
+        result: Its figures.
+        plan: What it came of.
+        networks: By the positions of the candidates in them; those of other choices are passed by.
+        test: The test images.
+        vote: Their probabilities, shape (N, K).
+    """
+    result.path.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=result.path.parent) as scratch:
+        folder = Path(scratch) / "new"
+        members = _write_members(folder, result, plan, networks)
+        write_json(folder / "ensemble.json", _description(result, plan, networks[0,], members))
+        write_json(folder / "metrics.json", result.to_plain())
+        rows = zip(result.classes, result.confusion.tolist(), strict=True)
+        _write_csv(
+            folder / "confusion.csv",
+            ["true \\ predicted", *result.classes],
+            ([label, *row] for label, row in rows),
+        )
+        accuracy = f"test accuracy {result.ensemble.test.accuracy:.2%}"
+        title = f"{result.run}: {result.method} of {len(result.members)}, {accuracy}"
+        plot_confusion(folder / "confusion.png", result.confusion, result.classes, title)
+        plot_reliability(folder / "reliability.png", result.reliability, title)
+        _write_mistakes(folder / "mistakes", test, vote, result.classes)
+        if result.path.exists():
+            result.path.rename(Path(scratch) / "old")
+        folder.rename(result.path)
+
+
+def _write_members(
+    folder: Path, result: EnsembleResult, plan: Plan, networks: Mapping[tuple[int, ...], Network]
+) -> list[dict[str, Any]]:
+    """Copy the checkpoints and describe each."""
+    described = []
+    trials = {i: plan.pool.trials[i].number for i in plan.choice.members}
+    weights = dict(zip(plan.choice.members, plan.choice.weights.tolist(), strict=True))
+    for key in plan.networks(plan.choice):
+        is_soup = len(key) > 1
+        name = (
+            "members/soup.safetensors" if is_soup else f"members/{trials[key[0]]:04d}.safetensors"
+        )
+        with replacing(folder / name) as temporary:
+            shutil.copyfile(networks[key].file, temporary)
+        described.append(
+            {
+                "file": name,
+                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+                "trial": None if is_soup else trials[key[0]],
+                **({"soup_of": [trials[i] for i in key]} if is_soup else {}),
+                "weight": 1.0 if plan.choice.method in SOUPS else weights[key[0]],
+                "precision": networks[key].precision,
+            }
+        )
+    return described
+
+
+def _description(
+    result: EnsembleResult, plan: Plan, best_single: Network, members: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Give what is needed to predict with the ensemble, and what it came of."""
+    _, checkpoint = load_checkpoint(best_single.file)
+    return {
+        "schema_version": 1,
+        "run": result.run,
+        "made": now(),
+        "method": result.method,
+        "classes": result.classes,
+        "image_size": plan.run.record.data.image_size,
+        "temperature": result.temperature,
+        "preprocessing": {
+            "image_shape": checkpoint.image_shape,
+            "mean": checkpoint.mean,
+            "std": checkpoint.std,
+            "tta": result.tta,
+        },
+        "members": members,
+    }
+
+
+def _write_mistakes(folder: Path, test: Images, vote: Tensor, classes: Sequence[str]) -> None:
+    """Write the test images that are wrong with the most confidence, first of all the surest."""
+    confidence, predicted = vote.max(dim=1)
+    wrong = (predicted != test.labels).nonzero().squeeze(1)
+    surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
+    rows = []
+    for number, index in enumerate(surest.tolist()):
+        name = f"{number:02d}.png"
+        pixels = test.images[index].permute(1, 2, 0).numpy()
+        with replacing(folder / name) as temporary:
+            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+            image.save(temporary, format="PNG")
+        true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]
+        rows.append([name, index, true, taken_for, f"{confidence[index].item():.6f}"])
+    _write_csv(folder / "mistakes.csv", ["file", "index", "true", "predicted", "confidence"], rows)
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    write_text(path, table.getvalue())

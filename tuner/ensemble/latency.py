@@ -1,0 +1,117 @@
+"""How long members take, measured here, and what accuracy the time buys."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tuner.checkpoint import load_checkpoint
+from tuner.device import compute_dtype
+from tuner.ensemble.members import Network
+from tuner.evaluate import Tta, predict_probs
+from tuner.voting import soft_vote
+
+LARGE_BATCH = 256
+MIN_SECONDS = 0.2
+"""Time for each measurement."""
+MOST_COMBINED = 10
+"""Members of which every combination is tried: 1,023."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Median time from uint8 images in memory to their probabilities."""
+
+    one_ms: float
+    """Of a single image."""
+    batch_ms: float
+    """Of 256 images."""
+
+
+def measure_latency(
+    network: Network, image_shape: tuple[int, int, int], tta: Tta, device: torch.device
+) -> Latency:
+    """Time a network on ``device``, with the views that ``tta`` asks for."""
+    # It brings PyTorch's compiler of extensions, half a second that only this has to wait for.
+    from torch.utils.benchmark import Timer
+
+    model, checkpoint = load_checkpoint(network.file)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+    settings = {"device": device, "dtype": compute_dtype(network.precision, device), "tta": tta}
+    model = model.to(device)
+    times = []
+    for count in (1, LARGE_BATCH):
+        images = torch.zeros(count, *image_shape, dtype=torch.uint8)
+        timer = Timer(
+            "predict(model, images, mean, std, **settings)",
+            globals={
+                "predict": predict_probs,
+                "model": model,
+                "images": images,
+                "mean": mean,
+                "std": std,
+                "settings": settings,
+            },
+            num_threads=torch.get_num_threads(),
+        )
+        times.append(1000 * timer.blocked_autorange(min_run_time=MIN_SECONDS).median)
+    return Latency(one_ms=times[0], batch_ms=times[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontierPoint:
+    """Members that no others beat in as little time, on validation images."""
+
+    members: tuple[int, ...]
+    """Trials."""
+    latency_ms: float
+    """Of one image through all of them, one after the other."""
+    latency_256_ms: float
+    val_accuracy: float
+    """What the point was chosen by."""
+    accuracy: float
+    """On the test images."""
+
+
+def find_frontier(
+    trials: tuple[int, ...],
+    latencies: tuple[Latency, ...],
+    weights: Tensor,
+    val: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+) -> list[FrontierPoint]:
+    """Give the combinations of members that are best for their time, fastest first.
+
+    Args:
+        trials: Of the M members; combinations are made of the first 10.
+        latencies: Likewise.
+        weights: Shape (M,), positive; scaled to sum to one in each combination.
+        val: Probabilities (M, N, K) and labels (N,) that choose the points.
+        test: The same of the test images, read off at the points.
+    """
+    few = range(min(len(trials), MOST_COMBINED))
+    sizes = range(1, len(few) + 1)
+    combinations = [c for size in sizes for c in itertools.combinations(few, size)]
+
+    def accuracy(combination: tuple[int, ...], probs: Tensor, labels: Tensor) -> float:
+        chosen = list(combination)
+        shares = weights[chosen] / weights[chosen].sum()
+        return (soft_vote(probs[chosen], shares).argmax(dim=1) == labels).double().mean().item()
+
+    timed = sorted(
+        (sum(latencies[i].one_ms for i in c), -accuracy(c, *val), c) for c in combinations
+    )
+    points: list[FrontierPoint] = []
+    for time, negative, combination in timed:
+        if not points or -negative > points[-1].val_accuracy:
+            points.append(
+                FrontierPoint(
+                    members=tuple(trials[i] for i in combination),
+                    latency_ms=time,
+                    latency_256_ms=sum(latencies[i].batch_ms for i in combination),
+                    val_accuracy=-negative,
+                    accuracy=accuracy(combination, *test),
+                )
+            )
+    return points

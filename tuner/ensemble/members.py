@@ -1,0 +1,66 @@
+"""Networks on disk, and what they say of images: side by side on the devices at hand."""
+
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tuner.checkpoint import load_checkpoint
+from tuner.config import Precision
+from tuner.device import compute_dtype
+from tuner.evaluate import Tta, predict_probs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """A checkpoint, and how it is computed."""
+
+    file: Path
+    precision: Precision
+
+
+class Predict(Protocol):
+    """Where networks are computed: ``Local`` here, or elsewhere on a cluster."""
+
+    def __call__(self, networks: Sequence[Network], images: Tensor, tta: Tta) -> Tensor:
+        """Give the class probabilities, shape (M, N, K), of images uint8 (N, C, H, W)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Computes on the devices of this machine, a network at a time on each."""
+
+    devices: Sequence[torch.device]
+
+    def __call__(self, networks: Sequence[Network], images: Tensor, tta: Tta) -> Tensor:
+        """Give the class probabilities, float32 on the CPU, shape (M, N, K)."""
+        free: queue.SimpleQueue[torch.device] = queue.SimpleQueue()
+        for device in self.devices:
+            free.put(device)
+
+        def predict(network: Network) -> Tensor:
+            device = free.get()
+            try:
+                return predict_network(network, images, tta, device)
+            finally:
+                free.put(device)
+
+        with ThreadPoolExecutor(len(self.devices)) as workers:
+            return torch.stack(list(workers.map(predict, networks)))
+
+
+def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.device) -> Tensor:
+    """Give a network's class probabilities, shape (N, K), as its validation was computed.
+
+    Raises:
+        TunerError: If the file is missing or damaged.
+    """
+    model, checkpoint = load_checkpoint(network.file)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+    dtype = compute_dtype(network.precision, device)
+    return predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype, tta=tta)

@@ -1,0 +1,175 @@
+"""Everything about an ensemble that is decided before a test image is read."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.data import Splits, load_splits
+from tuner.ensemble.choosing import (
+    Choice,
+    Chooser,
+    best_single,
+    choose,
+    soups,
+    voters,
+    within_latency,
+)
+from tuner.ensemble.latency import measure_latency
+from tuner.ensemble.members import Network, Predict
+from tuner.ensemble.pool import LeftOut, Pool, read_pool
+from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
+from tuner.ensemble.soup import Kitchen
+from tuner.errors import UsageError
+from tuner.evaluate import score
+from tuner.run import Run
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A method that has no row in the comparison, and why."""
+
+    method: Method
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Choices made on validation images alone."""
+
+    run: Run
+    request: EnsembleRequest
+    splits: Splits
+    pool: Pool
+    kitchen: Kitchen
+    choice: Choice
+    """The one that was asked for."""
+    single: Choice
+    """The best single candidate."""
+    others: tuple[Choice, ...]
+    """What it is compared with: each method, plain and calibrated."""
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Trials that are no members, and why."""
+        return (*self.choice.left_out, *self.pool.left_out)
+
+    def networks(self, choice: Choice) -> dict[tuple[int, ...], Network]:
+        """Give what a choice computes, by the positions of the candidates in it."""
+        if choice.method in SOUPS:
+            return {choice.members: self.kitchen.network(choice.members)}
+        return {(i,): self.pool.network(i) for i in choice.members}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give the choices with their figures on validation images, for ``--dry-run``."""
+        return {
+            "run": self.run.record.name,
+            "name": self.request.folder_name,
+            "choices": [
+                self._described(choice) for choice in (self.choice, self.single, *self.others)
+            ],
+            "left_out": [asdict(entry) for entry in self.left_out],
+            "skipped": [asdict(entry) for entry in self.skipped],
+        }
+
+    def _described(self, choice: Choice) -> dict[str, Any]:
+        trials = [self.pool.trials[i] for i in choice.members]
+        return {
+            "method": choice.method or "best single",
+            "calibrated": choice.is_calibrated,
+            "temperature": choice.temperature,
+            "members": [
+                {"trial": trial.number, "family": trial.config.model.family, "weight": weight}
+                for trial, weight in zip(trials, choice.weights.tolist(), strict=True)
+            ],
+            "val": asdict(score(choice.val, self.pool.labels)),
+            "crossfit": asdict(score(choice.crossfit, self.pool.labels)),
+        }
+
+
+def make_plan(
+    run: Run,
+    request: EnsembleRequest,
+    *,
+    folder: Path,
+    predict: Predict,
+    device: torch.device,
+    say: Say,
+) -> Plan:
+    """Choose the members of an ensemble, and of those that it is compared with.
+
+    Choosing votes needs no model, but for ``tta``: as what is fitted must be fitted to what will
+    be computed, the whole pool then looks at the validation images again.
+
+    Args:
+        run: May be searched still.
+        request: What is asked for.
+        folder: Where soups may be kept.
+        predict: Computes networks.
+        device: Where latencies and normalization statistics are measured.
+        say: Is told what takes long.
+
+    Raises:
+        NoUsableTrials: If the run has no usable trial.
+        UsageError: If it has too few for what is asked.
+        DataError: If the images cannot be read, or have changed since.
+        TunerError: If a candidate's files are damaged.
+    """
+    splits = load_splits(run.record.data, Path(run.record.data_dir))
+    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    pool = read_pool(run, splits.val.labels, splits.num_classes, request)
+    networks = [pool.network(i) for i in range(len(pool))]
+    if request.tta != "none":
+        say(f"{len(pool)} candidates look at the validation images with --tta {request.tta}")
+        pool = pool.seen_anew(predict(networks, splits.val.images, request.tta))
+    if request.max_latency_ms is not None:
+        say(f"{len(pool)} candidates are timed on {device}")
+        latencies = [
+            measure_latency(pool.network(i), splits.image_shape, request.tta, device)
+            for i in range(len(pool))
+        ]
+        pool = within_latency(replace(pool, latencies=tuple(latencies)), request)
+    kitchen = Kitchen(
+        pool=pool,
+        folder=folder,
+        train_images=splits.train.images,
+        val=splits.val,
+        tta=request.tta,
+        predict=predict,
+        device=device,
+    )
+
+    def chooser(method: Method) -> Chooser:
+        if method in SOUPS:
+            return soups(pool, request, method, kitchen)
+        return voters(pool, request, method)
+
+    others: list[Choice] = []
+    skipped: list[Skipped] = []
+    for method in METHODS if request.compare else ():
+        try:
+            chosen = chooser(method)
+        except UsageError as error:
+            if method == request.method:
+                raise
+            skipped.append(Skipped(method=method, reason=str(error).split("; ")[0]))
+            continue
+        others += [choose(pool, chosen, method, calibrate=c) for c in (False, True)]
+    if request.compare:
+        others = [choose(pool, best_single(pool), None, calibrate=True), *others]
+    return Plan(
+        run=run,
+        request=request,
+        splits=splits,
+        pool=pool,
+        kitchen=kitchen,
+        choice=choose(pool, chooser(request.method), request.method, calibrate=request.calibrate),
+        single=choose(pool, best_single(pool), None, calibrate=False),
+        others=tuple(others),
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,139 @@
+"""The candidates: the best trials of a run, with what they said of the validation images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuner.ensemble.latency import Latency
+from tuner.ensemble.members import Network
+from tuner.ensemble.request import EnsembleRequest
+from tuner.errors import TunerError, UsageError
+from tuner.run import Run
+from tuner.trial import USABLE, TrialRecord
+from tuner.voting import rank
+
+HALF_OF_SMALLEST = 2.0**-25
+"""Probabilities are kept in half precision, where all below this are 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """A trial that is no member, and why."""
+
+    trial: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """Candidates, best validation accuracy first."""
+
+    trials: tuple[TrialRecord, ...]
+    probs: Tensor
+    """Of the validation images, float32, shape (M, N, K)."""
+    labels: Tensor
+    """int64, shape (N,)."""
+    left_out: tuple[LeftOut, ...]
+    """Trials as good as these that are no candidates."""
+    latencies: tuple[Latency, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def network(self, position: int) -> Network:
+        """Give a candidate's network."""
+        trial = self.trials[position]
+        return Network(file=trial.checkpoint, precision=trial.config.precision)
+
+    def seen_anew(self, probs: Tensor) -> "Pool":
+        """Give the same candidates with other probabilities, ordered by these."""
+        order = rank(probs, self.labels)
+        return replace(
+            self, trials=tuple(self.trials[i] for i in order.tolist()), probs=probs[order]
+        )
+
+    def only(self, positions: list[int], left_out: list[LeftOut]) -> "Pool":
+        """Give some of the candidates, and why the others are none any more."""
+        return replace(
+            self,
+            trials=tuple(self.trials[i] for i in positions),
+            probs=self.probs[positions],
+            left_out=(*self.left_out, *left_out),
+            latencies=self.latencies and tuple(self.latencies[i] for i in positions),
+        )
+
+
+def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleRequest) -> Pool:
+    """Take the best usable trials from the run folder; no model is loaded.
+
+    Raises:
+        NoUsableTrials: If the run has no usable trial.
+        UsageError: If it has fewer than a vote needs, or none within the parameters allowed.
+        TunerError: If a candidate's probabilities are missing or damaged.
+    """
+    ranked = run.ranked()
+    run.require([trial for trial in ranked if trial.is_usable], request.top)
+    refuse = _Refusals(request)
+    chosen: list[TrialRecord] = []
+    left_out: list[LeftOut] = []
+    for trial in ranked:
+        if len(chosen) == request.pool_size or trial.best is None:
+            break
+        if reason := refuse(trial):
+            left_out.append(LeftOut(trial=trial.number, reason=reason))
+        else:
+            chosen.append(trial)
+    if not chosen:
+        smallest = min(t.status.num_parameters for t in ranked if t.is_usable)
+        raise UsageError(
+            f"--max-parameters {request.max_parameters}: the smallest candidate has {smallest}"
+        )
+    needed = request.top if request.method == "vote" and not request.max_parameters else 1
+    if len(chosen) < needed:
+        raise UsageError(
+            f"--top {request.top} --diverse {request.diverse}: {run.path} has usable trials of "
+            f"only {len(chosen)}. Give --top {len(chosen)} or less."
+        )
+    probs = torch.stack([_read_probs(t, (len(labels), num_classes)) for t in chosen])
+    return Pool(trials=tuple(chosen), probs=probs, labels=labels, left_out=tuple(left_out))
+
+
+class _Refusals:
+    """Says why a trial is no candidate, knowing those that came before."""
+
+    def __init__(self, request: EnsembleRequest) -> None:
+        self.request = request
+        self.taken: dict[object, int] = {}
+        self.key_of: Callable[[TrialRecord], object] = {
+            "family": lambda trial: trial.config.model.family,
+            "seed": lambda trial: trial.config.seed,
+            None: lambda trial: trial.number,
+        }[request.diverse]
+
+    def __call__(self, trial: TrialRecord) -> str:
+        """Give the reason, or nothing."""
+        if trial.status.state not in USABLE:
+            return trial.status.state.replace("_", " ")
+        if not trial.checkpoint.exists():
+            return "its checkpoint was not kept (search --keep)"
+        limit, size = self.request.max_parameters, trial.status.num_parameters
+        if limit is not None and size > limit:
+            return f"{size} parameters, above --max-parameters {limit}"
+        if (key := self.key_of(trial)) in self.taken:
+            return f"{self.request.diverse} {key}, as trial {self.taken[key]}"
+        self.taken[key] = trial.number
+        return ""
+
+
+def _read_probs(trial: TrialRecord, shape: tuple[int, int]) -> Tensor:
+    stored = trial.val_probs()
+    if stored.shape != shape:
+        raise TunerError(
+            f"{trial.path / 'val_probs.npy'}: not usable validation probabilities: has shape "
+            f"{stored.shape}, not {shape}"
+        )
+    probs = torch.from_numpy(stored.astype(np.float32)).clamp(min=HALF_OF_SMALLEST)
+    return probs / probs.sum(dim=1, keepdim=True)

@@ -1,0 +1,71 @@
+"""What may be asked of an ensemble."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tuner.errors import UsageError
+from tuner.evaluate import Tta
+
+Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
+METHODS: tuple[Method, ...] = get_args(Method)
+SOUPS = frozenset({"soup", "greedy-soup"})
+"""Methods that average weights, not votes: one network comes of it."""
+Diverse = Literal["family", "seed"]
+POOL = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleRequest:
+    """How members are chosen and how they vote; test images play no part in it."""
+
+    top: int = 5
+    """Members: exactly so many of a vote, at most so many otherwise."""
+    method: Method = "vote"
+    """``vote``: equal weights of the best. ``greedy``: ``tuner.voting.greedy``. ``weighted``:
+    ``tuner.voting.weighted``. ``soup``, ``greedy-soup``: ``tuner.ensemble.soup``."""
+    pool: int | None = None
+    """Best trials to choose from; ``None`` is 50, or ``top`` if that is more."""
+    diverse: Diverse | None = None
+    """Take one candidate, the best, of each family or seed."""
+    calibrate: bool = False
+    """Fit one temperature to the vote."""
+    tta: Tta = "none"
+    """Views of an image that every member averages, on validation images as on test images."""
+    max_parameters: int | None = None
+    """Of all networks together."""
+    max_latency_ms: float | None = None
+    """Of all networks one after the other on one image, measured here."""
+    frontier: bool = False
+    """Measure latencies and find the members that are best for their time."""
+    compare: bool = False
+    """Score all methods by the same reading of the test images."""
+    duplicates: Path | None = None
+    """List of the test images that have near-duplicates in the training data."""
+    name: str | None = None
+    """``None`` names it after the method and its size."""
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and self.pool < self.top:
+            raise UsageError(f"--pool {self.pool}: is less than --top {self.top}; give more")
+        if self.frontier and self.method in SOUPS:
+            raise UsageError(f"--frontier: a {self.method} is one network; choose another method")
+        # What is there under this name is removed, so it must lie in the folder of ensembles.
+        name = self.folder_name
+        if name != Path(name).name or name.startswith(".") or not name:
+            raise UsageError(f"--name {name!r}: is not a plain name, such as top{self.top}")
+
+    @property
+    def pool_size(self) -> int:
+        """How many of the best trials there are to choose from, at most."""
+        return max(POOL, self.top) if self.pool is None else self.pool
+
+    @property
+    def folder_name(self) -> str:
+        """The folder's name, such as ``top5`` or ``greedy5-calibrated-flip``."""
+        if self.name is not None:
+            return self.name
+        kind = "top" if self.method == "vote" else self.method
+        calibrated = "-calibrated" if self.calibrate else ""
+        tta = "" if self.tta == "none" else f"-{self.tta}"
+        return f"{kind}{self.top}{calibrated}{tta}"

@@ -1,0 +1,317 @@
+"""What one reading of the test images tells of an ensemble, its members and its rivals."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuner.calibration import Bin, Coverage, accuracy_at_coverage, reliability
+from tuner.ensemble.choosing import Choice
+from tuner.ensemble.duplicates import Duplicates, DuplicatesNote
+from tuner.ensemble.latency import FrontierPoint, Latency, find_frontier
+from tuner.ensemble.plan import Plan, Skipped
+from tuner.ensemble.pool import LeftOut
+from tuner.ensemble.request import SOUPS, Method
+from tuner.evaluate import Scores, Tta, confusion_matrix, score
+from tuner.evidence import (
+    LEVEL,
+    Interval,
+    SizeResult,
+    by_size,
+    contributions,
+    disagreement,
+    error_correlation,
+    mcnemar,
+    oracle_accuracy,
+    paired_gain,
+)
+from tuner.voting import soft_vote
+from tuner.voting.temperature import soften
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberResult:
+    """One member of an ensemble, alone."""
+
+    trial: int
+    family: str
+    weight: float
+    val: Scores
+    test: Scores
+    contribution: float | None
+    """Test accuracy with it less that without it; ``None`` in a soup, and of a member alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """The scores of one choice."""
+
+    val: Scores
+    """On the images that it was chosen on."""
+    crossfit: Scores | None
+    """On the same images, each by a choice made without it."""
+    test: Scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """In test accuracy."""
+
+    over_best_single: Interval
+    over_mean_member: Interval
+    level: float
+    mcnemar_p: float
+    """Against the best single candidate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassResult:
+    """The test images of one class."""
+
+    label: str
+    accuracy: float | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rival:
+    """A row of the comparison."""
+
+    method: Method | str
+    calibrated: bool
+    members: tuple[int, ...]
+    """Trials."""
+    temperature: float
+    figures: Figures
+    gain: Interval
+    """Over the best single candidate."""
+    mcnemar_p: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleResult:
+    """An ensemble on the test set, beside its members."""
+
+    path: Path
+    run: str
+    name: str
+    method: Method
+    tta: Tta
+    test_images: int
+    classes: tuple[str, ...]
+    temperature: float
+    ensemble: Figures
+    members: tuple[MemberResult, ...]
+    """Best by validation accuracy first."""
+    left_out: tuple[LeftOut, ...]
+    best_single: int
+    """The candidate of the best validation accuracy, whether it is a member or not."""
+    best_single_figures: Figures
+    mean_member: dict[str, Scores]
+    """``val`` and ``test``: means over the members."""
+    gain: Gain
+    by_size: tuple[SizeResult, ...]
+    """Empty for a soup."""
+    per_class: tuple[ClassResult, ...]
+    reliability: tuple[Bin, ...]
+    coverage: tuple[Coverage, ...]
+    oracle: float
+    disagreement: list[list[float]]
+    error_correlation: list[list[float | None]]
+    frontier: tuple[FrontierPoint, ...] | None
+    comparison: tuple[Rival, ...]
+    skipped: tuple[Skipped, ...]
+    duplicates: DuplicatesNote | None
+    confusion: Tensor
+    """Counts on the test set, shape (K, K), rows true."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give what ``metrics.json`` holds."""
+        names = [field.name for field in fields(self) if field.name != "confusion"]
+        plain = {name: _plain(getattr(self, name)) for name in names}
+        for entry in plain["per_class"]:
+            entry["class"] = entry.pop("label")
+        return plain | {"path": str(self.path)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
+def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Tensor:
+    """Give a choice's probabilities of the test images, float64, shape (N, K).
+
+    Args:
+        choice: Made on validation images.
+        probs: Of each network by the positions of its candidates, shape (N, K).
+    """
+    if choice.method in SOUPS:
+        return soften(probs[choice.members], choice.temperature)
+    members = torch.stack([probs[i,] for i in choice.members])
+    return soften(soft_vote(members, choice.weights), choice.temperature)
+
+
+def assess(
+    plan: Plan,
+    probs: Mapping[tuple[int, ...], Tensor],
+    labels: Tensor,
+    *,
+    path: Path,
+    latencies: tuple[Latency, ...] | None = None,
+    listed: Duplicates | None = None,
+) -> EnsembleResult:
+    """Score an ensemble and its rivals.
+
+    Args:
+        plan: What was decided on validation images.
+        probs: Of the test images by each network, by the positions of its candidates.
+        labels: Of the test images, int64, shape (N,).
+        path: Where the ensemble will stand.
+        latencies: Of the members, where a frontier was asked for.
+        listed: Test images that have near-duplicates in the training data.
+    """
+    choice, pool = plan.choice, plan.pool
+    is_soup = choice.method in SOUPS
+    vote = vote_on_test(choice, probs)
+    correct = vote.argmax(dim=1) == labels
+    single_correct = probs[0,].argmax(dim=1) == labels
+    alone = torch.stack([probs[i,] for i in choice.members])
+    changes = [None] * len(alone) if is_soup else contributions(alone, choice.weights, labels)
+    members = tuple(
+        MemberResult(
+            trial=pool.trials[i].number,
+            family=pool.trials[i].config.model.family,
+            weight=weight,
+            val=score(pool.probs[i], pool.labels),
+            test=score(probs[i,], labels),
+            contribution=change,
+        )
+        for i, weight, change in zip(choice.members, choice.weights.tolist(), changes, strict=True)
+    )
+    confusion = confusion_matrix(vote, labels, len(plan.splits.classes))
+    assert choice.method is not None
+    return EnsembleResult(
+        path=path,
+        run=plan.run.record.name,
+        name=path.name,
+        method=choice.method,
+        tta=plan.request.tta,
+        test_images=len(labels),
+        classes=plan.splits.classes,
+        temperature=choice.temperature,
+        ensemble=_figures(choice, vote, pool.labels, labels),
+        members=members,
+        left_out=plan.left_out,
+        best_single=pool.trials[0].number,
+        best_single_figures=_figures(plan.single, probs[0,], pool.labels, labels),
+        mean_member={
+            "val": _mean(member.val for member in members),
+            "test": _mean(member.test for member in members),
+        },
+        gain=Gain(
+            over_best_single=paired_gain(correct, single_correct),
+            over_mean_member=paired_gain(correct, _share_correct(alone, labels)),
+            level=LEVEL,
+            mcnemar_p=mcnemar(correct, single_correct),
+        ),
+        by_size=() if is_soup else tuple(by_size(alone, choice.weights, labels, single_correct)),
+        per_class=_per_class(plan.splits.classes, confusion),
+        reliability=tuple(reliability(vote, labels)),
+        coverage=tuple(accuracy_at_coverage(vote, labels)),
+        oracle=oracle_accuracy(alone, labels),
+        disagreement=disagreement(alone).tolist(),
+        error_correlation=error_correlation(alone, labels),
+        frontier=None if latencies is None else _frontier(plan, alone, labels, latencies),
+        comparison=_comparison(plan, probs, labels) if plan.request.compare else (),
+        skipped=plan.skipped,
+        duplicates=listed.note(correct, single_correct) if listed else None,
+        confusion=confusion,
+    )
+
+
+def _comparison(
+    plan: Plan, probs: Mapping[tuple[int, ...], Tensor], labels: Tensor
+) -> tuple[Rival, ...]:
+    pool = plan.pool
+    single_correct = probs[0,].argmax(dim=1) == labels
+
+    def rival(choice: Choice) -> Rival:
+        vote = vote_on_test(choice, probs)
+        correct = vote.argmax(dim=1) == labels
+        return Rival(
+            method=choice.method or "best single",
+            calibrated=choice.is_calibrated,
+            members=tuple(pool.trials[i].number for i in choice.members),
+            temperature=choice.temperature,
+            figures=_figures(choice, vote, pool.labels, labels),
+            gain=paired_gain(correct, single_correct),
+            mcnemar_p=mcnemar(correct, single_correct),
+        )
+
+    (uniform,) = (c for c in plan.others if c.method == "vote" and not c.is_calibrated)
+    alone = torch.stack([probs[i,] for i in uniform.members])
+    mean_member = Rival(
+        method="mean member",
+        calibrated=False,
+        members=tuple(pool.trials[i].number for i in uniform.members),
+        temperature=1.0,
+        figures=Figures(
+            val=_mean(score(pool.probs[i], pool.labels) for i in uniform.members),
+            crossfit=None,
+            test=_mean(score(member, labels) for member in alone),
+        ),
+        gain=paired_gain(_share_correct(alone, labels), single_correct),
+        mcnemar_p=None,
+    )
+    calibrated_single, *others = plan.others
+    rows = [rival(plan.single), rival(calibrated_single), mean_member]
+    return (*rows, *(rival(choice) for choice in others))
+
+
+def _frontier(
+    plan: Plan, alone: Tensor, labels: Tensor, latencies: tuple[Latency, ...]
+) -> tuple[FrontierPoint, ...]:
+    choice, pool = plan.choice, plan.pool
+    points = find_frontier(
+        tuple(pool.trials[i].number for i in choice.members),
+        latencies,
+        choice.weights,
+        val=(pool.probs[list(choice.members)], pool.labels),
+        test=(alone, labels),
+    )
+    return tuple(points)
+
+
+def _figures(choice: Choice, vote: Tensor, val_labels: Tensor, labels: Tensor) -> Figures:
+    return Figures(
+        val=score(choice.val, val_labels),
+        crossfit=score(choice.crossfit, val_labels),
+        test=score(vote, labels),
+    )
+
+
+def _mean(scores: Iterable[Scores]) -> Scores:
+    rows = torch.tensor([dataclasses.astuple(entry) for entry in scores], dtype=torch.float64)
+    means = rows.mean(dim=0).tolist()
+    return Scores(**dict(zip((field.name for field in fields(Scores)), means, strict=True)))
+
+
+def _share_correct(alone: Tensor, labels: Tensor) -> Tensor:
+    """Give the share of members that get each image right, shape (N,)."""
+    return (alone.argmax(dim=2) == labels).double().mean(dim=0)
+
+
+def _per_class(classes: tuple[str, ...], confusion: Tensor) -> tuple[ClassResult, ...]:
+    counts, right = confusion.sum(dim=1).tolist(), confusion.diagonal().tolist()
+    return tuple(
+        ClassResult(label=label, accuracy=hits / count if count else None, count=count)
+        for label, hits, count in zip(classes, right, counts, strict=True)
+    )

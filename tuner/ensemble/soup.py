@@ -1,0 +1,163 @@
+"""Soups: one network whose weights are the mean of several networks' (Wortsman et al. 2022).
+
+The mean of networks that were trained from different beginnings is rarely a good network: the paper
+averages fine-tunings of one pretrained network. What a soup is worth here, its figures tell.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tuner.augment import normalize
+from tuner.checkpoint import load_checkpoint, save_checkpoint
+from tuner.ensemble.members import Network, Predict
+from tuner.ensemble.pool import Pool
+from tuner.errors import UsageError
+from tuner.evaluate import Tta
+from tuner.sources import Images
+from tuner.trial import TrialRecord
+
+FIT_IMAGES = 5000
+"""Training images, at most, from which normalization statistics are estimated."""
+BATCH = 500
+ONLY_IN_TRAINING = {"dropout", "stochastic_depth"}
+"""Parameters of architectures in which networks of one soup may differ."""
+
+
+def find_group(pool: Pool) -> list[int]:
+    """Give the candidates of the best architecture that two or more of them share, best first.
+
+    Raises:
+        UsageError: If no two share one.
+    """
+    groups: dict[str, list[int]] = {}
+    for position, trial in enumerate(pool.trials):
+        groups.setdefault(_architecture(trial), []).append(position)
+    shared = [group for group in groups.values() if len(group) > 1]
+    if not shared:
+        raise UsageError(
+            f"no two of the {len(pool)} best trials share an architecture, which a soup needs; "
+            "choose another --method, or a larger --pool"
+        )
+    return shared[0]
+
+
+def _architecture(trial: TrialRecord) -> str:
+    model = trial.config.model
+    params = {name: v for name, v in model.params.items() if name not in ONLY_IN_TRAINING}
+    return f"{model.family} {sorted(params.items())}"
+
+
+@dataclass(slots=True)
+class Kitchen:
+    """Makes soups of candidates, each once, and keeps what they say of the validation images."""
+
+    pool: Pool
+    folder: Path
+    """Where soups are kept as checkpoints."""
+    train_images: Tensor
+    """uint8, shape (N, C, H, W)."""
+    val: Images
+    tta: Tta
+    predict: Predict
+    device: torch.device
+    """Where normalization statistics are estimated."""
+    _probs: dict[frozenset[int], Tensor] = field(default_factory=dict)
+
+    def network(self, members: Sequence[int]) -> Network:
+        """Give the soup of some candidates; of one, the candidate itself."""
+        if len(members) == 1:
+            return self.pool.network(members[0])
+        trials = [self.pool.trials[i] for i in sorted(members)]
+        name = "-".join(["soup", *(str(trial.number) for trial in trials)])
+        file = self.folder / f"{name}.safetensors"
+        if not file.exists():
+            models, checkpoints = zip(*(load_checkpoint(t.checkpoint) for t in trials), strict=True)
+            soup = models[0]
+            soup.load_state_dict(mean_of([model.state_dict() for model in models]))
+            mean, std = (
+                torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+                for values in (checkpoints[0].mean, checkpoints[0].std)
+            )
+            # Spread over all, for a folder's images come class by class.
+            images = self.train_images[:: -(-len(self.train_images) // FIT_IMAGES)]
+            estimate_statistics(soup.to(self.device), images, mean, std)
+            save_checkpoint(file, soup, checkpoints[0])
+        return Network(file=file, precision=trials[0].config.precision)
+
+    def probs(self, members: Sequence[int]) -> Tensor:
+        """Give a soup's probabilities of the validation images, shape (N, K)."""
+        if len(members) == 1:
+            return self.pool.probs[members[0]]
+        key = frozenset(members)
+        if key not in self._probs:
+            self._probs[key] = self.predict([self.network(members)], self.val.images, self.tta)[0]
+        return self._probs[key]
+
+    def greedy(self, order: Sequence[int], index: Tensor) -> list[int]:
+        """Add candidates while the accuracy does not fall (Wortsman et al. 2022, recipe 1).
+
+        Args:
+            order: Candidates, the best one first.
+            index: Validation images to choose on.
+        """
+        labels = self.val.labels[index]
+
+        def accuracy(members: list[int]) -> float:
+            return (self.probs(members)[index].argmax(dim=1) == labels).double().mean().item()
+
+        chosen = [order[0]]
+        best = accuracy(chosen)
+        for candidate in order[1:]:
+            if (reached := accuracy([*chosen, candidate])) >= best:
+                chosen, best = [*chosen, candidate], reached
+        return chosen
+
+
+def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average the weights of networks of one architecture; of whole numbers, take the first."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Estimate the running statistics of batch normalization anew, in place.
+
+    Those of the averaged networks do not fit the averaged weights (Izmailov et al. 2018). The rest
+    of the network stays in evaluation mode, so that dropout does not distort them.
+
+    Args:
+        network: Without batch normalization it is left as it is.
+        images: uint8, shape (N, C, H, W).
+        mean: Per channel, on the network's device, shape (1, C, 1, 1).
+        std: As ``mean``.
+    """
+    network.eval()
+    layers = [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    ]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # A plain average over all batches.
+        layer.train()
+    # Batches of nearly one size, for each counts the same.
+    for batch in images.tensor_split(-(-len(images) // BATCH)):
+        inputs = normalize(batch.to(mean.device), mean, std)
+        network(inputs.contiguous(memory_format=torch.channels_last))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()

@@ -1,0 +1,190 @@
+"""How far a gain can be trusted, and what each member adds to it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from tuner.voting import soft_vote
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A gain in accuracy with its confidence interval, as shares in [-1, 1]."""
+
+    gain: float
+    low: float
+    high: float
+
+
+def paired_gain(
+    correct: Tensor,
+    baseline: Tensor,
+    *,
+    level: float = LEVEL,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Give the gain in accuracy over a baseline on the same images, by the paired bootstrap.
+
+    The interval is the percentile interval of Efron & Tibshirani (1993, chapter 13) over images.
+    It tells how far the gain may be due to the choice of test images, not to the training seeds.
+
+    Args:
+        correct: Whether each image is classified rightly, bool, shape (N,).
+        baseline: The same for what is compared with, or the share of several that are right.
+        level: Coverage, in (0, 1).
+        resamples: Bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: If the two are not about the same images, or about none.
+    """
+    if correct.shape != baseline.shape or correct.ndim != 1 or not len(correct):
+        raise ValueError(
+            f"a paired gain needs two results for each image, got {tuple(correct.shape)} and "
+            f"{tuple(baseline.shape)}"
+        )
+    differences = correct.double().numpy() - baseline.double().numpy()
+    # An image's difference is one of few values, so that drawing images with replacement is drawing
+    # how often each comes from a multinomial: exact, and as quick for a million images as for ten.
+    values, counts = np.unique(differences, return_counts=True)
+    total = len(differences)
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
+    low, high = np.quantile(drawn @ values / total, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(gain=float(counts @ values / total), low=float(low), high=float(high))
+
+
+def mcnemar(correct: Tensor, baseline: Tensor) -> float:
+    """Give the p-value of McNemar's exact test (1947; two-sided, binomial).
+
+    The chance of at least so uneven a division of the images that one of the two gets right and
+    the other wrong, if each were as likely to be the right one.
+
+    Args:
+        correct: Whether each image is classified rightly, bool, shape (N,).
+        baseline: The same for what is compared with.
+    """
+    won = int((correct & ~baseline).sum())
+    lost = int((~correct & baseline).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SizeResult:
+    """What the first ``k`` members reach together, their weights scaled to sum to one."""
+
+    k: int
+    accuracy: float
+    low: float
+    high: float
+    """95 % bootstrap interval of the accuracy."""
+    gain: float
+    gain_low: float
+    gain_high: float
+    """Over the best single candidate, with its paired interval."""
+    mcnemar_p: float
+    """Of the same comparison."""
+
+
+def by_size(probs: Tensor, weights: Tensor, labels: Tensor, baseline: Tensor) -> list[SizeResult]:
+    """Give what each number of members reaches, from the first alone to all.
+
+    Args:
+        probs: Of the members, shape (M, N, K), best first.
+        weights: Shape (M,), positive.
+        labels: int64, shape (N,).
+        baseline: Whether the best single candidate gets each image right, bool, shape (N,).
+    """
+    results = []
+    for k in range(1, len(probs) + 1):
+        vote = soft_vote(probs[:k], weights[:k] / weights[:k].sum())
+        correct = vote.argmax(dim=1) == labels
+        alone = paired_gain(correct, torch.zeros_like(correct))
+        gain = paired_gain(correct, baseline)
+        results.append(
+            SizeResult(
+                k=k,
+                accuracy=alone.gain,
+                low=alone.low,
+                high=alone.high,
+                gain=gain.gain,
+                gain_low=gain.low,
+                gain_high=gain.high,
+                mcnemar_p=mcnemar(correct, baseline),
+            )
+        )
+    return results
+
+
+def contributions(probs: Tensor, weights: Tensor, labels: Tensor) -> list[float | None]:
+    """Give the accuracy of the vote less that of the vote without each member.
+
+    Args:
+        probs: Shape (M, N, K).
+        weights: Shape (M,), positive, summing to 1.
+        labels: int64, shape (N,).
+
+    Returns:
+        One a member; ``None`` for a member whose absence leaves nobody.
+    """
+    if len(probs) == 1:
+        return [None]
+
+    def accuracy(shares: Tensor) -> float:
+        vote = soft_vote(probs, shares)
+        return (vote.argmax(dim=1) == labels).double().mean().item()
+
+    whole = accuracy(weights)
+    changes: list[float | None] = []
+    for member in range(len(probs)):
+        others = weights.clone()
+        others[member] = 0
+        changes.append(whole - accuracy(others / others.sum()))
+    return changes
+
+
+def disagreement(probs: Tensor) -> Tensor:
+    """Give the share of images that two members class differently, shape (M, M).
+
+    Args:
+        probs: Shape (M, N, K).
+    """
+    predicted = probs.argmax(dim=2)
+    return (predicted[:, None] != predicted[None]).double().mean(dim=2)
+
+
+def error_correlation(probs: Tensor, labels: Tensor) -> list[list[float | None]]:
+    """Give Pearson's correlation of the members' mistakes, M rows of M.
+
+    Args:
+        probs: Shape (M, N, K).
+        labels: int64, shape (N,).
+
+    Returns:
+        In [-1, 1]; ``None`` where a member is right, or wrong, everywhere.
+    """
+    wrong = (probs.argmax(dim=2) != labels).double()
+    centred = wrong - wrong.mean(dim=1, keepdim=True)
+    covariance = centred @ centred.T
+    spread = covariance.diagonal().sqrt()
+    is_defined = spread.outer(spread) > 0
+    correlation = (covariance / spread.outer(spread)).clamp(-1, 1)
+    return [
+        [value if defined else None for value, defined in zip(*row, strict=True)]
+        for row in zip(correlation.tolist(), is_defined.tolist(), strict=True)
+    ]
+
+
+def oracle_accuracy(probs: Tensor, labels: Tensor) -> float:
+    """Give the share of images that at least one member gets right: the most a choice could.
+
+    Args:
+        probs: Shape (M, N, K).
+        labels: int64, shape (N,).
+    """
+    return (probs.argmax(dim=2) == labels).any(dim=0).double().mean().item()

@@ -1,0 +1,67 @@
+"""Greedy selection of members, with replacement, from a library of models (Caruana et al. 2004)."""
+
+import torch
+from torch import Tensor
+
+from tuner.voting import probs_of_truth
+
+ROUNDS = 40
+"""Picks a bag at most: the cap that keeps the selection from fitting the images it is made on."""
+BAGS = 20
+"""Random halves of the candidates, as in section 2.3 of the paper."""
+
+
+def greedy_weights(
+    probs: Tensor, labels: Tensor, *, rounds: int = ROUNDS, bags: int = BAGS, seed: int = 0
+) -> Tensor:
+    """Choose members by forward selection with replacement, averaged over bags of candidates.
+
+    In each bag, the candidate whose vote joins best is added, again and again, and the picks up to
+    the lowest NLL count. Each bag holds the best single candidate, from which it starts: as the
+    NLL is convex in the vote, their average is never above that of the best single one.
+    The order of the candidates does not matter.
+
+    Source: Caruana, Niculescu-Mizil, Crew & Ksikes (2004), Ensemble Selection from Libraries of
+    Models. They bag over candidates likewise; their start is the best N candidates, ours one.
+
+    Args:
+        probs: Class probabilities of the candidates, shape (M, N, K).
+        labels: int64, shape (N,).
+        rounds: Picks a bag, at least 1.
+        bags: At least 1; a single one holds all candidates.
+        seed: Of the bags.
+
+    Returns:
+        Share of the picks, float64, shape (M,), summing to 1.
+    """
+    of_truth = probs_of_truth(probs, labels).float()
+    alone = of_truth.double().log().mean(dim=1)
+    order = alone.argsort(descending=True, stable=True)
+    of_truth = of_truth[order]
+    generator = torch.Generator().manual_seed(seed)
+    count = len(order)
+    weights = torch.zeros(count, dtype=torch.float64)
+    for _ in range(bags):
+        others = 1 + torch.randperm(count - 1, generator=generator)
+        half = others if bags == 1 else others[: (count + 1) // 2]
+        bag = torch.cat([torch.zeros(1, dtype=torch.long), half])
+        picks = bag[_forward_selection(of_truth[bag], rounds)]
+        weights += torch.bincount(picks, minlength=count) / (bags * len(picks))
+    chosen = torch.empty_like(weights)
+    chosen[order] = weights
+    return chosen
+
+
+def _forward_selection(of_truth: Tensor, rounds: int) -> Tensor:
+    """Pick rows of ``of_truth``, shape (M, N), the first one first; give their positions."""
+    picks = [0]
+    total = of_truth[0].clone()
+    best, best_length = total.log().mean(), 1
+    for length in range(2, rounds + 1):
+        scores = (of_truth + total).log_().mean(dim=1) - torch.tensor(float(length)).log()
+        pick = int(scores.argmax())
+        picks.append(pick)
+        total += of_truth[pick]
+        if scores[pick] > best:
+            best, best_length = scores[pick], length
+    return torch.tensor(picks[:best_length])

@@ -1,0 +1,47 @@
+"""Weights fitted to validation images: the convex stack of the members' probabilities."""
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, minimize
+from torch import Tensor
+
+from tuner.voting import probs_of_truth
+
+NEGLIGIBLE = 1e-3
+"""Weights below it are taken for none."""
+
+
+def fitted_weights(probs: Tensor, labels: Tensor) -> Tensor:
+    """Give the non-negative weights, summing to one, whose vote has the lowest NLL.
+
+    The NLL is convex in the weights (a linear opinion pool; Breiman 1996 stacks regressions so),
+    hence the minimum does not depend on where the search begins.
+
+    Args:
+        probs: Class probabilities of the candidates, shape (M, N, K).
+        labels: int64, shape (N,).
+
+    Returns:
+        Float64, shape (M,); weights that would be below ``NEGLIGIBLE`` are 0.
+    """
+    of_truth = probs_of_truth(probs, labels).double().numpy()
+    count = len(of_truth)
+
+    def nll(weights: np.ndarray) -> float:
+        return float(-np.log(weights @ of_truth).mean())
+
+    def gradient(weights: np.ndarray) -> np.ndarray:
+        return np.asarray(-(of_truth / (weights @ of_truth)).mean(axis=1))
+
+    found = minimize(
+        nll,
+        np.full(count, 1 / count),
+        jac=gradient,
+        method="SLSQP",
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(np.ones((1, count)), 1, 1),
+        options={"ftol": 1e-10, "maxiter": 500},
+    )
+    assert found.success, found.message
+    weights = np.where(found.x < NEGLIGIBLE, 0, found.x)
+    return torch.from_numpy(weights / weights.sum())
