@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import pandas as pd
-
-from tuner.config import DataConfig, SearchConfig, TrialConfig
+from tuner.config import DataConfig, SearchConfig
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.files import replacing, write_json, write_text
 from tuner.schema import build, did_you_mean, to_plain
 from tuner.trial import TrialRecord, TrialStatus, explaining_damage, read_history
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 """Of the run folder; a later one is refused."""
@@ -138,26 +139,34 @@ class Run:
             UsageError: If there is no such trial.
             TunerError: If it is damaged.
         """
-        path = self.trial_path(number)
-        if not (path / "status.json").exists():
+        trial = self._read(number)
+        if trial is None:
             raise UsageError(f"{self.path}: there is no trial {number}")
+        _ = trial.config  # Read now, so that damage shows here.
+        return trial
+
+    def _read(self, number: int) -> TrialRecord | None:
+        """Read one trial but for its configuration; ``None`` while it has no status."""
+        path = self.trial_path(number)
         with explaining_damage(path):
-            config = json.loads((path / "config.json").read_text())
-            status = json.loads((path / "status.json").read_text())
+            try:
+                text = (path / "status.json").read_text()
+            except FileNotFoundError:
+                return None
             return TrialRecord(
                 path=path,
                 number=number,
-                config=TrialConfig.from_dict(config),
-                status=build(TrialStatus, status, "status"),
+                status=build(TrialStatus, json.loads(text), "status"),
                 history=tuple(read_history(path)),
             )
 
     def trials(self) -> list[TrialRecord]:
         """Read all trials, by number."""
+        folder = self.path / "trials"
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        numbers = sorted(int(name) for name in names if name.isdecimal())
         # A trial whose folder is being made has no status yet.
-        begun = (self.path / "trials").glob("[0-9]*/status.json")
-        names = (path.parent.name for path in begun)
-        return [self.trial(number) for number in sorted(int(n) for n in names if n.isdecimal())]
+        return [trial for number in numbers if (trial := self._read(number)) is not None]
 
     def ranked(self) -> list[TrialRecord]:
         """Read all trials, best validation accuracy first, those without a figure last."""
@@ -241,8 +250,10 @@ def list_runs(storage: Path) -> list[str]:
     return sorted(path.parent.name for path in storage.glob("*/run.json"))
 
 
-def leaderboard(trials: Iterable[TrialRecord]) -> pd.DataFrame:
+def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":
     """Give one row a trial, in the order given."""
+    import pandas as pd  # A quarter of a second that only a table should wait for.
+
     rows = [trial.as_row() for trial in trials]
     # As objects, whole numbers stay whole where some trials have none.
     return pd.DataFrame(rows, columns=None if rows else ["trial", "state"], dtype=object)

@@ -25,13 +25,14 @@ def leaderboard_rows(run: "Run") -> list[dict[str, Any]]:
 
 def print_leaderboard(run: "Run", most: int) -> None:
     """Print the ``most`` best trials of a run."""
-    rows = leaderboard_rows(run)
+    trials = run.ranked()
     columns = ["trial", "model", "state", "accuracy", "epochs", "reason"]
     if make_console().width >= WIDE:
         columns[5:5] = ["loss", "seconds", "parameters"]
-    short = [{key: figure(row[key]) for key in columns} for row in rows[:most]]
-    hidden = f", the best {most}" if len(rows) > most else ""
-    print_table(short, f"{run.record.name}: {len(rows)} trials{hidden}")
+    rows = [trial.as_row() for trial in trials[:most]]
+    short = [{key: figure(row[key]) for key in columns} for row in rows]
+    hidden = f", the best {most}" if len(trials) > most else ""
+    print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
 
 
