@@ -1,17 +1,19 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import bootstrap
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from torch import Tensor, nn
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
 from tuner.config import ModelConfig
-from tuner.evaluate import confusion_matrix, paired_gain, predict_probs, score
+from tuner.evaluate import Tta, confusion_matrix, predict_probs, score
 from tuner.models import build_model
 
 CPU = torch.device("cpu")
@@ -85,6 +87,71 @@ def test_a_gradient_may_pass_through_probabilities() -> None:
     assert temperature.grad is not None
 
 
+class FewAtATime(nn.Module):
+    """A model for which more than three images are too many for its memory."""
+
+    def __init__(self, inner: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.batches.append(len(images))
+        return self.inner(images)
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    model, images = some_model(), some_images(10)
+    tight = FewAtATime(model, most=3)
+    probs = predict_probs(tight, images, MEAN, STD, device=CPU)
+    expected = predict_probs(model, images, MEAN, STD, device=CPU)
+    torch.testing.assert_close(probs, expected, rtol=1e-4, atol=1e-6)
+    # Of 1,000 halved to 1, 3, 7, ..., 3 is the largest that fits.
+    assert tight.batches == [3, 3, 3, 1]
+
+
+def test_a_single_image_that_does_not_fit_is_told() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_probs(FewAtATime(some_model(), most=0), some_images(), MEAN, STD, device=CPU)
+
+
+def test_a_mirrored_image_gets_the_same_answer_with_flip() -> None:
+    model, images = some_model(), some_images()
+    here = predict_probs(model, images, MEAN, STD, device=CPU, tta="flip")
+    there = predict_probs(model, images.flip(3), MEAN, STD, device=CPU, tta="flip")
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-6)
+    plain = predict_probs(model, images, MEAN, STD, device=CPU)
+    mirrored = predict_probs(model, images.flip(3), MEAN, STD, device=CPU)
+    torch.testing.assert_close(here, (plain + mirrored) / 2, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(plain, mirrored, rtol=1e-2)
+
+
+def test_shifted_views_are_the_image_moved_by_a_pixel() -> None:
+    class Corner(nn.Module):
+        """Tell classes apart by the pixel at row 3, column 3."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([images[:, 0, 3, 3], torch.zeros(len(images))], dim=1)
+
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    # What the views bring to row 3, column 3; mirrored, that is column 4 of what was shifted.
+    seen = {(3, 3): 40, (2, 2): 80, (4, 4): 120, (3, 4): 160, (2, 3): 200, (4, 5): 240}
+    for (row, column), value in seen.items():
+        images[0, 0, row, column] = value
+    one = torch.ones(1, 1, 1, 1)
+    probs = predict_probs(Corner(), images, 0 * one, one, device=CPU, tta="flip+shift")
+    values = torch.tensor([40, 80, 120, 160, 200, 240]) / 255
+    torch.testing.assert_close(probs[0, 0], values.sigmoid().mean())
+
+
+@pytest.mark.parametrize("tta", get_args(Tta))
+def test_views_give_probabilities(tta: Tta) -> None:
+    probs = predict_probs(some_model(), some_images(), MEAN, STD, device=CPU, tta=tta)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(10))
+
+
 def test_scores_of_a_worked_example() -> None:
     probs = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [1.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0])
@@ -107,6 +174,17 @@ def test_scores_agree_with_scikit_learn() -> None:
     np.testing.assert_array_equal(confusion_matrix(probs, labels, 10).numpy(), expected)
 
 
+def test_scores_agree_with_torchmetrics() -> None:
+    probs, labels = some_probs()
+    scores = score(probs, labels)
+    ece = multiclass_calibration_error(probs.double(), labels, num_classes=10, n_bins=15, norm="l1")
+    assert scores.ece == pytest.approx(ece.item(), abs=1e-6)
+    top3 = multiclass_accuracy(probs, labels, num_classes=10, average="micro", top_k=3)
+    assert scores.top3 == pytest.approx(top3.item(), abs=1e-6)
+    accuracy = multiclass_accuracy(probs, labels, num_classes=10, average="micro")
+    assert scores.accuracy == pytest.approx(accuracy.item(), abs=1e-6)
+
+
 def test_the_calibration_error_agrees_with_its_definition() -> None:
     probs, labels = some_probs()
     confidence = probs.double().numpy().max(axis=1)
@@ -125,6 +203,7 @@ def test_perfect_and_hopeless_predictions_reach_the_ends_of_the_ranges() -> None
     labels = torch.tensor([0, 1, 2])
     perfect = score(torch.eye(3), labels)
     assert (perfect.accuracy, perfect.nll, perfect.brier, perfect.ece) == (1, 0, 0, 0)
+    assert (perfect.ece_equal_mass, perfect.top3) == (0, 1)
     hopeless = score(torch.eye(3), labels.roll(1))
     assert hopeless.nll == pytest.approx(-math.log(1e-12))
     assert (hopeless.accuracy, hopeless.brier, hopeless.ece) == (0, 2, 1)
@@ -146,62 +225,3 @@ def test_rows_of_the_confusion_matrix_are_the_truth() -> None:
     labels = torch.tensor([0, 1, 2, 0])
     expected = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1]])
     torch.testing.assert_close(confusion_matrix(probs, labels, 3), expected)
-
-
-outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300).map(
-    lambda pairs: torch.tensor(pairs).unbind(dim=1)
-)
-
-
-@settings(deadline=None)
-@given(outcomes)
-def test_an_interval_holds_the_gain(pair: tuple[Tensor, Tensor]) -> None:
-    correct, baseline = pair
-    interval = paired_gain(correct, baseline)
-    difference = correct.double().mean() - baseline.double().mean()
-    assert interval.gain == pytest.approx(difference.item())
-    assert -1 <= interval.low <= interval.gain <= interval.high <= 1
-
-
-@settings(deadline=None)
-@given(outcomes)
-def test_swapping_the_two_mirrors_the_interval(pair: tuple[Tensor, Tensor]) -> None:
-    there, back = paired_gain(*pair), paired_gain(*reversed(pair))
-    assert there.gain == -back.gain
-    tolerance = 0.1 / math.sqrt(len(pair[0])) + 1 / len(pair[0])
-    assert there.low == pytest.approx(-back.high, abs=tolerance)
-    assert there.high == pytest.approx(-back.low, abs=tolerance)
-
-
-@settings(deadline=None)
-@given(outcomes)
-def test_nothing_is_gained_over_itself(pair: tuple[Tensor, Tensor]) -> None:
-    interval = paired_gain(pair[0], pair[0])
-    assert (interval.gain, interval.low, interval.high) == (0, 0, 0)
-
-
-def test_the_interval_agrees_with_scipys_bootstrap() -> None:
-    generator = np.random.default_rng(0)
-    correct, baseline = generator.random(2000) < 0.93, generator.random(2000) < 0.91
-    difference = correct.astype(float) - baseline.astype(float)
-    expected = bootstrap(
-        (difference,), np.mean, method="percentile", n_resamples=5000, rng=1
-    ).confidence_interval
-    interval = paired_gain(torch.from_numpy(correct), torch.from_numpy(baseline))
-    assert interval.low == pytest.approx(expected.low, abs=1e-3)
-    assert interval.high == pytest.approx(expected.high, abs=1e-3)
-
-
-def test_a_wider_level_gives_a_wider_interval_and_the_seed_decides_it() -> None:
-    generator = torch.Generator().manual_seed(0)
-    correct, baseline = (torch.rand(400, generator=generator) < p for p in (0.8, 0.7))
-    narrow, wide = (paired_gain(correct, baseline, level=level) for level in (0.5, 0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high
-    assert paired_gain(correct, baseline) == paired_gain(correct, baseline)
-    assert paired_gain(correct, baseline, seed=1) != paired_gain(correct, baseline)
-
-
-@pytest.mark.parametrize(("first", "second"), [(3, 2), (0, 0)])
-def test_a_paired_gain_needs_the_same_images(first: int, second: int) -> None:
-    with pytest.raises(ValueError, match="paired"):
-        paired_gain(torch.ones(first, dtype=torch.bool), torch.ones(second, dtype=torch.bool))

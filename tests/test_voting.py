@@ -4,9 +4,40 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 from torch import Tensor
 
-from tuner.voting import soft_vote
+from tuner.voting import probs_of_truth, rank, soft_vote, uniform
+from tuner.voting.crossfit import cross_fit
+from tuner.voting.greedy import greedy_weights
+from tuner.voting.temperature import RANGE, fit_temperature, soften
+from tuner.voting.weighted import NEGLIGIBLE, fitted_weights
+
+FITS = (greedy_weights, fitted_weights)
+
+
+def members_and_labels(
+    seed: int, members: int, images: int, classes: int = 4, skill: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """Give probabilities (M, N, K) of members that know something, each in its own way."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (images,), generator=generator)
+    hint = skill * torch.nn.functional.one_hot(labels, classes)
+    noise = 2 * torch.randn(members, images, classes, generator=generator)
+    return (hint + noise).softmax(dim=2), labels
+
+
+def nll(probs: Tensor, labels: Tensor) -> float:
+    return -probs.double().gather(1, labels[:, None]).clamp(min=1e-12).log().mean().item()
+
+
+libraries = st.builds(
+    members_and_labels,
+    seed=st.integers(0, 2**32),
+    members=st.integers(1, 8),
+    images=st.integers(2, 60),
+    skill=st.sampled_from([0.0, 2.0, 20.0]),
+)
 
 
 @st.composite
@@ -20,7 +51,9 @@ def votes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return probs, weights / weights.sum()
 
 
-@settings(deadline=None)
+# The vote
+
+
 @given(votes())
 def test_blended_rows_are_probabilities(vote: tuple[Tensor, Tensor]) -> None:
     blend = soft_vote(*vote)
@@ -29,7 +62,6 @@ def test_blended_rows_are_probabilities(vote: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(blend.sum(dim=-1), torch.ones(len(blend)))
 
 
-@settings(deadline=None)
 @given(votes(), st.randoms(use_true_random=False))
 def test_the_order_of_the_members_does_not_matter(vote: tuple[Tensor, Tensor], random) -> None:
     probs, weights = vote
@@ -37,15 +69,13 @@ def test_the_order_of_the_members_does_not_matter(vote: tuple[Tensor, Tensor], r
     torch.testing.assert_close(soft_vote(probs[order], weights[order]), soft_vote(probs, weights))
 
 
-@settings(deadline=None)
 @given(votes())
 def test_equal_weights_give_the_mean(vote: tuple[Tensor, Tensor]) -> None:
     probs, _ = vote
-    equal = torch.full((len(probs),), 1 / len(probs))
+    equal = uniform(torch.arange(len(probs)), len(probs))
     torch.testing.assert_close(soft_vote(probs, equal), probs.mean(dim=0))
 
 
-@settings(deadline=None)
 @given(votes())
 def test_a_blend_lies_between_its_members(vote: tuple[Tensor, Tensor]) -> None:
     probs, weights = vote
@@ -58,6 +88,8 @@ def test_a_blend_lies_between_its_members(vote: tuple[Tensor, Tensor]) -> None:
 def test_all_weight_on_one_member_returns_that_member(member: int) -> None:
     probs = torch.rand(3, 5, 10).softmax(dim=-1)
     torch.testing.assert_close(soft_vote(probs, torch.eye(3)[member]), probs[member])
+    alone = uniform(torch.tensor([member]), 3)
+    torch.testing.assert_close(soft_vote(probs, alone), probs[member])
 
 
 def test_float64_weights_may_blend_float32_probabilities() -> None:
@@ -82,3 +114,176 @@ def test_weights_that_are_no_shares_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         soft_vote(torch.rand(shape), torch.tensor(weights))
+
+
+def test_the_rank_is_by_accuracy_then_by_nll() -> None:
+    labels = torch.tensor([0, 0])
+    good, unsure, bad = ([[0.9, 0.1]] * 2, [[0.6, 0.4]] * 2, [[0.99, 0.01], [0.4, 0.6]])
+    probs = torch.tensor([bad, unsure, good, unsure])
+    assert rank(probs, labels).tolist() == [2, 1, 3, 0]
+
+
+# Fitted weights
+
+
+@pytest.mark.parametrize("fit", FITS)
+@given(library=libraries)
+@settings(max_examples=20)
+def test_fitted_weights_are_shares(fit, library: tuple[Tensor, Tensor]) -> None:
+    weights = fit(*library)
+    assert weights.shape == library[0].shape[:1]
+    assert weights.dtype == torch.float64
+    assert (weights >= 0).all()
+    assert weights.sum().item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@given(library=libraries, random=st.randoms(use_true_random=False))
+@settings(max_examples=15)
+def test_fitted_weights_follow_their_members(fit, library, random) -> None:
+    probs, labels = library
+    order = random.sample(range(len(probs)), len(probs))
+    here, there = fit(probs, labels)[order], fit(probs[order], labels)
+    # Where members are as good as each other, weights may move and the vote's NLL may not.
+    assert nll(soft_vote(probs[order], there), labels) == pytest.approx(
+        nll(soft_vote(probs[order], here), labels), abs=1e-3
+    )
+
+
+@given(library=libraries)
+@settings(max_examples=20)
+def test_greedy_is_never_worse_than_the_best_single_member(library: tuple[Tensor, Tensor]) -> None:
+    probs, labels = library
+    best = min(nll(member, labels) for member in probs)
+    vote = soft_vote(probs.double(), greedy_weights(probs, labels))
+    assert nll(vote, labels) <= best + 1e-6
+
+
+@given(library=libraries)
+@settings(max_examples=20)
+def test_no_other_weights_beat_the_fitted_ones(library: tuple[Tensor, Tensor]) -> None:
+    """The loss is convex, so that it is enough to look a little way towards each corner."""
+    probs, labels = library
+    weights = fitted_weights(probs, labels)
+    reached = nll(soft_vote(probs.double(), weights), labels)
+    for corner in torch.eye(len(probs), dtype=torch.float64):
+        for step in (0.03, 0.5, 1.0):
+            moved = soft_vote(probs.double(), (1 - step) * weights + step * corner)
+            assert reached <= nll(moved, labels) + 10 * NEGLIGIBLE
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_member_that_knows_nothing_gets_no_weight(fit) -> None:
+    probs, labels = members_and_labels(0, 3, 400, skill=4.0)
+    probs[1] = torch.full_like(probs[1], 0.01).index_fill_(1, torch.tensor([0]), 0.97)
+    assert fit(probs, labels)[1] < 0.01
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_members_that_know_different_things_share_the_weight(fit) -> None:
+    labels = torch.arange(40) % 2
+    sure = torch.nn.functional.one_hot(labels, 2) * 0.98 + 0.01
+    half = torch.full((40, 2), 0.5)
+    left = torch.cat([sure[:20], half[20:]])
+    right = torch.cat([half[:20], sure[20:]])
+    weights = fit(torch.stack([left, right]), labels)
+    torch.testing.assert_close(weights, torch.tensor([0.5, 0.5]).double(), atol=0.03, rtol=0)
+
+
+def test_greedy_keeps_to_its_cap_and_its_seed() -> None:
+    probs, labels = members_and_labels(1, 30, 200)
+    few = greedy_weights(probs, labels, rounds=3, bags=1)
+    assert 1 <= (few > 0).sum() <= 3
+    torch.testing.assert_close(few * 6, (few * 6).round())  # Shares of 1, 2 or 3 picks.
+    assert torch.equal(greedy_weights(probs, labels), greedy_weights(probs, labels))
+    assert not torch.equal(greedy_weights(probs, labels), greedy_weights(probs, labels, seed=1))
+
+
+def test_a_certain_mistake_does_not_make_the_loss_infinite() -> None:
+    probs = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    assert probs_of_truth(probs, torch.tensor([0])).log().isfinite().all()
+    for fit in FITS:
+        assert fit(probs, torch.tensor([0]))[0] == pytest.approx(1, abs=0.01)
+
+
+# Temperature
+
+
+@given(votes(), st.floats(*RANGE))
+def test_a_temperature_leaves_every_decision(
+    vote: tuple[Tensor, Tensor], temperature: float
+) -> None:
+    probs = soft_vote(*vote)
+    softened = soften(probs, temperature)
+    picked = probs.argmax(dim=1, keepdim=True)
+    torch.testing.assert_close(softened.gather(1, picked), softened.amax(dim=1, keepdim=True))
+    torch.testing.assert_close(softened.sum(dim=1), torch.ones(len(probs)).double())
+
+
+@given(votes())
+def test_a_temperature_of_one_changes_nothing(vote: tuple[Tensor, Tensor]) -> None:
+    probs = soft_vote(*vote)
+    assert torch.equal(soften(probs, 1.0), probs.double())
+
+
+@pytest.mark.parametrize("true", [0.3, 1.0, 2.5])
+def test_the_temperature_that_was_used_is_found(true: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 5, generator=generator).double()
+    labels = logits.softmax(dim=1).multinomial(1, generator=generator).squeeze(1)
+    assert fit_temperature((logits / true).softmax(dim=1), labels) == pytest.approx(
+        1 / true, rel=0.05
+    )
+
+
+@given(library=libraries)
+@settings(max_examples=20)
+def test_the_fitted_temperature_never_raises_the_loss(library: tuple[Tensor, Tensor]) -> None:
+    probs, labels = library
+    softened = soften(probs[0], fit_temperature(probs[0], labels))
+    assert nll(softened, labels) <= nll(probs[0], labels) + 1e-9
+    if len(labels.unique()) == 4:
+        expected = log_loss(labels, softened.numpy())
+        assert nll(softened, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_vote_that_is_always_right_gets_the_lowest_temperature() -> None:
+    probs = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
+    assert fit_temperature(probs, torch.tensor([0, 1])) == pytest.approx(RANGE[0], rel=1e-3)
+
+
+# Cross-fitting
+
+
+@given(num_images=st.integers(2, 40), folds=st.integers(2, 7))
+def test_no_image_is_scored_by_a_choice_that_saw_it(num_images: int, folds: int) -> None:
+    seen: list[set[int]] = []
+
+    def choose(index: Tensor) -> Tensor:
+        """Give probability 1 to class 0 of the images that the choice saw."""
+        seen.append(set(index.tolist()))
+        was_seen = torch.zeros(num_images).index_fill_(0, index, 1.0)
+        return torch.stack([was_seen, 1 - was_seen], dim=1)
+
+    held_out = cross_fit(choose, num_images, folds=folds)
+    assert torch.equal(held_out[:, 1], torch.ones(num_images).double())
+    assert len(seen) == min(folds, num_images)
+    assert sum(num_images - len(index) for index in seen) == num_images
+
+
+def test_the_luck_of_the_best_of_many_is_not_in_the_cross_fitted_figure() -> None:
+    probs, labels = members_and_labels(3, 100, 200, classes=2, skill=0.0)
+
+    def choose(index: Tensor) -> Tensor:
+        return probs[rank(probs[:, index], labels[index])[0]]
+
+    def accuracy(chosen: Tensor) -> float:
+        return (chosen.argmax(dim=1) == labels).double().mean().item()
+
+    assert accuracy(choose(torch.arange(200))) > 0.56, "the best of 100 guessers looks skilled"
+    assert accuracy(cross_fit(choose, 200)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_single_image_cannot_be_divided() -> None:
+    with pytest.raises(ValueError, match="2 images"):
+        cross_fit(lambda index: torch.ones(1, 2), 1)

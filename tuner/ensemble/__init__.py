@@ -90,7 +90,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
             "name": request.folder_name,
             "method": request.method,
             "trials": [plan.pool.trials[i].number for i in plan.choice.members],
-            "compared": [rival.method for rival in plan.others if rival.is_calibrated],
+            "compared": [rival.label for rival in plan.others if rival.is_calibrated],
             "tta": request.tta,
             "fingerprint": test.fingerprint,
         }

@@ -63,6 +63,11 @@ class Choice:
     pool, and each trial's epoch, were chosen on all images."""
     left_out: tuple[LeftOut, ...]
 
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return self.method or "best single"
+
 
 def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bool) -> Choice:
     """Choose on all validation images, and once more without each fold of them."""

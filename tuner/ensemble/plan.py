@@ -80,7 +80,7 @@ class Plan:
     def _described(self, choice: Choice) -> dict[str, Any]:
         trials = [self.pool.trials[i] for i in choice.members]
         return {
-            "method": choice.method or "best single",
+            "method": choice.label,
             "calibrated": choice.is_calibrated,
             "temperature": choice.temperature,
             "members": [

@@ -81,7 +81,7 @@ class ClassResult:
 class Rival:
     """A row of the comparison."""
 
-    method: Method | str
+    method: str
     calibrated: bool
     members: tuple[int, ...]
     """Trials."""
@@ -247,7 +247,7 @@ def _comparison(
         vote = vote_on_test(choice, probs)
         correct = vote.argmax(dim=1) == labels
         return Rival(
-            method=choice.method or "best single",
+            method=choice.label,
             calibrated=choice.is_calibrated,
             members=tuple(pool.trials[i].number for i in choice.members),
             temperature=choice.temperature,

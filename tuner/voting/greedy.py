@@ -46,7 +46,7 @@ def greedy_weights(
         half = others if bags == 1 else others[: (count + 1) // 2]
         bag = torch.cat([torch.zeros(1, dtype=torch.long), half])
         picks = bag[_forward_selection(of_truth[bag], rounds)]
-        weights += torch.bincount(picks, minlength=count) / (bags * len(picks))
+        weights += torch.bincount(picks, minlength=count).double() / (bags * len(picks))
     chosen = torch.empty_like(weights)
     chosen[order] = weights
     return chosen

@@ -1,0 +1,357 @@
+"""Who is chosen, by which images, and why others are not; what a comparison tells."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tuner.checkpoint import load_checkpoint
+from tuner.data import Splits
+from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble.duplicates import Duplicates, read_duplicates
+from tuner.ensemble.members import Local
+from tuner.ensemble.plan import Plan
+from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
+from tuner.ensemble.result import EnsembleResult, Rival
+from tuner.ensemble.soup import estimate_statistics, mean_of
+from tuner.errors import UsageError
+from tuner.evaluate import Tta, score
+from tuner.run import Run
+from tuner.trial import write_status, write_trial
+
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def planning(run: Run, top: int = 3, **asked: Any) -> Iterator[Plan]:
+    with planned(run, EnsembleRequest(top=top, **asked), devices=[CPU]) as plan:
+        yield plan
+
+
+def choose(run: Run, top: int = 3, **asked: Any) -> Plan:
+    """Choose members and read no test image."""
+    with planning(run, top, **asked) as plan:
+        return plan
+
+
+def ensemble(run: Run, top: int = 3, **asked: Any) -> EnsembleResult:
+    with planning(run, top, **asked) as plan:
+        return make_ensemble(plan)
+
+
+def members_of(plan: Plan) -> list[int]:
+    return [plan.pool.trials[i].number for i in plan.choice.members]
+
+
+def reasons_of(plan: Plan) -> dict[int, str]:
+    return {entry.trial: entry.reason for entry in plan.left_out}
+
+
+def change(run: Run, number: int, **changes: Any) -> None:
+    """Change a trial's status."""
+    trial = run.trial(number)
+    write_status(trial.path, dataclasses.replace(trial.status, **changes))
+
+
+# Choosing
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - SOUPS))
+def test_no_model_is_loaded_to_choose(finished_run: Run, method: Method) -> None:
+    for trial in finished_run.trials():
+        trial.checkpoint.write_bytes(b"no weights")
+    assert members_of(choose(finished_run, method=method, calibrate=True))
+
+
+def test_the_engine_is_not_imported_to_combine() -> None:
+    code = "import sys, tuner.ensemble; print({'ray', 'optuna'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_every_method_gives_shares_to_so_many_at_most(
+    finished_run: Run, method: Method, calibrate: bool
+) -> None:
+    choice = choose(finished_run, 2, method=method, calibrate=calibrate).choice
+    assert 1 <= len(choice.members) <= 2
+    assert choice.weights.sum().item() == pytest.approx(1, abs=1e-9)
+    assert (choice.weights > 0).all()
+    assert (choice.temperature != 1) == calibrate
+    for probs in (choice.val, choice.crossfit):
+        torch.testing.assert_close(probs.sum(dim=1), torch.ones(144).double())
+
+
+@pytest.mark.parametrize("method", ["greedy", "weighted"])
+def test_fitted_members_are_no_worse_than_the_best_alone(finished_run: Run, method: Method) -> None:
+    for top in (1, 2, 3):
+        plan = choose(finished_run, top, method=method)
+        best = min(score(probs, plan.pool.labels).nll for probs in plan.pool.probs)
+        assert score(plan.choice.val, plan.pool.labels).nll <= best + 1e-6
+
+
+def test_a_temperature_changes_the_loss_and_no_decision(finished_run: Run) -> None:
+    plain, calibrated = (choose(finished_run, calibrate=c) for c in (False, True))
+    before, after = (score(plan.choice.val, plan.pool.labels) for plan in (plain, calibrated))
+    assert after.accuracy == before.accuracy
+    assert after.nll < before.nll
+
+
+def test_all_of_the_pool_leaves_a_vote_nothing_to_choose(finished_run: Run) -> None:
+    choice = choose(finished_run, 3).choice
+    torch.testing.assert_close(choice.crossfit, choice.val)
+    calibrated = choose(finished_run, 3, calibrate=True).choice
+    assert not torch.allclose(calibrated.crossfit, calibrated.val, atol=1e-6)
+
+
+def test_a_running_search_gives_what_it_has(finished_run: Run) -> None:
+    finished_run.update(status="running")
+    change(finished_run, 1, state="running")
+    plan = choose(Run.open(finished_run.path), 2)
+    assert sorted(members_of(plan)) == [0, 2]
+    assert reasons_of(plan) == {1: "running"}
+
+
+def test_why_a_trial_is_left_out_is_told(finished_run: Run) -> None:
+    ranked = [trial.number for trial in finished_run.ranked()]
+    assert reasons_of(choose(finished_run, 2)) == {
+        ranked[2]: "below the top 2 by validation accuracy"
+    }
+    finished_run.trial(ranked[0]).checkpoint.unlink()
+    change(finished_run, ranked[1], state="out_of_memory", stop=None)
+    assert reasons_of(choose(finished_run, 1)) == {
+        ranked[0]: "its checkpoint was not kept (search --keep)",
+        ranked[1]: "out of memory",
+    }
+
+
+def test_every_trial_is_a_member_or_left_out(finished_run: Run) -> None:
+    for method in METHODS:
+        plan = choose(finished_run, 2, method=method)
+        assert sorted([*members_of(plan), *reasons_of(plan)]) == [0, 1, 2]
+
+
+def test_the_pool_bounds_the_choice(finished_run: Run) -> None:
+    best = finished_run.ranked()[0].number
+    assert members_of(choose(finished_run, 1, method="weighted", pool=1)) == [best]
+    with pytest.raises(UsageError, match="--pool 1"):
+        EnsembleRequest(top=2, pool=1)
+
+
+def test_one_of_each_seed_or_family_is_taken(finished_run: Run) -> None:
+    ranked = [trial.number for trial in finished_run.ranked()]
+    config = finished_run.trial(ranked[1]).config
+    seed = finished_run.trial(ranked[0]).config.seed
+    write_trial(finished_run.trial_path(ranked[1]), dataclasses.replace(config, seed=seed))
+    plan = choose(finished_run, 2, diverse="seed")
+    assert members_of(plan) == [ranked[0], ranked[2]]
+    assert reasons_of(plan) == {ranked[1]: f"seed {seed}, as trial {ranked[0]}"}
+    assert members_of(choose(finished_run, 3, method="greedy", diverse="family")) == ranked[:1]
+    with pytest.raises(UsageError, match="Give --top 1"):
+        choose(finished_run, 2, diverse="family")
+
+
+# Budgets
+
+
+def test_members_stay_within_the_parameters_allowed(finished_run: Run) -> None:
+    sizes = {t.number: t.status.num_parameters for t in finished_run.trials()}
+    for limit in sorted({min(sizes.values()), sum(sizes.values()) - 1, sum(sizes.values())}):
+        for method in ("vote", "greedy", "weighted"):
+            plan = choose(finished_run, method=method, max_parameters=limit)
+            assert sum(sizes[number] for number in members_of(plan)) <= limit
+    with pytest.raises(UsageError, match="the smallest candidate has"):
+        choose(finished_run, max_parameters=min(sizes.values()) - 1)
+
+
+def test_members_stay_within_the_time_allowed(finished_run: Run) -> None:
+    with pytest.raises(UsageError, match="the fastest candidate takes"):
+        choose(finished_run, max_latency_ms=1e-3)
+    plan = choose(finished_run, max_latency_ms=60_000)
+    assert plan.pool.latencies is not None
+    assert len(plan.choice.members) == 3
+    for latency in plan.pool.latencies:
+        assert 0 < latency.one_ms < latency.batch_ms
+    fastest = min(latency.one_ms for latency in plan.pool.latencies)
+    slow = choose(finished_run, max_latency_ms=fastest * 1.9)
+    assert 1 <= len(slow.choice.members) < 3
+    assert any("ms" in reason for reason in reasons_of(slow).values())
+
+
+def test_the_frontier_rises_with_time(finished_run: Run) -> None:
+    points = ensemble(finished_run, frontier=True).frontier
+    assert points
+    assert len(points[0].members) == 1
+    for quicker, slower in itertools.pairwise(points):
+        assert quicker.latency_ms <= slower.latency_ms
+        assert quicker.val_accuracy < slower.val_accuracy
+
+
+# Views
+
+
+@pytest.mark.parametrize("tta", ["flip", "flip+shift"])
+def test_what_is_chosen_with_views_is_chosen_by_views(
+    finished_run: Run, digits: Splits, tta: Tta
+) -> None:
+    plan = choose(finished_run, tta=tta)
+    networks = [plan.pool.network(i) for i in range(3)]
+    expected = Local([CPU])(networks, digits.val.images, tta)
+    torch.testing.assert_close(plan.pool.probs, expected)
+    accuracies = [score(probs, plan.pool.labels).accuracy for probs in plan.pool.probs]
+    assert accuracies == sorted(accuracies, reverse=True)
+    result = ensemble(finished_run, tta=tta, name="views")
+    described = json.loads((result.path / "ensemble.json").read_text())
+    assert described["preprocessing"]["tta"] == tta
+    alone = {member.trial: member.val for member in result.members}
+    for trial, probs in zip(plan.pool.trials, plan.pool.probs, strict=True):
+        assert alone[trial.number] == score(probs, plan.pool.labels)
+
+
+def test_devices_side_by_side_give_the_same(finished_run: Run, digits: Splits) -> None:
+    plan = choose(finished_run)
+    networks = [plan.pool.network(i) for i in (0, 1, 2, 0)]
+    one, two = (Local([CPU] * n)(networks, digits.val.images, "none") for n in (1, 2))
+    assert torch.equal(one, two)
+    assert torch.equal(one[0], one[3])
+
+
+# Soups
+
+
+def test_a_soup_is_the_mean_of_its_weights(finished_run: Run) -> None:
+    result = ensemble(finished_run, method="soup")
+    # Trials 1 and 2 have one architecture, trial 0 is narrower.
+    assert sorted(member.trial for member in result.members) == [1, 2]
+    assert {entry.trial: entry.reason for entry in result.left_out} == {0: "another architecture"}
+    assert [member.contribution for member in result.members] == [None, None]
+    (described,) = json.loads((result.path / "ensemble.json").read_text())["members"]
+    assert sorted(described["soup_of"]) == [1, 2]
+    soup, _ = load_checkpoint(result.path / described["file"])
+    one, two = (load_checkpoint(finished_run.trial(n).checkpoint)[0] for n in (1, 2))
+    for name, weight in soup.named_parameters():
+        expected = (one.get_parameter(name) + two.get_parameter(name)) / 2
+        torch.testing.assert_close(weight, expected)
+
+
+def test_statistics_are_those_of_the_images(finished_run: Run, digits: Splits) -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1))
+    network[1].running_mean.fill_(7)
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    estimate_statistics(network, digits.train.images, zero, one)
+    pixels = digits.train.images.double() / 255
+    assert network[1].running_mean.item() == pytest.approx(pixels.mean().item(), rel=1e-3)
+    assert network[1].running_var.item() == pytest.approx(pixels.var().item(), rel=1e-2)
+    assert not network[1].training
+    assert network[1].momentum == 0.1
+
+
+def test_a_soup_of_one_network_twice_is_that_network() -> None:
+    layer = nn.BatchNorm1d(3)
+    assert mean_of([layer.state_dict()] * 2)["num_batches_tracked"].dtype == torch.long
+    torch.testing.assert_close(mean_of([layer.state_dict()] * 2), dict(layer.state_dict()))
+
+
+def test_a_greedy_soup_is_no_less_accurate_than_its_best_ingredient(finished_run: Run) -> None:
+    plan = choose(finished_run, method="greedy-soup")
+    best = max(score(plan.pool.probs[i], plan.pool.labels).accuracy for i in plan.choice.members)
+    assert score(plan.choice.val, plan.pool.labels).accuracy >= best
+
+
+def test_networks_of_different_architectures_make_no_soup(finished_run: Run) -> None:
+    change(finished_run, 2, state="failed", stop=None)
+    with pytest.raises(UsageError, match="share an architecture"):
+        choose(finished_run, 2, method="soup")
+    plan = choose(finished_run, 2, compare=True)
+    assert {skipped.method for skipped in plan.skipped} == SOUPS
+
+
+# The comparison
+
+
+@pytest.fixture
+def compared(finished_run: Run) -> EnsembleResult:
+    return ensemble(finished_run, 2, compare=True, name="compared")
+
+
+def row(result: EnsembleResult, method: str, *, calibrated: bool = False) -> Rival:
+    (found,) = (r for r in result.comparison if (r.method, r.calibrated) == (method, calibrated))
+    return found
+
+
+def test_all_methods_are_compared_by_one_reading(
+    finished_run: Run, compared: EnsembleResult
+) -> None:
+    lines = (finished_run.path / "test_readings.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    assert set(json.loads(lines[0])["compared"]) == {"best single", *METHODS}
+    methods = {(rival.method, rival.calibrated) for rival in compared.comparison}
+    both = {(method, c) for method in ("best single", *METHODS) for c in (False, True)}
+    assert methods == both | {("mean member", False)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_is_what_the_method_alone_would_tell(
+    finished_run: Run, compared: EnsembleResult, method: Method
+) -> None:
+    alone = ensemble(finished_run, 2, method=method, calibrate=True)
+    rival = row(compared, method, calibrated=True)
+    assert rival.figures == alone.ensemble
+    assert rival.gain == alone.gain.over_best_single
+    assert rival.members == tuple(member.trial for member in alone.members)
+
+
+def test_the_best_single_gains_nothing_over_itself(compared: EnsembleResult) -> None:
+    single = row(compared, "best single")
+    assert single.members == (compared.best_single,)
+    assert single.figures == compared.best_single_figures
+    assert dataclasses.astuple(single.gain) == (0, 0, 0)
+    mean = row(compared, "mean member").figures
+    accuracies = [member.test.accuracy for member in compared.members]
+    assert mean.test.accuracy == pytest.approx(sum(accuracies) / 2)
+
+
+# Near-duplicates
+
+
+@pytest.mark.parametrize("text", ["TestID,TrainID\n7,1\n3,9\n7,2\n", "3\n7\n", "7, x\n3\n\n"])
+def test_a_list_of_duplicates_is_read_under_any_heading(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    assert read_duplicates(tmp_path / "list.csv", "cifar10").positions == [3, 7]
+
+
+@pytest.mark.parametrize("text", ["", "TestID\n", "TestID\nseven\n", "1\n-3\n", None])
+def test_a_list_without_numbers_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UsageError, match=r"--duplicates .*list\.csv"):
+        read_duplicates(tmp_path / "list.csv", "cifar100")
+
+
+def test_listed_images_are_scored_apart() -> None:
+    listed = Duplicates(path=Path("list.csv"), positions=[0, 2])
+    correct = torch.tensor([True, True, True, False])
+    note = listed.note(correct, torch.tensor([True, False, True, False]))
+    assert (note.images, note.accuracy_of_these, note.accuracy_of_others) == (2, 1.0, 0.5)
+    assert note.gain_of_others.gain == 0.5
+    listed.expect(4)
+    for num_images in (2, 1):
+        with pytest.raises(UsageError, match=r"list\.csv"):
+            listed.expect(num_images)
+
+
+def test_a_list_for_other_images_reads_no_test_image(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("3\n")
+    with pytest.raises(UsageError, match="those of digits"):
+        ensemble(finished_run, duplicates=tmp_path / "list.csv")
+    assert not (finished_run.path / "test_readings.jsonl").exists()
