@@ -45,9 +45,9 @@ MAY_IMPORT = {
     # Floor 3
     "train": FLOORS_0_TO_2,
     # Floor 4
-    "search": f"{FLOORS_0_TO_2} train",
-    "rerun": f"{FLOORS_0_TO_2} train",
     "ensemble": FLOORS_0_TO_2,
+    "search": f"{FLOORS_0_TO_2} train ensemble",
+    "rerun": f"{FLOORS_0_TO_2} train",
     "report": FLOORS_0_TO_2,
     "export": FLOORS_0_TO_2,
     # Floor 5

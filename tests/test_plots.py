@@ -9,7 +9,8 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from tuner.plots import plot_confusion
+from tuner.calibration import Bin
+from tuner.plots import plot_confusion, plot_reliability
 
 
 @pytest.fixture
@@ -76,3 +77,34 @@ def test_a_picture_takes_the_place_of_an_older_one(path: Path) -> None:
     one = draw(path, torch.tensor([[9, 1], [1, 9]]))
     other = draw(path, torch.tensor([[1, 9], [9, 1]]))
     assert not np.array_equal(one, other)
+
+
+# Reliability
+
+
+def bins(accuracy: float) -> list[Bin]:
+    return [
+        Bin(
+            low=n / 15, high=(n + 1) / 15, count=10**n, confidence=(n + 0.5) / 15, accuracy=accuracy
+        )
+        for n in (3, 4, 5)
+    ]
+
+
+def blue_share(path: Path) -> float:
+    """Give the share of the picture that its bars of accuracy fill."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return float((pixels == (31, 119, 180)).all(axis=2).mean())
+
+
+def test_a_reliability_diagram_has_a_bar_for_each_bin(path: Path) -> None:
+    areas = []
+    for accuracy in (0.9, 0.45):
+        plot_reliability(path, bins(accuracy), r"$\run$ 50 %")
+        areas.append(blue_share(path))
+    # The legend's patch is blue, too.
+    assert areas[0] == pytest.approx(2 * areas[1], rel=0.1)
+    plot_reliability(path, bins(0.9)[:1], "run")
+    assert blue_share(path) == pytest.approx(areas[0] / 3, rel=0.1)
+    assert list(path.parent.iterdir()) == [path]

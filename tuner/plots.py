@@ -74,8 +74,7 @@ def plot_reliability(path: Path, bins: Sequence[Bin], title: str) -> None:
     accuracies.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
     accuracies.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     accuracies.legend(loc="upper left", frameon=False)
-    # Names are no formulas, whatever dollar signs they hold.
-    figure.suptitle(title, parse_math=False, fontsize="medium", wrap=True)
+    accuracies.set_title(title, parse_math=False)
     counts.bar(height=[entry.count for entry in bins], color="tab:grey", log=True, **shape)
     counts.set(xlabel="confidence", ylabel="images", ylim=(0.5, None))
     _save(figure, path)

@@ -1,5 +1,6 @@
 """``ensemble``: the best trials combined."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,16 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 @option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
 @option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
 @DEVICE
+@option("--address", help="Spread the members over a Ray cluster: auto or HOST:PORT.")
 @JSON
 def ensemble(
-    run_name: str | None, storage: Path, dry_run: bool, device: str, as_json: bool, **asked: Any
+    run_name: str | None,
+    storage: Path,
+    dry_run: bool,
+    device: str,
+    address: str | None,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Combine the best trials and read the test set once.
 
@@ -69,7 +77,15 @@ def ensemble(
 
     run = find_run(storage, run_name)
     request = EnsembleRequest(**asked)
-    with planned(run, request, devices=find_devices(device), say=say) as plan:
+    with contextlib.ExitStack() as stack:
+        predict = None
+        if address:
+            from tuner.search.spread import spread
+
+            predict = stack.enter_context(spread(address))
+        plan = stack.enter_context(
+            planned(run, request, devices=find_devices(device), predict=predict, say=say)
+        )
         if dry_run:
             print_json(plan.to_plain()) if as_json else print_plan(plan.to_plain(), plan.left_out)
             return
