@@ -59,6 +59,7 @@ def print_ensemble(result: "EnsembleResult") -> None:
         f"  McNemar p = {gain.mcnemar_p:.2g}\n"
         f"  over the mean member             {_interval(gain.over_mean_member)}\n"
     )
+    _print_test_scores(console, result)
     if result.comparison:
         _print_comparison(console, result)
     else:
@@ -77,6 +78,20 @@ def print_ensemble(result: "EnsembleResult") -> None:
     _print_left_out(console, result.left_out)
     console.print(
         f"Ensemble: {short_path(result.path)}  (metrics.json, mistakes/, *.png)", soft_wrap=True
+    )
+
+
+def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
+    test = result.ensemble.test
+    half = next(row for row in result.coverage if row.coverage >= 0.5)
+    seen = [entry for entry in result.per_class if entry.accuracy is not None]
+    worst = min(seen, key=lambda entry: entry.accuracy or 0)
+    console.print(
+        f"Test images: top-3 {test.top3:.2%}, Brier {test.brier:.4f}, "
+        f"ECE by equal mass {test.ece_equal_mass:.4f};\n"
+        f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}; "
+        f"the hardest class, {worst.label[:24]}, {worst.accuracy or 0:.2%}.\n",
+        markup=False,
     )
 
 
