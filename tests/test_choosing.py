@@ -266,6 +266,23 @@ def test_a_soup_of_one_network_twice_is_that_network() -> None:
     torch.testing.assert_close(mean_of([layer.state_dict()] * 2), dict(layer.state_dict()))
 
 
+def test_a_soup_of_equal_networks_does_what_they_do(finished_run: Run) -> None:
+    one, two = (finished_run.trial(number) for number in (1, 2))
+    for name in ("checkpoint.safetensors", "val_probs.npy"):
+        shutil.copy(one.path / name, two.path / name)
+    # Dropout plays no part in what is averaged.
+    params = dict(two.config.model.params) | {"dropout": 0.5}
+    model = dataclasses.replace(two.config.model, params=params)
+    write_trial(two.path, dataclasses.replace(two.config, model=model))
+    plan = choose(finished_run, 2, method="soup")
+    soup, alone = (
+        score(probs, plan.pool.labels)
+        for probs in (plan.choice.val, plan.pool.probs[plan.choice.members[0]])
+    )
+    # But for the normalization statistics, which are estimated on images that are not augmented.
+    assert soup.accuracy == pytest.approx(alone.accuracy, abs=0.05)
+
+
 def test_a_greedy_soup_is_no_less_accurate_than_its_best_ingredient(finished_run: Run) -> None:
     plan = choose(finished_run, method="greedy-soup")
     best = max(score(plan.pool.probs[i], plan.pool.labels).accuracy for i in plan.choice.members)

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from tuner.checkpoint import load_checkpoint
+from tuner.checkpoint import read_description
 from tuner.ensemble.members import Network
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS
@@ -94,7 +94,7 @@ def _description(
     result: EnsembleResult, plan: Plan, best_single: Network, members: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Give what is needed to predict with the ensemble, and what it came of."""
-    _, checkpoint = load_checkpoint(best_single.file)
+    checkpoint = read_description(best_single.file)
     return {
         "schema_version": 1,
         "run": result.run,

@@ -24,7 +24,7 @@ from tuner.trial import TrialRecord
 FIT_IMAGES = 5000
 """Training images, at most, from which normalization statistics are estimated."""
 BATCH = 500
-ONLY_IN_TRAINING = {"dropout", "stochastic_depth"}
+ONLY_IN_TRAINING = {"dropout", "stochastic_depth", "policy", "freeze_epochs", "layer_decay"}
 """Parameters of architectures in which networks of one soup may differ."""
 
 
