@@ -41,7 +41,7 @@ def test_members_gain_and_the_left_out_are_shown(call: Any) -> None:
     assert "McNemar p" in out
     assert "below the top 2 by validation accuracy" in out
     assert "Ensemble: tiny/ensembles/top2" in out
-    assert err == "2 networks look at 359 test images\n"
+    assert err == "reading the test images: 359, by networks: 2\n"
 
 
 @pytest.mark.parametrize("words", [["--compare", "--calibrate"], ["--frontier"], ["--dry-run"]])

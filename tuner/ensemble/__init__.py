@@ -76,7 +76,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
     latencies = None
     if request.frontier:
-        say(f"{len(plan.choice.members)} members are timed on {kitchen.device}")
+        say(f"timing members on {kitchen.device}: {len(plan.choice.members)}")
         latencies = tuple(
             measure_latency(networks[i,], plan.splits.image_shape, request.tta, kitchen.device)
             for i in plan.choice.members
@@ -95,7 +95,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
             "fingerprint": test.fingerprint,
         }
     )
-    say(f"{len(networks)} networks look at {len(test.images)} test images")
+    say(f"reading the test images: {len(test.images)}, by networks: {len(networks)}")
     predicted = kitchen.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     path = run.path / "ensembles" / request.folder_name

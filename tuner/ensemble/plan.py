@@ -125,10 +125,10 @@ def make_plan(
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
     networks = [pool.network(i) for i in range(len(pool))]
     if request.tta != "none":
-        say(f"{len(pool)} candidates look at the validation images with --tta {request.tta}")
+        say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")
         pool = pool.seen_anew(predict(networks, splits.val.images, request.tta))
     if request.max_latency_ms is not None:
-        say(f"{len(pool)} candidates are timed on {device}")
+        say(f"timing candidates on {device}: {len(pool)}")
         latencies = [
             measure_latency(pool.network(i), splits.image_shape, request.tta, device)
             for i in range(len(pool))
