@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tuner.config import Precision
-from tuner.device import compute_dtype, find_device
+from tuner.device import compute_dtype, find_device, find_devices
 from tuner.errors import UsageError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -63,3 +63,12 @@ def test_auto_on_a_gpu_is_a_type_that_it_multiplies_in() -> None:
     dtype = compute_dtype("auto", device)
     square = torch.eye(16, device=device, dtype=dtype)
     assert torch.equal(square @ square, square)
+
+
+def test_auto_is_every_gpu_or_the_cpu() -> None:
+    count = torch.cuda.device_count()
+    expected = [torch.device("cuda", index) for index in range(count)] or [torch.device("cpu")]
+    assert find_devices() == expected
+    assert find_devices("cpu") == [torch.device("cpu")]
+    with pytest.raises(UsageError, match="--device"):
+        find_devices("abacus")
