@@ -197,8 +197,9 @@ def train(
                 group["lr"] = group["initial_lr"] * factor
             index = order[step * batch_size : (step + 1) * batch_size]
             inputs, targets = augment_batch(
-                images[index],
-                labels[index],
+                # 0.1 us an image on a CPU core; images[index] takes 1.6.
+                images.index_select(0, index),
+                labels.index_select(0, index),
                 settings=config.augment,
                 num_classes=len(splits.classes),
                 mean=mean,

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import nn
 
 from tests.benchmarks import tutorial
-from tuner.augment import normalize
+from tuner.augment import augment_batch, normalize
 from tuner.config import Augment, DataConfig, ModelConfig, Sgd, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.device import compute_dtype, find_device
@@ -163,6 +163,35 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
     return {"parameters": cost.parameters, "flops": cost.flops, "rates": rates}
 
 
+def measure_input(splits: Splits, rounds: int) -> dict[str, list[float]]:
+    """Give images a second of crop, flip and normalization alone: in batches, and by PIL."""
+    images = splits.train.images[:512]
+    few = replace(splits, train=Images(images=images, labels=splits.train.labels[:512]))
+    one_by_one = tutorial.PilImages(few, crop=4)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (splits.mean, splits.std))
+    generator = torch.Generator().manual_seed(0)
+    rates: dict[str, list[float]] = {"ours": [], "tutorial": []}
+    for _ in range(rounds):
+        began = time.process_time()
+        for _ in range(20):
+            for part in torch.split(images, 128):
+                augment_batch(
+                    part,
+                    few.train.labels[: len(part)],
+                    settings=Augment(crop=4, flip=True),
+                    num_classes=splits.num_classes,
+                    mean=mean,
+                    std=std,
+                    generator=generator,
+                )
+        rates["ours"].append(20 * len(images) / (time.process_time() - began))
+        began = time.process_time()
+        for index in range(len(images)):
+            one_by_one[index]
+        rates["tutorial"].append(len(images) / (time.process_time() - began))
+    return rates
+
+
 def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, float]:
     """Give the quartiles of our rate over another's, round by round."""
     low, middle, high = statistics.quantiles(
@@ -218,12 +247,19 @@ def main() -> None:
     found = {
         name: measure(CASES[name], splits, options.rounds, device) for name in options.networks
     }
+    alone = measure_input(splits, options.rounds)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({"networks": found, "input": alone}, indent=2))
     else:
         place = f"{options.threads} CPU threads" if device.type == "cpu" else str(device)
         title = f"Images a second of training, {place}, {options.rounds} rounds: median (quartiles)"
-        Console(highlight=False, width=110).print(as_table(found, title))
+        console = Console(highlight=False, width=110)
+        console.print(as_table(found, title))
+        low, middle, high = ratios(alone, "tutorial")
+        console.print(
+            f"Crop, flip and normalize alone: {statistics.median(alone['ours']):,.0f} images a "
+            f"CPU-second, {middle:.1f} ({low:.1f} to {high:.1f}) times torchvision's on PIL images"
+        )
 
 
 if __name__ == "__main__":

@@ -68,8 +68,16 @@ def turnovers(trials: Iterable[Trained], slots: int) -> tuple[list[float], float
     return gaps, busy / span
 
 
-def ours(folder: Path, trials: int, epochs: int) -> list[Trained]:
-    """Search, and read the times from the run folder."""
+def search_digits(
+    folder: Path,
+    *,
+    trials: int,
+    epochs: int,
+    concurrent: int | None = None,
+    cpus_per_trial: float | None = None,
+) -> list[Trained]:
+    """Search in a folder of its own, and read the times of the trials from the run."""
+    folder.mkdir()
     file = folder / "space.yaml"
     file.write_text(SPACE)
     settings = {"trials": trials, "epochs": epochs, "scheduler": "none", "sampler": "random"}
@@ -81,9 +89,11 @@ def ours(folder: Path, trials: int, epochs: int) -> list[Trained]:
         data=DataConfig(source="digits"),
         data_dir=folder,
         storage=folder,
-        name=f"turnover-{trials}-{epochs}",
+        name="run",
         command="",
         keep=1,
+        concurrent=concurrent,
+        cpus_per_trial=cpus_per_trial,
     )
     with own_environment():
         run = search(request, Console(file=io.StringIO()))
@@ -115,6 +125,7 @@ def train_plainly(params: dict[str, Any], *, data: dict[str, Any]) -> None:
 
 def stock(folder: Path, trials: int, epochs: int) -> list[Trained]:
     """Train the same under ``tune.Tuner``, its settings at default."""
+    folder.mkdir()
     file = folder / "space.yaml"
     file.write_text(SPACE)
     space = load_space(file)
@@ -188,12 +199,15 @@ def main() -> None:
             folder = Path(name)
             short, long = options.epochs, options.long_epochs
             half = options.trials // 2
-            before = stock(folder, half, short)
+            before = stock(folder / "before", half, short)
             found = {
-                "cifar-tune": figures_of(ours(folder, options.trials, short), slots),
-                "cifar-tune, long": figures_of(ours(folder, options.long_trials, long), slots),
+                name: figures_of(search_digits(folder / name, trials=t, epochs=e), slots)
+                for name, t, e in (
+                    ("cifar-tune", options.trials, short),
+                    ("cifar-tune, long", options.long_trials, long),
+                )
             }
-            after = stock(folder, options.trials - half, short)
+            after = stock(folder / "after", options.trials - half, short)
             gaps, shares = zip(*(turnovers(part, slots) for part in (before, after)), strict=True)
             both = figures_of([*before, *after], slots)
             found["stock Tune"] = both | {
