@@ -15,7 +15,7 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 
 FLOORS_0_TO_2 = (
     "errors files voting calibration evidence schema config augment models device optim evaluate "
-    "trial run sources data space checkpoint weights compiling plots"
+    "trial run sources data space checkpoint weights compiling plots tally board"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -36,6 +36,8 @@ MAY_IMPORT = {
     "evaluate": "errors voting calibration augment",
     "trial": "errors files schema config",
     "run": "errors files schema config trial",
+    "tally": "config trial",
+    "board": "run tally trial",
     "sources": "errors files schema config",
     "data": "errors config sources",
     "plots": "files calibration",
@@ -48,10 +50,12 @@ MAY_IMPORT = {
     "ensemble": FLOORS_0_TO_2,
     "search": f"{FLOORS_0_TO_2} train ensemble",
     "rerun": f"{FLOORS_0_TO_2} train",
+    "follow": FLOORS_0_TO_2,
     "report": FLOORS_0_TO_2,
+    "compare": f"{FLOORS_0_TO_2} report",
     "export": FLOORS_0_TO_2,
     # Floor 5
-    "cli": f"{FLOORS_0_TO_2} train search rerun ensemble report export",
+    "cli": f"{FLOORS_0_TO_2} train search rerun ensemble follow report compare export",
 }
 """Module or folder of ``tuner`` -> what else of it that may import, named in a row above."""
 

@@ -1,8 +1,10 @@
 import io
+import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -12,42 +14,54 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.processes import PROGRAM
-from tests.test_conductor import SLOTS, World
+from tests.test_conductor import World
+from tuner.board import sparkline, stretched
 from tuner.search.conductor import Conductor
-from tuner.search.progress import Progress, sparkline
+from tuner.search.progress import Progress
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
-def conductor_under_way(folder: Path) -> Conductor:
+def shown(folder: Path, width: int, *, live: bool = True) -> str:
+    """Give what the progress of a small search writes on a console."""
+    screen = io.StringIO()
+    console = Console(
+        file=screen, force_terminal=live, width=width, height=40, no_color=True, _environ={}
+    )
     world = World(folder)
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
-    first.step(0.5)
-    first.step(0.6)
-    second.step(0.1)
-    return conductor
+    conductor: Conductor = world.conductor()
+    with Progress(conductor, console):
+        first, second = world.begin(conductor), world.begin(conductor)
+        first.step(0.5)
+        first.step(0.6)
+        second.step(0.1)
+        third = world.begin(conductor)
+        third.finish("failed", reason="RuntimeError: broken")
+    return screen.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_table_fits_the_terminal_and_tells_what_goes_on(tmp_path: Path, width: int) -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=width, height=24, no_color=True)
-    conductor = conductor_under_way(tmp_path)
-    with Progress(conductor, SLOTS, console):
-        pass
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    text = ESCAPES.sub("", shown(tmp_path, width))
     assert "best 0.6000 (trial 0)" in text
-    assert "1 stopped" in text
+    assert "1 of 2 slots busy · 1 stopped · 1 failed" in text
+    assert "errors: 1 RuntimeError" in text
+    assert "2/6 trials" in text
     assert "2/4" in text
     assert "▁█" in text
+    assert re.search(r"1 +2 +1 +1\b", text), "of two that came to rung 1 one passed, one stopped"
+    assert "ETA 0:" in text
     assert all(len(line) <= width for line in text.replace("\r", "\n").splitlines())
 
 
 def test_off_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
-    screen = io.StringIO()
-    with Progress(conductor_under_way(tmp_path), SLOTS, Console(file=screen, width=200)):
-        pass
-    assert "\x1b" not in screen.getvalue()
-    assert screen.getvalue().count("\n") == 1
+    text = shown(tmp_path, 200, live=False)
+    assert "\x1b" not in text
+    assert text.splitlines() == [
+        "0/6 trials · 0 of 2 slots busy",
+        "trial 1 stopped · 1 epochs · accuracy 0.1000 · epoch 1: 0.1000 below 0.5000, 1 peer",
+        "trial 2 failed · 0 epochs · no accuracy · RuntimeError: broken",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,12 +72,30 @@ def test_a_curve_goes_from_its_lowest_to_its_highest(values: list[float], drawn:
     assert sparkline(values) == drawn
 
 
-@pytest.mark.ray
-def test_a_real_terminal_shows_the_table_and_is_whole_after_an_interrupt(tmp_path: Path) -> None:
+def test_a_step_curve_holds_its_value_until_the_next_step() -> None:
+    assert stretched([(1, 0.1), (3, 0.2), (5, 0.4)], 5, 5) == [0.1, 0.1, 0.2, 0.2, 0.4]
+    assert stretched([(4, 0.5)], 4, 3) == [0.5, 0.5, 0.5]
+
+
+def read_until(ours: int, *words: bytes, seconds: float = 120) -> bytes:
+    """Read a terminal until it has shown one of ``words``, or is closed."""
+    seen = b""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not any(word in seen for word in words):
+        if select.select([ours], [], [], 1)[0]:
+            try:
+                seen += os.read(ours, 65536)
+            except OSError:
+                break
+    return seen
+
+
+def in_terminal(folder: Path, *words: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the program in a terminal of 80 columns; give it with our end of the terminal."""
     ours, theirs = pty.openpty()
-    search = subprocess.Popen(
-        [PROGRAM, "search", "--space", "quick", "--name", "run", "--epochs", "60"],
-        cwd=tmp_path,
+    process = subprocess.Popen(
+        [PROGRAM, *words],
+        cwd=folder,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -71,21 +103,72 @@ def test_a_real_terminal_shows_the_table_and_is_whole_after_an_interrupt(tmp_pat
         start_new_session=True,
     )
     os.close(theirs)
-    seen = b""
+    return process, ours
+
+
+@pytest.mark.ray
+def test_a_real_terminal_shows_the_table_and_is_whole_after_an_interrupt(tmp_path: Path) -> None:
+    search, screen = in_terminal(
+        tmp_path, "search", "--space", "quick", "--name", "run", "--epochs", "60"
+    )
+    seen = read_until(screen, b"best 0.")
+    # Another terminal follows it, from the folder alone, and leaves it running.
+    watch, window = in_terminal(tmp_path, "show", "run", "--follow")
+    followed = read_until(window, b"slots busy", seconds=60)
+    watch.send_signal(signal.SIGINT)
+    followed += read_until(window, seconds=20)
+    assert watch.wait(30) == 0
+    search.send_signal(signal.SIGINT)
+    seen += read_until(screen)
+    assert search.wait(60) == 130
+    assert "cifar-tune search --resume --name run" in seen.decode().replace("\r\n", "")
+    for text in (seen.decode(), followed.decode()):
+        assert "Traceback" not in text
+        assert "2 of 2 slots busy" in text
+        assert "ETA" in text
+        assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l"), "the cursor is shown again"
+    assert json.loads((tmp_path / "runs/run/run.json").read_text())["status"] == "interrupted"
+
+
+def tmux(*words: str) -> str:
+    done = subprocess.run(
+        ["tmux", "-L", "cifar-tune-test", *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_the_table_bears_a_resize_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    command = f"cd {tmp_path} && {PROGRAM} search --space quick --name run --epochs 60; echo end $?"
+    tmux("-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "40", "sh")
+    try:
+        tmux("send-keys", command, "Enter")
+        wide = screen_with("best 0.", "stopped")
+        assert re.search(r"trial +model +epoch .* rung +arrived +passed +stopped", wide)
+        tmux("resize-window", "-x", "80", "-y", "24")
+        time.sleep(3)
+        narrow = tmux("capture-pane", "-p")
+        assert "slots busy" in narrow
+        assert narrow.count("slots busy") == 1
+        assert max(map(len, narrow.splitlines())) <= 80
+        tmux("send-keys", "C-c")
+        ended = screen_with("end 130")
+        assert "Traceback" not in ended
+        tmux("send-keys", "echo still here", "Enter")
+        assert screen_with("\nstill here")
+        assert tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"
+    finally:
+        tmux("kill-server")
+
+
+def screen_with(*words: str) -> str:
+    """Wait until the terminal shows all of ``words``, and give what it shows."""
     end = time.monotonic() + 120
-    sent = False
     while time.monotonic() < end:
-        if select.select([ours], [], [], 1)[0]:
-            try:
-                seen += os.read(ours, 65536)
-            except OSError:
-                break
-        if not sent and b"best 0." in seen:
-            search.send_signal(signal.SIGINT)
-            sent = True
-    assert search.wait(30) == 130
-    text = seen.decode()
-    assert "Traceback" not in text
-    assert "epochs/s" in text
-    assert "cifar-tune search --resume --name run" in text.replace("\r\n", "")
-    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l"), "the cursor is shown again"
+        text = tmux("capture-pane", "-p")
+        if all(word in text for word in words):
+            return text
+        time.sleep(0.3)
+    raise AssertionError(f"no {words} in:\n{text}")

@@ -228,6 +228,21 @@ class SearchConfig:
     seed: Annotated[int, Bounds(ge=0)] = 0
 
 
+def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
+    """Give the epochs after which trials are compared: ``grace * reduction ** i``, below the last.
+
+    Args:
+        grace: The first of them.
+        reduction: The factor between two.
+        epochs: The last epoch of a trial, after which there is nothing to decide.
+    """
+    rungs = []
+    while grace < epochs:
+        rungs.append(grace)
+        grace *= reduction
+    return rungs
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constraints:
     """Limits that a configuration has to keep to be trained; the ``constraints:`` part of a space.

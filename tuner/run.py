@@ -50,6 +50,8 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
+    slots: dict[str, float] = field(default_factory=dict)
+    """``count`` trials train at once, each on so many ``cpus`` and ``gpus``."""
     status: RunStatus = "running"
     started: str = ""
     finished: str = ""
@@ -262,3 +264,9 @@ def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":
 def now() -> str:
     """Give the present time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def clock(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds: ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

@@ -60,13 +60,19 @@ def runs(storage: Path, as_json: bool) -> None:
 @click.argument("run")
 @click.argument("trial", type=click.IntRange(min=0), required=False)
 @STORAGE
+@click.option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
 @JSON
-def show(run: str, trial: int | None, storage: Path, as_json: bool) -> None:
-    """Show a run, or one of its trials, in full."""
+def show(run: str, trial: int | None, storage: Path, follow: bool, as_json: bool) -> None:
+    """Show a run, or one of its trials, in full; or watch a search that is running elsewhere."""
     from tuner.run import find_run
     from tuner.schema import to_plain
 
     found = find_run(storage, run)
+    if follow:
+        if trial is not None or as_json:
+            raise click.UsageError("--follow shows a whole run as a table; leave out the rest.")
+        _follow(found.path)
+        return
     if trial is None:
         plain = {"path": str(found.path), **to_plain(found.record)}
         history = []
@@ -85,6 +91,18 @@ def show(run: str, trial: int | None, storage: Path, as_json: bool) -> None:
         columns = ("epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds")
         rows = [{key: figure(row[key]) for key in columns} for row in history]
         print_table(rows, "")
+
+
+def _follow(path: Path) -> None:
+    from contextlib import suppress
+
+    from rich.console import Console
+
+    from tuner.follow import follow
+
+    # To leave is not to interrupt: the search goes on.
+    with suppress(KeyboardInterrupt):
+        follow(path, Console(highlight=False))
 
 
 @click.command(epilog="Example: cifar-tune rerun quick-20260101-120000 7")

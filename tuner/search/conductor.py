@@ -17,6 +17,7 @@ from tuner.run import Run, now
 from tuner.search.cluster import Slots
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import Scheduler
+from tuner.tally import Observer
 from tuner.trial import (
     OPEN,
     EpochRow,
@@ -74,6 +75,7 @@ class Conductor:
         live: Trials under way, by number.
         ended: How many trials ended in which state.
         best: Number and best epoch of the leading trial.
+        observers: Told of what happens.
         draining: Why no trial is started any more and running ones end after their epoch, if so.
     """
 
@@ -88,6 +90,7 @@ class Conductor:
         self.live: dict[int, LiveTrial] = {}
         self.ended: dict[TrialState, int] = {}
         self.best: tuple[int, EpochRow] | None = None
+        self.observers: list[Observer] = []
         self.draining: DrainReason = ""
         self.failures: list[tuple[int, str]] = []
         """Number and reason of each trial that failed since this search began or went on."""
@@ -172,6 +175,8 @@ class Conductor:
         path = self.run.trial_path(trial.number)
         write_status(path, trial.status)
         self.live[trial.number] = trial
+        for observer in self.observers:
+            observer.trial_began(trial.number, trial.config, trial.history)
         return {"number": trial.number, "path": str(path), "config": trial.config.to_dict()}
 
     def requeue(self) -> None:
@@ -204,6 +209,8 @@ class Conductor:
             trial.status = status
             write_status(self.run.trial_path(number), status)
         self._count(number, row)
+        for observer in self.observers:
+            observer.epoch_ended(number, row)
         if not math.isfinite(row.train_loss + row.val_loss):
             return True
         stop = self.scheduler.judge(number, row.epoch, row.val_accuracy)
@@ -216,8 +223,8 @@ class Conductor:
             return False
         return True
 
-    def end(self, number: int, lost: str = "") -> LiveTrial:
-        """Close a trial's books and give them.
+    def end(self, number: int, lost: str = "") -> None:
+        """Close a trial's books.
 
         Args:
             number: Which trial.
@@ -247,7 +254,8 @@ class Conductor:
             if list(self.ended) == ["failed"] and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
         self.run.update(active_seconds=self.active_seconds)
-        return trial
+        for observer in self.observers:
+            observer.trial_ended(number, trial.status, trial.history)
 
     def _count(self, number: int, row: EpochRow) -> None:
         self.num_epochs += 1

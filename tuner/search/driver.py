@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -119,7 +119,12 @@ def search(request: SearchRequest, console: Console) -> Run:
                 )
             write_text(path / "space.yaml", space)
             kept = request.study_storage or run.record.study_storage
-            run.update(status="running", search=request.search, study_storage=kept)
+            run.update(
+                status="running",
+                search=request.search,
+                study_storage=kept,
+                slots=asdict(slots),
+            )
         else:
             run = Run.create(path, _record(request, splits, slots), space)
             stack.enter_context(run.locked())
@@ -149,11 +154,8 @@ def search(request: SearchRequest, console: Console) -> Run:
                 "starts": pack_starts(starts),
                 "compile_mode": request.compile_mode,
             }
-            with (
-                _draining_on_signals(conductor),
-                Progress(conductor, slots, console) as progress,
-            ):
-                _run_trials(conductor, progress, shipped, slots, request.max_failures)
+            with _draining_on_signals(conductor), Progress(conductor, console):
+                _run_trials(conductor, shipped, slots, request.max_failures)
             if conductor.draining != "broken":
                 status = "interrupted" if conductor.draining == "interrupted" else "finished"
         except KeyboardInterrupt:
@@ -221,11 +223,7 @@ def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Conso
 
 
 def _run_trials(
-    conductor: Conductor,
-    progress: Progress,
-    shipped: dict[str, Any],
-    slots: Slots,
-    max_failures: int,
+    conductor: Conductor, shipped: dict[str, Any], slots: Slots, max_failures: int
 ) -> None:
     """Let the engine run the trials that the conductor starts, over losses that it cannot bear.
 
@@ -233,7 +231,7 @@ def _run_trials(
     """
     for _ in range(max_failures + 1):
         try:
-            return _tune(conductor, progress, shipped, slots, max_failures)
+            return _tune(conductor, shipped, slots, max_failures)
         except RuntimeError as error:
             # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
             # a worker for the trial's, but falls over this one.
@@ -246,13 +244,7 @@ def _run_trials(
     )
 
 
-def _tune(
-    conductor: Conductor,
-    progress: Progress,
-    shipped: dict[str, Any],
-    slots: Slots,
-    max_failures: int,
-) -> None:
+def _tune(conductor: Conductor, shipped: dict[str, Any], slots: Slots, max_failures: int) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
@@ -273,7 +265,7 @@ def _tune(
             resources_per_trial={"cpu": slots.cpus, "gpu": slots.gpus},
             search_alg=TuneSearcher(conductor),
             scheduler=TuneScheduler(conductor),
-            callbacks=[TuneCallback(conductor, progress.trial_ended)],
+            callbacks=[TuneCallback(conductor)],
             max_failures=max_failures,
             # Fewer would leave slots idle, more would propose configurations before they can
             # learn from the trials under way.
@@ -324,6 +316,7 @@ def _record(request: SearchRequest, splits: Splits, slots: Slots) -> RunRecord:
             "threads_per_trial": slots.threads,
             **hardware(),
         },
+        slots=asdict(slots),
         started=now(),
     )
 

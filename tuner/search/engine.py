@@ -1,7 +1,6 @@
 """Ray Tune's searcher, scheduler and callback: each passes its events on to the conductor."""
 
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tuner.search.conductor import Conductor, LiveTrial
+from tuner.search.conductor import Conductor
 
 
 class TuneSearcher(Searcher):
@@ -61,9 +60,8 @@ class TuneCallback(Callback):
     ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
     """
 
-    def __init__(self, conductor: Conductor, on_end: Callable[[LiveTrial], None]) -> None:
+    def __init__(self, conductor: Conductor) -> None:
         self._conductor = conductor
-        self._on_end = on_end
         self._endings: deque[tuple[Trial, str]] = deque()
 
     def on_trial_complete(
@@ -85,7 +83,7 @@ class TuneCallback(Callback):
         """Close the books of what ended in this step."""
         while self._endings:
             trial, reason = self._endings.popleft()
-            self._on_end(self._conductor.end(trial.config["number"], reason))
+            self._conductor.end(trial.config["number"], reason)
             _forget_figures(trial)
 
 

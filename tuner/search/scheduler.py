@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tuner.config import SearchConfig
+from tuner.config import SearchConfig, rung_epochs
 from tuner.trial import Stop
 
 MIN_PEERS = 3
@@ -43,11 +43,10 @@ class Asha:
 
     def __init__(self, *, grace: int, reduction: int, epochs: int) -> None:
         self.reduction = reduction
-        self.rungs: dict[int, list[float]] = {}
+        self.rungs: dict[int, list[float]] = {
+            epoch: [] for epoch in rung_epochs(grace, reduction, epochs)
+        }
         """Epoch of the rung -> the accuracies that arrived, in their order."""
-        while grace < epochs:
-            self.rungs[grace] = []
-            grace *= reduction
 
     def enter(self, number: int, epoch: int, value: float) -> None:
         """See ``Scheduler``."""

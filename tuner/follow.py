@@ -1,0 +1,134 @@
+"""Watching a search from its run folder alone: from another terminal, or another machine."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from tuner.board import draw, summary
+from tuner.run import Run, clock
+from tuner.tally import Tally
+from tuner.trial import TrialRecord
+
+SECONDS = 1.0
+"""Between two looks at the folder."""
+SILENT_SECONDS = 60.0
+"""Without news for so long, and for 5 epochs, the search may have been killed; this is said."""
+
+
+class Folder:
+    """A run folder whose changes are told to a tally."""
+
+    def __init__(self, path: Path) -> None:
+        self.run = Run.open(path)
+        self.tally = Tally(self.run.record.search)
+        self.news = 0.0
+        """When the last epoch ended, in seconds since 1970."""
+        self._stamps: dict[int, tuple[int, int]] = {}
+        """Trial -> when its status and its history were written last."""
+        trials = self.run.trials()
+        self.tally.add(trials)
+        for trial in trials:
+            self._stamps[trial.number] = _stamps(trial.path)
+            if trial.status.state == "running":
+                self.tally.trial_began(trial.number, trial.config, trial.history)
+            self._hear(trial)
+
+    @property
+    def slots(self) -> int:
+        """Trials that the search trains at once; 0 where it was not recorded."""
+        return int(self.run.record.slots.get("count", 0))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the search has said that it ended."""
+        return self.run.record.status != "running"
+
+    def look(self) -> list[TrialRecord]:
+        """Tell the tally what has changed; give the trials that have ended since."""
+        self.run = Run.open(self.run.path)
+        self.tally.search = self.run.record.search
+        ended = []
+        for path in sorted((self.run.path / "trials").glob("[0-9]*/status.json")):
+            number = int(path.parent.name)
+            stamps = _stamps(path.parent)
+            if self._stamps.get(number) == stamps:
+                continue
+            self._stamps[number] = stamps
+            trial = self.run.trial(number)
+            is_running = trial.status.state == "running"
+            known = self.tally.running.get(number)
+            if known is None:
+                self.tally.trial_began(number, trial.config, ())
+                known = self.tally.running[number]
+            for row in trial.history[len(known.history) :]:
+                self.tally.epoch_ended(number, row)
+            if not is_running:
+                self.tally.trial_ended(number, trial.status, trial.history)
+                ended.append(trial)
+            self._hear(trial)
+        return ended
+
+    def _hear(self, trial: TrialRecord) -> None:
+        self.news = max([self.news, *(row.time for row in trial.history)])
+
+    def note(self, now: float) -> str:
+        """Say that nothing has been heard for long, if so."""
+        silent = now - self.news
+        if self.has_ended or not self.news or silent < max(SILENT_SECONDS, 5 * self._epoch()):
+            return ""
+        return f"No news for {clock(silent)}; was the search killed?"
+
+    def _epoch(self) -> float:
+        rows = [row for trial in list(self.tally.running.values()) for row in trial.history[-1:]]
+        return max((row.seconds for row in rows), default=0.0)
+
+
+def _stamps(path: Path) -> tuple[int, int]:
+    """Give when the status and the history of a trial were written, in ns."""
+
+    def stamp(name: str) -> int:
+        try:
+            return (path / name).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    return stamp("status.json"), stamp("history.csv")
+
+
+def follow(path: Path, console: Console) -> Run:
+    """Show the search of a run folder until it ends, or the user has seen enough.
+
+    Raises:
+        UsageError: If there is no run.
+        TunerError: If it is damaged.
+    """
+    folder = Folder(path)
+
+    def seconds_left() -> float | None:
+        return None if folder.has_ended else folder.tally.seconds_left(folder.slots)
+
+    if not console.is_terminal or console.is_dumb_terminal:
+        console.print(summary(folder.tally, folder.slots, seconds_left()), markup=False)
+        while not folder.has_ended:
+            time.sleep(SECONDS)
+            for trial in folder.look():
+                ending = folder.tally.ending(trial.number, trial.status, trial.history)
+                console.print(str(ending), soft_wrap=True, markup=False)
+        return folder.run
+    with Live(
+        get_renderable=lambda: draw(
+            folder.tally,
+            folder.slots,
+            seconds_left(),
+            folder.note(time.time()),
+            *console.size,
+        ),
+        console=console,
+        refresh_per_second=4,
+    ):
+        while not folder.has_ended:
+            time.sleep(SECONDS)
+            folder.look()
+    return folder.run
