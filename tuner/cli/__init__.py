@@ -10,6 +10,7 @@ import click
 from tuner import __version__
 from tuner.cli.combining import ensemble
 from tuner.cli.inputs import data, space
+from tuner.cli.reporting import report
 from tuner.cli.results import leaderboard, rerun, runs, show
 from tuner.cli.searching import search
 from tuner.errors import TunerError, UsageError
@@ -24,7 +25,7 @@ def cli() -> None:
     """Search hyperparameters and architectures of image classifiers, then combine the best."""
 
 
-for command in (search, ensemble, leaderboard, runs, show, rerun, space, data):
+for command in (search, ensemble, leaderboard, runs, show, report, rerun, space, data):
     cli.add_command(command)
 
 

@@ -21,6 +21,7 @@ from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.search.study import make_optuna_sampler, make_study, refuse_unfit
 from tuner.space import RandomTrial, SearchSpace, Trial
+from tuner.space.axes import value_of
 from tuner.trial import EpochRow, TrialState, best_row
 
 MAX_REFUSED = 500
@@ -266,14 +267,9 @@ class _Retraced:
         return self._take(name, CategoricalDistribution(choices))
 
     def _take(self, name: str, distribution: BaseDistribution) -> Any:
-        value: Any = self._plain
-        for key in name.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                raise _OutsideError(name)
-            value = value[key]
-        if isinstance(value, Mapping):
-            # The name of a branch stands for which one was taken.
-            value = next(iter(value))
+        value = value_of(self._plain, name)
+        if value is None:
+            raise _OutsideError(name)
         try:
             is_inside = distribution._contains(distribution.to_internal_repr(value))
         except (ValueError, TypeError):

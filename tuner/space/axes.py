@@ -207,6 +207,23 @@ def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
                 yield from parameters(group)
 
 
+def value_of(plain: Mapping[str, Any], name: str) -> Plain | None:
+    """Give what a trial was given for the parameter ``name``; ``None`` if it was not asked for.
+
+    Args:
+        plain: The trial's configuration, as ``TrialConfig.to_dict`` gives it.
+        name: Dotted, as in ``Trial.suggest_float``.
+    """
+    value: Any = plain
+    for key in name.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return None
+        value = value[key]
+    # The name of a branch stands for which one was taken.
+    found: Plain = next(iter(value)) if isinstance(value, Mapping) else value
+    return found
+
+
 @dataclass(slots=True)
 class RandomTrial:
     """A trial that draws at random, and needs no study."""

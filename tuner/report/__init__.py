@@ -1,0 +1,119 @@
+"""A run on one page: ``report.html`` in its folder, which opens anywhere and asks for nothing.
+
+``facts`` gathers what the trials tell, ``ensembles`` what an ensemble tells; ``page`` makes a page
+of them with the templates, the style and the scripts in ``assets``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.files import write_text
+from tuner.report.ensembles import ensemble_folders, read_ensemble
+from tuner.report.facts import run_facts
+from tuner.report.page import render
+from tuner.run import Run
+from tuner.space import SearchSpace
+from tuner.trial import TrialRecord
+
+__all__ = ["Report", "verdict", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """A page that was written."""
+
+    path: Path
+    verdict: str
+    """Its first sentence."""
+
+
+def write_report(
+    run: Run,
+    space: SearchSpace,
+    importance: Mapping[str, Mapping[str, float]],
+    advice: Sequence[str],
+) -> Report:
+    """Write ``report.html`` of a run.
+
+    Args:
+        run: Which.
+        space: What it searched.
+        importance: Group of trials -> parameter -> share of the importance.
+        advice: What to look at, one line each.
+
+    Raises:
+        TunerError: If the run or its newest ensemble is damaged.
+    """
+    ranked = run.ranked()
+    ensembles = [read_ensemble(folder) for folder in ensemble_folders(run.path)]
+    ensemble = ensembles[0] if ensembles else None
+    facts = run_facts(run, space, ranked, importance)
+    if ensemble:
+        keys = ("by_size", "classes", "confusion", "per_class", "reliability", "coverage")
+        drawn = {key: ensemble[key] for key in (*keys, "frontier") if ensemble.get(key)}
+        facts["ensemble"] = drawn
+    sentence = verdict(ranked, ensemble)
+    page = render(
+        "report.html",
+        ("table.js", "report.js", "ensemble.js"),
+        facts,
+        title=f"{run.record.name} · cifar-tune",
+        verdict=sentence,
+        record=run.record,
+        summary=_summary(run, ranked),
+        advice=advice,
+        ensemble=ensemble,
+        others=ensembles[1:],
+        facts_of=facts,
+        space=(run.path / "space.yaml").read_text(),
+    )
+    path = run.path / "report.html"
+    write_text(path, page)
+    return Report(path=path, verdict=sentence)
+
+
+def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:
+    """Say in one sentence what a run has led to.
+
+    Args:
+        ranked: Its trials, the best first.
+        ensemble: The figures of its newest ensemble, if it has one.
+    """
+    if ensemble:
+        accuracy = ensemble["ensemble"]["test"]["accuracy"]
+        text = f"Ensemble of {len(ensemble['members'])}: {100 * accuracy:.1f} % test"
+        gain = ensemble.get("gain", {}).get("over_best_single")
+        if gain is None:
+            return text
+        low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
+        span = f"[{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+        over = f"{100 * gain['gain']:+.1f}".replace("-", "\N{MINUS SIGN}")
+        return f"{text}, {over} over the best single {span}"
+    best = ranked[0].best if ranked else None
+    if best is None:
+        return f"No trial of {len(ranked)} has an accuracy"
+    family, number = ranked[0].config.model.family, ranked[0].number
+    return (
+        f"Best of {len(ranked)} trials: {100 * best.val_accuracy:.1f} % validation "
+        f"({family}, trial {number})"
+    )
+
+
+def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
+    seconds = sum(row.seconds for trial in ranked for row in trial.history)
+    states: dict[str, int] = {}
+    for trial in ranked:
+        states[trial.status.state] = states.get(trial.status.state, 0) + 1
+    best = ranked[0].best if ranked else None
+    return {
+        "trials": len(ranked),
+        "states": states,
+        "best": best.val_accuracy if best else None,
+        "best_trial": ranked[0].number if best else None,
+        "epochs": sum(len(trial.history) for trial in ranked),
+        "active_seconds": run.record.active_seconds,
+        "training_hours": seconds / 3600,
+        "gpu_hours": seconds / 3600 * run.record.slots.get("gpus", 0.0),
+    }

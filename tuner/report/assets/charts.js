@@ -1,0 +1,83 @@
+"use strict";
+// What the pages share: colours that follow the reader's scheme, charts that follow their width.
+
+const facts = JSON.parse(document.getElementById("facts").textContent);
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const charts = [];
+let printing = false;
+
+// Okabe & Ito's colours, told apart with any colour vision; the yellow is left out, too pale on paper.
+const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b07d00", "#5d636a"];
+const DARK = ["#56a8dc", "#f08a4b", "#3cc79b", "#e09cc2", "#8fd0f5", "#d9ae45", "#9aa0a6"];
+
+function palette() {
+  const isDark = dark.matches && !printing;
+  return isDark
+    ? { series: DARK, ink: "#e4e4e0", soft: "#9aa0a6", rule: "#32363b", paper: "#15171a", ramp: ["#2b3a4a", "#3f7fa6", "#9fe0d0"], heat: ["#1d2024", "#3f86b5"] }
+    : { series: LIGHT, ink: "#1d1f21", soft: "#5d636a", rule: "#dddcd6", paper: "#fcfcfa", ramp: ["#d3d9df", "#5f97bd", "#0b3c5d"], heat: ["#f2f1ec", "#1f5f8b"] };
+}
+
+// Escapes text that a tooltip, which is HTML, will show.
+function safe(text) {
+  return String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+}
+
+const percent = (share, digits = 2) => (share == null ? "–" : (100 * share).toFixed(digits) + " %");
+const short = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : value);
+
+function axis(colours, given) {
+  return {
+    nameTextStyle: { color: colours.soft }, axisLabel: { color: colours.soft, hideOverlap: true, ...given.axisLabel },
+    axisLine: { show: true, lineStyle: { color: colours.rule } }, axisTick: { show: false },
+    splitLine: { show: given.splitLine ?? false, lineStyle: { color: colours.rule } },
+    ...Object.fromEntries(Object.entries(given).filter(([key]) => !["axisLabel", "splitLine"].includes(key))),
+  };
+}
+
+// A chart in the element of this id: draw(colours, width) gives its options, again at each change.
+function chart(id, draw) {
+  const element = typeof id === "string" ? document.getElementById(id) : id;
+  if (!element) return null;
+  const made = echarts.init(element, null, { renderer: "canvas", devicePixelRatio: Math.max(2, window.devicePixelRatio) });
+  const entry = {
+    element, made,
+    draw() {
+      const colours = palette();
+      const options = draw(colours, element.clientWidth);
+      if (options.height) element.style.height = options.height + "px";
+      made.resize();
+      made.setOption({
+        animation: false, textStyle: { fontFamily: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif" },
+        color: colours.series, backgroundColor: "transparent", ...options.chart,
+      }, { notMerge: true });
+    },
+  };
+  entry.draw();
+  charts.push(entry);
+  return entry;
+}
+
+function tooltip(colours, formatter, more = {}) {
+  return { confine: true, backgroundColor: colours.paper, borderColor: colours.rule, textStyle: { color: colours.ink, fontSize: 12 }, formatter, ...more };
+}
+
+function redraw() { for (const entry of charts) entry.draw(); }
+
+dark.addEventListener("change", redraw);
+let width = window.innerWidth;
+window.addEventListener("resize", () => {
+  // A phone's address bar changes the height alone.
+  if (window.innerWidth === width) return;
+  width = window.innerWidth;
+  redraw();
+});
+window.addEventListener("beforeprint", () => { printing = true; redraw(); });
+window.addEventListener("afterprint", () => { printing = false; redraw(); });
+
+// Room for the lower end of accuracies that are worth seeing: the best seven tenths of them.
+function floor(accuracies) {
+  const sorted = accuracies.filter((a) => a != null).sort((a, b) => a - b);
+  if (!sorted.length) return 0;
+  const low = sorted[Math.floor(0.3 * sorted.length)], high = sorted.at(-1);
+  return Math.max(0, Math.floor(100 * (low - Math.max(0.02, 0.15 * (high - low)))) / 100);
+}

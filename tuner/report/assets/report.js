@@ -1,0 +1,177 @@
+"use strict";
+// The charts of a run: curves, parameters, time.
+
+const trials = facts.trials;
+const families = [...new Set(trials.map((t) => t.family))].sort();
+const colourOf = (colours, family) => colours.series[families.indexOf(family) % colours.series.length];
+const control = (id) => document.getElementById(id);
+const name = (t) => `trial ${t.number} · ${safe(t.family)}`;
+
+function on(id, chartEntry) { control(id).addEventListener("input", () => chartEntry.draw()); }
+
+// Learning curves
+
+const SYMBOLS = { completed: "circle", stopped: "emptyCircle", interrupted: "emptyRect", diverged: "triangle", failed: "triangle", out_of_memory: "triangle" };
+
+const curves = chart("chart-curves", (colours) => {
+  const shown = trials.filter((t) => t.curve.length);
+  // The best are drawn last, on top.
+  const ordered = [...shown].reverse();
+  const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
+  const byFamily = families.map((family) => ordered.filter((t) => t.family === family));
+  const low = control("zoom").checked ? floor(shown.map((t) => t.accuracy)) : 0;
+  const end = (t) => [t.curve.length, t.curve.at(-1)];
+  const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
+  return { chart: {
+    grid: { left: 48, right: 18, top: families.length > 1 ? 34 : 12, bottom: 40 },
+    legend: { show: families.length > 1, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
+    tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
+    xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
+    yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v) + " %" } }),
+    series: families.flatMap((family, index) => [
+      {
+        name: family, type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, z: 2,
+        data: byFamily[index].filter((t) => t.curve.length > 1).map((t) => ({ trial: t, coords: t.curve.map((a, e) => [e + 1, a ?? 0]) })),
+        lineStyle: { width: 1.2, opacity, color: colourOf(colours, family) }, emphasis: { lineStyle: { width: 3, opacity: 1 } },
+      },
+      {
+        name: family, type: "scatter", clip: true, z: 3, symbolSize: 6,
+        data: byFamily[index].map((t) => ({ trial: t, value: end(t), symbol: SYMBOLS[t.state] ?? "none" })),
+        itemStyle: { color: colourOf(colours, family), opacity: Math.min(1, 2 * opacity) },
+        ...(index === 0 && { markLine: { silent: true, symbol: "none", lineStyle: { color: colours.soft, type: "dotted" }, label: { color: colours.soft, formatter: (p) => p.value, fontSize: 11 }, data: facts.rungs.map((rung) => ({ xAxis: rung })) } }),
+      },
+    ]),
+  } };
+});
+on("log-epochs", curves);
+on("zoom", curves);
+
+chart("chart-best", (colours) => ({ chart: {
+  grid: { left: 48, right: 18, top: 12, bottom: 40 },
+  tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${percent(p[0].data[1])}</b>`, { trigger: "axis" }),
+  xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax" }),
+  yAxis: axis(colours, { type: "value", scale: true, min: floor(facts.best_so_far.map((p) => p[2])), splitLine: true, axisLabel: { formatter: (v) => Math.round(1000 * v) / 10 + " %" } }),
+  series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 }, areaStyle: { opacity: 0.08 } }],
+} }));
+
+// Parallel coordinates
+
+const MOST_AXES = 9;
+const SHARES = [1, 0.5, 0.25, 0.1];
+const rank = new Map((facts.importance["all trials"] ?? []).map(([parameter], index) => [parameter, index]));
+
+function fillSelect(id, labelId, names) {
+  control(id).replaceChildren(...names.map((text) => new Option(text, text)));
+  control(labelId).hidden = names.length < 2;
+}
+fillSelect("family", "family-label", families.length > 1 ? ["all", ...families] : families);
+
+const parallel = chart("chart-parallel", (colours, width) => {
+  const family = control("family").value, share = SHARES[control("share").value];
+  const scored = trials.filter((t) => t.accuracy != null && (family === "all" || t.family === family));
+  const kept = scored.slice(0, Math.max(1, Math.ceil(share * scored.length)));
+  const fits = facts.parameters.map((p, index) => ({ ...p, index }))
+    .filter((p) => (family === "all" ? p.family === null : p.family === null || p.family === family))
+    .filter((p) => scored.some((t) => t.values[p.index] != null));
+  const ranked = [...fits].sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
+  const isNarrow = width < 620;
+  const axes = ranked.slice(0, MOST_AXES);
+  control("share-text").textContent = `${Math.round(100 * share)} %: ${kept.length} of ${scored.length} trials`;
+  control("parallel-note").textContent = (fits.length > axes.length
+    ? `The ${axes.length} most important of ${fits.length} parameters; the leaderboard has all. ` : "")
+    + (fits.some((p) => scored.some((t) => t.values[p.index] == null)) ? "A line passes over an axis that its trial has not. " : "");
+  const accuracies = kept.map((t) => t.accuracy), low = Math.min(...accuracies), high = Math.max(...accuracies);
+  const dims = axes.map((p, dim) => ({
+    dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",
+    ...(p.values ? { type: "category", data: p.values } : { type: p.log ? "log" : "value", min: p.low, max: p.high }),
+    axisLabel: { formatter: (v) => short(v) },
+  }));
+  dims.push({ dim: axes.length, name: "accuracy", type: "value", scale: true, min: low, max: high > low ? high : low + 0.01, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (100 * v).toFixed(1) } });
+  return { height: isNarrow ? 60 * dims.length + 80 : 440, chart: {
+    tooltip: tooltip(colours, (p) => {
+      const t = kept.toReversed()[p.dataIndex];
+      return `<b>${name(t)}</b><br>${axes.map((a) => `${safe(a.short)} ${safe(short(t.values[a.index] ?? "–"))}`).join("<br>")}<br>accuracy ${percent(t.accuracy)}`;
+    }),
+    visualMap: { show: false, dimension: axes.length, min: low, max: high, inRange: { color: colours.ramp } },
+    parallel: {
+      layout: isNarrow ? "vertical" : "horizontal", left: isNarrow ? 92 : 46, right: isNarrow ? 24 : 60, top: isNarrow ? 24 : 44, bottom: isNarrow ? 40 : 30,
+      parallelAxisDefault: { nameGap: 14, axisLine: { lineStyle: { color: colours.soft } }, axisTick: { lineStyle: { color: colours.rule } }, axisLabel: { color: colours.soft, fontSize: 10.5 }, areaSelectStyle: { color: colours.series[0], borderColor: colours.series[0], opacity: 0.25 } },
+    },
+    parallelAxis: dims.map((d) => ({ ...d, axisLabel: { color: colours.soft, fontSize: 10.5, ...d.axisLabel } })),
+    series: [{
+      type: "parallel", progressive: 0, inactiveOpacity: 0.03, activeOpacity: 0.9, smooth: 0,
+      lineStyle: { width: 1.3, opacity: Math.max(0.25, Math.min(0.8, 10 / Math.sqrt(kept.length * 6))) },
+      emphasis: { lineStyle: { width: 3, opacity: 1 } },
+      data: kept.toReversed().map((t) => [...axes.map((a) => t.values[a.index] ?? NaN), t.accuracy]),
+    }],
+  } };
+});
+on("share", parallel);
+on("family", parallel);
+
+// Importance
+
+const groups = Object.keys(facts.importance);
+if (groups.length) {
+  fillSelect("group", "group-label", groups);
+  const shortOf = Object.fromEntries(facts.parameters.map((p) => [p.name, p.short]));
+  on("group", chart("chart-importance", (colours) => {
+    const shares = facts.importance[control("group").value].slice(0, 20).toReversed();
+    return { height: 22 * shares.length + 30, chart: {
+      grid: { left: 8, right: 60, top: 4, bottom: 8, containLabel: true },
+      xAxis: { type: "value", show: false, max: "dataMax" },
+      yAxis: axis(colours, { type: "category", data: shares.map(([parameter]) => shortOf[parameter]), axisLabel: { color: colours.ink, interval: 0 }, axisLine: { show: false } }),
+      tooltip: tooltip(colours, (p) => `${safe(shares[p.dataIndex][0])}<br><b>${percent(p.value, 1)}</b>`),
+      series: [{ type: "bar", barWidth: 12, data: shares.map(([, share]) => share), label: { show: true, position: "right", color: colours.soft, formatter: (p) => percent(p.value, p.value < 0.1 ? 1 : 0) }, itemStyle: { color: colours.series[0], borderRadius: [0, 2, 2, 0] } }],
+    } };
+  }));
+}
+
+// Slices
+
+{
+  const scored = trials.filter((t) => t.accuracy != null);
+  const low = floor(scored.map((t) => t.accuracy));
+  const byRank = facts.parameters.map((p, index) => ({ ...p, index })).sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
+  // Chance that stays the same at each drawing.
+  const jitter = (number) => ((number * 0.6180339887) % 1) - 0.5;
+  for (const parameter of byRank) {
+    const having = scored.filter((t) => t.values[parameter.index] != null);
+    if (!having.length) continue;
+    const element = document.createElement("div");
+    element.className = "chart";
+    element.style.height = "13rem";
+    element.setAttribute("role", "img");
+    element.setAttribute("aria-label", `${parameter.name} against accuracy`);
+    control("slices").append(element);
+    const place = (t) => (parameter.values ? parameter.values.indexOf(t.values[parameter.index]) + 0.5 * jitter(t.number) : t.values[parameter.index]);
+    const isFew = parameter.values;
+    chart(element, (colours) => ({ chart: {
+      title: { text: parameter.short, left: 0, top: 0, textStyle: { fontSize: 12.5, fontWeight: 500, color: colours.ink } },
+      grid: { left: 38, right: 14, top: 28, bottom: 24 },
+      tooltip: tooltip(colours, (p) => `<b>${name(having[p.dataIndex])}</b><br>${safe(parameter.name)} ${safe(short(having[p.dataIndex].values[parameter.index]))}<br>${percent(having[p.dataIndex].accuracy)}`),
+      xAxis: isFew
+        ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11 } })
+        : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, axisLabel: { formatter: short, fontSize: 11 } }),
+      yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitNumber: 3, splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v), fontSize: 11 } }),
+      series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.accuracy], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
+    } }));
+  }
+}
+
+// Time
+
+for (const [by, rows] of Object.entries(facts.spending)) {
+  chart(`chart-spent-${by}`, (colours) => {
+    const ordered = rows.toReversed();
+    const unit = rows.some((r) => r.gpu_hours) ? ["gpu_hours", "GPU-h"] : ["hours", "h"];
+    const total = rows.reduce((sum, r) => sum + r[unit[0]], 0) || 1;
+    return { height: 24 * rows.length + 20, chart: {
+      grid: { left: 8, right: 60, top: 4, bottom: 8, containLabel: true },
+      xAxis: { type: "value", show: false, max: "dataMax" },
+      yAxis: axis(colours, { type: "category", data: ordered.map((r) => r.name.replaceAll("_", " ")), axisLabel: { color: colours.ink, interval: 0 }, axisLine: { show: false } }),
+      tooltip: tooltip(colours, (p) => `${safe(ordered[p.dataIndex].name)}<br><b>${short(p.value)} ${unit[1]}</b>`),
+      series: [{ type: "bar", barWidth: 12, data: ordered.map((r) => ({ value: r[unit[0]], itemStyle: { color: by === "family" ? colourOf(colours, r.name) : colours.series[0] } })), label: { show: true, position: "right", color: colours.soft, formatter: (p) => percent(p.value / total, 0) }, itemStyle: { borderRadius: [0, 2, 2, 0] } }],
+    } };
+  });
+}

@@ -1,0 +1,84 @@
+"use strict";
+// The leaderboard: sorted by a heading, filtered by words, a part of it shown at first.
+
+{
+  const FEW = 25;
+  const table = document.getElementById("trials");
+  const filter = document.getElementById("filter");
+  const withParameters = document.getElementById("with-parameters");
+  const more = document.getElementById("more");
+  const time = (s) => (s < 60 ? s.toFixed(1) + " s" : s < 3600 ? (s / 60).toFixed(1) + " min" : (s / 3600).toFixed(2) + " h");
+  const plain = [
+    { title: "trial", of: (t) => t.number, number: true },
+    { title: "model", of: (t) => t.family },
+    { title: "state", of: (t) => t.state, show: (v) => v.replaceAll("_", " ") },
+    { title: "accuracy %", of: (t) => t.accuracy, number: true, show: (v) => (100 * v).toFixed(2), down: true },
+    { title: "loss", of: (t) => t.loss, number: true, show: (v) => v.toFixed(4) },
+    { title: "epochs", of: (t) => t.epochs, number: true, down: true },
+    { title: "time", of: (t) => t.seconds, number: true, show: time, down: true },
+    { title: "parameters", of: (t) => t.parameters, number: true, show: (v) => v.toLocaleString("en").replaceAll(",", "\u202f"), down: true },
+  ];
+  const reason = { title: "why it ended", of: (t) => t.reason, long: true };
+  const searched = facts.parameters.map((parameter, index) => ({
+    title: parameter.short, of: (t) => t.values[index], number: !parameter.values, show: short,
+  }));
+  const words = facts.trials.map((t) =>
+    [`trial ${t.number}`, t.family, t.state.replaceAll("_", " "), t.reason,
+      ...t.values.map((v, i) => (v == null ? "" : `${facts.parameters[i].short}=${v}`))].join(" ").toLowerCase());
+  let order = { column: 3, down: true }, all = false;
+
+  const columns = () => (withParameters.checked ? [...plain, ...searched, reason] : [...plain, reason]);
+
+  function chosen() {
+    const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const rows = facts.trials.map((t, i) => i).filter((i) => wanted.every((word) => words[i].includes(word)));
+    const { of } = columns()[order.column], sign = order.down ? -1 : 1;
+    return rows.sort((i, j) => {
+      const a = of(facts.trials[i]), b = of(facts.trials[j]);
+      // What has no value comes last, whichever way; ties keep their rank.
+      if (a == null || b == null) return (a == null) - (b == null) || i - j;
+      return a < b ? -sign : a > b ? sign : i - j;
+    });
+  }
+
+  function show() {
+    if (order.column >= columns().length) order = { column: 3, down: true };
+    const head = document.createElement("tr");
+    columns().forEach((column, index) => {
+      const cell = document.createElement("th"), button = document.createElement("button");
+      button.textContent = column.title;
+      button.type = "button";
+      button.onclick = () => {
+        order = { column: index, down: index === order.column ? !order.down : Boolean(column.down) };
+        show();
+        table.tHead.rows[0].cells[index].firstChild.focus();
+      };
+      if (column.number) cell.className = "n";
+      if (index === order.column) cell.setAttribute("aria-sort", order.down ? "descending" : "ascending");
+      cell.scope = "col";
+      cell.append(button);
+      head.append(cell);
+    });
+    table.tHead.replaceChildren(head);
+    const rows = chosen(), shown = all ? rows : rows.slice(0, FEW);
+    table.tBodies[0].replaceChildren(...shown.map((i) => {
+      const trial = facts.trials[i], line = document.createElement("tr");
+      for (const column of columns()) {
+        const cell = line.insertCell(), value = column.of(trial);
+        cell.textContent = value == null || value === "" ? "–" : column.show && typeof value !== "boolean" ? column.show(value) : value;
+        if (column.number) cell.className = "n";
+        if (column.title === "state") cell.className = `state-${trial.state}`;
+        if (column.long) { cell.className = "reason"; cell.title = value; }
+      }
+      return line;
+    }));
+    const count = document.getElementById("shown");
+    count.textContent = rows.length === facts.trials.length ? "" : `${rows.length} of ${facts.trials.length} trials`;
+    more.hidden = rows.length <= FEW;
+    more.textContent = all ? `Show the first ${FEW}` : `Show all ${rows.length}`;
+  }
+
+  filter.oninput = withParameters.onchange = show;
+  more.onclick = () => { all = !all; show(); };
+  show();
+}

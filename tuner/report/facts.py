@@ -1,0 +1,147 @@
+"""What a run's page shows of its trials, as plain values that a script can read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuner.run import Run
+from tuner.space import SearchSpace
+from tuner.space.axes import Branch, Choice, Range, parameters, spell, value_of
+from tuner.tally import Tally, best_so_far
+from tuner.trial import TrialRecord, TrialState
+
+Plain = dict[str, Any]
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Give each dotted name its shortest ending that no other one has."""
+    short = {}
+    for name in names:
+        words = name.split(".")
+        for length in range(1, len(words) + 1):
+            ending = ".".join(words[-length:])
+            if sum(f".{other}".endswith(f".{ending}") for other in names) == 1:
+                break
+        short[name] = ending
+    return short
+
+
+def parameter_facts(space: SearchSpace) -> list[Plain]:
+    """Describe the parameters of a space: their scale, and the family that they belong to."""
+    axes = list(parameters(space.axes))
+    short = short_names([axis.name for axis in axes])
+    facts = []
+    for axis in axes:
+        words = axis.name.split(".")
+        fact: Plain = {"name": axis.name, "short": short[axis.name]}
+        fact["family"] = words[1] if words[0] == "model" and len(words) > 2 else None
+        match axis:
+            case Range():
+                fact |= {"low": axis.low, "high": axis.high, "log": axis.log, "whole": axis.whole}
+            case Choice():
+                fact["values"] = [spell(value) for value in axis.values]
+            case Branch():
+                fact["values"] = list(axis.options)
+        facts.append(fact)
+    return facts
+
+
+def trial_facts(ranked: Sequence[TrialRecord], names: Sequence[str]) -> list[Plain]:
+    """Describe trials, in the order given, with their values of the parameters ``names``."""
+    return [_trial(trial, names) for trial in ranked]
+
+
+def _trial(trial: TrialRecord, names: Sequence[str]) -> Plain:
+    best = trial.best
+    plain = trial.config.to_dict()
+    values = [value_of(plain, name) for name in names]
+    return {
+        "number": trial.number,
+        "family": trial.config.model.family,
+        "state": trial.status.state,
+        "accuracy": _rounded(best.val_accuracy, 4) if best else None,
+        "loss": _rounded(best.val_loss, 4) if best else None,
+        "best_epoch": best.epoch if best else None,
+        "epochs": len(trial.history),
+        "seconds": _rounded(sum(row.seconds for row in trial.history), 1),
+        "parameters": trial.status.num_parameters or None,
+        "reason": trial.status.reason,
+        "values": [
+            spell(value) if isinstance(value, bool | str) else _digits(value) for value in values
+        ],
+        "curve": [_rounded(row.val_accuracy, 4) for row in trial.history],
+    }
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def _digits(value: float | None) -> float | None:
+    """Keep as many digits as a picture can show."""
+    return None if value is None else float(f"{value:.5g}")
+
+
+def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
+    """Say where the time went: by family, and by how far trials came."""
+    gpus = run.record.slots.get("gpus", 0.0)
+    marks = [rung.epoch for rung in Tally(run.record.search).rungs()]
+    by_family: dict[str, list[TrialRecord]] = {}
+    by_rung: dict[str, list[TrialRecord]] = {f"stopped at rung {mark}": [] for mark in marks}
+    names: dict[TrialState, str] = {"completed": "ran its course", "stopped": "stopped elsewhere"}
+    for trial in trials:
+        by_family.setdefault(trial.config.model.family, []).append(trial)
+        stop = trial.status.stop
+        state = trial.status.state
+        key = f"stopped at rung {stop.rung}" if stop else names.get(state, state.replace("_", " "))
+        by_rung.setdefault(key, []).append(trial)
+    return {
+        "family": _spent(by_family, gpus),
+        "rung": _spent({key: group for key, group in by_rung.items() if group}, gpus),
+    }
+
+
+def _spent(groups: Mapping[str, Sequence[TrialRecord]], gpus: float) -> list[Plain]:
+    rows = []
+    for name, trials in groups.items():
+        hours = sum(row.seconds for trial in trials for row in trial.history) / 3600
+        bests = [trial.best.val_accuracy for trial in trials if trial.best]
+        rows.append(
+            {
+                "name": name,
+                "trials": len(trials),
+                "epochs": sum(len(trial.history) for trial in trials),
+                "hours": hours,
+                "gpu_hours": hours * gpus,
+                "best": max(bests, default=None),
+            }
+        )
+    return rows
+
+
+def run_facts(
+    run: Run,
+    space: SearchSpace,
+    ranked: Sequence[TrialRecord],
+    importance: Mapping[str, Mapping[str, float]],
+) -> Plain:
+    """Give what the script of a run's page draws."""
+    facts = parameter_facts(space)
+    gpus = run.record.slots.get("gpus", 0.0)
+    tally = Tally(run.record.search)
+    tally.add(ranked)
+    return {
+        "epochs": run.record.search.epochs,
+        "rungs": [rung.epoch for rung in tally.rungs()],
+        "parameters": facts,
+        "trials": trial_facts(ranked, [fact["name"] for fact in facts]),
+        "best_so_far": [
+            [epochs, round(hours, 5), round(best, 4)]
+            for epochs, hours, best in best_so_far(ranked, gpus)
+        ],
+        "importance": {
+            group: [[name, round(share, 4)] for name, share in shares.items()]
+            for group, shares in importance.items()
+        },
+        "spending": spending(run, ranked),
+    }

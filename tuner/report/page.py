@@ -1,0 +1,63 @@
+"""One HTML page that needs nothing else: templates, style, scripts and the plotting library.
+
+The plots are drawn by Apache ECharts (Apache License 2.0; its licence and notice lie beside it in
+``assets``). It has parallel coordinates with log axes and brushes, which plotly.js and Bokeh lack
+below 4 MB, or altogether; it is one file of 1.1 MB; and it is kept by the Apache foundation.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tuner.run import clock
+
+
+def render(template: str, scripts: tuple[str, ...], facts: dict[str, Any], **context: Any) -> str:
+    """Fill a template.
+
+    Args:
+        template: Its name in ``assets``.
+        scripts: Of the page, by their names there, in their order.
+        facts: What the scripts draw, plain values without NaN.
+        context: What the template writes.
+    """
+    page = _environment().get_template(template)
+    return page.render(
+        style=Markup(_asset("page.css")),
+        scripts=[Markup(_asset(name)) for name in ("echarts.min.js", "charts.js", *scripts)],
+        facts=_script_safe(facts),
+        **context,
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tuner.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": lambda share: f"{100 * share:.1f} %",
+        "points": lambda share: f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}"),
+        "clock": clock,
+        "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+        "words": lambda text: text.replace("_", " "),
+    }
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (files("tuner.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _script_safe(facts: dict[str, Any]) -> Markup:
+    """Write JSON that cannot end the script element that it stands in."""
+    text = json.dumps(facts, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))

@@ -1,0 +1,65 @@
+"""How much each parameter had to do with a trial being among the best."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator
+
+from tuner.search.sampler import Sampler
+from tuner.space import SearchSpace
+from tuner.trial import TrialRecord
+
+ALL = "all trials"
+MIN_TRIALS = 20
+"""Below, a few lucky trials would decide."""
+BEST_SHARE = 0.1
+"""The best trials whose parameters are compared with all."""
+MIN_BEST = 5
+"""Of them at least, as Optuna advises."""
+
+
+def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, dict[str, float]]:
+    """Give each parameter's share of the importance, by PED-ANOVA (Watanabe et al. 2023).
+
+    It compares how the values of the best tenth of the trials are distributed with how all are
+    (arXiv 2304.10255; parameters of branches as in arXiv 2601.20800). A trial counts with its best
+    accuracy, stopped or not: a scheduler stops those that are worse.
+
+    Args:
+        space: What was searched.
+        trials: Of the run; those that lie outside of the space are left out.
+
+    Returns:
+        ``all trials``, and each family if there are several -> parameter -> share, the largest
+        first, summing to 1; without the groups that have too few trials to say anything.
+    """
+    sampler = Sampler(space, replace(space.search, sampler="random"))
+    numbers_of: dict[str, set[int]] = {ALL: set()}
+    for trial in trials:
+        if trial.best is not None and sampler.add(
+            trial.config, "completed", trial.history, trial.number
+        ):
+            numbers_of[ALL].add(trial.number)
+            numbers_of.setdefault(trial.config.model.family, set()).add(trial.number)
+    if len(numbers_of) == 2:
+        del numbers_of[trials[0].config.model.family]
+    shares = {
+        group: _shares([t for t in sampler.study.trials if t.user_attrs["trial"] in numbers])
+        for group, numbers in numbers_of.items()
+        if len(numbers) >= MIN_TRIALS
+    }
+    return {group: share for group, share in shares.items() if share}
+
+
+def _shares(trials: list[optuna.trial.FrozenTrial]) -> dict[str, float]:
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(trials)
+    quantile = max(BEST_SHARE, MIN_BEST / len(trials))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
+        raw = evaluator.evaluate(study)
+    total = sum(raw.values())
+    return {name: value / total for name, value in raw.items()} if total else {}
