@@ -13,13 +13,14 @@ from tuner.trial import TrialRecord
 
 MIN_TRIALS = 20
 """Below, chance explains what is seen."""
-BEST_SHARE = 0.2
+BEST_SHARE = 0.1
 EDGE = 0.1
 """Part of a range, on its own scale, that is its edge."""
 CHANCE = 0.01
 """So rarely would as many of the best lie at an edge if all places were as good."""
-HARDLY = 0.01
-"""Share of the importance below which a parameter hardly matters."""
+HARDLY = 0.1
+"""A parameter hardly matters with less than this part of an even share of the importance."""
+MOST_NAMES = 5
 
 
 def advise(
@@ -85,14 +86,13 @@ def _place(axis: Range, value: float) -> float:
 
 
 def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord]) -> Iterator[str]:
-    names = [name for name, share in importance.items() if share < HARDLY]
+    names = [name for name, share in importance.items() if share * len(importance) < HARDLY]
     if names and len(trials) >= 2 * MIN_TRIALS:
-        hardly = "hardly matters" if len(names) == 1 else "hardly matter"
-        fix = "it" if len(names) == 1 else "them"
-        yield (
-            f"{', '.join(names)}: {hardly} here, below {HARDLY:.0%} of the importance; fix {fix}, "
-            "and the search has less to learn."
-        )
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        # The least important ones, which come last.
+        listed = ", ".join(names[: -MOST_NAMES - 1 : -1])
+        verb, them = ("matters", "it") if len(names) == 1 else ("matter", "them")
+        yield (f"{listed}{more} hardly {verb} here; fix {them}, and the search has less to learn.")
 
 
 def _rungs(search: SearchConfig, trials: Sequence[TrialRecord]) -> Iterator[str]:

@@ -83,7 +83,9 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
     """
     if ensemble:
         accuracy = ensemble["ensemble"]["test"]["accuracy"]
-        text = f"Ensemble of {len(ensemble['members'])}: {100 * accuracy:.1f} % test"
+        text = (
+            f"Ensemble of {len(ensemble['members'])}: {100 * accuracy:.1f}\N{NO-BREAK SPACE}% test"
+        )
         gain = ensemble.get("gain", {}).get("over_best_single")
         if gain is None:
             return text
@@ -95,10 +97,8 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
     if best is None:
         return f"No trial of {len(ranked)} has an accuracy"
     family, number = ranked[0].config.model.family, ranked[0].number
-    return (
-        f"Best of {len(ranked)} trials: {100 * best.val_accuracy:.1f} % validation "
-        f"({family}, trial {number})"
-    )
+    accuracy = f"{100 * best.val_accuracy:.1f}\N{NO-BREAK SPACE}%"
+    return f"Best of {len(ranked)} trials: {accuracy} validation ({family}, trial {number})"
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:

@@ -46,15 +46,14 @@ def parameter_facts(space: SearchSpace) -> list[Plain]:
     return facts
 
 
-def trial_facts(ranked: Sequence[TrialRecord], names: Sequence[str]) -> list[Plain]:
-    """Describe trials, in the order given, with their values of the parameters ``names``."""
-    return [_trial(trial, names) for trial in ranked]
+def trial_facts(ranked: Sequence[TrialRecord], described: Sequence[Plain]) -> list[Plain]:
+    """Describe trials, in the order given, with their values of the ``described`` parameters."""
+    return [_trial(trial, described) for trial in ranked]
 
 
-def _trial(trial: TrialRecord, names: Sequence[str]) -> Plain:
+def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
     best = trial.best
     plain = trial.config.to_dict()
-    values = [value_of(plain, name) for name in names]
     return {
         "number": trial.number,
         "family": trial.config.model.family,
@@ -66,9 +65,7 @@ def _trial(trial: TrialRecord, names: Sequence[str]) -> Plain:
         "seconds": _rounded(sum(row.seconds for row in trial.history), 1),
         "parameters": trial.status.num_parameters or None,
         "reason": trial.status.reason,
-        "values": [
-            spell(value) if isinstance(value, bool | str) else _digits(value) for value in values
-        ],
+        "values": [_value(value_of(plain, fact["name"]), fact) for fact in described],
         "curve": [_rounded(row.val_accuracy, 4) for row in trial.history],
     }
 
@@ -77,9 +74,11 @@ def _rounded(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
-def _digits(value: float | None) -> float | None:
-    """Keep as many digits as a picture can show."""
-    return None if value is None else float(f"{value:.5g}")
+def _value(value: Any, fact: Plain) -> str | float | None:
+    """Spell a choice as its axis does; of a number, keep as many digits as a picture can show."""
+    if value is None:
+        return None
+    return spell(value) if "values" in fact else float(f"{value:.5g}")
 
 
 def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
@@ -134,7 +133,7 @@ def run_facts(
         "epochs": run.record.search.epochs,
         "rungs": [rung.epoch for rung in tally.rungs()],
         "parameters": facts,
-        "trials": trial_facts(ranked, [fact["name"] for fact in facts]),
+        "trials": trial_facts(ranked, facts),
         "best_so_far": [
             [epochs, round(hours, 5), round(best, 4)]
             for epochs, hours, best in best_so_far(ranked, gpus)

@@ -44,7 +44,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": lambda share: f"{100 * share:.1f} %",
+        "percent": lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%",
         "points": lambda share: f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}"),
         "clock": clock,
         "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),

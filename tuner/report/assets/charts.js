@@ -23,12 +23,13 @@ function safe(text) {
 }
 
 const percent = (share, digits = 2) => (share == null ? "–" : (100 * share).toFixed(digits) + " %");
+const thousands = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
 const short = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : value);
 
 function axis(colours, given) {
   return {
     nameTextStyle: { color: colours.soft }, axisLabel: { color: colours.soft, hideOverlap: true, ...given.axisLabel },
-    axisLine: { show: true, lineStyle: { color: colours.rule } }, axisTick: { show: false },
+    axisLine: { show: true, onZero: false, lineStyle: { color: colours.rule } }, axisTick: { show: false },
     splitLine: { show: given.splitLine ?? false, lineStyle: { color: colours.rule } },
     ...Object.fromEntries(Object.entries(given).filter(([key]) => !["axisLabel", "splitLine"].includes(key))),
   };
@@ -73,6 +74,21 @@ window.addEventListener("resize", () => {
 });
 window.addEventListener("beforeprint", () => { printing = true; redraw(); });
 window.addEventListener("afterprint", () => { printing = false; redraw(); });
+
+// Horizontal bars with their names: rows of {name, value, colour}.
+function bars(colours, width, rows, label, about, max = "dataMax") {
+  const ordered = rows.toReversed();
+  const left = Math.min(0.4 * width, 18 + 7 * Math.max(...rows.map((r) => r.name.length)));
+  const height = Math.max(9, Math.min(23, 1100 / rows.length));
+  const isFew = height > 13;
+  return { height: height * rows.length + 16, chart: {
+    grid: { left, right: 62, top: 4, bottom: 8 },
+    xAxis: { type: "value", show: false, min: 0, max },
+    yAxis: axis(colours, { type: "category", data: ordered.map((r) => r.name), axisLabel: { color: colours.ink, overflow: "truncate", width: left - 10, ...(isFew && { interval: 0 }) }, axisLine: { show: false } }),
+    tooltip: tooltip(colours, (p) => about(ordered[p.dataIndex])),
+    series: [{ type: "bar", barWidth: isFew ? 12 : "70%", data: ordered.map((r) => ({ value: r.value, itemStyle: { color: r.colour ?? colours.series[0] } })), label: { show: isFew, position: "right", color: colours.soft, formatter: (p) => label(p.value) }, itemStyle: { borderRadius: [0, 2, 2, 0] } }],
+  } };
+}
 
 // Room for the lower end of accuracies that are worth seeing: the best seven tenths of them.
 function floor(accuracies) {

@@ -49,26 +49,24 @@
     const left = Math.min(110, 14 + 7 * Math.max(...classes.map((c) => c.length)));
     return { height: Math.min(640, Math.max(320, width - left)) + 60, chart: {
       grid: { left, right: 14, top: 8, bottom: isFew ? 76 : 70 },
-      tooltip: tooltip(colours, (p) => `is ${safe(classes[p.value[1]])}, taken for ${safe(classes[p.value[0]])}<br><b>${p.value[3]}</b> images, ${percent(p.value[2], 1)} of the class`),
+      tooltip: tooltip(colours, (p) => `is ${safe(classes[p.value[1]])}, taken for ${safe(classes[p.value[0]])}<br><b>${p.value[3]}</b> images, ${percent(p.value[2] ** 2, 1)} of the class`),
       xAxis: axis(colours, { type: "category", data: classes, name: "predicted", nameLocation: "middle", nameGap: 56, axisLabel: { rotate: 45, overflow: "truncate", width: 80, ...(classes.length <= 20 && { interval: 0 }) } }),
       yAxis: axis(colours, { type: "category", data: classes, inverse: true, axisLabel: { overflow: "truncate", width: left - 14, ...(classes.length <= 20 && { interval: 0 }) } }),
+      // Shaded by the square root of the share, so that rare confusions are seen.
       visualMap: { show: false, min: 0, max: 1, dimension: 2, inRange: { color: colours.heat } },
       series: [{
         type: "heatmap", progressive: 0, itemStyle: { borderWidth: isFew ? 1 : 0, borderColor: colours.paper },
-        data: rows.flatMap((row, y) => row.map((count, x) => ({ value: [x, y, sums[y] ? count / sums[y] : 0, count], label: { color: sums[y] && count / sums[y] > 0.5 ? "#fff" : colours.ink } }))),
+        data: rows.flatMap((row, y) => row.map((count, x) => ({ value: [x, y, sums[y] ? Math.sqrt(count / sums[y]) : 0, count], label: { color: sums[y] && count / sums[y] > 0.2 ? "#fff" : colours.ink } }))),
         label: { show: isFew, fontSize: 11, formatter: (p) => p.value[3] || "" },
       }],
     } };
   });
 
-  when("per_class", "chart-classes", (given, colours) => {
-    const rows = [...given].sort((a, b) => a.accuracy - b.accuracy);
-    return { height: Math.min(22, 900 / rows.length) * rows.length + 30, chart: {
-      grid: { left: 8, right: 64, top: 4, bottom: 8, containLabel: true },
-      xAxis: { type: "value", show: false, min: 0, max: 1 },
-      yAxis: axis(colours, { type: "category", data: rows.map((r) => r.class), axisLabel: { color: colours.ink, ...(rows.length <= 40 && { interval: 0 }) }, axisLine: { show: false } }),
-      tooltip: tooltip(colours, (p) => `${safe(rows[p.dataIndex].class)}: <b>${percent(rows[p.dataIndex].accuracy)}</b> of ${rows[p.dataIndex].count} images`),
-      series: [{ type: "bar", barWidth: rows.length <= 40 ? 12 : "70%", data: rows.map((r) => r.accuracy), label: { show: rows.length <= 40, position: "right", color: colours.soft, formatter: (p) => percent(p.value, 1) }, itemStyle: { color: colours.series[0], borderRadius: [0, 2, 2, 0] } }],
-    } };
-  });
+  when("per_class", "chart-classes", (given, colours, width) => bars(
+    colours, width,
+    [...given].sort((a, b) => b.accuracy - a.accuracy).map((r) => ({ name: r.class, value: r.accuracy, count: r.count })),
+    (value) => percent(value, 1),
+    (row) => `${safe(row.name)}: <b>${percent(row.value)}</b> of ${row.count} images`,
+    1,
+  ));
 }

@@ -18,29 +18,28 @@ const curves = chart("chart-curves", (colours) => {
   // The best are drawn last, on top.
   const ordered = [...shown].reverse();
   const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
-  const byFamily = families.map((family) => ordered.filter((t) => t.family === family));
   const low = control("zoom").checked ? floor(shown.map((t) => t.accuracy)) : 0;
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
     grid: { left: 48, right: 18, top: families.length > 1 ? 34 : 12, bottom: 40 },
-    legend: { show: families.length > 1, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
+    legend: { show: families.length > 1, selectedMode: false, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
     tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
     xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
     yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v) + " %" } }),
-    series: families.flatMap((family, index) => [
+    series: [
       {
-        name: family, type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, z: 2,
-        data: byFamily[index].filter((t) => t.curve.length > 1).map((t) => ({ trial: t, coords: t.curve.map((a, e) => [e + 1, a ?? 0]) })),
-        lineStyle: { width: 1.2, opacity, color: colourOf(colours, family) }, emphasis: { lineStyle: { width: 3, opacity: 1 } },
+        type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, z: 2,
+        data: ordered.filter((t) => t.curve.length > 1).map((t) => ({ trial: t, coords: t.curve.map((a, e) => [e + 1, a ?? 0]), lineStyle: { color: colourOf(colours, t.family) } })),
+        lineStyle: { width: 1.2, opacity }, emphasis: { lineStyle: { width: 3, opacity: 1 } },
       },
-      {
+      ...families.map((family, index) => ({
         name: family, type: "scatter", clip: true, z: 3, symbolSize: 6,
-        data: byFamily[index].map((t) => ({ trial: t, value: end(t), symbol: SYMBOLS[t.state] ?? "none" })),
+        data: ordered.filter((t) => t.family === family).map((t) => ({ trial: t, value: end(t), symbol: SYMBOLS[t.state] ?? "none" })),
         itemStyle: { color: colourOf(colours, family), opacity: Math.min(1, 2 * opacity) },
-        ...(index === 0 && { markLine: { silent: true, symbol: "none", lineStyle: { color: colours.soft, type: "dotted" }, label: { color: colours.soft, formatter: (p) => p.value, fontSize: 11 }, data: facts.rungs.map((rung) => ({ xAxis: rung })) } }),
-      },
-    ]),
+        ...(index === 0 && { markLine: { silent: true, symbol: "none", lineStyle: { color: colours.soft, type: [2, 4], width: 1 }, label: { color: colours.soft, formatter: (p) => p.value, fontSize: 11 }, data: facts.rungs.map((rung) => ({ xAxis: rung })) } }),
+      })),
+    ],
   } };
 });
 on("log-epochs", curves);
@@ -49,7 +48,7 @@ on("zoom", curves);
 chart("chart-best", (colours) => ({ chart: {
   grid: { left: 48, right: 18, top: 12, bottom: 40 },
   tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${percent(p[0].data[1])}</b>`, { trigger: "axis" }),
-  xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax" }),
+  xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax", axisLabel: { formatter: thousands } }),
   yAxis: axis(colours, { type: "value", scale: true, min: floor(facts.best_so_far.map((p) => p[2])), splitLine: true, axisLabel: { formatter: (v) => Math.round(1000 * v) / 10 + " %" } }),
   series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 }, areaStyle: { opacity: 0.08 } }],
 } }));
@@ -82,11 +81,11 @@ const parallel = chart("chart-parallel", (colours, width) => {
     + (fits.some((p) => scored.some((t) => t.values[p.index] == null)) ? "A line passes over an axis that its trial has not. " : "");
   const accuracies = kept.map((t) => t.accuracy), low = Math.min(...accuracies), high = Math.max(...accuracies);
   const dims = axes.map((p, dim) => ({
-    dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",
-    ...(p.values ? { type: "category", data: p.values } : { type: p.log ? "log" : "value", min: p.low, max: p.high }),
+    dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: isNarrow ? 104 : 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",
+    ...(p.values ? { type: "category", data: p.values } : { type: p.log ? "log" : "value", min: p.low, max: p.high, minInterval: p.whole ? 1 : 0 }),
     axisLabel: { formatter: (v) => short(v) },
   }));
-  dims.push({ dim: axes.length, name: "accuracy", type: "value", scale: true, min: low, max: high > low ? high : low + 0.01, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (100 * v).toFixed(1) } });
+  dims.push({ dim: axes.length, name: "accuracy", type: "value", scale: true, min: high > low ? low : low - 0.01, max: high, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (100 * v).toFixed(1) } });
   return { height: isNarrow ? 60 * dims.length + 80 : 440, chart: {
     tooltip: tooltip(colours, (p) => {
       const t = kept.toReversed()[p.dataIndex];
@@ -94,10 +93,10 @@ const parallel = chart("chart-parallel", (colours, width) => {
     }),
     visualMap: { show: false, dimension: axes.length, min: low, max: high, inRange: { color: colours.ramp } },
     parallel: {
-      layout: isNarrow ? "vertical" : "horizontal", left: isNarrow ? 92 : 46, right: isNarrow ? 24 : 60, top: isNarrow ? 24 : 44, bottom: isNarrow ? 40 : 30,
-      parallelAxisDefault: { nameGap: 14, axisLine: { lineStyle: { color: colours.soft } }, axisTick: { lineStyle: { color: colours.rule } }, axisLabel: { color: colours.soft, fontSize: 10.5 }, areaSelectStyle: { color: colours.series[0], borderColor: colours.series[0], opacity: 0.25 } },
+      layout: isNarrow ? "vertical" : "horizontal", left: isNarrow ? 118 : 46, right: isNarrow ? 24 : 60, top: isNarrow ? 24 : 44, bottom: isNarrow ? 40 : 30,
+      parallelAxisDefault: { nameGap: 14, axisLine: { lineStyle: { color: colours.soft } }, axisTick: { lineStyle: { color: colours.rule } }, areaSelectStyle: { color: colours.series[0], borderColor: colours.series[0], opacity: 0.25 } },
     },
-    parallelAxis: dims.map((d) => ({ ...d, axisLabel: { color: colours.soft, fontSize: 10.5, ...d.axisLabel } })),
+    parallelAxis: dims.map((d) => ({ ...d, axisLabel: { color: colours.soft, fontSize: 10.5, textBorderColor: colours.paper, textBorderWidth: 3, ...d.axisLabel } })),
     series: [{
       type: "parallel", progressive: 0, inactiveOpacity: 0.03, activeOpacity: 0.9, smooth: 0,
       lineStyle: { width: 1.3, opacity: Math.max(0.25, Math.min(0.8, 10 / Math.sqrt(kept.length * 6))) },
@@ -115,16 +114,12 @@ const groups = Object.keys(facts.importance);
 if (groups.length) {
   fillSelect("group", "group-label", groups);
   const shortOf = Object.fromEntries(facts.parameters.map((p) => [p.name, p.short]));
-  on("group", chart("chart-importance", (colours) => {
-    const shares = facts.importance[control("group").value].slice(0, 20).toReversed();
-    return { height: 22 * shares.length + 30, chart: {
-      grid: { left: 8, right: 60, top: 4, bottom: 8, containLabel: true },
-      xAxis: { type: "value", show: false, max: "dataMax" },
-      yAxis: axis(colours, { type: "category", data: shares.map(([parameter]) => shortOf[parameter]), axisLabel: { color: colours.ink, interval: 0 }, axisLine: { show: false } }),
-      tooltip: tooltip(colours, (p) => `${safe(shares[p.dataIndex][0])}<br><b>${percent(p.value, 1)}</b>`),
-      series: [{ type: "bar", barWidth: 12, data: shares.map(([, share]) => share), label: { show: true, position: "right", color: colours.soft, formatter: (p) => percent(p.value, p.value < 0.1 ? 1 : 0) }, itemStyle: { color: colours.series[0], borderRadius: [0, 2, 2, 0] } }],
-    } };
-  }));
+  on("group", chart("chart-importance", (colours, width) => bars(
+    colours, width,
+    facts.importance[control("group").value].slice(0, 20).map(([parameter, value]) => ({ name: shortOf[parameter], value, parameter })),
+    (value) => percent(value, value < 0.1 ? 1 : 0),
+    (row) => `${safe(row.parameter)}<br><b>${percent(row.value, 1)}</b>`,
+  )));
 }
 
 // Slices
@@ -140,7 +135,6 @@ if (groups.length) {
     if (!having.length) continue;
     const element = document.createElement("div");
     element.className = "chart";
-    element.style.height = "13rem";
     element.setAttribute("role", "img");
     element.setAttribute("aria-label", `${parameter.name} against accuracy`);
     control("slices").append(element);
@@ -152,7 +146,7 @@ if (groups.length) {
       tooltip: tooltip(colours, (p) => `<b>${name(having[p.dataIndex])}</b><br>${safe(parameter.name)} ${safe(short(having[p.dataIndex].values[parameter.index]))}<br>${percent(having[p.dataIndex].accuracy)}`),
       xAxis: isFew
         ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11 } })
-        : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, axisLabel: { formatter: short, fontSize: 11 } }),
+        : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
       yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitNumber: 3, splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v), fontSize: 11 } }),
       series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.accuracy], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
     } }));
@@ -162,16 +156,12 @@ if (groups.length) {
 // Time
 
 for (const [by, rows] of Object.entries(facts.spending)) {
-  chart(`chart-spent-${by}`, (colours) => {
-    const ordered = rows.toReversed();
-    const unit = rows.some((r) => r.gpu_hours) ? ["gpu_hours", "GPU-h"] : ["hours", "h"];
-    const total = rows.reduce((sum, r) => sum + r[unit[0]], 0) || 1;
-    return { height: 24 * rows.length + 20, chart: {
-      grid: { left: 8, right: 60, top: 4, bottom: 8, containLabel: true },
-      xAxis: { type: "value", show: false, max: "dataMax" },
-      yAxis: axis(colours, { type: "category", data: ordered.map((r) => r.name.replaceAll("_", " ")), axisLabel: { color: colours.ink, interval: 0 }, axisLine: { show: false } }),
-      tooltip: tooltip(colours, (p) => `${safe(ordered[p.dataIndex].name)}<br><b>${short(p.value)} ${unit[1]}</b>`),
-      series: [{ type: "bar", barWidth: 12, data: ordered.map((r) => ({ value: r[unit[0]], itemStyle: { color: by === "family" ? colourOf(colours, r.name) : colours.series[0] } })), label: { show: true, position: "right", color: colours.soft, formatter: (p) => percent(p.value / total, 0) }, itemStyle: { borderRadius: [0, 2, 2, 0] } }],
-    } };
-  });
+  const [key, unit] = rows.some((r) => r.gpu_hours) ? ["gpu_hours", "GPU-hours"] : ["hours", "hours"];
+  const total = rows.reduce((sum, r) => sum + r[key], 0) || 1;
+  chart(`chart-spent-${by}`, (colours, width) => bars(
+    colours, width,
+    rows.map((r) => ({ name: r.name.replaceAll("_", " "), value: r[key], colour: by === "family" ? colourOf(colours, r.name) : null })),
+    (value) => percent(value / total, 0),
+    (row) => `${safe(row.name)}<br><b>${short(row.value)} ${unit}</b>`,
+  ));
 }

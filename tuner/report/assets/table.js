@@ -16,7 +16,7 @@
     { title: "loss", of: (t) => t.loss, number: true, show: (v) => v.toFixed(4) },
     { title: "epochs", of: (t) => t.epochs, number: true, down: true },
     { title: "time", of: (t) => t.seconds, number: true, show: time, down: true },
-    { title: "parameters", of: (t) => t.parameters, number: true, show: (v) => v.toLocaleString("en").replaceAll(",", "\u202f"), down: true },
+    { title: "parameters", of: (t) => t.parameters, number: true, show: thousands, down: true },
   ];
   const reason = { title: "why it ended", of: (t) => t.reason, long: true };
   const searched = facts.parameters.map((parameter, index) => ({
@@ -65,7 +65,7 @@
       const trial = facts.trials[i], line = document.createElement("tr");
       for (const column of columns()) {
         const cell = line.insertCell(), value = column.of(trial);
-        cell.textContent = value == null || value === "" ? "–" : column.show && typeof value !== "boolean" ? column.show(value) : value;
+        cell.textContent = value == null ? "–" : column.show && typeof value !== "boolean" ? column.show(value) : value;
         if (column.number) cell.className = "n";
         if (column.title === "state") cell.className = `state-${trial.state}`;
         if (column.long) { cell.className = "reason"; cell.title = value; }

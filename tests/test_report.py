@@ -1,0 +1,448 @@
+"""A run's page: what it says, that it asks for nothing, and that a browser draws it."""
+
+import dataclasses
+import functools
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.benchmarks.processes import PROGRAM
+from tests.test_conductor import World, read_space
+from tests.test_tally import row
+from tuner.advice import advise
+from tuner.config import SearchConfig
+from tuner.report import verdict, write_report
+from tuner.report.facts import short_names
+from tuner.run import Run
+from tuner.search.importance import ALL, importances
+from tuner.search.sampler import Sampler
+from tuner.search.scheduler import make_scheduler
+from tuner.space import SearchSpace, load_space
+from tuner.trial import TrialStatus, write_history, write_status, write_trial
+
+CLASSES = ["zero", "one </script>", "two"]
+
+
+def scores(accuracy: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "nll": 0.3, "brier": 0.1, "ece": 0.01}
+
+
+def write_ensemble(run: Run, trials: list[int]) -> None:
+    """Leave the folder of an ensemble, with real digits as its mistakes."""
+    folder = run.path / "ensembles" / "top"
+    (folder / "mistakes").mkdir(parents=True)
+    metrics: dict[str, Any] = {
+        "path": str(folder),
+        "run": run.record.name,
+        "name": "top",
+        "method": "vote",
+        "test_images": 300,
+        "classes": CLASSES,
+        "temperature": 1.1,
+        "ensemble": {"val": scores(0.8), "crossfit": None, "test": scores(0.763)},
+        "members": [
+            {
+                "trial": number,
+                "family": "cnn",
+                "weight": 1 / len(trials),
+                "val": scores(0.75),
+                "test": scores(0.74),
+                "contribution": 0.01,
+            }
+            for number in trials
+        ],
+        "left_out": [{"trial": 99, "reason": "adds nothing"}],
+        "best_single": trials[0],
+        "gain": {
+            "over_best_single": {"gain": 0.0232, "low": 0.0174, "high": 0.029},
+            "over_mean_member": {"gain": 0.03, "low": 0.02, "high": 0.04},
+            "level": 0.95,
+            "mcnemar_p": 0.001,
+        },
+        "by_size": [
+            {
+                "k": k,
+                "accuracy": 0.74 + 0.01 * k,
+                "low": 0.72 + 0.01 * k,
+                "high": 0.76 + 0.01 * k,
+                "gain": 0.01 * k,
+                "gain_low": 0.0,
+                "gain_high": 0.02 * k,
+                "mcnemar_p": 0.1,
+            }
+            for k in (1, 2, 3)
+        ],
+        "per_class": [{"class": label, "accuracy": 0.7, "count": 100} for label in CLASSES],
+        "reliability": [
+            {"low": 0.0, "high": 0.5, "count": 0, "confidence": None, "accuracy": None},
+            {"low": 0.5, "high": 1.0, "count": 300, "confidence": 0.8, "accuracy": 0.76},
+        ],
+        "coverage": [{"coverage": 0.5, "accuracy": 0.9}, {"coverage": 1.0, "accuracy": 0.763}],
+        "oracle": 0.9,
+        "disagreement": [[0.0]],
+        "error_correlation": [[1.0]],
+        "frontier": None,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    counts = "\n".join(f"{label},80,10,10" for label in CLASSES)
+    (folder / "confusion.csv").write_text(f"true \\ predicted,{','.join(CLASSES)}\n{counts}\n")
+    lines = ["file,index,true,predicted,confidence"]
+    for number, image in enumerate(load_digits().images[:6]):
+        picture = Image.fromarray((image * 15).astype(np.uint8))
+        picture.save(folder / "mistakes" / f"{number:02d}.png")
+        lines.append(f"{number:02d}.png,{number},zero,two,0.9{number}")
+    (folder / "mistakes" / "mistakes.csv").write_text("\n".join(lines) + "\n")
+
+
+def simulated(folder: Path, search: SearchConfig, space: SearchSpace) -> Run:
+    """Leave the run folder of a search whose accuracies follow from the learning rate."""
+    run = World(folder, search, space.text).run
+    sampler, scheduler = Sampler(space, search), make_scheduler(search)
+    draw = random.Random(search.seed)
+    for number in range(search.trials):
+        config = sampler.ask(number)
+        assert config is not None
+        quality = 0.9 - 0.2 * abs(math.log10(config.optimizer.lr)) + 0.01 * draw.random()
+        history, status = [], TrialStatus(state="completed", num_parameters=1000 + number)
+        for epoch in range(1, config.epochs + 1):
+            accuracy = max(0.1, quality * (1 - math.exp(-epoch)))
+            step = row(epoch, round(accuracy, 4))
+            history.append(replace(step, time=float(1000 * number + epoch)))
+            if stop := scheduler.judge(number, epoch, history[-1].val_accuracy):
+                status = TrialStatus(state="stopped", stop=stop, reason=str(stop))
+                break
+        if number == 3:
+            status = TrialStatus(state="failed", reason="OSError: <b>disk</b> & full")
+        path = run.trial_path(number)
+        write_trial(path, config)
+        write_history(path, history)
+        write_status(path, status)
+    return run
+
+
+SEARCH = SearchConfig(trials=40, epochs=9, grace=1, reduction=3, sampler="random")
+
+
+@functools.cache
+def spaces() -> SearchSpace:
+    return read_space("""
+space:
+  batch_size: {choice: [32, 64, 128]}
+  model:
+    choice:
+      cnn: {stages: 2, width: {int: [8, 64]}}
+      resnet: {depth: {choice: [10, 18]}}
+  optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
+""")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return simulated(tmp_path_factory.mktemp("report"), SEARCH, spaces())
+
+
+def write(run: Run) -> str:
+    trials = run.trials()
+    shares = importances(spaces(), trials)
+    advice = advise(spaces(), run.record.search, trials, shares.get(ALL, {}))
+    return write_report(run, spaces(), shares, advice).path.read_text()
+
+
+def facts_in(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_holds_every_trial_with_its_curve_and_its_end(run: Run) -> None:
+    facts = facts_in(write(run))
+    told = {trial["number"]: trial for trial in facts["trials"]}
+    assert len(told) == 40
+    for trial in run.trials():
+        assert told[trial.number]["curve"] == [row.val_accuracy for row in trial.history]
+        assert told[trial.number]["reason"] == trial.status.reason
+    assert facts["rungs"] == [1, 3]
+    accuracies = [trial["accuracy"] for trial in facts["trials"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_values_stand_under_their_parameters_and_are_missing_in_other_families(run: Run) -> None:
+    facts = facts_in(write(run))
+    names = [parameter["name"] for parameter in facts["parameters"]]
+    for told in facts["trials"]:
+        config = run.trial(told["number"]).config.to_dict()
+        values = dict(zip(names, told["values"], strict=True))
+        assert values["model"] == told["family"]
+        assert values["batch_size"] == str(config["batch_size"])
+        assert values["optimizer.sgd.lr"] == pytest.approx(
+            config["optimizer"]["sgd"]["lr"], rel=1e-4
+        )
+        width = config["model"].get("cnn", {}).get("width")
+        assert values["model.cnn.width"] == width
+
+
+def test_time_by_family_and_by_rung_adds_up_to_all_epochs(run: Run) -> None:
+    spent = facts_in(write(run))["spending"]
+    hours = sum(row.seconds for trial in run.trials() for row in trial.history) / 3600
+    for rows in spent.values():
+        assert sum(row["hours"] for row in rows) == pytest.approx(hours)
+        assert sum(row["trials"] for row in rows) == 40
+    assert [row["name"] for row in spent["rung"]][:2] == ["stopped at rung 1", "stopped at rung 3"]
+
+
+def test_the_page_needs_nothing_and_runs_nothing_that_a_trial_says(run: Run) -> None:
+    page = write(run)
+    without_library = page.replace(
+        (Path("tuner/report/assets/echarts.min.js")).read_text(encoding="utf-8"), ""
+    )
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#|data:)\w+""", without_library)
+    assert "default-src 'none'" in page
+    assert "<b>disk</b>" not in page
+
+
+def test_the_importance_finds_the_parameter_that_decides(run: Run) -> None:
+    shares = importances(spaces(), run.trials())[ALL]
+    assert next(iter(shares)) == "optimizer.sgd.lr"
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_the_importance_of_few_trials_is_not_told(run: Run) -> None:
+    assert importances(spaces(), run.trials()[:10]) == {}
+
+
+def test_best_values_that_crowd_at_the_end_of_a_range_are_told_of(run: Run) -> None:
+    lines = advise(spaces(), SEARCH, run.trials(), {})
+    (edge,) = [line for line in lines if "lie at the" in line]
+    assert edge.startswith("optimizer.sgd.lr: ")
+    assert edge.endswith("highest end, 1; raise it, the best may lie beyond.")
+    assert "1 of 40 trials ended with an error: OSError." in lines
+
+
+def test_a_parameter_that_hardly_matters_is_told_of(run: Run) -> None:
+    shares = {"optimizer.sgd.lr": 0.99, "batch_size": 0.001, "model": 0.009}
+    lines = advise(spaces(), SEARCH, run.trials(), shares)
+    assert (
+        "model, batch_size hardly matter here; fix them, and the search has less to learn." in lines
+    )
+
+
+def test_rungs_that_stop_nobody_or_everybody_are_told_of(tmp_path: Path, run: Run) -> None:
+    trials = run.trials()
+    kept = [replace(t, status=TrialStatus(state="completed")) for t in trials]
+    assert any("Rung 1 stopped none of 40" in line for line in advise(spaces(), SEARCH, kept, {}))
+    stop = next(t.status for t in trials if t.status.stop and t.status.stop.rung == 1)
+    lost = [replace(t, status=stop, history=t.history[:1]) for t in trials]
+    assert any("Rung 1 let none of 40" in line for line in advise(spaces(), SEARCH, lost, {}))
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["model.cnn.width", "batch_size"], ["width", "batch_size"]),
+        (["optimizer.sgd.lr", "optimizer.adamw.lr"], ["sgd.lr", "adamw.lr"]),
+        (["model", "model.cnn.model"], ["model", "cnn.model"]),
+    ],
+)
+def test_a_name_is_as_short_as_it_stays_its_own(names: list[str], short: list[str]) -> None:
+    assert list(short_names(names).values()) == short
+
+
+def test_the_verdict_comes_from_the_ensemble_if_there_is_one(tmp_path: Path, run: Run) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run.open(tmp_path / "run")
+    best = copy.ranked()[0]
+    space = "\N{NO-BREAK SPACE}"
+    assert verdict(copy.ranked(), None) == (
+        f"Best of 40 trials: {100 * best.best.val_accuracy:.1f}{space}% validation "
+        f"({best.config.model.family}, trial {best.number})"
+    )
+    write_ensemble(copy, [best.number, 5, 6, 7, 8])
+    page = write(copy)
+    expected = f"Ensemble of 5: 76.3{space}% test, +2.3 over the best single [1.7, 2.9]"
+    assert f"<h1>{expected}</h1>" in page
+    assert page.count('src="data:image/png;base64,') == 6
+    assert "<td>one &lt;/script&gt;" not in page
+    assert facts_in(page)["ensemble"]["confusion"] == [[80, 10, 10]] * 3
+
+
+def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
+    empty = World(tmp_path).run
+    space = load_space(empty.path / "space.yaml")
+    page = write_report(empty, space, {}, []).path.read_text()
+    assert "No trial of 0 has an accuracy" in page
+
+
+@pytest.mark.slow
+def test_a_thousand_trials_make_a_page_in_seconds_and_below_five_megabytes(tmp_path: Path) -> None:
+    space = load_space(Path("search_spaces/wide.yaml"))
+    run = simulated(tmp_path, replace(space.search, trials=1000, sampler="random"), space)
+    run.update(search=replace(space.search, trials=1000))
+    start = time.perf_counter()
+    subprocess.run([PROGRAM, "report", str(run.path)], check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    size = (run.path / "report.html").stat().st_size
+    print(f"{seconds:.1f} s, {size / 1e6:.2f} MB")
+    assert seconds < 10
+    assert size < 5e6
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the page of a real search, with an ensemble beside it."""
+    storage = tmp_path_factory.mktemp("searched")
+    command = [PROGRAM, "search", "--space", "quick", "--name", "run", "--storage", str(storage)]
+    subprocess.run([*command, "--trials", "30"], check=True, capture_output=True)
+    run = Run.open(storage / "run")
+    write_ensemble(run, [trial.number for trial in run.top(5)])
+    subprocess.run([PROGRAM, "report", str(run.path)], check=True, capture_output=True)
+    return run.path / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Give the system's Chromium."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@dataclasses.dataclass
+class View:
+    page: Any
+    problems: list[str]
+
+    def num_colours(self, selector: str) -> int:
+        """Count the colours of each picture drawn there; give the fewest."""
+        return self.page.eval_on_selector_all(
+            f"{selector} canvas",
+            """canvases => Math.min(...canvases.map(canvas => {
+                const { width, height } = canvas;
+                const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+                return new Set(new Uint32Array(pixels.buffer)).size;
+            }))""",
+        )
+
+
+def opened(browser: Any, path: Path, width: int, scheme: str) -> View:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    view = View(page, [])
+    page.on("console", lambda message: view.problems.append(message.text))
+    page.on("pageerror", lambda error: view.problems.append(str(error)))
+
+    def note(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            view.problems.append(f"asks for {request.url}")
+
+    page.on("request", note)
+    page.goto(path.as_uri())
+    return view
+
+
+@pytest.mark.browser
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_browser_draws_every_picture(
+    browser: Any, searched: Path, width: int, scheme: str
+) -> None:
+    view = opened(browser, searched, width, scheme)
+    page = view.page
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "it scrolls sideways"
+    charts = page.locator(".chart")
+    assert charts.count() >= 18
+    assert page.locator(".chart canvas").count() == charts.count()
+    assert view.num_colours(".chart") > 20
+    assert page.locator(".mistakes img").evaluate_all("all => all.every(i => i.naturalWidth === 8)")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(252, 252, 250)", "dark": "rgb(21, 23, 26)"}[scheme]
+    # A reader who turns to the other scheme sees the charts change with the page.
+    before = page.locator("#chart-best").screenshot()
+    page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
+    assert page.locator("#chart-best").screenshot() != before
+    assert view.problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_leaderboard_is_sorted_and_filtered(browser: Any, searched: Path) -> None:
+    view = opened(browser, searched, 1440, "light")
+    page = view.page
+
+    def column(number: int) -> list[str]:
+        return page.locator(f"#trials tbody td:nth-child({number})").all_inner_texts()
+
+    accuracies = [float(text) for text in column(4)]
+    assert len(accuracies) == 25
+    assert accuracies == sorted(accuracies, reverse=True)
+    page.get_by_role("button", name="Show all 30").click()
+    assert len(column(1)) == 30
+    page.get_by_role("button", name="trial", exact=True).click()
+    assert [int(text) for text in column(1)] == list(range(30))
+    page.get_by_role("button", name="trial", exact=True).click()
+    assert [int(text) for text in column(1)] == list(range(29, -1, -1))
+    page.locator("#filter").fill("cnn STOPPED")
+    states = column(3)
+    assert 0 < len(states) < 30
+    assert set(states) == {"stopped"}
+    assert page.locator("#shown").inner_text() == f"{len(states)} of 30 trials"
+    page.locator("#with-parameters").check()
+    assert "label_smoothing" in page.locator("#trials thead").inner_text()
+    assert view.problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_controls_change_their_charts(browser: Any, searched: Path) -> None:
+    view = opened(browser, searched, 1440, "light")
+    page = view.page
+    for control, chart in (
+        ("#log-epochs", "#chart-curves"),
+        ("#zoom", "#chart-curves"),
+        ("#share", "#chart-parallel"),
+    ):
+        before = page.locator(chart).screenshot()
+        if control == "#share":
+            page.locator(control).fill("3")
+            assert page.locator("#share-text").inner_text() == "10 %: 3 of 30 trials"
+        else:
+            page.locator(control).click()
+        assert page.locator(chart).screenshot() != before, control
+    assert view.problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.ray
+@pytest.mark.slow
+def test_it_prints_on_pages_in_light_colours(browser: Any, searched: Path, tmp_path: Path) -> None:
+    view = opened(browser, searched, 1440, "dark")
+    view.page.pdf(path=tmp_path / "report.pdf", format="A4", margin={"top": "1cm"})
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    view.page.emulate_media(media="print")
+    background = view.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == "rgb(255, 255, 255)"
+    assert view.problems == []
