@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import random
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -290,9 +290,12 @@ def test_a_thousand_trials_make_a_page_in_seconds_and_below_five_megabytes(tmp_p
     space = load_space(Path("search_spaces/wide.yaml"))
     run = simulated(tmp_path, replace(space.search, trials=1000, sampler="random"), space)
     run.update(search=replace(space.search, trials=1000))
-    start = time.perf_counter()
+    before = os.times()
     subprocess.run([PROGRAM, "report", str(run.path)], check=True, capture_output=True)
-    seconds = time.perf_counter() - start
+    after = os.times()
+    # Of the processor, for other work on the machine makes the clock's time a chance.
+    seconds = after.children_user - before.children_user
+    seconds += after.children_system - before.children_system
     size = (run.path / "report.html").stat().st_size
     print(f"{seconds:.1f} s, {size / 1e6:.2f} MB")
     assert seconds < 10
@@ -333,14 +336,15 @@ class View:
     problems: list[str]
 
     def num_colours(self, selector: str) -> int:
-        """Count the colours of each picture drawn there; give the fewest."""
+        """Count the colours of each chart; give the fewest."""
         return self.page.eval_on_selector_all(
-            f"{selector} canvas",
-            """canvases => Math.min(...canvases.map(canvas => {
-                const { width, height } = canvas;
-                const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-                return new Set(new Uint32Array(pixels.buffer)).size;
-            }))""",
+            selector,
+            """charts => Math.min(...charts.map(chart =>
+                Math.max(0, ...[...chart.querySelectorAll("canvas")].map(canvas => {
+                    const { width, height } = canvas;
+                    const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+                    return new Set(new Uint32Array(pixels.buffer)).size;
+                }))))""",
         )
 
 
@@ -371,10 +375,8 @@ def test_a_browser_draws_every_picture(
     view = opened(browser, searched, width, scheme)
     page = view.page
     assert page.evaluate("document.documentElement.scrollWidth") == width, "it scrolls sideways"
-    charts = page.locator(".chart")
-    assert charts.count() >= 18
-    assert page.locator(".chart canvas").count() == charts.count()
-    assert view.num_colours(".chart") > 20
+    assert page.locator(".chart").count() >= 18
+    assert view.num_colours(".chart") > 100, "one is blank"
     assert page.locator(".mistakes img").evaluate_all("all => all.every(i => i.naturalWidth === 8)")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(252, 252, 250)", "dark": "rgb(21, 23, 26)"}[scheme]

@@ -154,30 +154,31 @@ def _rungs(rungs: list[Rung]) -> Table:
     return table
 
 
-def stretched(curve: Sequence[tuple[int, float]], end: int, width: int) -> list[float]:
-    """Read a step curve at ``width`` places from 1 to ``end``.
+def stretched(curve: Sequence[tuple[float, float]], end: float, width: int) -> list[float]:
+    """Read a step curve at ``width`` places, evenly from its first step to ``end``.
 
     Args:
-        curve: Place and value of each step, by place; the first value holds before it, too.
+        curve: Place and value of each step, by place.
         end: The last place.
         width: How many values to give.
     """
     values, index = [], 0
+    start = curve[0][0]
     for column in range(width):
-        place = 1 + (end - 1) * column / max(1, width - 1)
+        place = start + (end - start) * column / max(1, width - 1)
         while index + 1 < len(curve) and curve[index + 1][0] <= place:
             index += 1
         values.append(curve[index][1])
     return values
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Draw a curve with one character a value, from its lowest to its highest."""
+def sparkline(values: Sequence[float], scale: tuple[float, float] | None = None) -> str:
+    """Draw a curve with one character a value, from its lowest to its highest or on ``scale``."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
-    low, high = min(finite), max(finite)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0
+    low, high = scale or (min(finite), max(finite))
+    steps = (len(BARS) - 1) / (high - low) if high > low else 0
     return "".join(
-        BARS[round((value - low) * scale)] if math.isfinite(value) else " " for value in values
+        BARS[round((value - low) * steps)] if math.isfinite(value) else " " for value in values
     )

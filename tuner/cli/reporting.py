@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.options import JSON, STORAGE
-from tuner.cli.tables import print_json, short_path
+from tuner.cli.options import JSON, STORAGE, option
+from tuner.cli.tables import print_comparison, print_json, short_path
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -31,6 +31,32 @@ def report(run: str | None, storage: Path, as_json: bool) -> None:
     click.echo(made.verdict)
     print_advice(advice)
     click.echo(f"Report: {short_path(made.path)}")
+
+
+@click.command(epilog="Example: cifar-tune compare tpe-1 random-1 --html compare.html")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@STORAGE
+@option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
+@JSON
+def compare(runs: tuple[str, ...], storage: Path, html: Path | None, as_json: bool) -> None:
+    """Set runs side by side: what they spent, and what came of it."""
+    from tuner.compare import compare as describe
+    from tuner.compare import differences, write_comparison
+    from tuner.run import find_run
+
+    if len(runs) < 2:
+        raise click.UsageError("give two runs or more; 'cifar-tune runs' lists them.")
+    described = describe([find_run(storage, name) for name in runs])
+    if html:
+        write_comparison(described, html)
+    if as_json:
+        print_json({"runs": described, "html": str(html) if html else None})
+        return
+    print_comparison(described)
+    if warning := differences(described):
+        click.echo(f"Worth a look: {warning}", err=True)
+    if html:
+        click.echo(f"\nPage: {short_path(html)}")
 
 
 def _learnt(run: "Run") -> tuple["SearchSpace", dict[str, dict[str, float]], list[str]]:

@@ -13,7 +13,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tuner.run import Run
 
-
+CURVE_WIDTH = 16
+"""Characters of the longest curve."""
 WIDE = 110
 """Columns of a terminal from which all of the leaderboard is shown."""
 
@@ -34,6 +35,46 @@ def print_leaderboard(run: "Run", most: int) -> None:
     hidden = f", the best {most}" if len(trials) > most else ""
     print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
+
+
+def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Print runs side by side, a row each, with the curves of their best so far.
+
+    The curves share their scales: the same column is the same budget, the same height the same
+    accuracy.
+    """
+    from tuner.board import sparkline, stretched
+    from tuner.run import clock
+
+    points = [point for run in runs for point in run["best_so_far"]]
+    ends = [max((point[place] for point in points), default=0) for place in (0, 1)]
+    bests = [point[2] for point in points]
+    scale = (min(bests), max(bests)) if bests else None
+
+    def curve(run: Mapping[str, Any], place: int) -> str:
+        steps = [(point[place], point[2]) for point in run["best_so_far"]]
+        if not steps:
+            return "-"
+        last = steps[-1][0]
+        width = max(1, round(CURVE_WIDTH * last / ends[place])) if ends[place] else 1
+        return sparkline(stretched(steps, last, width), scale)
+
+    hours = "GPU-hours" if any(run["gpu_hours"] for run in runs) else "hours"
+    rows = [
+        {
+            "run": run["run"],
+            "best": figure(run["best"]),
+            "model": figure(run["model"]),
+            "trials": str(run["trials"]),
+            "epochs": str(run["epochs"]),
+            hours: f"{run['training_hours' if hours == 'hours' else 'gpu_hours']:.3g}",
+            "time": clock(run["seconds"]),
+            "over epochs": curve(run, 0),
+            f"over {hours}": curve(run, 1),
+        }
+        for run in runs
+    ]
+    print_table(rows, "")
 
 
 def figure(value: Any) -> str:

@@ -45,8 +45,9 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
             numbers_of.setdefault(trial.config.model.family, set()).add(trial.number)
     if len(numbers_of) == 2:
         del numbers_of[trials[0].config.model.family]
+    told = sampler.study.get_trials(deepcopy=False)
     shares = {
-        group: _shares([t for t in sampler.study.trials if t.user_attrs["trial"] in numbers])
+        group: _shares([t for t in told if t.user_attrs["trial"] in numbers])
         for group, numbers in numbers_of.items()
         if len(numbers) >= MIN_TRIALS
     }

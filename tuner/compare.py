@@ -1,0 +1,86 @@
+"""Runs side by side: what was searched and spent, what came of it, and how fast."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuner.files import write_text
+from tuner.report.page import render
+from tuner.run import Run
+from tuner.tally import best_so_far
+
+
+def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Describe each run: its settings, what it spent, its best trial, and its best so far.
+
+    Returns:
+        For each run, in the order given, plain values; ``best_so_far`` holds epochs trained,
+        GPU-hours spent (training hours where no trial had a GPU) and the best validation accuracy
+        at each improvement.
+    """
+    return [_describe(run) for run in runs]
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    ranked = run.ranked()
+    record = run.record
+    best = ranked[0].best if ranked else None
+    gpus = record.slots.get("gpus", 0.0)
+    hours = sum(row.seconds for trial in ranked for row in trial.history) / 3600
+    return {
+        "run": record.name,
+        "path": str(run.path),
+        "status": record.status,
+        "data": record.data.source,
+        "split": record.split_fingerprint,
+        "sampler": record.search.sampler,
+        "scheduler": record.search.scheduler,
+        "trials": len(ranked),
+        "stopped": sum(trial.status.state == "stopped" for trial in ranked),
+        "epochs": sum(len(trial.history) for trial in ranked),
+        "seconds": round(record.active_seconds, 1),
+        "training_hours": hours,
+        "gpu_hours": hours * gpus,
+        "best": best.val_accuracy if best else None,
+        "best_trial": ranked[0].number if best else None,
+        "model": ranked[0].config.model.family if best else None,
+        "best_so_far": best_so_far(ranked, gpus or 1.0),
+    }
+
+
+def differences(described: Sequence[dict[str, Any]]) -> str:
+    """Say why the accuracies of runs cannot be compared; empty if they can."""
+    if len({run["split"] for run in described}) > 1:
+        return (
+            "These runs were validated on different images: their accuracies say little of one "
+            "another."
+        )
+    return ""
+
+
+def verdict(described: Sequence[dict[str, Any]]) -> str:
+    """Say in one sentence which run came furthest."""
+    scored = [run for run in described if run["best"] is not None]
+    if not scored:
+        return "None of these runs has a trial with an accuracy"
+    scored.sort(key=lambda run: -run["best"])
+    lead = scored[0]
+    text = f"{lead['run']} leads: {100 * lead['best']:.2f}\N{NO-BREAK SPACE}% validation"
+    if len(scored) == 1:
+        return text
+    ahead = 100 * (lead["best"] - scored[1]["best"])
+    return f"{text}, {ahead:.2f} ahead of {scored[1]['run']}"
+
+
+def write_comparison(described: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write runs, as ``compare`` gives them, side by side on one page that needs nothing else."""
+    page = render(
+        "compare.html",
+        ("compare.js",),
+        {"runs": list(described)},
+        title="Comparison · cifar-tune",
+        verdict=verdict(described),
+        warning=differences(described),
+        runs=described,
+    )
+    write_text(path, page)
