@@ -1,13 +1,17 @@
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from tests.benchmarks.processes import PROGRAM
 from tuner.cli import main
+from tuner.run import Run
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
@@ -147,6 +151,8 @@ def test_every_command_shows_its_help_with_an_example(call) -> None:
         ["leaderboard"],
         ["runs"],
         ["show"],
+        ["report"],
+        ["compare"],
         *(["space", name] for name in ("check", "sample", "schema")),
         *(["data", name] for name in ("prepare", "info")),
     ):
@@ -226,3 +232,15 @@ def test_the_whole_journey(call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "num_parameters" in call("show", "first", "0").out
     shutil.rmtree("runs/first/trials/0000")
     assert call("show", "first", "0").code == 2
+
+
+def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> None:
+    where = ["leaderboard", str(finished_run.path)]
+    table = pd.read_csv(io.StringIO(call(*where, "--format", "csv").out))
+    assert table["trial"].tolist() == [t.number for t in finished_run.ranked()]
+    document = json.loads(call(*where, "--format", "json").out)
+    assert [row["trial"] for row in document["trials"]] == table["trial"].tolist()
+    done = subprocess.run([PROGRAM, *where, "--format", "parquet"], capture_output=True, check=True)
+    assert pd.read_parquet(io.BytesIO(done.stdout))["accuracy"].tolist() == pytest.approx(
+        table["accuracy"].tolist()
+    )

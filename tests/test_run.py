@@ -1,6 +1,7 @@
 """The run folder: what is written comes back, the best trials are found, nothing is overwritten."""
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
-from tuner.run import SCHEMA_VERSION, Run, RunRecord, find_run, list_runs
+from tuner.run import (
+    SCHEMA_VERSION,
+    Run,
+    RunRecord,
+    find_run,
+    leaderboard,
+    list_runs,
+    write_parquet,
+)
 from tuner.trial import (
     EpochRow,
     Stop,
@@ -538,3 +547,18 @@ def test_each_reading_of_the_test_images_is_a_line_of_json(run: Run) -> None:
     assert first["trials"] == [3, 1]
     assert second["by"] == "evaluate"
     assert first["at"] <= second["at"]
+
+
+def test_the_leaderboard_as_parquet_holds_what_the_csv_holds(run: Run) -> None:
+    add_trial(run, 0, 0.7)
+    add_trial(run, 1, 0.9, config=dataclasses.replace(CONFIG, batch_size=64))
+    write_trial(run.trial_path(2), dataclasses.replace(CONFIG, model=ModelConfig("resnet")))
+    write_status(run.trial_path(2), TrialStatus(state="running"))
+    file = io.BytesIO()
+    write_parquet(run.ranked(), file)
+    table = pd.read_parquet(file)
+    assert table["trial"].tolist() == [1, 0, 2]
+    assert table["accuracy"].tolist()[:2] == [0.9, 0.7]
+    assert pd.isna(table["accuracy"][2])
+    assert table["batch_size"].dtype.kind == "i"
+    assert table.columns.tolist() == leaderboard(run.ranked()).columns.tolist()

@@ -63,6 +63,8 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
     scored = [run for run in described if run["best"] is not None]
     if not scored:
         return "None of these runs has a trial with an accuracy"
+    if differences(described):
+        return f"{len(described)} runs on different validation images"
     scored.sort(key=lambda run: -run["best"])
     lead = scored[0]
     text = f"{lead['run']} leads: {100 * lead['best']:.2f}\N{NO-BREAK SPACE}% validation"

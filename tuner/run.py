@@ -5,6 +5,7 @@ Every file is written whole or not at all, and none is ever unpickled.
 
 import dataclasses
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from tuner.config import DataConfig, SearchConfig
 from tuner.errors import NoUsableTrials, UsageError
@@ -259,6 +260,17 @@ def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":
     rows = [trial.as_row() for trial in trials]
     # As objects, whole numbers stay whole where some trials have none.
     return pd.DataFrame(rows, columns=None if rows else ["trial", "state"], dtype=object)
+
+
+def write_parquet(trials: Iterable[TrialRecord], file: BinaryIO) -> None:
+    """Write the leaderboard as Parquet, each column of the narrowest type that holds it."""
+    # Parquet takes one type a column, which columns of Python objects do not tell.
+    table = leaderboard(trials).convert_dtypes()
+    mixed = table.columns[table.dtypes == object]
+    table[mixed] = table[mixed].astype("string")
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    file.write(buffer.getbuffer())
 
 
 def now() -> str:

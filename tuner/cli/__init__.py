@@ -11,7 +11,6 @@ from tuner import __version__
 from tuner.cli.combining import ensemble
 from tuner.cli.inputs import data, space
 from tuner.cli.reporting import compare, report
-from tuner.cli.reporting import report
 from tuner.cli.results import leaderboard, rerun, runs, show
 from tuner.cli.searching import search
 from tuner.errors import TunerError, UsageError

@@ -1,5 +1,6 @@
 """A run, or several, to look at: ``report`` and ``compare``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,13 @@ def report(run: str | None, storage: Path, as_json: bool) -> None:
     from tuner.run import find_run
 
     found = find_run(storage, run)
-    space, importance, advice = _learnt(found)
-    made = write_report(found, space, importance, advice)
+    known = learnt(found)
+    made = write_report(found, known.space, known.importance, known.advice)
     if as_json:
-        print_json({"report": str(made.path), "verdict": made.verdict, "advice": advice})
+        print_json({"report": str(made.path), "verdict": made.verdict, "advice": known.advice})
         return
     click.echo(made.verdict)
-    print_advice(advice)
+    print_advice(known.advice)
     click.echo(f"Report: {short_path(made.path)}")
 
 
@@ -59,8 +60,18 @@ def compare(runs: tuple[str, ...], storage: Path, html: Path | None, as_json: bo
         click.echo(f"\nPage: {short_path(html)}")
 
 
-def _learnt(run: "Run") -> tuple["SearchSpace", dict[str, dict[str, float]], list[str]]:
-    """Give what a run has searched, what mattered there, and what to look at."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learnt:
+    """What a run has searched, what mattered there, and what to look at."""
+
+    space: "SearchSpace"
+    importance: dict[str, dict[str, float]]
+    """Group of trials -> parameter -> share."""
+    advice: list[str]
+
+
+def learnt(run: "Run") -> Learnt:
+    """Look at what a run's trials tell about its space."""
     from tuner.advice import advise
     from tuner.search.importance import ALL, importances
     from tuner.space import load_space
@@ -68,7 +79,8 @@ def _learnt(run: "Run") -> tuple["SearchSpace", dict[str, dict[str, float]], lis
     space = load_space(run.path / "space.yaml")
     trials = run.trials()
     shares = importances(space, trials)
-    return space, shares, advise(space, run.record.search, trials, shares.get(ALL, {}))
+    advice = advise(space, run.record.search, trials, shares.get(ALL, {}))
+    return Learnt(space=space, importance=shares, advice=advice)
 
 
 def print_advice(advice: list[str]) -> None:

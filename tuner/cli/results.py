@@ -15,18 +15,33 @@ from tuner.cli.tables import (
 )
 
 
-@click.command(epilog="Example: cifar-tune leaderboard")
+@click.command(epilog="Example: cifar-tune leaderboard --format parquet > trials.parquet")
 @click.argument("run", required=False)
 @STORAGE
-@option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="Of the table.")
+@option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+    help="What to write on stdout; all but the table have every trial and parameter.",
+)
 @JSON
-def leaderboard(run: str | None, storage: Path, rows: int, as_json: bool) -> None:
+def leaderboard(run: str | None, storage: Path, rows: int, form: str, as_json: bool) -> None:
     """Show the trials of a run, best first; also while it is searched."""
-    from tuner.run import find_run
+    from tuner.run import find_run, leaderboard, write_parquet
 
     found = find_run(storage, run)
-    if as_json:
+    out = click.get_binary_stream("stdout")
+    if as_json or form == "json":
         print_json({"run": str(found.path), "trials": leaderboard_rows(found)})
+    elif form == "csv":
+        leaderboard(found.ranked()).to_csv(out, index=False)
+    elif form == "parquet":
+        if out.isatty():
+            raise click.UsageError("Parquet is no text for a terminal; write > trials.parquet.")
+        write_parquet(found.ranked(), out)
     else:
         print_leaderboard(found, rows)
 

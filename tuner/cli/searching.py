@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from tuner.cli.options import DATA_DIR, IMAGE_SIZE, JSON, STORAGE, Duration, option
+from tuner.cli.reporting import learnt, print_advice
 from tuner.cli.tables import leaderboard_rows, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError, UsageError
 
@@ -36,6 +37,12 @@ from tuner.errors import TunerError, UsageError
     "--study-storage",
     metavar="FILE|URL",
     help="Journal file or database where optuna-dashboard can watch; give it again to resume.",
+)
+@option(
+    "--log",
+    type=click.Choice(["wandb", "mlflow"]),
+    multiple=True,
+    help="Record the trials there, too; TensorBoard's files lie in the run folder anyway.",
 )
 @option("--seed", type=int, help="Of the sampler and, with its number, of each trial.")
 @option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction.")
@@ -116,6 +123,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         study_storage=options["study_storage"],
         seconds=options["time_budget"] or math.inf,
         gpu_hours=options["gpu_hours"] or math.inf,
+        log=options["log"],
         max_failures=options["max_failures"],
         compile_mode=options["compile_mode"],
         address=options["address"],
@@ -129,6 +137,8 @@ def search(context: click.Context, /, **options: Any) -> None:
         print_json(document | {"trials": leaderboard_rows(run)})
     else:
         print_leaderboard(run, 10)
+        if run.record.status == "finished" and not options["quiet"]:
+            print_advice(learnt(run).advice)
     if run.record.status == "interrupted":
         raise Interrupted(run.path)
 

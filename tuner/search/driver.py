@@ -35,6 +35,7 @@ from tuner.search.scheduler import make_scheduler
 from tuner.search.study import refuse_taken, refuse_unfit
 from tuner.search.trainable import pack, pack_starts, train_trial
 from tuner.space import SearchSpace
+from tuner.tracking import Target, refuse_missing, tracked
 from tuner.trial import OPEN
 from tuner.weights import load_starts
 
@@ -63,6 +64,8 @@ class SearchRequest:
     """Of searching, over all resumes; running trials finish their epoch."""
     gpu_hours: float = math.inf
     """Of GPUs held by training trials, over all resumes."""
+    log: tuple[Target, ...] = ()
+    """Where else than in TensorBoard's files the trials are recorded."""
     max_failures: int = 3
     """Workers that a trial may lose before it counts as failed."""
     compile_mode: CompileMode = "auto"
@@ -94,6 +97,7 @@ def search(request: SearchRequest, console: Console) -> Run:
             f"--name {request.name!r} is not a plain name; give --storage for a folder"
         )
     refuse_unfit(request.space, request.search)
+    refuse_missing(request.log)
     if request.study_storage and not request.resume:
         refuse_taken(request.study_storage, request.name)
     splits = load_splits(request.data, request.data_dir)
@@ -154,8 +158,14 @@ def search(request: SearchRequest, console: Console) -> Run:
                 "starts": pack_starts(starts),
                 "compile_mode": request.compile_mode,
             }
-            with _draining_on_signals(conductor), Progress(conductor, console):
+            with (
+                _draining_on_signals(conductor),
+                tracked(run, request.log, conductor.observers) as tracking,
+                Progress(conductor, console),
+            ):
                 _run_trials(conductor, shipped, slots, request.max_failures)
+            for target, problem in tracking.problems.items():
+                console.print(f"{target} was not told of all trials: {problem}", markup=False)
             if conductor.draining != "broken":
                 status = "interrupted" if conductor.draining == "interrupted" else "finished"
         except KeyboardInterrupt:

@@ -1,0 +1,198 @@
+"""Trials as TensorBoard, Weights & Biases and MLflow themselves read them back."""
+
+import math
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.test_conductor import World
+from tuner.errors import UsageError
+from tuner.run import Run
+from tuner.tracking import Target, Tracking, make_trackers, refuse_missing, tracked
+from tuner.trial import EpochRow, TrialStatus
+
+
+def search(folder: Path, targets: Sequence[Target] = ()) -> Run:
+    """Leave a search of three trials: one completed, one stopped, one diverged."""
+    world = World(folder)
+    conductor = world.conductor()
+    with tracked(world.run, targets, conductor.observers) as tracking:
+        first, second = world.begin(conductor), world.begin(conductor)
+        for accuracy in (0.5, 0.6, 0.7, 0.65):
+            first.step(accuracy)
+        first.finish()
+        second.step(0.1)
+        third = world.begin(conductor)
+        third.step(0.9, math.nan)
+        third.finish("diverged", reason="the loss is not finite")
+    assert tracking.problems == {}
+    assert conductor.observers == []
+    return world.run
+
+
+def test_tensorboard_reads_curves_and_hyperparameters(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plugin = pytest.importorskip("tensorboard.plugins.hparams.metadata")
+    run = search(tmp_path)
+    for trial in run.trials():
+        events = reader.EventAccumulator(str(run.path / "tensorboard" / f"{trial.number:04d}"))
+        events.Reload()
+        read = [
+            (event.step, event.value, event.wall_time)
+            for event in events.Scalars("accuracy/validation")
+        ]
+        assert read == [
+            (row.epoch, pytest.approx(row.val_accuracy), row.time) for row in trial.history
+        ]
+        state = events.Tensors("end/text_summary")[0].tensor_proto.string_val[0].decode()
+        assert state.startswith(trial.status.state)
+        content = events.SummaryMetadata(plugin.SESSION_START_INFO_TAG).plugin_data.content
+        values = plugin.parse_session_start_info_plugin_data(content).hparams
+        assert values["optimizer.sgd.lr"].number_value == trial.config.optimizer.lr
+        assert values["batch_size"].number_value == trial.config.batch_size
+        # A loss that is no number leaves a gap.
+        losses = events.Scalars("loss/training") if trial.number != 2 else []
+        assert len(losses) == sum(math.isfinite(row.train_loss) for row in trial.history)
+
+
+def test_a_trial_that_goes_on_is_told_once(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    world = World(tmp_path)
+    conductor = world.conductor()
+    with tracked(world.run, (), conductor.observers):
+        worker = world.begin(conductor)
+        worker.step(0.5)
+        worker.train(0.6)
+        # Its search is killed here: the second epoch is saved, and was not told.
+    conductor = world.conductor()
+    with tracked(world.run, (), conductor.observers):
+        worker = world.begin(conductor)
+        for accuracy in (0.7, 0.8):
+            worker.step(accuracy)
+        worker.finish()
+    events = reader.EventAccumulator(str(world.run.path / "tensorboard" / "0000"))
+    events.Reload()
+    told = events.Scalars("accuracy/validation")
+    assert [event.step for event in told] == [1, 2, 3, 4]
+    assert [event.value for event in told] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """Read an offline run's file: a log in LevelDB's format behind a header of 7 bytes."""
+    data = path.read_bytes()
+    assert data.startswith(b":W&B")
+    assert len(data) < 32768, "longer ones are written in several blocks"
+    at = 7
+    while at + 7 <= len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        assert kind == 1, "a whole record"
+        yield data[at + 7 : at + 7 + length]
+        at += 7 + length
+
+
+def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = search(tmp_path, ["wandb"])
+    folders = sorted((run.path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 3
+    for folder, trial in zip(
+        sorted(folders, key=lambda path: path.name[-4:]), run.trials(), strict=True
+    ):
+        (path,) = folder.glob("*.wandb")
+        records = [Record.FromString(data) for data in wandb_records(path)]
+        told = [
+            {item.key or item.nested_key[-1]: item.value_json for item in record.history.item}
+            for record in records
+            if record.WhichOneof("record_type") == "history"
+        ]
+        assert [float(row["accuracy/validation"]) for row in told] == [
+            row.val_accuracy for row in trial.history
+        ]
+        (header,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
+        assert header.run_group == "run"
+        assert header.display_name == f"run {trial.number:04d}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_keeps_a_run_a_trial_in_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    run = search(tmp_path, ["mlflow"])
+    client = mlflow.MlflowClient(place)
+    experiment = client.get_experiment_by_name("run")
+    told = {
+        int(one.data.tags["trial"]): one for one in client.search_runs([experiment.experiment_id])
+    }
+    assert len(told) == 3
+    for trial in run.trials():
+        one = told[trial.number]
+        assert one.data.tags["state"] == trial.status.state
+        assert one.info.status == ("FAILED" if trial.status.state == "diverged" else "FINISHED")
+        assert float(one.data.params["optimizer.sgd.lr"]) == trial.config.optimizer.lr
+        curve = client.get_metric_history(one.info.run_id, "accuracy/validation")
+        assert [(point.step, point.value) for point in curve] == [
+            (row.epoch, row.val_accuracy) for row in trial.history
+        ]
+
+
+def test_a_target_that_is_not_installed_is_refused_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tuner.tracking.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'cifar-tune\[wandb\]'"):
+        refuse_missing(["wandb"])
+    refuse_missing([])
+
+
+class Slow:
+    """A tracker whose server is slow, and then gone."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.thread = ""
+
+    def trial_began(self, number: int, *rest: object) -> None:
+        self.thread = threading.current_thread().name
+
+    def epoch_ended(self, number: int, row: EpochRow) -> None:
+        time.sleep(0.2)
+        self.told.append(row.epoch)
+        if row.epoch == 3:
+            raise ConnectionError("the server is gone\nand more")
+
+    def trial_ended(self, number: int, status: TrialStatus, history: object) -> None:
+        raise AssertionError("it is told no more")
+
+    def close(self) -> None:
+        raise AssertionError("it is told no more")
+
+
+def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    worker = world.begin(world.conductor())
+    row = worker.train(0.5)
+    slow = Slow()
+    trackers = make_trackers(world.run, ())
+    tracking = Tracking({"slow": slow, **trackers})
+    start = time.perf_counter()
+    tracking.trial_began(0, world.run.trial(0).config, [])
+    for epoch in range(1, 5):
+        tracking.epoch_ended(0, replace(row, epoch=epoch))
+    tracking.trial_ended(0, TrialStatus(state="completed"), [])
+    assert time.perf_counter() - start < 0.1
+    tracking.close()
+    assert slow.told == [1, 2, 3]
+    assert slow.thread == "tracking"
+    assert tracking.problems == {"slow": "ConnectionError: the server is gone"}

@@ -1,0 +1,137 @@
+"""What a search tells to the programs that people already watch their trainings with.
+
+TensorBoard's files are always written, below the run folder; Weights & Biases and MLflow are told
+where the user asks for it. Each is an observer of the search; a thread of its own tells them, so
+that a slow server holds up no trial.
+"""
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+from tuner.config import TrialConfig
+from tuner.errors import UsageError
+from tuner.run import Run
+from tuner.trial import EpochRow, TrialStatus
+
+Target = Literal["wandb", "mlflow"]
+
+
+class Tracker(Protocol):
+    """An observer of a search (see ``tuner.tally.Observer``) that has to be closed."""
+
+    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+        """A trial starts, or goes on after the epochs of ``history``."""
+
+    def epoch_ended(self, number: int, row: EpochRow) -> None:
+        """A trial has come to the end of an epoch."""
+
+    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+        """A trial has ended, for now or for good."""
+
+    def close(self) -> None:
+        """Write what has not been written."""
+
+
+def refuse_missing(targets: Sequence[Target]) -> None:
+    """Refuse targets whose packages are not there, before anything is trained.
+
+    Raises:
+        UsageError: With the command that installs the first of them.
+    """
+    for target in targets:
+        if find_spec(target) is None:
+            raise UsageError(
+                f"--log {target} needs a package that is not installed: "
+                f"pip install 'cifar-tune[{target}]'"
+            )
+
+
+def make_trackers(run: Run, targets: Sequence[Target]) -> dict[str, Tracker]:
+    """Give what records the trials of a run, by name."""
+    from tuner.tracking.tensorboard import TensorBoard
+
+    trackers: dict[str, Tracker] = {"TensorBoard": TensorBoard(run)}
+    if "wandb" in targets:
+        from tuner.tracking.wandb import WeightsAndBiases
+
+        trackers["Weights & Biases"] = WeightsAndBiases(run)
+    if "mlflow" in targets:
+        from tuner.tracking.mlflow import MLflow
+
+        trackers["MLflow"] = MLflow(run)
+    return trackers
+
+
+class Tracking:
+    """An observer that tells trackers in a thread of its own, in the order of events.
+
+    Attributes:
+        problems: Name of each tracker that could not go on -> why. A search does not end for it.
+    """
+
+    def __init__(self, trackers: dict[str, Tracker]) -> None:
+        self.problems: dict[str, str] = {}
+        self._trackers = dict(trackers)
+        self._events: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        # As a daemon, a server that never answers cannot keep an interrupted program alive.
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+        """See ``Tracker``."""
+        rows = tuple(history)
+        self._events.put(lambda tracker: tracker.trial_began(number, config, rows))
+
+    def epoch_ended(self, number: int, row: EpochRow) -> None:
+        """See ``Tracker``."""
+        self._events.put(lambda tracker: tracker.epoch_ended(number, row))
+
+    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+        """See ``Tracker``."""
+        rows = tuple(history)
+        self._events.put(lambda tracker: tracker.trial_ended(number, status, rows))
+
+    def close(self) -> None:
+        """Wait until all is told, and close the trackers."""
+        self._events.put(lambda tracker: tracker.close())
+        self._events.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (event := self._events.get()) is not None:
+            for name, tracker in list(self._trackers.items()):
+                try:
+                    event(tracker)
+                except Exception as error:
+                    # Whatever a client or its server raises: the run folder has all of it anyway.
+                    self.problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    del self._trackers[name]
+
+
+@contextmanager
+def tracked(run: Run, targets: Sequence[Target], observers: list[Any]) -> Iterator[Tracking]:
+    """Record a search, from its observers' list, until the block ends."""
+    tracking = Tracking(make_trackers(run, targets))
+    observers.append(tracking)
+    try:
+        yield tracking
+    finally:
+        observers.remove(tracking)
+        tracking.close()
+
+
+def figures(row: EpochRow) -> dict[str, float]:
+    """Give an epoch's figures by the names that all targets show, without what is not finite."""
+    named = {
+        "accuracy/validation": row.val_accuracy,
+        "loss/validation": row.val_loss,
+        "loss/training": row.train_loss,
+        "learning_rate": row.lr,
+        "seconds": row.seconds,
+    }
+    return {name: value for name, value in named.items() if math.isfinite(value)}

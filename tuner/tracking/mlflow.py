@@ -1,0 +1,85 @@
+"""MLflow: a run a trial, in an experiment a search."""
+
+from collections.abc import Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from tuner.config import TrialConfig
+from tuner.run import Run
+from tuner.tracking import figures
+from tuner.trial import EpochRow, TrialStatus, best_row, flatten
+
+ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
+"""State of a trial -> of MLflow's run; the others are FAILED."""
+LONGEST = 500
+"""Characters of a parameter's value that every store takes."""
+
+
+class MLflow:
+    """Logs each trial as a run; where to is said by ``MLFLOW_TRACKING_URI``, as everywhere."""
+
+    def __init__(self, run: Run) -> None:
+        self._name = run.record.name
+        self._started = run.record.started
+        self._client = MlflowClient()
+        self._experiment = ""
+        self._runs: dict[int, str] = {}
+
+    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+        """Open the trial's run, or open it again."""
+        known = self._known(number)
+        if known is not None:
+            self._runs[number] = known
+            self._client.update_run(known, status="RUNNING")
+            return
+        run = self._client.create_run(
+            self._experiment,
+            run_name=f"{number:04d}",
+            tags={"trial": str(number), "search": self._started},
+        )
+        self._runs[number] = run.info.run_id
+        params = [
+            Param(key, str(value)[:LONGEST])
+            for key, value in flatten(config.to_dict()).items()
+            if not key.endswith(".source")
+        ]
+        self._client.log_batch(run.info.run_id, params=params)
+        for row in history:
+            self.epoch_ended(number, row)
+
+    def _known(self, number: int) -> str | None:
+        """Find the run of a trial that an interrupted search has told of."""
+        if not self._experiment:
+            found = self._client.get_experiment_by_name(self._name)
+            self._experiment = (
+                found.experiment_id if found else self._client.create_experiment(self._name)
+            )
+        same = f"tags.trial = '{number}' and tags.search = '{self._started}'"
+        runs = self._client.search_runs([self._experiment], same, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def epoch_ended(self, number: int, row: EpochRow) -> None:
+        """Log the figures of an epoch."""
+        metrics = [
+            Metric(key, value, int(1000 * row.time), row.epoch)
+            for key, value in figures(row).items()
+        ]
+        self._client.log_batch(self._runs[number], metrics=metrics)
+
+    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+        """Log how the trial ended, and close its run."""
+        run = self._runs.pop(number)
+        best = best_row(history)
+        tags = [RunTag("state", status.state), RunTag("reason", status.reason)]
+        metrics = []
+        if best:
+            metrics = [Metric("best_accuracy", best.val_accuracy, int(1000 * best.time), 0)]
+        self._client.log_batch(run, tags=tags, metrics=metrics)
+        self._client.set_terminated(run, ENDED.get(status.state, "FAILED"))
+
+    def close(self) -> None:
+        """Mark the runs of trials that did not come to their end."""
+        for run in self._runs.values():
+            self._client.set_terminated(run, "KILLED")
+        self._runs.clear()

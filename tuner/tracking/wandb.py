@@ -1,0 +1,70 @@
+"""Weights & Biases: a run a trial, in a group a search."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import wandb
+
+from tuner.config import TrialConfig
+from tuner.run import Run
+from tuner.tracking import figures
+from tuner.trial import EpochRow, TrialStatus, best_row
+
+PROJECT = "cifar-tune"
+"""Unless ``WANDB_PROJECT`` names another; ``WANDB_MODE=offline`` works as everywhere."""
+
+
+class WeightsAndBiases:
+    """Logs each trial as a run of its own; all of a search are one group."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        # Names of runs may be the same on two machines; an id may not.
+        self._key = hashlib.sha256(f"{run.record.name} {run.record.started}".encode()).hexdigest()
+        self._runs: dict[int, Any] = {}
+
+    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+        """Open the trial's run, or open it again."""
+        if (old := self._runs.pop(number, None)) is not None:
+            old.finish()
+        settings = wandb.Settings(silent=True, console="off")
+        project = settings.project or PROJECT
+        self._runs[number] = wandb.init(
+            project=project,
+            group=self._run.record.name,
+            name=f"{self._run.record.name} {number:04d}",
+            id=f"{self._key[:8]}-{number:04d}",
+            dir=str(self._run.path),
+            config=config.to_dict(),
+            # Several trials run at once in this process.
+            reinit="create_new",
+            resume="allow",
+            settings=settings,
+        )
+        for row in history:
+            self.epoch_ended(number, row)
+
+    def epoch_ended(self, number: int, row: EpochRow) -> None:
+        """Log the figures of an epoch."""
+        self._runs[number].log(figures(row), step=row.epoch)
+
+    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+        """Log how the trial ended, and close its run."""
+        run = self._runs.pop(number)
+        best = best_row(history)
+        run.summary.update(
+            {
+                "state": status.state,
+                "reason": status.reason,
+                "best_accuracy": best.val_accuracy if best else None,
+                "parameters": status.num_parameters,
+            }
+        )
+        run.finish(exit_code=1 if status.state == "failed" else 0)
+
+    def close(self) -> None:
+        """Close the runs of trials that were interrupted."""
+        for run in self._runs.values():
+            run.finish()
+        self._runs.clear()
