@@ -266,7 +266,7 @@ def write_parquet(trials: Iterable[TrialRecord], file: BinaryIO) -> None:
     """Write the leaderboard as Parquet, each column of the narrowest type that holds it."""
     # Parquet takes one type a column, which columns of Python objects do not tell.
     table = leaderboard(trials).convert_dtypes()
-    mixed = table.columns[table.dtypes == object]
+    mixed = table.select_dtypes("object").columns
     table[mixed] = table[mixed].astype("string")
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)

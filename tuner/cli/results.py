@@ -1,5 +1,6 @@
 """What a run has led to: ``leaderboard``, ``runs``, ``show``, ``rerun``."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,18 +31,18 @@ from tuner.cli.tables import (
 @JSON
 def leaderboard(run: str | None, storage: Path, rows: int, form: str, as_json: bool) -> None:
     """Show the trials of a run, best first; also while it is searched."""
-    from tuner.run import find_run, leaderboard, write_parquet
+    from tuner.run import find_run, write_parquet
+    from tuner.run import leaderboard as as_frame
 
     found = find_run(storage, run)
-    out = click.get_binary_stream("stdout")
     if as_json or form == "json":
         print_json({"run": str(found.path), "trials": leaderboard_rows(found)})
     elif form == "csv":
-        leaderboard(found.ranked()).to_csv(out, index=False)
+        as_frame(found.ranked()).to_csv(sys.stdout, index=False)
     elif form == "parquet":
-        if out.isatty():
+        if sys.stdout.isatty():
             raise click.UsageError("Parquet is no text for a terminal; write > trials.parquet.")
-        write_parquet(found.ranked(), out)
+        write_parquet(found.ranked(), sys.stdout.buffer)
     else:
         print_leaderboard(found, rows)
 

@@ -5,7 +5,6 @@ where the user asks for it. Each is an observer of the search; a thread of its o
 that a slow server holds up no trial.
 """
 
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -123,15 +122,3 @@ def tracked(run: Run, targets: Sequence[Target], observers: list[Any]) -> Iterat
     finally:
         observers.remove(tracking)
         tracking.close()
-
-
-def figures(row: EpochRow) -> dict[str, float]:
-    """Give an epoch's figures by the names that all targets show, without what is not finite."""
-    named = {
-        "accuracy/validation": row.val_accuracy,
-        "loss/validation": row.val_loss,
-        "loss/training": row.train_loss,
-        "learning_rate": row.lr,
-        "seconds": row.seconds,
-    }
-    return {name: value for name, value in named.items() if math.isfinite(value)}

@@ -7,7 +7,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from tuner.config import TrialConfig
 from tuner.run import Run
-from tuner.tracking import figures
+from tuner.tracking.figures import figures
 from tuner.trial import EpochRow, TrialStatus, best_row, flatten
 
 ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}

@@ -8,7 +8,7 @@ from tensorboardX.summary import hparams
 
 from tuner.config import TrialConfig
 from tuner.run import Run
-from tuner.tracking import figures
+from tuner.tracking.figures import figures
 from tuner.trial import EpochRow, TrialStatus, flatten
 
 FOLDER = "tensorboard"

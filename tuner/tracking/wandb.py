@@ -8,7 +8,7 @@ import wandb
 
 from tuner.config import TrialConfig
 from tuner.run import Run
-from tuner.tracking import figures
+from tuner.tracking.figures import figures
 from tuner.trial import EpochRow, TrialStatus, best_row
 
 PROJECT = "cifar-tune"
