@@ -12,7 +12,7 @@ from typing import Any
 from tuner.files import write_text
 from tuner.report.ensembles import ensemble_folders, read_ensemble
 from tuner.report.facts import run_facts
-from tuner.report.page import render
+from tuner.report.page import points, render
 from tuner.run import Run
 from tuner.space import SearchSpace
 from tuner.trial import TrialRecord
@@ -91,8 +91,7 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
             return text
         low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
         span = f"[{low}, {high}]".replace("-", "\N{MINUS SIGN}")
-        over = f"{100 * gain['gain']:+.1f}".replace("-", "\N{MINUS SIGN}")
-        return f"{text}, {over} over the best single {span}"
+        return f"{text}, {points(gain['gain'])} over the best single {span}"
     best = ranked[0].best if ranked else None
     if best is None:
         return f"No trial of {len(ranked)} has an accuracy"

@@ -45,12 +45,17 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "percent": lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%",
-        "points": lambda share: f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}"),
+        "points": points,
         "clock": clock,
         "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
         "words": lambda text: text.replace("_", " "),
     }
     return environment
+
+
+def points(share: float | None) -> str:
+    """Write a difference of two shares in percentage points."""
+    return "\N{EN DASH}" if share is None else f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _asset(name: str) -> str:

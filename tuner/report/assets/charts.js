@@ -51,6 +51,9 @@ function chart(id, draw) {
         animation: false, textStyle: { fontFamily: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif" },
         color: colours.series, backgroundColor: "transparent", ...options.chart,
       }, { notMerge: true });
+      element.querySelector(":scope > canvas")?.remove();
+      // The printer takes what is painted now, and layers are painted a moment later.
+      if (printing) element.append(made.renderToCanvas({ pixelRatio: 2 }));
     },
   };
   entry.draw();

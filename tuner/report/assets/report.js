@@ -29,7 +29,7 @@ const curves = chart("chart-curves", (colours) => {
     yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v) + " %" } }),
     series: [
       {
-        type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, z: 2,
+        type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, progressive: 0, z: 2,
         data: ordered.filter((t) => t.curve.length > 1).map((t) => ({ trial: t, coords: t.curve.map((a, e) => [e + 1, a ?? 0]), lineStyle: { color: colourOf(colours, t.family) } })),
         lineStyle: { width: 1.2, opacity }, emphasis: { lineStyle: { width: 3, opacity: 1 } },
       },
