@@ -141,7 +141,8 @@ def tmux(*words: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_the_table_bears_a_resize_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
-    command = f"cd {tmp_path} && {PROGRAM} search --space quick --name run --epochs 60; echo end $?"
+    program = f"env -u COLUMNS -u LINES {PROGRAM} search --space quick --name run --epochs 60"
+    command = f"cd {tmp_path} && {program}; echo end $?"
     tmux("-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "40", "sh")
     try:
         tmux("send-keys", command, "Enter")

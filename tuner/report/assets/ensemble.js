@@ -4,16 +4,22 @@
 {
   const ensemble = facts.ensemble ?? {};
   const share = (digits) => ({ formatter: (v) => (100 * v).toFixed(digits) + " %" });
+  // An axis of accuracies, with a little room, and never beyond what a share can be.
+  const accuracies = (colours) => axis(colours, {
+    type: "value", splitLine: true, axisLabel: share(1),
+    min: (v) => Math.max(0, Math.floor(1000 * (v.min - 0.1 * (v.max - v.min) - 0.002)) / 1000),
+    max: (v) => Math.min(1, Math.ceil(1000 * (v.max + 0.1 * (v.max - v.min))) / 1000),
+  });
   const when = (key, id, draw) => { if (ensemble[key]?.length) chart(id, (colours, width) => draw(ensemble[key], colours, width)); };
 
   when("by_size", "chart-size", (sizes, colours) => ({ chart: {
     grid: { left: 52, right: 14, top: 12, bottom: 40 },
     tooltip: tooltip(colours, (p) => { const s = sizes[p[0].dataIndex]; return `best ${s.k}: <b>${percent(s.accuracy)}</b><br>${percent(s.low)} to ${percent(s.high)}${s.gain == null ? "" : `<br>gain ${(100 * s.gain).toFixed(2)} [${(100 * s.gain_low).toFixed(2)}, ${(100 * s.gain_high).toFixed(2)}]`}`; }, { trigger: "axis" }),
     xAxis: axis(colours, { type: "category", data: sizes.map((s) => s.k), name: "members", nameLocation: "middle", nameGap: 24 }),
-    yAxis: axis(colours, { type: "value", scale: true, splitLine: true, axisLabel: share(1) }),
+    yAxis: accuracies(colours),
     series: [
       { type: "line", stack: "interval", symbol: "none", data: sizes.map((s) => s.low), lineStyle: { opacity: 0 }, silent: true },
-      { type: "line", stack: "interval", symbol: "none", data: sizes.map((s) => s.high - s.low), lineStyle: { opacity: 0 }, areaStyle: { color: colours.series[0], opacity: 0.16 }, silent: true },
+      { type: "line", stack: "interval", stackStrategy: "all", symbol: "none", data: sizes.map((s) => s.high - s.low), lineStyle: { opacity: 0 }, areaStyle: { color: colours.series[0], opacity: 0.16 }, silent: true },
       { type: "line", data: sizes.map((s) => s.accuracy), lineStyle: { width: 2, color: colours.series[0] }, itemStyle: { color: colours.series[0] }, symbol: "circle", symbolSize: 6 },
     ],
   } }));
@@ -37,7 +43,7 @@
     grid: { left: 52, right: 18, top: 12, bottom: 40 },
     tooltip: tooltip(colours, (p) => label(points[p[0].dataIndex]), { trigger: "axis" }),
     xAxis: axis(colours, { type: "value", nameLocation: "middle", nameGap: 24, ...x }),
-    yAxis: axis(colours, { type: "value", scale: true, splitLine: true, axisLabel: share(1) }),
+    yAxis: accuracies(colours),
     series: [{ type: "line", symbol: "circle", symbolSize: 6, data: points.map((p) => [p[x.key], p.accuracy]), lineStyle: { width: 2 } }],
   } });
   when("coverage", "chart-coverage", (points, colours) => path(points, colours, { key: "coverage", name: "share of the images", min: 0, max: 1, axisLabel: share(0) }, (p) => `${percent(p.coverage, 0)} of the images: <b>${percent(p.accuracy)}</b>`));
@@ -46,12 +52,13 @@
   when("confusion", "chart-confusion", (rows, colours, width) => {
     const classes = ensemble.classes, sums = rows.map((row) => row.reduce((a, b) => a + b, 0));
     const isFew = classes.length <= 20 && width / classes.length > 26;
-    const left = Math.min(110, 14 + 7 * Math.max(...classes.map((c) => c.length)));
+    const longest = Math.max(...classes.map((c) => c.length)), isLong = longest > 3;
+    const left = Math.min(120, 26 + 7 * longest);
     return { height: Math.min(640, Math.max(320, width - left)) + 60, chart: {
-      grid: { left, right: 14, top: 8, bottom: isFew ? 76 : 70 },
+      grid: { left, right: 14, top: 8, bottom: isLong ? 76 : 44 },
       tooltip: tooltip(colours, (p) => `is ${safe(classes[p.value[1]])}, taken for ${safe(classes[p.value[0]])}<br><b>${p.value[3]}</b> images, ${percent(p.value[2] ** 2, 1)} of the class`),
-      xAxis: axis(colours, { type: "category", data: classes, name: "predicted", nameLocation: "middle", nameGap: 56, axisLabel: { rotate: 45, overflow: "truncate", width: 80, ...(classes.length <= 20 && { interval: 0 }) } }),
-      yAxis: axis(colours, { type: "category", data: classes, inverse: true, axisLabel: { overflow: "truncate", width: left - 14, ...(classes.length <= 20 && { interval: 0 }) } }),
+      xAxis: axis(colours, { type: "category", data: classes, name: "predicted", nameLocation: "middle", nameGap: isLong ? 56 : 26, axisLabel: { rotate: isLong ? 45 : 0, overflow: "truncate", width: 80, ...(classes.length <= 20 && { interval: 0 }) } }),
+      yAxis: axis(colours, { type: "category", data: classes, inverse: true, axisLabel: { overflow: "truncate", width: left - 12, ...(classes.length <= 20 && { interval: 0 }) } }),
       // Shaded by the square root of the share, so that rare confusions are seen.
       visualMap: { show: false, min: 0, max: 1, dimension: 2, inRange: { color: colours.heat } },
       series: [{

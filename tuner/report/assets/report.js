@@ -22,7 +22,7 @@ const curves = chart("chart-curves", (colours) => {
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
-    grid: { left: 48, right: 18, top: families.length > 1 ? 34 : 12, bottom: 40 },
+    grid: { left: 48, right: 18, top: families.length > 1 ? 36 : 22, bottom: 40 },
     legend: { show: families.length > 1, selectedMode: false, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
     tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
     xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
