@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "checkpoint": "errors files schema config models trial",
     "space": "errors files schema config models trial run checkpoint",
     "advice": "config space tally trial",
-    "tracking": "errors config run trial",
+    "tracking": "errors config run tally trial",
     "weights": "errors schema config models run sources checkpoint",
     # Floor 3
     "train": FLOORS_0_TO_2,

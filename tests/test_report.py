@@ -20,10 +20,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.benchmarks.processes import PROGRAM
+from tests.test_compare import type_command
 from tests.test_conductor import World, read_space
 from tests.test_tally import row
 from tuner.advice import advise
 from tuner.config import SearchConfig
+from tuner.errors import TunerError
 from tuner.report import verdict, write_report
 from tuner.report.facts import short_names
 from tuner.run import Run
@@ -283,6 +285,30 @@ def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
     space = load_space(empty.path / "space.yaml")
     page = write_report(empty, space, {}, []).path.read_text()
     assert "No trial of 0 has an accuracy" in page
+
+
+def test_the_command_tells_the_verdict_and_where_the_page_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["report", str(run.path)]
+    assert type_command(monkeypatch, *command) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("Best of 40 trials: ")
+    assert "Worth a look: 1 of 40 trials ended with an error: OSError." in told.err
+    assert (run.path / "report.html").exists()
+    assert type_command(monkeypatch, *command, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["report"] == str(run.path / "report.html")
+    assert len(document["advice"]) >= 2
+
+
+def test_a_damaged_ensemble_is_told_of(tmp_path: Path, run: Run) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run.open(tmp_path / "run")
+    write_ensemble(copy, [1])
+    (copy.path / "ensembles" / "top" / "metrics.json").write_text("{}")
+    with pytest.raises(TunerError, match=r"metrics.json: damaged"):
+        write(copy)
 
 
 @pytest.mark.slow

@@ -1,14 +1,16 @@
 """A tally counts a search alike from its events and from its run folder."""
 
+import io
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.test_conductor import SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
-from tuner.follow import Folder
+from tuner.follow import Folder, follow
 from tuner.tally import Tally, best_so_far, error_kind
 from tuner.trial import EpochRow, Stop, TrialStatus
 
@@ -170,3 +172,16 @@ def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
     assert [(epochs, best) for epochs, _, best in points] == [(1, 0.3), (3, 0.5), (4, 0.5)]
     assert points[-1][1] == pytest.approx(4 * 2.0 * 0.5 / 3600)
     assert best_so_far([], gpus=1) == []
+
+
+def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    worker = world.begin(world.conductor())
+    worker.step(0.5)
+    worker.finish("failed", reason="OSError: full")
+    world.run.update(status="finished", slots={"count": 2, "cpus": 1, "gpus": 0})
+    screen = io.StringIO()
+    assert follow(world.run.path, Console(file=screen, width=200)).record.status == "finished"
+    assert screen.getvalue() == (
+        "1/6 trials · 0 of 2 slots busy · 1 failed · best 0.5000 (trial 0)\n"
+    )

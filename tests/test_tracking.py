@@ -147,6 +147,40 @@ def test_mlflow_keeps_a_run_a_trial_in_its_database(
         ]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    world = World(tmp_path)
+    conductor = world.conductor()
+    with tracked(world.run, ["mlflow"], conductor.observers):
+        worker = world.begin(conductor)
+        worker.step(0.5)
+        worker.train(0.6)
+    conductor = world.conductor()
+    with tracked(world.run, ["mlflow"], conductor.observers) as tracking:
+        worker = world.begin(conductor)
+        for accuracy in (0.7, 0.8):
+            worker.step(accuracy)
+        worker.finish()
+    assert tracking.problems == {}
+    client = mlflow.MlflowClient(place)
+    experiment = client.get_experiment_by_name("run")
+    (one,) = client.search_runs([experiment.experiment_id])
+    assert one.info.status == "FINISHED"
+    curve = client.get_metric_history(one.info.run_id, "accuracy/validation")
+    assert [(point.step, point.value) for point in curve] == [
+        (1, 0.5),
+        (2, 0.6),
+        (3, 0.7),
+        (4, 0.8),
+    ]
+
+
 def test_a_target_that_is_not_installed_is_refused_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

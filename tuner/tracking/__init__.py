@@ -1,7 +1,7 @@
 """What a search tells to the programs that people already watch their trainings with.
 
 TensorBoard's files are always written, below the run folder; Weights & Biases and MLflow are told
-where the user asks for it. Each is an observer of the search; a thread of its own tells them, so
+where the user asks for it. Each observes the search; a thread of its own tells them, so
 that a slow server holds up no trial.
 """
 
@@ -10,27 +10,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from tuner.config import TrialConfig
 from tuner.errors import UsageError
 from tuner.run import Run
+from tuner.tally import Observer
 from tuner.trial import EpochRow, TrialStatus
 
 Target = Literal["wandb", "mlflow"]
 
 
-class Tracker(Protocol):
-    """An observer of a search (see ``tuner.tally.Observer``) that has to be closed."""
-
-    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
-        """A trial starts, or goes on after the epochs of ``history``."""
-
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
-        """A trial has come to the end of an epoch."""
-
-    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
-        """A trial has ended, for now or for good."""
+class Tracker(Observer, Protocol):
+    """An observer of a search that has to be closed."""
 
     def close(self) -> None:
         """Write what has not been written."""
@@ -82,16 +74,16 @@ class Tracking:
         self._thread.start()
 
     def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
-        """See ``Tracker``."""
+        """See ``Observer``."""
         rows = tuple(history)
         self._events.put(lambda tracker: tracker.trial_began(number, config, rows))
 
     def epoch_ended(self, number: int, row: EpochRow) -> None:
-        """See ``Tracker``."""
+        """See ``Observer``."""
         self._events.put(lambda tracker: tracker.epoch_ended(number, row))
 
     def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
-        """See ``Tracker``."""
+        """See ``Observer``."""
         rows = tuple(history)
         self._events.put(lambda tracker: tracker.trial_ended(number, status, rows))
 
@@ -113,7 +105,7 @@ class Tracking:
 
 
 @contextmanager
-def tracked(run: Run, targets: Sequence[Target], observers: list[Any]) -> Iterator[Tracking]:
+def tracked(run: Run, targets: Sequence[Target], observers: list[Observer]) -> Iterator[Tracking]:
     """Record a search, from its observers' list, until the block ends."""
     tracking = Tracking(make_trackers(run, targets))
     observers.append(tracking)

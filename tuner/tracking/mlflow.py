@@ -32,6 +32,10 @@ class MLflow:
         if known is not None:
             self._runs[number] = known
             self._client.update_run(known, status="RUNNING")
+            told = self._client.get_metric_history(known, "seconds")
+            last = max((metric.step for metric in told), default=0)
+            for row in history[last:]:
+                self.epoch_ended(number, row)
             return
         run = self._client.create_run(
             self._experiment,
