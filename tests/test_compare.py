@@ -48,10 +48,11 @@ def test_the_verdict_names_the_leader_whatever_the_order(runs: list[Run]) -> Non
     assert verdict(compare(runs)) == verdict(compare(runs[::-1])) == expected
 
 
-def test_other_validation_images_are_told_of(runs: list[Run]) -> None:
+def test_other_images_are_told_of_and_no_run_leads(runs: list[Run]) -> None:
     assert differences(compare(runs)) == ""
     runs[1].update(split_fingerprint="other")
-    assert "different images" in differences(compare(runs))
+    assert "differ in the images" in differences(compare(runs))
+    assert verdict(compare(runs)) == "2 runs on different images"
 
 
 def type_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -52,8 +52,8 @@ def differences(described: Sequence[dict[str, Any]]) -> str:
     """Say why the accuracies of runs cannot be compared; empty if they can."""
     if len({run["split"] for run in described}) > 1:
         return (
-            "These runs were validated on different images: their accuracies say little of one "
-            "another."
+            "These runs differ in the images that they trained on or were validated on; their "
+            "accuracies differ for that reason, too."
         )
     return ""
 
@@ -64,7 +64,7 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
     if not scored:
         return "None of these runs has a trial with an accuracy"
     if differences(described):
-        return f"{len(described)} runs on different validation images"
+        return f"{len(described)} runs on different images"
     scored.sort(key=lambda run: -run["best"])
     lead = scored[0]
     text = f"{lead['run']} leads: {100 * lead['best']:.2f}\N{NO-BREAK SPACE}% validation"

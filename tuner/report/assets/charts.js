@@ -93,10 +93,20 @@ function bars(colours, width, rows, label, about, max = "dataMax") {
   } };
 }
 
-// Room for the lower end of accuracies that are worth seeing: the best seven tenths of them.
-function floor(accuracies) {
+// A vertical axis of accuracies from low to high, its ends at whole steps.
+function accuracyAxis(colours, low, high, unit = " %") {
+  const step = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1].find((s) => (high - low) / s <= 6) ?? 0.2;
+  const max = Math.min(1, Math.ceil(high / step - 1e-9) * step);
+  const min = Math.max(0, Math.min(max - step, Math.floor(low / step + 1e-9) * step));
+  return axis(colours, { type: "value", min, max, interval: step, splitLine: true, axisLabel: { fontSize: 11.5, formatter: (v) => (100 * v).toFixed(step < 0.01 ? 1 : 0) + unit } });
+}
+
+// The lowest accuracy that is worth seeing: but for this share of the trials, and a little less.
+function lowest(accuracies, share) {
   const sorted = accuracies.filter((a) => a != null).sort((a, b) => a - b);
   if (!sorted.length) return 0;
-  const low = sorted[Math.floor(0.3 * sorted.length)], high = sorted.at(-1);
-  return Math.max(0, Math.floor(100 * (low - Math.max(0.02, 0.15 * (high - low)))) / 100);
+  const low = sorted[Math.floor(share * (sorted.length - 1))];
+  return Math.max(0, low - Math.max(0.01, 0.1 * (sorted.at(-1) - low)));
 }
+
+const highest = (accuracies) => Math.max(0, ...accuracies.filter((a) => a != null));

@@ -5,13 +5,13 @@
   const over = document.getElementById("over");
   const entry = chart("chart-compare", (colours) => {
     const x = Number(over.value);
-    const ends = facts.runs.flatMap((run) => run.best_so_far.map((point) => point[2]));
+    const bests = facts.runs.flatMap((run) => run.best_so_far.map((point) => point[2]));
     return { chart: {
       grid: { left: 52, right: 18, top: 34, bottom: 40 },
       legend: { top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
       tooltip: tooltip(colours, (p) => `${safe(p.seriesName)}<br>after ${short(p.data[0])} ${x ? "hours" : "epochs"}<br><b>${percent(p.data[1])}</b>`),
       xAxis: axis(colours, { type: "value", name: over.selectedOptions[0].text, nameLocation: "middle", nameGap: 24, axisLabel: { formatter: thousands } }),
-      yAxis: axis(colours, { type: "value", scale: true, min: floor(ends), splitLine: true, axisLabel: { formatter: (v) => Math.round(1000 * v) / 10 + " %" } }),
+      yAxis: accuracyAxis(colours, lowest(bests, 0.3), highest(bests)),
       series: facts.runs.map((run) => ({ name: run.run, type: "line", step: "end", clip: true, symbolSize: 5, symbol: "circle", data: run.best_so_far.map((point) => [point[x], point[2]]), lineStyle: { width: 2 } })),
     } };
   });

@@ -4,19 +4,13 @@
 {
   const ensemble = facts.ensemble ?? {};
   const share = (digits) => ({ formatter: (v) => (100 * v).toFixed(digits) + " %" });
-  // An axis of accuracies, with a little room, and never beyond what a share can be.
-  const accuracies = (colours) => axis(colours, {
-    type: "value", splitLine: true, axisLabel: share(1),
-    min: (v) => Math.max(0, Math.floor(1000 * (v.min - 0.1 * (v.max - v.min) - 0.002)) / 1000),
-    max: (v) => Math.min(1, Math.ceil(1000 * (v.max + 0.1 * (v.max - v.min))) / 1000),
-  });
   const when = (key, id, draw) => { if (ensemble[key]?.length) chart(id, (colours, width) => draw(ensemble[key], colours, width)); };
 
   when("by_size", "chart-size", (sizes, colours) => ({ chart: {
     grid: { left: 52, right: 14, top: 12, bottom: 40 },
     tooltip: tooltip(colours, (p) => { const s = sizes[p[0].dataIndex]; return `best ${s.k}: <b>${percent(s.accuracy)}</b><br>${percent(s.low)} to ${percent(s.high)}${s.gain == null ? "" : `<br>gain ${(100 * s.gain).toFixed(2)} [${(100 * s.gain_low).toFixed(2)}, ${(100 * s.gain_high).toFixed(2)}]`}`; }, { trigger: "axis" }),
     xAxis: axis(colours, { type: "category", data: sizes.map((s) => s.k), name: "members", nameLocation: "middle", nameGap: 24 }),
-    yAxis: accuracies(colours),
+    yAxis: accuracyAxis(colours, Math.min(...sizes.map((s) => s.low)), Math.max(...sizes.map((s) => s.high))),
     series: [
       { type: "line", stack: "interval", symbol: "none", data: sizes.map((s) => s.low), lineStyle: { opacity: 0 }, silent: true },
       { type: "line", stack: "interval", stackStrategy: "all", symbol: "none", data: sizes.map((s) => s.high - s.low), lineStyle: { opacity: 0 }, areaStyle: { color: colours.series[0], opacity: 0.16 }, silent: true },
@@ -43,7 +37,7 @@
     grid: { left: 52, right: 18, top: 12, bottom: 40 },
     tooltip: tooltip(colours, (p) => label(points[p[0].dataIndex]), { trigger: "axis" }),
     xAxis: axis(colours, { type: "value", nameLocation: "middle", nameGap: 24, ...x }),
-    yAxis: accuracies(colours),
+    yAxis: accuracyAxis(colours, Math.min(...points.map((p) => p.accuracy)), Math.max(...points.map((p) => p.accuracy))),
     series: [{ type: "line", symbol: "circle", symbolSize: 6, data: points.map((p) => [p[x.key], p.accuracy]), lineStyle: { width: 2 } }],
   } });
   when("coverage", "chart-coverage", (points, colours) => path(points, colours, { key: "coverage", name: "share of the images", min: 0, max: 1, axisLabel: share(0) }, (p) => `${percent(p.coverage, 0)} of the images: <b>${percent(p.accuracy)}</b>`));

@@ -18,7 +18,7 @@ const curves = chart("chart-curves", (colours) => {
   // The best are drawn last, on top.
   const ordered = [...shown].reverse();
   const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
-  const low = control("zoom").checked ? floor(shown.map((t) => t.accuracy)) : 0;
+  const bests = shown.map((t) => t.accuracy), low = control("zoom").checked ? lowest(bests, 0.5) : 0;
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
@@ -26,7 +26,7 @@ const curves = chart("chart-curves", (colours) => {
     legend: { show: families.length > 1, selectedMode: false, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
     tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
     xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
-    yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v) + " %" } }),
+    yAxis: accuracyAxis(colours, low, highest(bests)),
     series: [
       {
         type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, progressive: 0, z: 2,
@@ -45,11 +45,12 @@ const curves = chart("chart-curves", (colours) => {
 on("log-epochs", curves);
 on("zoom", curves);
 
+const soFar = facts.best_so_far.map((point) => point[2]);
 chart("chart-best", (colours) => ({ chart: {
   grid: { left: 48, right: 18, top: 12, bottom: 40 },
   tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${percent(p[0].data[1])}</b>`, { trigger: "axis" }),
   xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax", axisLabel: { formatter: thousands } }),
-  yAxis: axis(colours, { type: "value", scale: true, min: floor(facts.best_so_far.map((p) => p[2])), splitLine: true, axisLabel: { formatter: (v) => Math.round(1000 * v) / 10 + " %" } }),
+  yAxis: accuracyAxis(colours, lowest(soFar, 0.3), highest(soFar)),
   series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 }, areaStyle: { opacity: 0.08 } }],
 } }));
 
@@ -126,7 +127,7 @@ if (groups.length) {
 
 {
   const scored = trials.filter((t) => t.accuracy != null);
-  const low = floor(scored.map((t) => t.accuracy));
+  const bests = scored.map((t) => t.accuracy), low = lowest(bests, 0.1), high = highest(bests);
   const byRank = facts.parameters.map((p, index) => ({ ...p, index })).sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
   // Chance that stays the same at each drawing.
   const jitter = (number) => ((number * 0.6180339887) % 1) - 0.5;
@@ -147,7 +148,7 @@ if (groups.length) {
       xAxis: isFew
         ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11 } })
         : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
-      yAxis: axis(colours, { type: "value", min: low, max: (v) => Math.min(1, Math.ceil(50 * v.max) / 50), splitNumber: 3, splitLine: true, axisLabel: { formatter: (v) => Math.round(100 * v), fontSize: 11 } }),
+      yAxis: accuracyAxis(colours, low, high, ""),
       series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.accuracy], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
     } }));
   }
