@@ -336,7 +336,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the page of a real search, with an ensemble beside it."""
     storage = tmp_path_factory.mktemp("searched")
     command = [PROGRAM, "search", "--space", "quick", "--name", "run", "--storage", str(storage)]
-    subprocess.run([*command, "--trials", "30"], check=True, capture_output=True)
+    command += ["--trials", "30", "--epochs", "6"]
+    subprocess.run(command, check=True, capture_output=True)
     run = Run.open(storage / "run")
     write_ensemble(run, [trial.number for trial in run.top(5)])
     subprocess.run([PROGRAM, "report", str(run.path)], check=True, capture_output=True)
