@@ -237,8 +237,9 @@ def test_a_parameter_that_hardly_matters_is_told_of(run: Run) -> None:
     shares = {"optimizer.sgd.lr": 0.99, "batch_size": 0.001, "model": 0.009}
     lines = advise(spaces(), SEARCH, run.trials(), shares)
     assert (
-        "model, batch_size hardly matter here; fix them, and the search has less to learn." in lines
-    )
+        "model, batch_size seem hardly to matter in what was tried; with them fixed, the search "
+        "has less to learn."
+    ) in lines
 
 
 def test_rungs_that_stop_nobody_or_everybody_are_told_of(tmp_path: Path, run: Run) -> None:

@@ -91,8 +91,12 @@ def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord])
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         # The least important ones, which come last.
         listed = ", ".join(names[: -MOST_NAMES - 1 : -1])
-        verb, them = ("matters", "it") if len(names) == 1 else ("matter", "them")
-        yield (f"{listed}{more} hardly {verb} here; fix {them}, and the search has less to learn.")
+        seem, them = ("seems", "it") if len(names) == 1 else ("seem", "them")
+        # A hint: a branch that few trials took is known by few.
+        yield (
+            f"{listed}{more} {seem} hardly to matter in what was tried; with {them} fixed, the "
+            "search has less to learn."
+        )
 
 
 def _rungs(search: SearchConfig, trials: Sequence[TrialRecord]) -> Iterator[str]:
