@@ -47,7 +47,8 @@ class WeightsAndBiases:
 
     def epoch_ended(self, number: int, row: EpochRow) -> None:
         """Log the figures of an epoch."""
-        self._runs[number].log(figures(row), step=row.epoch)
+        # At once: with a step, wandb else waits for the next one, or for the end.
+        self._runs[number].log(figures(row), step=row.epoch, commit=True)
 
     def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
         """Log how the trial ended, and close its run."""
