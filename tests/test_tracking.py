@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,8 @@ def wandb_records(path: Path) -> Iterator[bytes]:
     at = 7
     while at + 7 <= len(data):
         _, length, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):
+            return  # Still being written.
         assert kind == 1, "a whole record"
         yield data[at + 7 : at + 7 + length]
         at += 7 + length
@@ -107,7 +110,13 @@ def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.M
         sorted(folders, key=lambda path: path.name[-4:]), run.trials(), strict=True
     ):
         (path,) = folder.glob("*.wandb")
-        records = [Record.FromString(data) for data in wandb_records(path)]
+        # Its own process writes the file, and may be at it when finish() has returned.
+        records: list[Any] = []
+        deadline = time.monotonic() + 30
+        while not any(record.WhichOneof("record_type") == "exit" for record in records):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            records = [Record.FromString(data) for data in wandb_records(path)]
         told = [
             {item.key or item.nested_key[-1]: item.value_json for item in record.history.item}
             for record in records
