@@ -25,6 +25,7 @@ from tuner.config import DataConfig
 from tuner.data import load_splits
 from tuner.run import Run
 from tuner.search import driver
+from tuner.search.request import SearchRequest
 from tuner.search.sampler import Sampler
 from tuner.space import load_space
 from tuner.train import train
@@ -278,7 +279,7 @@ def test_optuna_is_told_of_every_ending_as_it_was(
     path = tmp_path / "space.yaml"
     path.write_text(STATES)
     space = load_space(path)
-    request = driver.SearchRequest(
+    request = SearchRequest(
         space=space,
         space_name=str(path),
         search=space.search,

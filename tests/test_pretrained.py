@@ -27,7 +27,8 @@ from tuner.models.cost import count_cost
 from tuner.models.pretrained import Pretrained, find_weights, model_names, stages_of
 from tuner.rerun import rerun
 from tuner.run import Run
-from tuner.search.driver import SearchRequest, search
+from tuner.search.driver import search
+from tuner.search.request import SearchRequest
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.trial import TrialStatus, write_history, write_status, write_trial

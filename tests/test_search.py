@@ -18,7 +18,8 @@ from tuner.errors import ClusterError, NoUsableTrials, UsageError
 from tuner.evaluate import predict_probs
 from tuner.run import Run
 from tuner.search.cluster import connected, plan_slots
-from tuner.search.driver import SearchRequest, search
+from tuner.search.driver import search
+from tuner.search.request import SearchRequest
 from tuner.space import load_space
 from tuner.trial import TrialRecord, read_history
 

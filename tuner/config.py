@@ -244,6 +244,56 @@ def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RefitConfig:
+    """What a refit trains anew: the best configurations of an earlier run, each with some seeds.
+
+    Trial ``n`` has configuration ``n % len(configs)``: all are trained with one seed before any is
+    with the next.
+    """
+
+    run: str
+    """Name of the earlier run."""
+    trials: tuple[int, ...]
+    """Its trials, best first."""
+    configs: tuple[TrialConfig, ...]
+    """Theirs, with the refit's epochs and seed 0: each trial gets a seed of its own."""
+    seeds: Count
+    """Trials of each configuration."""
+    duplicates: tuple[int, ...] = ()
+    """Trials left out, for they have the configuration of a better one."""
+
+    @property
+    def num_trials(self) -> int:
+        """Of the refit."""
+        return len(self.configs) * self.seeds
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Undo ``to_plain``.
+
+        Raises:
+            UsageError: On a configuration that cannot be trained.
+        """
+        return cls(
+            run=plain["run"],
+            trials=tuple(plain["trials"]),
+            configs=tuple(TrialConfig.from_dict(config) for config in plain["configs"]),
+            seeds=plain["seeds"],
+            duplicates=tuple(plain["duplicates"]),
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Give what ``run.json`` holds."""
+        return {
+            "run": self.run,
+            "trials": self.trials,
+            "configs": [config.to_dict() for config in self.configs],
+            "seeds": self.seeds,
+            "duplicates": self.duplicates,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Constraints:
     """Limits that a configuration has to keep to be trained; the ``constraints:`` part of a space.
 
@@ -268,3 +318,5 @@ class DataConfig:
     """Side in pixels; ``None`` keeps the data set's own, 32 for a folder."""
     train_limit: Count | None = None
     """Take a stratified part of this many training images; validation images stay the same."""
+    all_data: bool = False
+    """Train on the validation images, too: then they can choose nothing."""

@@ -29,6 +29,8 @@ class Splits:
     """SHA-256 of the official training images, labels and classes, before the split."""
     split_fingerprint: str
     """SHA-256 of the positions of ``train`` and ``val`` among them."""
+    is_val_seen: bool = False
+    """Whether ``val`` is a part of ``train``: then it chooses nothing, not even an epoch."""
 
     @property
     def num_classes(self) -> int:
@@ -41,18 +43,19 @@ class Splits:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
-    def expect(self, fingerprint: str, split_fingerprint: str, of: Path) -> None:
+    def expect(self, fingerprint: str, split_fingerprint: str | None, of: Path) -> None:
         """Make sure that these are the images of an earlier run.
 
         Args:
             fingerprint: As the run recorded it.
-            split_fingerprint: As the run recorded it.
+            split_fingerprint: As the run recorded it; ``None`` if they are to be divided otherwise.
             of: The run's folder, for the message.
 
         Raises:
             DataError: If they are others, or divided otherwise.
         """
-        if (self.fingerprint, self.split_fingerprint) != (fingerprint, split_fingerprint):
+        is_same_split = split_fingerprint in (None, self.split_fingerprint)
+        if self.fingerprint != fingerprint or not is_same_split:
             raise DataError(
                 f"these are not the images that {of} was trained on (their fingerprint differs); "
                 "put the old ones back, or search again"
@@ -83,6 +86,8 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
                 f"{len(train)} training images of {config.source}"
             )
         train = train[stratified(labels[train], limit)]
+    if config.all_data:
+        train = np.union1d(train, val)
 
     train_images, val_images = (
         Images(images=images[index], labels=official.images.labels[index])
@@ -97,6 +102,7 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
         std=std,
         fingerprint=official.fingerprint,
         split_fingerprint=sha256(b"train", train.tobytes(), b"val", val.tobytes()),
+        is_val_seen=config.all_data,
     )
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
-from tuner.config import DataConfig, SearchConfig
+from tuner.config import DataConfig, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.files import replacing, write_json, write_text
 from tuner.schema import build, did_you_mean, to_plain
@@ -44,6 +44,8 @@ class RunRecord:
     data_dir: str
     data_fingerprint: str
     split_fingerprint: str
+    refit: RefitConfig | None = None
+    """What is trained anew, where the run is no search."""
     study_storage: str | None = None
     """Where Optuna's study of the run is kept, beside this folder."""
     num_train: int
@@ -108,6 +110,8 @@ class Run:
         with explaining_damage(path / "run.json"):
             plain["search"] = build(SearchConfig, plain["search"], "search")
             plain["data"] = build(DataConfig, plain["data"], "data")
+            if refit := plain.get("refit"):
+                plain["refit"] = RefitConfig.from_plain(refit)
             return cls(path, RunRecord(**plain))
 
     def update(self, **changes: Any) -> None:
@@ -161,6 +165,7 @@ class Run:
                 number=number,
                 status=build(TrialStatus, json.loads(text), "status"),
                 history=tuple(read_history(path)),
+                is_val_seen=self.record.data.all_data,
             )
 
     def trials(self) -> list[TrialRecord]:
@@ -172,18 +177,23 @@ class Run:
         return [trial for number in numbers if (trial := self._read(number)) is not None]
 
     def ranked(self) -> list[TrialRecord]:
-        """Read all trials, best validation accuracy first, those without a figure last."""
+        """Read all trials, best validation accuracy first, those without a figure last.
+
+        Where validation images were trained on, accuracies say nothing: trials come by number.
+        """
 
         def rank(trial: TrialRecord) -> tuple[float, float, int]:
             best = trial.best
-            return (
-                (-best.val_accuracy, best.val_loss, trial.number) if best else (1, 0, trial.number)
-            )
+            if best is None:
+                return 1, 0, trial.number
+            if trial.is_val_seen:
+                return 0, 0, trial.number
+            return -best.val_accuracy, best.val_loss, trial.number
 
         return sorted(self.trials(), key=rank)
 
     def top(self, k: int) -> list[TrialRecord]:
-        """Give the ``k`` best usable trials by validation accuracy, best first.
+        """Give the ``k`` best usable trials, best first, in the order of ``ranked``.
 
         Raises:
             NoUsableTrials: If there is none.
@@ -208,6 +218,21 @@ class Run:
             raise UsageError(
                 f"--top {k}: {self.path} has only {len(usable)} usable trials (completed, stopped "
                 f"or interrupted, checkpoint kept). Give --top {len(usable)} or less."
+            )
+
+    def expect_unseen_validation(self, *choices: str) -> None:
+        """Make sure that validation images may choose or weigh.
+
+        Args:
+            choices: What would have them do so, as the user asked for it: ``--method greedy``.
+
+        Raises:
+            UsageError: If they were trained on, and there is any such choice.
+        """
+        if choices and self.record.data.all_data:
+            raise UsageError(
+                f"{choices[0]}: goes by the validation images, and {self.path} was trained on them "
+                "(refit --all-data). Leave it out, or take a run without --all-data."
             )
 
     def prune(self, keep: int) -> None:

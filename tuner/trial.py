@@ -55,9 +55,20 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
 def best_row(history: Sequence[EpochRow]) -> EpochRow | None:
-    """Give the epoch whose weights are kept: highest accuracy, then lowest loss, then earliest."""
+    """Give the best epoch: highest accuracy, then lowest loss, then earliest."""
     finite = [row for row in history if math.isfinite(row.val_loss)]
     return min(finite, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch), default=None)
+
+
+def kept_row(history: Sequence[EpochRow], *, is_val_seen: bool) -> EpochRow | None:
+    """Give the epoch whose weights are kept: the best, or the last if validation cannot tell.
+
+    Args:
+        history: Of a trial.
+        is_val_seen: Whether its validation images were trained on.
+    """
+    finite = [row for row in history if math.isfinite(row.train_loss + row.val_loss)]
+    return (finite[-1] if finite else None) if is_val_seen else best_row(history)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +115,8 @@ class TrialRecord:
     number: int
     status: TrialStatus
     history: tuple[EpochRow, ...]
+    is_val_seen: bool = False
+    """Whether its validation images were trained on."""
 
     @cached_property
     def config(self) -> TrialConfig:
@@ -118,11 +131,11 @@ class TrialRecord:
     @cached_property
     def best(self) -> EpochRow | None:
         """The epoch whose weights are in the checkpoint."""
-        return best_row(self.history)
+        return kept_row(self.history, is_val_seen=self.is_val_seen)
 
     @property
     def checkpoint(self) -> Path:
-        """Weights of the best epoch, with all that is needed to rebuild the model."""
+        """Weights of that epoch, with all that is needed to rebuild the model."""
         return self.path / "checkpoint.safetensors"
 
     @property
@@ -136,7 +149,7 @@ class TrialRecord:
         return self.status.state in USABLE and self.best is not None and self.checkpoint.exists()
 
     def val_probs(self) -> np.ndarray[Any, np.dtype[np.float16]]:
-        """Read the best epoch's class probabilities of the validation images, shape (N, K).
+        """Read that epoch's class probabilities of the validation images, shape (N, K).
 
         Raises:
             TunerError: If the file is missing or damaged.

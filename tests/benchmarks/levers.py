@@ -26,7 +26,8 @@ from tuner.data import load_splits
 from tuner.evaluate import score
 from tuner.files import write_json
 from tuner.run import Run, find_run, list_runs
-from tuner.search.driver import SearchRequest, search
+from tuner.search.driver import search
+from tuner.search.request import SearchRequest
 from tuner.space import load_space
 from tuner.trial import TrialRecord
 from tuner.voting import soft_vote

@@ -30,6 +30,7 @@ from tuner.config import DataConfig
 from tuner.errors import NoUsableTrials
 from tuner.run import Run
 from tuner.search import driver
+from tuner.search.request import SearchRequest
 from tuner.space import load_space
 
 SPACE = """
@@ -103,7 +104,7 @@ def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
     path = folder / "space.yaml"
     path.write_text(SPACE)
     space = load_space(path, [f"search.trials={trials}", f"search.sampler={sampler}"])
-    request = driver.SearchRequest(
+    request = SearchRequest(
         space=space,
         space_name=str(path),
         search=space.search,

@@ -30,7 +30,8 @@ from tests.benchmarks.overhead import own_environment
 from tuner.config import DataConfig, TrialConfig
 from tuner.data import load_splits
 from tuner.search.cluster import plan_slots
-from tuner.search.driver import SearchRequest, search
+from tuner.search.driver import search
+from tuner.search.request import SearchRequest
 from tuner.search.trainable import pack, unpack
 from tuner.space import RandomTrial, load_space
 

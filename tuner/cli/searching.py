@@ -1,20 +1,16 @@
 """``search``: flags, environment and file brought into one request."""
 
 import json
-import math
-import shlex
-import sys
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from tuner.cli.options import DATA_DIR, IMAGE_SIZE, JSON, STORAGE, Duration, option
+from tuner.cli.options import DATA_DIR, IMAGE_SIZE, option
 from tuner.cli.reporting import learnt, print_advice
-from tuner.cli.tables import leaderboard_rows, print_json, print_leaderboard, short_path
-from tuner.errors import TunerError, UsageError
+from tuner.cli.running import asked_of_all, print_outcome, resume_command, running_options
+from tuner.errors import UsageError
 
 
 @click.command(epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9")
@@ -29,8 +25,6 @@ from tuner.errors import TunerError, UsageError
 @option("--train-limit", type=int, help="Take a stratified part of the training images.")
 @option("--trials", type=int, help="How many configurations to try.")
 @option("--epochs", type=int, help="The most epochs of a trial.")
-@option("--time-budget", type=Duration(), help="Such as 90s, 30m, 2h: then end as if done.")
-@option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs.")
 @option("--sampler", help="tpe, random, gp, cmaes or grid.")
 @option("--scheduler", help="asha, hyperband, median or none.")
 @option(
@@ -38,33 +32,7 @@ from tuner.errors import TunerError, UsageError
     metavar="FILE|URL",
     help="Journal file or database where optuna-dashboard can watch; give it again to resume.",
 )
-@option(
-    "--log",
-    type=click.Choice(["wandb", "mlflow"]),
-    multiple=True,
-    help="Record the trials there, too; TensorBoard's files lie in the run folder anyway.",
-)
 @option("--seed", type=int, help="Of the sampler and, with its number, of each trial.")
-@option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction.")
-@option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]")
-@option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]")
-@option("--address", help="A Ray cluster: auto or HOST:PORT. [default: start Ray here]")
-@option(
-    "--max-failures",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    help="Workers that a trial may lose.",
-)
-@option(
-    "--compile",
-    "compile_mode",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Compile networks; auto: on a GPU, where it pays.",
-)
-@STORAGE
 @option(
     "--keep",
     type=click.IntRange(min=1),
@@ -72,8 +40,7 @@ from tuner.errors import TunerError, UsageError
     show_default=True,
     help="Checkpoints that stay on disk, the best ones.",
 )
-@JSON
-@option("--quiet", is_flag=True, help="Show no progress.")
+@running_options
 @click.pass_context
 def search(context: click.Context, /, **options: Any) -> None:
     """Search a space, ending with the leaderboard.
@@ -82,12 +49,15 @@ def search(context: click.Context, /, **options: Any) -> None:
     """
     from tuner.config import DataConfig
     from tuner.run import find_run
-    from tuner.search.driver import SearchRequest
     from tuner.search.driver import search as run_search
+    from tuner.search.request import SearchRequest
     from tuner.sources import find_source
     from tuner.space import find_space, load_space
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
+    if resumed and resumed.record.refit:
+        line = resume_command(resumed.path, "refit")
+        raise UsageError(f"--resume: {resumed.path} is a refit; go on with: {line}")
     if options["space"]:
         path = find_space(options["space"])
     elif resumed:
@@ -116,31 +86,16 @@ def search(context: click.Context, /, **options: Any) -> None:
         data_dir=options["data_dir"].absolute(),
         storage=storage,
         name=name,
-        command=shlex.join(["cifar-tune", *sys.argv[1:]]),
         keep=options["keep"],
         resume=bool(resumed),
         warm_start=warm_start or None,
         study_storage=options["study_storage"],
-        seconds=options["time_budget"] or math.inf,
-        gpu_hours=options["gpu_hours"] or math.inf,
-        log=options["log"],
-        max_failures=options["max_failures"],
-        compile_mode=options["compile_mode"],
-        address=options["address"],
-        gpus_per_trial=options["gpus_per_trial"],
-        cpus_per_trial=options["cpus_per_trial"],
-        concurrent=options["concurrent"],
+        **asked_of_all(options),
     )
     run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
-    if options["as_json"]:
-        document = {"run": str(run.path), "status": run.record.status}
-        print_json(document | {"trials": leaderboard_rows(run)})
-    else:
-        print_leaderboard(run, 10)
-        if run.record.status == "finished" and not options["quiet"]:
-            print_advice(learnt(run).advice)
-    if run.record.status == "interrupted":
-        raise Interrupted(run.path)
+    print_outcome(run, "search", as_json=options["as_json"])
+    if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
+        print_advice(learnt(run).advice)
 
 
 def _overrides(context: click.Context, given: tuple[str, ...]) -> list[str]:
@@ -154,17 +109,3 @@ def _overrides(context: click.Context, given: tuple[str, ...]) -> list[str]:
             sources.setdefault(source, []).append(f"{key}={json.dumps(value)}")
     environment = sources.pop(click.core.ParameterSource.ENVIRONMENT, [])
     return [*environment, *given, *(word for words in sources.values() for word in words)]
-
-
-class Interrupted(TunerError):
-    """A search that a signal ended."""
-
-    exit_code = 130
-
-    def __init__(self, path: Path) -> None:
-        folder = short_path(path.parent)
-        storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
-        super().__init__(
-            f"interrupted; {short_path(path)} keeps what the trials have left. Go on with: "
-            f"cifar-tune search --resume --name {path.name}{storage}"
-        )

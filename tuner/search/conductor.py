@@ -9,13 +9,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
 from tuner.run import Run, now
 from tuner.search.cluster import Slots
-from tuner.search.sampler import Sampler
 from tuner.search.scheduler import Scheduler
 from tuner.tally import Observer
 from tuner.trial import (
@@ -65,6 +64,24 @@ class Budget:
     """Of GPUs held by trials in their epochs, over all resumes."""
 
 
+class Proposer(Protocol):
+    """Gives trials their configurations: ``Sampler``, or a list of what was chosen before."""
+
+    def ask(self, number: int) -> TrialConfig | None:
+        """Propose the configuration of trial ``number``; ``None`` if there are no more."""
+
+    def tell(self, number: int, state: TrialState, history: Sequence[EpochRow]) -> None:
+        """Take note of how trial ``number`` ended."""
+
+    def add(
+        self, config: TrialConfig, state: TrialState, history: Sequence[EpochRow], number: int
+    ) -> bool:
+        """Take note of a trial of an earlier session that ended; say whether it may be known."""
+
+    def readd(self, number: int, config: TrialConfig) -> bool:
+        """Take note of one that has not ended, and goes on; say as ``add``."""
+
+
 DrainReason = Literal["", "interrupted", "budget", "broken"]
 
 
@@ -80,7 +97,7 @@ class Conductor:
     """
 
     def __init__(
-        self, run: Run, sampler: Sampler, scheduler: Scheduler, budget: Budget, slots: Slots
+        self, run: Run, sampler: Proposer, scheduler: Scheduler, budget: Budget, slots: Slots
     ) -> None:
         self.run = run
         self.sampler = sampler

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -19,60 +19,25 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 
-from tuner.compiling import CompileMode
-from tuner.config import DataConfig, SearchConfig, TrialConfig
+from tuner.config import TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.files import write_text
 from tuner.models.cost import excess
 from tuner.run import Run, RunRecord, RunStatus, now
 from tuner.search.cluster import Slots, connected, hardware, plan_slots
-from tuner.search.conductor import Budget, Conductor
+from tuner.search.conductor import Budget, Conductor, Proposer
 from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.progress import Progress
+from tuner.search.request import RunRequest, SearchRequest
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
 from tuner.search.study import refuse_taken, refuse_unfit
 from tuner.search.trainable import pack, pack_starts, train_trial
 from tuner.space import SearchSpace
-from tuner.tracking import Target, refuse_missing, tracked
+from tuner.tracking import refuse_missing, tracked
 from tuner.trial import OPEN
 from tuner.weights import load_starts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchRequest:
-    """All that a user can ask of a search."""
-
-    space: SearchSpace
-    space_name: str
-    search: SearchConfig
-    data: DataConfig
-    data_dir: Path
-    storage: Path
-    name: str
-    command: str
-    keep: int
-    """Checkpoints that stay on disk when the run ends."""
-    resume: bool = False
-    """Go on with the run of that name instead of making it."""
-    warm_start: Run | None = None
-    """A run from whose trials the sampler learns first."""
-    study_storage: str | None = None
-    """A journal file or the URL of a database where Optuna's study can be watched."""
-    seconds: float = math.inf
-    """Of searching, over all resumes; running trials finish their epoch."""
-    gpu_hours: float = math.inf
-    """Of GPUs held by training trials, over all resumes."""
-    log: tuple[Target, ...] = ()
-    """Where else than in TensorBoard's files the trials are recorded."""
-    max_failures: int = 3
-    """Workers that a trial may lose before it counts as failed."""
-    compile_mode: CompileMode = "auto"
-    address: str | None = None
-    gpus_per_trial: float | None = None
-    cpus_per_trial: float | None = None
-    concurrent: int | None = None
 
 
 def search(request: SearchRequest, console: Console) -> Run:
@@ -92,25 +57,73 @@ def search(request: SearchRequest, console: Console) -> Run:
         NoUsableTrials: If no trial left a checkpoint.
         TunerError: If the first three trials failed in the same way.
     """
-    if request.name != Path(request.name).name or request.name.startswith("."):
-        raise UsageError(
-            f"--name {request.name!r} is not a plain name; give --storage for a folder"
-        )
-    refuse_unfit(request.space, request.search)
-    refuse_missing(request.log)
+    space = request.space
+    refuse_unfit(space, request.search)
     if request.study_storage and not request.resume:
         refuse_taken(request.study_storage, request.name)
+    if request.warm_start:
+        request.warm_start.expect_unseen_validation("--warm-start")
     splits = load_splits(request.data, request.data_dir)
     starts = load_starts(
-        request.space.starting_models(), splits.classes, splits.image_shape, request.storage
+        space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
+    with opened(
+        request, splits, space.resolved(), console, study_storage=request.study_storage
+    ) as (run, slots):
+        sampler = Sampler(
+            space,
+            request.search,
+            study_storage=run.record.study_storage,
+            study_name=request.name,
+            excess=_excess(space, splits),
+        )
+        if request.warm_start:
+            _warm_start(sampler, request.warm_start, console)
+        shipped = {
+            "data": pack(splits),
+            "starts": pack_starts(starts),
+            "compile_mode": request.compile_mode,
+            "epoch_seconds": space.constraints.epoch_seconds,
+        }
+        conductor = conduct(request, run, slots, sampler, shipped, console)
+    if (
+        run.record.status == "finished"
+        and not conductor.draining
+        and conductor.num_started < request.search.trials
+    ):
+        tried = f"{conductor.num_started} of {request.search.trials} trials"
+        console.print(f"The grid holds no more configurations: {tried}.", markup=False)
+    if sampler.num_refused:
+        console.print(_share_refused(sampler), markup=False)
+    refuse_useless(conductor)
+    return run
+
+
+@contextmanager
+def opened(
+    request: RunRequest, splits: Splits, space: str, console: Console, **own: Any
+) -> Iterator[tuple[Run, Slots]]:
+    """Connect to the cluster, and have the run's folder, a new one or an older one, to oneself.
+
+    Args:
+        request: What is asked for.
+        splits: The images.
+        space: What ``space.yaml`` is to hold.
+        console: Where it is said how many trials run at a time.
+        own: Entries of the record besides; ``None`` leaves one as it was.
+
+    Raises:
+        UsageError: On a name that is taken, or a run to resume that is missing or of other data.
+        ClusterError: On a cluster that does not answer, or is too small.
+    """
+    refuse_missing(request.log)
+    own = {name: value for name, value in own.items() if value is not None}
     with connected(request.address), contextlib.ExitStack() as stack:
         slots = plan_slots(request.gpus_per_trial, request.cpus_per_trial, request.concurrent)
         if math.isfinite(request.gpu_hours) and not slots.gpus:
             raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
         # Absolute, for the workers start in folders of their own.
         path = (request.storage / request.name).absolute()
-        space = request.space.resolved()
         if request.resume:
             run = Run.open(path)
             stack.enter_context(run.locked())
@@ -122,59 +135,63 @@ def search(request: SearchRequest, console: Console) -> Run:
                     f"{request.name}"
                 )
             write_text(path / "space.yaml", space)
-            kept = request.study_storage or run.record.study_storage
-            run.update(
-                status="running",
-                search=request.search,
-                study_storage=kept,
-                slots=asdict(slots),
-            )
+            run.update(status="running", search=request.search, slots=asdict(slots), **own)
         else:
-            run = Run.create(path, _record(request, splits, slots), space)
+            run = Run.create(path, _record(request, splits, slots, own), space)
             stack.enter_context(run.locked())
         console.print(f"{run.record.name}: {slots}", markup=False)
-        budget = Budget(
-            trials=request.search.trials,
-            seconds=request.seconds,
-            gpu_seconds=request.gpu_hours * 3600,
-        )
-        sampler = Sampler(
-            request.space,
-            request.search,
-            study_storage=run.record.study_storage,
-            study_name=request.name,
-            excess=_excess(request.space, splits),
-        )
-        if request.warm_start:
-            _warm_start(sampler, request.warm_start, console)
-        conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
-        status: RunStatus = "failed"
-        try:
-            if trials := run.trials():
-                left_out = conductor.replay(trials)
-                _tell_replay(conductor, len(trials), left_out, console)
-            shipped = {
-                "data": pack(splits),
-                "starts": pack_starts(starts),
-                "compile_mode": request.compile_mode,
-            }
-            with (
-                _draining_on_signals(conductor),
-                tracked(run, request.log, conductor.observers) as tracking,
-                Progress(conductor, console),
-            ):
-                _run_trials(conductor, shipped, slots, request.max_failures)
-            for target, problem in tracking.problems.items():
-                console.print(f"{target} was not told of all trials: {problem}", markup=False)
-            if conductor.draining != "broken":
-                status = "interrupted" if conductor.draining == "interrupted" else "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-        finally:
-            if status != "interrupted":
-                run.prune(request.keep)
-            run.write_leaderboard()
-            run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
+        yield run, slots
+
+
+def conduct(
+    request: RunRequest,
+    run: Run,
+    slots: Slots,
+    sampler: Proposer,
+    shipped: dict[str, Any],
+    console: Console,
+) -> Conductor:
+    """Run the trials that ``sampler`` proposes, to the last one or a signal, and close the run.
+
+    Args:
+        request: What is asked for.
+        run: A new one, or one to go on with.
+        slots: Where trials run.
+        sampler: Proposes them.
+        shipped: Arguments of ``train_trial``.
+        console: Where progress is shown.
+
+    Raises:
+        TunerError: If the first three trials failed in the same way.
+    """
+    budget = Budget(
+        trials=request.search.trials,
+        seconds=request.seconds,
+        gpu_seconds=request.gpu_hours * 3600,
+    )
+    conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
+    status: RunStatus = "failed"
+    try:
+        if trials := run.trials():
+            left_out = conductor.replay(trials)
+            _tell_replay(conductor, len(trials), left_out, console)
+        with (
+            _draining_on_signals(conductor),
+            tracked(run, request.log, conductor.observers) as tracking,
+            Progress(conductor, console),
+        ):
+            _run_trials(conductor, shipped, slots, request.max_failures)
+        for target, problem in tracking.problems.items():
+            console.print(f"{target} was not told of all trials: {problem}", markup=False)
+        if conductor.draining != "broken":
+            status = "interrupted" if conductor.draining == "interrupted" else "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    finally:
+        if status != "interrupted":
+            run.prune(request.keep)
+        run.write_leaderboard()
+        run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
     if conductor.draining == "broken":
         number, reason = conductor.failures[0]
         raise TunerError(
@@ -187,17 +204,21 @@ def search(request: SearchRequest, console: Console) -> Run:
             f"{sum(conductor.ended.values())} of {budget.trials} trials.",
             markup=False,
         )
-    if status == "finished" and not conductor.draining and conductor.num_started < budget.trials:
-        tried = f"{conductor.num_started} of {budget.trials} trials"
-        console.print(f"The grid holds no more configurations: {tried}.", markup=False)
-    if sampler.num_refused:
-        console.print(_share_refused(sampler), markup=False)
-    if status == "finished" and not any(trial.is_usable for trial in run.trials()):
+    return conductor
+
+
+def refuse_useless(conductor: Conductor) -> None:
+    """Refuse a run that is finished and has no model.
+
+    Raises:
+        NoUsableTrials: If no trial left a checkpoint.
+    """
+    run = conductor.run
+    if run.record.status == "finished" and not any(trial.is_usable for trial in run.trials()):
         raise NoUsableTrials(
             f"{run.path}: none of {conductor.num_started} trials left a model to use. "
             f"{_why_none(conductor)}"
         )
-    return run
 
 
 def _excess(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
@@ -263,7 +284,6 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], slots: Slots, max_failu
         train_trial,
         **shipped,
         threads=slots.threads,
-        epoch_seconds=conductor.sampler.space.constraints.epoch_seconds,
     )
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
@@ -305,7 +325,7 @@ def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _record(request: SearchRequest, splits: Splits, slots: Slots) -> RunRecord:
+def _record(request: RunRequest, splits: Splits, slots: Slots, own: dict[str, Any]) -> RunRecord:
     return RunRecord(
         name=request.name,
         command=request.command,
@@ -313,7 +333,6 @@ def _record(request: SearchRequest, splits: Splits, slots: Slots) -> RunRecord:
         search=request.search,
         data=request.data,
         data_dir=str(request.data_dir),
-        study_storage=request.study_storage,
         data_fingerprint=splits.fingerprint,
         split_fingerprint=splits.split_fingerprint,
         num_train=len(splits.train.labels),
@@ -328,6 +347,7 @@ def _record(request: SearchRequest, splits: Splits, slots: Slots) -> RunRecord:
         },
         slots=asdict(slots),
         started=now(),
+        **own,
     )
 
 

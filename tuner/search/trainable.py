@@ -27,7 +27,7 @@ from tuner.device import find_device
 from tuner.files import replacing
 from tuner.sources import Images
 from tuner.train import Epoch, predict_epoch_seconds, train
-from tuner.trial import TrialState, best_row, write_history
+from tuner.trial import TrialState, kept_row, write_history
 from tuner.weights import Start, start_key
 
 TRACEBACK_LINES = 30
@@ -128,7 +128,7 @@ def _train(
         for epoch in epochs:
             history.append(epoch.figures)
             extra["num_parameters"] = epoch.num_parameters
-            if best_row(history) is epoch.figures:
+            if kept_row(history, is_val_seen=splits.is_val_seen) is epoch.figures:
                 save_epoch(path, epoch, config, splits)
             # First, so that no epoch is missing here that a saved state has left behind.
             write_history(path, history)
@@ -196,7 +196,7 @@ def pack(splits: Splits) -> dict[str, Any]:
     } | {"rest": {name: getattr(splits, name) for name in _REST}}
 
 
-_REST = ("classes", "mean", "std", "fingerprint", "split_fingerprint")
+_REST = ("classes", "mean", "std", "fingerprint", "split_fingerprint", "is_val_seen")
 _resident: dict[str, Splits] = {}
 """The one data set that this process keeps on its GPU, by fingerprint."""
 

@@ -1,0 +1,114 @@
+"""What ``search`` and ``refit`` share: how trials run, and what is said at the end."""
+
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.options import JSON, STORAGE, Duration, option
+from tuner.cli.tables import leaderboard_rows, print_json, print_leaderboard, short_path
+from tuner.errors import TunerError
+
+if TYPE_CHECKING:
+    from tuner.run import Run
+
+_OPTIONS = (
+    option("--time-budget", type=Duration(), help="Such as 90s, 30m, 2h: then end as if done."),
+    option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs."),
+    option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction."),
+    option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]"),
+    option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]"),
+    option("--address", help="A Ray cluster: auto or HOST:PORT. [default: start Ray here]"),
+    option(
+        "--max-failures",
+        type=click.IntRange(min=0),
+        default=3,
+        show_default=True,
+        help="Workers that a trial may lose.",
+    ),
+    option(
+        "--compile",
+        "compile_mode",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Compile networks; auto: on a GPU, where it pays.",
+    ),
+    option(
+        "--log",
+        type=click.Choice(["wandb", "mlflow"]),
+        multiple=True,
+        help="Record the trials there, too; TensorBoard's files lie in the run folder anyway.",
+    ),
+    STORAGE,
+    JSON,
+    option("--quiet", is_flag=True, help="Show no progress."),
+)
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare the options of all commands that run trials."""
+    for declare in reversed(_OPTIONS):
+        command = declare(command)
+    return command
+
+
+def asked_of_all(options: dict[str, Any]) -> dict[str, Any]:
+    """Give what these options say, as ``RunRequest`` has it."""
+    names = ("log", "max_failures", "compile_mode", "address")
+    shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")
+    return {name: options[name] for name in (*names, *shares)} | {
+        "seconds": options["time_budget"] or math.inf,
+        "gpu_hours": options["gpu_hours"] or math.inf,
+        "command": shlex.join(["cifar-tune", *sys.argv[1:]]),
+    }
+
+
+def print_outcome(run: "Run", command: str, *, as_json: bool) -> None:
+    """Print the leaderboard.
+
+    Args:
+        run: That has ended.
+        command: The one that goes on with it.
+        as_json: Whether as JSON.
+
+    Raises:
+        Interrupted: If a signal ended it.
+    """
+    if as_json:
+        document = {"run": str(run.path), "status": run.record.status}
+        print_json(document | {"trials": leaderboard_rows(run)})
+    else:
+        print_leaderboard(run, 10)
+    if run.record.status == "interrupted":
+        raise Interrupted(run.path, command)
+
+
+class Interrupted(TunerError):
+    """A run that a signal ended."""
+
+    exit_code = 130
+
+    def __init__(self, path: Path, command: str) -> None:
+        super().__init__(
+            f"interrupted; {short_path(path)} keeps what the trials have left. Go on with: "
+            f"{resume_command(path, command)}"
+        )
+
+
+def resume_command(path: Path, command: str) -> str:
+    """Give the line that goes on with the run at ``path``."""
+    folder = short_path(path.parent)
+    storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
+    return f"cifar-tune {command} --resume --name {shlex.quote(path.name)}{storage}"
+
+
+def free_name(storage: Path, stem: str) -> str:
+    """Give ``stem``, or, where runs have that name and the next ones, with the first number."""
+    names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
+    return next(name for name in names if not (storage / name).exists())

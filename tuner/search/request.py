@@ -1,0 +1,59 @@
+"""All that a user can ask of a run, and of a search."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.compiling import CompileMode
+from tuner.config import DataConfig, SearchConfig
+from tuner.errors import UsageError
+from tuner.run import Run
+from tuner.space import SearchSpace
+from tuner.tracking import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    """What a search and a refit have in common."""
+
+    space_name: str
+    search: SearchConfig
+    data: DataConfig
+    data_dir: Path
+    storage: Path
+    name: str
+    command: str
+    keep: int
+    """Checkpoints that stay on disk when the run ends."""
+    resume: bool = False
+    """Go on with the run of that name instead of making it."""
+    seconds: float = math.inf
+    """Of searching, over all resumes; running trials finish their epoch."""
+    gpu_hours: float = math.inf
+    """Of GPUs held by training trials, over all resumes."""
+    log: tuple[Target, ...] = ()
+    """Where else than in TensorBoard's files the trials are recorded."""
+    max_failures: int = 3
+    """Workers that a trial may lose before it counts as failed."""
+    compile_mode: CompileMode = "auto"
+    address: str | None = None
+    gpus_per_trial: float | None = None
+    cpus_per_trial: float | None = None
+    concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name != Path(self.name).name or self.name.startswith(".") or not self.name:
+            raise UsageError(
+                f"--name {self.name!r} is not a plain name; give --storage for a folder"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchRequest(RunRequest):
+    """All that a user can ask of a search."""
+
+    space: SearchSpace
+    warm_start: Run | None = None
+    """A run from whose trials the sampler learns first."""
+    study_storage: str | None = None
+    """A journal file or the URL of a database where Optuna's study can be watched."""
