@@ -1,4 +1,4 @@
-"""A search as a process of its own, and everything that it has started, to be killed."""
+"""A search, or a refit, as a process of its own, and all that it has started, to be killed."""
 
 import os
 import signal
@@ -76,19 +76,19 @@ def alive(processes: Iterable[Process]) -> list[Process]:
 
 
 class Search:
-    """``cifar-tune search`` in a process and a session of its own.
+    """``cifar-tune search``, or another ``command``, in a process and a session of its own.
 
     Attributes:
         process: The driver.
         began: Of the process, in seconds since 1970.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, command: str = "search") -> None:
         self._errors = folder / "stderr.txt"
         self.began = time.time()
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [str(PROGRAM), "search", "--storage", str(folder / "runs"), *arguments],
+                [str(PROGRAM), command, "--storage", str(folder / "runs"), *arguments],
                 cwd=folder,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -10,6 +10,7 @@ import click
 from tuner import __version__
 from tuner.cli.combining import ensemble
 from tuner.cli.inputs import data, space
+from tuner.cli.refitting import refit
 from tuner.cli.reporting import compare, report
 from tuner.cli.results import leaderboard, rerun, runs, show
 from tuner.cli.searching import search
@@ -25,7 +26,20 @@ def cli() -> None:
     """Search hyperparameters and architectures of image classifiers, then combine the best."""
 
 
-for command in (search, ensemble, leaderboard, runs, show, report, compare, rerun, space, data):
+COMMANDS = (
+    search,
+    refit,
+    ensemble,
+    leaderboard,
+    runs,
+    show,
+    report,
+    compare,
+    rerun,
+    space,
+    data,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

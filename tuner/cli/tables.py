@@ -32,8 +32,10 @@ def print_leaderboard(run: "Run", most: int) -> None:
         columns[5:5] = ["loss", "seconds", "parameters"]
     rows = [trial.as_row() for trial in trials[:most]]
     short = [{key: figure(row[key]) for key in columns} for row in rows]
-    hidden = f", the best {most}" if len(trials) > most else ""
+    which = "first" if run.record.data.all_data else "best"
+    hidden = f", the {which} {most}" if len(trials) > most else ""
     print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}")
+    print_if_seen(run)
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
 
 
@@ -75,6 +77,15 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
         for run in runs
     ]
     print_table(rows, "")
+
+
+def print_if_seen(run: "Run") -> None:
+    """Say so if a run was trained on its validation images."""
+    if run.record.data.all_data:
+        print(
+            "\nThe validation images were trained on (refit --all-data): accuracies on them say\n"
+            "nothing. Trials stand by number, the best configuration of the search first."
+        )
 
 
 def figure(value: Any) -> str:

@@ -1,0 +1,415 @@
+import io
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.benchmarks.processes import Search
+from tests.benchmarks.promises import FIGURES, flaws
+from tuner.cli import main
+from tuner.config import DataConfig, ModelConfig, RefitConfig, TrialConfig
+from tuner.data import Splits, load_splits
+from tuner.ensemble import make_ensemble
+from tuner.errors import DataError, NoUsableTrials, UsageError
+from tuner.run import Run
+from tuner.search.cluster import Slots
+from tuner.search.conductor import Budget, Conductor
+from tuner.search.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
+from tuner.search.scheduler import make_scheduler
+from tuner.train import train
+from tuner.trial import EpochRow, read_history, write_history, write_status
+
+CPU = torch.device("cpu")
+
+
+def plan_of(widths: int, seeds: int) -> RefitConfig:
+    configs = tuple(
+        TrialConfig(model=ModelConfig("cnn", {"width": width}), epochs=4)
+        for width in range(1, widths + 1)
+    )
+    return RefitConfig(run="tiny", trials=tuple(range(widths)), configs=configs, seeds=seeds)
+
+
+@given(widths=st.integers(1, 6), seeds=st.integers(1, 5), seed=st.integers(0, 2**32))
+def test_every_configuration_is_trained_once_a_round_with_a_seed_of_its_own(
+    widths: int, seeds: int, seed: int
+) -> None:
+    plan = plan_of(widths, seeds)
+    asked = [Finalists(plan, seed).ask(number) for number in range(plan.num_trials)]
+    configs = [config for config in asked if config is not None]
+    assert [replace(config, seed=0) for config in configs] == seeds * list(plan.configs)
+    assert len({config.seed for config in configs}) == plan.num_trials
+    assert Finalists(plan, seed).ask(plan.num_trials) is None
+
+
+@given(seeds=st.integers(1, 4), more=st.integers(1, 3))
+def test_more_seeds_leave_the_earlier_trials_as_they_were(seeds: int, more: int) -> None:
+    short, long = (Finalists(plan_of(3, n), 7) for n in (seeds, seeds + more))
+    for number in range(short.plan.num_trials):
+        assert short.ask(number) == long.ask(number)
+
+
+def test_the_best_configurations_are_taken_with_the_epochs_asked_for(finished_run: Run) -> None:
+    plan = plan_refit(finished_run, top=2, seeds=3, epochs=100)
+    best, second = finished_run.ranked()[:2]
+    assert plan.trials == (best.number, second.number)
+    assert plan.configs == tuple(replace(t.config, epochs=100, seed=0) for t in (best, second))
+    assert plan.num_trials == 6
+    assert plan.duplicates == ()
+
+
+def copy_trial(run: Run, number: int, **changes: object) -> int:
+    """Add a trial that is like another one, but for its configuration; give its number."""
+    new = len(run.trials())
+    shutil.copytree(run.trial_path(number), run.trial_path(new))
+    path = run.trial_path(new) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return new
+
+
+def test_a_configuration_that_differs_in_the_seed_alone_is_taken_once(finished_run: Run) -> None:
+    best, second, third = (trial.number for trial in finished_run.ranked())
+    copies = copy_trial(finished_run, best, seed=99), copy_trial(finished_run, second, epochs=1)
+    plan = plan_refit(finished_run, top=2, seeds=1, epochs=5)
+    assert plan.trials == (best, second)
+    assert plan.duplicates == copies[:1], "what ranks below the last one taken does not count"
+    assert plan_refit(finished_run, top=3, seeds=1, epochs=5).trials == (best, second, third)
+    assert plan_refit(finished_run, top=3, seeds=1, epochs=5).duplicates == copies
+
+
+def test_only_trials_that_ended_well_are_taken_their_checkpoint_kept_or_not(
+    finished_run: Run,
+) -> None:
+    best, second, third = finished_run.ranked()
+    write_status(best.path, replace(best.status, state="diverged"))
+    second.checkpoint.unlink()
+    assert plan_refit(finished_run, top=2, seeds=1, epochs=5).trials == (
+        second.number,
+        third.number,
+    )
+    with pytest.raises(UsageError, match="Give --top 2 or less"):
+        plan_refit(finished_run, top=3, seeds=1, epochs=5)
+    for trial in (second, third):
+        write_status(trial.path, replace(trial.status, state="running"))
+    with pytest.raises(NoUsableTrials):
+        plan_refit(finished_run, top=1, seeds=1, epochs=5)
+
+
+def started(source: Run, *, all_data: bool = False) -> Run:
+    """Make the folder of a refit, as the driver does."""
+    plan = plan_refit(source, top=2, seeds=2, epochs=3)
+    request = begin_refit(source, plan, name="again", all_data=all_data, seed=5, keep=4, command="")
+    record = replace(
+        source.record,
+        name=request.name,
+        search=request.search,
+        data=request.data,
+        refit=plan,
+        status="running",
+    )
+    return Run.create(request.storage / request.name, record, request.space)
+
+
+def test_the_plan_is_read_back_from_the_run_folder(finished_run: Run) -> None:
+    copy_trial(finished_run, finished_run.ranked()[0].number, seed=99)
+    made = started(finished_run)
+    assert made.record.refit == plan_refit(finished_run, top=2, seeds=2, epochs=3)
+    assert made.record.refit.duplicates
+    assert Run.open(made.path).record == made.record
+    again = begin_refit(
+        made, made.record.refit, name="third", all_data=False, seed=6, keep=1, command=""
+    )
+    assert again.space == (made.path / "space.yaml").read_text(), "one note is enough"
+    assert again.space.splitlines()[0].startswith("# The space that tiny searched")
+    assert (
+        again.space.splitlines()[1:]
+        == (finished_run.path / "space.yaml").read_text().split("\n")[:-1]
+    )
+
+
+def conductor_of(run: Run) -> Conductor:
+    search, plan = run.record.search, run.record.refit
+    assert plan is not None
+    conductor = Conductor(
+        run,
+        Finalists(plan, search.seed),
+        make_scheduler(search),
+        Budget(trials=search.trials),
+        Slots(cpus=1, gpus=0, count=2),
+    )
+    conductor.replay(run.trials())
+    return conductor
+
+
+def test_a_killed_refit_goes_on_with_what_is_left_of_its_list(finished_run: Run) -> None:
+    made = started(finished_run)
+    plan = made.record.refit
+    assert plan is not None
+    wanted = [Finalists(plan, 5).ask(number) for number in range(4)]
+    shutil.rmtree(finished_run.path)
+    conductor = conductor_of(made)
+    for number in (0, 1):
+        params = conductor.start()
+        assert params is not None
+        assert TrialConfig.from_dict(params["config"]) == wanted[number]
+    conductor.keeps_going(0, {"outcome": "completed"})
+    conductor.end(0)
+    resumed = conductor_of(Run.open(made.path))
+    left = [resumed.start() for _ in range(3)]
+    assert [params and params["number"] for params in left] == [1, 2, 3]
+    assert [params and TrialConfig.from_dict(params["config"]) for params in left] == wanted[1:]
+    assert resumed.start() is None
+
+
+def test_all_data_are_the_training_and_the_validation_images(
+    digits: Splits, tmp_path: Path
+) -> None:
+    whole = load_splits(DataConfig(source="digits", all_data=True), tmp_path)
+    assert len(whole.train) == len(digits.train) + len(digits.val) == 1438
+    assert torch.equal(whole.val.images, digits.val.images)
+    assert torch.equal(whole.val.labels, digits.val.labels)
+    assert whole.fingerprint == digits.fingerprint
+    assert whole.split_fingerprint != digits.split_fingerprint
+    assert (whole.is_val_seen, digits.is_val_seen) == (True, False)
+    both = torch.cat([digits.train.images, digits.val.images])
+    assert as_rows(whole) == sorted(map(bytes, both.flatten(1).numpy()))
+    assert whole.mean[0] == pytest.approx(both.double().mean().item() / 255)
+    limited = load_splits(DataConfig(source="digits", all_data=True, train_limit=50), tmp_path)
+    assert len(limited.train) == 50 + len(digits.val)
+    assert set(as_rows(limited)) >= set(map(bytes, digits.val.images.flatten(1).numpy()))
+
+
+def as_rows(splits: Splits) -> list[bytes]:
+    return sorted(map(bytes, splits.train.images.flatten(1).numpy()))
+
+
+def seen(run: Run) -> Run:
+    """Have the run say that it was trained on its validation images."""
+    run.update(data=replace(run.record.data, all_data=True))
+    return run
+
+
+def test_where_validation_was_trained_on_the_last_epoch_counts_and_numbers_rank(
+    finished_run: Run,
+) -> None:
+    assert [trial.number for trial in finished_run.ranked()] != [0, 1, 2]
+    first = finished_run.trial(0)
+    worse = replace(first.history[-1], epoch=3, val_accuracy=0.01)
+    lost = replace(worse, epoch=4, train_loss=float("nan"))
+    write_history(first.path, [*first.history, worse, lost])
+    best = finished_run.trial(0).best
+    assert best is not None
+    assert best.epoch < 3
+    run = seen(finished_run)
+    assert run.trial(0).best == worse
+    assert [trial.number for trial in run.ranked()] == [0, 1, 2]
+    assert [trial.number for trial in run.top(2)] == [0, 1]
+
+
+def test_validation_that_was_trained_on_chooses_nothing(finished_run: Run) -> None:
+    finished_run.expect_unseen_validation("--method greedy")
+    run = seen(finished_run)
+    run.expect_unseen_validation()
+    with pytest.raises(UsageError, match=r"^--calibrate: goes by the validation images.*Leave"):
+        run.expect_unseen_validation("--calibrate", "--pool")
+    with pytest.raises(UsageError, match=r"^refit: .*trained on them"):
+        plan_refit(run, top=1, seeds=1, epochs=5)
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
+    """Give a function that types a command beside ``runs`` and returns its code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_command(*words: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return type_command
+
+
+MISTAKES = {
+    "a search gone on with as a refit": (
+        ["refit", "--resume", "--name", "tiny"],
+        "is a search; go on with: cifar-tune search --resume --name tiny",
+    ),
+    "a refit gone on with as a search": (
+        ["search", "--resume", "--name", "again"],
+        "is a refit; go on with: cifar-tune refit --resume --name again",
+    ),
+    "another number of configurations": (
+        ["refit", "--resume", "--name", "again", "--top", "3"],
+        "--top was settled when",
+    ),
+    "other epochs": (
+        ["refit", "--resume", "--name", "again", "--epochs", "9"],
+        "--epochs was settled when",
+    ),
+    "all data of a refit that began without": (
+        ["refit", "--resume", "--name", "again", "--all-data"],
+        "--all-data was settled when",
+    ),
+    "another run": (["refit", "other", "--resume", "--name", "again"], "RUN was settled when"),
+    "too many configurations": (["refit", "tiny"], "Give --top 3 or less"),
+    "a run that is not there": (["refit", "tin"], "did you mean 'tiny'?"),
+    "a folder for a name": (["refit", "tiny", "--top", "1", "--name", "a/b"], "a plain name"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_before_anything_is_trained(
+    mistake: str, finished_run: Run, call: Callable[..., tuple[object, str, str]]
+) -> None:
+    made = started(finished_run)
+    before = (made.path / "run.json").read_text()
+    words, message = MISTAKES[mistake]
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) <= 2
+    assert (made.path / "run.json").read_text() == before
+
+
+def test_other_images_are_refused(finished_run: Run) -> None:
+    finished_run.update(data_fingerprint="0" * 64)
+    plan = plan_refit(finished_run, top=1, seeds=1, epochs=1)
+    for all_data in (False, True):
+        request = begin_refit(
+            finished_run, plan, name="again", all_data=all_data, seed=1, keep=1, command=""
+        )
+        with pytest.raises(DataError, match="not the images that"):
+            refit(request, Console(file=io.StringIO()))
+
+
+def test_the_leaderboard_says_that_validation_was_trained_on(
+    finished_run: Run, call: Callable[..., tuple[object, str, str]]
+) -> None:
+    assert "trained on" not in call("leaderboard", "tiny")[1]
+    seen(finished_run)
+    assert "The validation images were trained on" in call("leaderboard", "tiny")[1]
+
+
+@pytest.mark.ray
+def test_finalists_are_trained_anew_and_vote(
+    finished_run: Run, call: Callable[..., tuple[object, str, str]]
+) -> None:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        copy_trial(finished_run, finished_run.ranked()[0].number, seed=99)
+        words = ("refit", "tiny", "--top", "2", "--seeds", "2", "--epochs", "3")
+        code, out, err = call(*words, "--json")
+        assert code == 0, err
+        assert "1 trial left out" in err
+        honest = Run.open(Path("runs/tiny-refit"))
+        assert json.loads(out)["run"] == str(honest.path.absolute())
+        code, out, err = call(*words, "--all-data")
+        assert code == 0, err
+        assert "trained on" in out
+        whole = Run.open(Path("runs/tiny-refit2"))
+    finally:
+        ray.shutdown()
+    best, second = (finished_run.trial(number) for number in honest.record.refit.trials)
+    for run in (honest, whole):
+        assert run.record.status == "finished"
+        trials = run.trials()
+        assert {trial.status.state for trial in trials} == {"completed"}
+        assert [len(trial.history) for trial in trials] == [3] * 4
+        for trial, origin in zip(trials, [best, second, best, second], strict=True):
+            assert trial.config == replace(origin.config, epochs=3, seed=trial.config.seed)
+        assert len({trial.config.seed for trial in trials}) == 4
+    assert (honest.record.num_train, whole.record.num_train) == (1294, 1438)
+    assert honest.record.num_val == whole.record.num_val == 144
+    for trial in whole.trials():
+        assert trial.best == trial.history[-1]
+    assert [trial.number for trial in whole.top(2)] == [0, 1]
+    for run in (honest, whole):
+        result = make_ensemble(run, top=4, name="top4", device=CPU)
+        assert len(result.members) == 4
+        assert result.test.accuracy > 0.5
+    code, out, err = call("ensemble", "--top", "2", "--run", "tiny-refit2")
+    assert code == 0, err
+    assert "The validation images were trained on" in out
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_from(
+    finished_run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs" / "again"
+
+    def history() -> list[EpochRow]:
+        return read_history(path / "trials" / "0000")
+
+    def wait_for(epochs: int) -> None:
+        end = time.monotonic() + 120
+        while len(history()) < epochs:
+            assert time.monotonic() < end, "it does not begin"
+            time.sleep(0.02)
+
+    words = ("--top", "2", "--seeds", "2", "--epochs", "30", "--concurrent", "1")
+    with Search(tmp_path, "tiny", *words, "--name", "again", command="refit") as process:
+        wait_for(3)
+        process.process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, process.errors
+    assert "cifar-tune refit --resume --name again" in process.errors
+    assert Run.open(path).record.status == "interrupted"
+    shutil.rmtree(finished_run.path)
+    interrupted = history()
+    assert 3 <= len(interrupted) < 30
+    resume = ("--resume", "--name", "again", "--concurrent", "1")
+    with Search(tmp_path, *resume, command="refit") as process:
+        wait_for(len(interrupted) + 2)
+        process.kill_everything()
+    killed = history()
+    assert killed[: len(interrupted)] == interrupted
+    with Search(tmp_path, *resume, command="refit") as process:
+        assert process.wait(300) == 0, process.errors
+    run = Run.open(path)
+    assert run.record.status == "finished"
+    trials = run.trials()
+    assert [trial.status.state for trial in trials] == ["completed"] * 4
+    assert [text for trial in trials for text in flaws(trial)] == []
+    splits = load_splits(run.record.data, Path(run.record.data_dir))
+    for row, epoch in zip(trials[0].history, train(trials[0].config, splits, CPU), strict=True):
+        for name in FIGURES:
+            assert getattr(row, name) == getattr(epoch.figures, name), (row.epoch, name)
+
+
+@pytest.mark.ray
+def test_more_seeds_may_be_asked_for_when_a_refit_goes_on(finished_run: Run) -> None:
+    plan = plan_refit(finished_run, top=2, seeds=1, epochs=1)
+    quiet = Console(file=io.StringIO())
+    request = begin_refit(
+        finished_run, plan, name="again", all_data=False, seed=1, keep=9, command=""
+    )
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        first = refit(request, quiet).trials()
+        run = Run.open(request.storage / "again")
+        longer = resume_refit(run, replace(plan, seeds=2), keep=9, command="")
+        trials = refit(longer, quiet).trials()
+    finally:
+        ray.shutdown()
+    assert len(first) == 2
+    assert trials[:2] == first
+    assert [replace(trial.config, seed=0) for trial in trials] == 2 * list(plan.configs)
+    record = Run.open(run.path).record
+    assert record.refit is not None
+    assert (record.refit.seeds, record.search.trials) == (2, 4)

@@ -1,0 +1,231 @@
+"""``refit()``: the best configurations of a run trained anew, longer and with several seeds.
+
+Members that differ in their configuration and in their seed vote better than members that differ in
+one of the two alone: hyper-deep ensembles (Wenzel et al. 2020).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tuner.config import RefitConfig, TrialConfig
+from tuner.data import load_splits
+from tuner.errors import NoUsableTrials, UsageError
+from tuner.run import Run
+from tuner.search.driver import conduct, opened, refuse_useless
+from tuner.search.request import RunRequest
+from tuner.search.sampler import trial_seed
+from tuner.search.trainable import pack, pack_starts
+from tuner.trial import USABLE, EpochRow, TrialState
+from tuner.weights import load_starts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefitRequest(RunRequest):
+    """All that a user can ask of a refit."""
+
+    plan: RefitConfig
+    source: Run | None
+    """The run that it draws from; ``None`` for one that goes on, and needs it no more."""
+    space: str
+    """The text of that run's ``space.yaml``."""
+
+
+def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig:
+    """Choose the best configurations of a run, which may be searched still.
+
+    Trials that ended well count, whether their checkpoint was kept or not.
+
+    Args:
+        source: The run.
+        top: How many configurations; two trials that differ in their seed alone have the same one.
+        seeds: Trials of each.
+        epochs: Of each trial.
+
+    Raises:
+        NoUsableTrials: If no trial ended well.
+        UsageError: If there are fewer than ``top`` configurations, or the run was trained on its
+            validation images.
+    """
+    source.expect_unseen_validation("refit")
+    configs: list[TrialConfig] = []
+    trials: list[int] = []
+    duplicates: list[int] = []
+    for trial in source.ranked():
+        if len(configs) == top:
+            break
+        if trial.best is None or trial.status.state not in USABLE:
+            continue
+        config = replace(trial.config, epochs=epochs, seed=0)
+        if config in configs:
+            duplicates.append(trial.number)
+        else:
+            configs.append(config)
+            trials.append(trial.number)
+    if not configs:
+        raise NoUsableTrials(
+            f"{source.path}: no trial has ended well; 'cifar-tune leaderboard' says why"
+        )
+    if len(configs) < top:
+        raise UsageError(
+            f"--top {top}: {source.path} has only {len(configs)} configurations whose trials ended "
+            f"well (completed, stopped or interrupted). Give --top {len(configs)} or less."
+        )
+    return RefitConfig(
+        run=source.record.name,
+        trials=tuple(trials),
+        configs=tuple(configs),
+        seeds=seeds,
+        duplicates=tuple(duplicates),
+    )
+
+
+def begin_refit(
+    source: Run, plan: RefitConfig, *, name: str, all_data: bool, seed: int, **asked: Any
+) -> RefitRequest:
+    """Ask for a new refit, beside the run that it draws from.
+
+    Args:
+        source: That run.
+        plan: What ``plan_refit`` gave.
+        name: Of the new run.
+        all_data: Whether to train on the validation images, too.
+        seed: From which, with its number, each trial's is derived. That of ``source`` would train
+            a trial of the same number and epochs just as it was.
+        asked: Other fields of ``RunRequest``.
+    """
+    record = source.record
+    text = (source.path / "space.yaml").read_text()
+    if record.refit is None:
+        text = (
+            f"# The space that {record.name} searched; this run, a refit, draws from that.\n{text}"
+        )
+    return RefitRequest(
+        plan=plan,
+        source=source,
+        space=text,
+        space_name=record.space,
+        search=replace(
+            record.search,
+            trials=plan.num_trials,
+            epochs=plan.configs[0].epochs,
+            scheduler="none",
+            seed=seed,
+        ),
+        data=replace(record.data, all_data=all_data),
+        data_dir=Path(record.data_dir),
+        storage=source.path.parent,
+        name=name,
+        **asked,
+    )
+
+
+def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
+    """Ask to go on with a refit.
+
+    Args:
+        run: The refit.
+        plan: Its own; another number of ``seeds`` makes it longer or shorter.
+        asked: Other fields of ``RunRequest``.
+    """
+    return RefitRequest(
+        plan=plan,
+        source=None,
+        space=(run.path / "space.yaml").read_text(),
+        space_name=run.record.space,
+        search=replace(run.record.search, trials=plan.num_trials),
+        data=run.record.data,
+        data_dir=Path(run.record.data_dir),
+        storage=run.path.parent,
+        name=run.path.name,
+        resume=True,
+        **asked,
+    )
+
+
+class Finalists:
+    """Gives the trials of a refit their configurations, in place of a sampler."""
+
+    def __init__(self, plan: RefitConfig, seed: int) -> None:
+        self.plan = plan
+        self.seed = seed
+
+    def ask(self, number: int) -> TrialConfig | None:
+        """Give the configuration of trial ``number``, with a seed of its own."""
+        if number >= self.plan.num_trials:
+            return None
+        config = self.plan.configs[number % len(self.plan.configs)]
+        return replace(config, seed=trial_seed(self.seed, number))
+
+    def tell(self, number: int, state: TrialState, history: Sequence[EpochRow]) -> None:
+        """Do nothing: what is to be trained was chosen before."""
+
+    def add(
+        self, config: TrialConfig, state: TrialState, history: Sequence[EpochRow], number: int
+    ) -> bool:
+        """Do nothing."""
+        return True
+
+    def readd(self, number: int, config: TrialConfig) -> bool:
+        """Do nothing."""
+        return True
+
+
+def refit(request: RefitRequest, console: Console) -> Run:
+    """Train the chosen configurations anew and leave a run folder, or go on with one.
+
+    Args:
+        request: What to train, on what.
+        console: Where progress is shown.
+
+    Returns:
+        The run; its status is ``interrupted`` if a signal ended it early.
+
+    Raises:
+        UsageError: On data or weights that cannot be read, a name that is taken, or a run to resume
+            that is missing.
+        DataError: If the images are not those of the run that is drawn from.
+        ClusterError: On a cluster that does not answer, or is too small.
+        NoUsableTrials: If no trial left a checkpoint.
+        TunerError: If the first three trials failed in the same way.
+    """
+    plan, epochs = request.plan, request.search.epochs
+    splits = load_splits(request.data, request.data_dir)
+    if request.source:
+        record = request.source.record
+        split = None if splits.is_val_seen else record.split_fingerprint
+        splits.expect(record.data_fingerprint, split, request.source.path)
+    models = [config.model for config in plan.configs]
+    starts = load_starts(models, splits.classes, splits.image_shape, request.storage)
+    with opened(request, splits, request.space, console, refit=plan) as (run, slots):
+        console.print(
+            f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
+            f"{epochs} epochs{_left_out(plan)}.",
+            markup=False,
+        )
+        if splits.is_val_seen:
+            console.print(
+                "The validation images are trained on: accuracies say nothing, and the last epoch "
+                "of each trial is kept.",
+                markup=False,
+            )
+        shipped = {
+            "data": pack(splits),
+            "starts": pack_starts(starts),
+            "compile_mode": request.compile_mode,
+        }
+        finalists = Finalists(plan, request.search.seed)
+        conductor = conduct(request, run, slots, finalists, shipped, console)
+    refuse_useless(conductor)
+    return run
+
+
+def _left_out(plan: RefitConfig) -> str:
+    count = len(plan.duplicates)
+    if not count:
+        return ""
+    trials = "1 trial" if count == 1 else f"{count} trials"
+    return f"; {trials} left out that differ from a better one in the seed alone"
