@@ -77,6 +77,7 @@ MISTAKES = {
     "a run that is not there to resume": (["search", "--resume", "--name", "x"], 2, "no run 'x'"),
     "a URI for a folder": (["runs", "--storage", "s3://bucket/runs"], 2, "give a folder"),
     "no run yet": (["ensemble"], 2, "no run in runs yet"),
+    "no run to refit": (["refit"], 2, "no run in runs yet"),
     "no leaderboard yet": (["leaderboard"], 2, "no run in runs yet"),
     "a run of no known name": (["show", "some"], 2, "no run 'some'"),
     "a cluster that does not answer": (
@@ -147,6 +148,7 @@ def test_cifar10_without_a_copy_or_a_network_names_the_file(
 def test_every_command_shows_its_help_with_an_example(call) -> None:
     for words in (
         ["search"],
+        ["refit"],
         ["ensemble"],
         ["leaderboard"],
         ["runs"],

@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from tests.benchmarks.promises import FIGURES, flaws
 from tuner.cli import main
 from tuner.config import DataConfig, ModelConfig, RefitConfig, TrialConfig
 from tuner.data import Splits, load_splits
-from tuner.ensemble import make_ensemble
 from tuner.errors import DataError, NoUsableTrials, UsageError
 from tuner.run import Run
 from tuner.search.cluster import Slots
@@ -31,6 +30,7 @@ from tuner.train import train
 from tuner.trial import EpochRow, read_history, write_history, write_status
 
 CPU = torch.device("cpu")
+QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 
 
 def plan_of(widths: int, seeds: int) -> RefitConfig:
@@ -305,33 +305,67 @@ def test_the_leaderboard_says_that_validation_was_trained_on(
     assert "The validation images were trained on" in call("leaderboard", "tiny")[1]
 
 
-@pytest.mark.ray
-def test_finalists_are_trained_anew_and_vote(
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "greedy"),
+        ("--method", "weighted"),
+        ("--method", "greedy-soup"),
+        ("--calibrate",),
+        ("--pool", "2"),
+        ("--frontier",),
+        ("--compare",),
+    ],
+)
+def test_an_ensemble_that_goes_by_validation_is_refused_where_that_was_trained_on(
+    words: tuple[str, ...], finished_run: Run, call: Callable[..., tuple[object, str, str]]
+) -> None:
+    seen(finished_run)
+    code, out, err = call("ensemble", "--top", "1", *words)
+    assert (code, out) == (2, "")
+    assert f"{' '.join(words[:2]) if words[0] == '--method' else words[0]}: goes by" in err
+    assert not (finished_run.path / "test_readings.jsonl").exists()
+
+
+def test_no_search_learns_from_validation_that_was_trained_on(
     finished_run: Run, call: Callable[..., tuple[object, str, str]]
 ) -> None:
+    seen(finished_run)
+    code, out, err = call("search", "--space", QUICK, "--name", "new", "--warm-start", "tiny")
+    assert (code, out) == (2, "")
+    assert "--warm-start: goes by the validation images" in err
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        copy_trial(finished_run, finished_run.ranked()[0].number, seed=99)
-        words = ("refit", "tiny", "--top", "2", "--seeds", "2", "--epochs", "3")
-        code, out, err = call(*words, "--json")
-        assert code == 0, err
-        assert "1 trial left out" in err
-        honest = Run.open(Path("runs/tiny-refit"))
-        assert json.loads(out)["run"] == str(honest.path.absolute())
-        code, out, err = call(*words, "--all-data")
-        assert code == 0, err
-        assert "trained on" in out
-        whole = Run.open(Path("runs/tiny-refit2"))
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_finalists_are_trained_anew_and_vote(
+    session: None, finished_run: Run, call: Callable[..., tuple[object, str, str]]
+) -> None:
+    copy_trial(finished_run, finished_run.ranked()[0].number, seed=99)
+    words = ("refit", "tiny", "--top", "2", "--seeds", "2", "--epochs", "2")
+    code, out, err = call(*words, "--json")
+    assert code == 0, err
+    assert "1 trial left out" in err
+    honest = Run.open(Path("runs/tiny-refit"))
+    assert json.loads(out)["run"] == str(honest.path.absolute())
+    code, out, err = call(*words, "--all-data")
+    assert code == 0, err
+    assert "trained on" in out
+    whole = Run.open(Path("runs/tiny-refit2"))
     best, second = (finished_run.trial(number) for number in honest.record.refit.trials)
     for run in (honest, whole):
         assert run.record.status == "finished"
         trials = run.trials()
         assert {trial.status.state for trial in trials} == {"completed"}
-        assert [len(trial.history) for trial in trials] == [3] * 4
+        assert [len(trial.history) for trial in trials] == [2] * 4
         for trial, origin in zip(trials, [best, second, best, second], strict=True):
-            assert trial.config == replace(origin.config, epochs=3, seed=trial.config.seed)
+            assert trial.config == replace(origin.config, epochs=2, seed=trial.config.seed)
         assert len({trial.config.seed for trial in trials}) == 4
     assert (honest.record.num_train, whole.record.num_train) == (1294, 1438)
     assert honest.record.num_val == whole.record.num_val == 144
@@ -339,12 +373,17 @@ def test_finalists_are_trained_anew_and_vote(
         assert trial.best == trial.history[-1]
     assert [trial.number for trial in whole.top(2)] == [0, 1]
     for run in (honest, whole):
-        result = make_ensemble(run, top=4, name="top4", device=CPU)
-        assert len(result.members) == 4
-        assert result.test.accuracy > 0.5
-    code, out, err = call("ensemble", "--top", "2", "--run", "tiny-refit2")
-    assert code == 0, err
-    assert "The validation images were trained on" in out
+        result = json.loads(call("ensemble", "--top", "4", "--run", run.path.name, "--json")[1])
+        assert [member["trial"] for member in result["members"]] == [
+            trial.number for trial in run.top(4)
+        ]
+        assert result["ensemble"]["test"]["accuracy"] > 0.5
+        assert result["is_val_seen"] == run.record.data.all_data
+    for words in (("--dry-run",), ("--tta", "flip"), ("--method", "soup")):
+        code, out, err = call("ensemble", "--top", "2", "--run", "tiny-refit2", *words)
+        assert code == 0, err
+        assert "The validation images were trained on" in out
+        assert "trained on" not in call("ensemble", "--top", "2", "--run", "tiny-refit", *words)[1]
 
 
 @pytest.mark.ray
@@ -393,20 +432,16 @@ def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_
 
 
 @pytest.mark.ray
-def test_more_seeds_may_be_asked_for_when_a_refit_goes_on(finished_run: Run) -> None:
+def test_more_seeds_may_be_asked_for_when_a_refit_goes_on(session: None, finished_run: Run) -> None:
     plan = plan_refit(finished_run, top=2, seeds=1, epochs=1)
     quiet = Console(file=io.StringIO())
     request = begin_refit(
         finished_run, plan, name="again", all_data=False, seed=1, keep=9, command=""
     )
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        first = refit(request, quiet).trials()
-        run = Run.open(request.storage / "again")
-        longer = resume_refit(run, replace(plan, seeds=2), keep=9, command="")
-        trials = refit(longer, quiet).trials()
-    finally:
-        ray.shutdown()
+    first = refit(request, quiet).trials()
+    run = Run.open(request.storage / "again")
+    longer = resume_refit(run, replace(plan, seeds=2), keep=9, command="")
+    trials = refit(longer, quiet).trials()
     assert len(first) == 2
     assert trials[:2] == first
     assert [replace(trial.config, seed=0) for trial in trials] == 2 * list(plan.configs)

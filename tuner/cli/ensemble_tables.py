@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.cli.tables import make_console, short_path
+from tuner.cli.tables import VAL_SEEN, make_console, short_path
 
 if TYPE_CHECKING:
     from tuner.ensemble.pool import LeftOut
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tuner.evaluate import Scores
     from tuner.evidence import Interval
 
+VAL = """\
+Val: on the images it was chosen on; cross-fit: on the same, each by a choice
+made without it."""
 MOST_CLASSES = 12
 """Up to which the confusion matrix is printed."""
 MOST_REASONS = 6
@@ -48,10 +51,8 @@ def print_ensemble(result: "EnsembleResult") -> None:
     )
     table.add_row("ensemble", "", "", *_scores(whole.val, whole.crossfit, whole.test), style="bold")
     console.print(table)
-    console.print(
-        "\nval: on the images it was chosen on; cross-fit: on the same, each by a choice\n"
-        "made without it; test, NLL and ECE: on the test images, which choose nothing.\n"
-    )
+    meaning = VAL_SEEN if result.is_val_seen else VAL
+    console.print(f"\n{meaning}\nTest, NLL and ECE: on the test images, which choose nothing.\n")
     gain = result.gain
     console.print(
         f"Gain in test accuracy, {gain.level:.0%} interval, in points:\n"
@@ -111,7 +112,7 @@ def print_plan(plan: dict[str, Any], left_out: Sequence["LeftOut"]) -> None:
             f"{choice['crossfit']['nll']:.4f}",
         )
     console.print(table)
-    console.print()
+    console.print(f"\n{VAL_SEEN}\n" if plan["is_val_seen"] else "")
     _print_left_out(console, left_out)
 
 

@@ -9,7 +9,7 @@ import click
 from tuner.cli.options import DEVICE, JSON, STORAGE, option
 from tuner.cli.tables import (
     figure,
-    leaderboard_rows,
+    leaderboard_document,
     print_json,
     print_leaderboard,
     print_table,
@@ -36,7 +36,7 @@ def leaderboard(run: str | None, storage: Path, rows: int, form: str, as_json: b
 
     found = find_run(storage, run)
     if as_json or form == "json":
-        print_json({"run": str(found.path), "trials": leaderboard_rows(found)})
+        print_json(leaderboard_document(found))
     elif form == "csv":
         as_frame(found.ranked()).to_csv(sys.stdout, index=False)
     elif form == "parquet":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli.options import JSON, STORAGE, Duration, option
-from tuner.cli.tables import leaderboard_rows, print_json, print_leaderboard, short_path
+from tuner.cli.tables import leaderboard_document, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def print_outcome(run: "Run", command: str, *, as_json: bool) -> None:
         Interrupted: If a signal ended it.
     """
     if as_json:
-        document = {"run": str(run.path), "status": run.record.status}
-        print_json(document | {"trials": leaderboard_rows(run)})
+        print_json({"status": run.record.status} | leaderboard_document(run))
     else:
         print_leaderboard(run, 10)
     if run.record.status == "interrupted":

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 CURVE_WIDTH = 16
 """Characters of the longest curve."""
+VAL_SEEN = """\
+The validation images were trained on (refit --all-data): figures on them mean
+nothing. Trials stand by number, the best configuration of the search first."""
 WIDE = 110
 """Columns of a terminal from which all of the leaderboard is shown."""
 
 
-def leaderboard_rows(run: "Run") -> list[dict[str, Any]]:
-    """Give the leaderboard, best trial first."""
-    return [trial.as_row() for trial in run.ranked()]
+def leaderboard_document(run: "Run") -> dict[str, Any]:
+    """Give the leaderboard for ``--json``, best trial first."""
+    return {
+        "run": str(run.path),
+        "is_val_seen": run.record.data.all_data,
+        "trials": [trial.as_row() for trial in run.ranked()],
+    }
 
 
 def print_leaderboard(run: "Run", most: int) -> None:
@@ -35,7 +42,8 @@ def print_leaderboard(run: "Run", most: int) -> None:
     which = "first" if run.record.data.all_data else "best"
     hidden = f", the {which} {most}" if len(trials) > most else ""
     print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}")
-    print_if_seen(run)
+    if run.record.data.all_data:
+        print(f"\n{VAL_SEEN}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
 
 
@@ -77,15 +85,6 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
         for run in runs
     ]
     print_table(rows, "")
-
-
-def print_if_seen(run: "Run") -> None:
-    """Say so if a run was trained on its validation images."""
-    if run.record.data.all_data:
-        print(
-            "\nThe validation images were trained on (refit --all-data): accuracies on them say\n"
-            "nothing. Trials stand by number, the best configuration of the search first."
-        )
 
 
 def figure(value: Any) -> str:

@@ -10,7 +10,7 @@ from tuner.ensemble.pool import LeftOut, Pool
 from tuner.ensemble.request import EnsembleRequest, Method
 from tuner.ensemble.soup import Kitchen, find_group
 from tuner.errors import UsageError
-from tuner.voting import probs_of_truth, rank, soft_vote, uniform
+from tuner.voting import probs_of_truth, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights
 from tuner.voting.temperature import fit_temperature, soften
@@ -182,7 +182,7 @@ def _ranked(pool: Pool, index: Tensor | None) -> Tensor:
     # On all images the pool is in order already, by figures that were not rounded to be kept.
     if index is None:
         return torch.arange(len(pool))
-    return rank(pool.probs[:, index], pool.labels[index])
+    return pool.order(pool.probs[:, index], pool.labels[index])
 
 
 def _blend(pool: Pool, weights: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ class Plan:
         return {
             "run": self.run.record.name,
             "name": self.request.folder_name,
+            "is_val_seen": self.splits.is_val_seen,
             "choices": [
                 self._described(choice) for choice in (self.choice, self.single, *self.others)
             ],
@@ -116,10 +117,12 @@ def make_plan(
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
-        UsageError: If it has too few for what is asked.
+        UsageError: If it has too few for what is asked, or what is asked goes by validation images
+            that were trained on.
         DataError: If the images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged.
     """
+    run.expect_unseen_validation(*request.chosen_by_validation)
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)

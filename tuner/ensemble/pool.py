@@ -29,7 +29,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """Candidates, best validation accuracy first."""
+    """Candidates, best validation accuracy first, or as ``Run.ranked`` has them without one."""
 
     trials: tuple[TrialRecord, ...]
     probs: Tensor
@@ -39,6 +39,8 @@ class Pool:
     left_out: tuple[LeftOut, ...]
     """Trials as good as these that are no candidates."""
     latencies: tuple[Latency, ...] | None = None
+    is_val_seen: bool = False
+    """Whether the validation images were trained on: then nothing changes the order."""
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -48,9 +50,18 @@ class Pool:
         trial = self.trials[position]
         return Network(file=trial.checkpoint, precision=trial.config.precision)
 
+    def order(self, probs: Tensor, labels: Tensor) -> Tensor:
+        """Give the candidates' positions, the most accurate by ``probs`` first.
+
+        Args:
+            probs: Of validation images, shape (M, N, K).
+            labels: Of the same, shape (N,).
+        """
+        return torch.arange(len(self)) if self.is_val_seen else rank(probs, labels)
+
     def seen_anew(self, probs: Tensor) -> "Pool":
         """Give the same candidates with other probabilities, ordered by these."""
-        order = rank(probs, self.labels)
+        order = self.order(probs, self.labels)
         return replace(
             self, trials=tuple(self.trials[i] for i in order.tolist()), probs=probs[order]
         )
@@ -98,7 +109,13 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
             f"only {len(chosen)}. Give --top {len(chosen)} or less."
         )
     probs = torch.stack([_read_probs(t, (len(labels), num_classes)) for t in chosen])
-    return Pool(trials=tuple(chosen), probs=probs, labels=labels, left_out=tuple(left_out))
+    return Pool(
+        trials=tuple(chosen),
+        probs=probs,
+        labels=labels,
+        left_out=tuple(left_out),
+        is_val_seen=run.record.data.all_data,
+    )
 
 
 class _Refusals:

@@ -61,6 +61,18 @@ class EnsembleRequest:
         return max(POOL, self.top) if self.pool is None else self.pool
 
     @property
+    def chosen_by_validation(self) -> tuple[str, ...]:
+        """What of this goes by validation images, beyond the order of the trials, as options."""
+        asked = {
+            f"--method {self.method}": self.method not in ("vote", "soup"),
+            "--calibrate": self.calibrate,
+            "--pool": self.pool is not None,
+            "--frontier": self.frontier,
+            "--compare": self.compare,
+        }
+        return tuple(option for option, is_asked in asked.items() if is_asked)
+
+    @property
     def folder_name(self) -> str:
         """The folder's name, such as ``top5`` or ``greedy5-calibrated-flip``."""
         if self.name is not None:

@@ -102,6 +102,8 @@ class EnsembleResult:
     method: Method
     tta: Tta
     test_images: int
+    is_val_seen: bool
+    """Whether the validation images were trained on: figures on them say nothing then."""
     classes: tuple[str, ...]
     temperature: float
     ensemble: Figures
@@ -205,6 +207,7 @@ def assess(
         method=choice.method,
         tta=plan.request.tta,
         test_images=len(labels),
+        is_val_seen=plan.splits.is_val_seen,
         classes=plan.splits.classes,
         temperature=choice.temperature,
         ensemble=_figures(choice, vote, pool.labels, labels),

@@ -1,4 +1,4 @@
-"""The only code that knows Ray and Optuna: ``tuner.search.driver.search`` is its door."""
+"""The only code that knows Ray and Optuna: ``driver.search`` and ``refit.refit`` are its doors."""
 
 import os
 

@@ -100,9 +100,7 @@ def begin_refit(
     record = source.record
     text = (source.path / "space.yaml").read_text()
     if record.refit is None:
-        text = (
-            f"# The space that {record.name} searched; this run, a refit, draws from that.\n{text}"
-        )
+        text = f"# The space that {record.name} searched; this run trains its best anew.\n{text}"
     return RefitRequest(
         plan=plan,
         source=source,
