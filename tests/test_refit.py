@@ -305,6 +305,23 @@ def test_the_leaderboard_says_that_validation_was_trained_on(
     assert "The validation images were trained on" in call("leaderboard", "tiny")[1]
 
 
+def test_the_report_says_that_validation_was_trained_on(
+    finished_run: Run, call: Callable[..., tuple[object, str, str]]
+) -> None:
+    made = started(finished_run)
+    (made.path / "space.yaml").write_text("space: {model: {cnn: {stages: 2}}}")
+    shutil.copytree(finished_run.path / "trials", made.path / "trials")
+    code, out, err = call("report", "again")
+    assert (code, err) == (0, "")
+    assert "% validation" in out
+    seen(made)
+    code, out, err = call("report", "again")
+    assert code == 0
+    assert "% validation" not in out
+    assert "The validation images were trained on" in err
+    assert "The validation images were trained on" in (made.path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "words",
     [

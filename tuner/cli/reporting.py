@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import JSON, STORAGE, option
-from tuner.cli.tables import print_comparison, print_json, short_path
+from tuner.cli.tables import VAL_SEEN, print_comparison, print_json, short_path
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -77,6 +77,10 @@ def learnt(run: "Run") -> Learnt:
     from tuner.space import load_space
 
     space = load_space(run.path / "space.yaml")
+    if run.record.refit:
+        # Its trials were not drawn from the space, but chosen.
+        advice = [VAL_SEEN.replace("\n", " ")] if run.record.data.all_data else []
+        return Learnt(space=space, importance={}, advice=advice)
     trials = run.trials()
     shares = importances(space, trials)
     advice = advise(space, run.record.search, trials, shares.get(ALL, {}))

@@ -95,6 +95,8 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
     best = ranked[0].best if ranked else None
     if best is None:
         return f"No trial of {len(ranked)} has an accuracy"
+    if ranked[0].is_val_seen:
+        return f"{len(ranked)} trials that were trained on their validation images, too"
     family, number = ranked[0].config.model.family, ranked[0].number
     accuracy = f"{100 * best.val_accuracy:.1f}\N{NO-BREAK SPACE}%"
     return f"Best of {len(ranked)} trials: {accuracy} validation ({family}, trial {number})"
