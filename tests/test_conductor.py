@@ -15,10 +15,10 @@ from optuna.trial import TrialState as OptunaState
 from tuner.checkpoint import load_history, save_state
 from tuner.config import DataConfig, SearchConfig
 from tuner.run import Run, RunRecord
-from tuner.search.cluster import Slots
 from tuner.search.conductor import Budget, Conductor
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import Hyperband, Median, make_scheduler
+from tuner.search.slots import Share, Slots
 from tuner.space import SearchSpace, load_space
 from tuner.trial import OPEN, EpochRow, Stop, read_history, write_history
 
@@ -29,7 +29,7 @@ space:
   optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
 """
 SEARCH = SearchConfig(trials=6, epochs=4, grace=1, reduction=2, sampler="random")
-SLOTS = Slots(cpus=1, gpus=0.5, count=2)
+SLOTS = Slots(usual=Share(cpus=1, gpus=0.5), count=2)
 
 
 @functools.cache
@@ -394,6 +394,23 @@ def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopp
     assert [row.epoch for row in again.history] == [1]
     again.step(0.95)
     assert world.trained[0, 1] == world.trained[0, 2] == 1
+
+
+def test_a_trial_that_lost_its_worker_goes_on_first_unless_it_may_not(world: World) -> None:
+    conductor = world.conductor()
+    first, second = world.begin(conductor), world.begin(conductor)
+    first.step(0.5)
+    second.step(0.6)
+    conductor.lose(0)
+    assert world.run.trial(0).status.state == "running"
+    again = world.begin(conductor)
+    assert (again.number, [row.epoch for row in again.history]) == (0, [1])
+    conductor.lose(1, "its worker was lost, 4 times")
+    assert world.run.trial(1).status.state == "failed"
+    conductor.draining = "interrupted"
+    conductor.lose(0)
+    assert world.run.trial(0).status.state == "interrupted"
+    assert not conductor.live
 
 
 # Replay

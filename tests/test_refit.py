@@ -22,10 +22,10 @@ from tuner.config import DataConfig, ModelConfig, RefitConfig, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
 from tuner.run import Run
-from tuner.search.cluster import Slots
 from tuner.search.conductor import Budget, Conductor
 from tuner.search.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
 from tuner.search.scheduler import make_scheduler
+from tuner.search.slots import Share, Slots
 from tuner.train import train
 from tuner.trial import EpochRow, read_history, write_history, write_status
 
@@ -146,7 +146,7 @@ def conductor_of(run: Run) -> Conductor:
         Finalists(plan, search.seed),
         make_scheduler(search),
         Budget(trials=search.trials),
-        Slots(cpus=1, gpus=0, count=2),
+        Slots(usual=Share(cpus=1, gpus=0), count=2),
     )
     conductor.replay(run.trials())
     return conductor

@@ -11,15 +11,16 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from tuner.checkpoint import load_checkpoint
-from tuner.config import DataConfig
+from tuner.config import DataConfig, Resources
 from tuner.data import load_splits
 from tuner.device import compute_dtype
 from tuner.errors import ClusterError, NoUsableTrials, UsageError
 from tuner.evaluate import predict_probs
 from tuner.run import Run
-from tuner.search.cluster import connected, plan_slots
+from tuner.search.cluster import connected
 from tuner.search.driver import search
 from tuner.search.request import SearchRequest
+from tuner.search.slots import plan_slots
 from tuner.space import load_space
 from tuner.trial import TrialRecord, read_history
 
@@ -205,13 +206,13 @@ def test_what_the_cluster_lacks_is_refused_before_a_run_is_made(
 
 
 def test_a_fraction_of_a_cpu_lets_more_trials_run_at_once(session: None) -> None:
-    assert plan_slots(0, 0.5, None).count == 4
-    assert plan_slots(0, 2, None).threads == 2
+    assert plan_slots(Resources(cpus=0.5)).count == 4
+    assert plan_slots(Resources(cpus=2)).usual.threads == 2
 
 
 def test_a_share_between_one_and_two_gpus_is_refused(session: None) -> None:
     with pytest.raises(UsageError, match="whole GPUs"):
-        plan_slots(1.5, 1, None)
+        plan_slots(Resources(gpus=1.5))
 
 
 def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> 
     [
         ("127.0.0.1:9", ClusterError, "nobody answers there"),
         ("no.such.host.invalid:6379", ClusterError, "nobody answers there"),
-        ("somewhere", UsageError, "Give auto, or HOST:PORT"),
+        ("somewhere", UsageError, "Give auto, HOST:PORT"),
         ("ray://127.0.0.1:10001", UsageError, "--address auto"),
     ],
 )

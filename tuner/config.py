@@ -309,6 +309,34 @@ class Constraints:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShareConfig:
+    """What one trial gets of the cluster; what is left out stays with the more general rule."""
+
+    cpus: Positive | None = None
+    gpus: NonNegative | None = None
+    """Below 1, several trials share a GPU, each with this share of its memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LargeShareConfig(ShareConfig):
+    """What networks get at least that have so many parameters or more."""
+
+    parameters: Positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources(ShareConfig):
+    """What each trial gets; the ``resources:`` part of a space.
+
+    A family's own share takes the place of the general one.
+    """
+
+    by: Mapping[str, ShareConfig] = field(default_factory=dict)
+    """Shares by family."""
+    large: LargeShareConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which images, and how they are prepared."""
 

@@ -33,10 +33,10 @@ from tuner.config import DataConfig, ModelConfig, SearchConfig
 from tuner.data import Splits, load_splits
 from tuner.models import build_model
 from tuner.run import Run, RunRecord, now
-from tuner.search.cluster import Slots
 from tuner.search.conductor import Budget, Conductor
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
+from tuner.search.slots import Share, Slots
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.trial import EpochRow, TrialStatus, write_history, write_status, write_trial
 
@@ -172,7 +172,7 @@ def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> float:
         Sampler(space, search),
         make_scheduler(search),
         Budget(trials=search.trials),
-        Slots(count=1, cpus=1, gpus=0),
+        Slots(usual=Share(cpus=1, gpus=0), count=1),
     )
     began = time.perf_counter()
     conductor.replay(run.trials())

@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.overhead import own_environment
-from tuner.config import DataConfig, TrialConfig
+from tuner.config import DataConfig, Resources, TrialConfig
 from tuner.data import load_splits
-from tuner.search.cluster import plan_slots
 from tuner.search.driver import search
 from tuner.search.request import SearchRequest
+from tuner.search.slots import plan_slots
 from tuner.search.trainable import pack, unpack
 from tuner.space import RandomTrial, load_space
 
@@ -195,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     ray.init(num_cpus=os.cpu_count(), num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
-        slots = plan_slots(None, None, None).count
+        slots = plan_slots(Resources()).count
         with tempfile.TemporaryDirectory(prefix="turnover-") as name:
             folder = Path(name)
             short, long = options.epochs, options.long_epochs

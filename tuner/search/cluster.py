@@ -1,62 +1,47 @@
-"""The Ray cluster: connect or start, what it has, and what a trial may ask of it."""
+"""The Ray cluster: connect or start, with all that its nodes need, and what it has."""
 
+import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+import safetensors
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.exceptions import RayError
 
 import tuner
 from tuner.errors import ClusterError, UsageError
+from tuner.search.nodes import alive_resources, refuse_differing
 
 CONNECT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slots:
-    """What each trial gets, and how many trials fit at once."""
-
-    cpus: float
-    gpus: float
-    count: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a trial: never more than its CPUs.
-
-        Two trials of one thread each train 1.26 times as many images as one of two threads; two of
-        two threads on the same two cores 0.69 times.
-        """
-        return max(1, int(self.cpus))
-
-    def __str__(self) -> str:
-        return f"{_count(self.count, 'trial')} at a time, each on {_share(self.cpus, self.gpus)}"
-
-
-def _share(cpus: float, gpus: float) -> str:
-    return _count(cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+LOUD = (
+    *("ray", "ray.tune", "ray.train", "ray.air"),
+    *("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"),
+)
+"""Loggers of Ray that have a level of their own."""
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
     """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray here, for a while.
 
     A session that the caller has opened already is used as it is, and left open.
 
+    Args:
+        address: ``auto`` or ``HOST:PORT``.
+        compare: Refuse a cluster whose nodes have other versions than this machine.
+
     Raises:
         UsageError: If the address is of a kind that cannot be searched from.
-        ClusterError: If nobody answers there, or not as a Ray cluster.
+        ClusterError: If nobody answers there, or not as a Ray cluster, or nodes have other versions
+            than this machine.
     """
-    _hush()
+    hush()
     if ray.is_initialized():
         yield
         return
@@ -66,29 +51,70 @@ def connected(address: str | None) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False}
     else:
         _check_address(address)
-        # The nodes need no copy of this package: it travels with the search.
-        package = str(Path(tuner.__file__).parent)
-        options |= {"address": address, "runtime_env": {"py_modules": [package]}}
+        options |= {"address": address, "runtime_env": _luggage()}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+        reason = _why_not(error)
         raise ClusterError(
             f"--address {address}: no Ray cluster could be used: {reason}"
             if address
             else f"Ray could not be started here: {reason}"
         ) from error
     # Ray sets up its own logging as it starts.
-    _hush()
+    hush()
     try:
+        if address is not None and compare:
+            refuse_differing()
         yield
     finally:
         ray.shutdown()
 
 
-def _hush() -> None:
+def is_dashboard(address: str) -> bool:
+    """Whether this is the address of a dashboard, where jobs can be submitted."""
+    return address.startswith(("http://", "https://"))
+
+
+def travelling() -> list[str]:
+    """Give the folders of what trials need and nodes may lack: this package, and safetensors."""
+    return [str(Path(str(module.__file__)).parent) for module in (tuner, safetensors)]
+
+
+def _luggage() -> dict[str, Any]:
+    """Give what travels with this search; a job of ours has been given it when it was submitted."""
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return {} if "py_modules" in job.get("runtime_env", {}) else {"py_modules": travelling()}
+
+
+def _why_not(error: Exception) -> str:
+    """Say in a line why Ray cannot be used, and what to do where that is known."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if is_about_token(text):
+        return TOKEN_ADVICE
+    if text.startswith("Version mismatch"):
+        return f"{text}. Give this machine the versions of the cluster."
+    return lines[0] if lines else type(error).__name__
+
+
+TOKEN_ADVICE = (
+    "it wants another token than the one here. Copy the file ~/.ray/auth_token of its head node to "
+    "this machine and set RAY_AUTH_MODE=token. Ray leaves such a file wherever it was once started "
+    "by a program, and 'ray start' there asks for it from then on; RAY_AUTH_MODE=disabled at "
+    "'ray start' and here does without."
+)
+
+
+def is_about_token(text: str) -> bool:
+    """Whether Ray's words are about its authentication."""
+    words = ("InvalidAuthToken", "Unauthenticated", "authentication token", "RAY_AUTH_MODE")
+    return any(word.lower() in text.lower() for word in words)
+
+
+def hush() -> None:
     """Keep the engine's notices off the terminal; what goes wrong is told by us."""
-    for name in ("ray", "ray.tune", "ray.train", "ray.air"):
+    for name in LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -96,14 +122,18 @@ def _check_address(address: str) -> None:
     """Refuse at once what Ray would wait for, or explain in pages."""
     if address.startswith("ray://"):
         raise UsageError(
-            f"--address {address}: a search cannot run over ray://. Run it on a machine of the "
-            "cluster with --address auto."
+            f"--address {address}: a search cannot run over ray://, through which every result "
+            "would pass twice, and which ends it when the connection drops. Give the dashboard's "
+            "address, http://HOST:8265, or run it on a machine of the cluster with --address auto."
         )
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UsageError(f"--address {address}: not an address. Give auto, or HOST:PORT.")
+        raise UsageError(
+            f"--address {address}: not an address. Give auto, HOST:PORT, "
+            "or http://HOST:8265 to submit the search as a job."
+        )
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -113,59 +143,9 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def plan_slots(gpus: float | None, cpus: float | None, concurrent: int | None) -> Slots:
-    """Decide what each trial gets of the connected cluster.
-
-    Without a word, a trial gets one GPU where there are any, and one CPU.
-
-    Args:
-        gpus: GPUs a trial; a fraction lets several trials share one.
-        cpus: CPUs a trial.
-        concurrent: The most trials at once; ``None`` for as many as fit.
-
-    Raises:
-        ClusterError: If no node could ever run a trial, or not so many at once.
-    """
-    nodes = _nodes()
-    total_gpus = sum(node.get("GPU", 0) for node in nodes)
-    gpus = (1.0 if total_gpus else 0.0) if gpus is None else gpus
-    cpus = 1.0 if cpus is None else cpus
-    if gpus > 1 and gpus != int(gpus):
-        raise UsageError(f"--gpus-per-trial {gpus:g}: above 1, only whole GPUs can be given")
-    count = sum(_fits(node, cpus, gpus) for node in nodes)
-    if not count:
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
-        raise ClusterError(
-            f"a trial asks for {_share(cpus, gpus)}, but the largest of "
-            f"{_count(len(nodes), 'node')} has {_count(largest.get('CPU', 0), 'CPU')} and "
-            f"{_count(largest.get('GPU', 0), 'GPU')}. Lower --cpus-per-trial or --gpus-per-trial "
-            "(0 trains on CPUs)."
-        )
-    if concurrent is not None and concurrent > count:
-        raise ClusterError(
-            f"--concurrent {concurrent}: only {_count(count, 'trial')} of {_share(cpus, gpus)} can "
-            f"run at once. Give --concurrent {count} or less, or less to each trial."
-        )
-    return Slots(cpus=cpus, gpus=gpus, count=concurrent or count)
-
-
-def _fits(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """Count the trials that fit on a node at once; a GPU share lies on one GPU."""
-    by_cpu = int(node.get("CPU", 0) / cpus) if cpus else None
-    by_gpu = int(node.get("GPU", 0)) * int(1 / gpus) if 0 < gpus < 1 else None
-    if gpus >= 1:
-        by_gpu = int(node.get("GPU", 0) / gpus)
-    return min(number for number in (by_cpu, by_gpu) if number is not None)
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Give the resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
 def hardware() -> dict[str, Any]:
     """Describe the connected cluster for the run's record."""
-    nodes = _nodes()
+    nodes = alive_resources()
     kinds = {
         key.removeprefix("accelerator_type:")
         for node in nodes

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
 from tuner.run import Run, now
-from tuner.search.cluster import Slots
 from tuner.search.scheduler import Scheduler
+from tuner.search.slots import Share, Slots
 from tuner.tally import Observer
 from tuner.trial import (
     OPEN,
@@ -49,7 +49,10 @@ class LiveTrial:
     number: int
     config: TrialConfig
     status: TrialStatus
+    share: Share
     history: list[EpochRow] = field(default_factory=list)
+    lost_on: list[str] = field(default_factory=list)
+    """The nodes on which it lost a worker; empty for a worker that had not reported."""
     outcome: Outcome | None = None
 
 
@@ -135,7 +138,10 @@ class Conductor:
         num_outside = 0
         arrivals: list[tuple[LiveTrial, EpochRow, bool]] = []
         for record in trials:
-            trial = LiveTrial(record.number, record.config, record.status, list(record.history))
+            share = self.slots.share(record.config)
+            trial = LiveTrial(
+                record.number, record.config, record.status, share, list(record.history)
+            )
             state = record.status.state
             if state in OPEN:
                 for leftover in record.path.glob(".*"):
@@ -159,7 +165,7 @@ class Conductor:
                 arrivals.append((trial, row, state == "running" and is_last))
             self.num_started = max(self.num_started, record.number + 1)
         for trial, row, is_unjudged in sorted(arrivals, key=lambda arrival: arrival[1].time):
-            self._count(trial.number, row)
+            self._count(trial, row)
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
             if not is_unjudged:
@@ -185,7 +191,8 @@ class Conductor:
             if config is None:
                 return None
             self.num_started += 1
-            trial = LiveTrial(number, config, TrialStatus(state="running", started=now()))
+            status = TrialStatus(state="running", started=now())
+            trial = LiveTrial(number, config, status, self.slots.share(config))
             write_trial(self.run.trial_path(number), config)
         else:
             return None
@@ -194,7 +201,13 @@ class Conductor:
         self.live[trial.number] = trial
         for observer in self.observers:
             observer.trial_began(trial.number, trial.config, trial.history)
-        return {"number": trial.number, "path": str(path), "config": trial.config.to_dict()}
+        return {
+            "number": trial.number,
+            "path": str(path),
+            "config": trial.config.to_dict(),
+            "cpus": trial.share.cpus,
+            "gpus": trial.share.gpus,
+        }
 
     def requeue(self) -> None:
         """Have the trials under way taken up again, for their workers are gone."""
@@ -203,6 +216,25 @@ class Conductor:
                 self.end(trial.number)
             else:
                 self._waiting.append(self.live.pop(trial.number))
+
+    def lose(self, number: int, fatal: str = "") -> None:
+        """Have a trial whose worker is gone taken up again, or end it.
+
+        Args:
+            number: Which trial.
+            fatal: Why it may not go on, if so.
+        """
+        trial = self.live[number]
+        if fatal or trial.outcome is not None:
+            self.end(number, fatal)
+        elif self.draining:
+            trial.outcome = Outcome(
+                state="interrupted", reason=f"after epoch {len(trial.history)}, with its worker"
+            )
+            self.end(number)
+        else:
+            trial.lost_on.append(trial.status.node)
+            self._waiting.append(self.live.pop(number))
 
     def keeps_going(self, number: int, report: dict[str, Any]) -> bool:
         """Take a worker's report; say whether its trial goes on."""
@@ -225,7 +257,7 @@ class Conductor:
         if status != trial.status:
             trial.status = status
             write_status(self.run.trial_path(number), status)
-        self._count(number, row)
+        self._count(trial, row)
         for observer in self.observers:
             observer.epoch_ended(number, row)
         if not math.isfinite(row.train_loss + row.val_loss):
@@ -274,12 +306,12 @@ class Conductor:
         for observer in self.observers:
             observer.trial_ended(number, trial.status, trial.history)
 
-    def _count(self, number: int, row: EpochRow) -> None:
+    def _count(self, trial: LiveTrial, row: EpochRow) -> None:
         self.num_epochs += 1
-        self._gpu_seconds += row.seconds * self.slots.gpus
+        self._gpu_seconds += row.seconds * trial.share.gpus
         best = best_row([row] if self.best is None else [self.best[1], row])
         if best is row:
-            self.best = (number, row)
+            self.best = (trial.number, row)
 
     def _watch_budget(self) -> None:
         is_spent = (

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -19,19 +19,21 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 
-from tuner.config import TrialConfig
+from tuner import __version__
+from tuner.config import Resources, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.files import write_text
-from tuner.models.cost import excess
+from tuner.models.cost import count_cost, excess
 from tuner.run import Run, RunRecord, RunStatus, now
-from tuner.search.cluster import Slots, connected, hardware, plan_slots
+from tuner.search.cluster import connected, hardware
 from tuner.search.conductor import Budget, Conductor, Proposer
 from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.progress import Progress
 from tuner.search.request import RunRequest, SearchRequest
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
+from tuner.search.slots import Room, Slots, plan_slots
 from tuner.search.study import refuse_taken, refuse_unfit
 from tuner.search.trainable import pack, pack_starts, train_trial
 from tuner.space import SearchSpace
@@ -68,7 +70,12 @@ def search(request: SearchRequest, console: Console) -> Run:
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
     with opened(
-        request, splits, space.resolved(), console, study_storage=request.study_storage
+        request,
+        splits,
+        space.resolved(),
+        console,
+        resources=space.resources,
+        study_storage=request.study_storage,
     ) as (run, slots):
         sampler = Sampler(
             space,
@@ -101,7 +108,13 @@ def search(request: SearchRequest, console: Console) -> Run:
 
 @contextmanager
 def opened(
-    request: RunRequest, splits: Splits, space: str, console: Console, **own: Any
+    request: RunRequest,
+    splits: Splits,
+    space: str,
+    console: Console,
+    *,
+    resources: Resources | None = None,
+    **own: Any,
 ) -> Iterator[tuple[Run, Slots]]:
     """Connect to the cluster, and have the run's folder, a new one or an older one, to oneself.
 
@@ -110,6 +123,7 @@ def opened(
         splits: The images.
         space: What ``space.yaml`` is to hold.
         console: Where it is said how many trials run at a time.
+        resources: What trials get, where the request does not say.
         own: Entries of the record besides; ``None`` leaves one as it was.
 
     Raises:
@@ -119,8 +133,8 @@ def opened(
     refuse_missing(request.log)
     own = {name: value for name, value in own.items() if value is not None}
     with connected(request.address), contextlib.ExitStack() as stack:
-        slots = plan_slots(request.gpus_per_trial, request.cpus_per_trial, request.concurrent)
-        if math.isfinite(request.gpu_hours) and not slots.gpus:
+        slots = _plan_slots(request, resources or Resources(), splits)
+        if math.isfinite(request.gpu_hours) and not any(s.gpus for s in slots.all_shares()):
             raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
         # Absolute, for the workers start in folders of their own.
         path = (request.storage / request.name).absolute()
@@ -135,7 +149,7 @@ def opened(
                     f"{request.name}"
                 )
             write_text(path / "space.yaml", space)
-            run.update(status="running", search=request.search, slots=asdict(slots), **own)
+            run.update(status="running", search=request.search, slots=slots.to_plain(), **own)
         else:
             run = Run.create(path, _record(request, splits, slots, own), space)
             stack.enter_context(run.locked())
@@ -170,6 +184,12 @@ def conduct(
         gpu_seconds=request.gpu_hours * 3600,
     )
     conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
+
+    def follow_room(line: str) -> None:
+        conductor.slots = replace(slots, count=room.count)
+        console.print(line, markup=False)
+
+    room = Room(slots, follow_room)
     status: RunStatus = "failed"
     try:
         if trials := run.trials():
@@ -180,7 +200,7 @@ def conduct(
             tracked(run, request.log, conductor.observers) as tracking,
             Progress(conductor, console),
         ):
-            _run_trials(conductor, shipped, slots, request.max_failures)
+            _run_trials(conductor, shipped, room, request.max_failures)
         for target, problem in tracking.problems.items():
             console.print(f"{target} was not told of all trials: {problem}", markup=False)
         if conductor.draining != "broken":
@@ -221,6 +241,20 @@ def refuse_useless(conductor: Conductor) -> None:
         )
 
 
+def _plan_slots(request: RunRequest, own: Resources, splits: Splits) -> Slots:
+    """Plan with the space's shares; what the request says goes before what the space says."""
+    cpus, gpus = request.cpus_per_trial, request.gpus_per_trial
+    return plan_slots(
+        replace(
+            own,
+            cpus=own.cpus if cpus is None else cpus,
+            gpus=own.gpus if gpus is None else gpus,
+        ),
+        request.concurrent,
+        lambda config: count_cost(config.model, len(splits.classes), splits.image_shape).parameters,
+    )
+
+
 def _excess(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
     """Give what says by what a configuration exceeds the space's limits."""
     return lambda config: excess(
@@ -254,7 +288,7 @@ def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Conso
 
 
 def _run_trials(
-    conductor: Conductor, shipped: dict[str, Any], slots: Slots, max_failures: int
+    conductor: Conductor, shipped: dict[str, Any], room: Room, max_failures: int
 ) -> None:
     """Let the engine run the trials that the conductor starts, over losses that it cannot bear.
 
@@ -262,7 +296,7 @@ def _run_trials(
     """
     for _ in range(max_failures + 1):
         try:
-            return _tune(conductor, shipped, slots, max_failures)
+            return _tune(conductor, shipped, room, max_failures)
         except RuntimeError as error:
             # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
             # a worker for the trial's, but falls over this one.
@@ -275,31 +309,35 @@ def _run_trials(
     )
 
 
-def _tune(conductor: Conductor, shipped: dict[str, Any], slots: Slots, max_failures: int) -> None:
+def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failures: int) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
+    # Of trials that find no place yet, Tune would by itself start one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
     trainable = tune.with_parameters(
         train_trial,
         **shipped,
-        threads=slots.threads,
     )
+    callback = TuneCallback(conductor, max_failures)
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
-            trainable,
+            tune.with_resources(
+                trainable,
+                lambda params: tune.PlacementGroupFactory(
+                    [{"CPU": params["cpus"], "GPU": params["gpus"]}]
+                ),
+            ),
             name="search",
             storage_path=scratch,
             # The conductor says when there are no more.
             num_samples=-1,
-            resources_per_trial={"cpu": slots.cpus, "gpu": slots.gpus},
-            search_alg=TuneSearcher(conductor),
+            search_alg=TuneSearcher(conductor, room, callback.settle),
             scheduler=TuneScheduler(conductor),
-            callbacks=[TuneCallback(conductor)],
-            max_failures=max_failures,
-            # Fewer would leave slots idle, more would propose configurations before they can
-            # learn from the trials under way.
-            max_concurrent_trials=slots.count,
+            callbacks=[callback],
+            # The conductor has a trial that lost its worker go on; it knows lost nodes from others.
+            max_failures=0,
             reuse_actors=True,
             raise_on_failed_trial=False,
             trial_name_creator=lambda trial: f"{trial.config['number']:04d}",
@@ -337,15 +375,15 @@ def _record(request: RunRequest, splits: Splits, slots: Slots, own: dict[str, An
         split_fingerprint=splits.split_fingerprint,
         num_train=len(splits.train.labels),
         num_val=len(splits.val.labels),
-        versions={"python": platform.python_version()}
-        | {name: version(name) for name in ("cifar-tune", "torch", "torchvision", "ray", "optuna")},
+        versions={"python": platform.python_version(), "cifar-tune": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "ray", "optuna")},
         git_commit=_git_commit(),
         hardware={
             "platform": platform.platform(),
-            "threads_per_trial": slots.threads,
+            "threads_per_trial": slots.usual.threads,
             **hardware(),
         },
-        slots=asdict(slots),
+        slots=slots.to_plain(),
         started=now(),
         **own,
     )

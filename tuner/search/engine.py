@@ -1,6 +1,8 @@
 """Ray Tune's searcher, scheduler and callback: each passes its events on to the conductor."""
 
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,35 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.search.conductor import Conductor
+from tuner.search.nodes import is_gone
+from tuner.search.slots import Room
+
+DOUBT_SECONDS = 30.0
+"""A worker is missed before its node is: Ray asks a node five times, 3 s apart."""
 
 
 class TuneSearcher(Searcher):
-    """Starts trials; what became of them reaches the conductor by the callback."""
+    """Starts trials where there is room; what became of them reaches the conductor elsewhere."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, room: Room, settle: Callable[[], None]) -> None:
         super().__init__()
         self._conductor = conductor
+        self._room = room
+        self._settle = settle
 
     def suggest(self, trial_id: str) -> Any:
-        """Give the parameters of the next trial, or say that there is none."""
-        return self._conductor.start() or Searcher.FINISHED
+        """Give the parameters of the next trial, or nothing for now, or say that there is none.
+
+        More trials than there is room for would be proposed before they could learn from those
+        under way.
+        """
+        # Where no trial is left running, the engine asks again and again and goes no step further.
+        self._settle()
+        live = self._conductor.live
+        if not self._room.takes_another([trial.share for trial in live.values()]):
+            return None
+        # A trial under way may lose its worker, and has to be started again then.
+        return self._conductor.start() or (None if live else Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -54,36 +73,53 @@ class TuneScheduler(FIFOScheduler):
 
 
 class TuneCallback(Callback):
-    """Closes the books of trials that ended.
+    """Closes the books of trials that ended, and has those go on that lost their worker.
 
     The engine turns an exception out of ``on_trial_complete`` into a failure of the trial; out of
     ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
     """
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, max_failures: int) -> None:
         self._conductor = conductor
-        self._endings: deque[tuple[Trial, str]] = deque()
+        self._max_failures = max_failures
+        self._endings: deque[Trial] = deque()
+        self._losses: dict[Trial, float] = {}
+        """Trials that lost their worker -> when that was noticed."""
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Note that a trial ended by itself, or was stopped."""
-        self._endings.append((trial, ""))
+        self._endings.append(trial)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Note that a trial lost more workers than it may."""
-        reason = f"its worker was lost, {trial.num_failures} times"
-        if cause := _last_error(trial):
-            reason += f": {cause}"
-        self._endings.append((trial, reason))
+        """Note that a trial lost its worker."""
+        self._losses[trial] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Close the books of what ended in this step."""
+        self.settle()
+
+    def settle(self) -> None:
+        """Close the books of what ended, and have go on what lost its worker and may."""
         while self._endings:
-            trial, reason = self._endings.popleft()
-            self._conductor.end(trial.config["number"], reason)
+            trial = self._endings.popleft()
+            self._conductor.end(trial.config["number"])
+            _forget_figures(trial)
+        for trial, noticed in list(self._losses.items()):
+            number = trial.config["number"]
+            live = self._conductor.live[number]
+            # A worker that went with its node, or whose node went later, says nothing of the trial.
+            num_lost = sum(not is_gone(node) for node in (*live.lost_on, live.status.node))
+            is_fatal = num_lost > self._max_failures and live.outcome is None
+            if is_fatal and time.monotonic() - noticed < DOUBT_SECONDS:
+                continue
+            del self._losses[trial]
+            times = f"{num_lost} time{'' if num_lost == 1 else 's'}"
+            reason = f"its worker was lost, {times}: {_last_error(trial)}".removesuffix(": ")
+            self._conductor.lose(number, reason if is_fatal else "")
             _forget_figures(trial)
 
 

@@ -9,11 +9,13 @@ import ray
 import torch
 from torch import Tensor
 
+from tuner.config import Resources
 from tuner.device import find_device
 from tuner.ensemble.members import Network, Predict, predict_network
 from tuner.errors import ClusterError
 from tuner.evaluate import Tta
-from tuner.search.cluster import connected, plan_slots
+from tuner.search.cluster import connected
+from tuner.search.slots import plan_slots
 
 
 @contextmanager
@@ -37,8 +39,8 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
         TunerError: If a network's file is missing or damaged, as seen from its node.
         ClusterError: If a worker was lost.
     """
-    slots = plan_slots(None, None, None)
-    task = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_predict)
+    share = plan_slots(Resources()).usual
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_predict)
     shared = ray.put(images.numpy())  # Once a node, however many networks look at them.
     try:
         results = ray.get([task.remote(network, shared, tta) for network in networks])

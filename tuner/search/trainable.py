@@ -25,6 +25,7 @@ from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.files import replacing
+from tuner.search.slots import Share
 from tuner.sources import Images
 from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.trial import TrialState, kept_row, write_history
@@ -46,7 +47,6 @@ def train_trial(
     *,
     data: dict[str, Any],
     starts: dict[str, Any],
-    threads: int,
     epoch_seconds: float | None = None,
     compile_mode: CompileMode = "never",
 ) -> None:
@@ -58,19 +58,21 @@ def train_trial(
     worker that was lost.
 
     Args:
-        params: ``path``, the trial's folder, and ``config``, its plain configuration.
+        params: ``path``, the trial's folder, ``config``, its plain configuration, and its share of
+            the node, ``cpus`` and ``gpus``.
         data: What ``pack`` gave.
         starts: What ``pack_starts`` gave.
-        threads: For PyTorch in this trial.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
         compile_mode: See ``tuner.compiling``.
     """
-    torch.set_num_threads(threads)
+    share = Share(cpus=params["cpus"], gpus=params["gpus"])
+    torch.set_num_threads(share.threads)
     outcome: dict[str, str] = {}
     for micro_batches in (1, 2):
         _free_memory()
         try:
             device = find_device()
+            _limit_memory(share, device)
             config = TrialConfig.from_dict(params["config"])
             splits = unpack(data, device)
             start = unpack_start(starts, config.model)
@@ -161,6 +163,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+def _limit_memory(share: Share, device: torch.device) -> None:
+    """Have a trial that takes more memory than its share of a GPU fail, not its neighbours."""
+    if device.type == "cuda" and 0 < share.gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(share.gpus, device)
 
 
 def _free_memory() -> None:

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config import Constraints, ModelConfig, SearchConfig, TrialConfig
+from tuner.config import (
+    Constraints,
+    LargeShareConfig,
+    ModelConfig,
+    Resources,
+    SearchConfig,
+    ShareConfig,
+    TrialConfig,
+)
 from tuner.errors import SpaceError, UsageError
 from tuner.models import ARCHITECTURES, params_of
 from tuner.schema import (
@@ -26,6 +34,7 @@ from tuner.schema import (
     Tagged,
     build,
     did_you_mean,
+    parse,
     schema_of,
     to_plain,
     unknown_key,
@@ -42,11 +51,14 @@ __all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "
 
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next(
-    folder / "search_spaces"
-    for folder in (_PACKAGE, _PACKAGE.parent)
-    if (folder / "search_spaces").is_dir()
+    (
+        folder / "search_spaces"
+        for folder in (_PACKAGE, _PACKAGE.parent)
+        if (folder / "search_spaces").is_dir()
+    ),
+    _PACKAGE / "search_spaces",
 )
-"""In an installed wheel within the package, in a clone beside it."""
+"""In an installed wheel within the package, in a clone beside it; on a cluster's nodes nowhere."""
 FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
 ORIGIN = ("name", "weights", "run", "trial", "source", "sha256")
 """Parameters of a ``pretrained`` model that say what it starts from."""
@@ -65,6 +77,20 @@ TRIAL = Record(
 )
 """What may stand under ``space:``; a dict, since without the run's keys it makes no config."""
 BLOCKS = {"search": schema_of(SearchConfig), "space": TRIAL}
+RESOURCES = Record(
+    cls=Resources,
+    fields={
+        **schema_of(ShareConfig).fields,
+        "by": Record(
+            cls=dict,
+            fields=dict.fromkeys(ARCHITECTURES, schema_of(ShareConfig)),
+            required=frozenset(),
+        ),
+        "large": schema_of(LargeShareConfig),
+    },
+    required=frozenset(),
+)
+"""Here, since the configuration knows no family."""
 TEXT = Scalar(kind=str)
 FILE = Record(
     cls=dict,
@@ -73,6 +99,7 @@ FILE = Record(
         "extends": TEXT,
         "dataset": TEXT,
         "constraints": schema_of(Constraints),
+        "resources": RESOURCES,
         **BLOCKS,
     },
     required=frozenset(),
@@ -89,6 +116,7 @@ class SearchSpace:
     """As ``DataConfig.source``; ``None`` leaves it to the command line."""
     search: SearchConfig
     constraints: Constraints
+    resources: Resources
     baseline: tuple[Baseline, ...]
     axes: Group
     text: str
@@ -205,9 +233,12 @@ def load_space(
     if "space" not in nodes:
         raise root.error("'space' is missing; add it, with a 'model:' below it")
     head = {key: node for key, node in nodes.items() if key not in ("space", "baseline")}
-    if "constraints" in head:
-        head["constraints"] = _with_large_numbers(head["constraints"])
+    for key in ("constraints", "resources"):
+        if key in head:
+            head[key] = _with_large_numbers(head[key])
     plain = read_record(root.with_value(head), FILE, searched=False).sample(RandomTrial())
+    if "parameters" not in plain.get("resources", {}).get("large", {"parameters": 0}):
+        raise nodes["resources"].error("'large' needs 'parameters'; add it")
     axes = read_record(_without_run_keys(nodes["space"]), TRIAL)
     entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
     if plain.get("search", {}).get("scheduler", SearchConfig().scheduler) != "none":
@@ -217,6 +248,7 @@ def load_space(
         dataset=plain.get("dataset"),
         search=build(SearchConfig, plain.get("search", {}), "search"),
         constraints=build(Constraints, plain.get("constraints", {}), "constraints"),
+        resources=parse(RESOURCES, plain.get("resources", {}), "resources"),
         baseline=tuple(read_baseline(_without_run_keys(node), TRIAL, axes) for node in entries),
         axes=axes,
         text=dump(root),
