@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "export": FLOORS_0_TO_2,
     # Floor 5
     "cli": f"{FLOORS_0_TO_2} train search rerun ensemble follow report compare export",
+    "__main__": "cli",
 }
 """Module or folder of ``tuner`` -> what else of it that may import, named in a row above."""
 

@@ -8,6 +8,7 @@ import sys
 import click
 
 from tuner import __version__
+from tuner.cli.clusters import cluster_template, doctor
 from tuner.cli.combining import ensemble
 from tuner.cli.inputs import data, space
 from tuner.cli.refitting import refit
@@ -27,17 +28,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    search,
-    refit,
-    ensemble,
-    leaderboard,
-    runs,
-    show,
-    report,
-    compare,
-    rerun,
-    space,
-    data,
+    *(search, refit, ensemble, leaderboard, runs, show, report, compare, rerun, space, data),
+    *(doctor, cluster_template),
 )
 for command in COMMANDS:
     cli.add_command(command)

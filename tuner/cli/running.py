@@ -23,7 +23,10 @@ _OPTIONS = (
     option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction."),
     option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]"),
     option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]"),
-    option("--address", help="A Ray cluster: auto or HOST:PORT. [default: start Ray here]"),
+    option(
+        "--address",
+        help="A Ray cluster: auto, HOST:PORT, or, to search, http://HOST:8265. [default: none]",
+    ),
     option(
         "--max-failures",
         type=click.IntRange(min=0),

@@ -1,12 +1,14 @@
 """``search``: flags, environment and file brought into one request."""
 
 import json
+import os
 from datetime import datetime
 from typing import Any
 
 import click
 from rich.console import Console
 
+from tuner.cli.clusters import is_dashboard, submit_search
 from tuner.cli.options import DATA_DIR, IMAGE_SIZE, option
 from tuner.cli.reporting import learnt, print_advice
 from tuner.cli.running import asked_of_all, print_outcome, resume_command, running_options
@@ -47,6 +49,9 @@ def search(context: click.Context, /, **options: Any) -> None:
 
     KEY=VALUE overrides a value of the space file by its dotted path.
     """
+    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
+        return submit_search(context, str(address), _overrides(context, options["overrides"]))
+
     from tuner.config import DataConfig
     from tuner.run import find_run
     from tuner.search.driver import search as run_search

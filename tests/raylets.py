@@ -1,0 +1,132 @@
+"""Ray nodes as processes of their own, on free ports and in folders of their own.
+
+``ray.cluster_utils.Cluster`` has no dashboard and runs every node with this Python; ``ray stop``
+would end other clusters of this machine too.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.benchmarks.processes import descendants
+
+SITE = Path(next(path for path in sys.path if path.endswith("site-packages")))
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def bare_python(folder: Path, without: Sequence[str]) -> Path:
+    """Make a Python that has all that is installed here, except for some packages.
+
+    Args:
+        folder: Where it is made.
+        without: How the names of packages begin, as they stand among the installed ones.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    site = folder / "lib" / SITE.parent.name / "site-packages"
+    for path in SITE.iterdir():
+        if not path.name.lower().startswith(("__editable__", "cifar_tune", *without)):
+            (site / path.name).symlink_to(path)
+    return folder / "bin" / "python"
+
+
+class Raylets:
+    """A head with a dashboard, and nodes that join it, until the end of a ``with`` block."""
+
+    def __init__(self, python: Path = Path(sys.executable), *, cpus: int = 1) -> None:
+        # A short path, for Ray's sockets.
+        self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        port, dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        head = ("--head", "--include-dashboard=true", f"--dashboard-port={dashboard}")
+        self._start(python, cpus, *head, f"--port={port}")
+        wait_for(self.dashboard + "/api/version")
+
+    def add(self, python: Path = Path(sys.executable), *, cpus: int = 1) -> int:
+        """Start one more node; give its number."""
+        self._start(python, cpus, f"--address={self.address}")
+        return len(self._processes) - 1
+
+    def wait_for_nodes(self, number: int, seconds: float = 120) -> None:
+        """Wait until so many nodes have joined."""
+        end = time.monotonic() + seconds
+        while self._num_alive() != number:
+            assert time.monotonic() < end, f"not {number} nodes"
+            time.sleep(0.5)
+
+    def _num_alive(self) -> int:
+        with urlopen(f"{self.dashboard}/nodes?view=summary", timeout=30) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+    def remove(self, number: int) -> None:
+        """Kill a node with all that it runs, as a power cut does."""
+        process = self._processes[number]
+        started = descendants(process.pid)
+        process.kill()
+        for child in started:
+            child.kill()
+        process.wait()
+
+    def _start(self, python: Path, cpus: int, *options: str) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment |= {
+            "PATH": f"{python.parent}:{environment['PATH']}",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        # Nodes that share a folder unpack what travels over each other.
+        folder = Path(self._folder.name, str(len(self._processes)))
+        folder.mkdir()
+        ports = [
+            f"--{name}-port={free_port()}"
+            for name in ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent")
+        ]
+        common = ("--block", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", *ports)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [
+                    *(str(python), "-m", "ray.scripts.scripts", "start", *common),
+                    *(f"--num-cpus={cpus}", "--num-gpus=0", *options),
+                ],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+
+    def __enter__(self) -> "Raylets":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for number in reversed(range(len(self._processes))):
+            self.remove(number)
+        self._folder.cleanup()
+
+
+def wait_for(url: str, seconds: float = 120) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, OSError):
+            assert time.monotonic() < end, f"no answer from {url}"
+            time.sleep(0.5)

@@ -1,0 +1,161 @@
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import jsonschema
+import pytest
+import ray
+import yaml
+from click.testing import CliRunner
+
+from tuner.cli import main
+from tuner.cli.clusters import TEMPLATES, cluster_template
+from tuner.cli.searching import search
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def template(kind: str) -> str:
+    result = CliRunner().invoke(cluster_template, [kind])
+    assert result.exit_code == 0
+    return result.output
+
+
+def closed(schema: Any) -> Any:
+    """Refuse keys that a schema does not name, as a typing error would be."""
+    if isinstance(schema, list):
+        return [closed(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(entry) for key, entry in schema.items()}
+    is_object = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    return inner | ({"additionalProperties": False} if is_object else {})
+
+
+@pytest.fixture(scope="module")
+def ray_job() -> dict[str, Any]:
+    return yaml.safe_load(template("kuberay"))
+
+
+def groups(ray_job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    yield cluster["headGroupSpec"]
+    yield from cluster["workerGroupSpecs"]
+
+
+def test_the_ray_job_is_what_kuberay_takes(ray_job: dict[str, Any]) -> None:
+    schema = closed(json.loads((ASSETS / "rayjob-v1.json").read_text()))
+    jsonschema.validate(ray_job, schema)
+    assert (ray_job["apiVersion"], ray_job["kind"]) == ("ray.io/v1", "RayJob")
+    with pytest.raises(jsonschema.ValidationError, match="entrypont"):
+        jsonschema.validate(ray_job | {"spec": ray_job["spec"] | {"entrypont": "x"}}, schema)
+
+
+def test_every_pod_of_the_ray_job_has_an_image_limits_and_its_volumes(
+    ray_job: dict[str, Any],
+) -> None:
+    for group in groups(ray_job):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == "registry.example/cifar-tune:latest"
+        assert "memory" in container["resources"]["limits"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+        # Ray takes these as flags, and flags are text.
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_the_commands_in_the_templates_are_ours(ray_job: dict[str, Any]) -> None:
+    script = template("slurm").replace("\\\n", " ")
+    lines = [ray_job["spec"]["entrypoint"], *script.splitlines(), *template("ray-up").splitlines()]
+    commands = [line.partition("cifar-tune search ")[2] for line in lines]
+    found = [command.replace('"$@"', "").split() for command in commands if command]
+    assert len(found) == 3
+    for words in found:
+        # Parsing alone; an unknown option would be refused.
+        context = search.make_context("search", words)
+        assert context.params["space"] == "wide"
+
+
+def test_the_ray_up_file_keeps_rays_schema() -> None:
+    config = yaml.safe_load(template("ray-up"))
+    schema = json.loads(
+        Path(ray.__file__).with_name("autoscaler").joinpath("ray-schema.json").read_text()
+    )
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+    # The autoscaler brings up a node for a trial only if it knows that it would have GPUs.
+    assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
+    with pytest.raises(jsonschema.ValidationError, match="max_wokers"):
+        jsonschema.validate(config | {"max_wokers": 3}, schema)
+
+
+def test_the_slurm_script_is_bash_without_flaws(tmp_path: Path) -> None:
+    path = tmp_path / "slurm.sh"
+    path.write_text(template("slurm"))
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed; bash took the script")
+    checked = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_slurm_script_asks_ray_for_options_that_it_has() -> None:
+    from ray.scripts.symmetric_run import symmetric_run
+
+    (line,) = [line for line in template("slurm").splitlines() if "ray symmetric-run" in line]
+    words = line.partition("symmetric-run ")[2].partition(" -- ")[0].split()
+    known = {name for option in symmetric_run.params for name in option.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_every_template_is_shipped_with_the_package() -> None:
+    folder = Path(__file__).parents[1] / "tuner" / "templates"
+    assert {path.name for path in folder.iterdir()} == set(TEMPLATES.values())
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_a_dashboard_that_does_not_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        words = ("search", "--space", "quick", "--storage", "/shared", "--address", address)
+        code, said = fails(monkeypatch, capsys, *words)
+    assert code == 4
+    assert "no Ray dashboard answers there" in said
+
+
+def test_a_job_wants_a_storage_that_the_cluster_can_find(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Said before the dashboard is asked, for nobody listens there.
+    words = ("search", "--space", "quick", "--address", "http://127.0.0.1:9")
+    code, said = fails(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "a folder that all nodes of the cluster share" in said
+
+
+def test_what_was_typed_is_what_the_job_is_given() -> None:
+    from tuner.cli.clusters import FOLDED, NOT_SENT, _words
+
+    typed = ["--space", "wide", "--time-budget", "1h30m", "--quiet", "--keep", "3", "--trials", "9"]
+    typed += ["--log", "wandb", "--log", "mlflow"]
+    context: click.Context = search.make_context("search", typed)
+    words = list(_words(context, (*NOT_SENT, *FOLDED)))
+    assert sorted(words) == sorted(
+        ["--time-budget", "5400s", "--keep", "3", "--quiet", "--log", "wandb", "--log", "mlflow"]
+    )

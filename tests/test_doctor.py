@@ -1,0 +1,45 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from tuner.config import DataConfig
+from tuner.search.cluster import TOKEN_ADVICE, _why_not
+from tuner.search.doctor import Finding, examine
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def findings(storage: Path, source: str, data_dir: Path) -> dict[str, Finding]:
+    found = examine(None, storage, DataConfig(source=source), data_dir)
+    return {finding.about.split()[0]: finding for finding in found}
+
+
+def test_a_machine_where_all_is_well_is_told_so(session: None, tmp_path: Path) -> None:
+    found = findings(tmp_path / "runs", "digits", tmp_path)
+    assert {finding.level for finding in found.values()} == {"ok"}
+    assert list(found) == ["cluster", "node", "versions", "storage", "data", "trials"]
+    assert "2 trials at a time, each on 1 CPU" in found["trials"].text
+    assert list((tmp_path / "runs").iterdir()) == [], "it leaves nothing behind"
+
+
+def test_what_is_wrong_comes_with_what_mends_it(session: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = findings(tmp_path / "file" / "runs", "cifar10", tmp_path / "data")
+    assert found["storage"].level == "failure"
+    assert "all nodes share" in found["storage"].mend
+    assert found["data"].level == "warning"
+    assert "cifar-tune data prepare cifar10" in found["data"].mend
+
+
+def test_a_token_that_is_not_the_clusters_is_explained() -> None:
+    error = ConnectionError("RPC error: InvalidAuthToken: the request is unauthenticated")
+    assert _why_not(error) == TOKEN_ADVICE

@@ -1,0 +1,157 @@
+"""Searches and examinations as jobs of a real head, on nodes that lack our packages."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.processes import PROGRAM
+from tests.raylets import SITE, Raylets, bare_python
+from tuner.run import Run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
+
+OURS = (
+    *("safetensors", "optuna", "alembic", "sqlalchemy", "matplotlib", "rich", "sklearn"),
+    *("scikit_learn", "scipy"),
+)
+"""What a node need not have."""
+BASE = """
+dataset: digits
+search: {trials: 4, epochs: 2, scheduler: none}
+space:
+  batch_size: 64
+  optimizer: {sgd: {lr: {float: [0.01, 0.3], log: true}}}
+"""
+SPACE = """
+extends: base.yaml
+space:
+  model: {custom: {path: nets.py, name: Net, params: {width: {choice: [8, 16]}}}}
+"""
+NETS = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, image_shape, width):
+        channels, height, side = image_shape
+        super().__init__(
+            nn.Flatten(), nn.Linear(channels * height * side, width), nn.ReLU(),
+            nn.Linear(width, num_classes),
+        )
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
+    """Give a head without this program, and a node with Ray, torch and torchvision at most."""
+    folder = tmp_path_factory.mktemp("pythons")
+    with Raylets(bare_python(folder / "head", ())) as raylets:
+        raylets.add(bare_python(folder / "bare", OURS))
+        raylets.wait_for_nodes(2)
+        yield raylets
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in (("base.yaml", BASE), ("space.yaml", SPACE), ("nets.py", NETS)):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def start(folder: Path, *words: str, **options: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [str(PROGRAM), *words, "--storage", str(folder / "runs")],
+        cwd=folder,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def test_a_submitted_search_runs_on_nodes_that_have_but_ray_and_torch(
+    cluster: Raylets, folder: Path
+) -> None:
+    words = ("search", "--space", "space.yaml", "--name", "far", "--address", cluster.dashboard)
+    code, out, err = finish(start(folder, *words, "--epochs", "300"))
+    assert code == 0, out + err
+    assert "far: 2 trials at a time" in out
+    run = Run.open(folder / "runs" / "far")
+    assert [trial.status.state for trial in run.trials()] == ["completed"] * 4
+    assert len({trial.status.node for trial in run.trials()}) == 2, "the bare node trained, too"
+    assert run.trial(0).config.model.family == "custom"
+
+
+def test_a_job_that_is_left_goes_on_and_is_followed_again(cluster: Raylets, folder: Path) -> None:
+    words = ("search", "--name", "left", "--address", cluster.dashboard)
+    new = (*words, "--space", "space.yaml", "--epochs", "200", "--trials", "2")
+    process = start(folder, *new, start_new_session=True)
+    assert process.stdout is not None
+    seen = ""
+    while "0/2 trials" not in seen:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        seen += line
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert f"--resume --name left --address {cluster.dashboard}" in err
+    assert "ray job stop" in err
+    code, out, err = finish(start(folder, *words, "--resume", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["run"] == str(folder / "runs" / "left")
+    assert "0/2 trials" in err, "its output is told from the beginning"
+    run = Run.open(folder / "runs" / "left")
+    assert [len(trial.history) for trial in run.trials()] == [200, 200]
+
+
+def test_the_exit_code_is_that_of_the_search(cluster: Raylets, folder: Path) -> None:
+    words = ("search", "--space", "space.yaml", "--data", "/nowhere", "--name", "lost")
+    code, out, _ = finish(start(folder, *words, "--address", cluster.dashboard))
+    assert code == 2
+    assert "unknown dataset '/nowhere'" in out
+
+
+def test_the_doctor_examines_all_nodes_from_the_head(cluster: Raylets, folder: Path) -> None:
+    words = ("doctor", "--data", "digits", "--address", cluster.dashboard)
+    code, out, err = finish(start(folder, *words))
+    assert code == 0, out + err
+    for line in ("2 nodes, 2 CPUs", "all nodes write and read it", "2 trials at a time"):
+        assert line in out
+
+
+def test_a_node_with_another_torch_is_named_in_a_table(
+    cluster: Raylets, folder: Path, tmp_path: Path
+) -> None:
+    python = bare_python(tmp_path / "old", OURS)
+    (info,) = SITE.glob("torch-*.dist-info")
+    link = next(python.parents[1].glob(f"lib/*/site-packages/{info.name}"))
+    link.unlink()
+    link.mkdir()
+    (link / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
+    number = cluster.add(python)
+    try:
+        cluster.wait_for_nodes(3)
+        words = ("search", "--space", "space.yaml", "--address", cluster.address, "--name", "odd")
+        code, _, err = finish(start(folder, *words))
+        assert code == 4
+        assert "1 of 3 nodes cannot run the trials" in err
+        assert "1.0.0 !" in err
+        assert not (folder / "runs").exists()
+        code, out, _ = finish(
+            start(folder, "doctor", "--data", "digits", "--address", cluster.address)
+        )
+        assert code == 4
+        assert "failure  versions: 1 nodes differ" in out
+    finally:
+        cluster.remove(number)

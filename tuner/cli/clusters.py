@@ -1,0 +1,197 @@
+"""Clusters: ``doctor``, ``cluster-template``, and a search that is submitted as a job."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tuner.cli.options import DATA_DIR, JSON, STORAGE, Duration, option
+from tuner.cli.tables import print_json
+from tuner.errors import ClusterError, TunerError, UsageError
+
+NOT_SENT = ("space", "address", "storage", "name")
+"""Options that a job is not given as they are."""
+FOLDED = ("trials", "epochs", "sampler", "scheduler", "seed", "data", "as_json")
+"""Options of a search that the space holds already, or that are for this end of the job."""
+TEMPLATES = {"kuberay": "kuberay.yaml", "ray-up": "ray-up.yaml", "slurm": "slurm.sh"}
+
+
+@click.command("cluster-template", epilog="Example: cifar-tune cluster-template slurm > search.sh")
+@click.argument("kind", type=click.Choice(list(TEMPLATES)))
+def cluster_template(kind: str) -> None:
+    """Print a file to start a cluster from, for Kubernetes, a cloud or Slurm."""
+    click.echo((files("tuner") / "templates" / TEMPLATES[kind]).read_text(), nl=False)
+
+
+@click.command(epilog="Example: cifar-tune doctor --address auto --storage /shared/runs")
+@option("--address", help="A Ray cluster, as for search. [default: this machine]")
+@STORAGE
+@option("--data", default="cifar10", show_default=True, help="As for search.")
+@DATA_DIR
+@JSON
+@click.pass_context
+def doctor(
+    context: click.Context,
+    /,
+    address: str | None,
+    storage: Path,
+    data: str,
+    data_dir: Path,
+    as_json: bool,
+) -> None:
+    """See whether a search would run: nodes, versions, storage, data, and how many trials fit."""
+    if is_dashboard(address := address or os.environ.get("RAY_ADDRESS")):
+        return _submit_doctor(context, str(address))
+    from dataclasses import asdict
+
+    from tuner.config import DataConfig
+    from tuner.search.doctor import examine
+    from tuner.sources import find_source
+
+    findings = []
+    for finding in examine(address, storage, DataConfig(source=find_source(data)), data_dir):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.level:8} {finding.about}: {finding.text}")
+            if finding.mend:
+                click.echo(f"         {finding.mend}")
+    levels = [finding.level for finding in findings]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    if "failure" in levels:
+        raise ClusterError(f"{levels.count('failure')} of {len(levels)} checks failed")
+
+
+def _submit_doctor(context: click.Context, address: str) -> None:
+    from tuner.search import jobs
+
+    client = jobs.connect(address)
+    words = ["doctor", "--storage", _storage(context, None), *_words(context, NOT_SENT)]
+    job = jobs.submit(client, words, files={}, metadata={}, tell=_say)
+    context.exit(jobs.exit_code(jobs.follow(client, job, _writer(False))))
+
+
+def is_dashboard(address: str | None) -> bool:
+    """Whether this is the address of a dashboard, where jobs are submitted."""
+    return (address or "").startswith(("http://", "https://"))
+
+
+def submit_search(context: click.Context, address: str, overrides: list[str]) -> None:
+    """Have a cluster run the search of this command line, and follow it.
+
+    Args:
+        context: Of ``search``.
+        address: Of the dashboard.
+        overrides: ``KEY=VALUE`` each, those of flags and environment among them.
+    """
+    from tuner.search import jobs
+    from tuner.space import find_space, load_space
+
+    options = context.params
+    if not options["resume"]:
+        _storage(context, None)
+    client = jobs.connect(address)
+    earlier = jobs.find(client, options["name"]) if options["resume"] else None
+    if earlier is not None and not earlier.status.is_terminal():
+        name, storage = (earlier.metadata[key] for key in (jobs.RUN_KEY, jobs.STORAGE_KEY))
+        job = earlier.submission_id
+    else:
+        known = earlier.metadata if earlier else {}
+        storage = _storage(context, known.get(jobs.STORAGE_KEY))
+        texts = {}
+        name = options["name"] or known.get(jobs.RUN_KEY)
+        words = list(_words(context, (*NOT_SENT, *FOLDED)))
+        if options["space"]:
+            path = find_space(options["space"])
+            texts["space.yaml"] = load_space(path, overrides).resolved()
+            words += ["--space", "space.yaml"]
+            name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        elif not options["resume"]:
+            raise click.UsageError("Missing option '--space'.", context)
+        else:
+            words += overrides
+        if name is None:
+            raise UsageError(f"--resume: {address} knows no search; give its --name")
+        job = jobs.submit(
+            client,
+            ["search", "--name", name, "--storage", storage, *words],
+            files=texts,
+            metadata={jobs.RUN_KEY: name, jobs.STORAGE_KEY: storage},
+            tell=_say,
+        )
+    again = f"cifar-tune search --resume --name {shlex.quote(name)} --address {address}"
+    click.echo(f"{name} is job {job} on {address}. Ctrl-C leaves it running.", err=True)
+    try:
+        ended = jobs.follow(client, job, _writer(options["as_json"]))
+    except KeyboardInterrupt:
+        raise Left(job, address, again) from None
+    code = jobs.exit_code(ended)
+    if options["as_json"]:
+        print_json({"job": job, "address": address, "run": f"{storage}/{name}", "exit_code": code})
+    if code == 130:
+        click.echo(f"Go on with: {again}", err=True)
+    context.exit(code)
+
+
+def _storage(context: click.Context, known: str | None) -> str:
+    """Give the storage as the cluster's nodes will find it."""
+    is_given = context.get_parameter_source("storage") != click.core.ParameterSource.DEFAULT
+    storage = str(context.params["storage"]) if is_given or known is None else known
+    if not Path(storage).is_absolute() and ":/" not in storage:
+        raise UsageError(
+            f"--storage {storage}: a job needs a folder that all nodes of the cluster share, by "
+            "its full path"
+        )
+    return storage
+
+
+def _words(context: click.Context, without: tuple[str, ...]) -> Iterator[str]:
+    """Give the options that were set by flag or environment, as they would be typed."""
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        is_default = context.get_parameter_source(name) == click.core.ParameterSource.DEFAULT
+        if not isinstance(parameter, click.Option) or is_default or name in without:
+            continue
+        flag = max(parameter.opts, key=len)
+        if parameter.is_flag:
+            yield from [flag] if value else []
+        elif parameter.multiple:
+            for entry in value:
+                yield from (flag, str(entry))
+        elif isinstance(parameter.type, Duration):
+            yield from (flag, f"{value:.0f}s")
+        else:
+            yield from (flag, str(value))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _writer(as_json: bool) -> Any:
+    """Give what shows a job's output; stdout is for the document alone where one is wanted."""
+    stream = sys.stderr if as_json else sys.stdout
+
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    return write
+
+
+class Left(TunerError):
+    """A job that goes on without being followed."""
+
+    exit_code = 130
+
+    def __init__(self, job: str, address: str, again: str) -> None:
+        super().__init__(
+            f"left; the search goes on as job {job}. Follow it with: {again}\n"
+            f"End it with: ray job stop --address {address} {job}"
+        )
