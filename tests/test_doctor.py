@@ -43,3 +43,5 @@ def test_what_is_wrong_comes_with_what_mends_it(session: None, tmp_path: Path) -
 def test_a_token_that_is_not_the_clusters_is_explained() -> None:
     error = ConnectionError("RPC error: InvalidAuthToken: the request is unauthenticated")
     assert _why_not(error) == TOKEN_ADVICE
+    bare = ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:35143")
+    assert _why_not(bare).endswith(TOKEN_ADVICE)

@@ -93,6 +93,9 @@ def _why_not(error: Exception) -> str:
     text = " ".join(lines)
     if is_about_token(text):
         return TOKEN_ADVICE
+    if text.startswith("Failed to connect"):
+        # The port was tried before: somebody listens there. Of a token Ray 2.60 says no more.
+        return f"somebody answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
     if text.startswith("Version mismatch"):
         return f"{text}. Give this machine the versions of the cluster."
     return lines[0] if lines else type(error).__name__
