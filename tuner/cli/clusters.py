@@ -162,7 +162,7 @@ def _words(context: click.Context, without: tuple[str, ...]) -> Iterator[str]:
         if parameter.is_flag:
             yield from [flag] if value else []
         elif parameter.multiple:
-            for entry in value:
+            for entry in value or ():
                 yield from (flag, str(entry))
         elif isinstance(parameter.type, Duration):
             yield from (flag, f"{value:.0f}s")
