@@ -29,7 +29,7 @@ from rich.table import Table
 from tuner.config import DataConfig
 from tuner.errors import NoUsableTrials
 from tuner.run import Run
-from tuner.search import driver
+from tuner.search import driver, running
 from tuner.search.request import SearchRequest
 from tuner.space import load_space
 
@@ -116,13 +116,13 @@ def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
         keep=1,
     )
     began = time.time()
-    real = driver.train_trial
-    driver.train_trial = report_only
+    real = running.train_trial
+    running.train_trial = report_only
     try:
         with Memory() as memory, contextlib.suppress(NoUsableTrials), own_environment():
             driver.search(request, Console(file=io.StringIO()))
     finally:
-        driver.train_trial = real
+        running.train_trial = real
     ended = [trial.status for trial in Run.open(folder / sampler).trials()]
     assert [status.state for status in ended] == ["completed"] * trials
     ends = sorted(datetime.fromisoformat(status.finished).timestamp() for status in ended)

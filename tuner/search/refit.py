@@ -15,8 +15,8 @@ from tuner.config import RefitConfig, TrialConfig
 from tuner.data import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.run import Run
-from tuner.search.driver import conduct, opened, refuse_useless
 from tuner.search.request import RunRequest
+from tuner.search.running import conduct, opened, refuse_useless
 from tuner.search.sampler import trial_seed
 from tuner.search.trainable import pack, pack_starts
 from tuner.trial import USABLE, EpochRow, TrialState
