@@ -31,7 +31,7 @@ def some_probs(count: int = 3000, sharpness: float = 1.0) -> tuple[Tensor, Tenso
 @given(confidences)
 def test_a_bin_of_equal_width_holds_its_range(confidence: Tensor) -> None:
     confidence = confidence.double()
-    bins = equal_width_bins(confidence)
+    bins = equal_width_bins(confidence).double()
     assert (confidence <= (bins + 1) / NUM_BINS + 1e-12).all()
     assert ((confidence > bins / NUM_BINS - 1e-12) | (bins == 0)).all()
 

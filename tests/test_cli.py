@@ -88,7 +88,7 @@ MISTAKES = {
     "an address that is none": (
         ["search", "--space", "quick", "--address", "there"],
         2,
-        "Give auto, or HOST:PORT",
+        "Give auto, HOST:PORT, or http",
     ),
     "text for a number": (
         ["search", "--space", "text.yaml"],

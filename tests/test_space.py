@@ -517,7 +517,7 @@ batch_size: 3
 trials: 3
   => 1:1: trials: belongs elsewhere; put it under search:
 zebra: 3
-  => 1:1: zebra: unknown key; known are baseline, constraints, dataset, description, extends, search
+  => 1:1: zebra: unknown key; known are baseline, constraints, dataset, description, extends
 description: 3
   => 1:14: description: 3 is not text; quote it
 dataset: [a]

@@ -379,7 +379,7 @@ def test_no_test_image_can_be_reached_from_what_it_is_given(digits: Splits) -> N
     held = [
         getattr(digits, field.name)
         for field in dataclasses.fields(digits)
-        if not isinstance(getattr(digits, field.name), str | tuple)
+        if not isinstance(getattr(digits, field.name), str | tuple | bool)
     ]
     assert held == [digits.train, digits.val]
     assert len(digits.train) + len(digits.val) == 1797 - 359

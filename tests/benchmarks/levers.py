@@ -195,6 +195,11 @@ def measure(images: Path, storage: Path) -> dict[str, Any]:
 def as_space(trial: TrialRecord) -> dict[str, Any]:
     """Give a trial's configuration as a space without a choice."""
     plain = trial.config.to_dict()
+    # What is not given is null or empty in a configuration, and left out of a space.
+    plain["model"] = {
+        family: {key: value for key, value in params.items() if value not in (None, "")}
+        for family, params in plain["model"].items()
+    }
     return {key: value for key, value in plain.items() if key not in ("epochs", "seed")}
 
 
