@@ -204,10 +204,9 @@ def as_space(trial: TrialRecord) -> dict[str, Any]:
 
 
 def row(trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Give the accuracies of some trials and what an epoch took."""
+    """Give the accuracies of some trials, and their weights."""
     return {
         "accuracy": [trial.best.val_accuracy for trial in trials if trial.best],
-        "epoch_seconds": statistics.median(row.seconds for t in trials for row in t.history),
         "parameters": trials[0].status.num_parameters,
     }
 
@@ -217,12 +216,7 @@ def row_of_votes(trials: Sequence[TrialRecord], labels: Tensor) -> dict[str, Any
     probs = torch.stack([torch.from_numpy(trial.val_probs()).float() for trial in trials])
     uniform = torch.full((MEMBERS,), 1 / MEMBERS)
     votes = [score(soft_vote(few, uniform), labels).accuracy for few in probs.split(MEMBERS)]
-    alone = row(trials)
-    return {
-        "accuracy": votes,
-        "epoch_seconds": MEMBERS * alone["epoch_seconds"],
-        "parameters": MEMBERS * alone["parameters"],
-    }
+    return {"accuracy": votes, "parameters": MEMBERS * row(trials)["parameters"]}
 
 
 def as_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -231,7 +225,7 @@ def as_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         title=f"{IMAGES:,} images of {len(TARGET)} classes, {EPOCHS} epochs, {SEEDS} seeds"
     )
     table.add_column("lever")
-    for heading in ("accuracy %", "least to most", "gain", "weights", "s an epoch"):
+    for heading in ("accuracy %", "least to most", "gain", "weights"):
         table.add_column(heading, justify="right")
     plain = statistics.fmean(found["plain"]["accuracy"])
     for lever, figures in found.items():
@@ -242,7 +236,6 @@ def as_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{min(values):.2f} to {max(values):.2f}",
             f"{statistics.fmean(values) - 100 * plain:+.2f}",
             f"{figures['parameters']:,}",
-            f"{figures['epoch_seconds']:.1f}",
         )
     return table
 
