@@ -38,8 +38,8 @@ from tuner.optim import make_optimizer
 from tuner.sources import Images
 from tuner.train import train
 
-WINDOW_IMAGES = 1024
-"""At least so many images a window, and at least eight steps."""
+WINDOW_IMAGES = 512
+"""At least so many images a window, and at least four steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,7 @@ CASES: dict[str, Case] = {
 
 def window_of(splits: Splits, batch_size: int) -> Splits:
     """Give as many training images as a window has, and a few for validation."""
-    steps = max(8, WINDOW_IMAGES // batch_size)
+    steps = max(4, WINDOW_IMAGES // batch_size)
     part = torch.arange(0, len(splits.train), len(splits.train) // (steps * batch_size))
     part = part[: steps * batch_size]
     return replace(
