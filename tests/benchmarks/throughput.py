@@ -147,7 +147,7 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
     rates: dict[str, list[float]] = {name: [] for name in ways}
     with ExitStack() as stack:
         windows = {
-            name: stack.enter_context(contextlib.closing(way(config, part, device)))  # type: ignore[type-var]
+            name: stack.enter_context(contextlib.closing(way(config, part, device)))
             for name, way in ways.items()
         }
         for number in range(rounds + 1):
