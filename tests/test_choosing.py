@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tuner.checkpoint import load_checkpoint
 from tuner.data import Splits
@@ -28,6 +29,8 @@ from tuner.errors import UsageError
 from tuner.evaluate import Tta, score
 from tuner.run import Run
 from tuner.trial import write_status, write_trial
+from tuner.voting import soft_vote
+from tuner.voting.temperature import fit_temperature, soften
 
 CPU = torch.device("cpu")
 
@@ -93,12 +96,37 @@ def test_every_method_gives_shares_to_so_many_at_most(
         torch.testing.assert_close(probs.sum(dim=1), torch.ones(144).double())
 
 
+def calibrated(plan: Plan) -> Tensor:
+    labels = plan.pool.labels
+    return torch.stack([soften(p, fit_temperature(p, labels)) for p in plan.pool.probs])
+
+
 @pytest.mark.parametrize("method", ["greedy", "weighted"])
 def test_fitted_members_are_no_worse_than_the_best_alone(finished_run: Run, method: Method) -> None:
     for top in (1, 2, 3):
         plan = choose(finished_run, top, method=method)
-        best = min(score(probs, plan.pool.labels).nll for probs in plan.pool.probs)
-        assert score(plan.choice.val, plan.pool.labels).nll <= best + 1e-6
+        probs = calibrated(plan)
+        best = min(score(member, plan.pool.labels).nll for member in probs)
+        vote = soft_vote(probs[list(plan.choice.members)], plan.choice.weights)
+        assert score(vote, plan.pool.labels).nll <= best + 1e-6
+
+
+@pytest.mark.parametrize("method", ["greedy", "weighted"])
+def test_how_sure_a_member_is_has_no_say_in_its_weight(finished_run: Run, method: Method) -> None:
+    labels = choose(finished_run).pool.labels
+    generator = torch.Generator()
+    weights = []
+    for temperature in (1.0, 4.0):
+        generator.manual_seed(0)
+        for trial in finished_run.trials():
+            logits = torch.randn(len(labels), 10, generator=generator)
+            logits += 2 * nn.functional.one_hot(labels, 10)
+            probs = (logits / (temperature if trial.number == 0 else 1)).softmax(dim=1)
+            np.save(trial.path / "val_probs.npy", probs.numpy().astype(np.float16))
+        choice = choose(finished_run, method=method).choice
+        weights.append(dict(zip(choice.members, choice.weights.tolist(), strict=True)))
+    assert len(weights[0]) == 3
+    assert weights[1] == pytest.approx(weights[0], abs=0.05)
 
 
 def test_a_temperature_changes_the_loss_and_no_decision(finished_run: Run) -> None:
@@ -187,6 +215,9 @@ def test_members_stay_within_the_time_allowed(
     for measured in plan.pool.latencies:
         assert 0 < measured.one_ms < measured.batch_ms
     fastest = min(measured.one_ms for measured in plan.pool.latencies)
+    # A busy machine would give others a second time.
+    again = iter(plan.pool.latencies)
+    monkeypatch.setattr("tuner.ensemble.plan.measure_latency", lambda *_: next(again))
     slow = choose(finished_run, max_latency_ms=fastest * 1.9)
     assert 1 <= len(slow.choice.members) < 3
     assert any("ms" in reason for reason in reasons_of(slow).values())
