@@ -18,7 +18,15 @@ from rich.console import Console
 from tests.benchmarks.processes import Search
 from tests.benchmarks.promises import FIGURES, flaws
 from tuner.cli import main
-from tuner.config import DataConfig, ModelConfig, RefitConfig, TrialConfig
+from tuner.config import (
+    DataConfig,
+    LargeShareConfig,
+    ModelConfig,
+    RefitConfig,
+    Resources,
+    ShareConfig,
+    TrialConfig,
+)
 from tuner.data import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
 from tuner.run import Run
@@ -135,6 +143,23 @@ def test_the_plan_is_read_back_from_the_run_folder(finished_run: Run) -> None:
     assert (
         again.space.splitlines()[1:]
         == (finished_run.path / "space.yaml").read_text().split("\n")[:-1]
+    )
+
+
+def test_trials_get_what_the_space_gives_them(finished_run: Run) -> None:
+    plan = plan_refit(finished_run, top=1, seeds=1, epochs=2)
+
+    def resources() -> Resources:
+        request = begin_refit(
+            finished_run, plan, name="again", all_data=False, seed=5, keep=1, command=""
+        )
+        return request.resources
+
+    assert resources() == Resources()
+    with (finished_run.path / "space.yaml").open("a") as file:
+        file.write("resources: {cpus: 2, by: {vit: {gpus: 1}}, large: {parameters: 5.0e6}}\n")
+    assert resources() == Resources(
+        cpus=2, by={"vit": ShareConfig(gpus=1)}, large=LargeShareConfig(parameters=5_000_000)
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import RefitConfig, TrialConfig
+from tuner.config import RefitConfig, Resources, TrialConfig
 from tuner.data import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.run import Run
@@ -19,6 +19,7 @@ from tuner.search.request import RunRequest
 from tuner.search.running import conduct, opened, refuse_useless
 from tuner.search.sampler import trial_seed
 from tuner.search.trainable import pack, pack_starts
+from tuner.space import load_resources
 from tuner.trial import USABLE, EpochRow, TrialState
 from tuner.weights import load_starts
 
@@ -32,6 +33,8 @@ class RefitRequest(RunRequest):
     """The run that it draws from; ``None`` for one that goes on, and needs it no more."""
     space: str
     """The text of that run's ``space.yaml``."""
+    resources: Resources
+    """What trials get, as that space has it."""
 
 
 def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig:
@@ -105,6 +108,7 @@ def begin_refit(
         plan=plan,
         source=source,
         space=text,
+        resources=load_resources(source.path / "space.yaml"),
         space_name=record.space,
         search=replace(
             record.search,
@@ -133,6 +137,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
         plan=plan,
         source=None,
         space=(run.path / "space.yaml").read_text(),
+        resources=load_resources(run.path / "space.yaml"),
         space_name=run.record.space,
         search=replace(run.record.search, trials=plan.num_trials),
         data=run.record.data,
@@ -198,7 +203,9 @@ def refit(request: RefitRequest, console: Console) -> Run:
         splits.expect(record.data_fingerprint, split, request.source.path)
     models = [config.model for config in plan.configs]
     starts = load_starts(models, splits.classes, splits.image_shape, request.storage)
-    with opened(request, splits, request.space, console, refit=plan) as (run, slots):
+    with opened(
+        request, splits, request.space, console, resources=request.resources, refit=plan
+    ) as (run, slots):
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
             f"{epochs} epochs{_left_out(plan)}.",

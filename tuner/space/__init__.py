@@ -263,6 +263,22 @@ def load_space(
     return space
 
 
+def load_resources(path: Path) -> Resources:
+    """Read what trials get from a run's own space, and nothing else of it.
+
+    Raises:
+        SpaceError: As ``load_space``.
+    """
+    root = load(path, (), FILE)
+    assert isinstance(root.value, dict)
+    if (node := root.value.get("resources")) is None:
+        return Resources()
+    alone = root.with_value({"resources": _with_large_numbers(node)})
+    plain = read_record(alone, FILE, searched=False).sample(RandomTrial())
+    resources: Resources = parse(RESOURCES, plain["resources"], "resources")
+    return resources
+
+
 def _entries(node: Node) -> tuple[Node, ...]:
     if not isinstance(node.value, tuple):
         raise node.error("is not a list; begin each entry with '- '")
