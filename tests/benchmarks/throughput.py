@@ -72,9 +72,9 @@ CASES: dict[str, Case] = {
 }
 
 
-def window_of(splits: Splits, batch_size: int) -> Splits:
+def window_of(splits: Splits, batch_size: int, window_images: int = WINDOW_IMAGES) -> Splits:
     """Give as many training images as a window has, and a few for validation."""
-    steps = max(4, WINDOW_IMAGES // batch_size)
+    steps = max(4, window_images // batch_size)
     part = torch.arange(0, len(splits.train), len(splits.train) // (steps * batch_size))
     part = part[: steps * batch_size]
     return replace(
@@ -117,12 +117,16 @@ def bare(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[
         yield
 
 
-def tutorials(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
+def tutorials(
+    config: TrialConfig, splits: Splits, device: torch.device, workers: int = 2
+) -> Iterator[None]:
     """Train in the tutorial's way; give a window at a time."""
     network: nn.Module = build_model(config.model, splits.num_classes, splits.image_shape)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     assert device.type == "cpu", "the tutorial's way is written for a CPU"
-    for _ in tutorial.epochs_of(network, optimizer, splits, batch_size=config.batch_size):
+    for _ in tutorial.epochs_of(
+        network, optimizer, splits, batch_size=config.batch_size, workers=workers
+    ):
         yield
 
 
@@ -133,15 +137,20 @@ WAYS: dict[str, Callable[..., Iterator[None]]] = {
 }
 
 
-def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Give images a second of each way, one figure a round."""
-    config = TrialConfig(
+def config_of(case: Case, rounds: int) -> TrialConfig:
+    """Give a training of so many windows, and one to warm up."""
+    return TrialConfig(
         model=case.model,
         epochs=rounds + 1,
         batch_size=case.batch_size,
         optimizer=Sgd(lr=0.01),
         augment=Augment(crop=4, flip=True),
     )
+
+
+def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Give images a second of each way, one figure a round."""
+    config = config_of(case, rounds)
     part = window_of(splits, case.batch_size)
     ways = {name: way for name, way in WAYS.items() if name != "tutorial" or device.type == "cpu"}
     rates: dict[str, list[float]] = {name: [] for name in ways}
