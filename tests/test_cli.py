@@ -78,6 +78,11 @@ MISTAKES = {
     "a URI for a folder": (["runs", "--storage", "s3://bucket/runs"], 2, "give a folder"),
     "no run yet": (["ensemble"], 2, "no run in runs yet"),
     "no run to refit": (["refit"], 2, "no run in runs yet"),
+    "a refit without a name as a job": (
+        ["refit", "--address", "http://127.0.0.1:1"],
+        2,
+        "needs the --name of the new run",
+    ),
     "no leaderboard yet": (["leaderboard"], 2, "no run in runs yet"),
     "a run of no known name": (["show", "some"], 2, "no run 'some'"),
     "a cluster that does not answer": (

@@ -91,6 +91,14 @@ def test_a_submitted_search_runs_on_nodes_that_have_but_ray_and_torch(
     assert len({trial.status.node for trial in run.trials()}) == 2, "the bare node trained, too"
     assert run.trial(0).config.model.family == "custom"
 
+    words = ("refit", "far", "--top", "2", "--seeds", "1", "--epochs", "3", "--name", "again")
+    code, out, err = finish(start(folder, *words, "--address", cluster.dashboard))
+    assert code == 0, out + err
+    again = Run.open(folder / "runs" / "again")
+    assert again.record.refit is not None
+    assert again.record.refit.run == "far"
+    assert [len(trial.history) for trial in again.trials()] == [3, 3]
+
 
 def test_a_job_that_is_left_goes_on_and_is_followed_again(cluster: Raylets, folder: Path) -> None:
     words = ("search", "--name", "left", "--address", cluster.dashboard)

@@ -1,9 +1,9 @@
-"""Clusters: ``doctor``, ``cluster-template``, and a search that is submitted as a job."""
+"""Clusters: ``doctor``, ``cluster-template``, and runs that are submitted as jobs."""
 
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -90,42 +90,73 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         address: Of the dashboard.
         overrides: ``KEY=VALUE`` each, those of flags and environment among them.
     """
-    from tuner.search import jobs
     from tuner.space import find_space, load_space
 
     options = context.params
+    name, texts = options["name"], {}
+    words = list(_words(context, (*NOT_SENT, *FOLDED)))
+    if options["space"]:
+        path = find_space(options["space"])
+        texts["space.yaml"] = load_space(path, overrides).resolved()
+        words += ["--space", "space.yaml"]
+        if not options["resume"]:
+            name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    elif not options["resume"]:
+        raise click.UsageError("Missing option '--space'.", context)
+    else:
+        words += overrides
+    _submit(context, address, name, words, texts)
+
+
+def submit_refit(context: click.Context, address: str) -> None:
+    """Have a cluster run the refit of this command line, and follow it."""
+    options = context.params
+    if not options["name"] and not options["resume"]:
+        raise UsageError("refit: as a job it needs the --name of the new run")
+    source = [options["run"]] if options["run"] else []
+    words = [*source, *_words(context, (*NOT_SENT, "as_json"))]
+    _submit(context, address, options["name"], words, {})
+
+
+def _submit(
+    context: click.Context,
+    address: str,
+    name: str | None,
+    words: Sequence[str],
+    files: Mapping[str, str],
+) -> None:
+    """Submit a command that makes a run, or find its job that is under way, and follow it.
+
+    Args:
+        context: Of the command.
+        address: Of the dashboard.
+        name: Of the run; ``None`` for that of the newest job, where one is to go on.
+        words: Arguments of the command but for name and storage.
+        files: See ``jobs.submit``.
+    """
+    from tuner.search import jobs
+
+    options, command = context.params, str(context.command.name)
     if not options["resume"]:
         _storage(context, None)
     client = jobs.connect(address)
-    earlier = jobs.find(client, options["name"]) if options["resume"] else None
+    earlier = jobs.find(client, name) if options["resume"] else None
+    known = earlier.metadata if earlier else {}
+    name = name or known.get(jobs.RUN_KEY)
+    if name is None:
+        raise UsageError(f"--resume: {address} knows no run; give its --name")
     if earlier is not None and not earlier.status.is_terminal():
-        name, storage = (earlier.metadata[key] for key in (jobs.RUN_KEY, jobs.STORAGE_KEY))
-        job = earlier.submission_id
+        storage, job = known[jobs.STORAGE_KEY], earlier.submission_id
     else:
-        known = earlier.metadata if earlier else {}
         storage = _storage(context, known.get(jobs.STORAGE_KEY))
-        texts = {}
-        name = options["name"] or known.get(jobs.RUN_KEY)
-        words = list(_words(context, (*NOT_SENT, *FOLDED)))
-        if options["space"]:
-            path = find_space(options["space"])
-            texts["space.yaml"] = load_space(path, overrides).resolved()
-            words += ["--space", "space.yaml"]
-            name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        elif not options["resume"]:
-            raise click.UsageError("Missing option '--space'.", context)
-        else:
-            words += overrides
-        if name is None:
-            raise UsageError(f"--resume: {address} knows no search; give its --name")
         job = jobs.submit(
             client,
-            ["search", "--name", name, "--storage", storage, *words],
-            files=texts,
+            [command, "--name", name, "--storage", storage, *words],
+            files=files,
             metadata={jobs.RUN_KEY: name, jobs.STORAGE_KEY: storage},
             tell=_say,
         )
-    again = f"cifar-tune search --resume --name {shlex.quote(name)} --address {address}"
+    again = f"cifar-tune {command} --resume --name {shlex.quote(name)} --address {address}"
     click.echo(f"{name} is job {job} on {address}. Ctrl-C leaves it running.", err=True)
     try:
         ended = jobs.follow(client, job, _writer(options["as_json"]))
@@ -192,6 +223,6 @@ class Left(TunerError):
 
     def __init__(self, job: str, address: str, again: str) -> None:
         super().__init__(
-            f"left; the search goes on as job {job}. Follow it with: {again}\n"
+            f"left; job {job} goes on. Follow it with: {again}\n"
             f"End it with: ray job stop --address {address} {job}"
         )

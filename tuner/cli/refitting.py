@@ -1,5 +1,6 @@
 """``refit``: the best configurations of a run, trained anew."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from tuner.cli.clusters import is_dashboard, submit_refit
 from tuner.cli.options import option
 from tuner.cli.running import (
     asked_of_all,
@@ -35,12 +37,16 @@ TOP, SEEDS = 5, 3
 @option("--resume", is_flag=True, help="Go on with the refit of that name, or the newest run.")
 @option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay. [default: all]")
 @running_options
-def refit(run: str | None, **options: Any) -> None:
+@click.pass_context
+def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     """Train the best configurations of a run anew: longer, with several seeds.
 
     The trials are a run of their own, beside RUN, from which 'ensemble' draws. With --all-data
     nothing tells any more which of them is best; a plain vote needs not know.
     """
+    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
+        return submit_refit(context, str(address))
+
     from tuner.run import find_run
     from tuner.search.refit import begin_refit, plan_refit, resume_refit
     from tuner.search.refit import refit as run_refit

@@ -25,7 +25,7 @@ _OPTIONS = (
     option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]"),
     option(
         "--address",
-        help="A Ray cluster: auto, HOST:PORT, or, to search, http://HOST:8265. [default: none]",
+        help="A Ray cluster: auto, HOST:PORT, or, as a job, http://HOST:8265. [default: none]",
     ),
     option(
         "--max-failures",
