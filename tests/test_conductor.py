@@ -14,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tuner.checkpoint import load_history, save_state
 from tuner.config import DataConfig, SearchConfig
-from tuner.run import Run, RunRecord
+from tuner.run import Run, RunRecord, now
 from tuner.search.conductor import Budget, Conductor
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import Hyperband, Median, make_scheduler
@@ -67,6 +67,7 @@ class World:
             split_fingerprint="",
             num_train=1,
             num_val=1,
+            started=now(),
         )
         return Run.create(path, record, self.text)
 

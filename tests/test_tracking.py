@@ -130,66 +130,6 @@ def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.M
         assert header.display_name == f"run {trial.number:04d}"
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_mlflow_keeps_a_run_a_trial_in_its_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    place = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
-    run = search(tmp_path, ["mlflow"])
-    client = mlflow.MlflowClient(place)
-    experiment = client.get_experiment_by_name("run")
-    told = {
-        int(one.data.tags["trial"]): one for one in client.search_runs([experiment.experiment_id])
-    }
-    assert len(told) == 3
-    for trial in run.trials():
-        one = told[trial.number]
-        assert one.data.tags["state"] == trial.status.state
-        assert one.info.status == ("FAILED" if trial.status.state == "diverged" else "FINISHED")
-        assert float(one.data.params["optimizer.sgd.lr"]) == trial.config.optimizer.lr
-        curve = client.get_metric_history(one.info.run_id, "accuracy/validation")
-        assert [(point.step, point.value) for point in curve] == [
-            (row.epoch, row.val_accuracy) for row in trial.history
-        ]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    place = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
-    world = World(tmp_path)
-    conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.observers):
-        worker = world.begin(conductor)
-        worker.step(0.5)
-        worker.train(0.6)
-    conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.observers) as tracking:
-        worker = world.begin(conductor)
-        for accuracy in (0.7, 0.8):
-            worker.step(accuracy)
-        worker.finish()
-    assert tracking.problems == {}
-    client = mlflow.MlflowClient(place)
-    experiment = client.get_experiment_by_name("run")
-    (one,) = client.search_runs([experiment.experiment_id])
-    assert one.info.status == "FINISHED"
-    curve = client.get_metric_history(one.info.run_id, "accuracy/validation")
-    assert [(point.step, point.value) for point in curve] == [
-        (1, 0.5),
-        (2, 0.6),
-        (3, 0.7),
-        (4, 0.8),
-    ]
-
-
 def test_a_target_that_is_not_installed_is_refused_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -237,5 +177,5 @@ def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Pa
     assert time.perf_counter() - start < 0.1
     tracking.close()
     assert slow.told == [1, 2, 3]
-    assert slow.thread == "tracking"
+    assert slow.thread == "tracking: slow"
     assert tracking.problems == {"slow": "ConnectionError: the server is gone"}

@@ -1,8 +1,8 @@
 """What a search tells to the programs that people already watch their trainings with.
 
 TensorBoard's files are always written, below the run folder; Weights & Biases and MLflow are told
-where the user asks for it. Each observes the search; a thread of its own tells them, so
-that a slow server holds up no trial.
+where the user asks for it. Each is told of the search in a thread of its own, so that a slow server
+holds up no trial and no other tracker.
 """
 
 import queue
@@ -19,6 +19,8 @@ from tuner.tally import Observer
 from tuner.trial import EpochRow, TrialStatus
 
 Target = Literal["wandb", "mlflow"]
+PATIENCE_SECONDS = 60.0
+"""A tracker that takes nothing for so long, once the search has ended, is left."""
 
 
 class Tracker(Observer, Protocol):
@@ -26,6 +28,9 @@ class Tracker(Observer, Protocol):
 
     def close(self) -> None:
         """Write what has not been written."""
+
+
+Event = Callable[[Tracker], None]
 
 
 def refuse_missing(targets: Sequence[Target]) -> None:
@@ -59,49 +64,73 @@ def make_trackers(run: Run, targets: Sequence[Target]) -> dict[str, Tracker]:
 
 
 class Tracking:
-    """An observer that tells trackers in a thread of its own, in the order of events.
-
-    Attributes:
-        problems: Name of each tracker that could not go on -> why. A search does not end for it.
-    """
+    """An observer that tells each tracker in a thread of its own, in the order of events."""
 
     def __init__(self, trackers: dict[str, Tracker]) -> None:
-        self.problems: dict[str, str] = {}
-        self._trackers = dict(trackers)
-        self._events: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
-        # As a daemon, a server that never answers cannot keep an interrupted program alive.
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._thread.start()
+        self._tellers = {name: _Teller(name, tracker) for name, tracker in trackers.items()}
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Name of each tracker that could not go on -> why. A search does not end for it."""
+        return {name: teller.problem for name, teller in self._tellers.items() if teller.problem}
 
     def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
         """See ``Observer``."""
         rows = tuple(history)
-        self._events.put(lambda tracker: tracker.trial_began(number, config, rows))
+        self._tell(lambda tracker: tracker.trial_began(number, config, rows))
 
     def epoch_ended(self, number: int, row: EpochRow) -> None:
         """See ``Observer``."""
-        self._events.put(lambda tracker: tracker.epoch_ended(number, row))
+        self._tell(lambda tracker: tracker.epoch_ended(number, row))
 
     def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
         """See ``Observer``."""
         rows = tuple(history)
-        self._events.put(lambda tracker: tracker.trial_ended(number, status, rows))
+        self._tell(lambda tracker: tracker.trial_ended(number, status, rows))
 
     def close(self) -> None:
-        """Wait until all is told, and close the trackers."""
-        self._events.put(lambda tracker: tracker.close())
+        """Wait until all is told, and close the trackers; leave one that has stopped answering."""
+        self._tell(lambda tracker: tracker.close())
+        for teller in self._tellers.values():
+            teller.wait()
+
+    def _tell(self, event: Event) -> None:
+        for teller in self._tellers.values():
+            teller.tell(event)
+
+
+class _Teller:
+    """Tells one tracker, in a thread, until its first error."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.problem = ""
+        self._tracker = tracker
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        # As a daemon, a server that never answers cannot keep an interrupted program alive.
+        self._thread = threading.Thread(target=self._work, name=f"tracking: {name}", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: Event) -> None:
+        if not self.problem:
+            self._events.put(event)
+
+    def wait(self) -> None:
         self._events.put(None)
-        self._thread.join()
+        while self._thread.is_alive():
+            left = self._events.qsize()
+            self._thread.join(PATIENCE_SECONDS)
+            if self._thread.is_alive() and self._events.qsize() == left:
+                self.problem = f"no answer for {PATIENCE_SECONDS:.0f} s"
+                return
 
     def _work(self) -> None:
         while (event := self._events.get()) is not None:
-            for name, tracker in list(self._trackers.items()):
-                try:
-                    event(tracker)
-                except Exception as error:
-                    # Whatever a client or its server raises: the run folder has all of it anyway.
-                    self.problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-                    del self._trackers[name]
+            try:
+                event(self._tracker)
+            except Exception as error:
+                # Whatever a client or its server raises: the run folder has all of it anyway.
+                self.problem = f"{type(error).__name__}: {error}".splitlines()[0]
+                return
 
 
 @contextmanager

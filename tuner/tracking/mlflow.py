@@ -1,5 +1,6 @@
 """MLflow: a run a trial, in an experiment a search."""
 
+import os
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
@@ -20,6 +21,8 @@ class MLflow:
     """Logs each trial as a run; where to is said by ``MLFLOW_TRACKING_URI``, as everywhere."""
 
     def __init__(self, run: Run) -> None:
+        # MLflow prints the address of each run on standard output, which --json has for itself.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._name = run.record.name
         self._started = run.record.started
         self._client = MlflowClient()
