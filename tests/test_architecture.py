@@ -15,7 +15,8 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 
 FLOORS_0_TO_2 = (
     "errors files voting calibration evidence schema config augment models device optim evaluate "
-    "trial run sources data space checkpoint weights compiling plots tally board advice tracking"
+    "trial run sources data space checkpoint weights compiling plots tally board live advice "
+    "tracking"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "run": "errors files schema config trial",
     "tally": "config trial",
     "board": "run tally trial",
+    "live": "",
     "sources": "errors files schema config",
     "data": "errors config sources",
     "plots": "files calibration",

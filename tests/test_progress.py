@@ -137,9 +137,39 @@ def tmux(*words: str) -> str:
     return done.stdout
 
 
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+
+
+@needs_tmux
+def test_a_terminal_made_narrower_keeps_one_table_and_what_stood_above_it(tmp_path: Path) -> None:
+    world = World(tmp_path / "runs")
+    conductor = world.conductor()
+    first, second = world.begin(conductor), world.begin(conductor)
+    for accuracy in (0.4, 0.5, 0.6):
+        first.step(accuracy)
+    second.step(0.5)
+    program = f"env -u COLUMNS -u LINES {PROGRAM} show run --follow"
+    tmux("-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "40", "sh")
+    try:
+        tmux("send-keys", f"cd {tmp_path} && clear && seq 901 909 && {program}", "Enter")
+        screen_with("2 running", "rung")
+        for width, height in (("60", "24"), ("50", "30"), ("45", "24")):
+            tmux("resize-window", "-x", width, "-y", height)
+            time.sleep(1)
+        all_lines = tmux("capture-pane", "-p", "-S", "-").splitlines()
+        lines = all_lines[all_lines.index("901") :]
+        assert lines[:9] == [str(number) for number in range(901, 910)]
+        table = lines[9:]
+        assert table[0].startswith("0/6 trials")
+        for words in ("6 trials", "2 running", "best 0.6", "trial  model", "rung  arrived"):
+            assert sum(words in line for line in table) == 1, words
+    finally:
+        tmux("kill-server")
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+@needs_tmux
 def test_the_table_bears_a_resize_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     program = f"env -u COLUMNS -u LINES {PROGRAM} search --space quick --name run --epochs 60"
     command = f"cd {tmp_path} && {program}; echo end $?"

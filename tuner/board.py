@@ -38,7 +38,7 @@ def draw(
     running = sorted(list(tally.running.values()), key=lambda trial: trial.number)
     rungs = tally.rungs()[:MOST_RUNGS]
     is_wide = width >= WIDE
-    fixed = FIXED_LINES + (0 if is_wide else len(rungs))
+    fixed = FIXED_LINES + (0 if is_wide else len(rungs) + 1)
     rows = max(3, height - fixed)
     parts: list[RenderableType] = [_bar(tally, seconds_left, width), _states(tally, slots)]
     if tally.best:
@@ -50,14 +50,13 @@ def draw(
         )
     if rungs and tally.num_epochs:
         tables.append(_rungs(rungs))
-    if tables:
-        parts.append(Text())
     if is_wide and len(tables) > 1:
         beside = Table.grid(padding=(0, 4, 0, 0))
         beside.add_row(*tables)
-        parts.append(beside)
+        parts += [Text(), beside]
     else:
-        parts += tables
+        for table in tables:
+            parts += [Text(), table]
     if endings := list(tally.endings):
         parts.append(Text())
         parts += [

@@ -3,10 +3,10 @@
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, RenderableType
 
 from tuner.board import draw, summary
+from tuner.live import LiveTable
 from tuner.run import Run, clock
 from tuner.tally import Tally
 from tuner.trial import TrialRecord
@@ -117,17 +117,12 @@ def follow(path: Path, console: Console) -> Run:
                 ending = folder.tally.ending(trial.number, trial.status, trial.history)
                 console.print(str(ending), soft_wrap=True, markup=False)
         return folder.run
-    with Live(
-        get_renderable=lambda: draw(
-            folder.tally,
-            folder.slots,
-            seconds_left(),
-            folder.note(time.time()),
-            *console.size,
-        ),
-        console=console,
-        refresh_per_second=4,
-    ):
+
+    def table(width: int, height: int) -> RenderableType:
+        note = folder.note(time.time())
+        return draw(folder.tally, folder.slots, seconds_left(), note, width, height)
+
+    with LiveTable(table, console):
         while not folder.has_ended:
             time.sleep(SECONDS)
             folder.look()

@@ -5,10 +5,10 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
-from rich.live import Live
 
 from tuner.board import draw, summary
 from tuner.config import TrialConfig
+from tuner.live import LiveTable
 from tuner.search.conductor import Conductor
 from tuner.tally import Tally
 from tuner.trial import EpochRow, TrialStatus
@@ -22,7 +22,7 @@ class Progress:
         self.console = console
         self.tally = Tally(conductor.run.record.search)
         self._is_live = console.is_terminal and not console.is_dumb_terminal
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+        self._live = LiveTable(self._table, console)
 
     def __enter__(self) -> Self:
         self.tally.add(self.conductor.run.trials())
@@ -58,8 +58,8 @@ class Progress:
             line = str(self.tally.ending(number, status, history))
             self.console.print(line, soft_wrap=True, markup=False)
 
-    def _table(self) -> RenderableType:
+    def _table(self, width: int, height: int) -> RenderableType:
         slots = self.conductor.slots.count
         draining = "Ending: running trials finish their epoch. Ctrl-C aborts."
         note = draining if self.conductor.draining else ""
-        return draw(self.tally, slots, self.tally.seconds_left(slots), note, *self.console.size)
+        return draw(self.tally, slots, self.tally.seconds_left(slots), note, width, height)
