@@ -86,13 +86,19 @@ def _place(axis: Range, value: float) -> float:
 
 
 def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord]) -> Iterator[str]:
-    names = [name for name, share in importance.items() if share * len(importance) < HARDLY]
+    # Of what lies in a branch, the best trials tell nothing if they took another.
+    plain = [trial.config.to_dict() for trial in trials]
+    names = [
+        name
+        for name, share in importance.items()
+        if share * len(importance) < HARDLY
+        and all(value_of(config, name) is not None for config in plain)
+    ]
     if names and len(trials) >= 2 * MIN_TRIALS:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         # The least important ones, which come last.
         listed = ", ".join(names[: -MOST_NAMES - 1 : -1])
         seem, them = ("seems", "it") if len(names) == 1 else ("seem", "them")
-        # A hint: a branch that few trials took is known by few.
         yield (
             f"{listed}{more} {seem} hardly to matter in what was tried; with {them} fixed, the "
             "search has less to learn."

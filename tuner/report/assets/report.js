@@ -18,7 +18,7 @@ const curves = chart("chart-curves", (colours) => {
   // The best are drawn last, on top.
   const ordered = [...shown].reverse();
   const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
-  const bests = shown.map((t) => t.accuracy), low = control("zoom").checked ? lowest(bests, 0.5) : 0;
+  const bests = shown.map((t) => t.accuracy), low = control("zoom").checked ? lowest(bests, shown.length > 100 ? 0.5 : 0.1) : 0;
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
@@ -57,6 +57,7 @@ chart("chart-best", (colours) => ({ chart: {
 // Parallel coordinates
 
 const MOST_AXES = 9;
+const ABSENT = "n/a";
 const SHARES = [1, 0.5, 0.25, 0.1];
 const rank = new Map((facts.importance["all trials"] ?? []).map(([parameter], index) => [parameter, index]));
 
@@ -64,7 +65,15 @@ function fillSelect(id, labelId, names) {
   control(id).replaceChildren(...names.map((text) => new Option(text, text)));
   control(labelId).hidden = names.length < 2;
 }
+// Of few trials, all can be told apart.
+control("share").value = trials.length > 40 ? 2 : 0;
 fillSelect("family", "family-label", families.length > 1 ? ["all", ...families] : families);
+
+// Where a line meets the axis of a parameter that its trial has not: below all values.
+function absent(p) {
+  if (p.values) return ABSENT;
+  return p.log ? p.low * (p.low / p.high) ** 0.1 : p.low - 0.1 * (p.high - p.low);
+}
 
 const parallel = chart("chart-parallel", (colours, width) => {
   const family = control("family").value, share = SHARES[control("share").value];
@@ -76,17 +85,20 @@ const parallel = chart("chart-parallel", (colours, width) => {
   const ranked = [...fits].sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
   const isNarrow = width < 620;
   const axes = ranked.slice(0, MOST_AXES);
+  const lacks = (p) => kept.some((t) => t.values[p.index] == null);
   control("share-text").textContent = `${Math.round(100 * share)} %: ${kept.length} of ${scored.length} trials`;
   control("parallel-note").textContent = (fits.length > axes.length
-    ? `The ${axes.length} most important of ${fits.length} parameters; the leaderboard has all. ` : "")
-    + (fits.some((p) => scored.some((t) => t.values[p.index] == null)) ? "A line passes over an axis that its trial has not. " : "");
+    ? `The ${rank.size ? axes.length + " most important" : "first " + axes.length} of ${fits.length} parameters; the leaderboard has all. ` : "")
+    + (axes.some(lacks) ? "A line meets n/a on the axis of a parameter that its trial has not. " : "");
   const accuracies = kept.map((t) => t.accuracy), low = Math.min(...accuracies), high = Math.max(...accuracies);
   const dims = axes.map((p, dim) => ({
-    dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: isNarrow ? 104 : 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",
-    ...(p.values ? { type: "category", data: p.values } : { type: p.log ? "log" : "value", min: p.low, max: p.high, minInterval: p.whole ? 1 : 0 }),
-    axisLabel: { formatter: (v) => short(v) },
+    dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: isNarrow ? 100 : 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",
+    ...(p.values
+      ? { type: "category", data: lacks(p) ? [ABSENT, ...p.values] : p.values }
+      : { type: p.log ? "log" : "value", min: lacks(p) ? absent(p) : p.low, max: p.high, minInterval: p.whole ? 1 : 0 }),
+    axisLabel: { formatter: (v) => (p.values || v >= p.low ? short(v) : Math.abs(v - absent(p)) < 0.001 * (p.low - absent(p)) ? ABSENT : "") },
   }));
-  dims.push({ dim: axes.length, name: "accuracy", type: "value", scale: true, min: high > low ? low : low - 0.01, max: high, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (100 * v).toFixed(1) } });
+  dims.push({ dim: axes.length, name: "accuracy", type: "value", scale: true, min: high > low ? low : low - 0.01, max: high, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (100 * v).toFixed(high - low < 0.02 ? 2 : 1) } });
   return { height: isNarrow ? 60 * dims.length + 80 : 440, chart: {
     tooltip: tooltip(colours, (p) => {
       const t = kept.toReversed()[p.dataIndex];
@@ -102,7 +114,7 @@ const parallel = chart("chart-parallel", (colours, width) => {
       type: "parallel", progressive: 0, inactiveOpacity: 0.03, activeOpacity: 0.9, smooth: 0,
       lineStyle: { width: 1.3, opacity: Math.max(0.25, Math.min(0.8, 10 / Math.sqrt(kept.length * 6))) },
       emphasis: { lineStyle: { width: 3, opacity: 1 } },
-      data: kept.toReversed().map((t) => [...axes.map((a) => t.values[a.index] ?? NaN), t.accuracy]),
+      data: kept.toReversed().map((t) => [...axes.map((a) => t.values[a.index] ?? absent(a)), t.accuracy]),
     }],
   } };
 });
@@ -141,16 +153,19 @@ if (groups.length) {
     control("slices").append(element);
     const place = (t) => (parameter.values ? parameter.values.indexOf(t.values[parameter.index]) + 0.5 * jitter(t.number) : t.values[parameter.index]);
     const isFew = parameter.values;
-    chart(element, (colours) => ({ chart: {
-      title: { text: parameter.short, left: 0, top: 0, textStyle: { fontSize: 12.5, fontWeight: 500, color: colours.ink } },
-      grid: { left: 38, right: 14, top: 28, bottom: 24 },
-      tooltip: tooltip(colours, (p) => `<b>${name(having[p.dataIndex])}</b><br>${safe(parameter.name)} ${safe(short(having[p.dataIndex].values[parameter.index]))}<br>${percent(having[p.dataIndex].accuracy)}`),
-      xAxis: isFew
-        ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11 } })
-        : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
-      yAxis: accuracyAxis(colours, low, high, ""),
-      series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.accuracy], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
-    } }));
+    chart(element, (colours, width) => {
+      const isCrowded = isFew && 7 * Math.max(...isFew.map((v) => v.length)) > (width - 52) / isFew.length;
+      return { chart: {
+        title: { text: parameter.short, left: 0, top: 0, textStyle: { fontSize: 12.5, fontWeight: 500, color: colours.ink } },
+        grid: { left: 38, right: 14, top: 28, bottom: isCrowded ? 52 : 24 },
+        tooltip: tooltip(colours, (p) => `<b>${name(having[p.dataIndex])}</b><br>${safe(parameter.name)} ${safe(short(having[p.dataIndex].values[parameter.index]))}<br>${percent(having[p.dataIndex].accuracy)}`),
+        xAxis: isFew
+          ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11, ...(isCrowded && { rotate: 35, interval: 0 }) } })
+          : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
+        yAxis: accuracyAxis(colours, low, high, ""),
+        series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.accuracy], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
+      } };
+    });
   }
 }
 
