@@ -1,8 +1,10 @@
 """What a run has led to: ``leaderboard``, ``runs``, ``show``, ``rerun``."""
 
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +16,9 @@ from tuner.cli.tables import (
     print_leaderboard,
     print_table,
 )
+
+if TYPE_CHECKING:
+    from tuner.run import Run
 
 
 @click.command(epilog="Example: cifar-tune leaderboard --format parquet > trials.parquet")
@@ -90,7 +95,7 @@ def show(run: str, trial: int | None, storage: Path, follow: bool, as_json: bool
         _follow(found.path)
         return
     if trial is None:
-        plain = {"path": str(found.path), **to_plain(found.record)}
+        plain = {"path": str(found.path), **_standing(found), **to_plain(found.record)}
         history = []
     else:
         record = found.trial(trial)
@@ -106,7 +111,20 @@ def show(run: str, trial: int | None, storage: Path, follow: bool, as_json: bool
     if history:
         columns = ("epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds")
         rows = [{key: figure(row[key]) for key in columns} for row in history]
+        # A rate may be small throughout.
+        rows = [
+            row | {"lr": f"{epoch['lr']:.3g}"} for row, epoch in zip(rows, history, strict=True)
+        ]
         print_table(rows, "")
+
+
+def _standing(run: "Run") -> dict[str, Any]:
+    """Say how many trials came to which state, and which is the best."""
+    ranked = run.ranked()
+    states = Counter(trial.status.state for trial in ranked)
+    best = ranked[0].best if ranked else None
+    found = {"trial": ranked[0].number, "val_accuracy": best.val_accuracy} if best else None
+    return {"states": dict(states.most_common()), "best": found}
 
 
 def _follow(path: Path) -> None:

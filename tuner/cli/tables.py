@@ -19,7 +19,7 @@ VAL_SEEN = """\
 The validation images were trained on (refit --all-data): figures on them mean
 nothing. Trials stand by number, the best configuration of the search first."""
 WIDE = 110
-"""Columns of a terminal from which all of the leaderboard is shown."""
+"""Columns of a terminal from which all of a leaderboard or a comparison is shown."""
 
 
 def leaderboard_document(run: "Run") -> dict[str, Any]:
@@ -80,7 +80,7 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
             hours: f"{run['training_hours' if hours == 'hours' else 'gpu_hours']:.3g}",
             "time": clock(run["seconds"]),
             "over epochs": curve(run, 0),
-            f"over {hours}": curve(run, 1),
+            **({f"over {hours}": curve(run, 1)} if make_console().width >= WIDE else {}),
         }
         for run in runs
     ]
@@ -102,7 +102,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
         cells = [str(row[heading]) for row in rows]
         is_text = not any(cell.replace(".", "").isdigit() for cell in cells)
         # Where a terminal is narrow, what is long gives way, not what is short.
-        is_long = heading in ("reason", "values", "data")
+        is_long = heading in ("reason", "values", "data", "over epochs")
         table.add_column(
             heading,
             justify="left" if is_text else "right",
