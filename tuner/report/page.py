@@ -48,6 +48,7 @@ def _environment() -> Environment:
         "points": points,
         "clock": clock,
         "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+        "last_name": lambda path: path.rstrip("/").rpartition("/")[2],
         "words": lambda text: text.replace("_", " "),
     }
     return environment
