@@ -241,6 +241,13 @@ def test_the_whole_journey(call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("show", "first", "0").code == 2
 
 
+def test_a_run_is_shown_with_how_it_stands(finished_run: Run, call) -> None:
+    document = json.loads(call("show", str(finished_run.path), "--json").out)
+    best = finished_run.ranked()[0]
+    assert document["best"] == {"trial": best.number, "val_accuracy": best.best.val_accuracy}
+    assert sum(document["states"].values()) == len(finished_run.trials())
+
+
 def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> None:
     where = ["leaderboard", str(finished_run.path)]
     table = pd.read_csv(io.StringIO(call(*where, "--format", "csv").out))

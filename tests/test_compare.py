@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.test_conductor import World
 from tuner.cli import main
@@ -82,3 +83,18 @@ def test_the_command_prints_a_row_a_run_a_document_or_a_page(
     assert [run["run"] for run in document["runs"]] == ["one", "two"]
     assert type_command(monkeypatch, "compare", "one", "--storage", str(storage)) == 2
     assert "two runs or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_comparison_fits_its_terminal(
+    runs: list[Run],
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tuner.cli.tables.make_console", lambda: Console(width=width))
+    assert type_command(monkeypatch, "compare", *(str(run.path) for run in runs)) == 0
+    table = capsys.readouterr().out
+    assert all(len(line) <= width for line in table.splitlines())
+    assert "over epochs" in table
+    assert ("over GPU-hours" in table) == (width == 140)
