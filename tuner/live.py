@@ -1,12 +1,11 @@
 """A live table that a terminal may be resized under."""
 
 from collections.abc import Callable
-from itertools import chain
 
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderResult
+from rich.console import Console, ConsoleRenderable, RenderableType
 from rich.control import Control
 from rich.live import Live
-from rich.segment import ControlType, Segment
+from rich.segment import ControlType, Segment, SegmentLines
 
 
 class LiveTable(Live):
@@ -19,32 +18,24 @@ class LiveTable(Live):
     """
 
     def __init__(self, draw: Callable[[int, int], RenderableType], console: Console) -> None:
-        self._lines = _Lines(draw)
-        super().__init__(console=console, get_renderable=lambda: self._lines, refresh_per_second=4)
+        self._draw = draw
+        self._shown = SegmentLines([], new_lines=True)
+        super().__init__(console=console, get_renderable=lambda: self._shown, refresh_per_second=4)
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """See ``rich.console.RenderHook``."""
-        wrapped = sum((cells - 1) // self.console.width for cells in self._lines.cells if cells)
+        before = [Segment.get_line_length(line) for line in self._shown.lines]
+        drawn = self.console.render_lines(self._draw(*self.console.size), pad=False)
+        self._shown.lines = [_stripped(line) for line in drawn]
+        # Asked for last: a terminal that is resized between this and the writing keeps a line.
+        width = self.console.width
+        wrapped = sum((cells - 1) // width for cells in before if cells)
         up = (
             ControlType.CARRIAGE_RETURN,
             (ControlType.ERASE_IN_LINE, 2),
             (ControlType.CURSOR_UP, 1),
         )
         return [Control(*up * wrapped), *super().process_renderables(renderables)]
-
-
-class _Lines:
-    """What was drawn, with the width of each line when it was rendered last."""
-
-    def __init__(self, draw: Callable[[int, int], RenderableType]) -> None:
-        self.cells: list[int] = []
-        self._draw = draw
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        drawn = self._draw(*console.size)
-        lines = [_stripped(line) for line in console.render_lines(drawn, options, pad=False)]
-        self.cells = [Segment.get_line_length(line) for line in lines]
-        yield from chain.from_iterable((*line, Segment.line()) for line in lines)
 
 
 def _stripped(line: list[Segment]) -> list[Segment]:
