@@ -43,6 +43,16 @@ def bare_python(folder: Path, without: Sequence[str]) -> Path:
     return folder / "bin" / "python"
 
 
+def pretend(python: Path, package: str, version: str) -> None:
+    """Have a Python of ``bare_python`` say that a package has another version than it has."""
+    (info,) = SITE.glob(f"{package}-*.dist-info")
+    link = next(python.parents[1].glob(f"lib/*/site-packages/{info.name}"))
+    link.unlink()
+    link.mkdir()
+    text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+    (link / "METADATA").write_text(text)
+
+
 class Raylets:
     """A head with a dashboard, and nodes that join it, until the end of a ``with`` block."""
 

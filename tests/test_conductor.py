@@ -104,10 +104,10 @@ class Worker:
     history: list[EpochRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        assert self.conductor.keeps_going(self.number, {"node": "n"})
         self.history = load_history(self.path / "state.safetensors")
         if self.history:
-            row = self.history[-1]
-            assert self.conductor.keeps_going(self.number, asdict(row) | {"node": "n"})
+            assert self.conductor.keeps_going(self.number, asdict(self.history[-1]))
 
     def train(self, accuracy: float, loss: float = 1.0) -> EpochRow:
         """Train an epoch, and keep it."""
@@ -130,9 +130,7 @@ class Worker:
 
     def report(self, row: EpochRow) -> bool:
         """Report an epoch; close the books if the trial may not go on."""
-        goes_on = self.conductor.keeps_going(
-            self.number, asdict(row) | {"node": "n", "num_parameters": 7}
-        )
+        goes_on = self.conductor.keeps_going(self.number, asdict(row) | {"num_parameters": 7})
         if not goes_on:
             self.conductor.end(self.number)
         return goes_on
@@ -384,9 +382,7 @@ def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopp
     first, second = world.begin(conductor), world.begin(conductor)
     assert first.step(0.9)
     # Stopped, but lost before the engine said that it had ended.
-    assert not conductor.keeps_going(
-        1, asdict(second.train(0.1)) | {"node": "", "num_parameters": 7}
-    )
+    assert not conductor.keeps_going(1, asdict(second.train(0.1)) | {"num_parameters": 7})
     conductor.requeue()
     assert not conductor.live
     assert world.run.trial(1).status.state == "stopped"

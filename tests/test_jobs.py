@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.processes import PROGRAM
-from tests.raylets import SITE, Raylets, bare_python
+from tests.raylets import Raylets, bare_python, pretend
 from tuner.run import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
@@ -142,11 +142,7 @@ def test_a_node_with_another_torch_is_named_in_a_table(
     cluster: Raylets, folder: Path, tmp_path: Path
 ) -> None:
     python = bare_python(tmp_path / "old", OURS)
-    (info,) = SITE.glob("torch-*.dist-info")
-    link = next(python.parents[1].glob(f"lib/*/site-packages/{info.name}"))
-    link.unlink()
-    link.mkdir()
-    (link / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
+    pretend(python, "torch", "1.0.0")
     number = cluster.add(python)
     try:
         cluster.wait_for_nodes(3)

@@ -77,7 +77,8 @@ def test_the_usual_share_gives_way_to_the_familys_and_both_to_what_large_network
 def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Give the nodes that the cluster is said to have, to be changed by the test."""
     have = [{"CPU": 4.0, "GPU": 1.0}]
-    monkeypatch.setattr(slots, "alive_resources", lambda: [dict(node) for node in have])
+    monkeypatch.setattr(slots, "alive_resources", lambda *but: [dict(node) for node in have])
+    monkeypatch.setattr(slots, "draining_nodes", frozenset)
     monkeypatch.setattr(slots, "growth_limit", lambda: None)
     monkeypatch.setattr(slots, "LOOK_SECONDS", 0)
     return have

@@ -19,7 +19,7 @@ from tuner.config import DataConfig, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.files import replacing, write_json, write_text
 from tuner.schema import build, did_you_mean, to_plain
-from tuner.trial import TrialRecord, TrialStatus, explaining_damage, read_history
+from tuner.trial import TrialRecord, explaining_damage, read_history, read_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,14 +156,13 @@ class Run:
         """Read one trial but for its configuration; ``None`` while it has no status."""
         path = self.trial_path(number)
         with explaining_damage(path):
-            try:
-                text = (path / "status.json").read_text()
-            except FileNotFoundError:
+            status = read_status(path)
+            if status is None:
                 return None
             return TrialRecord(
                 path=path,
                 number=number,
-                status=build(TrialStatus, json.loads(text), "status"),
+                status=status,
                 history=tuple(read_history(path)),
                 is_val_seen=self.record.data.all_data,
             )

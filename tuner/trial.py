@@ -21,7 +21,7 @@ import numpy as np
 from tuner.config import TrialConfig
 from tuner.errors import TunerError, UsageError
 from tuner.files import write_json, write_text
-from tuner.schema import to_plain
+from tuner.schema import build, to_plain
 
 TrialState = Literal[
     "running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"
@@ -102,6 +102,8 @@ class TrialStatus:
     num_parameters: int = 0
     node: str = ""
     """Identifier of the cluster's node that trained it last."""
+    attempts: int = 0
+    """How often a worker was given it. The last one alone may write into its folder."""
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""
@@ -191,6 +193,15 @@ def write_trial(path: Path, config: TrialConfig) -> None:
 def write_status(path: Path, status: TrialStatus) -> None:
     """Write ``status.json`` of a trial."""
     write_json(path / "status.json", to_plain(status))
+
+
+def read_status(path: Path) -> TrialStatus | None:
+    """Read ``status.json`` of a trial; ``None`` while there is none."""
+    try:
+        text = (path / "status.json").read_text()
+    except FileNotFoundError:
+        return None
+    return build(TrialStatus, json.loads(text), "status")
 
 
 def write_history(path: Path, history: Iterable[EpochRow]) -> None:

@@ -51,15 +51,15 @@ MAX_RATIO = 1.3
 
 
 def report_only(params: dict[str, Any], **unused: Any) -> None:
-    """Report as ``tuner.search.trainable.train_trial`` does, without training."""
+    """Report as ``tuner.search.worker.train_if_alike`` does, without training."""
     import torch
 
     torch.set_num_threads(1)
     accuracy = params["config"]["seed"] % 1000 / 1000
     row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": accuracy, "lr": 0.1}
     times = {"seconds": 0.01, "time": time.time()}
-    node = ray.get_runtime_context().get_node_id()
-    tune.report(row | times | {"node": node, "num_parameters": 1})
+    tune.report({"node": ray.get_runtime_context().get_node_id()})
+    tune.report(row | times | {"num_parameters": 1})
     tune.report({"outcome": "completed"})
 
 
@@ -116,13 +116,13 @@ def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
         keep=1,
     )
     began = time.time()
-    real = running.train_trial
-    running.train_trial = report_only
+    real = running.train_if_alike
+    running.train_if_alike = report_only
     try:
         with Memory() as memory, contextlib.suppress(NoUsableTrials), own_environment():
             driver.search(request, Console(file=io.StringIO()))
     finally:
-        running.train_trial = real
+        running.train_if_alike = real
     ended = [trial.status for trial in Run.open(folder / sampler).trials()]
     assert [status.state for status in ended] == ["completed"] * trials
     ends = sorted(datetime.fromisoformat(status.finished).timestamp() for status in ended)

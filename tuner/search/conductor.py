@@ -52,7 +52,7 @@ class LiveTrial:
     share: Share
     history: list[EpochRow] = field(default_factory=list)
     lost_on: list[str] = field(default_factory=list)
-    """The nodes on which it lost a worker; empty for a worker that had not reported."""
+    """The nodes on which it lost a worker; empty for a worker that had not said a word."""
     outcome: Outcome | None = None
 
 
@@ -184,14 +184,17 @@ class Conductor:
             return None
         if self._waiting:
             trial = self._waiting.popleft()
-            trial.status = replace(trial.status, state="running", reason="")
+            attempts = trial.status.attempts + 1
+            trial.status = replace(
+                trial.status, state="running", reason="", node="", attempts=attempts
+            )
         elif self.num_started < self.budget.trials:
             number = self.num_started
             config = self.sampler.ask(number)
             if config is None:
                 return None
             self.num_started += 1
-            status = TrialStatus(state="running", started=now())
+            status = TrialStatus(state="running", attempts=1, started=now())
             trial = LiveTrial(number, config, status, self.slots.share(config))
             write_trial(self.run.trial_path(number), config)
         else:
@@ -204,6 +207,7 @@ class Conductor:
         return {
             "number": trial.number,
             "path": str(path),
+            "attempt": trial.status.attempts,
             "config": trial.config.to_dict(),
             "cpus": trial.share.cpus,
             "gpus": trial.share.gpus,
@@ -246,17 +250,21 @@ class Conductor:
                 traceback=report.get("traceback", ""),
             )
             return True
+        if "node" in report:
+            # The first word of every worker: where it is.
+            trial.status = replace(trial.status, node=report["node"])
+            write_status(self.run.trial_path(number), trial.status)
+            return True
         row = EpochRow(**{key: report[key] for key in EPOCH_KEYS})
         if row.epoch <= len(trial.history):
             # A worker that goes on from a saved state repeats its last report.
             return True
         trial.history.append(row)
-        # A worker that takes up a saved state does not know the number at its first report.
+        # A worker that takes up a saved state does not know the number at its first epoch.
         num_parameters = report.get("num_parameters", trial.status.num_parameters)
-        status = replace(trial.status, num_parameters=num_parameters, node=report["node"])
-        if status != trial.status:
-            trial.status = status
-            write_status(self.run.trial_path(number), status)
+        if num_parameters != trial.status.num_parameters:
+            trial.status = replace(trial.status, num_parameters=num_parameters)
+            write_status(self.run.trial_path(number), trial.status)
         self._count(trial, row)
         for observer in self.observers:
             observer.epoch_ended(number, row)

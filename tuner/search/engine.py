@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
@@ -13,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.search.conductor import Conductor
-from tuner.search.nodes import is_gone
+from tuner.search.nodes import Answer
 from tuner.search.slots import Room
 
 DOUBT_SECONDS = 30.0
@@ -40,8 +41,10 @@ class TuneSearcher(Searcher):
         live = self._conductor.live
         if not self._room.takes_another([trial.share for trial in live.values()]):
             return None
+        if params := self._conductor.start():
+            return params | {"avoid": list(self._room.refused)}
         # A trial under way may lose its worker, and has to be started again then.
-        return self._conductor.start() or (None if live else Searcher.FINISHED)
+        return None if live else Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -57,19 +60,30 @@ class TuneSearcher(Searcher):
 
 
 class TuneScheduler(FIFOScheduler):
-    """Sees every epoch and decides whether the trial goes on."""
+    """Sees every epoch and decides whether the trial goes on, and whether where it is."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, room: Room) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._conductor = conductor
+        self._room = room
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Let the conductor decide."""
         # After the worker's last word the engine repeats its report, marked as done.
         if result.get(DONE):
             return TrialScheduler.CONTINUE
-        goes_on = self._conductor.keeps_going(trial.config["number"], result)
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        if "versions" in result:
+            node, host, versions = (result[key] for key in ("node", "host", "versions"))
+            self._room.refuse(Answer(node=node, host=host, value=versions))
+        number = trial.config["number"]
+        if not self._conductor.keeps_going(number, result):
+            return TrialScheduler.STOP
+        if self._room.is_closing(self._conductor.live[number].status.node):
+            # Its state is saved. Ended in any other way, this worker would be given the next trial.
+            worker = trial.temporary_state.ray_actor
+            assert worker is not None, "it has just reported"
+            ray.kill(worker)
+        return TrialScheduler.CONTINUE
 
 
 class TuneCallback(Callback):
@@ -79,8 +93,9 @@ class TuneCallback(Callback):
     ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
     """
 
-    def __init__(self, conductor: Conductor, max_failures: int) -> None:
+    def __init__(self, conductor: Conductor, room: Room, max_failures: int) -> None:
         self._conductor = conductor
+        self._room = room
         self._max_failures = max_failures
         self._endings: deque[Trial] = deque()
         self._losses: dict[Trial, float] = {}
@@ -112,7 +127,8 @@ class TuneCallback(Callback):
             number = trial.config["number"]
             live = self._conductor.live[number]
             # A worker that went with its node, or whose node went later, says nothing of the trial.
-            num_lost = sum(not is_gone(node) for node in (*live.lost_on, live.status.node))
+            workers = (*live.lost_on, live.status.node)
+            num_lost = sum(not self._room.has_lost(node) for node in workers)
             is_fatal = num_lost > self._max_failures and live.outcome is None
             if is_fatal and time.monotonic() - noticed < DOUBT_SECONDS:
                 continue

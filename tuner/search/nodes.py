@@ -1,12 +1,13 @@
 """The nodes of the connected cluster: what they have, and whether they can run our trials."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.errors import ClusterError
@@ -30,17 +31,28 @@ class Answer:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Give Ray's own record of each node that is alive, and takes new work."""
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    """Give Ray's own record of each node that is alive, and takes new work.
+
+    A node that is being drained, by an autoscaler or before a spot machine is taken away, takes
+    none, and is as good as lost.
+    """
+    leaving = draining_nodes()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"] and node["NodeID"] not in leaving]
 
 
-def alive_resources() -> list[dict[str, float]]:
-    """Give the resources of each node that is alive."""
-    return [node["Resources"] for node in alive_nodes()]
+def draining_nodes() -> frozenset[str]:
+    """Give the identifiers of the nodes that still run what they have, and take no new work."""
+    return frozenset(state.get_draining_nodes())
+
+
+def alive_resources(but: Collection[str] = ()) -> list[dict[str, float]]:
+    """Give the resources of each node that ``alive_nodes`` gives, ``but`` for some."""
+    return [node["Resources"] for node in alive_nodes() if node["NodeID"] not in but]
 
 
 def is_gone(node: str) -> bool:
-    """Whether a node is known to have left the cluster; ``node`` may be empty, for none."""
+    """Whether a node is known to have left the cluster, or leaves; empty stands for no node."""
     return bool(node) and all(alive["NodeID"] != node for alive in alive_nodes())
 
 

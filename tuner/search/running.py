@@ -29,11 +29,12 @@ from tuner.run import Run, RunRecord, RunStatus, now
 from tuner.search.cluster import connected, hardware
 from tuner.search.conductor import Budget, Conductor, Proposer
 from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
+from tuner.search.nodes import versions_here
 from tuner.search.progress import Progress
 from tuner.search.request import RunRequest
 from tuner.search.scheduler import make_scheduler
 from tuner.search.slots import Room, Slots, plan_slots
-from tuner.search.trainable import train_trial
+from tuner.search.worker import train_if_alike
 from tuner.tracking import refuse_missing, tracked
 
 
@@ -223,22 +224,17 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     # Of trials that find no place yet, Tune would by itself start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
-    trainable = tune.with_parameters(train_trial, **shipped)
-    callback = TuneCallback(conductor, max_failures)
+    trainable = tune.with_parameters(train_if_alike, versions=versions_here(), **shipped)
+    callback = TuneCallback(conductor, room, max_failures)
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
-            tune.with_resources(
-                trainable,
-                lambda params: tune.PlacementGroupFactory(
-                    [{"CPU": params["cpus"], "GPU": params["gpus"]}]
-                ),
-            ),
+            tune.with_resources(trainable, _place),
             name="search",
             storage_path=scratch,
             # The conductor says when there are no more.
             num_samples=-1,
             search_alg=TuneSearcher(conductor, room, callback.settle),
-            scheduler=TuneScheduler(conductor),
+            scheduler=TuneScheduler(conductor, room),
             callbacks=[callback],
             # The conductor has a trial that lost its worker go on; it knows lost nodes from others.
             max_failures=0,
@@ -248,6 +244,15 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
             verbose=0,
         )
+
+
+def _place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Give what a trial gets of a node, and what kind of node that has to be."""
+    share = {"CPU": params["cpus"], "GPU": params["gpus"]}
+    if not params["avoid"]:
+        return tune.PlacementGroupFactory([share])
+    others = {"ray.io/node-id": f"!in({','.join(params['avoid'])})"}
+    return tune.PlacementGroupFactory([share], bundle_label_selector=[others])
 
 
 @contextmanager

@@ -9,7 +9,14 @@ from ray._private.state import state
 
 from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, UsageError
-from tuner.search.nodes import alive_resources
+from tuner.search.nodes import (
+    Answer,
+    alive_resources,
+    draining_nodes,
+    is_gone,
+    table_of_versions,
+    versions_here,
+)
 
 LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""
@@ -208,8 +215,11 @@ class Room:
         self._tell = tell
         self._shares = sorted(set(slots.all_shares()))
         self._nodes: list[dict[str, float]] = []
+        self._leaving: frozenset[str] = frozenset()
         self._limit: Mapping[str, float] | None = None
         self._looked = -math.inf
+        self.refused: list[str] = []
+        """The nodes that joined with other versions than the driver's."""
         self.count = slots.count
         """Trials of the usual share that fit at present."""
 
@@ -225,10 +235,30 @@ class Room:
             packing.add(share)
         return packing.add(self._shares[0])
 
+    def refuse(self, node: Answer) -> None:
+        """Give no trials to a node of other versions."""
+        if node.node not in self.refused:
+            self.refused.append(node.node)
+            self._looked = -math.inf
+            self._tell(
+                "A node that joined gets no trials, for it has not the versions of this machine:\n"
+                f"{table_of_versions(versions_here(), [node])}"
+            )
+
+    def is_closing(self, node: str) -> bool:
+        """Whether what runs on a node should go on elsewhere, while it still can."""
+        self._look()
+        return node in self._leaving or node in self.refused
+
+    def has_lost(self, node: str) -> bool:
+        """Whether the end of a worker says nothing of its trial, but of the node."""
+        return node in self.refused or is_gone(node)
+
     def _look(self) -> None:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
-        nodes = alive_resources()
+        self._leaving = draining_nodes()
+        nodes = alive_resources(self.refused)
         if nodes != self._nodes:
             self._limit = growth_limit()
             count = _most(self._slots.usual, nodes, self._limit)

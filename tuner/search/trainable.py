@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray import tune
 
@@ -28,7 +27,7 @@ from tuner.files import replacing
 from tuner.search.slots import Share
 from tuner.sources import Images
 from tuner.train import Epoch, predict_epoch_seconds, train
-from tuner.trial import TrialState, kept_row, write_history
+from tuner.trial import TrialState, kept_row, read_status, write_history
 from tuner.weights import Start, start_key
 
 TRACEBACK_LINES = 30
@@ -40,6 +39,10 @@ os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
 
 class TooSlowError(Exception):
     """An epoch would take longer than the space allows."""
+
+
+class SupersededError(Exception):
+    """This worker was taken for lost, and its trial has gone on elsewhere."""
 
 
 def train_trial(
@@ -58,8 +61,8 @@ def train_trial(
     worker that was lost.
 
     Args:
-        params: ``path``, the trial's folder, ``config``, its plain configuration, and its share of
-            the node, ``cpus`` and ``gpus``.
+        params: ``path``, the trial's folder, ``config``, its plain configuration, ``attempt``, the
+            number of this taking up, and its share of the node, ``cpus`` and ``gpus``.
         data: What ``pack`` gave.
         starts: What ``pack_starts`` gave.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
@@ -79,8 +82,12 @@ def train_trial(
             path = Path(params["path"])
             if epoch_seconds is not None and not load_history(path / "state.safetensors"):
                 _refuse_slow(config, splits, device, start, micro_batches, epoch_seconds)
-            state = _train(config, splits, device, path, start, micro_batches, compile_mode)
+            state = _train(
+                config, splits, device, path, params["attempt"], start, micro_batches, compile_mode
+            )
             outcome = {"outcome": state}
+        except SupersededError:
+            raise
         except TooSlowError as error:
             outcome = {"outcome": "stopped", "reason": str(error)}
         except Exception as error:
@@ -103,6 +110,7 @@ def _train(
     splits: Splits,
     device: torch.device,
     path: Path,
+    attempt: int,
     start: Start | None,
     micro_batches: int,
     compile_mode: CompileMode,
@@ -110,10 +118,9 @@ def _train(
     """Train to the end, or to a divergence, from where the trial's folder has come to."""
     saved = path / "state.safetensors"
     history = load_history(saved)
-    extra: dict[str, Any] = {"node": ray.get_runtime_context().get_node_id()}
     if history:
         # Told again: the worker may have been lost between saving and reporting it.
-        tune.report(asdict(history[-1]) | extra)
+        tune.report(asdict(history[-1]))
     epochs = train(
         config,
         splits,
@@ -128,18 +135,29 @@ def _train(
     # frees what train() holds before the next trial starts in this process.
     with contextlib.closing(epochs):
         for epoch in epochs:
+            _refuse_successor(path, attempt)
             history.append(epoch.figures)
-            extra["num_parameters"] = epoch.num_parameters
             if kept_row(history, is_val_seen=splits.is_val_seen) is epoch.figures:
                 save_epoch(path, epoch, config, splits)
             # First, so that no epoch is missing here that a saved state has left behind.
             write_history(path, history)
             if epoch.is_finite:
                 save_state(saved, epoch.learner.state(), history)
-            tune.report(asdict(epoch.figures) | extra)
+            tune.report(asdict(epoch.figures) | {"num_parameters": epoch.num_parameters})
             if not epoch.is_finite:
                 return "diverged"
     return "completed"
+
+
+def _refuse_successor(path: Path, attempt: int) -> None:
+    """Keep a worker that was taken for lost from writing over what its successor has written.
+
+    Such a worker, on a machine that slept or was cut off, is heard by nobody any more, and waits in
+    its next report until it is ended; but before that it would save one epoch.
+    """
+    status = read_status(path)
+    if status is None or status.attempts != attempt:
+        raise SupersededError(f"{path}: has gone on elsewhere")
 
 
 def _refuse_slow(

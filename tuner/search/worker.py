@@ -1,0 +1,41 @@
+"""What a worker does before it trains: say where it is, and see that it can.
+
+Nothing here needs PyTorch, which a node that joined in mid-search may lack.
+"""
+
+import platform
+from typing import Any
+
+import ray
+from ray import tune
+
+from tuner.search.nodes import versions_here
+
+
+class DifferingNodeError(Exception):
+    """A node has other versions than the driver."""
+
+
+def train_if_alike(params: dict[str, Any], *, versions: dict[str, str], **shipped: Any) -> None:
+    """Train one trial where the node has the versions of the driver, or hand it back.
+
+    The first report holds ``node``, Ray's identifier of it, and where the versions differ ``host``
+    and ``versions``.
+
+    Args:
+        params: Of ``train_trial``.
+        versions: The driver's.
+        shipped: For ``train_trial``.
+
+    Raises:
+        DifferingNodeError: Where the versions differ, so that this worker gets no other trial.
+    """
+    where = {"node": ray.get_runtime_context().get_node_id()}
+    there = versions_here()
+    if there != versions:
+        tune.report(where | {"host": platform.node(), "versions": there})
+        raise DifferingNodeError(f"{there}, not {versions}")
+    tune.report(where)
+    from tuner.search.trainable import train_trial
+
+    train_trial(params, **shipped)
