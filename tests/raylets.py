@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.benchmarks.processes import descendants
+from tests.benchmarks.processes import Process, descendants
 
 SITE = Path(next(path for path in sys.path if path.endswith("site-packages")))
 
@@ -84,10 +84,14 @@ class Raylets:
             nodes = json.load(answer)["data"]["summary"]
         return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
+    def running(self, number: int) -> list[Process]:
+        """Give all processes of a node, those that it trains in among them."""
+        return descendants(self._processes[number].pid)
+
     def remove(self, number: int) -> None:
         """Kill a node with all that it runs, as a power cut does."""
         process = self._processes[number]
-        started = descendants(process.pid)
+        started = self.running(number)
         process.kill()
         for child in started:
             child.kill()

@@ -1,7 +1,8 @@
 """Clusters that change under a search."""
 
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from tests.benchmarks.faults import SPACE
-from tests.benchmarks.processes import Search
+from tests.benchmarks.processes import Process, Search
+from tests.benchmarks.promises import flaws
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run import Run
-from tuner.trial import TrialRecord, read_history
+from tuner.trial import EpochRow, TrialRecord, read_history
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -125,7 +127,7 @@ def test_a_node_that_joins_with_other_versions_gets_no_trials(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    old, bare = bare_python(tmp_path / "old", ()), bare_python(tmp_path / "bare", ("torchvision",))
+    old, bare = bare_python(tmp_path / "old", ()), bare_python(tmp_path / "bare", ("torch",))
     pretend(old, "torch", "1.0.0")
     options = ("--trials", "4", "--epochs", "30", "--max-failures", "0")
     with Raylets() as cluster, begin(folder, cluster, *options) as search:
@@ -140,3 +142,66 @@ def test_a_node_that_joins_with_other_versions_gets_no_trials(
     found = trials(folder)
     assert [trial.status.state for trial in found] == ["completed"] * 4
     assert len({trial.status.node for trial in found}) == 1
+
+
+def test_a_node_that_comes_and_goes_is_used_each_time_and_held_against_no_trial(
+    folder: Path, cluster: Cluster
+) -> None:
+    options = ("--trials", "4", "--epochs", "30", "--max-failures", "0")
+    with begin(folder, cluster, *options) as search:
+        for _ in range(3):
+            node = cluster.add_node(num_cpus=1)
+            # Lost as soon as a trial is there, which may not have ended its first epoch.
+            wait_until(lambda: any(t.status.node == node.node_id for t in trials(folder)))  # noqa: B023
+            cluster.remove_node(node, allow_graceful=False)
+        assert search.wait(250) == 0, search.errors
+    found = trials(folder)
+    assert [trial.status.state for trial in found] == ["completed"] * 4
+    assert sum(trial.status.attempts for trial in found) == 4 + 3
+    assert [text for trial in found for text in flaws(trial)] == []
+
+
+def test_a_worker_that_wakes_up_after_its_trial_went_on_elsewhere_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for name, value in (("period_ms", 1000), ("timeout_ms", 3000), ("failure_threshold", 3)):
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
+    # Epochs of more than a second, so that the node freezes within one.
+    options = ("space.batch_size=4", "--trials", "2", "--epochs", "12", "--max-failures", "0")
+    with Raylets() as cluster:
+        number = cluster.add()
+        cluster.wait_for_nodes(2)
+        search = begin(folder, cluster, *options)
+        with search:
+            wait_until(lambda: sum(len(trial.history) >= 2 for trial in trials(folder)) == 2)
+            frozen = cluster.running(number)
+            send(frozen, signal.SIGSTOP)
+            time.sleep(2)
+            send(frozen, signal.SIGCONT)
+            time.sleep(4)
+            assert [trial.status.attempts for trial in trials(folder)] == [1, 1], "it was but slow"
+            frozen = cluster.running(number)
+            send(frozen, signal.SIGSTOP)
+            wait_until(lambda: any(trial.status.attempts == 2 for trial in trials(folder)))
+            (moved,) = (trial for trial in trials(folder) if trial.status.attempts == 2)
+            before = moved.history
+            assert len(before) < 12
+            # As after a cut line: the worker goes on, and the raylet that would end it does not.
+            send([p for p in frozen if p.name.startswith("ray::Implicit")], signal.SIGCONT)
+            rows: list[EpochRow] = list(before)
+            while search.wait(0.05) is None:
+                now = read_history(moved.path)
+                assert now[: len(rows)] == rows, "written over"
+                rows = now
+            assert search.process.returncode == 0, search.errors
+            send(frozen, signal.SIGCONT)
+    found = trials(folder)
+    assert [trial.status.state for trial in found] == ["completed"] * 2
+    assert [text for trial in found for text in flaws(trial)] == []
+    assert not any(trial.state.exists() for trial in found)
+
+
+def send(processes: Iterable[Process], number: signal.Signals) -> None:
+    for process in processes:
+        process.kill(number)

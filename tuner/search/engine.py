@@ -74,7 +74,7 @@ class TuneScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         if "versions" in result:
             node, host, versions = (result[key] for key in ("node", "host", "versions"))
-            self._room.refuse(Answer(node=node, host=host, value=versions))
+            self._room.refuse(Answer(node=node, host=host, value=dict(versions)))
         number = trial.config["number"]
         if not self._conductor.keeps_going(number, result):
             return TrialScheduler.STOP
@@ -148,8 +148,9 @@ def _forget_figures(trial: Trial) -> None:
 
 
 def _last_error(trial: Trial) -> str:
-    """Give the first line of what the engine wrote of a trial's last failure."""
+    """Give the line that matters of what the engine wrote of a trial's last failure."""
     path = Path(trial.error_file or "")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    heads = [index for index, line in enumerate(lines) if line.startswith("Failure #")]
-    return lines[heads[-1] + 1] if heads and heads[-1] + 1 < len(lines) else ""
+    text = path.read_text() if path.is_file() else ""
+    lines = text.rpartition("Failure #")[2].strip().splitlines()[1:]
+    # Where an exception came out of the worker, the first line names its function.
+    return lines[-1 if "ray::" in lines[0] else 0] if lines else ""

@@ -33,7 +33,8 @@ def train_if_alike(params: dict[str, Any], *, versions: dict[str, str], **shippe
     where = {"node": ray.get_runtime_context().get_node_id()}
     there = versions_here()
     if there != versions:
-        tune.report(where | {"host": platform.node(), "versions": there})
+        # In pairs, for Tune flattens mappings.
+        tune.report(where | {"host": platform.node(), "versions": list(there.items())})
         raise DifferingNodeError(f"{there}, not {versions}")
     tune.report(where)
     from tuner.search.trainable import train_trial
