@@ -34,7 +34,7 @@ from tuner.search.progress import Progress
 from tuner.search.request import RunRequest
 from tuner.search.scheduler import make_scheduler
 from tuner.search.slots import Room, Slots, plan_slots
-from tuner.search.worker import train_if_alike
+from tuner.search.worker import place, train_if_alike
 from tuner.tracking import refuse_missing, tracked
 
 
@@ -228,7 +228,7 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
     callback = TuneCallback(conductor, room, max_failures)
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
-            tune.with_resources(trainable, _place),
+            tune.with_resources(trainable, place),
             name="search",
             storage_path=scratch,
             # The conductor says when there are no more.
@@ -244,15 +244,6 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
             verbose=0,
         )
-
-
-def _place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Give what a trial gets of a node, and what kind of node that has to be."""
-    share = {"CPU": params["cpus"], "GPU": params["gpus"]}
-    if not params["avoid"]:
-        return tune.PlacementGroupFactory([share])
-    others = {"ray.io/node-id": f"!in({','.join(params['avoid'])})"}
-    return tune.PlacementGroupFactory([share], bundle_label_selector=[others])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a worker does before it trains: say where it is, and see that it can.
+"""Where a worker starts, and what it does there before it trains: see that it can.
 
 Nothing here needs PyTorch, which a node that joined in mid-search may lack.
 """
@@ -14,6 +14,15 @@ from tuner.search.nodes import versions_here
 
 class DifferingNodeError(Exception):
     """A node has other versions than the driver."""
+
+
+def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Ask Ray for a trial's share of a node, of any but those that ``avoid`` names."""
+    share = {"CPU": params["cpus"], "GPU": params["gpus"]}
+    if not params["avoid"]:
+        return tune.PlacementGroupFactory([share])
+    others = {"ray.io/node-id": f"!in({','.join(params['avoid'])})"}
+    return tune.PlacementGroupFactory([share], bundle_label_selector=[others])
 
 
 def train_if_alike(params: dict[str, Any], *, versions: dict[str, str], **shipped: Any) -> None:
