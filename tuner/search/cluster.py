@@ -11,6 +11,9 @@ from typing import Any
 
 import ray
 import safetensors
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RayError
 
@@ -51,6 +54,7 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False}
     else:
         _check_address(address)
+        show_token()
         options |= {"address": address, "runtime_env": _luggage()}
     try:
         ray.init(**options)
@@ -102,11 +106,18 @@ def _why_not(error: Exception) -> str:
 
 
 TOKEN_ADVICE = (
-    "it wants another token than the one here. Copy the file ~/.ray/auth_token of its head node to "
-    "this machine and set RAY_AUTH_MODE=token. Ray leaves such a file wherever it was once started "
-    "by a program, and 'ray start' there asks for it from then on; RAY_AUTH_MODE=disabled at "
-    "'ray start' and here does without."
+    "it wants another token than is here. Copy the file ~/.ray/auth_token of its head node to this "
+    "machine. Ray leaves such a file wherever it was once started by a program, and 'ray start' "
+    "there asks for it from then on; RAY_AUTH_MODE=disabled at 'ray start' and here does without."
 )
+
+
+def show_token() -> None:
+    """Have Ray show the token that lies here, if one does, as ``ray start`` asks for it then.
+
+    What the user says in ``RAY_AUTH_MODE`` goes before.
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def is_about_token(text: str) -> bool:

@@ -23,7 +23,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tuner.errors import ClusterError, UsageError
-from tuner.search.cluster import TOKEN_ADVICE, hush, travelling
+from tuner.search.cluster import TOKEN_ADVICE, hush, show_token, travelling
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 120.0
@@ -59,6 +59,7 @@ def connect(address: str) -> JobSubmissionClient:
     # Ray lets the environment, where RAY_ADDRESS may name another cluster, go before its argument.
     os.environ["RAY_API_SERVER_ADDRESS"] = address.rstrip("/")
     hush()
+    show_token()
     with _explaining(address):
         return JobSubmissionClient(address.rstrip("/"))
 
@@ -86,6 +87,11 @@ def _explaining(address: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "ray[default]" in str(error):
             reason = "needs what is not installed here: pip install 'cifar-tune[cluster]'"
+        if "No available agent" in reason:
+            reason += (
+                " If that does not help, something else on the head node, such as another Ray, has "
+                "the port of its agent: see --dashboard-agent-listen-port of 'ray start'."
+            )
         raise ClusterError(f"--address {address}: {reason}") from error
 
 
