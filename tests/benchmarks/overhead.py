@@ -4,7 +4,8 @@
 
 The real search runs with a worker that reports one epoch without training. A plain function does
 the same under ``tune.Tuner`` with its defaults, half of its trials before and half after, in the
-same Ray session. Both import torch, as any training does.
+same Ray session. Both import torch, as any training does; with ``--bare``, ours does not: 64 such
+workers have room on a machine that has none for 64 with torch.
 """
 
 import argparse
@@ -51,10 +52,15 @@ MAX_RATIO = 1.3
 
 
 def report_only(params: dict[str, Any], **unused: Any) -> None:
-    """Report as ``tuner.search.worker.train_if_alike`` does, without training."""
+    """Report as a worker that trains does, without training."""
     import torch
 
     torch.set_num_threads(1)
+    report_bare(params)
+
+
+def report_bare(params: dict[str, Any], **unused: Any) -> None:
+    """Do so without PyTorch."""
     accuracy = params["config"]["seed"] % 1000 / 1000
     row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": accuracy, "lr": 0.1}
     times = {"seconds": 0.01, "time": time.time()}
@@ -99,8 +105,15 @@ class Memory:
         return float(np.interp(moment, self.times, self.sizes))
 
 
-def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
-    """Search with workers that only report; give rates in trials a second, memory in kB."""
+def measure(folder: Path, *, trials: int, sampler: str, bare: bool) -> dict[str, float]:
+    """Search with workers that only report; give rates in trials a second, memory in kB.
+
+    Args:
+        folder: For the run.
+        trials: How many.
+        sampler: Proposes them.
+        bare: Leave PyTorch out of the workers.
+    """
     path = folder / "space.yaml"
     path.write_text(SPACE)
     space = load_space(path, [f"search.trials={trials}", f"search.sampler={sampler}"])
@@ -115,14 +128,15 @@ def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
         command="",
         keep=1,
     )
-    began = time.time()
+    began, cpu = time.time(), time.process_time()
     real = running.train_if_alike
-    running.train_if_alike = report_only
+    running.train_if_alike = report_bare if bare else report_only
     try:
         with Memory() as memory, contextlib.suppress(NoUsableTrials), own_environment():
             driver.search(request, Console(file=io.StringIO()))
     finally:
         running.train_if_alike = real
+    cpu = time.process_time() - cpu
     ended = [trial.status for trial in Run.open(folder / sampler).trials()]
     assert [status.state for status in ended] == ["completed"] * trials
     ends = sorted(datetime.fromisoformat(status.finished).timestamp() for status in ended)
@@ -133,6 +147,7 @@ def measure(folder: Path, *, trials: int, sampler: str) -> dict[str, float]:
         "last": last,
         "ratio": first / last,
         "with_start": trials / (ends[-1] - began),
+        "milliseconds_a_trial": 1000 * cpu / trials,
         "kilobytes_a_trial": (memory.at(ends[-1]) - memory.at(ends[part])) / (trials - part),
     }
 
@@ -178,6 +193,7 @@ def as_table(ours: dict[str, dict[str, float]], stock: float, trials: int, slots
         f"last {part}",
         "ratio",
         "all, with the start",
+        "driver's CPU, ms a trial",
         "driver's memory, kB a trial",
     ):
         table.add_column(heading, justify="right")
@@ -187,9 +203,10 @@ def as_table(ours: dict[str, dict[str, float]], stock: float, trials: int, slots
             *(f"{figures[key]:.1f}" for key in ("first", "last")),
             f"{figures['ratio']:.2f}",
             f"{figures['with_start']:.1f}",
+            f"{figures['milliseconds_a_trial']:.1f}",
             f"{figures['kilobytes_a_trial']:.1f}",
         )
-    table.add_row("stock Tune", "", "", "", f"{stock:.2f}", "")
+    table.add_row("stock Tune", "", "", "", f"{stock:.2f}", "", "")
     return table
 
 
@@ -200,6 +217,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--stock-trials", type=int, default=48)
     parser.add_argument("--samplers", nargs="+", default=["random"])
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     ray.init(num_cpus=options.slots, num_gpus=0, include_dashboard=False, log_to_driver=False)
@@ -209,7 +227,7 @@ def main() -> None:
             folder = Path(name)
             seconds = measure_stock(folder / "before", half)
             ours = {
-                sampler: measure(folder, trials=options.trials, sampler=sampler)
+                sampler: measure(folder, trials=options.trials, sampler=sampler, bare=options.bare)
                 for sampler in options.samplers
             }
             seconds += measure_stock(folder / "after", half)
