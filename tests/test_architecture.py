@@ -16,7 +16,7 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 FLOORS_0_TO_2 = (
     "errors files voting calibration evidence schema config augment models device optim evaluate "
     "trial run sources data space checkpoint weights compiling plots tally board live advice "
-    "tracking"
+    "tracking forecast"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "space": "errors files schema config models trial run checkpoint",
     "advice": "config space tally trial",
     "tracking": "errors config run tally trial",
+    "forecast": "files run trial",
     "weights": "errors schema config models run sources checkpoint",
     # Floor 3
     "train": FLOORS_0_TO_2,

@@ -31,6 +31,8 @@ FIT_IMAGES = 5000
 """At most so many training images does a network see before training; see ``FitsImages``."""
 PROBE_STEPS = 4
 """Of the epoch by which the length of a whole one is foreseen, after another one to warm up."""
+ENDLESS = 10**6
+"""Epochs of a probe, which is ended before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,11 +255,41 @@ def predict_epoch_seconds(
     micro_batches: int = 1,
 ) -> float:
     """Foresee the length of an epoch of this training, validation included, from a few steps."""
+    probe = probe_epochs(config, splits, device, start=start, micro_batches=micro_batches)
+    with contextlib.closing(probe) as epochs:
+        next(epochs)
+        return next(epochs).figures.seconds
+
+
+def probe_epochs(
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    *,
+    start: Start | None = None,
+    micro_batches: int = 1,
+    steps: int = PROBE_STEPS,
+) -> Generator[Epoch]:
+    """Train short epochs without end, each told with the seconds that a whole one would take.
+
+    They lie behind the last epoch of the configuration, where nothing is frozen any more.
+
+    Args:
+        config: Whose training.
+        splits: Its images.
+        device: Where to train.
+        start: See ``train``.
+        micro_batches: See ``train``.
+        steps: Of a short epoch, at most as many as a whole one has.
+
+    Yields:
+        The epochs. The first one is slower, for it warms up.
+    """
     batch_size = min(config.batch_size, len(splits.train))
-    steps = len(splits.train) // batch_size
-    few = min(steps, PROBE_STEPS)
+    whole = len(splits.train) // batch_size
+    few = min(whole, steps)
     # In the proportion of the whole, so that one factor scales both.
-    num_val = max(1, len(splits.val) * few // steps)
+    num_val = max(1, len(splits.val) * few // whole)
     part = replace(
         splits,
         train=Images(
@@ -266,7 +298,15 @@ def predict_epoch_seconds(
         ),
         val=Images(images=splits.val.images[:num_val], labels=splits.val.labels[:num_val]),
     )
-    probe = train(replace(config, epochs=2), part, device, start=start, micro_batches=micro_batches)
+    probe = train(
+        replace(config, epochs=config.epochs + ENDLESS),
+        part,
+        device,
+        start=start,
+        epochs_done=config.epochs,
+        micro_batches=micro_batches,
+    )
     with contextlib.closing(probe) as epochs:
-        _, warm = epochs
-    return warm.figures.seconds * steps / few
+        for epoch in epochs:
+            seconds = epoch.figures.seconds * whole / few
+            yield replace(epoch, figures=replace(epoch.figures, seconds=seconds))

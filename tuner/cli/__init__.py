@@ -14,7 +14,7 @@ from tuner.cli.inputs import data, space
 from tuner.cli.refitting import refit
 from tuner.cli.reporting import compare, report
 from tuner.cli.results import leaderboard, rerun, runs, show
-from tuner.cli.searching import search
+from tuner.cli.searching import plan, search
 from tuner.errors import TunerError, UsageError
 
 
@@ -28,7 +28,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(search, refit, ensemble, leaderboard, runs, show, report, compare, rerun, space, data),
+    *(search, plan, refit, ensemble, leaderboard, runs, show, report, compare, rerun, space, data),
     *(doctor, cluster_template),
 )
 for command in COMMANDS:

@@ -17,7 +17,7 @@ from tuner.errors import TunerError
 if TYPE_CHECKING:
     from tuner.run import Run
 
-_OPTIONS = (
+_COSTS = (
     option("--time-budget", type=Duration(), help="Such as 90s, 30m, 2h: then end as if done."),
     option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs."),
     option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction."),
@@ -28,13 +28,6 @@ _OPTIONS = (
         help="A Ray cluster: auto, HOST:PORT, or, as a job, http://HOST:8265. [default: none]",
     ),
     option(
-        "--max-failures",
-        type=click.IntRange(min=0),
-        default=3,
-        show_default=True,
-        help="Workers that a trial may lose.",
-    ),
-    option(
         "--compile",
         "compile_mode",
         type=click.Choice(["auto", "always", "never"]),
@@ -42,30 +35,46 @@ _OPTIONS = (
         show_default=True,
         help="Compile networks; auto: on a GPU, where it pays.",
     ),
+    STORAGE,
+    JSON,
+    option("--quiet", is_flag=True, help="Show no progress."),
+)
+_OTHERS = (
+    option(
+        "--max-failures",
+        type=click.IntRange(min=0),
+        default=3,
+        show_default=True,
+        help="Workers that a trial may lose.",
+    ),
     option(
         "--log",
         type=click.Choice(["wandb", "mlflow"]),
         multiple=True,
         help="Record the trials there, too; TensorBoard's files lie in the run folder anyway.",
     ),
-    STORAGE,
-    JSON,
-    option("--quiet", is_flag=True, help="Show no progress."),
 )
+
+
+def cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare the options on which it depends what trials cost, and those of every output."""
+    for declare in reversed(_COSTS):
+        command = declare(command)
+    return command
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Declare the options of all commands that run trials."""
-    for declare in reversed(_OPTIONS):
+    for declare in reversed(_OTHERS):
         command = declare(command)
-    return command
+    return cost_options(command)
 
 
 def asked_of_all(options: dict[str, Any]) -> dict[str, Any]:
     """Give what these options say, as ``RunRequest`` has it."""
     names = ("log", "max_failures", "compile_mode", "address")
     shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")
-    return {name: options[name] for name in (*names, *shares)} | {
+    return {name: options[name] for name in (*names, *shares) if name in options} | {
         "seconds": options["time_budget"] or math.inf,
         "gpu_hours": options["gpu_hours"] or math.inf,
         "command": shlex.join(["cifar-tune", *sys.argv[1:]]),

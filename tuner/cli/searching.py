@@ -1,47 +1,72 @@
-"""``search``: flags, environment and file brought into one request."""
+"""``search`` and ``plan``: flags, environment and file brought into one request."""
 
 import json
 import os
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from tuner.cli.clusters import is_dashboard, submit_search
-from tuner.cli.options import DATA_DIR, IMAGE_SIZE, option
+from tuner.cli.forecasts import print_forecast
+from tuner.cli.options import DATA_DIR, IMAGE_SIZE, Duration, option
 from tuner.cli.reporting import learnt, print_advice
-from tuner.cli.running import asked_of_all, print_outcome, resume_command, running_options
+from tuner.cli.running import (
+    asked_of_all,
+    cost_options,
+    print_outcome,
+    resume_command,
+    running_options,
+)
+from tuner.cli.tables import print_json
 from tuner.errors import UsageError
+
+if TYPE_CHECKING:
+    from tuner.run import Run
+    from tuner.search.request import SearchRequest
+
+_SEARCHED = (
+    click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+    option("--data", help="cifar10, cifar100, digits, or a folder with train/ and test/."),
+    DATA_DIR,
+    IMAGE_SIZE,
+    option("--train-limit", type=int, help="Take a stratified part of the training images."),
+    option("--trials", type=int, help="How many configurations to try."),
+    option("--epochs", type=int, help="The most epochs of a trial."),
+    option("--sampler", help="tpe, random, gp, cmaes or grid."),
+    option("--scheduler", help="asha, hyperband, median or none."),
+    option("--seed", type=int, help="Of the sampler and, with its number, of each trial."),
+    option(
+        "--keep",
+        type=click.IntRange(min=1),
+        default=20,
+        show_default=True,
+        help="Checkpoints that stay on disk, the best ones.",
+    ),
+)
+
+
+def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare what says which search is meant."""
+    for declare in reversed(_SEARCHED):
+        command = declare(command)
+    return command
 
 
 @click.command(epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9")
 @option("--space", metavar="FILE|NAME", help="Search space; with --resume, the run's own.")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @option("--name", help="Name of the run. [default: the space's, with the time]")
 @option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
 @option("--warm-start", metavar="RUN", help="Learn from the trials of an earlier run first.")
-@option("--data", help="cifar10, cifar100, digits, or a folder with train/ and test/.")
-@DATA_DIR
-@IMAGE_SIZE
-@option("--train-limit", type=int, help="Take a stratified part of the training images.")
-@option("--trials", type=int, help="How many configurations to try.")
-@option("--epochs", type=int, help="The most epochs of a trial.")
-@option("--sampler", help="tpe, random, gp, cmaes or grid.")
-@option("--scheduler", help="asha, hyperband, median or none.")
 @option(
     "--study-storage",
     metavar="FILE|URL",
     help="Journal file or database where optuna-dashboard can watch; give it again to resume.",
 )
-@option("--seed", type=int, help="Of the sampler and, with its number, of each trial.")
-@option(
-    "--keep",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Checkpoints that stay on disk, the best ones.",
-)
+@searched_options
 @running_options
 @click.pass_context
 def search(context: click.Context, /, **options: Any) -> None:
@@ -52,12 +77,9 @@ def search(context: click.Context, /, **options: Any) -> None:
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         return submit_search(context, str(address), _overrides(context, options["overrides"]))
 
-    from tuner.config import DataConfig
     from tuner.run import find_run
     from tuner.search.driver import search as run_search
-    from tuner.search.request import SearchRequest
-    from tuner.sources import find_source
-    from tuner.space import find_space, load_space
+    from tuner.space import find_space
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
     if resumed and resumed.record.refit:
@@ -69,6 +91,77 @@ def search(context: click.Context, /, **options: Any) -> None:
         path = resumed.path / "space.yaml"
     else:
         raise click.UsageError("Missing option '--space'.", context)
+    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
+    request = _request(
+        context,
+        path,
+        resumed,
+        name=options["name"],
+        resume=bool(resumed),
+        warm_start=warm_start or None,
+        study_storage=options["study_storage"],
+    )
+    run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
+    print_outcome(run, "search", as_json=options["as_json"])
+    if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
+        print_advice(learnt(run).advice)
+
+
+@click.command(epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200")
+@option("--space", metavar="FILE|NAME", required=True, help="Search space.")
+@option(
+    "--measure",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    help="How long to train a few steps of many configurations.",
+)
+@searched_options
+@cost_options
+@click.pass_context
+def plan(context: click.Context, /, **options: Any) -> None:
+    """Foresee what a search takes: time, trials a rung, disk, memory, and what would not fit.
+
+    Give it what the search will be given; the search's report then tells how right it was.
+    """
+    if is_dashboard(options["address"] or os.environ.get("RAY_ADDRESS")):
+        raise UsageError(
+            "plan: cannot be submitted as a job. Run it on a machine of the cluster with "
+            "--address auto."
+        )
+
+    from dataclasses import asdict
+
+    from tuner.search.plan import plan as make_plan
+    from tuner.space import find_space
+
+    request = _request(context, find_space(options["space"]), None, name="plan")
+    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    made = make_plan(request, options["measure"], console)
+    if options["as_json"]:
+        print_json({"plan": str(made.path), **asdict(made.forecast)})
+    else:
+        print_forecast(made.forecast)
+
+
+def _request(
+    context: click.Context, path: Path, resumed: "Run | None", *, name: str | None, **own: Any
+) -> "SearchRequest":
+    """Bring the options of a search, and what is asked for besides, into a request.
+
+    Args:
+        context: Of a command with ``searched_options``.
+        path: Of the space.
+        resumed: The run that goes on, if one does.
+        name: Of the run; ``None`` for one from the space and the time.
+        own: Entries of the request besides.
+    """
+    from tuner.config import DataConfig
+    from tuner.search.request import SearchRequest
+    from tuner.sources import find_source
+    from tuner.space import load_space
+
+    options = context.params
     storage = resumed.path.parent if resumed else options["storage"]
     space = load_space(path, _overrides(context, options["overrides"]), storage)
     known = resumed.record.data if resumed else DataConfig()
@@ -79,28 +172,20 @@ def search(context: click.Context, /, **options: Any) -> None:
     )
     if resumed and data != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    name = options["name"] or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    if resumed:
-        name = resumed.path.name
-    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
-    request = SearchRequest(
+    return SearchRequest(
         space=space,
         space_name=str(path),
         search=space.search,
         data=data,
         data_dir=options["data_dir"].absolute(),
         storage=storage,
-        name=name,
+        name=resumed.path.name
+        if resumed
+        else name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}",
         keep=options["keep"],
-        resume=bool(resumed),
-        warm_start=warm_start or None,
-        study_storage=options["study_storage"],
+        **own,
         **asked_of_all(options),
     )
-    run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
-    print_outcome(run, "search", as_json=options["as_json"])
-    if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
-        print_advice(learnt(run).advice)
 
 
 def _overrides(context: click.Context, given: tuple[str, ...]) -> list[str]:

@@ -6,6 +6,8 @@ from rich.console import Console
 
 from tuner.config import TrialConfig
 from tuner.data import Splits, load_splits
+from tuner.files import write_text
+from tuner.forecast import PLAN
 from tuner.models.cost import excess
 from tuner.run import Run
 from tuner.search.request import SearchRequest
@@ -53,12 +55,18 @@ def search(request: SearchRequest, console: Console) -> Run:
         resources=space.resources,
         study_storage=request.study_storage,
     ) as (run, slots):
+        plan = request.plan_path(splits, slots)
+        if request.resume:
+            # It was a plan of one search, not of parts of it.
+            (run.path / PLAN).unlink(missing_ok=True)
+        elif plan.exists() and not request.warm_start:
+            write_text(run.path / PLAN, plan.read_text())
         sampler = Sampler(
             space,
             request.search,
             study_storage=run.record.study_storage,
             study_name=request.name,
-            excess=_excess(space, splits),
+            excess=excess_of(space, splits),
         )
         if request.warm_start:
             _warm_start(sampler, request.warm_start, console)
@@ -82,7 +90,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     return run
 
 
-def _excess(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
+def excess_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
     """Give what says by what a configuration exceeds the space's limits."""
     return lambda config: excess(
         config.model, space.constraints, len(splits.classes), splits.image_shape

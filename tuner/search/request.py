@@ -1,13 +1,18 @@
 """All that a user can ask of a run, and of a search."""
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.compiling import CompileMode
 from tuner.config import DataConfig, SearchConfig
+from tuner.data import Splits
 from tuner.errors import UsageError
 from tuner.run import Run
+from tuner.schema import to_plain
+from tuner.search.slots import Slots
 from tuner.space import SearchSpace
 from tuner.tracking import Target
 
@@ -57,3 +62,23 @@ class SearchRequest(RunRequest):
     """A run from whose trials the sampler learns first."""
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
+
+    def plan_path(self, splits: Splits, slots: Slots) -> Path:
+        """Give where the plan of this search is kept: under a key of all that bears on its cost.
+
+        Args:
+            splits: Its images.
+            slots: Where its trials run.
+        """
+        fixed = {
+            "space": self.space.resolved(),
+            "search": to_plain(self.search),
+            "data": [splits.fingerprint, splits.split_fingerprint, len(splits.train)],
+            "slots": slots.to_plain(),
+            "budget": [str(self.seconds), str(self.gpu_hours)],
+            "compile": self.compile_mode,
+        }
+        text = json.dumps(fixed, sort_keys=True)
+        key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        # No run can have such a name.
+        return self.storage / ".plans" / f"{key}.json"

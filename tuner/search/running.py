@@ -65,7 +65,7 @@ def opened(
     refuse_missing(request.log)
     own = {name: value for name, value in own.items() if value is not None}
     with connected(request.address), contextlib.ExitStack() as stack:
-        slots = _plan_slots(request, resources or Resources(), splits)
+        slots = slots_of(request, resources or Resources(), splits)
         if math.isfinite(request.gpu_hours) and not any(s.gpus for s in slots.all_shares()):
             raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
         # Absolute, for the workers start in folders of their own.
@@ -173,8 +173,13 @@ def refuse_useless(conductor: Conductor) -> None:
         )
 
 
-def _plan_slots(request: RunRequest, own: Resources, splits: Splits) -> Slots:
-    """Plan with the space's shares; what the request says goes before what the space says."""
+def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
+    """Plan with the space's shares; what the request says goes before what the space says.
+
+    Raises:
+        UsageError: As ``plan_slots``.
+        ClusterError: As ``plan_slots``.
+    """
     cpus, gpus = request.cpus_per_trial, request.gpus_per_trial
     return plan_slots(
         replace(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ray._private.state import state
@@ -205,6 +205,25 @@ class Packing:
         while self.add(share):
             count += 1
         return count
+
+
+def fitting(slots: Slots) -> Callable[[Sequence[Share]], bool]:
+    """Give what says whether trials of some shares can run at once on the cluster as it is now.
+
+    One trial alone always can: a node for it may be still to come.
+    """
+    nodes, limit = alive_resources(), growth_limit()
+    is_uniform = len(set(slots.all_shares())) == 1 or limit is not None
+
+    def fit(shares: Sequence[Share]) -> bool:
+        if len(shares) <= 1:
+            return True
+        if is_uniform or len(shares) > (slots.concurrent or math.inf):
+            return len(shares) <= slots.count
+        packing = Packing(nodes)
+        return all(packing.add(share) for share in sorted(shares, reverse=True))
+
+    return fit
 
 
 class Room:

@@ -72,10 +72,10 @@ def train_trial(
     torch.set_num_threads(share.threads)
     outcome: dict[str, str] = {}
     for micro_batches in (1, 2):
-        _free_memory()
+        free_memory()
         try:
             device = find_device()
-            _limit_memory(share, device)
+            limit_memory(share, device)
             config = TrialConfig.from_dict(params["config"])
             splits = unpack(data, device)
             start = unpack_start(starts, config.model)
@@ -92,13 +92,13 @@ def train_trial(
             outcome = {"outcome": "stopped", "reason": str(error)}
         except Exception as error:
             if is_out_of_memory(error):
-                outcome = {"outcome": "out_of_memory", "reason": _first_line(error)}
+                outcome = {"outcome": "out_of_memory", "reason": first_line(error)}
                 # Once more with half the memory: two parts of a batch add up to the same step.
                 continue
             lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
             outcome = {
                 "outcome": "failed",
-                "reason": f"{type(error).__name__}: {_first_line(error)}",
+                "reason": f"{type(error).__name__}: {first_line(error)}",
                 "traceback": "\n".join(lines),
             }
         break
@@ -183,19 +183,21 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _limit_memory(share: Share, device: torch.device) -> None:
+def limit_memory(share: Share, device: torch.device) -> None:
     """Have a trial that takes more memory than its share of a GPU fail, not its neighbours."""
     if device.type == "cuda" and 0 < share.gpus < 1:
         torch.cuda.set_per_process_memory_fraction(share.gpus, device)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Let go of what an earlier training in this process has left."""
     # A model of an earlier trial can hang in a reference cycle and hold the device's memory.
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Give the first line of an error's words."""
     return (str(error).splitlines() or [""])[0]
 
 

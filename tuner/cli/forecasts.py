@@ -1,0 +1,89 @@
+"""A forecast on the terminal."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from tuner.forecast import Forecast, Spread
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def print_forecast(forecast: "Forecast") -> None:
+    """Print a forecast, no wider than a narrow terminal."""
+    families = [
+        {
+            "family": family.family,
+            "measured": str(family.configs),
+            "seconds an epoch": _range(family.epoch_seconds, _number),
+            "parameters": _range(family.parameters, _number),
+            "memory": _range(family.memory, _bytes) if family.memory else "-",
+        }
+        for family in forecast.families
+    ]
+    slots = forecast.slots
+    print_table(families, f"What a trial costs, {slots['count']:g} at a time")
+    rungs = [
+        {
+            "epochs": str(rung.epoch),
+            "trials that come so far": _range(rung.trials, _whole),
+        }
+        for rung in forecast.rungs
+    ]
+    click.echo()
+    print_table(rungs, f"How far trials come, of {_range(forecast.started, _whole)}")
+    totals = {
+        "time of the search": _range(forecast.seconds, _time),
+        "training, all trials": _range(forecast.training_seconds, _time),
+        "GPU-hours": _range(forecast.gpu_hours, _number),
+        "disk, at the most": _range(forecast.disk_most, _bytes),
+        "disk, afterwards": _range(forecast.disk_kept, _bytes),
+    }
+    if not slots["gpus"]:
+        del totals["GPU-hours"]
+    click.echo()
+    print_table([{"in all": name, "": text} for name, text in totals.items()], "")
+    click.echo(
+        f"\nMedians, and what four of five lie between: of {forecast.simulations} simulated "
+        f"searches, or of\nthe configurations that were measured, in "
+        f"{forecast.measured_seconds:.0f} s."
+    )
+    for misfit in forecast.misfits:
+        size = _number(misfit.parameters)
+        click.echo(f"Would not fit: {misfit.family}, {size} parameters: {misfit.reason}")
+    if forecast.refused:
+        click.echo(f"Constraints refuse {forecast.refused:.0%} of what is drawn.")
+
+
+def _range(spread: "Spread", write: Callable[[float], str]) -> str:
+    low, median, high = (write(value) for value in (spread.low, spread.median, spread.high))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def _time(seconds: float) -> str:
+    from tuner.run import clock
+
+    return clock(seconds)
+
+
+def _number(value: float) -> str:
+    """Write a number with three digits."""
+    for size, prefix in PREFIXES:
+        if value >= size:
+            return f"{value / size:.3g}{prefix}"
+    return f"{value:.3g}"
+
+
+def _bytes(value: float) -> str:
+    for size, prefix in PREFIXES:
+        if value >= size:
+            return f"{value / size:.3g} {prefix}B"
+    return f"{value:.0f} B"
