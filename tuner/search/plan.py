@@ -101,7 +101,10 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         request.search,
         budget,
         fit,
-        start_seconds=statistics.median(entry.waited_seconds for entry in known[: slots.count]),
+        # A worker of each slot was a fresh one.
+        start_seconds=statistics.median(
+            sorted(entry.start_seconds for entry in known)[-slots.count :]
+        ),
     )
     forecast = _forecast(
         request,

@@ -48,8 +48,8 @@ class Measured:
 
     config: TrialConfig
     share: Share
-    waited_seconds: float = 0.0
-    """From the asking to the first line in the worker."""
+    start_seconds: float = 0.0
+    """Until a worker was there, and what a fresh one takes longer over its first steps."""
     setup_seconds: float = 0.0
     """Before the first epoch; all there is of a configuration with a problem."""
     epoch_seconds: float = 0.0
@@ -181,7 +181,7 @@ def measure(
             problem = f"out of memory: {first_line(error)}"
     spent = time.perf_counter() - began
     return Measured(
-        config=config, share=share, waited_seconds=waited, setup_seconds=spent, problem=problem
+        config=config, share=share, start_seconds=waited, setup_seconds=spent, problem=problem
     )
 
 
@@ -198,23 +198,28 @@ class _Probe:
         whole = len(self.splits.train) // min(self.config.batch_size, len(self.splits.train))
         with closing(self._epochs(PROBE_STEPS)) as epochs:
             next(epochs)
-            setup = time.perf_counter() - began
+            first_setup = time.perf_counter() - began
             seconds = next(epochs).figures.seconds
-        # What the first steps took over those of a warm network belongs to the start.
-        setup = max(0.0, setup - seconds * min(1.0, PROBE_STEPS / whole))
         steps = max(PROBE_STEPS, int(whole * min(1.0, WINDOW_SECONDS / seconds)))
         windows = max(1, round(WINDOWS * min(1.0, WINDOW_SECONDS * whole / (seconds * steps))))
+        began = time.perf_counter()
         with closing(self._epochs(steps)) as epochs:
+            next(epochs)
+            setup = time.perf_counter() - began
             timed = []
-            for epoch in islice(epochs, 1, 1 + windows):
+            for epoch in islice(epochs, windows):
                 timed.append(epoch.figures.seconds)
+            seconds = statistics.median(timed)
+            # What the first steps took over those of a warm network belongs to the setup.
+            setup = max(0.0, setup - seconds * min(1.0, steps / whole))
+            first_setup -= seconds * min(1.0, PROBE_STEPS / whole)
             sizes, writing = self._write(epoch, folder)
             return Measured(
                 config=self.config,
                 share=share,
-                waited_seconds=waited,
+                start_seconds=waited + max(0.0, first_setup - setup),
                 setup_seconds=setup,
-                epoch_seconds=statistics.median(timed),
+                epoch_seconds=seconds,
                 write_seconds=writing,
                 parameters=epoch.num_parameters,
                 memory=_peak(self.device),
