@@ -1,5 +1,6 @@
 """Transfer: the weights that a training starts from, on files that look like torchvision's."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -30,7 +31,7 @@ from tuner.run import Run
 from tuner.search.driver import search
 from tuner.search.request import SearchRequest
 from tuner.space import RandomTrial, SearchSpace, load_space
-from tuner.train import Epoch, predict_epoch_seconds, train
+from tuner.train import Epoch, predict_epoch_seconds, probe_epochs, train
 from tuner.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.weights import Start, load_start, start_key
 
@@ -591,6 +592,15 @@ def test_a_checkpoint_needs_no_weights_to_start_from(
 def test_the_length_of_an_epoch_is_foreseen(start: Start, digits: Splits) -> None:
     config = tiny(model(policy="linear_probe"))
     assert predict_epoch_seconds(config, few(digits, 64), CPU, start=start) > 0
+
+
+def test_the_length_of_an_epoch_is_foreseen_with_all_that_will_be_trained(
+    start: Start, digits: Splits
+) -> None:
+    config = tiny(model(policy="freeze", freeze_epochs=3), epochs=5)
+    with contextlib.closing(probe_epochs(config, few(digits, 64), CPU, start=start)) as epochs:
+        network = next(epochs).learner.network
+    assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 # From an earlier run

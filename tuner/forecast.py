@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from tuner.files import write_json
 from tuner.run import Run
 from tuner.trial import TrialRecord, explaining_damage
@@ -28,10 +30,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """Summarize values, one or more."""
-        if len(values) == 1:
-            return cls(low=values[0], median=values[0], high=values[0])
-        tenths = statistics.quantiles(values, n=10, method="inclusive")
-        return cls(low=tenths[0], median=statistics.median(values), high=tenths[-1])
+        low, median, high = map(float, np.quantile(values, [0.1, 0.5, 0.9]))
+        return cls(low=low, median=median, high=high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

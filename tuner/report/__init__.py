@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.files import write_text
+from tuner.forecast import outcomes
 from tuner.report.ensembles import ensemble_folders, read_ensemble
 from tuner.report.facts import run_facts
 from tuner.report.page import points, render
@@ -44,7 +45,7 @@ def write_report(
         advice: What to look at, one line each.
 
     Raises:
-        TunerError: If the run or its newest ensemble is damaged.
+        TunerError: If the run, its plan or its newest ensemble is damaged.
     """
     ranked = run.ranked()
     ensembles = [read_ensemble(folder) for folder in ensemble_folders(run.path)]
@@ -64,6 +65,7 @@ def write_report(
         record=run.record,
         summary=_summary(run, ranked),
         advice=advice,
+        planned=outcomes(run, ranked),
         ensemble=ensemble,
         others=ensembles[1:],
         facts_of=facts,

@@ -49,6 +49,7 @@ def _environment() -> Environment:
         "clock": clock,
         "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
         "last_name": lambda path: path.rstrip("/").rpartition("/")[2],
+        "digits": lambda number: f"{number:.0f}" if number >= 100 else f"{number:.3g}",
         "words": lambda text: text.replace("_", " "),
     }
     return environment

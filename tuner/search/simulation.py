@@ -100,9 +100,15 @@ def simulate(
     generator = np.random.default_rng(search.seed)
     learns = search.sampler in LEARNERS
     num_known = min(num_known, budget.trials)
-    # Configurations that cost nothing are misfits.
-    logs = np.log([max(cost.epoch_seconds, 1e-9) for cost in costs])
-    sizes = (logs - logs.mean()) / (logs.std() or 1.0)
+    trained = np.log([cost.epoch_seconds for cost in costs if not cost.is_misfit] or [1.0])
+    sizes = np.array(
+        [
+            0.0
+            if cost.is_misfit
+            else (math.log(cost.epoch_seconds) - trained.mean()) / (trained.std() or 1.0)
+            for cost in costs
+        ]
+    )
     while True:
         weights = generator.dirichlet(np.full(len(costs), LEANING if learns else 1.0))
         others = generator.choice(len(costs), budget.trials - num_known, p=weights)

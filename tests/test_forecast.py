@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.errors import TunerError
+from tuner.forecast import (
+    PLAN,
+    FamilyForecast,
+    Forecast,
+    Misfit,
+    Outcome,
+    RungForecast,
+    Spread,
+    outcomes,
+)
+from tuner.report import write_report
+from tuner.run import Run
+from tuner.space import load_space
+
+
+def spread(median: float) -> Spread:
+    return Spread(low=0.5 * median, median=median, high=2 * median)
+
+
+@pytest.fixture
+def forecast() -> Forecast:
+    return Forecast(
+        space="tiny.yaml",
+        trials=3,
+        epochs=2,
+        slots={"cpus": 1.0, "gpus": 0.0, "count": 2},
+        refused=0.25,
+        measured_seconds=60.0,
+        simulations=300,
+        seconds=spread(10.0),
+        training_seconds=spread(8.0),
+        gpu_hours=spread(0.0),
+        started=spread(3.0),
+        rungs=(RungForecast(epoch=1, trials=spread(3)), RungForecast(epoch=2, trials=spread(2))),
+        families=(
+            FamilyForecast(
+                family="cnn",
+                configs=2,
+                cpus=1.0,
+                gpus=0.0,
+                epoch_seconds=spread(1.0),
+                parameters=spread(3000.0),
+                memory=None,
+            ),
+            FamilyForecast(
+                family="resnet",
+                configs=1,
+                cpus=1.0,
+                gpus=0.0,
+                epoch_seconds=spread(2.0),
+                parameters=spread(5000.0),
+                memory=spread(1e9),
+            ),
+        ),
+        disk_most=spread(1e6),
+        disk_kept=spread(1e5),
+        misfits=(
+            Misfit(family="cnn", parameters=10**9, reason="out of memory", config={"seed": 0}),
+        ),
+    )
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_a_range_holds_its_median(values: list[float]) -> None:
+    found = Spread.of(values)
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+
+
+def test_a_range_leaves_out_a_tenth_at_either_end() -> None:
+    assert Spread.of(range(101)) == Spread(low=10, median=50, high=90)
+
+
+def test_a_forecast_is_read_as_it_was_written(forecast: Forecast, tmp_path: Path) -> None:
+    forecast.write(tmp_path / "p.json")
+    assert Forecast.read(tmp_path / "p.json") == forecast
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"families": 3}'])
+def test_a_damaged_forecast_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(TunerError, match=r"p\.json: damaged"):
+        Forecast.read(tmp_path / "p.json")
+
+
+def test_a_planned_run_is_compared_figure_by_figure(forecast: Forecast, finished_run: Run) -> None:
+    finished_run.update(active_seconds=8.0)
+    forecast.write(finished_run.path / PLAN)
+    trials = finished_run.trials()
+    found = {outcome.name: outcome for outcome in outcomes(finished_run, trials)}
+    assert found["time of the search, s"].error == pytest.approx(0.25)
+    seconds = sum(row.seconds for trial in trials for row in trial.history)
+    assert found["training time, s"].measured == pytest.approx(seconds)
+    assert found["trials of 1 epoch"].measured == 3
+    assert found["trials of 2 epochs"].measured == 3
+    assert found["trials of 2 epochs"].is_within
+    assert found["an epoch of cnn, s"].measured > 0
+    # The run has no trial of that family, and uses no GPU.
+    assert not {"an epoch of resnet, s", "GPU-hours"} & set(found)
+
+
+def test_gpu_hours_are_compared_where_trials_hold_gpus(
+    forecast: Forecast, finished_run: Run
+) -> None:
+    finished_run.update(slots={"cpus": 1.0, "gpus": 0.5, "count": 2})
+    forecast.write(finished_run.path / PLAN)
+    found = {outcome.name: outcome for outcome in outcomes(finished_run, finished_run.trials())}
+    seconds = found["training time, s"].measured
+    assert found["GPU-hours"].measured == pytest.approx(seconds / 2 / 3600)
+
+
+def test_what_did_not_come_has_no_error() -> None:
+    assert Outcome(name="", predicted=spread(1.0), measured=0).error is None
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
+def test_a_run_that_did_not_come_to_its_end_is_not_compared(
+    status: str, forecast: Forecast, finished_run: Run
+) -> None:
+    forecast.write(finished_run.path / PLAN)
+    finished_run.update(status=status)
+    assert outcomes(finished_run, finished_run.trials()) == []
+
+
+def test_the_report_sets_the_plan_beside_what_came(forecast: Forecast, finished_run: Run) -> None:
+    space = finished_run.path / "space.yaml"
+    space.write_text(json.dumps({"space": {"model": {"cnn": {"width": {"choice": [8, 16]}}}}}))
+    loaded = load_space(space)
+    finished_run.update(active_seconds=8.0)
+    assert "Planned" not in write_report(finished_run, loaded, {}, []).path.read_text()
+    forecast.write(finished_run.path / PLAN)
+    page = write_report(finished_run, loaded, {}, []).path.read_text()
+    _, _, table = page.partition('<table id="planned">')
+    first = table.partition("<tbody>")[2].partition("</tr>")[0]
+    cells = [cell.partition(">")[2] for cell in first.replace("</td>", "").split("<td")[1:]]
+    assert cells == ["time of the search, s", "10", "5 to 20", "8", "+25 %"]
