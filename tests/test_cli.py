@@ -153,6 +153,7 @@ def test_cifar10_without_a_copy_or_a_network_names_the_file(
 def test_every_command_shows_its_help_with_an_example(call) -> None:
     for words in (
         ["search"],
+        ["plan"],
         ["refit"],
         ["ensemble"],
         ["leaderboard"],

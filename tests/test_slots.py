@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tuner.config import LargeShareConfig, ModelConfig, Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, SpaceError, UsageError
 from tuner.search import slots
-from tuner.search.slots import Packing, Room, Share, Slots, plan_slots
+from tuner.search.slots import Packing, Room, Share, Slots, fitting, plan_slots
 from tuner.space import load_space
 
 nodes = st.lists(
@@ -166,3 +166,24 @@ def test_mistakes_in_resources_are_told_where_they_stand(
     with pytest.raises(SpaceError, match=message) as caught:
         load_space(path)
     assert "space.yaml:2:" in str(caught.value)
+
+
+def test_trials_fit_together_as_the_nodes_take_them(cluster: list[dict[str, float]]) -> None:
+    fit = fitting(plan_slots(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))
+    small, large = Share(cpus=1, gpus=0.5), Share(cpus=1, gpus=1)
+    assert fit([small, small])
+    assert fit([large])
+    assert not fit([small, large])
+    cluster[0]["GPU"] = 2.0
+    assert not fit([small, large])
+    assert fitting(plan_slots(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))([small, large])
+
+
+def test_no_more_trials_fit_together_than_are_wanted_and_one_always_does(
+    cluster: list[dict[str, float]],
+) -> None:
+    usual = Share(cpus=1, gpus=0.5)
+    assert not fitting(plan_slots(Resources(gpus=0.5), concurrent=1))([usual, usual])
+    by_family = Resources(by={"vit": ShareConfig(cpus=2)}, gpus=0.5)
+    assert not fitting(plan_slots(by_family, concurrent=1))([usual, usual])
+    assert fitting(plan_slots(by_family))([Share(cpus=64, gpus=0)])

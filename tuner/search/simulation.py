@@ -122,7 +122,7 @@ def simulate(
         yield play(
             drawn,
             [cost.slower(factor) for cost in costs],
-            qualities,
+            list(map(float, qualities)),
             search,
             budget,
             fit,
