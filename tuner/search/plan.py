@@ -34,7 +34,9 @@ MOST_DRAWN = 100
 """Configurations that stand for a space of more."""
 STARTUP = 10
 """Trials before Optuna's samplers that learn begin to; up to there they draw at random."""
-SIMULATIONS = 300
+MOST_SIMULATIONS, LEAST_SIMULATIONS = 300, 50
+SIMULATED_TRIALS = 30_000
+"""In all simulations together: some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
                 seconds,
                 lambda number: status.update(f"{number} configurations measured"),
             )
+        spent = time.monotonic() - began
         fit = fitting(slots)
     known = [entry for entry in measured if entry is not None]
     if all(entry.problem for entry in known):
@@ -106,6 +109,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
             sorted(entry.start_seconds for entry in known)[-slots.count :]
         ),
     )
+    simulations = min(MOST_SIMULATIONS, max(LEAST_SIMULATIONS, SIMULATED_TRIALS // draws.trials))
     forecast = _forecast(
         request,
         draws,
@@ -113,8 +117,8 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         splits,
         entries,
         known,
-        list(islice(played, SIMULATIONS)),
-        time.monotonic() - began,
+        list(islice(played, simulations)),
+        spent,
     )
     forecast.write(path)
     return Plan(forecast=forecast, path=path)
