@@ -36,9 +36,9 @@ from tuner.weights import Start
 WINDOW_SECONDS = 1.0
 """Of steps and validation, in turn, that are timed together, where an epoch is longer."""
 WINDOWS = 4
-"""The median of so many counts, after one to warm up."""
+"""After one to warm up; their mean counts."""
 WRITINGS = 3
-"""Of a trial's files, whose median counts."""
+"""Of a trial's files; their mean counts."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -200,25 +200,24 @@ class _Probe:
             next(epochs)
             first_setup = time.perf_counter() - began
             seconds = next(epochs).figures.seconds
+        first_setup -= seconds * min(1.0, PROBE_STEPS / whole)
         steps = max(PROBE_STEPS, int(whole * min(1.0, WINDOW_SECONDS / seconds)))
         windows = max(1, round(WINDOWS * min(1.0, WINDOW_SECONDS * whole / (seconds * steps))))
-        began = time.perf_counter()
+        again = time.perf_counter()
         with closing(self._epochs(steps)) as epochs:
-            next(epochs)
-            setup = time.perf_counter() - began
+            warm = next(epochs)
+            setup = time.perf_counter() - again - warm.figures.seconds * min(1.0, steps / whole)
             timed = []
             for epoch in islice(epochs, windows):
                 timed.append(epoch.figures.seconds)
-            seconds = statistics.median(timed)
-            # What the first steps took over those of a warm network belongs to the setup.
-            setup = max(0.0, setup - seconds * min(1.0, steps / whole))
-            first_setup -= seconds * min(1.0, PROBE_STEPS / whole)
+            # Not the median: what slows some of the steps here slows some of the search's, too.
+            seconds = statistics.fmean(timed)
             sizes, writing = self._write(epoch, folder)
             return Measured(
                 config=self.config,
                 share=share,
                 start_seconds=waited + max(0.0, first_setup - setup),
-                setup_seconds=setup,
+                setup_seconds=max(0.0, setup),
                 epoch_seconds=seconds,
                 write_seconds=writing,
                 parameters=epoch.num_parameters,
@@ -249,7 +248,7 @@ class _Probe:
                 save_state(path / "state.safetensors", epoch.learner.state(), [epoch.figures])
                 times.append(time.perf_counter() - began)
             sizes = {file.name: file.stat().st_size for file in path.iterdir()}
-        return sizes, statistics.median(times)
+        return sizes, statistics.fmean(times)
 
 
 def _reset_peak(device: torch.device) -> None:
