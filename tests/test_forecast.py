@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner.cli.forecasts import print_forecast
 from tuner.errors import TunerError
 from tuner.forecast import (
     PLAN,
@@ -141,3 +143,22 @@ def test_the_report_sets_the_plan_beside_what_came(forecast: Forecast, finished_
     first = table.partition("<tbody>")[2].partition("</tr>")[0]
     cells = [cell.partition(">")[2] for cell in first.replace("</td>", "").split("<td")[1:]]
     assert cells == ["time of the search, s", "10", "5 to 20", "8", "+25 %"]
+
+
+def test_a_forecast_reads_well_in_a_narrow_terminal(
+    forecast: Forecast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = replace(forecast, misfits=2 * forecast.misfits)
+    print_forecast(twice)
+    text = capsys.readouterr().out
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "Would not fit: cnn, 1G parameters: out of memory (2 configurations)" in lines
+    assert "Constraints refuse 25% of what is drawn." in lines
+    assert any(
+        line.split("  ")[0] == "time of the search" and "0:00:10 (0:00:05 to 0:00:20)" in line
+        for line in lines
+    )
+    assert "GPU-hours" not in text
+    print_forecast(replace(forecast, slots={"cpus": 1.0, "gpus": 1.0, "count": 2}))
+    assert "GPU-hours" in capsys.readouterr().out

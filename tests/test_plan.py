@@ -95,10 +95,10 @@ def test_a_search_finds_the_plan_that_was_made_of_it(
     assert first["median"] < 6
     assert 1 <= second["median"] <= first["median"]
     assert document["seconds"]["low"] <= document["seconds"]["median"]
-    (misfit,) = document["misfits"]
-    assert misfit["family"] == "custom"
-    assert misfit["reason"].startswith("out of memory: ")
-    assert misfit["parameters"] == 650
+    assert document["misfits"]
+    for misfit in document["misfits"]:
+        assert (misfit["family"], misfit["parameters"]) == ("custom", 650)
+        assert misfit["reason"].startswith("out of memory: ")
     # What was written to measure the writing is gone.
     assert [Path(document["plan"])] == list(Path.cwd().glob("runs/.plans/*"))
 
@@ -107,14 +107,14 @@ def test_a_search_finds_the_plan_that_was_made_of_it(
     assert json.loads((run.path / PLAN).read_text()) == {
         key: value for key, value in document.items() if key != "plan"
     }
-    figures = document["disk_most"]
+    kept = document["disk_kept"]
     files = [
         file.stat().st_size
         for trial in run.trials()
         if trial.is_usable
         for file in (trial.checkpoint, trial.path / "val_probs.npy")
     ]
-    assert 0.5 * figures["low"] < sum(files) < figures["high"]
+    assert kept["low"] / 3 < sum(files) < 3 * kept["high"]
     call("report", "planned")
     assert 'id="planned"' in (run.path / "report.html").read_text()
     # Of a search that goes on, it would be the plan of a part.

@@ -1,5 +1,6 @@
 """A forecast on the terminal."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -52,9 +53,12 @@ def print_forecast(forecast: "Forecast") -> None:
         f"searches, or of\nthe configurations that were measured, in "
         f"{forecast.measured_seconds:.0f} s."
     )
-    for misfit in forecast.misfits:
-        size = _number(misfit.parameters)
-        click.echo(f"Would not fit: {misfit.family}, {size} parameters: {misfit.reason}")
+    alike = Counter(
+        f"{misfit.family}, {_number(misfit.parameters)} parameters: {misfit.reason}"
+        for misfit in forecast.misfits
+    )
+    for line, number in alike.items():
+        click.echo(f"Would not fit: {line}" + (f" ({number} configurations)" * (number > 1)))
     if forecast.refused:
         click.echo(f"Constraints refuse {forecast.refused:.0%} of what is drawn.")
 

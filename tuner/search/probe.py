@@ -1,5 +1,6 @@
 """What configurations cost, measured in the places that trials would get, as many at once."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -86,7 +87,7 @@ def measure_all(
         at_once: Trials at once.
         shipped: ``data`` and ``starts``, as ``train_trial`` takes them.
         folder: Where files may be written as trials write theirs.
-        seconds: After which no other one is begun.
+        seconds: From the first answer, after which no other one is begun.
         tell: Told how many have been measured.
 
     Returns:
@@ -99,16 +100,19 @@ def measure_all(
     needed = len({config.model.family for config in configs})
     found: list[Measured | None] = [None] * len(configs)
     pending: dict[Any, int] = {}
-    began = time.monotonic()
+    deadline = math.inf
 
     def collect() -> None:
+        nonlocal deadline
         (promise,), _ = ray.wait(list(pending), num_returns=1)
         index = pending.pop(promise)
         found[index] = _answer(promise, configs[index], share(configs[index]))
         tell(sum(measured is not None for measured in found))
+        # Until then workers have started, which takes its own time.
+        deadline = min(deadline, time.monotonic() + seconds)
 
     for place, index in enumerate(order):
-        if time.monotonic() - began >= seconds and place >= needed:
+        if time.monotonic() >= deadline and place >= needed:
             break
         given = share(configs[index])
         promise = task.options(num_cpus=given.cpus, num_gpus=given.gpus).remote(
