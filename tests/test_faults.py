@@ -264,7 +264,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[optuna.Study]:
 
 @pytest.fixture
 def session() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

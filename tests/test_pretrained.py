@@ -743,6 +743,7 @@ def test_a_search_ships_the_weights_to_workers_that_cannot_read_them(
     )
     # TORCH_HOME is this test's own, and the workers, which are processes of Ray, do not know it.
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -380,7 +380,7 @@ def test_no_search_learns_from_validation_that_was_trained_on(
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

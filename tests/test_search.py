@@ -41,7 +41,7 @@ space:
 
 @pytest.fixture(scope="module")
 def session() -> None:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

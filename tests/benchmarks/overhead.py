@@ -220,7 +220,9 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    ray.init(num_cpus=options.slots, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=options.slots, num_gpus=0, include_dashboard=False, log_to_driver=False
+    )
     half = options.stock_trials // 2
     try:
         with tempfile.TemporaryDirectory(prefix="overhead-") as name:

@@ -64,7 +64,7 @@ def slots_apart(folder: Path, rounds: int, trials: int, epochs: int) -> dict[str
     }
     images = len(load_splits(DataConfig(source="digits"), folder).train)
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    ray.init(num_cpus=cpus, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=cpus, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         for number in range(rounds):
             for name, (concurrent, share) in ways.items():

@@ -193,7 +193,9 @@ def main() -> None:
     parser.add_argument("--long-epochs", type=int, default=250, help="half a minute or more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    ray.init(num_cpus=os.cpu_count(), num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=os.cpu_count(), num_gpus=0, include_dashboard=False, log_to_driver=False
+    )
     try:
         slots = plan_slots(Resources()).count
         with tempfile.TemporaryDirectory(prefix="turnover-") as name:
