@@ -1,6 +1,7 @@
 """What several test modules share: one thread, the digits, and a run folder of real trials."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.stores import S3Server, s3_server
 from tuner.checkpoint import Checkpoint, save_checkpoint
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data import Splits, load_splits
+from tuner.remote import Remote
 from tuner.run import Run, RunRecord, now
+from tuner.storage import to_path
 from tuner.train import train
 from tuner.trial import (
     EpochRow,
@@ -84,6 +88,36 @@ def finished_run(trained_run: Run, tmp_path: Path) -> Run:
     """Give a copy of ``trained_run`` that the test may change; its storage is ``tmp_path/runs``."""
     shutil.copytree(trained_run.path, tmp_path / "runs" / "tiny")
     return Run.open(tmp_path / "runs" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Give one server for all tests, for clients keep its address."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    for name, value in shared_server.environment.items():
+        monkeypatch.setenv(name, value)
+    (shared_server.folder / "bucket").mkdir(exist_ok=True)
+    return shared_server
+
+
+@pytest.fixture
+def bucket(server: S3Server, tmp_path: Path) -> Remote:
+    """Give an empty folder of a bucket."""
+    place = to_path(f"s3://bucket/{tmp_path.name}")
+    assert isinstance(place, Remote)
+    return place
+
+
+@pytest.fixture
+def stored_run(trained_run: Run, bucket: Remote, server: S3Server) -> Run:
+    """Give a copy in the store of a run of three trials; its storage is ``bucket``."""
+    shutil.copytree(trained_run.path, server.folder / bucket.uri.removeprefix("s3://") / "tiny")
+    return Run.open(bucket / "tiny")
 
 
 def _train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:

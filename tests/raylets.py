@@ -67,9 +67,17 @@ class Raylets:
         self._start(python, cpus, *head, f"--port={port}")
         wait_for(self.dashboard + "/api/version")
 
-    def add(self, python: Path = Path(sys.executable), *, cpus: int = 1) -> int:
-        """Start one more node; give its number."""
-        self._start(python, cpus, f"--address={self.address}")
+    def add(
+        self, python: Path = Path(sys.executable), *, cpus: int = 1, own: Path | None = None
+    ) -> int:
+        """Start one more node; give its number.
+
+        Args:
+            python: That it runs on.
+            cpus: That it has.
+            own: A folder of which it sees another one than the rest, as on a machine of its own.
+        """
+        self._start(python, cpus, f"--address={self.address}", own=own)
         return len(self._processes) - 1
 
     def wait_for_nodes(self, number: int, seconds: float = 120) -> None:
@@ -97,7 +105,7 @@ class Raylets:
             child.kill()
         process.wait()
 
-    def _start(self, python: Path, cpus: int, *options: str) -> None:
+    def _start(self, python: Path, cpus: int, *options: str, own: Path | None = None) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment |= {
             "PATH": f"{python.parent}:{environment['PATH']}",
@@ -112,9 +120,11 @@ class Raylets:
             for name in ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent")
         ]
         common = ("--block", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", *ports)
+        mount = 'mount -t tmpfs none "$0" && exec "$@"'
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
+                    *(("unshare", "--mount", "sh", "-c", mount, str(own)) if own else ()),
                     *(str(python), "-m", "ray.scripts.scripts", "start", *common),
                     *(f"--num-cpus={cpus}", "--num-gpus=0", *options),
                 ],

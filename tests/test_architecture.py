@@ -14,14 +14,19 @@ ENGINE = {"ray", "optuna"}
 TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "LICENSE.md"}
 
 FLOORS_0_TO_2 = (
-    "errors files voting calibration evidence schema config augment models device optim evaluate "
-    "trial run sources data space checkpoint weights compiling plots tally board live advice "
-    "tracking forecast"
+    "errors store remote storage files locking voting calibration evidence schema config augment "
+    "models device optim evaluate trial run sources data space checkpoint weights compiling "
+    "plots tally board live advice tracking "
+    "forecast"
 )
 MAY_IMPORT = {
     # Floor 0
     "errors": "",
-    "files": "",
+    "store": "errors",
+    "remote": "errors store",
+    "storage": "errors store remote",
+    "files": "remote storage",
+    "locking": "errors remote storage",
     "voting": "",
     "calibration": "",
     "evidence": "voting",
@@ -35,20 +40,20 @@ MAY_IMPORT = {
     "device": "errors config",
     "optim": "errors config",
     "evaluate": "errors voting calibration augment",
-    "trial": "errors files schema config",
-    "run": "errors files schema config trial",
+    "trial": "errors files storage schema config",
+    "run": "errors files storage locking schema config trial",
     "tally": "config trial",
     "board": "run tally trial",
     "live": "",
     "sources": "errors files schema config",
-    "data": "errors config sources",
+    "data": "errors storage config sources",
     "plots": "files calibration",
-    "checkpoint": "errors files schema config models trial",
-    "space": "errors files schema config models trial run checkpoint",
+    "checkpoint": "errors files storage schema config models trial",
+    "space": "errors files storage schema config models trial run checkpoint",
     "advice": "config space tally trial",
-    "tracking": "errors config run tally trial",
-    "forecast": "files run trial",
-    "weights": "errors schema config models run sources checkpoint",
+    "tracking": "errors storage config run tally trial",
+    "forecast": "files storage run trial",
+    "weights": "errors storage schema config models run sources checkpoint",
     # Floor 3
     "train": FLOORS_0_TO_2,
     # Floor 4

@@ -75,7 +75,7 @@ MISTAKES = {
         "write 90s, 30m, 2h",
     ),
     "a run that is not there to resume": (["search", "--resume", "--name", "x"], 2, "no run 'x'"),
-    "a URI for a folder": (["runs", "--storage", "s3://bucket/runs"], 2, "give a folder"),
+    "half a URI": (["runs", "--storage", "s3:/bucket/runs"], 2, "write s3://BUCKET/FOLDER"),
     "no run yet": (["ensemble"], 2, "no run in runs yet"),
     "no run to refit": (["refit"], 2, "no run in runs yet"),
     "a refit without a name as a job": (

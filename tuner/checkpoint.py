@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from tuner.config import ModelConfig
 from tuner.errors import TunerError, UsageError
 from tuner.files import replacing
 from tuner.models import build_model
+from tuner.storage import AnyPath, on_disk
 from tuner.trial import EpochRow
 
 
@@ -32,7 +32,7 @@ class Checkpoint:
     """Mean and deviation a channel by which images in [0, 1] are normalized."""
 
 
-def save_checkpoint(path: Path, network: nn.Module, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: AnyPath, network: nn.Module, checkpoint: Checkpoint) -> None:
     """Write weights and description as one safetensors file, whole or not at all."""
     description = asdict(checkpoint) | {"model": checkpoint.model.to_plain()}
     with replacing(path) as temporary:
@@ -43,24 +43,24 @@ def save_checkpoint(path: Path, network: nn.Module, checkpoint: Checkpoint) -> N
         )
 
 
-def save_state(path: Path, state: Mapping[str, Tensor], history: Sequence[EpochRow]) -> None:
+def save_state(path: AnyPath, state: Mapping[str, Tensor], history: Sequence[EpochRow]) -> None:
     """Write what a training goes on from, with the epochs that led there, whole or not at all."""
     rows = [asdict(row) for row in history]
     with replacing(path) as temporary:
         save_file(_on_cpu(state), temporary, metadata={"history": json.dumps(rows)})
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path: AnyPath) -> dict[str, Tensor]:
     """Read the tensors that ``save_state`` wrote."""
-    with safe_open(path, framework="pt") as file:
+    with on_disk(path) as local, safe_open(local, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def load_history(path: Path) -> list[EpochRow]:
+def load_history(path: AnyPath) -> list[EpochRow]:
     """Read the epochs that led to a saved state, and not the state; none if there is no file."""
     if not path.exists():
         return []
-    with safe_open(path, framework="pt") as file:
+    with on_disk(path) as local, safe_open(local, framework="pt") as file:
         return [EpochRow(**row) for row in json.loads(file.metadata()["history"])]
 
 
@@ -68,14 +68,14 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def load_checkpoint(path: Path) -> tuple[nn.Module, Checkpoint]:
+def load_checkpoint(path: AnyPath) -> tuple[nn.Module, Checkpoint]:
     """Rebuild a saved model, on the CPU and in evaluation mode.
 
     Raises:
         TunerError: If the file is missing, damaged, or not a checkpoint of this program.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with on_disk(path) as local, safe_open(local, framework="pt") as file:
             checkpoint = _parse((file.metadata() or {}).get("checkpoint", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.random.fork_rng(devices=[]):
@@ -87,14 +87,14 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, Checkpoint]:
     return network.to(memory_format=torch.channels_last).eval(), checkpoint
 
 
-def read_description(path: Path) -> Checkpoint:
+def read_description(path: AnyPath) -> Checkpoint:
     """Read what stands beside the weights, and not the weights.
 
     Raises:
         TunerError: As ``load_checkpoint``.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with on_disk(path) as local, safe_open(local, framework="pt") as file:
             return _parse((file.metadata() or {}).get("checkpoint", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise TunerError(f"{path}: not a usable checkpoint: {error}") from error

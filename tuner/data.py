@@ -10,6 +10,7 @@ from torch import Tensor
 from tuner.config import DataConfig
 from tuner.errors import DataError
 from tuner.sources import Images, Official, load_official, sha256, stratified
+from tuner.storage import AnyPath
 
 VALIDATION_SHARE = 0.1
 
@@ -43,7 +44,7 @@ class Splits:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
-    def expect(self, fingerprint: str, split_fingerprint: str | None, of: Path) -> None:
+    def expect(self, fingerprint: str, split_fingerprint: str | None, of: AnyPath) -> None:
         """Make sure that these are the images of an earlier run.
 
         Args:

@@ -1,6 +1,7 @@
 """The mistakes that a user can mend; each knows the exit code it ends the program with.
 
 TunerError              1  failed while running
+├── StorageError        1  a storage that does not answer
 ├── UsageError          2  wrong usage or configuration
 │   ├── SpaceError         a search space that cannot be read
 │   └── DataError          images that are missing or unreadable
@@ -15,6 +16,10 @@ class TunerError(Exception):
     """A mistake that a user can mend; the message says where, what, and how to mend it."""
 
     exit_code: ClassVar[int] = 1
+
+
+class StorageError(TunerError):
+    """A storage that does not answer any more."""
 
 
 class UsageError(TunerError):

@@ -1,13 +1,13 @@
 """Watching a search from its run folder alone: from another terminal, or another machine."""
 
 import time
-from pathlib import Path
 
 from rich.console import Console, RenderableType
 
 from tuner.board import draw, summary
 from tuner.live import LiveTable
 from tuner.run import Run, clock
+from tuner.storage import AnyPath, stamp
 from tuner.tally import Tally
 from tuner.trial import TrialRecord
 
@@ -20,12 +20,12 @@ SILENT_SECONDS = 60.0
 class Folder:
     """A run folder whose changes are told to a tally."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.run = Run.open(path)
         self.tally = Tally(self.run.record.search)
         self.news = 0.0
         """When the last epoch ended, in seconds since 1970."""
-        self._stamps: dict[int, tuple[int, int]] = {}
+        self._stamps: dict[int, tuple[object, object]] = {}
         """Trial -> when its status and its history were written last."""
         trials = self.run.trials()
         self.tally.add(trials)
@@ -50,10 +50,9 @@ class Folder:
         self.run = Run.open(self.run.path)
         self.tally.search = self.run.record.search
         ended = []
-        for path in sorted((self.run.path / "trials").glob("[0-9]*/status.json")):
-            number = int(path.parent.name)
-            stamps = _stamps(path.parent)
-            if self._stamps.get(number) == stamps:
+        for path in self.run.trial_paths():
+            number, stamps = int(path.name), _stamps(path)
+            if stamps[0] is None or self._stamps.get(number) == stamps:
                 continue
             self._stamps[number] = stamps
             trial = self.run.trial(number)
@@ -85,19 +84,12 @@ class Folder:
         return max((row.seconds for row in rows), default=0.0)
 
 
-def _stamps(path: Path) -> tuple[int, int]:
-    """Give when the status and the history of a trial were written, in ns."""
-
-    def stamp(name: str) -> int:
-        try:
-            return (path / name).stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    return stamp("status.json"), stamp("history.csv")
+def _stamps(path: AnyPath) -> tuple[object, object]:
+    """Give what changes when the status or the history of a trial is written."""
+    return stamp(path / "status.json"), stamp(path / "history.csv")
 
 
-def follow(path: Path, console: Console) -> Run:
+def follow(path: AnyPath, console: Console) -> Run:
     """Show the search of a run folder until it ends, or the user has seen enough.
 
     Raises:

@@ -4,13 +4,13 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from tuner.files import write_json
 from tuner.run import Run
+from tuner.storage import AnyPath
 from tuner.trial import TrialRecord, explaining_damage
 
 PLAN = "plan.json"
@@ -98,12 +98,12 @@ class Forecast:
     """Bytes that stay."""
     misfits: tuple[Misfit, ...]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: AnyPath) -> None:
         """Write the forecast as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: AnyPath) -> Self:
         """Read what ``write`` wrote.
 
         Raises:

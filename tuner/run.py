@@ -4,12 +4,10 @@ Every file is written whole or not at all, and none is ever unpickled.
 """
 
 import dataclasses
-import fcntl
 import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from tuner.config import DataConfig, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, UsageError
-from tuner.files import replacing, write_json, write_text
+from tuner.files import append_line, replacing, write_json, write_text
+from tuner.locking import locked
 from tuner.schema import build, did_you_mean, to_plain
+from tuner.storage import AnyPath, at_a_glance, holding, to_path
 from tuner.trial import TrialRecord, explaining_damage, read_history, read_status
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ class RunRecord:
 class Run:
     """A run folder."""
 
-    def __init__(self, path: Path, record: RunRecord) -> None:
+    def __init__(self, path: AnyPath, record: RunRecord) -> None:
         self.path = path
         self.record = record
 
     @classmethod
-    def create(cls, path: Path, record: RunRecord, space: str) -> Self:
+    def create(cls, path: AnyPath, record: RunRecord, space: str) -> Self:
         """Make the folder of a new run, with the space as resolved.
 
         Raises:
@@ -93,17 +93,22 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: AnyPath) -> Self:
         """Read the run in folder ``path``.
 
         Raises:
             UsageError: If there is none, or it was written by a later version.
             TunerError: If it is damaged.
         """
-        if not (path / "run.json").exists():
+        with explaining_damage(path / "run.json"):
+            try:
+                text = (path / "run.json").read_text()
+            except (FileNotFoundError, NotADirectoryError):
+                text = None
+        if text is None:
             raise UsageError(f"{path}: no run here (no run.json)")
         with explaining_damage(path / "run.json"):
-            plain = json.loads((path / "run.json").read_text())
+            plain = json.loads(text)
             is_later = plain["schema_version"] > SCHEMA_VERSION
         if is_later:
             raise UsageError(f"{path}: written by a later cifar-tune; upgrade to read it")
@@ -119,25 +124,21 @@ class Run:
         self.record = dataclasses.replace(self.record, **changes)
         write_json(self.path / "run.json", to_plain(self.record))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other searches out of this folder until the block, or the process, ends.
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other searches out of this folder; see ``tuner.locking``."""
+        return locked(self.path)
 
-        Raises:
-            UsageError: If another process is searching this run.
-        """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"{self.path}: another process is searching this run; wait for it, or stop it"
-                ) from None
-            yield
-
-    def trial_path(self, number: int) -> Path:
+    def trial_path(self, number: int) -> AnyPath:
         """Give the folder of trial ``number``."""
         return self.path / "trials" / f"{number:04d}"
+
+    def trial_paths(self, *names: str) -> list[AnyPath]:
+        """Give the folders of all trials, by number; see ``at_a_glance`` for ``names``."""
+        folder = self.path / "trials"
+        if not folder.exists():
+            return []
+        paths = [path for path in at_a_glance(folder, *names).iterdir() if path.name.isdecimal()]
+        return sorted(paths, key=lambda path: int(path.name))
 
     def trial(self, number: int) -> TrialRecord:
         """Read one trial.
@@ -146,22 +147,21 @@ class Run:
             UsageError: If there is no such trial.
             TunerError: If it is damaged.
         """
-        trial = self._read(number)
+        trial = self._read(self.trial_path(number))
         if trial is None:
             raise UsageError(f"{self.path}: there is no trial {number}")
         _ = trial.config  # Read now, so that damage shows here.
         return trial
 
-    def _read(self, number: int) -> TrialRecord | None:
+    def _read(self, path: AnyPath) -> TrialRecord | None:
         """Read one trial but for its configuration; ``None`` while it has no status."""
-        path = self.trial_path(number)
         with explaining_damage(path):
             status = read_status(path)
             if status is None:
                 return None
             return TrialRecord(
                 path=path,
-                number=number,
+                number=int(path.name),
                 status=status,
                 history=tuple(read_history(path)),
                 is_val_seen=self.record.data.all_data,
@@ -169,11 +169,9 @@ class Run:
 
     def trials(self) -> list[TrialRecord]:
         """Read all trials, by number."""
-        folder = self.path / "trials"
-        names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        numbers = sorted(int(name) for name in names if name.isdecimal())
+        paths = self.trial_paths("status.json", "history.csv", "config.json")
         # A trial whose folder is being made has no status yet.
-        return [trial for number in numbers if (trial := self._read(number)) is not None]
+        return [trial for path in paths if (trial := self._read(path)) is not None]
 
     def ranked(self) -> list[TrialRecord]:
         """Read all trials, best validation accuracy first, those without a figure last.
@@ -248,33 +246,35 @@ class Run:
 
     def log_test_reading(self, entry: dict[str, Any]) -> None:
         """Enter one reading of the test images in ``test_readings.jsonl``."""
-        with (self.path / "test_readings.jsonl").open("a") as file:
-            file.write(json.dumps({"at": now(), **entry}, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps({"at": now(), **entry}, allow_nan=False)
+        append_line(self.path / "test_readings.jsonl", line)
 
 
-def find_run(storage: Path, name: str | None) -> Run:
+def find_run(storage: AnyPath, name: str | None) -> Run:
     """Open a run by its name in ``storage`` or its folder; without a name, the newest.
 
     Raises:
         UsageError: If there is no such run.
     """
-    names = list_runs(storage)
     if name is None:
-        if not names:
+        if not (runs := open_runs(storage)):
             raise UsageError(f"no run in {storage} yet. Make one: cifar-tune search --space quick")
-        return max((Run.open(storage / n) for n in names), key=lambda run: run.record.started)
-    for path in (storage / name, Path(name)):
+        return max(runs, key=lambda run: run.record.started)
+    for path in (storage / name, Path(name)) if "://" not in name else (to_path(name),):
         if (path / "run.json").exists():
             return Run.open(path)
-    hint = did_you_mean(name, names) or "; 'cifar-tune runs' lists them"
+    hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
     raise UsageError(f"no run '{name}' in {storage}{hint}")
 
 
-def list_runs(storage: Path) -> list[str]:
+def list_runs(storage: AnyPath) -> list[str]:
     """Give the names of the runs in ``storage``."""
-    return sorted(path.parent.name for path in storage.glob("*/run.json"))
+    return [path.name for path in holding(storage, "run.json")]
+
+
+def open_runs(storage: AnyPath) -> list[Run]:
+    """Open the runs in ``storage``."""
+    return [Run.open(path) for path in holding(storage, "run.json")]
 
 
 def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from tuner.config import TrialConfig
 from tuner.errors import TunerError, UsageError
 from tuner.files import write_json, write_text
 from tuner.schema import build, to_plain
+from tuner.storage import AnyPath, on_disk
 
 TrialState = Literal[
     "running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"
@@ -113,7 +113,7 @@ class TrialStatus:
 class TrialRecord:
     """One trial, as its folder tells it."""
 
-    path: Path
+    path: AnyPath
     number: int
     status: TrialStatus
     history: tuple[EpochRow, ...]
@@ -136,12 +136,12 @@ class TrialRecord:
         return kept_row(self.history, is_val_seen=self.is_val_seen)
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint(self) -> AnyPath:
         """Weights of that epoch, with all that is needed to rebuild the model."""
         return self.path / "checkpoint.safetensors"
 
     @property
-    def state(self) -> Path:
+    def state(self) -> AnyPath:
         """What the training goes on from; there while the trial has not ended."""
         return self.path / "state.safetensors"
 
@@ -158,7 +158,8 @@ class TrialRecord:
         """
         path = self.path / "val_probs.npy"
         try:
-            return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+            with on_disk(path) as file:
+                return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
         except (OSError, ValueError, EOFError) as error:
             raise TunerError(f"{path}: not usable validation probabilities: {error}") from error
 
@@ -185,17 +186,17 @@ class TrialRecord:
         }
 
 
-def write_trial(path: Path, config: TrialConfig) -> None:
+def write_trial(path: AnyPath, config: TrialConfig) -> None:
     """Write ``config.json`` of a new trial."""
     write_json(path / "config.json", config.to_dict())
 
 
-def write_status(path: Path, status: TrialStatus) -> None:
+def write_status(path: AnyPath, status: TrialStatus) -> None:
     """Write ``status.json`` of a trial."""
     write_json(path / "status.json", to_plain(status))
 
 
-def read_status(path: Path) -> TrialStatus | None:
+def read_status(path: AnyPath) -> TrialStatus | None:
     """Read ``status.json`` of a trial; ``None`` while there is none."""
     try:
         text = (path / "status.json").read_text()
@@ -204,7 +205,7 @@ def read_status(path: Path) -> TrialStatus | None:
     return build(TrialStatus, json.loads(text), "status")
 
 
-def write_history(path: Path, history: Iterable[EpochRow]) -> None:
+def write_history(path: AnyPath, history: Iterable[EpochRow]) -> None:
     """Write ``history.csv`` of a trial."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -213,7 +214,7 @@ def write_history(path: Path, history: Iterable[EpochRow]) -> None:
     write_text(path / "history.csv", text.getvalue())
 
 
-def read_history(path: Path) -> list[EpochRow]:
+def read_history(path: AnyPath) -> list[EpochRow]:
     """Read ``history.csv`` of a trial; empty before its first epoch has ended."""
     try:
         text = (path / "history.csv").read_text()
@@ -232,7 +233,7 @@ def _parse_row(cells: list[str]) -> EpochRow:
 
 
 @contextmanager
-def explaining_damage(path: Path) -> Iterator[None]:
+def explaining_damage(path: AnyPath) -> Iterator[None]:
     """Say that ``path`` is damaged when what is read from it is not what was written."""
     try:
         yield

@@ -18,6 +18,7 @@ from tuner.models import ImageShape, build_model, params_of
 from tuner.models.pretrained import Pretrained, PretrainedParams, find_weights, last_layer
 from tuner.run import find_run
 from tuner.sources import quiet_network
+from tuner.storage import AnyPath, on_disk
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 """Second heads of GoogLeNet and Inception, which are not built."""
@@ -49,7 +50,7 @@ def load_starts(
     models: Iterable[ModelConfig],
     classes: tuple[str, ...],
     image_shape: ImageShape,
-    storage: Path,
+    storage: AnyPath,
 ) -> dict[str, Start]:
     """Load what any of ``models`` starts from, by ``start_key``; see ``load_start``."""
     wanted = {start_key(model): model for model in models}
@@ -58,7 +59,7 @@ def load_starts(
 
 
 def load_start(
-    model: ModelConfig, classes: tuple[str, ...], image_shape: ImageShape, storage: Path
+    model: ModelConfig, classes: tuple[str, ...], image_shape: ImageShape, storage: AnyPath
 ) -> Start | None:
     """Load the weights that a ``pretrained`` model starts from; ``None`` for any other model.
 
@@ -100,7 +101,7 @@ def load_start(
     )
 
 
-def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: Path) -> Start:
+def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath) -> Start:
     assert params.trial is not None
     path = find_run(storage, params.run).trial(params.trial).checkpoint
     if not path.exists():
@@ -148,6 +149,6 @@ def _intact_file(url: str) -> Path:
     return path
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def _sha256(path: AnyPath) -> str:
+    with on_disk(path) as local, local.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

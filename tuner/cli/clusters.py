@@ -14,6 +14,7 @@ import click
 from tuner.cli.options import DATA_DIR, JSON, STORAGE, Duration, option
 from tuner.cli.tables import print_json
 from tuner.errors import ClusterError, TunerError, UsageError
+from tuner.storage import AnyPath, extra_for
 
 NOT_SENT = ("space", "address", "storage", "name")
 """Options that a job is not given as they are."""
@@ -40,7 +41,7 @@ def doctor(
     context: click.Context,
     /,
     address: str | None,
-    storage: Path,
+    storage: AnyPath,
     data: str,
     data_dir: Path,
     as_json: bool,
@@ -72,8 +73,10 @@ def _submit_doctor(context: click.Context, address: str) -> None:
     from tuner.search import jobs
 
     client = jobs.connect(address)
-    words = ["doctor", "--storage", _storage(context, None), *_words(context, NOT_SENT)]
-    job = jobs.submit(client, words, files={}, metadata={}, tell=_say)
+    storage = _storage(context, None)
+    words = ["doctor", "--storage", storage, *_words(context, NOT_SENT)]
+    extra = extra_for(storage)
+    job = jobs.submit(client, words, files={}, metadata={}, tell=_say, extra=extra)
     context.exit(jobs.exit_code(jobs.follow(client, job, _writer(False))))
 
 
@@ -155,6 +158,7 @@ def _submit(
             files=files,
             metadata={jobs.RUN_KEY: name, jobs.STORAGE_KEY: storage},
             tell=_say,
+            extra=extra_for(storage),
         )
     again = f"cifar-tune {command} --resume --name {shlex.quote(name)} --address {address}"
     click.echo(f"{name} is job {job} on {address}. Ctrl-C leaves it running.", err=True)

@@ -9,6 +9,7 @@ import click
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
 from tuner.cli.options import DEVICE, JSON, STORAGE, option
 from tuner.cli.tables import print_json
+from tuner.storage import AnyPath
 
 METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 
@@ -55,7 +56,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 @JSON
 def ensemble(
     run_name: str | None,
-    storage: Path,
+    storage: AnyPath,
     dry_run: bool,
     device: str,
     address: str | None,

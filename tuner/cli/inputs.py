@@ -7,6 +7,7 @@ import click
 
 from tuner.cli.options import DATA_DIR, IMAGE_SIZE, JSON, STORAGE, option
 from tuner.cli.tables import print_json, print_table
+from tuner.storage import AnyPath
 
 
 @click.group()
@@ -19,7 +20,7 @@ def space() -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @STORAGE
 @JSON
-def space_check(file: str, overrides: tuple[str, ...], storage: Path, as_json: bool) -> None:
+def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json: bool) -> None:
     """Check a space and list its parameters."""
     from tuner.space import find_space, load_space
 
@@ -41,7 +42,7 @@ def space_check(file: str, overrides: tuple[str, ...], storage: Path, as_json: b
 @STORAGE
 @JSON
 def space_sample(
-    file: str, overrides: tuple[str, ...], number: int, seed: int, storage: Path, as_json: bool
+    file: str, overrides: tuple[str, ...], number: int, seed: int, storage: AnyPath, as_json: bool
 ) -> None:
     """Print configurations drawn from a space, as a search would."""
     import yaml

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from tuner.storage import AnyPath, to_path
+
 
 class Option(click.Option):
     """An option that can come from the environment as ``CIFAR_TUNE_<OPTION>``."""
@@ -37,20 +39,22 @@ def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:
     return click.option(*args, cls=Option, **kwargs)
 
 
-def _local(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """Refuse a URI, which would name a strange folder here."""
-    if ":/" in str(value):
-        raise click.BadParameter("is a URI; give a folder, on a cluster one that all nodes share")
-    return value
+class Place(click.ParamType[AnyPath]):
+    """A folder here, or the URI of one in a store."""
+
+    name = "folder|uri"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> AnyPath:
+        """Give the path."""
+        return to_path(value) if isinstance(value, str) else value
 
 
 STORAGE = option(
     "--storage",
-    callback=_local,
-    type=click.Path(path_type=Path),
+    type=Place(),
     default=Path("runs"),
     show_default=True,
-    help="Folder of the runs.",
+    help="Folder of the runs, or its URI, such as s3://BUCKET/runs.",
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")

@@ -8,6 +8,7 @@ import click
 
 from tuner.cli.options import JSON, STORAGE, option
 from tuner.cli.tables import VAL_SEEN, print_comparison, print_json, short_path
+from tuner.storage import AnyPath, on_disk
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("run", required=False)
 @STORAGE
 @JSON
-def report(run: str | None, storage: Path, as_json: bool) -> None:
+def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     """Write a run as one page, report.html in its folder, that opens without a network."""
     from tuner.report import write_report
     from tuner.run import find_run
@@ -39,7 +40,7 @@ def report(run: str | None, storage: Path, as_json: bool) -> None:
 @STORAGE
 @option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
 @JSON
-def compare(runs: tuple[str, ...], storage: Path, html: Path | None, as_json: bool) -> None:
+def compare(runs: tuple[str, ...], storage: AnyPath, html: Path | None, as_json: bool) -> None:
     """Set runs side by side: what they spent, and what came of it."""
     from tuner.compare import compare as describe
     from tuner.compare import differences, write_comparison
@@ -76,7 +77,8 @@ def learnt(run: "Run") -> Learnt:
     from tuner.search.importance import ALL, importances
     from tuner.space import load_space
 
-    space = load_space(run.path / "space.yaml")
+    with on_disk(run.path / "space.yaml") as file:
+        space = load_space(file)
     if run.record.refit:
         # Its trials were not drawn from the space, but chosen.
         advice = [VAL_SEEN.replace("\n", " ")] if run.record.data.all_data else []

@@ -3,7 +3,6 @@
 import sys
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from tuner.cli.tables import (
     print_leaderboard,
     print_table,
 )
+from tuner.storage import AnyPath
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="What to write on stdout; all but the table have every trial and parameter.",
 )
 @JSON
-def leaderboard(run: str | None, storage: Path, rows: int, form: str, as_json: bool) -> None:
+def leaderboard(run: str | None, storage: AnyPath, rows: int, form: str, as_json: bool) -> None:
     """Show the trials of a run, best first; also while it is searched."""
     from tuner.run import find_run, write_parquet
     from tuner.run import leaderboard as as_frame
@@ -55,11 +55,11 @@ def leaderboard(run: str | None, storage: Path, rows: int, form: str, as_json: b
 @click.command(epilog="Example: cifar-tune runs")
 @STORAGE
 @JSON
-def runs(storage: Path, as_json: bool) -> None:
+def runs(storage: AnyPath, as_json: bool) -> None:
     """List the runs."""
-    from tuner.run import Run, list_runs
+    from tuner.run import open_runs
 
-    records = [Run.open(storage / name).record for name in list_runs(storage)]
+    records = [run.record for run in open_runs(storage)]
     records.sort(key=lambda record: record.started)
     rows = [
         {
@@ -83,7 +83,7 @@ def runs(storage: Path, as_json: bool) -> None:
 @STORAGE
 @click.option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
 @JSON
-def show(run: str, trial: int | None, storage: Path, follow: bool, as_json: bool) -> None:
+def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: bool) -> None:
     """Show a run, or one of its trials, in full; or watch a search that is running elsewhere."""
     from tuner.run import find_run
     from tuner.schema import to_plain
@@ -127,7 +127,7 @@ def _standing(run: "Run") -> dict[str, Any]:
     return {"states": dict(states.most_common()), "best": found}
 
 
-def _follow(path: Path) -> None:
+def _follow(path: AnyPath) -> None:
     from contextlib import suppress
 
     from rich.console import Console
@@ -145,7 +145,7 @@ def _follow(path: Path) -> None:
 @STORAGE
 @DEVICE
 @JSON
-def rerun(run: str, trial: int, storage: Path, device: str, as_json: bool) -> None:
+def rerun(run: str, trial: int, storage: AnyPath, device: str, as_json: bool) -> None:
     """Train one trial again, alone, and hold it against what was recorded."""
     from tuner.device import find_device
     from tuner.rerun import rerun as train_again

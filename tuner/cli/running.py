@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ import click
 from tuner.cli.options import JSON, STORAGE, Duration, option
 from tuner.cli.tables import leaderboard_document, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError
+from tuner.storage import AnyPath
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -105,21 +105,21 @@ class Interrupted(TunerError):
 
     exit_code = 130
 
-    def __init__(self, path: Path, command: str) -> None:
+    def __init__(self, path: AnyPath, command: str) -> None:
         super().__init__(
             f"interrupted; {short_path(path)} keeps what the trials have left. Go on with: "
             f"{resume_command(path, command)}"
         )
 
 
-def resume_command(path: Path, command: str) -> str:
+def resume_command(path: AnyPath, command: str) -> str:
     """Give the line that goes on with the run at ``path``."""
     folder = short_path(path.parent)
     storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
     return f"cifar-tune {command} --resume --name {shlex.quote(path.name)}{storage}"
 
 
-def free_name(storage: Path, stem: str) -> str:
+def free_name(storage: AnyPath, stem: str) -> str:
     """Give ``stem``, or, where runs have that name and the next ones, with the first number."""
     names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
     return next(name for name in names if not (storage / name).exists())

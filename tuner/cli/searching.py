@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +23,7 @@ from tuner.cli.running import (
 )
 from tuner.cli.tables import print_json
 from tuner.errors import UsageError
+from tuner.storage import AnyPath, on_disk
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -86,7 +87,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         line = resume_command(resumed.path, "refit")
         raise UsageError(f"--resume: {resumed.path} is a refit; go on with: {line}")
     if options["space"]:
-        path = find_space(options["space"])
+        path: AnyPath = find_space(options["space"])
     elif resumed:
         path = resumed.path / "space.yaml"
     else:
@@ -145,7 +146,7 @@ def plan(context: click.Context, /, **options: Any) -> None:
 
 
 def _request(
-    context: click.Context, path: Path, resumed: "Run | None", *, name: str | None, **own: Any
+    context: click.Context, path: AnyPath, resumed: "Run | None", *, name: str | None, **own: Any
 ) -> "SearchRequest":
     """Bring the options of a search, and what is asked for besides, into a request.
 
@@ -163,7 +164,8 @@ def _request(
 
     options = context.params
     storage = resumed.path.parent if resumed else options["storage"]
-    space = load_space(path, _overrides(context, options["overrides"]), storage)
+    with on_disk(path) as file:
+        space = load_space(file, _overrides(context, options["overrides"]), storage)
     known = resumed.record.data if resumed else DataConfig()
     data = DataConfig(
         source=find_source(space.dataset) if space.dataset else known.source,
@@ -181,7 +183,7 @@ def _request(
         storage=storage,
         name=resumed.path.name
         if resumed
-        else name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}",
+        else name or f"{PurePath(path.name).stem}-{datetime.now():%Y%m%d-%H%M%S}",
         keep=options["keep"],
         **own,
         **asked_of_all(options),

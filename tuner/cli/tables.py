@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuner.storage import AnyPath
+
 if TYPE_CHECKING:
     from tuner.run import Run
 
@@ -125,6 +127,8 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def short_path(path: Path) -> str:
+def short_path(path: AnyPath) -> str:
     """Give a path as the user would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return str(path)

@@ -1,7 +1,5 @@
 """From a run to an ensemble: members, weights, one reading of the test set, the folder."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +17,7 @@ from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.run import Run
+from tuner.storage import AnyPath, copy_file, scratch
 
 Key = tuple[int, ...]
 """The candidates in a network, by position: one, or several for a soup."""
@@ -48,11 +47,11 @@ def planned(
         DataError: If the images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged.
     """
-    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=run.path) as folder:
+    with scratch(run.path, ".ensemble-") as folder:
         yield make_plan(
             run,
             request,
-            folder=Path(folder),
+            folder=folder,
             predict=predict or Local(devices),
             device=devices[0],
             say=say,
@@ -114,7 +113,7 @@ def _needed(plan: Plan) -> dict[Key, Network]:
     return needed
 
 
-def _copied(network: Network, folder: Path) -> Network:
+def _copied(network: Network, folder: AnyPath) -> Network:
     """Copy a checkpoint that loads; a search that goes on may remove the original.
 
     Raises:
@@ -124,5 +123,5 @@ def _copied(network: Network, folder: Path) -> Network:
     if network.file.parent == folder:
         return network
     copy = folder / f"{network.file.parent.name}.safetensors"
-    shutil.copyfile(network.file, copy)
+    copy_file(network.file, copy)
     return replace(network, file=copy)

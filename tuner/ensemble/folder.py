@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from tuner.files import replacing, write_json, write_text
 from tuner.plots import plot_confusion, plot_reliability
 from tuner.run import now
 from tuner.sources import Images
+from tuner.storage import copy_file, replace_folder
 
 MOST_MISTAKES = 24
 
@@ -41,8 +41,10 @@ def write_ensemble(
         test: The test images.
         vote: Their probabilities, shape (N, K).
     """
-    result.path.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=result.path.parent) as scratch:
+    beside = result.path.parent if isinstance(result.path, Path) else None
+    if beside:
+        beside.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=beside) as scratch:
         folder = Path(scratch) / "new"
         members = _write_members(folder, result, plan, networks)
         write_json(folder / "ensemble.json", _description(result, plan, networks[0,], members))
@@ -58,9 +60,7 @@ def write_ensemble(
         plot_confusion(folder / "confusion.png", result.confusion, result.classes, title)
         plot_reliability(folder / "reliability.png", result.reliability, title)
         _write_mistakes(folder / "mistakes", test, vote, result.classes)
-        if result.path.exists():
-            result.path.rename(Path(scratch) / "old")
-        folder.rename(result.path)
+        replace_folder(folder, result.path, last="metrics.json")
 
 
 def _write_members(
@@ -76,7 +76,7 @@ def _write_members(
             "members/soup.safetensors" if is_soup else f"members/{trials[key[0]]:04d}.safetensors"
         )
         with replacing(folder / name) as temporary:
-            shutil.copyfile(networks[key].file, temporary)
+            copy_file(networks[key].file, temporary)
         described.append(
             {
                 "file": name,

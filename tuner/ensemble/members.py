@@ -4,7 +4,6 @@ import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,13 +13,14 @@ from tuner.checkpoint import load_checkpoint
 from tuner.config import Precision
 from tuner.device import compute_dtype
 from tuner.evaluate import Tta, predict_probs
+from tuner.storage import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
     """A checkpoint, and how it is computed."""
 
-    file: Path
+    file: AnyPath
     precision: Precision
 
 

@@ -25,6 +25,7 @@ from tuner.ensemble.soup import Kitchen
 from tuner.errors import UsageError
 from tuner.evaluate import score
 from tuner.run import Run
+from tuner.storage import AnyPath
 
 Say = Callable[[str], None]
 
@@ -97,7 +98,7 @@ def make_plan(
     run: Run,
     request: EnsembleRequest,
     *,
-    folder: Path,
+    folder: AnyPath,
     predict: Predict,
     device: torch.device,
     say: Say,

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from tuner.evidence import (
     oracle_accuracy,
     paired_gain,
 )
+from tuner.storage import AnyPath
 from tuner.voting import soft_vote
 from tuner.voting.temperature import soften
 
@@ -96,7 +96,7 @@ class Rival:
 class EnsembleResult:
     """An ensemble on the test set, beside its members."""
 
-    path: Path
+    path: AnyPath
     run: str
     name: str
     method: Method
@@ -166,7 +166,7 @@ def assess(
     probs: Mapping[tuple[int, ...], Tensor],
     labels: Tensor,
     *,
-    path: Path,
+    path: AnyPath,
     latencies: tuple[Latency, ...] | None = None,
     listed: Duplicates | None = None,
 ) -> EnsembleResult:

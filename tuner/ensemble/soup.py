@@ -6,7 +6,6 @@ averages fine-tunings of one pretrained network. What a soup is worth here, its 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from tuner.ensemble.pool import Pool
 from tuner.errors import UsageError
 from tuner.evaluate import Tta
 from tuner.sources import Images
+from tuner.storage import AnyPath
 from tuner.trial import TrialRecord
 
 FIT_IMAGES = 5000
@@ -57,7 +57,7 @@ class Kitchen:
     """Makes soups of candidates, each once, and keeps what they say of the validation images."""
 
     pool: Pool
-    folder: Path
+    folder: AnyPath
     """Where soups are kept as checkpoints."""
     train_images: Tensor
     """uint8, shape (N, C, H, W)."""

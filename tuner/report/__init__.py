@@ -6,7 +6,6 @@ of them with the templates, the style and the scripts in ``assets``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tuner.files import write_text
@@ -16,6 +15,7 @@ from tuner.report.facts import run_facts
 from tuner.report.page import points, render
 from tuner.run import Run
 from tuner.space import SearchSpace
+from tuner.storage import AnyPath
 from tuner.trial import TrialRecord
 
 __all__ = ["Report", "verdict", "write_report"]
@@ -25,7 +25,7 @@ __all__ = ["Report", "verdict", "write_report"]
 class Report:
     """A page that was written."""
 
-    path: Path
+    path: AnyPath
     verdict: str
     """Its first sentence."""
 

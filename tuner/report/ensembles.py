@@ -2,10 +2,11 @@
 
 import base64
 import csv
+import io
 import json
-from pathlib import Path
 from typing import Any
 
+from tuner.storage import AnyPath, holding, modified
 from tuner.trial import explaining_damage
 
 MOST_MISTAKES = 40
@@ -13,13 +14,13 @@ MOST_IMAGE_BYTES = 1_500_000
 """Of the mistakes' pictures together, before they are written as text."""
 
 
-def ensemble_folders(run: Path) -> list[Path]:
+def ensemble_folders(run: AnyPath) -> list[AnyPath]:
     """Give the folders of a run's ensembles, the one that was made last first."""
-    metrics = (run / "ensembles").glob("*/metrics.json")
-    return [path.parent for path in sorted(metrics, key=lambda path: -path.stat().st_mtime_ns)]
+    folders = holding(run / "ensembles", "metrics.json")
+    return sorted(folders, key=lambda path: -modified(path / "metrics.json"))
 
 
-def read_ensemble(folder: Path) -> dict[str, Any]:
+def read_ensemble(folder: AnyPath) -> dict[str, Any]:
     """Read an ensemble's figures, its confusion matrix and its mistakes.
 
     Returns:
@@ -42,15 +43,14 @@ def read_ensemble(folder: Path) -> dict[str, Any]:
     return ensemble
 
 
-def _read_confusion(path: Path) -> dict[str, Any]:
-    with path.open(newline="") as file:
-        (_, *classes), *rows = csv.reader(file)
+def _read_confusion(path: AnyPath) -> dict[str, Any]:
+    (_, *classes), *rows = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
     return {"classes": classes, "confusion": [[int(cell) for cell in row[1:]] for row in rows]}
 
 
-def _read_mistakes(folder: Path) -> list[dict[str, Any]]:
-    with (folder / "mistakes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def _read_mistakes(folder: AnyPath) -> list[dict[str, Any]]:
+    text = (folder / "mistakes.csv").read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     mistakes = []
     room = MOST_IMAGE_BYTES
     for row in rows[:MOST_MISTAKES]:

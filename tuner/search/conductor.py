@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
+from tuner.files import remove_leftovers
 from tuner.run import Run, now
 from tuner.search.scheduler import Scheduler
 from tuner.search.slots import Share, Slots
@@ -144,9 +145,7 @@ class Conductor:
             )
             state = record.status.state
             if state in OPEN:
-                for leftover in record.path.glob(".*"):
-                    # A file that was being written when its process was killed.
-                    leftover.unlink()
+                remove_leftovers(record.path)
                 # What was not saved has to be trained again.
                 trial.history = load_history(record.state)
                 num_outside += not self.sampler.readd(trial.number, trial.config)

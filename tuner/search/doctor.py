@@ -1,7 +1,6 @@
 """``doctor``: whether a search would run here, told line by line, each with what mends it."""
 
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -23,10 +22,12 @@ from tuner.search.nodes import (
     ask_nodes,
     table_of_versions,
     versions_here,
+    without,
 )
 from tuner.search.slots import growth_limit, plan_slots
 from tuner.search.trainable import pack
 from tuner.sources import KNOWN
+from tuner.storage import AnyPath
 
 Level = Literal["ok", "warning", "failure"]
 GB = 1e9
@@ -46,7 +47,7 @@ class Finding:
 
 
 def examine(
-    address: str | None, storage: Path, data: DataConfig, data_dir: Path
+    address: str | None, storage: AnyPath, data: DataConfig, data_dir: Path
 ) -> Iterator[Finding]:
     """Examine a cluster, or this machine, as a search would use it.
 
@@ -157,39 +158,25 @@ def _versions(answers: list[Answer]) -> Finding:
     return Finding(level="ok", about="versions", text=f"{text}, everywhere")
 
 
-def leave_mark(folder: str, here: str) -> bool:
-    """Write a file of this node's into the storage; say whether the driver's is seen there."""
-    Path(folder, ray.get_runtime_context().get_node_id()).write_text("")
-    return Path(folder, here).exists()
-
-
-def _storage(storage: Path) -> Iterator[Finding]:
+def _storage(storage: AnyPath) -> Iterator[Finding]:
     """See that a file that is written on any node can be read on the driver's, and back."""
     about, storage = "storage", storage.absolute()
-    folder = storage / f".doctor-{secrets.token_hex(4)}"
     mend = "Give a --storage that all nodes share and may write."
     try:
-        folder.mkdir(parents=True)
-        (folder / "driver").write_text("")
-    except OSError as error:
-        yield Finding(level="failure", about=about, text=f"{storage}: {error}", mend=mend)
+        strangers = list(without(storage))
+    except (OSError, TunerError) as error:
+        what, _, own_mend = str(error).partition(". ")
+        text = what if isinstance(error, TunerError) else f"{storage}: {what}"
+        yield Finding(level="failure", about=about, text=text, mend=own_mend or mend)
         return
-    try:
-        answers = ask_nodes(leave_mark, str(folder), "driver")
-        bad = 0
-        for answer in answers:
-            is_seen = (folder / answer.node).exists()
-            problem = answer.problem or ("" if answer.value and is_seen else "is another folder")
-            if problem:
-                bad += 1
-                text = f"{storage} on {answer.host} {answer.node[:8]}: {problem}"
-                yield Finding(level="failure", about=about, text=text, mend=mend)
-        if not bad:
-            free = shutil.disk_usage(storage).free / GB
-            text = f"{storage}: all nodes write and read it; {free:.0f} GB free"
-            yield Finding(level="ok", about=about, text=text)
-    finally:
-        shutil.rmtree(folder)
+    for stranger in strangers:
+        text = f"{storage} on {stranger.host} {stranger.node[:8]}: {stranger.problem}"
+        yield Finding(level="failure", about=about, text=text, mend=mend)
+    if not strangers:
+        text = f"{storage}: all nodes write and read it"
+        if isinstance(storage, Path):
+            text += f"; {shutil.disk_usage(storage).free / GB:.0f} GB free"
+        yield Finding(level="ok", about=about, text=text)
 
 
 def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iterator[Finding]:

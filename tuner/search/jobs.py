@@ -102,6 +102,7 @@ def submit(
     files: Mapping[str, str],
     metadata: Mapping[str, str],
     tell: Callable[[str], None],
+    extra: str = "",
 ) -> str:
     """Have the cluster run ``cifar-tune`` with these words.
 
@@ -111,6 +112,7 @@ def submit(
         files: Name and text of files that lie where the command is started.
         metadata: By which the job can be found again.
         tell: Told what takes a while.
+        extra: Of this package, that the command needs.
 
     Returns:
         The job's identifier.
@@ -119,7 +121,7 @@ def submit(
         ClusterError: If the cluster takes no job, or lacks what it has to bring along.
     """
     tell("Looking at what the head node has.")
-    missing = _missing(client)
+    missing = _missing(client, extra)
     environment: dict[str, Any] = {
         "py_modules": travelling(),
         "env_vars": {"PYTHONUNBUFFERED": "1"},
@@ -143,12 +145,12 @@ def submit(
     return job
 
 
-def _missing(client: JobSubmissionClient) -> list[str]:
+def _missing(client: JobSubmissionClient, extra: str) -> list[str]:
     """Give the requirements of this package that the head node does not meet, by a short job."""
     needed = {
         requirement.name: requirement
         for requirement in map(Requirement, requires("cifar-tune") or ())
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
     }
     with _explaining(client.get_address()):
         job = client.submit_job(entrypoint=shlex.join(["python", "-c", LOOK, *needed]))

@@ -1,8 +1,9 @@
 """The nodes of the connected cluster: what they have, and whether they can run our trials."""
 
 import platform
+import secrets
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -10,7 +11,9 @@ import ray
 from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tuner.errors import ClusterError
+from tuner.errors import ClusterError, UsageError
+from tuner.files import write_text
+from tuner.storage import AnyPath, remove_folder, to_path
 
 ANSWER_SECONDS = 90.0
 """A node with nothing in memory starts a worker in about 5 s."""
@@ -94,6 +97,57 @@ def _answer(node: dict[str, Any], promise: Any) -> Answer:
 def _late(node: dict[str, Any]) -> Answer:
     problem = f"no answer in {ANSWER_SECONDS:g} s"
     return Answer(node=node["NodeID"], host=node["NodeManagerHostname"], problem=problem)
+
+
+def without(storage: AnyPath) -> Iterator[Answer]:
+    """Give the nodes that do not share a storage with this machine, with the problem of each.
+
+    Raises:
+        OSError: If it cannot be written from here.
+        TunerError: Likewise.
+    """
+    folder = storage / f".doctor-{secrets.token_hex(4)}"
+    try:
+        write_text(folder / "driver", "")
+        for answer in ask_nodes(leave_mark, str(folder), "driver"):
+            is_seen = (folder / answer.node).exists()
+            problem = answer.problem or ("" if answer.value and is_seen else "is another folder")
+            if problem:
+                yield replace(answer, problem=problem)
+    finally:
+        remove_folder(folder)
+
+
+def refuse_unshared(storage: AnyPath) -> None:
+    """Make sure that all nodes of a cluster of several write and read one storage.
+
+    Raises:
+        ClusterError: With those that do not.
+        UsageError: If it cannot be written from here.
+    """
+    if len(alive_nodes()) == 1:
+        return
+    try:
+        strangers = list(without(storage))
+    except OSError as error:
+        raise UsageError(
+            f"{storage}: cannot be written: {error.strerror}. Choose another --storage."
+        ) from None
+    if strangers:
+        hosts = "; ".join(f"{node.host} {node.node[:8]}: {node.problem}" for node in strangers)
+        raise ClusterError(
+            f"--storage {storage}: not all nodes share it: {hosts}. Give a folder that they share, "
+            "or a URI such as s3://BUCKET/runs."
+        )
+
+
+def leave_mark(folder: str, here: str) -> bool:
+    """Say whether the driver's file is seen in the storage; if so, write one of this node's."""
+    path = to_path(folder)
+    if not (path / here).exists():
+        return False
+    write_text(path / ray.get_runtime_context().get_node_id(), "")
+    return True
 
 
 def versions_here() -> dict[str, str]:

@@ -20,6 +20,7 @@ from tuner.search.running import conduct, opened, refuse_useless
 from tuner.search.sampler import trial_seed
 from tuner.search.trainable import pack, pack_starts
 from tuner.space import load_resources
+from tuner.storage import on_disk
 from tuner.trial import USABLE, EpochRow, TrialState
 from tuner.weights import load_starts
 
@@ -108,7 +109,7 @@ def begin_refit(
         plan=plan,
         source=source,
         space=text,
-        resources=load_resources(source.path / "space.yaml"),
+        resources=_resources(source),
         space_name=record.space,
         search=replace(
             record.search,
@@ -137,7 +138,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
         plan=plan,
         source=None,
         space=(run.path / "space.yaml").read_text(),
-        resources=load_resources(run.path / "space.yaml"),
+        resources=_resources(run),
         space_name=run.record.space,
         search=replace(run.record.search, trials=plan.num_trials),
         data=run.record.data,
@@ -147,6 +148,11 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
         resume=True,
         **asked,
     )
+
+
+def _resources(run: Run) -> Resources:
+    with on_disk(run.path / "space.yaml") as file:
+        return load_resources(file)
 
 
 class Finalists:

@@ -14,6 +14,7 @@ from tuner.run import Run
 from tuner.schema import to_plain
 from tuner.search.slots import Slots
 from tuner.space import SearchSpace
+from tuner.storage import AnyPath
 from tuner.tracking import Target
 
 
@@ -25,7 +26,7 @@ class RunRequest:
     search: SearchConfig
     data: DataConfig
     data_dir: Path
-    storage: Path
+    storage: AnyPath
     name: str
     command: str
     keep: int

@@ -29,7 +29,7 @@ from tuner.run import Run, RunRecord, RunStatus, now
 from tuner.search.cluster import connected, hardware
 from tuner.search.conductor import Budget, Conductor, Proposer
 from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
-from tuner.search.nodes import versions_here
+from tuner.search.nodes import refuse_unshared, versions_here
 from tuner.search.progress import Progress
 from tuner.search.request import RunRequest
 from tuner.search.scheduler import make_scheduler
@@ -65,6 +65,7 @@ def opened(
     refuse_missing(request.log)
     own = {name: value for name, value in own.items() if value is not None}
     with connected(request.address), contextlib.ExitStack() as stack:
+        refuse_unshared(request.storage.absolute())
         slots = slots_of(request, resources or Resources(), splits)
         if math.isfinite(request.gpu_hours) and not any(s.gpus for s in slots.all_shares()):
             raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")

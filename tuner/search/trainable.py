@@ -11,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,11 @@ from tuner.compiling import CompileMode
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
+from tuner.errors import StorageError
 from tuner.files import replacing
 from tuner.search.slots import Share
 from tuner.sources import Images
+from tuner.storage import AnyPath, to_path
 from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.trial import TrialState, kept_row, read_status, write_history
 from tuner.weights import Start, start_key
@@ -79,7 +80,7 @@ def train_trial(
             config = TrialConfig.from_dict(params["config"])
             splits = unpack(data, device)
             start = unpack_start(starts, config.model)
-            path = Path(params["path"])
+            path = to_path(params["path"])
             if epoch_seconds is not None and not load_history(path / "state.safetensors"):
                 _refuse_slow(config, splits, device, start, micro_batches, epoch_seconds)
             state = _train(
@@ -90,6 +91,9 @@ def train_trial(
             raise
         except TooSlowError as error:
             outcome = {"outcome": "stopped", "reason": str(error)}
+        except StorageError:
+            # To the search this worker is lost, and its trial has done nothing wrong.
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 outcome = {"outcome": "out_of_memory", "reason": first_line(error)}
@@ -109,7 +113,7 @@ def _train(
     config: TrialConfig,
     splits: Splits,
     device: torch.device,
-    path: Path,
+    path: AnyPath,
     attempt: int,
     start: Start | None,
     micro_batches: int,
@@ -149,7 +153,7 @@ def _train(
     return "completed"
 
 
-def _refuse_successor(path: Path, attempt: int) -> None:
+def _refuse_successor(path: AnyPath, attempt: int) -> None:
     """Keep a worker that was taken for lost from writing over what its successor has written.
 
     Such a worker, on a machine that slept or was cut off, is heard by nobody any more, and waits in
@@ -201,7 +205,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def save_epoch(path: Path, epoch: Epoch, config: TrialConfig, splits: Splits) -> None:
+def save_epoch(path: AnyPath, epoch: Epoch, config: TrialConfig, splits: Splits) -> None:
     """Keep an epoch's weights and validation probabilities in the trial's folder."""
     checkpoint = Checkpoint(
         model=config.model,

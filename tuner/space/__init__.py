@@ -46,6 +46,7 @@ from tuner.space.grammar import read_record, refuse_impossible
 from tuner.space.plugin import with_sources
 from tuner.space.source import Node, dump, load
 from tuner.space.transfer import with_origins
+from tuner.storage import AnyPath
 
 __all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]
 
@@ -208,7 +209,7 @@ def find_space(name: str) -> Path:
 
 
 def load_space(
-    path: Path, overrides: Sequence[str] = (), storage: Path = Path("runs")
+    path: Path, overrides: Sequence[str] = (), storage: AnyPath = Path("runs")
 ) -> SearchSpace:
     """Read a space from a YAML file.
 

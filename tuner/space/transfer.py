@@ -1,7 +1,6 @@
 """What a space's ``pretrained`` models start from: names checked, runs looked up."""
 
 import hashlib
-from pathlib import Path
 
 from tuner.checkpoint import read_description
 from tuner.errors import TunerError
@@ -9,9 +8,10 @@ from tuner.models import Source
 from tuner.models.pretrained import name_problem, weights_problem
 from tuner.schema import Scalar, join
 from tuner.space.source import Node, descend, words
+from tuner.storage import AnyPath, on_disk
 
 
-def with_origins(root: Node, storage: Path) -> Node:
+def with_origins(root: Node, storage: AnyPath) -> Node:
     """Check ``space.model.pretrained``, if there is one, and add the architecture of its run.
 
     What holds its ``source`` already, as the ``space.yaml`` of a run does, is left alone.
@@ -27,7 +27,7 @@ def with_origins(root: Node, storage: Path) -> Node:
     return descend(root, "pretrained", lambda node: _with_origin(node, storage))
 
 
-def _with_origin(node: Node, storage: Path) -> Node:
+def _with_origin(node: Node, storage: AnyPath) -> Node:
     assert isinstance(node.value, dict)
     names = list(words(node.value.get("name")))
     for name in names:
@@ -42,7 +42,7 @@ def _with_origin(node: Node, storage: Path) -> Node:
     return _with_run(node, storage)
 
 
-def _with_run(node: Node, storage: Path) -> Node:
+def _with_run(node: Node, storage: AnyPath) -> Node:
     from tuner.run import find_run  # Half a second of pandas that only such spaces should wait for.
 
     assert isinstance(node.value, dict)
@@ -66,7 +66,7 @@ def _with_run(node: Node, storage: Path) -> Node:
     # Grey images have three channels by the time that they are normalized for ImageNet's weights.
     image_shape = (len(description.mean), *description.image_shape[1:])
     source = Source(model=description.model, image_shape=image_shape)
-    with record.checkpoint.open("rb") as file:
+    with on_disk(record.checkpoint) as local, local.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A folder is written down in full, to be found from anywhere.
     is_name = found.path == storage / run.value

@@ -1,13 +1,16 @@
 """TensorBoard's files: a folder a trial, with its curves and its hyperparameters."""
 
 import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
 from tuner.config import TrialConfig
 from tuner.run import Run
+from tuner.storage import replace_folder
 from tuner.tracking.figures import figures
 from tuner.trial import EpochRow, TrialStatus, flatten
 
@@ -18,11 +21,14 @@ FLUSH_SECONDS = 10
 class TensorBoard:
     """Writes ``tensorboard/NUMBER`` in the run folder.
 
-    The writer is ``tensorboardX``, which Ray Tune brings along.
+    The writer is ``tensorboardX``, which Ray Tune brings along. What belongs in a store is sent
+    there when a trial ends.
     """
 
     def __init__(self, run: Run) -> None:
-        self._folder = run.path / FOLDER
+        self._kept = run.path / FOLDER
+        self._scratch = tempfile.TemporaryDirectory(prefix="cifar-tune-")
+        self._folder = self._kept if isinstance(self._kept, Path) else Path(self._scratch.name)
         self._writers: dict[int, SummaryWriter] = {}
 
     def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
@@ -57,9 +63,17 @@ class TensorBoard:
         writer = self._writers.pop(number)
         writer.add_text("end", f"{status.state}: {status.reason}".rstrip(": "), len(history))
         writer.close()
+        self._send(number)
 
     def close(self) -> None:
         """Write what has not been written."""
-        for writer in self._writers.values():
+        for number, writer in self._writers.items():
             writer.close()
+            self._send(number)
         self._writers.clear()
+        self._scratch.cleanup()
+
+    def _send(self, number: int) -> None:
+        name = f"{number:04d}"
+        if self._folder != self._kept:
+            replace_folder(self._folder / name, self._kept / name)

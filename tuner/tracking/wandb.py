@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -35,7 +36,7 @@ class WeightsAndBiases:
             group=self._run.record.name,
             name=f"{self._run.record.name} {number:04d}",
             id=f"{self._key[:8]}-{number:04d}",
-            dir=str(self._run.path),
+            dir=str(self._run.path) if isinstance(self._run.path, Path) else None,
             config=config.to_dict(),
             # Several trials run at once in this process.
             reinit="create_new",

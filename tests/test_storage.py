@@ -1,0 +1,243 @@
+"""A run lies in a folder or in a store, with the same promises; a store may be gone for a while."""
+
+import pickle
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.stores import S3Server
+from tuner import store
+from tuner.errors import StorageError, UsageError
+from tuner.files import append_line, replacing, write_text
+from tuner.remote import Remote
+from tuner.storage import (
+    AnyPath,
+    at_a_glance,
+    copy_file,
+    holding,
+    on_disk,
+    replace_folder,
+    scratch,
+    stamp,
+    to_path,
+)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
+    """Give an empty folder of each kind."""
+    return tmp_path if request.param == "folder" else request.getfixturevalue("bucket")
+
+
+def test_a_file_is_read_as_it_was_written(place: AnyPath) -> None:
+    write_text(place / "a" / "file.txt", "räksmörgås\n猫\n")
+    assert (place / "a" / "file.txt").read_bytes() == "räksmörgås\n猫\n".encode()
+    assert (place / "a" / "file.txt").read_text() == "räksmörgås\n猫\n"
+    assert (place / "a").exists()
+    assert not (place / "a" / "other.txt").exists()
+    assert [path.name for path in place.iterdir()] == ["a"]
+
+
+def test_a_block_that_raises_leaves_the_old_file(place: AnyPath) -> None:
+    write_text(place / "file.txt", "old")
+
+    def fail() -> None:
+        with replacing(place / "file.txt") as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (place / "file.txt").read_text() == "old"
+
+
+def test_what_is_not_there_is_not_found(place: AnyPath) -> None:
+    with pytest.raises(FileNotFoundError):
+        (place / "file.txt").read_text()
+    (place / "file.txt").unlink(missing_ok=True)
+    assert stamp(place / "file.txt") is None
+
+
+def test_lines_are_added_at_the_end(place: AnyPath) -> None:
+    write_text(place / "other", "")
+    for line in ("one", "two", "three"):
+        append_line(place / "lines", line)
+    assert (place / "lines").read_text() == "one\ntwo\nthree\n"
+
+
+def test_folders_are_found_by_a_file_in_them(place: AnyPath) -> None:
+    write_text(place / "b" / "run.json", "")
+    write_text(place / "a" / "run.json", "")
+    write_text(place / "c" / "other.json", "")
+    assert holding(place, "run.json") == [place / "a", place / "b"]
+    assert not holding(place / "nowhere", "run.json")
+
+
+def test_a_glance_knows_a_folder_as_it_was_seen(bucket: Remote) -> None:
+    write_text(bucket / "trials" / "0001" / "status.json", "old")
+    write_text(bucket / "trials" / "0001" / "large.bin", "")
+    seen = at_a_glance(bucket / "trials", "status.json")
+    write_text(bucket / "trials" / "0001" / "status.json", "new")
+    (bucket / "trials" / "0001" / "large.bin").unlink(missing_ok=True)
+    (trial,) = seen.iterdir()
+    assert (trial / "status.json").read_text() == "old"
+    assert (trial / "large.bin").exists()
+    assert not (trial / "none").exists()
+    with pytest.raises(FileNotFoundError):
+        (trial / "none").read_bytes()
+    there = pickle.loads(pickle.dumps(trial))
+    assert (there / "status.json").read_text() == "new", "what was seen does not travel"
+
+
+def test_a_stamp_changes_with_the_file(place: AnyPath) -> None:
+    write_text(place / "file", "one")
+    first = stamp(place / "file")
+    assert first == stamp(place / "file")
+    time.sleep(0.02)
+    write_text(place / "file", "one more")
+    assert stamp(place / "file") != first
+
+
+def test_a_file_on_disk_is_the_file_or_a_copy_for_a_while(place: AnyPath) -> None:
+    write_text(place / "weights.bin", "weights")
+    with on_disk(place / "weights.bin") as file:
+        assert file.read_text() == "weights"
+        assert file.name == "weights.bin"
+    assert file.exists() == (file == place / "weights.bin")
+
+
+def test_a_file_is_copied_between_all_kinds(place: AnyPath, tmp_path: Path) -> None:
+    write_text(place / "one", "text")
+    copy_file(place / "one", place / "two")
+    copy_file(place / "two", tmp_path / "three")
+    copy_file(tmp_path / "three", place / "four")
+    assert (place / "four").read_text() == "text"
+
+
+def test_a_folder_takes_the_place_of_another_with_all_in_it(place: AnyPath, tmp_path: Path) -> None:
+    write_text(place / "top2" / "stale.png", "")
+    write_text(place / "top2" / "metrics.json", "old")
+    new = tmp_path / "scratch" / "new"
+    write_text(new / "metrics.json", "new")
+    write_text(new / "members" / "0001.bin", "weights")
+    replace_folder(new, place / "top2", last="metrics.json")
+    assert (place / "top2" / "metrics.json").read_text() == "new"
+    assert (place / "top2" / "members" / "0001.bin").read_text() == "weights"
+    assert sorted(path.name for path in (place / "top2").iterdir()) == ["members", "metrics.json"]
+
+
+def test_a_scratch_folder_is_gone_after_its_block(place: AnyPath) -> None:
+    write_text(place / "run.json", "")
+    with scratch(place, ".ensemble-") as folder:
+        write_text(folder / "soup.bin", "soup")
+        assert (folder / "soup.bin").exists()
+        assert folder.name.startswith(".ensemble-")
+    assert [path.name for path in place.iterdir()] == ["run.json"]
+
+
+def test_of_writers_at_once_one_creates_a_file(bucket: Remote) -> None:
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        try:
+            (bucket / "lock").create(str(number).encode())
+        except FileExistsError:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(bucket / "lock").read_text()] == [str(number) for number in won]
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://", "s3:/bucket", "s3://bucket/../x", "file:///runs", "://x"]
+)
+def test_what_is_no_folder_of_a_store_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="write s3://BUCKET/FOLDER"):
+        to_path(text)
+
+
+def test_slashes_too_many_change_nothing() -> None:
+    assert to_path("s3://bucket//runs/") == to_path("s3://bucket/runs")
+
+
+def test_a_kind_of_storage_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="no such kind of storage"):
+        (to_path("nonsense://bucket/runs") / "run.json").exists()
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UsageError, match=re.escape("pip install 'cifar-tune[gcs]'")):
+        to_path("gs://bucket/runs").exists()
+
+
+def test_missing_credentials_are_told_at_once(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setitem(store.OPTIONS, "s3", {"max_concurrency": 2})  # Makes a client of its own.
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="credentials"):
+        to_path("s3://refused/runs").exists()
+    assert time.monotonic() - began < store.FIRST_SECONDS / 2
+
+
+def test_access_that_is_lost_is_no_mistake_of_the_trial(bucket: Remote) -> None:
+    """So that its worker counts as lost, and it goes on when the search does."""
+
+    def refuse(fs: object) -> None:
+        raise PermissionError("ExpiredToken")
+
+    fresh = store.Store("s3://bucket")
+    with pytest.raises(UsageError, match="ExpiredToken"):
+        fresh.answer(refuse)
+    fresh.answer(lambda fs: fs.exists("s3://bucket"))
+    with pytest.raises(StorageError, match="ExpiredToken"):
+        fresh.answer(refuse)
+
+
+def test_an_outage_is_waited_out_and_told(
+    bucket: Remote, server: S3Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_text(bucket / "before", "kept")
+    server.kill()
+    timer = threading.Timer(2.0, server.start)
+    timer.start()
+    write_text(bucket / "meanwhile", "written")
+    timer.join()
+    assert (bucket / "before").read_text() == "kept"
+    assert (bucket / "meanwhile").read_text() == "written"
+    told = capfd.readouterr().err
+    assert "s3://bucket does not answer" in told
+    assert re.search(r"answers again, after \d+ s", told)
+
+
+def test_an_outage_is_waited_out_once(
+    bucket: Remote, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 1.0)
+    write_text(bucket / "file", "")
+    server.kill()
+    try:
+        with pytest.raises(StorageError, match="--resume"):
+            (bucket / "file").read_text()
+        began = time.monotonic()
+        with pytest.raises(StorageError):
+            write_text(bucket / "file", "")
+    finally:
+        server.start()
+    assert time.monotonic() - began < 8, "only the library's own attempts"
+    assert (bucket / "file").read_text() == ""

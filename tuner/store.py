@@ -1,0 +1,141 @@
+"""A store of objects as fsspec sees it, which is waited for when it no longer answers."""
+
+import errno
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from tuner.errors import StorageError, UsageError
+
+FIRST_SECONDS = 20.0
+"""For so long a store that has never answered this process is asked again."""
+PATIENCE_SECONDS = 900.0
+"""For so long one that has."""
+LONGEST_PAUSE = 5.0
+"""Between two attempts."""
+EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Scheme -> extra of this package that brings what it takes."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        # One connection a file: else each reading asks for its size first.
+        "max_concurrency": 1,
+        # A server that is gone is given up soon: here it is asked again.
+        "config_kwargs": {
+            "connect_timeout": 10,
+            "read_timeout": 30,
+            "retries": {"max_attempts": 1},
+        },
+    },
+}
+"""Scheme -> how its file system is made; all else comes from the environment and fsspec's files."""
+
+
+class Store:
+    """A bucket as fsspec sees it, asked until it answers.
+
+    Attributes:
+        place: Its address, ``SCHEME://BUCKET``.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self._fs = _file_system(place.partition("://")[0])
+        self._has_answered = False
+        self._silent_since: float | None = None
+        self._lock = threading.Lock()
+
+    def answer(self, question: Callable[[Any], Any]) -> Any:
+        """Give what the question comes to.
+
+        Raises:
+            FileNotFoundError: As the file system does.
+            FileExistsError: Likewise.
+            UsageError: If access is refused.
+            StorageError: If it is refused later, or there is no answer for too long. An outage is
+                waited out once, however many questions are asked in it.
+        """
+        pause = 0.2
+        while True:
+            try:
+                found = question(self._fs)
+            except (FileNotFoundError, FileExistsError):
+                self._hear()
+                raise
+            except (TypeError, AttributeError, NotImplementedError):
+                raise  # Mistakes of ours, which no waiting mends.
+            except Exception as error:
+                # Each library has errors of its own for a server that is gone, or not well.
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if isinstance(error, PermissionError) or "credentials" in reason.lower():
+                    # What was granted before and is refused now has run out.
+                    kind = StorageError if self._has_answered else UsageError
+                    raise kind(
+                        f"{self.place}: access is refused ({reason}). The storage takes the "
+                        "credentials and the endpoint that its own tools find, such as those of "
+                        "AWS_PROFILE and AWS_ENDPOINT_URL."
+                    ) from error
+                if isinstance(error, OSError) and error.errno == errno.EINVAL:
+                    # So s3fs calls what a store will never do.
+                    raise StorageError(f"{self.place}: it will not do that: {reason}") from error
+                self._miss(reason, error)
+            else:
+                self._hear()
+                return found
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _hear(self) -> None:
+        self._has_answered = True
+        if self._silent_since is None:
+            return
+        with self._lock:
+            since, self._silent_since = self._silent_since, None
+        if since is not None:
+            _tell(f"{self.place} answers again, after {time.monotonic() - since:.0f} s.")
+
+    def _miss(self, reason: str, error: Exception) -> None:
+        limit = PATIENCE_SECONDS if self._has_answered else FIRST_SECONDS
+        now = time.monotonic()
+        with self._lock:
+            is_first = self._silent_since is None
+            since = self._silent_since = now if self._silent_since is None else self._silent_since
+        if is_first:
+            _tell(f"{self.place} does not answer ({reason}); trying again for {limit:.0f} s.")
+        if now - since > limit:
+            raise StorageError(
+                f"{self.place}: no answer for {limit:.0f} s: {reason}. What was saved before is "
+                "kept; once it answers, a run that was searched goes on with --resume."
+            ) from error
+
+
+@cache
+def store_of(place: str) -> Store:
+    """Give the one store of ``SCHEME://BUCKET`` in this process."""
+    return Store(place)
+
+
+def _file_system(scheme: str) -> Any:
+    import fsspec  # It takes a while, which runs here should not wait for.
+
+    own = OPTIONS.get(scheme, {})
+    users = fsspec.config.conf.get(scheme, {})
+    nested = {key: own[key] | users.get(key, {}) for key in own if isinstance(own[key], dict)}
+    try:
+        return fsspec.filesystem(scheme, use_listings_cache=False, **own | nested)
+    except ImportError as error:
+        extra = EXTRAS.get(scheme)
+        needed = f"pip install 'cifar-tune[{extra}]'" if extra else str(error)
+        raise UsageError(
+            f"--storage {scheme}://: needs a package that is not installed: {needed}"
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"--storage {scheme}://: there is no such kind of storage; take s3:// or gs://"
+        ) from error
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
