@@ -131,6 +131,7 @@ def replace_folder(new: Path, folder: AnyPath, *, last: str = "") -> None:
 def scratch(beside: AnyPath, prefix: str) -> Iterator[AnyPath]:
     """Give a folder in the folder ``beside``, for as long as the block lasts."""
     if not isinstance(beside, Remote):
+        beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as folder:
             yield Path(folder)
         return

@@ -2,12 +2,10 @@
 
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 from rich.console import Console
 
@@ -28,6 +26,7 @@ from tuner.search.slots import Slots, fitting
 from tuner.search.study import refuse_unfit
 from tuner.search.trainable import pack, pack_starts
 from tuner.space import SearchSpace
+from tuner.storage import AnyPath, scratch
 from tuner.weights import load_starts
 
 MOST_DRAWN = 100
@@ -44,7 +43,7 @@ class Plan:
     """A forecast, and where it is kept for the report of the search."""
 
     forecast: Forecast
-    path: Path
+    path: AnyPath
 
 
 def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
@@ -70,11 +69,10 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     with connected(request.address):
         slots = slots_of(request, space.resources, splits)
         path = request.plan_path(splits, slots).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
         console.print(f"{slots}; measuring for {seconds:.0f} s", markup=False)
         began = time.monotonic()
         with (
-            tempfile.TemporaryDirectory(dir=path.parent) as scratch,
+            scratch(path.parent, ".measuring-") as folder,
             console.status("Starting workers") as status,
         ):
             measured = measure_all(
@@ -82,7 +80,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
                 slots.share,
                 slots.count,
                 {"data": pack(splits), "starts": pack_starts(starts)},
-                Path(scratch),
+                folder,
                 seconds,
                 lambda number: status.update(f"{number} configurations measured"),
             )

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -30,6 +29,7 @@ from tuner.search.trainable import (
     unpack,
     unpack_start,
 )
+from tuner.storage import AnyPath, scratch, to_path
 from tuner.train import PROBE_STEPS, Epoch, probe_epochs
 from tuner.trial import write_history
 from tuner.weights import Start
@@ -72,7 +72,7 @@ def measure_all(
     share: Callable[[TrialConfig], Share],
     at_once: int,
     shipped: dict[str, Any],
-    folder: Path,
+    folder: AnyPath,
     seconds: float,
     tell: Callable[[int], None],
 ) -> list[Measured | None]:
@@ -177,7 +177,7 @@ def measure(
             splits = unpack(data, device)
             start = unpack_start(starts, config.model)
             probe = _Probe(config, splits, device, start, micro_batches)
-            return probe.run(share, waited, began, Path(folder))
+            return probe.run(share, waited, began, to_path(folder))
         except Exception as error:
             problem = f"{type(error).__name__}: {first_line(error)}"
             if not is_out_of_memory(error):
@@ -197,7 +197,7 @@ class _Probe:
     start: Start | None
     micro_batches: int
 
-    def run(self, share: Share, waited: float, began: float, folder: Path) -> Measured:
+    def run(self, share: Share, waited: float, began: float, folder: AnyPath) -> Measured:
         _reset_peak(self.device)
         whole = len(self.splits.train) // min(self.config.batch_size, len(self.splits.train))
         with closing(self._epochs(PROBE_STEPS)) as epochs:
@@ -240,10 +240,9 @@ class _Probe:
             steps=steps,
         )
 
-    def _write(self, epoch: Epoch, folder: Path) -> tuple[dict[str, int], float]:
+    def _write(self, epoch: Epoch, folder: AnyPath) -> tuple[dict[str, int], float]:
         """Write an epoch's files as a trial does; give their sizes and the seconds."""
-        with tempfile.TemporaryDirectory(dir=folder) as name:
-            path = Path(name)
+        with scratch(folder, "epoch-") as path:
             times = []
             for _ in range(WRITINGS):
                 began = time.perf_counter()
@@ -251,7 +250,7 @@ class _Probe:
                 write_history(path, [epoch.figures])
                 save_state(path / "state.safetensors", epoch.learner.state(), [epoch.figures])
                 times.append(time.perf_counter() - began)
-            sizes = {file.name: file.stat().st_size for file in path.iterdir()}
+            sizes = {file.name: len(file.read_bytes()) for file in path.iterdir()}
         return sizes, statistics.fmean(times)
 
 

@@ -64,7 +64,7 @@ class SearchRequest(RunRequest):
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
 
-    def plan_path(self, splits: Splits, slots: Slots) -> Path:
+    def plan_path(self, splits: Splits, slots: Slots) -> AnyPath:
         """Give where the plan of this search is kept: under a key of all that bears on its cost.
 
         Args:
