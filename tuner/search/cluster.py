@@ -15,7 +15,9 @@ from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.exceptions import RayError
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError, RayError
 
 import tuner
 from tuner.errors import ClusterError, UsageError
@@ -54,9 +56,11 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False}
     else:
         _check_address(address)
-        show_token()
         options |= {"address": address, "runtime_env": _luggage()}
     try:
+        # Of a cluster that asks for no token, the workers do not answer a driver that shows one.
+        if address is not None and _asks_for_token(address):
+            show_token()
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         reason = _why_not(error)
@@ -113,11 +117,23 @@ TOKEN_ADVICE = (
 
 
 def show_token() -> None:
-    """Have Ray show the token that lies here, if one does, as ``ray start`` asks for it then.
+    """Have Ray show the token that lies here, if one does.
 
     What the user says in ``RAY_AUTH_MODE`` goes before.
     """
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster answers only to who shows its token, and this process shows none."""
+    try:
+        GcsClient(address=canonicalize_bootstrap_address_or_die(address))
+    except AuthenticationError:
+        return True
+    except (RuntimeError, ConnectionError, RayError):
+        # Of whatever else is wrong, Ray's own way to connect tells more.
+        return False
+    return False
 
 
 def is_about_token(text: str) -> bool:
