@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from tests.benchmarks.processes import Process, descendants
@@ -54,9 +54,18 @@ def pretend(python: Path, package: str, version: str) -> None:
 
 
 class Raylets:
-    """A head with a dashboard, and nodes that join it, until the end of a ``with`` block."""
+    """A head with a dashboard, and nodes that join it, until the end of a ``with`` block.
 
-    def __init__(self, python: Path = Path(sys.executable), *, cpus: int = 1) -> None:
+    Args:
+        python: That the head runs on.
+        cpus: That it has.
+        token: File of the token that all of them ask for; ``None`` if they ask for none.
+    """
+
+    def __init__(
+        self, python: Path = Path(sys.executable), *, cpus: int = 1, token: Path | None = None
+    ) -> None:
+        self._token = token
         # A short path, for Ray's sockets.
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -109,9 +118,11 @@ class Raylets:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment |= {
             "PATH": f"{python.parent}:{environment['PATH']}",
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token" if self._token else "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
+        if self._token:
+            environment["RAY_AUTH_TOKEN_PATH"] = str(self._token)
         # Nodes that share a folder unpack what travels over each other.
         folder = Path(self._folder.name, str(len(self._processes)))
         folder.mkdir()
@@ -151,6 +162,8 @@ def wait_for(url: str, seconds: float = 120) -> None:
         try:
             with urlopen(url, timeout=5):
                 return
+        except HTTPError:
+            return  # It asks who we are.
         except (URLError, OSError):
             assert time.monotonic() < end, f"no answer from {url}"
             time.sleep(0.5)

@@ -66,7 +66,7 @@ def start(folder: Path, *words: str, **options: object) -> "subprocess.Popen[str
     return subprocess.Popen(
         [str(PROGRAM), *words, "--storage", str(folder / "runs")],
         cwd=folder,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=os.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -159,3 +159,17 @@ def test_a_node_with_another_torch_is_named_in_a_table(
         assert "failure  versions: 1 nodes differ" in out
     finally:
         cluster.remove(number)
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_token_is_shown_to_a_cluster_that_asks_for_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    token = folder / "token"
+    token.write_text("cifar-tune-" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    words = ("search", "--space", "space.yaml", "--epochs", "2", "--trials", "2")
+    with Raylets(token=token if is_asked else None) as raylets:
+        for name, address in (("near", raylets.address), ("far", raylets.dashboard)):
+            code, out, err = finish(start(folder, *words, "--address", address, "--name", name))
+            assert code == 0, out + err
