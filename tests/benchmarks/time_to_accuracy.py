@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from tests.benchmarks import tutorial
-from tuner.config import DataConfig, TrialConfig
+from tuner.config import DataConfig, ModelConfig, TrialConfig
 from tuner.data import Splits, load_splits, load_test
 from tuner.device import compute_dtype, find_device
 from tuner.evaluate import predict_probs, score
@@ -33,11 +34,21 @@ from tuner.train import train
 SPEED = Path(__file__).parents[2] / "search_spaces" / "speed.yaml"
 
 
-def recipe(epochs: int, seed: int) -> TrialConfig:
-    """Give the baseline of ``speed.yaml``; what it leaves to the sampler is at its default."""
+def recipe(epochs: int, seed: int, width: int | None) -> TrialConfig:
+    """Give the baseline of ``speed.yaml``; what it leaves to the sampler is at its default.
+
+    Args:
+        epochs: Of the training.
+        seed: Of the training.
+        width: Of the first stage, instead of the baseline's.
+    """
     space = load_space(SPEED)
     trial = RandomTrial(0, space.baseline_params(0))
-    return space.sample(trial, epochs=epochs, seed=seed, baseline=0)
+    config = space.sample(trial, epochs=epochs, seed=seed, baseline=0)
+    if width is None:
+        return config
+    model = ModelConfig(config.model.family, {**config.model.params, "width": width})
+    return replace(config, model=model)
 
 
 class Course:
@@ -127,6 +138,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int, nargs="+", default=[2, 6])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--width", type=int, help="of speednet's first stage")
     parser.add_argument("--no-tutorial", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -136,9 +148,10 @@ def main() -> None:
     splits = load_splits(data, options.data_dir)
     course = Course(splits, load_test(data, options.data_dir).images, device)
     found: dict[str, list[dict[str, Any]]] = {}
+    network = f"speednet of width {options.width}" if options.width else "speednet"
     for epochs in options.epochs:
-        found[f"speednet, {epochs} epochs"] = [
-            course.ours(recipe(epochs, seed)) for seed in range(options.seeds)
+        found[f"{network}, {epochs} epochs"] = [
+            course.ours(recipe(epochs, seed, options.width)) for seed in range(options.seeds)
         ]
     if not options.no_tutorial:
         longest = max(run["seconds"] for runs in found.values() for run in runs)
