@@ -59,8 +59,10 @@ def test_a_search_whose_lock_was_taken_is_interrupted(
 
     def search() -> None:
         with locked(bucket):
-            write_json(bucket / locking.NAME, {"token": "another"})
-            time.sleep(10)
+            # Again and again, for a renewal under way writes over the first.
+            for _ in range(40):
+                write_json(bucket / locking.NAME, {"token": "another"})
+                time.sleep(0.25)
 
     with pytest.raises(KeyboardInterrupt):
         search()
