@@ -1,6 +1,7 @@
 """What several test modules share: one thread, the digits, and a run folder of real trials."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ settings.register_profile("tuner", deadline=None)
 settings.load_profile("tuner")
 # Every test trains something tiny, which more threads only slow down.
 torch.set_num_threads(1)
+# A job in the background of a script ignores interrupts, and so would the programs that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
