@@ -1,7 +1,6 @@
 """Searches and examinations as jobs of a real head, on nodes that lack our packages."""
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.processes import PROGRAM
+from tests.benchmarks.processes import PROGRAM, environment
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run import Run
 
@@ -66,7 +65,7 @@ def start(folder: Path, *words: str, **options: object) -> "subprocess.Popen[str
     return subprocess.Popen(
         [str(PROGRAM), *words, "--storage", str(folder / "runs")],
         cwd=folder,
-        env=os.environ,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

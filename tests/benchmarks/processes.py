@@ -75,6 +75,11 @@ def alive(processes: Iterable[Process]) -> list[Process]:
     return [process for process in processes if process.is_alive()]
 
 
+def environment() -> dict[str, str]:
+    """Give the user's environment: a Ray of this process asks for a token, and says so in ours."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+
+
 class Search:
     """``cifar-tune search``, or another ``command``, in a process and a session of its own.
 
@@ -90,6 +95,7 @@ class Search:
             self.process = subprocess.Popen(
                 [str(PROGRAM), command, "--storage", str(folder / "runs"), *arguments],
                 cwd=folder,
+                env=environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,
