@@ -37,6 +37,16 @@ space:
       resnet: {depth: 20, width_factor: {choice: [0.5, 1.0]}}
   optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
 """
+STOPPED = """
+search: {trials: 12, epochs: 6, grace: 1, reduction: 2, sampler: random, scheduler: asha}
+space:
+  batch_size: 64
+  model:
+    choice:
+      cnn: {stages: 3, width: {choice: [16, 32, 48]}}
+      resnet: {depth: 20, width_factor: {choice: [0.5, 1.0]}}
+  optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
+"""
 IMAGES = 2000
 """Of the real images that are trained on."""
 PART = ("search.trials=10", "search.epochs=6", "search.grace=2")
@@ -104,19 +114,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="CIFAR-10 as class folders")
     parser.add_argument("--measure", type=float, default=40.0, help="seconds of each plan")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the searches")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="plan-") as name:
         folder = Path(name)
-        families = folder / "two_families.yaml"
+        families, stopped = folder / "two_families.yaml", folder / "two_stopped.yaml"
         families.write_text(FAMILIES)
+        stopped.write_text(STOPPED)
         digits = DataConfig(source="digits")
         asked = [(ROOT / "search_spaces" / "quick.yaml", digits, ()), (families, digits, ())]
         if options.data:
             real = DataConfig(source=str(options.data.absolute()), train_limit=IMAGES)
             asked.append((ROOT / "search_spaces" / "cnn_small.yaml", real, PART))
+            asked.append((stopped, real, ()))
         for space, data, overrides in asked:
+            if options.only and space.stem not in options.only:
+                continue
             found[space.stem] = measure(space, data, overrides, options.measure, folder)
             Console(stderr=True).print(f"{space.stem}: done")
     if options.json:
