@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from PIL import Image
 
 from tuner.config import DataConfig
 from tuner.search.cluster import TOKEN_ADVICE, _why_not
@@ -29,6 +30,20 @@ def test_a_machine_where_all_is_well_is_told_so(session: None, tmp_path: Path) -
     assert list(found) == ["cluster", "node", "versions", "storage", "data", "trials"]
     assert "2 trials at a time, each on 1 CPU" in found["trials"].text
     assert list((tmp_path / "runs").iterdir()) == [], "it leaves nothing behind"
+
+
+def test_a_folder_of_images_is_looked_at(session: None, tmp_path: Path) -> None:
+    for part, number in (("train", 20), ("test", 1)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(number):
+                image = Image.new("RGB", (8, 8), (index, 0, 0))
+                image.save(tmp_path / "images" / part / name / f"{index}.png")
+    found = findings(tmp_path / "runs", str(tmp_path / "images"), tmp_path / "data")
+    assert found["data"].level == "ok"
+    assert "36 training and 4 validation images" in found["data"].text
+    gone = findings(tmp_path / "runs", str(tmp_path / "nothing"), tmp_path / "data")
+    assert gone["data"].level == "failure"
 
 
 def test_what_is_wrong_comes_with_what_mends_it(session: None, tmp_path: Path) -> None:

@@ -180,10 +180,7 @@ def _storage(storage: AnyPath) -> Iterator[Finding]:
 
 
 def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iterator[Finding]:
-    # Decoded, and as torchvision fetches it.
-    kept = [data_dir / data.source, *data_dir.glob(f"{data.source.replace('cifar', 'cifar-')}-*")]
-    is_fetched = data.source in KNOWN and data.source != "digits"
-    if is_fetched and not any(path.exists() for path in kept):
+    if data.source in KNOWN and data.source != "digits" and not _is_kept(data.source, data_dir):
         yield Finding(
             level="warning",
             about="data",
@@ -213,6 +210,12 @@ def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iter
         )
     else:
         yield Finding(level="ok", about="data", text=text)
+
+
+def _is_kept(source: str, data_dir: Path) -> bool:
+    """Whether a data set that is fetched lies there, decoded or as torchvision fetches it."""
+    fetched = data_dir.glob(f"{source.replace('cifar', 'cifar-')}-*")
+    return (data_dir / source).exists() or any(fetched)
 
 
 def _slots() -> Iterator[Finding]:
