@@ -5,7 +5,8 @@
 A search of short trainings on the digits, and the same trainings as function trainables of stock
 Tune, each in an actor of its own as is Tune's default. Which trial took whose slot is found from
 the times of their epochs: a trial takes the slot that was free first. The share of slot time is
-what epochs, validation included, make of all time between a slot's first epoch and its last.
+what epochs, validation included, make of all time between a slot's first epoch and its last. Long
+trials, of half a minute or more, have epochs of about a second, with a wider network.
 """
 
 import argparse
@@ -74,6 +75,7 @@ def search_digits(
     *,
     trials: int,
     epochs: int,
+    width: int = 32,
     concurrent: int | None = None,
     cpus_per_trial: float | None = None,
 ) -> list[Trained]:
@@ -82,7 +84,8 @@ def search_digits(
     file = folder / "space.yaml"
     file.write_text(SPACE)
     settings = {"trials": trials, "epochs": epochs, "scheduler": "none", "sampler": "random"}
-    space = load_space(file, [f"search.{key}={value}" for key, value in settings.items()])
+    changes = [f"search.{key}={value}" for key, value in settings.items()]
+    space = load_space(file, [*changes, f"space.model.cnn.width={width}"])
     request = SearchRequest(
         space=space,
         space_name=str(file),
@@ -190,7 +193,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--long-trials", type=int, default=6)
-    parser.add_argument("--long-epochs", type=int, default=250, help="half a minute or more")
+    parser.add_argument("--long-epochs", type=int, default=27)
+    parser.add_argument("--long-width", type=int, default=80, help="for half a minute or more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     ray.init(
@@ -200,17 +204,21 @@ def main() -> None:
         slots = plan_slots(Resources()).count
         with tempfile.TemporaryDirectory(prefix="turnover-") as name:
             folder = Path(name)
-            short, long = options.epochs, options.long_epochs
             half = options.trials // 2
-            before = stock(folder / "before", half, short)
-            found = {
-                name: figures_of(search_digits(folder / name, trials=t, epochs=e), slots)
-                for name, t, e in (
-                    ("cifar-tune", options.trials, short),
-                    ("cifar-tune, long", options.long_trials, long),
-                )
+            before = stock(folder / "before", half, options.epochs)
+            trained = {
+                "cifar-tune": search_digits(
+                    folder / "short", trials=options.trials, epochs=options.epochs
+                ),
+                "cifar-tune, long": search_digits(
+                    folder / "long",
+                    trials=options.long_trials,
+                    epochs=options.long_epochs,
+                    width=options.long_width,
+                ),
             }
-            after = stock(folder / "after", options.trials - half, short)
+            found = {name: figures_of(trials, slots) for name, trials in trained.items()}
+            after = stock(folder / "after", options.trials - half, options.epochs)
             gaps, shares = zip(*(turnovers(part, slots) for part in (before, after)), strict=True)
             both = figures_of([*before, *after], slots)
             found["stock Tune"] = both | {
