@@ -226,6 +226,14 @@ def test_the_importance_of_few_trials_is_not_told(run: Run) -> None:
     assert importances(spaces(), run.trials()[:10]) == {}
 
 
+def test_a_family_without_a_score_before_the_only_one_with_scores_is_passed_over(run: Run) -> None:
+    trials = run.trials()
+    first = trials[0].config.model.family
+    mute = [replace(t, history=()) if t.config.model.family == first else t for t in trials]
+    mute += [replace(t, number=t.number + 100) for t in mute if t.history]
+    assert list(importances(spaces(), mute)) == [ALL]
+
+
 def test_best_values_that_crowd_at_the_end_of_a_range_are_told_of(run: Run) -> None:
     lines = advise(spaces(), SEARCH, run.trials(), {})
     (edge,) = [line for line in lines if "lie at the" in line]

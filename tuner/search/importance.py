@@ -43,8 +43,9 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
         ):
             numbers_of[ALL].add(trial.number)
             numbers_of.setdefault(trial.config.model.family, set()).add(trial.number)
-    if len(numbers_of) == 2:
-        del numbers_of[trials[0].config.model.family]
+    families = [group for group in numbers_of if group != ALL]
+    if len(families) == 1:
+        del numbers_of[families[0]]
     told = sampler.study.get_trials(deepcopy=False)
     shares = {
         group: _shares([t for t in told if t.user_attrs["trial"] in numbers])
