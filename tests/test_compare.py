@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,21 @@ from tests.test_conductor import World
 from tuner.cli import main
 from tuner.compare import compare, differences, verdict
 from tuner.run import Run
+from tuner.search.slots import Share
 
 
-def search(storage: Path, name: str, *accuracies: list[float]) -> Run:
+def search(storage: Path, name: str, *accuracies: list[float], gpus: float = 0.5) -> Run:
     """Leave a run of one trial for each list of accuracies."""
     world = World(storage)
     conductor = world.conductor()
+    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=gpus))
     for curve in accuracies:
         worker = world.begin(conductor)
         if all([worker.step(accuracy) for accuracy in curve]):
             worker.finish()
     world.run.path.rename(storage / name)
     run = Run.open(storage / name)
-    run.update(name=name, status="finished", slots={"count": 2, "cpus": 1, "gpus": 0.5})
+    run.update(name=name, status="finished")
     return run
 
 
@@ -98,3 +101,18 @@ def test_a_comparison_fits_its_terminal(
     assert all(len(line) <= width for line in table.splitlines())
     assert "over epochs" in table
     assert ("over GPU-hours" in table) == (width == 140)
+
+
+def test_a_run_without_a_gpu_has_no_place_over_gpu_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = search(tmp_path, "one", [0.3, 0.5, 0.6, 0.6])
+    two = search(tmp_path, "two", [0.4, 0.5, 0.5, 0.6], gpus=0)
+    page = tmp_path / "page.html"
+    assert (
+        type_command(monkeypatch, "compare", str(one.path), str(two.path), "--html", str(page)) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(re.findall("[▁-█]+", lines[1])) == 2
+    assert re.search(r" - +0:00:\d\d +[▁-█]+ +-$", lines[2].rstrip())
+    assert "Over GPU-hours without two: no trial held a GPU there." in page.read_text()

@@ -325,6 +325,26 @@ def test_gpu_seconds_are_those_of_epochs_over_all_resumes(world: World) -> None:
     assert unstopped(world, gpu_seconds=4.5).start() is not None
 
 
+def test_the_budget_counts_the_gpus_that_a_trial_held(world: World) -> None:
+    conductor = unstopped(world)
+    worker = world.begin(conductor)
+    assert all([worker.step(0.5) for _ in range(4)])
+    worker.finish()
+    resumed = unstopped(world, gpu_seconds=4.5)
+    assert resumed.start() is not None, "eight seconds on half a GPU"
+    (trial, begun) = world.run.trials()
+    assert (trial.status.cpus, trial.status.gpus) == (begun.status.cpus, begun.status.gpus)
+    large = Conductor(
+        world.run,
+        resumed.sampler,
+        resumed.scheduler,
+        resumed.budget,
+        replace(SLOTS, usual=Share(cpus=1, gpus=1)),
+    )
+    large.replay([trial])
+    assert large.start() is not None
+
+
 def test_an_interrupt_lets_running_trials_end_their_epoch(world: World) -> None:
     conductor = unstopped(world)
     first, second = world.begin(conductor), world.begin(conductor)

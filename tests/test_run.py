@@ -249,6 +249,15 @@ def test_what_is_no_trial_is_passed_over(run: Run) -> None:
     assert [trial.number for trial in run.trials()] == [1]
 
 
+def test_a_trial_whose_share_was_not_recorded_held_the_usual_one(run: Run) -> None:
+    run.update(slots={"count": 1.0, "cpus": 1.0, "gpus": 0.5})
+    add_trial(run, 0)
+    add_trial(run, 1)
+    write_status(run.trial_path(1), TrialStatus(state="completed", cpus=2.0, gpus=1.0))
+    assert [trial.gpus for trial in run.trials()] == [0.5, 1.0]
+    assert [trial.gpu_hours for trial in run.trials()] == [2.0 / 3600, 4.0 / 3600]
+
+
 def test_a_running_trial_has_no_history_at_first(run: Run) -> None:
     write_trial(run.trial_path(0), CONFIG)
     write_status(run.trial_path(0), TrialStatus(state="running"))

@@ -1,6 +1,7 @@
 """A tally counts a search alike from its events and from its run folder."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from tests.test_conductor import SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.follow import Folder, follow
+from tuner.search.slots import Share
 from tuner.tally import Tally, best_so_far, error_kind
 from tuner.trial import EpochRow, Stop, TrialStatus
 
@@ -168,10 +170,23 @@ def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
     for accuracy in (0.3, 0.2, 0.5):
         first.step(accuracy)
     second.step(0.4)
-    points = best_so_far(world.run.trials(), gpus=0.5)
+    points = best_so_far(world.run.trials())
     assert [(epochs, best) for epochs, _, best in points] == [(1, 0.3), (3, 0.5), (4, 0.5)]
     assert points[-1][1] == pytest.approx(4 * 2.0 * 0.5 / 3600)
-    assert best_so_far([], gpus=1) == []
+    assert best_so_far([]) == []
+
+
+def test_each_trial_spends_the_gpus_that_it_held(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    conductor = world.conductor()
+    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=1))
+    world.begin(conductor).step(0.3)
+    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=0))
+    world.begin(conductor).step(0.5)
+    whole, none = world.run.trials()
+    assert (whole.gpu_hours, none.gpu_hours) == (2 / 3600, 0)
+    assert [hours for _, hours, _ in best_so_far([whole, none])] == [2 / 3600, 2 / 3600]
+    assert [hours for _, hours, _ in best_so_far([none])] == [2 / 3600], "of training"
 
 
 def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:

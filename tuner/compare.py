@@ -25,8 +25,6 @@ def _describe(run: Run) -> dict[str, Any]:
     ranked = run.ranked()
     record = run.record
     best = ranked[0].best if ranked else None
-    gpus = record.slots.get("gpus", 0.0)
-    hours = sum(row.seconds for trial in ranked for row in trial.history) / 3600
     return {
         "run": record.name,
         "path": str(run.path),
@@ -39,12 +37,12 @@ def _describe(run: Run) -> dict[str, Any]:
         "stopped": sum(trial.status.state == "stopped" for trial in ranked),
         "epochs": sum(len(trial.history) for trial in ranked),
         "seconds": round(record.active_seconds, 1),
-        "training_hours": hours,
-        "gpu_hours": hours * gpus,
+        "training_hours": sum(trial.seconds for trial in ranked) / 3600,
+        "gpu_hours": sum(trial.gpu_hours for trial in ranked),
         "best": best.val_accuracy if best else None,
         "best_trial": ranked[0].number if best else None,
         "model": ranked[0].config.model.family if best else None,
-        "best_so_far": best_so_far(ranked, gpus or 1.0),
+        "best_so_far": best_so_far(ranked),
     }
 
 

@@ -164,13 +164,13 @@ def outcomes(run: Run, trials: Sequence[TrialRecord]) -> list[Outcome]:
 
 
 def _outcomes(forecast: Forecast, run: Run, trials: Sequence[TrialRecord]) -> Iterator[Outcome]:
-    seconds = sum(row.seconds for trial in trials for row in trial.history)
+    seconds = sum(trial.seconds for trial in trials)
     yield Outcome(
         name="time of the search, s", predicted=forecast.seconds, measured=run.record.active_seconds
     )
     yield Outcome(name="training time, s", predicted=forecast.training_seconds, measured=seconds)
-    if gpus := run.record.slots.get("gpus", 0.0):
-        hours = seconds * gpus / 3600
+    if any(trial.gpus for trial in trials):
+        hours = sum(trial.gpu_hours for trial in trials)
         yield Outcome(name="GPU-hours", predicted=forecast.gpu_hours, measured=hours)
     for rung in forecast.rungs:
         came = sum(len(trial.history) >= rung.epoch for trial in trials)

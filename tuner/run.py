@@ -54,7 +54,8 @@ class RunRecord:
     git_commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
     slots: dict[str, float] = field(default_factory=dict)
-    """``count`` trials train at once, each on so many ``cpus`` and ``gpus``."""
+    """``count`` trials train at once, each on so many ``cpus`` and ``gpus``, unless its status
+    says otherwise."""
     status: RunStatus = "running"
     started: str = ""
     finished: str = ""
@@ -159,11 +160,13 @@ class Run:
             status = read_status(path)
             if status is None:
                 return None
+            usual = self.record.slots.get("gpus", 0.0)
             return TrialRecord(
                 path=path,
                 number=int(path.name),
                 status=status,
                 history=tuple(read_history(path)),
+                gpus=usual if status.gpus is None else status.gpus,
                 is_val_seen=self.record.data.all_data,
             )
 

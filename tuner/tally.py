@@ -232,26 +232,27 @@ def error_kind(status: TrialStatus) -> str:
             return ""
 
 
-def best_so_far(trials: Sequence[TrialRecord], gpus: float) -> list[tuple[int, float, float]]:
+def best_so_far(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]:
     """Give the best accuracy so far at each improvement, over what had been spent by then.
 
     Args:
         trials: Of one run.
-        gpus: GPUs, or a share of one, that each trial holds.
 
     Returns:
-        Epochs trained, GPU-hours spent and the best validation accuracy, in the order of time; a
-        last entry is where the search ended.
+        Epochs trained, GPU-hours spent (training hours where no trial held a GPU) and the best
+        validation accuracy, in the order of time; a last entry is where the search ended.
     """
+    has_gpus = any(trial.gpus for trial in trials)
     rows = sorted(
-        (row for trial in trials for row in trial.history), key=lambda row: (row.time, row.epoch)
+        ((row, trial.gpus if has_gpus else 1.0) for trial in trials for row in trial.history),
+        key=lambda entry: (entry[0].time, entry[0].epoch),
     )
     points: list[tuple[int, float, float]] = []
     seconds, best = 0.0, -math.inf
-    for epochs, row in enumerate(rows, 1):
-        seconds += row.seconds
+    for epochs, (row, share) in enumerate(rows, 1):
+        seconds += row.seconds * share
         improves = math.isfinite(row.val_loss) and row.val_accuracy > best
         best = row.val_accuracy if improves else best
         if improves or (epochs == len(rows) and points):
-            points.append((epochs, seconds * gpus / 3600, best))
+            points.append((epochs, seconds / 3600, best))
     return points

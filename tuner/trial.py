@@ -100,6 +100,9 @@ class TrialStatus:
     traceback: str = ""
     """The last lines, where it failed."""
     num_parameters: int = 0
+    cpus: float | None = None
+    gpus: float | None = None
+    """Its share of the node; ``None`` where it was not recorded: then the run's usual share."""
     node: str = ""
     """Identifier of the cluster's node that trained it last."""
     attempts: int = 0
@@ -117,6 +120,8 @@ class TrialRecord:
     number: int
     status: TrialStatus
     history: tuple[EpochRow, ...]
+    gpus: float = 0.0
+    """GPUs, or a share of one, that it holds in its epochs."""
     is_val_seen: bool = False
     """Whether its validation images were trained on."""
 
@@ -134,6 +139,16 @@ class TrialRecord:
     def best(self) -> EpochRow | None:
         """The epoch whose weights are in the checkpoint."""
         return kept_row(self.history, is_val_seen=self.is_val_seen)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in its epochs."""
+        return sum(row.seconds for row in self.history)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the GPUs that it held in its epochs."""
+        return self.seconds * self.gpus / 3600
 
     @property
     def checkpoint(self) -> AnyPath:
@@ -179,7 +194,7 @@ class TrialRecord:
             "loss": best.val_loss if best else None,
             "best_epoch": best.epoch if best else None,
             "epochs": len(self.history),
-            "seconds": round(sum(row.seconds for row in self.history), 3),
+            "seconds": round(self.seconds, 3),
             "parameters": self.status.num_parameters,
             "reason": self.status.reason,
             **flatten(config),

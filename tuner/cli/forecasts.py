@@ -44,7 +44,7 @@ def print_forecast(forecast: "Forecast") -> None:
         "disk, at the most": _range(forecast.disk_most, _bytes),
         "disk, afterwards": _range(forecast.disk_kept, _bytes),
     }
-    if not slots["gpus"]:
+    if not forecast.gpu_hours.high:
         del totals["GPU-hours"]
     click.echo()
     print_table([{"in all": name, "": text} for name, text in totals.items()], "")

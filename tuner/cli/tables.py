@@ -58,20 +58,21 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
     from tuner.board import sparkline, stretched
     from tuner.run import clock
 
-    points = [point for run in runs for point in run["best_so_far"]]
-    ends = [max((point[place] for point in points), default=0) for place in (0, 1)]
-    bests = [point[2] for point in points]
+    hours = "GPU-hours" if any(run["gpu_hours"] for run in runs) else "hours"
+    key = "gpu_hours" if hours == "GPU-hours" else "training_hours"
+    bests = [point[2] for run in runs for point in run["best_so_far"]]
     scale = (min(bests), max(bests)) if bests else None
 
-    def curve(run: Mapping[str, Any], place: int) -> str:
+    def curve(run: Mapping[str, Any], place: int, end: float) -> str:
         steps = [(point[place], point[2]) for point in run["best_so_far"]]
         if not steps:
             return "-"
         last = steps[-1][0]
-        width = max(1, round(CURVE_WIDTH * last / ends[place])) if ends[place] else 1
+        width = max(1, round(CURVE_WIDTH * last / end)) if end else 1
         return sparkline(stretched(steps, last, width), scale)
 
-    hours = "GPU-hours" if any(run["gpu_hours"] for run in runs) else "hours"
+    most_epochs = max(run["epochs"] for run in runs)
+    most_hours = max(run[key] for run in runs)
     rows = [
         {
             "run": run["run"],
@@ -79,13 +80,17 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
             "model": figure(run["model"]),
             "trials": str(run["trials"]),
             "epochs": str(run["epochs"]),
-            hours: f"{run['training_hours' if hours == 'hours' else 'gpu_hours']:.3g}",
+            hours: f"{run[key]:.3g}" if run[key] else "-",
             "time": clock(run["seconds"]),
-            "over epochs": curve(run, 0),
-            **({f"over {hours}": curve(run, 1)} if make_console().width >= WIDE else {}),
+            "over epochs": curve(run, 0, most_epochs),
+            # A run that held no GPU has no place on a scale of GPU-hours.
+            f"over {hours}": curve(run, 1, most_hours) if run[key] else "-",
         }
         for run in runs
     ]
+    if make_console().width < WIDE:
+        for row in rows:
+            del row[f"over {hours}"]
     print_table(rows, "")
 
 

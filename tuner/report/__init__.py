@@ -105,7 +105,6 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
-    seconds = sum(row.seconds for trial in ranked for row in trial.history)
     states: dict[str, int] = {}
     for trial in ranked:
         states[trial.status.state] = states.get(trial.status.state, 0) + 1
@@ -117,6 +116,6 @@ def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
         "best_trial": ranked[0].number if best else None,
         "epochs": sum(len(trial.history) for trial in ranked),
         "active_seconds": run.record.active_seconds,
-        "training_hours": seconds / 3600,
-        "gpu_hours": seconds / 3600 * run.record.slots.get("gpus", 0.0),
+        "training_hours": sum(trial.seconds for trial in ranked) / 3600,
+        "gpu_hours": sum(trial.gpu_hours for trial in ranked),
     }

@@ -62,7 +62,7 @@ def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
         "loss": _rounded(best.val_loss, 4) if best else None,
         "best_epoch": best.epoch if best else None,
         "epochs": len(trial.history),
-        "seconds": _rounded(sum(row.seconds for row in trial.history), 1),
+        "seconds": _rounded(trial.seconds, 1),
         "parameters": trial.status.num_parameters or None,
         "reason": trial.status.reason,
         "values": [_value(value_of(plain, fact["name"]), fact) for fact in described],
@@ -83,7 +83,6 @@ def _value(value: Any, fact: Plain) -> str | float | None:
 
 def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
     """Say where the time went: by family, and by how far trials came."""
-    gpus = run.record.slots.get("gpus", 0.0)
     marks = [rung.epoch for rung in Tally(run.record.search).rungs()]
     by_family: dict[str, list[TrialRecord]] = {}
     by_rung: dict[str, list[TrialRecord]] = {f"stopped at rung {mark}": [] for mark in marks}
@@ -95,23 +94,22 @@ def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
         key = f"stopped at rung {stop.rung}" if stop else names.get(state, state.replace("_", " "))
         by_rung.setdefault(key, []).append(trial)
     return {
-        "family": _spent(by_family, gpus),
-        "rung": _spent({key: group for key, group in by_rung.items() if group}, gpus),
+        "family": _spent(by_family),
+        "rung": _spent({key: group for key, group in by_rung.items() if group}),
     }
 
 
-def _spent(groups: Mapping[str, Sequence[TrialRecord]], gpus: float) -> list[Plain]:
+def _spent(groups: Mapping[str, Sequence[TrialRecord]]) -> list[Plain]:
     rows = []
     for name, trials in groups.items():
-        hours = sum(row.seconds for trial in trials for row in trial.history) / 3600
         bests = [trial.best.val_accuracy for trial in trials if trial.best]
         rows.append(
             {
                 "name": name,
                 "trials": len(trials),
                 "epochs": sum(len(trial.history) for trial in trials),
-                "hours": hours,
-                "gpu_hours": hours * gpus,
+                "hours": sum(trial.seconds for trial in trials) / 3600,
+                "gpu_hours": sum(trial.gpu_hours for trial in trials),
                 "best": max(bests, default=None),
             }
         )
@@ -126,7 +124,6 @@ def run_facts(
 ) -> Plain:
     """Give what the script of a run's page draws."""
     facts = parameter_facts(space)
-    gpus = run.record.slots.get("gpus", 0.0)
     tally = Tally(run.record.search)
     tally.add(ranked)
     return {
@@ -135,8 +132,7 @@ def run_facts(
         "parameters": facts,
         "trials": trial_facts(ranked, facts),
         "best_so_far": [
-            [epochs, round(hours, 5), round(best, 4)]
-            for epochs, hours, best in best_so_far(ranked, gpus)
+            [epochs, round(hours, 5), round(best, 4)] for epochs, hours, best in best_so_far(ranked)
         ],
         "importance": {
             group: [[name, round(share, 4)] for name, share in shares.items()]

@@ -139,9 +139,12 @@ class Conductor:
         num_outside = 0
         arrivals: list[tuple[LiveTrial, EpochRow, bool]] = []
         for record in trials:
-            share = self.slots.share(record.config)
             trial = LiveTrial(
-                record.number, record.config, record.status, share, list(record.history)
+                record.number,
+                record.config,
+                record.status,
+                self._share(record),
+                list(record.history),
             )
             state = record.status.state
             if state in OPEN:
@@ -199,6 +202,7 @@ class Conductor:
         else:
             return None
         path = self.run.trial_path(trial.number)
+        trial.status = replace(trial.status, cpus=trial.share.cpus, gpus=trial.share.gpus)
         write_status(path, trial.status)
         self.live[trial.number] = trial
         for observer in self.observers:
@@ -312,6 +316,13 @@ class Conductor:
         self.run.update(active_seconds=self.active_seconds)
         for observer in self.observers:
             observer.trial_ended(number, trial.status, trial.history)
+
+    def _share(self, record: TrialRecord) -> Share:
+        """Give what a trial of an earlier session held, or what it is to go on with."""
+        status = record.status
+        if status.state in OPEN or status.cpus is None or status.gpus is None:
+            return self.slots.share(record.config)
+        return Share(cpus=status.cpus, gpus=status.gpus)
 
     def _count(self, trial: LiveTrial, row: EpochRow) -> None:
         self.num_epochs += 1
