@@ -17,6 +17,15 @@ from tuner.run import Run
 from tuner.tracking import Target, Tracking, make_trackers, refuse_missing, tracked
 from tuner.trial import EpochRow, TrialStatus
 
+TWO_FAMILIES = """
+space:
+  model:
+    choice:
+      cnn: {width: {int: [8, 64]}}
+      resnet: {depth: {choice: [10, 18]}}
+  optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
+"""
+
 
 def search(folder: Path, targets: Sequence[Target] = ()) -> Run:
     """Leave a search of three trials: one completed, one stopped, one diverged."""
@@ -59,6 +68,46 @@ def test_tensorboard_reads_curves_and_hyperparameters(tmp_path: Path) -> None:
         # A loss that is no number leaves a gap.
         losses = events.Scalars("loss/training") if trial.number != 2 else []
         assert len(losses) == sum(math.isfinite(row.train_loss) for row in trial.history)
+
+
+def test_tensorboard_has_a_column_for_each_parameter_of_any_trial(tmp_path: Path) -> None:
+    backend = pytest.importorskip("tensorboard.plugins.hparams.backend_context")
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import metadata
+
+    world = World(tmp_path, text=TWO_FAMILIES)
+    conductor = world.conductor()
+    with tracked(world.run, (), conductor.observers):
+        for number in range(4):
+            worker = world.begin(conductor)
+            worker.step(0.5)
+            worker.finish(["completed", "diverged"][number % 2])
+    trials = world.run.trials()
+    assert len({trial.config.model.family for trial in trials}) == 2
+    folder = str(world.run.path / "tensorboard")
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(folder)
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, folder)
+    context = backend.Context(TBContext(data_provider=provider))
+    told = context.hparams_metadata(RequestContext(), "")
+    experiment = context.experiment_from_metadata(
+        RequestContext(),
+        "",
+        True,
+        told,
+        context.hparams_from_data_provider(RequestContext(), "", 0),
+    )
+    columns = {info.name for info in experiment.hparam_infos}
+    assert {"model.cnn.width", "model.resnet.depth", "optimizer.sgd.lr"} <= columns
+    assert "accuracy/validation" in {info.name.tag for info in experiment.metric_infos}
+    ends = [
+        metadata.parse_session_end_info_plugin_data(tags[metadata.SESSION_END_INFO_TAG]).status
+        for _, tags in sorted(told.items())
+    ]
+    assert ends == [1, 2, 1, 2], "success and failure"
 
 
 def test_a_trial_that_goes_on_is_told_once(tmp_path: Path) -> None:

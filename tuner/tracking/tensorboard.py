@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.api_pb2 import Status
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.summary import hparams
 
 from tuner.config import TrialConfig
 from tuner.run import Run
 from tuner.storage import replace_folder
 from tuner.tracking.figures import figures
-from tuner.trial import EpochRow, TrialStatus, flatten
+from tuner.trial import EpochRow, TrialState, TrialStatus, flatten
 
 FOLDER = "tensorboard"
 FLUSH_SECONDS = 10
@@ -45,10 +48,10 @@ class TensorBoard:
             for key, value in flatten(config.to_dict()).items()
             if isinstance(value, bool | int | float | str) and not key.endswith(".source")
         }
-        # The last part says that a trial was a success, which is not known yet.
-        experiment, start, _ = hparams(plain, {"accuracy/validation": 0.0})
-        for part in (experiment, start):
-            writer.file_writer.add_summary(part)
+        # Of all experiments, TensorBoard shows the columns of the first that it finds; without one
+        # it takes the parameters and the figures of all trials together.
+        _, start, _ = hparams(plain, {})
+        writer.file_writer.add_summary(start)
         self._writers[number] = writer
         for row in history:
             self.epoch_ended(number, row)
@@ -61,6 +64,8 @@ class TensorBoard:
     def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
         """Write how the trial ended, and close its file."""
         writer = self._writers.pop(number)
+        if status.state != "interrupted":
+            writer.file_writer.add_summary(_end(status.state))
         writer.add_text("end", f"{status.state}: {status.reason}".rstrip(": "), len(history))
         writer.close()
         self._send(number)
@@ -77,3 +82,13 @@ class TensorBoard:
         name = f"{number:04d}"
         if self._folder != self._kept:
             replace_folder(self._folder / name, self._kept / name)
+
+
+def _end(state: TrialState) -> Summary:
+    """Give what marks a trial as a success or a failure; tensorboardX knows successes alone."""
+    ended_well = state in ("completed", "stopped")
+    status = Status.Value("STATUS_SUCCESS" if ended_well else "STATUS_FAILURE")
+    content = HParamsPluginData(session_end_info=SessionEndInfo(status=status), version=0)
+    plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content.SerializeToString())
+    tag = "_hparams_/session_end_info"
+    return Summary(value=[Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))])
