@@ -25,6 +25,7 @@ from tests.test_compare import type_command
 from tests.test_conductor import World, read_space
 from tests.test_tally import row
 from tuner.advice import advise
+from tuner.compare import compare
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import verdict, write_report
@@ -178,8 +179,10 @@ def test_the_page_holds_every_trial_with_its_curve_and_its_end(run: Run) -> None
         assert told[trial.number]["curve"] == [row.val_accuracy for row in trial.history]
         assert told[trial.number]["reason"] == trial.status.reason
     assert facts["rungs"] == [1, 3]
-    accuracies = [trial["accuracy"] for trial in facts["trials"]]
-    assert accuracies == sorted(accuracies, reverse=True)
+    *good, bad = [trial["accuracy"] for trial in facts["trials"]]
+    assert good == sorted(good, reverse=True)
+    assert facts["trials"][-1]["state"] == "failed"
+    assert good[-1] < bad
 
 
 def test_values_stand_under_their_parameters_and_are_missing_in_other_families(run: Run) -> None:
@@ -294,6 +297,32 @@ def test_the_verdict_comes_from_the_ensemble_if_there_is_one(tmp_path: Path, run
     assert page.count('src="data:image/png;base64,') == 6
     assert "<td>one &lt;/script&gt;" not in page
     assert facts_in(page)["ensemble"]["confusion"] == [[80, 10, 10]] * 3
+
+
+def spoilt(run: Run, folder: Path) -> Run:
+    """Give a copy whose better half diverged after epochs that look well."""
+    shutil.copytree(run.path, folder / "run")
+    copy = Run.open(folder / "run")
+    for trial in copy.ranked()[:20]:
+        write_status(trial.path, TrialStatus(state="diverged", reason="the loss is not finite"))
+    return copy
+
+
+def test_nothing_builds_on_trials_that_ended_badly(tmp_path: Path, run: Run) -> None:
+    copy = spoilt(run, tmp_path)
+    ranked = copy.ranked()
+    first = run.ranked()[20]
+    assert verdict(ranked, None).endswith(f"({first.config.model.family}, trial {first.number})")
+    assert importances(spaces(), copy.trials()) == {}, "of fewer than 20 trials"
+    assert not any("lie at the" in line for line in advise(spaces(), SEARCH, copy.trials(), {}))
+    facts = facts_in(write(copy))
+    states = [trial["state"] for trial in facts["trials"]]
+    assert set(states[-21:]) == {"diverged", "failed"}
+    best = first.best.val_accuracy
+    assert facts["best_so_far"][-1][2] == best
+    assert max(row["best"] or 0 for row in facts["spending"]["family"]) == best
+    assert compare([copy])[0]["best_trial"] == first.number
+    assert verdict(ranked[-20:], None) == "No trial of 20 ended well"
 
 
 def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tuner.run import (
     Run,
     RunRecord,
     find_run,
+    leader,
     leaderboard,
     list_runs,
     write_parquet,
@@ -402,6 +403,20 @@ def test_a_trial_without_a_checkpoint_or_a_finite_epoch_is_not_taken(run: Run) -
     add_trial(run, 1, 0.8, math.nan)
     add_trial(run, 2, 0.1)
     assert numbers_of_top(run, 1) == [2]
+
+
+@pytest.mark.parametrize("state", ["diverged", "failed", "out_of_memory"])
+@pytest.mark.parametrize("all_data", [False, True])
+def test_trials_that_ended_badly_rank_after_the_others(
+    tmp_path: Path, state: TrialState, all_data: bool
+) -> None:
+    run = make_run(tmp_path, data=DataConfig(source="digits", all_data=all_data))
+    add_trial(run, 0, 0.9, state=state)
+    add_trial(run, 1, 0.1, state="running")
+    add_trial(run, 2, 0.95, math.nan)
+    assert [trial.number for trial in run.ranked()] == [1, 0, 2]
+    assert leader(run.ranked()) == run.trial(1)
+    assert leader(run.ranked()[1:]) is None
 
 
 def test_trials_without_a_figure_rank_last(run: Run) -> None:

@@ -53,7 +53,7 @@ def _errors(search: SearchConfig, trials: Sequence[TrialRecord]) -> Iterator[str
 
 
 def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
-    scored = [(t.best.val_accuracy, t.config.to_dict()) for t in trials if t.best is not None]
+    scored = [(t.best.val_accuracy, t.config.to_dict()) for t in trials if t.best and t.is_scored]
     scored.sort(key=lambda entry: -entry[0])
     for axis in parameters(space.axes):
         if not isinstance(axis, Range):

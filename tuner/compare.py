@@ -6,7 +6,7 @@ from typing import Any
 
 from tuner.files import write_text
 from tuner.report.page import render
-from tuner.run import Run
+from tuner.run import Run, leader
 from tuner.tally import best_so_far
 
 
@@ -24,7 +24,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _describe(run: Run) -> dict[str, Any]:
     ranked = run.ranked()
     record = run.record
-    best = ranked[0].best if ranked else None
+    first = leader(ranked)
     return {
         "run": record.name,
         "path": str(run.path),
@@ -39,9 +39,9 @@ def _describe(run: Run) -> dict[str, Any]:
         "seconds": round(record.active_seconds, 1),
         "training_hours": sum(trial.seconds for trial in ranked) / 3600,
         "gpu_hours": sum(trial.gpu_hours for trial in ranked),
-        "best": best.val_accuracy if best else None,
-        "best_trial": ranked[0].number if best else None,
-        "model": ranked[0].config.model.family if best else None,
+        "best": first.best.val_accuracy if first and first.best else None,
+        "best_trial": first.number if first else None,
+        "model": first.config.model.family if first else None,
         "best_so_far": best_so_far(ranked),
     }
 

@@ -177,18 +177,20 @@ class Run:
         return [trial for path in paths if (trial := self._read(path)) is not None]
 
     def ranked(self) -> list[TrialRecord]:
-        """Read all trials, best validation accuracy first, those without a figure last.
+        """Read all trials, best validation accuracy first.
 
-        Where validation images were trained on, accuracies say nothing: trials come by number.
+        Those that ended badly come after the others, those without a figure last. Where validation
+        images were trained on, accuracies say nothing: trials come by number.
         """
 
-        def rank(trial: TrialRecord) -> tuple[float, float, int]:
+        def rank(trial: TrialRecord) -> tuple[int, float, float, int]:
             best = trial.best
             if best is None:
-                return 1, 0, trial.number
+                return 2, 0, 0, trial.number
+            group = 0 if trial.is_scored else 1
             if trial.is_val_seen:
-                return 0, 0, trial.number
-            return -best.val_accuracy, best.val_loss, trial.number
+                return group, 0, 0, trial.number
+            return group, -best.val_accuracy, best.val_loss, trial.number
 
         return sorted(self.trials(), key=rank)
 
@@ -278,6 +280,11 @@ def list_runs(storage: AnyPath) -> list[str]:
 def open_runs(storage: AnyPath) -> list[Run]:
     """Open the runs in ``storage``."""
     return [Run.open(path) for path in holding(storage, "run.json")]
+
+
+def leader(ranked: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Give the best trial of those that ``ranked`` gave, if one has an accuracy that counts."""
+    return ranked[0] if ranked and ranked[0].is_scored else None
 
 
 def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":

@@ -240,18 +240,19 @@ def best_so_far(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]
 
     Returns:
         Epochs trained, GPU-hours spent (training hours where no trial held a GPU) and the best
-        validation accuracy, in the order of time; a last entry is where the search ended.
+        validation accuracy of a trial that did not end badly, in the order of time; a last entry is
+        where the search ended.
     """
     has_gpus = any(trial.gpus for trial in trials)
     rows = sorted(
-        ((row, trial.gpus if has_gpus else 1.0) for trial in trials for row in trial.history),
+        ((row, trial) for trial in trials for row in trial.history),
         key=lambda entry: (entry[0].time, entry[0].epoch),
     )
     points: list[tuple[int, float, float]] = []
     seconds, best = 0.0, -math.inf
-    for epochs, (row, share) in enumerate(rows, 1):
-        seconds += row.seconds * share
-        improves = math.isfinite(row.val_loss) and row.val_accuracy > best
+    for epochs, (row, trial) in enumerate(rows, 1):
+        seconds += row.seconds * (trial.gpus if has_gpus else 1)
+        improves = trial.is_scored and math.isfinite(row.val_loss) and row.val_accuracy > best
         best = row.val_accuracy if improves else best
         if improves or (epochs == len(rows) and points):
             points.append((epochs, seconds / 3600, best))

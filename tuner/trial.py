@@ -28,6 +28,8 @@ TrialState = Literal[
 ]
 USABLE: frozenset[TrialState] = frozenset({"completed", "stopped", "interrupted"})
 """States whose checkpoint may enter an ensemble."""
+ENDED_BADLY: frozenset[TrialState] = frozenset({"diverged", "out_of_memory", "failed"})
+"""States whose accuracy, if there is any, nothing should build on."""
 OPEN: frozenset[TrialState] = frozenset({"running", "interrupted"})
 """States from which a resumed search goes on."""
 
@@ -139,6 +141,11 @@ class TrialRecord:
     def best(self) -> EpochRow | None:
         """The epoch whose weights are in the checkpoint."""
         return kept_row(self.history, is_val_seen=self.is_val_seen)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it has an accuracy, and did not end badly after it."""
+        return self.best is not None and self.status.state not in ENDED_BADLY
 
     @property
     def seconds(self) -> float:

@@ -120,10 +120,13 @@ def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: b
 
 def _standing(run: "Run") -> dict[str, Any]:
     """Say how many trials came to which state, and which is the best."""
+    from tuner.run import leader
+
     ranked = run.ranked()
     states = Counter(trial.status.state for trial in ranked)
-    best = ranked[0].best if ranked else None
-    found = {"trial": ranked[0].number, "val_accuracy": best.val_accuracy} if best else None
+    first = leader(ranked)
+    best = first.best if first else None
+    found = {"trial": first.number, "val_accuracy": best.val_accuracy} if first and best else None
     return {"states": dict(states.most_common()), "best": found}
 
 

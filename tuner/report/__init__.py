@@ -13,7 +13,7 @@ from tuner.forecast import outcomes
 from tuner.report.ensembles import ensemble_folders, read_ensemble
 from tuner.report.facts import run_facts
 from tuner.report.page import points, render
-from tuner.run import Run
+from tuner.run import Run, leader
 from tuner.space import SearchSpace
 from tuner.storage import AnyPath
 from tuner.trial import TrialRecord
@@ -94,26 +94,27 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
         low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
         span = f"[{low}, {high}]".replace("-", "\N{MINUS SIGN}")
         return f"{text}, {points(gain['gain'])} over the best single {span}"
-    best = ranked[0].best if ranked else None
-    if best is None:
-        return f"No trial of {len(ranked)} has an accuracy"
-    if ranked[0].is_val_seen:
+    first = leader(ranked)
+    if first is None or first.best is None:
+        missing = "ended well" if any(trial.best for trial in ranked) else "has an accuracy"
+        return f"No trial of {len(ranked)} {missing}"
+    if first.is_val_seen:
         return f"{len(ranked)} trials that were trained on their validation images, too"
-    family, number = ranked[0].config.model.family, ranked[0].number
-    accuracy = f"{100 * best.val_accuracy:.1f}\N{NO-BREAK SPACE}%"
-    return f"Best of {len(ranked)} trials: {accuracy} validation ({family}, trial {number})"
+    family = first.config.model.family
+    accuracy = f"{100 * first.best.val_accuracy:.1f}\N{NO-BREAK SPACE}%"
+    return f"Best of {len(ranked)} trials: {accuracy} validation ({family}, trial {first.number})"
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
     states: dict[str, int] = {}
     for trial in ranked:
         states[trial.status.state] = states.get(trial.status.state, 0) + 1
-    best = ranked[0].best if ranked else None
+    first = leader(ranked)
     return {
         "trials": len(ranked),
         "states": states,
-        "best": best.val_accuracy if best else None,
-        "best_trial": ranked[0].number if best else None,
+        "best": first.best.val_accuracy if first and first.best else None,
+        "best_trial": first.number if first else None,
         "epochs": sum(len(trial.history) for trial in ranked),
         "active_seconds": run.record.active_seconds,
         "training_hours": sum(trial.seconds for trial in ranked) / 3600,

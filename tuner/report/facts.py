@@ -102,7 +102,7 @@ def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
 def _spent(groups: Mapping[str, Sequence[TrialRecord]]) -> list[Plain]:
     rows = []
     for name, trials in groups.items():
-        bests = [trial.best.val_accuracy for trial in trials if trial.best]
+        bests = [trial.best.val_accuracy for trial in trials if trial.best and trial.is_scored]
         rows.append(
             {
                 "name": name,

@@ -25,7 +25,8 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
 
     It compares how the values of the best tenth of the trials are distributed with how all are
     (arXiv 2304.10255; parameters of branches as in arXiv 2601.20800). A trial counts with its best
-    accuracy, stopped or not: a scheduler stops those that are worse.
+    accuracy, stopped or not: a scheduler stops those that are worse. One that ended badly does not
+    count.
 
     Args:
         space: What was searched.
@@ -38,9 +39,7 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
     sampler = Sampler(space, replace(space.search, sampler="random"))
     numbers_of: dict[str, set[int]] = {ALL: set()}
     for trial in trials:
-        if trial.best is not None and sampler.add(
-            trial.config, "completed", trial.history, trial.number
-        ):
+        if trial.is_scored and sampler.add(trial.config, "completed", trial.history, trial.number):
             numbers_of[ALL].add(trial.number)
             numbers_of.setdefault(trial.config.model.family, set()).add(trial.number)
     families = [group for group in numbers_of if group != ALL]

@@ -25,13 +25,16 @@
   const words = facts.trials.map((t) =>
     [`trial ${t.number}`, t.family, t.state.replaceAll("_", " "), t.reason,
       ...t.values.map((v, i) => (v == null ? "" : `${facts.parameters[i].short}=${v}`))].join(" ").toLowerCase());
-  let order = { column: 3, down: true }, all = false;
+  // As ranked, until a heading is clicked: those that ended badly come last.
+  const RANKED = { column: null, down: false };
+  let order = RANKED, all = false;
 
   const columns = () => (withParameters.checked ? [...plain, ...searched, reason] : [...plain, reason]);
 
   function chosen() {
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = facts.trials.map((t, i) => i).filter((i) => wanted.every((word) => words[i].includes(word)));
+    if (order === RANKED) return rows;
     const { of } = columns()[order.column], sign = order.down ? -1 : 1;
     return rows.sort((i, j) => {
       const a = of(facts.trials[i]), b = of(facts.trials[j]);
@@ -42,7 +45,7 @@
   }
 
   function show() {
-    if (order.column >= columns().length) order = { column: 3, down: true };
+    if (order.column >= columns().length) order = RANKED;
     const head = document.createElement("tr");
     columns().forEach((column, index) => {
       const cell = document.createElement("th"), button = document.createElement("button");
