@@ -25,7 +25,7 @@ from tests.test_compare import type_command
 from tests.test_conductor import World, read_space
 from tests.test_tally import row
 from tuner.advice import advise
-from tuner.compare import compare
+from tuner.compare import compare, write_comparison
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import verdict, write_report
@@ -526,6 +526,44 @@ space:
         assert rate < 0.01
         assert values["sgd.lr"] == (pytest.approx(told["lr"], rel=1e-4) if has else rate)
     assert "A line meets n/a" in view.page.locator("#parallel-note").inner_text()
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_where_no_trial_has_an_accuracy_the_pages_say_so(browser: Any, tmp_path: Path) -> None:
+    run = simulated(tmp_path, SEARCH, spaces())
+    for trial in run.trials():
+        write_history(trial.path, [])
+    view = opened(browser, write_report(run, spaces(), {}, []).path, 390, "light")
+    for section in ("#curves", "#parameters"):
+        text = view.page.locator(section).inner_text()
+        assert "Nothing to show yet: no trial has an accuracy." in text
+        assert view.page.locator(f"{section} .chart").count() == 0
+    assert view.page.locator("#trials tbody tr").count() == 25
+    assert view.problems == []
+    page = tmp_path / "compare.html"
+    write_comparison(compare([run, run]), page)
+    view = opened(browser, page, 390, "light")
+    assert "Nothing to show yet" in view.page.locator("#curves").inner_text()
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) -> None:
+    run = simulated(tmp_path, SEARCH, spaces())
+    for trial in run.trials():
+        write_history(trial.path, [replace(row, val_accuracy=0.0) for row in trial.history])
+    view = opened(browser, write_report(run, spaces(), {}, []).path, 1440, "light")
+    for chart in ("chart-curves", "chart-best"):
+        ends = view.page.evaluate(
+            """(id) => {
+                const made = echarts.getInstanceByDom(document.getElementById(id));
+                const { min, max } = made.getOption().yAxis[0];
+                return [min, max];
+            }""",
+            chart,
+        )
+        assert ends[0] < ends[1]
     assert view.problems == []
 
 

@@ -96,7 +96,7 @@ function bars(colours, width, rows, label, about, max = "dataMax") {
 // A vertical axis of accuracies from low to high, its ends at whole steps.
 function accuracyAxis(colours, low, high, unit = " %") {
   const step = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1].find((s) => (high - low) / s <= 6) ?? 0.2;
-  const max = Math.min(1, Math.ceil(high / step - 1e-9) * step);
+  const max = Math.min(1, Math.max(step, Math.ceil(high / step - 1e-9) * step));
   const min = Math.max(0, Math.min(max - step, Math.floor(low / step + 1e-9) * step));
   return axis(colours, { type: "value", min, max, interval: step, splitLine: true, axisLabel: { fontSize: 11.5, formatter: (v) => (100 * v).toFixed(step < 0.01 ? 1 : 0) + unit } });
 }

@@ -1,7 +1,7 @@
 "use strict";
 // The best-so-far curves of several runs.
 
-{
+if (document.getElementById("chart-compare")) {
   const over = document.getElementById("over");
   // A run that held no GPU has no place on an axis of GPU-hours.
   const onGpus = facts.runs.filter((run) => run.gpu_hours), overHours = onGpus.length ? onGpus : facts.runs;

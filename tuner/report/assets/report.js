@@ -7,7 +7,8 @@ const colourOf = (colours, family) => colours.series[families.indexOf(family) % 
 const control = (id) => document.getElementById(id);
 const name = (t) => `trial ${t.number} · ${safe(t.family)}`;
 
-function on(id, chartEntry) { control(id).addEventListener("input", () => chartEntry.draw()); }
+// Controls and charts are there together, or neither is.
+function on(id, chartEntry) { control(id)?.addEventListener("input", () => chartEntry.draw()); }
 
 // Learning curves
 
@@ -65,9 +66,11 @@ function fillSelect(id, labelId, names) {
   control(id).replaceChildren(...names.map((text) => new Option(text, text)));
   control(labelId).hidden = names.length < 2;
 }
-// Of few trials, all can be told apart.
-control("share").value = trials.length > 40 ? 2 : 0;
-fillSelect("family", "family-label", families.length > 1 ? ["all", ...families] : families);
+if (control("chart-parallel")) {
+  // Of few trials, all can be told apart.
+  control("share").value = trials.length > 40 ? 2 : 0;
+  fillSelect("family", "family-label", families.length > 1 ? ["all", ...families] : families);
+}
 
 // Where a line meets the axis of a parameter that its trial has not: below all values.
 function absent(p) {
