@@ -568,6 +568,18 @@ def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) 
 
 
 @pytest.mark.browser
+def test_choices_of_numbers_are_sorted_as_numbers(browser: Any, run: Run) -> None:
+    view = opened(browser, write_report(run, spaces(), {}, []).path, 1440, "light")
+    view.page.locator("#with-parameters").check()
+    view.page.get_by_role("button", name="Show all 40").click()
+    view.page.get_by_role("button", name="batch_size", exact=True).click()
+    cells = view.page.locator("#trials tbody td:nth-child(9)")
+    values = [int(text) for text in cells.all_inner_texts()]
+    assert values == sorted(values)
+    assert set(values) == {32, 64, 128}
+
+
+@pytest.mark.browser
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_controls_change_their_charts(browser: Any, searched: Path) -> None:

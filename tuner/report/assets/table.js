@@ -19,8 +19,10 @@
     { title: "parameters", of: (t) => t.parameters, number: true, show: thousands, down: true },
   ];
   const reason = { title: "why it ended", of: (t) => t.reason, long: true };
+  // The values of a choice are text here, numbers or not.
+  const isNumber = (parameter) => !parameter.values || parameter.values.every((v) => v.trim() && Number.isFinite(Number(v)));
   const searched = facts.parameters.map((parameter, index) => ({
-    title: parameter.short, of: (t) => t.values[index], number: !parameter.values, show: short,
+    title: parameter.short, of: (t) => t.values[index], number: isNumber(parameter), show: short,
   }));
   const words = facts.trials.map((t) =>
     [`trial ${t.number}`, t.family, t.state.replaceAll("_", " "), t.reason,
@@ -35,12 +37,13 @@
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = facts.trials.map((t, i) => i).filter((i) => wanted.every((word) => words[i].includes(word)));
     if (order === RANKED) return rows;
-    const { of } = columns()[order.column], sign = order.down ? -1 : 1;
+    const { of, number } = columns()[order.column], sign = order.down ? -1 : 1;
     return rows.sort((i, j) => {
       const a = of(facts.trials[i]), b = of(facts.trials[j]);
       // What has no value comes last, whichever way; ties keep their rank.
       if (a == null || b == null) return (a == null) - (b == null) || i - j;
-      return a < b ? -sign : a > b ? sign : i - j;
+      const [x, y] = number ? [Number(a), Number(b)] : [a, b];
+      return x < y ? -sign : x > y ? sign : i - j;
     });
   }
 
