@@ -209,6 +209,18 @@ def test_time_by_family_and_by_rung_adds_up_to_all_epochs(run: Run) -> None:
     assert [row["name"] for row in spent["rung"]][:2] == ["stopped at rung 1", "stopped at rung 3"]
 
 
+def test_time_that_nothing_divides_has_no_section(tmp_path: Path, run: Run) -> None:
+    assert 'id="spending"' in write(run)
+    world = World(tmp_path)
+    worker = world.begin(world.conductor())
+    for accuracy in (0.3, 0.4, 0.5, 0.6):
+        worker.step(accuracy)
+    worker.finish()
+    page = write_report(world.run, world.space, {}, []).path.read_text()
+    assert "Time spent" not in page
+    assert "#spending" not in page
+
+
 def test_the_page_needs_nothing_and_runs_nothing_that_a_trial_says(run: Run) -> None:
     page = write(run)
     without_library = page.replace(
@@ -577,6 +589,13 @@ def test_choices_of_numbers_are_sorted_as_numbers(browser: Any, run: Run) -> Non
     values = [int(text) for text in cells.all_inner_texts()]
     assert values == sorted(values)
     assert set(values) == {32, 64, 128}
+
+
+@pytest.mark.browser
+def test_counts_are_told_in_full(browser: Any, run: Run) -> None:
+    page = opened(browser, write_report(run, spaces(), {}, []).path, 1440, "light").page
+    told = page.evaluate("[12345, 100, 1234.5, 0.012345, 7, -3.14159].map(short)")
+    assert told == ["12345", "100", "1235", "0.0123", "7", "-3.14"]
 
 
 @pytest.mark.browser

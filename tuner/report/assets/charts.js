@@ -24,7 +24,8 @@ function safe(text) {
 
 const percent = (share, digits = 2) => (share == null ? "–" : (100 * share).toFixed(digits) + " %");
 const thousands = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
-const short = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : value);
+// Three digits, or as many as the whole number has.
+const short = (value) => (typeof value === "number" ? String(Math.abs(value) >= 100 ? Math.round(value) : Number(value.toPrecision(3))) : value);
 
 function axis(colours, given) {
   return {
