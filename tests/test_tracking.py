@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from tests.test_conductor import World
+from tuner.config import ModelConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.run import Run
 from tuner.tracking import Target, Tracking, make_trackers, refuse_missing, tracked
+from tuner.tracking.figures import hyperparameters
 from tuner.trial import EpochRow, TrialStatus
 
 TWO_FAMILIES = """
@@ -147,10 +149,23 @@ def wandb_records(path: Path) -> Iterator[bytes]:
         at += 7 + length
 
 
-def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+def read_wandb(folder: Path) -> list[Any]:
+    """Read the records of a finished offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    (path,) = folder.glob("*.wandb")
+    # Its own process writes the file, and may be at it when finish() has returned.
+    records: list[Any] = []
+    deadline = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        records = [Record.FromString(data) for data in wandb_records(path)]
+    return records
+
+
+def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = search(tmp_path, ["wandb"])
     folders = sorted((run.path / "wandb").glob("offline-run-*"))
@@ -158,14 +173,7 @@ def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.M
     for folder, trial in zip(
         sorted(folders, key=lambda path: path.name[-4:]), run.trials(), strict=True
     ):
-        (path,) = folder.glob("*.wandb")
-        # Its own process writes the file, and may be at it when finish() has returned.
-        records: list[Any] = []
-        deadline = time.monotonic() + 30
-        while not any(record.WhichOneof("record_type") == "exit" for record in records):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-            records = [Record.FromString(data) for data in wandb_records(path)]
+        records = read_wandb(folder)
         told = [
             {item.key or item.nested_key[-1]: item.value_json for item in record.history.item}
             for record in records
@@ -177,6 +185,31 @@ def test_wandb_keeps_a_run_a_trial_offline(tmp_path: Path, monkeypatch: pytest.M
         (header,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
         assert header.run_group == "run"
         assert header.display_name == f"run {trial.number:04d}"
+        (code,) = [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"]
+        assert code == (1 if trial.status.state == "diverged" else 0)
+
+
+def test_the_text_of_a_model_is_told_to_no_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    from tuner.tracking.wandb import WeightsAndBiases
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    params = {"path": "net.py", "name": "Net", "source": "class Net: ...", "width": 8}
+    config = TrialConfig(model=ModelConfig("custom", params), epochs=1)
+    assert hyperparameters(config)["model"] == {
+        "custom": {"path": "net.py", "name": "Net", "width": 8}
+    }
+    run = World(tmp_path).run
+    tracker = WeightsAndBiases(run)
+    tracker.trial_began(0, config, [])
+    tracker.close()
+    (folder,) = (run.path / "wandb").glob("offline-run-*")
+    (header,) = [r.run for r in read_wandb(folder) if r.WhichOneof("record_type") == "run"][:1]
+    told = {item.key: item.value_json for item in header.config.update}
+    assert '"width"' in told["model"]
+    assert "class Net" not in str(told)
 
 
 def test_a_target_that_is_not_installed_is_refused_with_its_remedy(

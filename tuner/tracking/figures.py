@@ -1,8 +1,18 @@
-"""An epoch's figures, by the names that every target shows."""
+"""What every target shows of a trial, by the same names."""
 
 import math
+from typing import Any
 
+from tuner.config import TrialConfig
 from tuner.trial import EpochRow
+
+
+def hyperparameters(config: TrialConfig) -> dict[str, Any]:
+    """Give what defines a trial, without the text of a user's model file."""
+    plain = config.to_dict()
+    for params in plain["model"].values():
+        params.pop("source", None)
+    return plain
 
 
 def figures(row: EpochRow) -> dict[str, float]:

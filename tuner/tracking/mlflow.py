@@ -8,7 +8,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from tuner.config import TrialConfig
 from tuner.run import Run
-from tuner.tracking.figures import figures
+from tuner.tracking.figures import figures, hyperparameters
 from tuner.trial import EpochRow, TrialStatus, best_row, flatten
 
 ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
@@ -48,8 +48,7 @@ class MLflow:
         self._runs[number] = run.info.run_id
         params = [
             Param(key, str(value)[:LONGEST])
-            for key, value in flatten(config.to_dict()).items()
-            if not key.endswith(".source")
+            for key, value in flatten(hyperparameters(config)).items()
         ]
         self._client.log_batch(run.info.run_id, params=params)
         for row in history:

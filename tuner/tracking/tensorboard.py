@@ -14,8 +14,8 @@ from tensorboardX.summary import hparams
 from tuner.config import TrialConfig
 from tuner.run import Run
 from tuner.storage import replace_folder
-from tuner.tracking.figures import figures
-from tuner.trial import EpochRow, TrialState, TrialStatus, flatten
+from tuner.tracking.figures import figures, hyperparameters
+from tuner.trial import ENDED_BADLY, EpochRow, TrialState, TrialStatus, flatten
 
 FOLDER = "tensorboard"
 FLUSH_SECONDS = 10
@@ -45,8 +45,8 @@ class TensorBoard:
         # Only plain values have a column there.
         plain = {
             key: value
-            for key, value in flatten(config.to_dict()).items()
-            if isinstance(value, bool | int | float | str) and not key.endswith(".source")
+            for key, value in flatten(hyperparameters(config)).items()
+            if isinstance(value, bool | int | float | str)
         }
         # Of all experiments, TensorBoard shows the columns of the first that it finds; without one
         # it takes the parameters and the figures of all trials together.
@@ -86,8 +86,7 @@ class TensorBoard:
 
 def _end(state: TrialState) -> Summary:
     """Give what marks a trial as a success or a failure; tensorboardX knows successes alone."""
-    ended_well = state in ("completed", "stopped")
-    status = Status.Value("STATUS_SUCCESS" if ended_well else "STATUS_FAILURE")
+    status = Status.Value("STATUS_FAILURE" if state in ENDED_BADLY else "STATUS_SUCCESS")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=status), version=0)
     plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content.SerializeToString())
     tag = "_hparams_/session_end_info"

@@ -9,8 +9,8 @@ import wandb
 
 from tuner.config import TrialConfig
 from tuner.run import Run
-from tuner.tracking.figures import figures
-from tuner.trial import EpochRow, TrialStatus, best_row
+from tuner.tracking.figures import figures, hyperparameters
+from tuner.trial import ENDED_BADLY, EpochRow, TrialStatus, best_row
 
 PROJECT = "cifar-tune"
 """Unless ``WANDB_PROJECT`` names another; ``WANDB_MODE=offline`` works as everywhere."""
@@ -37,7 +37,7 @@ class WeightsAndBiases:
             name=f"{self._run.record.name} {number:04d}",
             id=f"{self._key[:8]}-{number:04d}",
             dir=str(self._run.path) if isinstance(self._run.path, Path) else None,
-            config=config.to_dict(),
+            config=hyperparameters(config),
             # Several trials run at once in this process.
             reinit="create_new",
             resume="allow",
@@ -63,7 +63,7 @@ class WeightsAndBiases:
                 "parameters": status.num_parameters,
             }
         )
-        run.finish(exit_code=1 if status.state == "failed" else 0)
+        run.finish(exit_code=1 if status.state in ENDED_BADLY else 0)
 
     def close(self) -> None:
         """Close the runs of trials that were interrupted."""
