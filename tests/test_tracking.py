@@ -250,14 +250,20 @@ def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Pa
     row = worker.train(0.5)
     slow = Slow()
     trackers = make_trackers(world.run, ())
-    tracking = Tracking({"slow": slow, **trackers})
+    warnings: list[str] = []
+    tracking = Tracking({"slow": slow, **trackers}, warnings.append)
     start = time.perf_counter()
     tracking.trial_began(0, world.run.trial(0).config, [])
     for epoch in range(1, 5):
         tracking.epoch_ended(0, replace(row, epoch=epoch))
     tracking.trial_ended(0, TrialStatus(state="completed"), [])
     assert time.perf_counter() - start < 0.1
+    deadline = time.monotonic() + 10
+    while not warnings and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert warnings == ["slow is told of no more trials: ConnectionError: the server is gone"]
     tracking.close()
+    assert len(warnings) == 1, "at once, and once"
     assert slow.told == [1, 2, 3]
     assert slow.thread == "tracking: slow"
     assert tracking.problems == {"slow": "ConnectionError: the server is gone"}

@@ -118,9 +118,12 @@ def conduct(
     )
     conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
 
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
     def follow_room(line: str) -> None:
         conductor.slots = replace(slots, count=room.count)
-        console.print(line, markup=False)
+        say(line)
 
     room = Room(slots, follow_room)
     status: RunStatus = "failed"
@@ -130,12 +133,10 @@ def conduct(
             _tell_replay(conductor, len(trials), left_out, console)
         with (
             _draining_on_signals(conductor),
-            tracked(run, request.log, conductor.observers) as tracking,
+            tracked(run, request.log, conductor.observers, say),
             Progress(conductor, console),
         ):
             _run_trials(conductor, shipped, room, request.max_failures)
-        for target, problem in tracking.problems.items():
-            console.print(f"{target} was not told of all trials: {problem}", markup=False)
         if conductor.draining != "broken":
             status = "interrupted" if conductor.draining == "interrupted" else "finished"
     except KeyboardInterrupt:

@@ -64,10 +64,17 @@ def make_trackers(run: Run, targets: Sequence[Target]) -> dict[str, Tracker]:
 
 
 class Tracking:
-    """An observer that tells each tracker in a thread of its own, in the order of events."""
+    """An observer that tells each tracker in a thread of its own, in the order of events.
 
-    def __init__(self, trackers: dict[str, Tracker]) -> None:
-        self._tellers = {name: _Teller(name, tracker) for name, tracker in trackers.items()}
+    Args:
+        trackers: By name.
+        warn: Given a line when a tracker cannot go on, once each, in that tracker's thread.
+    """
+
+    def __init__(
+        self, trackers: dict[str, Tracker], warn: Callable[[str], None] | None = None
+    ) -> None:
+        self._tellers = {name: _Teller(name, tracker, warn) for name, tracker in trackers.items()}
 
     @property
     def problems(self) -> dict[str, str]:
@@ -102,8 +109,10 @@ class Tracking:
 class _Teller:
     """Tells one tracker, in a thread, until its first error."""
 
-    def __init__(self, name: str, tracker: Tracker) -> None:
+    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None] | None) -> None:
         self.problem = ""
+        self._name = name
+        self._warn = warn
         self._tracker = tracker
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         # As a daemon, a server that never answers cannot keep an interrupted program alive.
@@ -120,7 +129,7 @@ class _Teller:
             left = self._events.qsize()
             self._thread.join(PATIENCE_SECONDS)
             if self._thread.is_alive() and self._events.qsize() == left:
-                self.problem = f"no answer for {PATIENCE_SECONDS:.0f} s"
+                self._give_up(f"no answer for {PATIENCE_SECONDS:.0f} s")
                 return
 
     def _work(self) -> None:
@@ -129,14 +138,26 @@ class _Teller:
                 event(self._tracker)
             except Exception as error:
                 # Whatever a client or its server raises: the run folder has all of it anyway.
-                self.problem = f"{type(error).__name__}: {error}".splitlines()[0]
+                self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
                 return
+
+    def _give_up(self, problem: str) -> None:
+        if self.problem:
+            return
+        self.problem = problem
+        if self._warn:
+            self._warn(f"{self._name} is told of no more trials: {problem}")
 
 
 @contextmanager
-def tracked(run: Run, targets: Sequence[Target], observers: list[Observer]) -> Iterator[Tracking]:
-    """Record a search, from its observers' list, until the block ends."""
-    tracking = Tracking(make_trackers(run, targets))
+def tracked(
+    run: Run,
+    targets: Sequence[Target],
+    observers: list[Observer],
+    warn: Callable[[str], None] | None = None,
+) -> Iterator[Tracking]:
+    """Record a search, from its observers' list, until the block ends; see ``Tracking``."""
+    tracking = Tracking(make_trackers(run, targets), warn)
     observers.append(tracking)
     try:
         yield tracking
