@@ -22,14 +22,14 @@ from tuner.search.progress import Progress
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
-def shown(folder: Path, width: int, *, live: bool = True) -> str:
+def shown(folder: Path, width: int, *, live: bool = True, **budget: float) -> str:
     """Give what the progress of a small search writes on a console."""
     screen = io.StringIO()
     console = Console(
         file=screen, force_terminal=live, width=width, height=40, no_color=True, _environ={}
     )
     world = World(folder)
-    conductor: Conductor = world.conductor()
+    conductor: Conductor = world.conductor(**budget)
     with Progress(conductor, console):
         first, second = world.begin(conductor), world.begin(conductor)
         first.step(0.5)
@@ -52,6 +52,21 @@ def test_the_table_fits_the_terminal_and_tells_what_goes_on(tmp_path: Path, widt
     assert re.search(r"1 +2 +1 +1\b", text), "of two that came to rung 1 one passed, one stopped"
     assert "ETA 0:" in text
     assert all(len(line) <= width for line in text.replace("\r", "\n").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("budget", "latest"),
+    # Three epochs of two seconds on half a GPU spend three GPU-seconds; one trial runs on.
+    [({}, 60), ({"seconds": 5.5}, 5), ({"gpu_seconds": 4.0}, 2)],
+)
+def test_the_time_left_ends_with_the_budget(
+    tmp_path: Path, budget: dict[str, float], latest: int
+) -> None:
+    text = ESCAPES.sub("", shown(tmp_path, 200, **budget))
+    *_, (minutes, seconds) = re.findall(r"ETA 0:(\d\d):(\d\d)", text)
+    left = 60 * int(minutes) + int(seconds)
+    assert left <= latest
+    assert budget or left > 5
 
 
 def test_off_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ class Conductor:
         """Time spent searching, over all resumes."""
         return self._earlier_seconds + time.monotonic() - self._began
 
+    @property
+    def budget_seconds(self) -> float:
+        """Time until the budget is spent, with as many GPUs held as are now; infinite without."""
+        left = self.budget.seconds - self.active_seconds
+        held = sum(trial.share.gpus for trial in list(self.live.values()))
+        if held:
+            left = min(left, (self.budget.gpu_seconds - self._gpu_seconds) / held)
+        return max(0.0, left)
+
     def replay(self, trials: Sequence[TrialRecord]) -> int:
         """Bring the books to where an earlier search of this run had come.
 

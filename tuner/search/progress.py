@@ -62,4 +62,7 @@ class Progress:
         slots = self.conductor.slots.count
         draining = "Ending: running trials finish their epoch. Ctrl-C aborts."
         note = draining if self.conductor.draining else ""
-        return draw(self.tally, slots, self.tally.seconds_left(slots), note, width, height)
+        left = self.tally.seconds_left(slots)
+        if left is not None:
+            left = min(left, self.conductor.budget_seconds)
+        return draw(self.tally, slots, left, note, width, height)
