@@ -56,7 +56,7 @@ def write_ensemble(run: Run, trials: list[int]) -> None:
         "test_images": 300,
         "classes": CLASSES,
         "temperature": 1.1,
-        "ensemble": {"val": scores(0.8), "crossfit": None, "test": scores(0.763)},
+        "ensemble": {"val": scores(0.8), "crossfit": scores(0.788), "test": scores(0.763)},
         "members": [
             {
                 "trial": number,
@@ -99,6 +99,27 @@ def write_ensemble(run: Run, trials: list[int]) -> None:
         "disagreement": [[0.0]],
         "error_correlation": [[1.0]],
         "frontier": None,
+        "comparison": [
+            {
+                "method": method,
+                "calibrated": calibrated,
+                "members": trials[:num_members],
+                "temperature": 1.1 if calibrated else 1.0,
+                "figures": {
+                    "val": scores(0.8),
+                    "crossfit": None if method == "mean member" else scores(0.779),
+                    "test": scores(0.75 + gain),
+                },
+                "gain": {"gain": gain, "low": gain - 0.004, "high": gain + 0.004},
+                "mcnemar_p": 0.1,
+            }
+            for method, calibrated, num_members, gain in (
+                ("best single", False, 1, 0.0),
+                ("mean member", False, 5, -0.0123),
+                ("vote", True, 5, 0.0132),
+            )
+        ],
+        "skipped": [{"method": "greedy-soup", "reason": "its trials are of several families"}],
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     counts = "\n".join(f"{label},80,10,10" for label in CLASSES)
@@ -318,6 +339,25 @@ def spoilt(run: Run, folder: Path) -> Run:
     for trial in copy.ranked()[:20]:
         write_status(trial.path, TrialStatus(state="diverged", reason="the loss is not finite"))
     return copy
+
+
+def test_the_methods_that_were_compared_stand_with_all_their_figures(
+    tmp_path: Path, run: Run
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run.open(tmp_path / "run")
+    write_ensemble(copy, [4, 5, 6, 7, 8])
+    page = write(copy).replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "none")
+    assert '<td class="n">80.00</td><td class="n">78.80</td><td class="n">76.30</td>' in page
+    table = page.partition('<table id="comparison">')[2].partition("</table>")[0]
+    _, _, *lines = table.split("<tr>")
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in lines]
+    assert rows == [
+        ["best single", "1", "80.00", "77.90", "75.00", "+0.00 [-0.40, +0.40]", "0.3000", "0.0100"],
+        ["mean member", "5", "80.00", "none", "73.77", "-1.23 [-1.63, -0.83]", "0.3000", "0.0100"],
+        ["vote + T", "5", "80.00", "77.90", "76.32", "+1.32 [+0.92, +1.72]", "0.3000", "0.0100"],
+    ]
+    assert "Not tried: greedy-soup (its trials are of several families)." in page
 
 
 def test_nothing_builds_on_trials_that_ended_badly(tmp_path: Path, run: Run) -> None:
