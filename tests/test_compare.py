@@ -59,6 +59,15 @@ def test_other_images_are_told_of_and_no_run_leads(runs: list[Run]) -> None:
     assert verdict(compare(runs)) == "2 runs on different images"
 
 
+def test_runs_that_trained_on_their_validation_images_are_not_comparable(runs: list[Run]) -> None:
+    for run in runs:
+        run.update(data=replace(run.record.data, all_data=True))
+    assert differences(compare(runs)).startswith("Not comparable: one, two trained on the")
+    assert verdict(compare(runs)) == "2 runs that are not comparable"
+    runs[0].update(data=replace(runs[0].record.data, all_data=False))
+    assert differences(compare(runs)).startswith("Not comparable: two trained on the")
+
+
 def type_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
     with pytest.raises(SystemExit) as ended:

@@ -31,6 +31,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "status": record.status,
         "data": record.data.source,
         "split": record.split_fingerprint,
+        "is_val_seen": record.data.all_data,
         "sampler": record.search.sampler,
         "scheduler": record.search.scheduler,
         "trials": len(ranked),
@@ -48,6 +49,11 @@ def _describe(run: Run) -> dict[str, Any]:
 
 def differences(described: Sequence[dict[str, Any]]) -> str:
     """Say why the accuracies of runs cannot be compared; empty if they can."""
+    if seen := [run["run"] for run in described if run["is_val_seen"]]:
+        return (
+            f"Not comparable: {', '.join(seen)} trained on the validation images, too "
+            "(refit --all-data); accuracies on them say nothing."
+        )
     if len({run["split"] for run in described}) > 1:
         return (
             "These runs differ in the images that they trained on or were validated on; their "
@@ -61,6 +67,8 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
     scored = [run for run in described if run["best"] is not None]
     if not scored:
         return "None of these runs has a trial with an accuracy"
+    if any(run["is_val_seen"] for run in described):
+        return f"{len(described)} runs that are not comparable"
     if differences(described):
         return f"{len(described)} runs on different images"
     scored.sort(key=lambda run: -run["best"])
