@@ -242,6 +242,13 @@ def test_the_whole_journey(call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("show", "first", "0").code == 2
 
 
+def test_runs_are_listed_with_the_zone_of_their_times(finished_run: Run, call) -> None:
+    told = call("runs", "--storage", str(finished_run.path.parent)).out
+    *_, headings, row = told.splitlines()
+    assert headings.rstrip().endswith("started, UTC")
+    assert row.rstrip().endswith(finished_run.record.started[:19].replace("T", " "))
+
+
 def test_a_run_is_shown_with_how_it_stands(finished_run: Run, call) -> None:
     document = json.loads(call("show", str(finished_run.path), "--json").out)
     best = finished_run.ranked()[0]

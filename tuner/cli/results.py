@@ -74,7 +74,8 @@ def runs(storage: AnyPath, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table(rows, f"Runs in {storage}" if rows else f"No run in {storage} yet.")
+        shown = [{"started, UTC" if k == "started" else k: row[k] for k in row} for row in rows]
+        print_table(shown, f"Runs in {storage}" if rows else f"No run in {storage} yet.")
 
 
 @click.command(epilog="Example: cifar-tune show quick-20260101-120000 7")
