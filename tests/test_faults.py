@@ -213,6 +213,7 @@ def test_a_time_budget_lets_running_trials_finish_their_epoch(folder: Path) -> N
         assert search.wait(90) == 0, search.errors
     run = run_in(folder)
     assert run.record.status == "finished"
+    assert (run.record.budget_seconds, run.record.budget_gpu_hours) == (5.0, None)
     assert "budget is spent" in search.errors
     trials = run.trials()
     assert len(trials) < 12

@@ -155,6 +155,29 @@ def test_the_folder_tells_what_the_events_tell(tmp_path: Path) -> None:
     assert early.has_ended
 
 
+@pytest.mark.parametrize(
+    ("budget", "latest"),
+    # One epoch of two seconds on half a GPU spends one GPU-second; the trial runs on.
+    [({}, 100), ({"budget_seconds": 5.5}, 5.5), ({"budget_gpu_hours": 3 / 3600}, 4.01)],
+)
+def test_the_time_left_ends_with_the_recorded_budget(
+    tmp_path: Path, budget: dict[str, float], latest: float
+) -> None:
+    world = World(tmp_path)
+    conductor = world.conductor()
+    conductor.run.update(slots=conductor.slots.to_plain(), **budget)
+    folder = Folder(world.run.path)
+    world.begin(conductor).step(0.5)
+    folder.look()
+    left = folder.seconds_left()
+    assert left is not None
+    assert 0 < left <= latest
+    assert budget or left > 6
+    world.run.update(status="finished")
+    folder.look()
+    assert folder.seconds_left() is None
+
+
 def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.begin(world.conductor()).step(0.5)

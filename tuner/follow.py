@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 from tuner.board import draw, summary
 from tuner.live import LiveTable
 from tuner.run import Run, clock
-from tuner.storage import AnyPath, stamp
+from tuner.storage import AnyPath, modified, stamp
 from tuner.tally import Tally
 from tuner.trial import TrialRecord
 
@@ -25,6 +25,12 @@ class Folder:
         self.tally = Tally(self.run.record.search)
         self.news = 0.0
         """When the last epoch ended, in seconds since 1970."""
+        self._written = modified(path / "run.json")
+        """When the search last wrote for how long it had been active."""
+        self._gpus: dict[int, float] = {}
+        """Trial -> GPUs that it holds."""
+        self._gpu_hours: dict[int, float] = {}
+        """Trial -> what it has spent."""
         self._stamps: dict[int, tuple[object, object]] = {}
         """Trial -> when its status and its history were written last."""
         trials = self.run.trials()
@@ -48,6 +54,7 @@ class Folder:
     def look(self) -> list[TrialRecord]:
         """Tell the tally what has changed; give the trials that have ended since."""
         self.run = Run.open(self.run.path)
+        self._written = modified(self.run.path / "run.json")
         self.tally.search = self.run.record.search
         ended = []
         for path in self.run.trial_paths():
@@ -71,6 +78,23 @@ class Folder:
 
     def _hear(self, trial: TrialRecord) -> None:
         self.news = max([self.news, *(row.time for row in trial.history)])
+        self._gpu_hours[trial.number] = trial.gpu_hours
+        self._gpus[trial.number] = trial.gpus if trial.status.state == "running" else 0.0
+
+    def seconds_left(self) -> float | None:
+        """Foresee the time left, in seconds, as ``Tally.seconds_left``, or that of the budget."""
+        left = self.tally.seconds_left(self.slots)
+        if left is None or self.has_ended:
+            return None
+        record = self.run.record
+        if record.budget_seconds is not None:
+            active = record.active_seconds + time.time() - self._written
+            left = min(left, record.budget_seconds - active)
+        held = sum(list(self._gpus.values()))
+        if record.budget_gpu_hours is not None and held:
+            unspent = record.budget_gpu_hours - sum(list(self._gpu_hours.values()))
+            left = min(left, 3600 * unspent / held)
+        return max(0.0, left)
 
     def note(self, now: float) -> str:
         """Say that nothing has been heard for long, if so."""
@@ -98,11 +122,8 @@ def follow(path: AnyPath, console: Console) -> Run:
     """
     folder = Folder(path)
 
-    def seconds_left() -> float | None:
-        return None if folder.has_ended else folder.tally.seconds_left(folder.slots)
-
     if not console.is_terminal or console.is_dumb_terminal:
-        console.print(summary(folder.tally, folder.slots, seconds_left()), markup=False)
+        console.print(summary(folder.tally, folder.slots, folder.seconds_left()), markup=False)
         while not folder.has_ended:
             time.sleep(SECONDS)
             for trial in folder.look():
@@ -112,7 +133,7 @@ def follow(path: AnyPath, console: Console) -> Run:
 
     def table(width: int, height: int) -> RenderableType:
         note = folder.note(time.time())
-        return draw(folder.tally, folder.slots, seconds_left(), note, width, height)
+        return draw(folder.tally, folder.slots, folder.seconds_left(), note, width, height)
 
     with LiveTable(table, console):
         while not folder.has_ended:

@@ -56,6 +56,9 @@ class RunRecord:
     slots: dict[str, float] = field(default_factory=dict)
     """``count`` trials train at once, each on so many ``cpus`` and ``gpus``, unless its status
     says otherwise."""
+    budget_seconds: float | None = None
+    budget_gpu_hours: float | None = None
+    """What the search may spend, over all resumes; ``None`` for no end."""
     status: RunStatus = "running"
     started: str = ""
     finished: str = ""

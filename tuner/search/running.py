@@ -116,6 +116,10 @@ def conduct(
         seconds=request.seconds,
         gpu_seconds=request.gpu_hours * 3600,
     )
+    run.update(
+        budget_seconds=_unless_endless(request.seconds),
+        budget_gpu_hours=_unless_endless(request.gpu_hours),
+    )
     conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
 
     def say(line: str) -> None:
@@ -303,6 +307,10 @@ def _git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _unless_endless(budget: float) -> float | None:
+    return budget if math.isfinite(budget) else None
 
 
 def _why_none(conductor: Conductor) -> str:
