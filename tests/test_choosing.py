@@ -29,7 +29,6 @@ from tuner.errors import UsageError
 from tuner.evaluate import Tta, score
 from tuner.run import Run
 from tuner.trial import write_status, write_trial
-from tuner.voting import soft_vote
 from tuner.voting.temperature import fit_temperature, soften
 
 CPU = torch.device("cpu")
@@ -91,7 +90,10 @@ def test_every_method_gives_shares_to_so_many_at_most(
     assert 1 <= len(choice.members) <= 2
     assert choice.weights.sum().item() == pytest.approx(1, abs=1e-9)
     assert (choice.weights > 0).all()
-    assert (choice.temperature != 1) == calibrate
+    if len(choice.members) == 1 and choice.temperatures != (1,):
+        assert choice.temperature == pytest.approx(1, abs=1e-3)
+    else:
+        assert (choice.temperature != 1) == calibrate
     for probs in (choice.val, choice.crossfit):
         torch.testing.assert_close(probs.sum(dim=1), torch.ones(144).double())
 
@@ -101,14 +103,49 @@ def calibrated(plan: Plan) -> Tensor:
     return torch.stack([soften(p, fit_temperature(p, labels)) for p in plan.pool.probs])
 
 
+def let_members_be_too_sure(run: Run) -> None:
+    """Leave validation probabilities of members that know something, each sure in its own way."""
+    generator = torch.Generator().manual_seed(0)
+    labels = choose(run).pool.labels
+    for trial, sureness in zip(run.trials(), (0.3, 2.0, 8.0), strict=True):
+        logits = torch.randn(len(labels), 10, generator=generator)
+        logits += 2 * nn.functional.one_hot(labels, 10)
+        probs = (sureness * logits).softmax(dim=1)
+        np.save(trial.path / "val_probs.npy", probs.numpy().astype(np.float16))
+
+
 @pytest.mark.parametrize("method", ["greedy", "weighted"])
-def test_fitted_members_are_no_worse_than_the_best_alone(finished_run: Run, method: Method) -> None:
+def test_a_fitted_vote_is_no_worse_than_the_best_alone(finished_run: Run, method: Method) -> None:
+    let_members_be_too_sure(finished_run)
     for top in (1, 2, 3):
         plan = choose(finished_run, top, method=method)
-        probs = calibrated(plan)
-        best = min(score(member, plan.pool.labels).nll for member in probs)
-        vote = soft_vote(probs[list(plan.choice.members)], plan.choice.weights)
-        assert score(vote, plan.pool.labels).nll <= best + 1e-6
+        best = min(score(member, plan.pool.labels).nll for member in calibrated(plan))
+        assert score(plan.choice.val, plan.pool.labels).nll <= best + 1e-6
+
+
+def test_a_weighted_vote_is_no_worse_than_a_uniform_one(finished_run: Run) -> None:
+    let_members_be_too_sure(finished_run)
+    plan = choose(finished_run, method="weighted")
+    uniform = calibrated(plan).mean(dim=0)
+    reached = score(plan.choice.val, plan.pool.labels).nll
+    assert reached <= score(uniform, plan.pool.labels).nll + 1e-6
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - SOUPS))
+def test_members_are_calibrated_where_weights_are_fitted(finished_run: Run, method: Method) -> None:
+    let_members_be_too_sure(finished_run)
+    plan = choose(finished_run, method=method)
+    labels = plan.pool.labels
+    for member, temperature in zip(plan.choice.members, plan.choice.temperatures, strict=True):
+        fitted = fit_temperature(plan.pool.probs[member], labels)
+        assert temperature == (1 if method == "vote" else fitted)
+
+
+def test_temperatures_of_members_are_fitted_without_the_fold(finished_run: Run) -> None:
+    let_members_be_too_sure(finished_run)
+    choice = choose(finished_run, 1, method="weighted", pool=1).choice
+    assert not torch.allclose(choice.crossfit, choice.val, atol=1e-6)
+    assert torch.equal(choice.crossfit.argmax(dim=1), choice.val.argmax(dim=1))
 
 
 @pytest.mark.parametrize("method", ["greedy", "weighted"])

@@ -18,13 +18,14 @@ from tuner.config import TrialConfig
 from tuner.data import Splits, load_test
 from tuner.device import compute_dtype
 from tuner.ensemble import make_ensemble, planned
-from tuner.ensemble.request import EnsembleRequest
+from tuner.ensemble.request import EnsembleRequest, Method
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.evaluate import confusion_matrix, predict_probs, score
 from tuner.run import Run
 from tuner.sources import Images
 from tuner.trial import write_status
+from tuner.voting.temperature import soften
 
 CPU = torch.device("cpu")
 NUM_TEST = 359
@@ -158,7 +159,7 @@ def test_the_metrics_hold_all_that_a_report_reads(finished_run: Run) -> None:
     for figures in (metrics["ensemble"].values(), metrics["mean_member"].values()):
         assert all(scores <= entry.keys() for entry in figures)
     assert set(metrics["ensemble"]) == {"val", "crossfit", "test"}
-    member = {"trial", "family", "weight", "val", "test", "contribution"}
+    member = {"trial", "family", "weight", "temperature", "val", "test", "contribution"}
     assert all(set(entry) == member for entry in metrics["members"])
     gain = {"over_best_single", "over_mean_member", "level", "mcnemar_p"}
     assert set(metrics["gain"]) == gain
@@ -203,6 +204,26 @@ def test_the_vote_is_the_mean_of_what_the_members_say(finished_run: Run) -> None
     assert torch.equal(result.confusion, confusion_matrix(mean, images.labels, 10))
     expected = dataclasses.astuple(score(mean, images.labels))
     assert dataclasses.astuple(result.ensemble.test) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["vote", "greedy", "weighted"])
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_the_folder_alone_gives_the_vote(
+    finished_run: Run, method: Method, calibrate: bool
+) -> None:
+    result = ensemble(finished_run, method=method, calibrate=calibrate)
+    described = read(result.path / "ensemble.json")
+    images = held_out_images_of(finished_run)
+    vote = torch.zeros(NUM_TEST, 10, dtype=torch.float64)
+    for member in described["members"]:
+        config = finished_run.trial(member["trial"]).config
+        probs = probs_of(result.path / member["file"], config, images.images)
+        vote += member["weight"] * soften(probs, member["temperature"])
+    expected = dataclasses.astuple(score(soften(vote, described["temperature"]), images.labels))
+    assert dataclasses.astuple(result.ensemble.test) == pytest.approx(expected, abs=1e-6)
+    assert result.by_size[-1].accuracy == result.ensemble.test.accuracy
+    temperatures = [member["temperature"] for member in described["members"]]
+    assert temperatures == [member.temperature for member in result.members]
 
 
 def test_each_member_is_scored_alone(finished_run: Run) -> None:

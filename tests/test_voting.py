@@ -10,7 +10,7 @@ from torch import Tensor
 from tuner.voting import probs_of_truth, rank, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights
-from tuner.voting.temperature import RANGE, fit_temperature, soften
+from tuner.voting.temperature import RANGE, fit_temperature, soften, soften_each
 from tuner.voting.weighted import NEGLIGIBLE, fitted_weights
 
 FITS = (greedy_weights, fitted_weights)
@@ -224,6 +224,17 @@ def test_a_temperature_leaves_every_decision(
 def test_a_temperature_of_one_changes_nothing(vote: tuple[Tensor, Tensor]) -> None:
     probs = soft_vote(*vote)
     assert torch.equal(soften(probs, 1.0), probs.double())
+
+
+@given(library=libraries, chosen=st.floats(*RANGE))
+def test_each_member_has_a_temperature_of_its_own(
+    library: tuple[Tensor, Tensor], chosen: float
+) -> None:
+    probs, _ = library
+    softened = soften_each(probs, [chosen, *[1.0] * (len(probs) - 1)])
+    assert softened.dtype == probs.dtype
+    torch.testing.assert_close(softened[0], soften(probs[0], chosen).float())
+    assert torch.equal(softened[1:], probs[1:])
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 2.5])

@@ -53,6 +53,12 @@ def print_ensemble(result: "EnsembleResult") -> None:
     console.print(table)
     meaning = VAL_SEEN if result.is_val_seen else VAL
     console.print(f"\n{meaning}\nTest, NLL and ECE: on the test images, which choose nothing.\n")
+    if any(member.temperature != 1 for member in result.members):
+        temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
+        console.print(
+            f"Members stand as they were trained. Each is mixed at a temperature of its own:\n"
+            f"{temperatures}\n"
+        )
     gain = result.gain
     console.print(
         f"Gain in test accuracy, {gain.level:.0%} interval, in points:\n"

@@ -70,6 +70,7 @@ def _write_members(
     described = []
     trials = {i: plan.pool.trials[i].number for i in plan.choice.members}
     weights = dict(zip(plan.choice.members, plan.choice.weights.tolist(), strict=True))
+    temperatures = dict(zip(plan.choice.members, plan.choice.temperatures, strict=True))
     for key in plan.networks(plan.choice):
         is_soup = len(key) > 1
         name = (
@@ -84,6 +85,7 @@ def _write_members(
                 "trial": None if is_soup else trials[key[0]],
                 **({"soup_of": [trials[i] for i in key]} if is_soup else {}),
                 "weight": 1.0 if plan.choice.method in SOUPS else weights[key[0]],
+                "temperature": temperatures[key[0]],
                 "precision": networks[key].precision,
             }
         )

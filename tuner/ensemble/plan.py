@@ -86,8 +86,15 @@ class Plan:
             "calibrated": choice.is_calibrated,
             "temperature": choice.temperature,
             "members": [
-                {"trial": trial.number, "family": trial.config.model.family, "weight": weight}
-                for trial, weight in zip(trials, choice.weights.tolist(), strict=True)
+                {
+                    "trial": trial.number,
+                    "family": trial.config.model.family,
+                    "weight": weight,
+                    "temperature": temperature,
+                }
+                for trial, weight, temperature in zip(
+                    trials, choice.weights.tolist(), choice.temperatures, strict=True
+                )
             ],
             "val": asdict(score(choice.val, self.pool.labels)),
             "crossfit": asdict(score(choice.crossfit, self.pool.labels)),

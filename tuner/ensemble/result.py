@@ -30,16 +30,18 @@ from tuner.evidence import (
 )
 from tuner.storage import AnyPath
 from tuner.voting import soft_vote
-from tuner.voting.temperature import soften
+from tuner.voting.temperature import soften, soften_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberResult:
-    """One member of an ensemble, alone."""
+    """One member of an ensemble, alone and as it was trained."""
 
     trial: int
     family: str
     weight: float
+    temperature: float
+    """At which it is mixed; its own figures are without."""
     val: Scores
     test: Scores
     contribution: float | None
@@ -157,7 +159,7 @@ def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Ten
     """
     if choice.method in SOUPS:
         return soften(probs[choice.members], choice.temperature)
-    members = torch.stack([probs[i,] for i in choice.members])
+    members = soften_each(torch.stack([probs[i,] for i in choice.members]), choice.temperatures)
     return soften(soft_vote(members, choice.weights), choice.temperature)
 
 
@@ -186,17 +188,21 @@ def assess(
     correct = vote.argmax(dim=1) == labels
     single_correct = probs[0,].argmax(dim=1) == labels
     alone = torch.stack([probs[i,] for i in choice.members])
-    changes = [None] * len(alone) if is_soup else contributions(alone, choice.weights, labels)
+    softened = soften_each(alone, choice.temperatures)
+    changes = [None] * len(alone) if is_soup else contributions(softened, choice.weights, labels)
     members = tuple(
         MemberResult(
             trial=pool.trials[i].number,
             family=pool.trials[i].config.model.family,
             weight=weight,
+            temperature=temperature,
             val=score(pool.probs[i], pool.labels),
             test=score(probs[i,], labels),
             contribution=change,
         )
-        for i, weight, change in zip(choice.members, choice.weights.tolist(), changes, strict=True)
+        for i, weight, temperature, change in zip(
+            choice.members, choice.weights.tolist(), choice.temperatures, changes, strict=True
+        )
     )
     confusion = confusion_matrix(vote, labels, len(plan.splits.classes))
     assert choice.method is not None
@@ -225,14 +231,14 @@ def assess(
             level=LEVEL,
             mcnemar_p=mcnemar(correct, single_correct),
         ),
-        by_size=() if is_soup else tuple(by_size(alone, choice.weights, labels, single_correct)),
+        by_size=() if is_soup else tuple(by_size(softened, choice.weights, labels, single_correct)),
         per_class=_per_class(plan.splits.classes, confusion),
         reliability=tuple(reliability(vote, labels)),
         coverage=tuple(accuracy_at_coverage(vote, labels)),
         oracle=oracle_accuracy(alone, labels),
         disagreement=disagreement(alone).tolist(),
         error_correlation=error_correlation(alone, labels),
-        frontier=None if latencies is None else _frontier(plan, alone, labels, latencies),
+        frontier=None if latencies is None else _frontier(plan, softened, labels, latencies),
         comparison=_comparison(plan, probs, labels) if plan.request.compare else (),
         skipped=plan.skipped,
         duplicates=listed.note(correct, single_correct) if listed else None,
@@ -280,15 +286,16 @@ def _comparison(
 
 
 def _frontier(
-    plan: Plan, alone: Tensor, labels: Tensor, latencies: tuple[Latency, ...]
+    plan: Plan, softened: Tensor, labels: Tensor, latencies: tuple[Latency, ...]
 ) -> tuple[FrontierPoint, ...]:
     choice, pool = plan.choice, plan.pool
+    val = soften_each(pool.probs[list(choice.members)], choice.temperatures)
     points = find_frontier(
         tuple(pool.trials[i].number for i in choice.members),
         latencies,
         choice.weights,
-        val=(pool.probs[list(choice.members)], pool.labels),
-        test=(alone, labels),
+        val=(val, pool.labels),
+        test=(softened, labels),
     )
     return tuple(points)
 

@@ -1,6 +1,7 @@
-"""One temperature for a whole vote: calibration that leaves every decision as it is."""
+"""Temperatures: calibration that leaves every decision of what it is fitted to as it is."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -29,14 +30,28 @@ def soften(probs: Tensor, temperature: float) -> Tensor:
     return (probs.clamp(min=SMALLEST_PROB).log() / temperature).softmax(dim=-1)
 
 
+def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Give each member's probabilities at its own temperature, in their own precision.
+
+    Args:
+        probs: Shape (M, N, K).
+        temperatures: One a member; those at 1 stay as they are.
+
+    Returns:
+        Shape (M, N, K).
+    """
+    softened = [soften(p, t).to(p.dtype) for p, t in zip(probs, temperatures, strict=True)]
+    return torch.stack(softened)
+
+
 def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     """Give the temperature of the lowest NLL (Guo et al. 2017), between 0.05 and 20.
 
-    Fitted to the vote, not to the members: an average of calibrated members is underconfident
-    (Rahaman & Thiery 2021).
+    An average of calibrated members is underconfident (Rahaman & Thiery 2021): a vote needs a
+    temperature of its own, whether its members have theirs or not.
 
     Args:
-        probs: Of the vote, shape (N, K).
+        probs: Of a vote or a member, shape (N, K).
         labels: int64, shape (N,).
     """
     logs = probs.double().clamp(min=SMALLEST_PROB).log()
