@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuner.voting import probs_of_truth, rank, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
@@ -252,15 +252,40 @@ def test_the_temperature_that_was_used_is_found(true: float) -> None:
 def test_the_fitted_temperature_never_raises_the_loss(library: tuple[Tensor, Tensor]) -> None:
     probs, labels = library
     softened = soften(probs[0], fit_temperature(probs[0], labels))
-    assert nll(softened, labels) <= nll(probs[0], labels) + 1e-9
+    targets = (nn.functional.one_hot(labels, 4) * len(labels) + 1) / (len(labels) + 4)
+
+    def loss(probs: Tensor) -> float:
+        return nn.functional.cross_entropy(probs.double().log(), targets.double()).item()
+
+    assert loss(softened) <= loss(probs[0].double().clamp(min=1e-12)) + 1e-9
     if len(labels.unique()) == 4:
         expected = log_loss(labels, softened.numpy())
         assert nll(softened, labels) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_vote_that_is_always_right_gets_the_lowest_temperature() -> None:
-    probs = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
-    assert fit_temperature(probs, torch.tensor([0, 1])) == pytest.approx(RANGE[0], rel=1e-3)
+@pytest.mark.parametrize("num_images", [20, 144, 5000])
+@pytest.mark.parametrize("sureness", [0.2, 1.0, 5.0])
+def test_a_vote_that_is_always_right_stays_a_little_unsure(
+    num_images: int, sureness: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (num_images,), generator=generator)
+    logits = 6 * nn.functional.one_hot(labels, 10)
+    logits = logits + torch.rand(num_images, 10, generator=generator).double()
+    probs = (sureness * logits).softmax(dim=1)
+    confidence, predicted = soften(probs, fit_temperature(probs, labels)).max(dim=1)
+    assert torch.equal(predicted, labels)
+    doubt = 9 / (num_images + 10)
+    assert 1 - confidence.mean().item() == pytest.approx(doubt, rel=0.1)
+
+
+def test_many_images_leave_the_smoothing_no_say() -> None:
+    probs, labels = members_and_labels(4, 1, 20_000)
+    temperature = fit_temperature(probs[0], labels)
+    lower, fitted, higher = (
+        nll(soften(probs[0], factor * temperature), labels) for factor in (0.98, 1, 1.02)
+    )
+    assert fitted < min(lower, higher)
 
 
 # Cross-fitting

@@ -47,6 +47,9 @@ def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
 def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     """Give the temperature of the lowest NLL (Guo et al. 2017), between 0.05 and 20.
 
+    The NLL is that of smoothed labels, or the best temperature would be the lowest one wherever
+    every image is right. The more images, the less they are smoothed.
+
     An average of calibrated members is underconfident (Rahaman & Thiery 2021): a vote needs a
     temperature of its own, whether its members have theirs or not.
 
@@ -54,16 +57,20 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
         probs: Of a vote or a member, shape (N, K).
         labels: int64, shape (N,).
     """
+    num_images, num_classes = probs.shape
     logs = probs.double().clamp(min=SMALLEST_PROB).log()
-    truth = labels.to(probs.device)[:, None]
+    of_truth = logs.gather(1, labels.to(probs.device)[:, None]).mean()
+    # Platt (1999), "Probabilistic outputs for support vector machines": the MAP estimates under a
+    # uniform prior, (N + 1) / (N + 2) and 1 / (N + 2), are the targets. Of K classes, the true one
+    # has (N + 1) / (N + K) and each other one 1 / (N + K).
+    of_target = (num_images * of_truth + logs.sum(dim=1).mean()) / (num_images + num_classes)
 
     def nll(log_temperature: float) -> float:
-        scaled = logs / math.exp(log_temperature)
-        losses = torch.logsumexp(scaled, dim=1) - scaled.gather(1, truth).squeeze(1)
-        return losses.mean().item()
+        temperature = math.exp(log_temperature)
+        normalizers = torch.logsumexp(logs / temperature, dim=1)
+        return (normalizers.mean() - of_target / temperature).item()
 
     low, high = map(math.log, RANGE)
     found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    # Without a minimum inside, as when every image is right, the bound is the answer, and an
-    # exact 1 beats a fit that is worse by rounding.
+    # An exact 1 beats a fit that is worse by rounding.
     return 1.0 if nll(0.0) <= found.fun else math.exp(found.x)
