@@ -460,6 +460,15 @@ def test_pruning_keeps_the_best_checkpoints_and_every_probability(run: Run, keep
     assert numbers_of_top(run, len(best)) == best
 
 
+def test_pruning_leaves_what_a_resumed_search_goes_on_with(run: Run) -> None:
+    states: tuple[TrialState, ...] = ("completed", "interrupted", "running", "stopped", "failed")
+    for number, state in enumerate(states):
+        add_trial(run, number, 0.9 - number / 10, state=state)
+    run.prune(1)
+    left = [trial.number for trial in run.trials() if trial.checkpoint.exists()]
+    assert [states[number] for number in left] == ["completed", "interrupted", "running"]
+
+
 # The leaderboard
 
 

@@ -19,7 +19,7 @@ from tuner.files import append_line, replacing, write_json, write_text
 from tuner.locking import locked
 from tuner.schema import build, did_you_mean, to_plain
 from tuner.storage import AnyPath, at_a_glance, holding, to_path
-from tuner.trial import TrialRecord, explaining_damage, read_history, read_status
+from tuner.trial import OPEN, TrialRecord, explaining_damage, read_history, read_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,10 +241,14 @@ class Run:
             )
 
     def prune(self, keep: int) -> None:
-        """Remove all checkpoints but those of the ``keep`` best usable trials."""
-        kept = {trial.number for trial in [t for t in self.ranked() if t.is_usable][:keep]}
-        for trial in self.trials():
-            if trial.number not in kept:
+        """Remove all checkpoints but those of the ``keep`` best usable trials.
+
+        A trial that a resumed search goes on with keeps its own: its best epoch may be behind it.
+        """
+        trials = self.ranked()
+        kept = {trial.number for trial in [t for t in trials if t.is_usable][:keep]}
+        for trial in trials:
+            if trial.number not in kept and trial.status.state not in OPEN:
                 trial.checkpoint.unlink(missing_ok=True)
 
     def write_leaderboard(self) -> None:

@@ -146,7 +146,7 @@ def conduct(
     except KeyboardInterrupt:
         status = "interrupted"
     finally:
-        if status != "interrupted":
+        if status == "finished":
             run.prune(request.keep)
         run.write_leaderboard()
         run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
