@@ -227,6 +227,16 @@ def test_one_of_each_seed_or_family_is_taken(finished_run: Run) -> None:
         choose(finished_run, 2, diverse="family")
 
 
+def test_one_of_each_configuration_is_taken_whatever_its_seed(finished_run: Run) -> None:
+    ranked = [trial.number for trial in finished_run.ranked()]
+    best = finished_run.trial(ranked[0]).config
+    again = dataclasses.replace(best, seed=best.seed + 9)
+    write_trial(finished_run.trial_path(ranked[1]), again)
+    plan = choose(finished_run, 2, diverse="config")
+    assert members_of(plan) == [ranked[0], ranked[2]]
+    assert reasons_of(plan) == {ranked[1]: f"same config, as trial {ranked[0]}"}
+
+
 # Budgets
 
 

@@ -34,7 +34,12 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
     help="Views of an image that each member averages.",
 )
 @option("--pool", type=click.IntRange(min=1), help="Best trials to choose from. [default: 50]")
-@option("--diverse", type=click.Choice(["family", "seed"]), help="Take only one trial of each.")
+@option(
+    "--diverse",
+    type=click.Choice(["family", "config", "seed"]),
+    help="Take only one trial of each. A config is the same for all of its --seeds in a refit; the "
+    "seeds within a run differ anyway.",
+)
 @option("--max-parameters", type=click.IntRange(min=1), help="Of all members together.")
 @option(
     "--max-latency-ms",

@@ -1,5 +1,6 @@
 """The candidates: the best trials of a run, with what they said of the validation images."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -126,6 +127,7 @@ class _Refusals:
         self.taken: dict[object, int] = {}
         self.key_of: Callable[[TrialRecord], object] = {
             "family": lambda trial: trial.config.model.family,
+            "config": _config_but_for_seed,
             "seed": lambda trial: trial.config.seed,
             None: lambda trial: trial.number,
         }[request.diverse]
@@ -140,9 +142,15 @@ class _Refusals:
         if limit is not None and size > limit:
             return f"{size} parameters, above --max-parameters {limit}"
         if (key := self.key_of(trial)) in self.taken:
-            return f"{self.request.diverse} {key}, as trial {self.taken[key]}"
+            asked = self.request.diverse
+            which = "same config" if asked == "config" else f"{asked} {key}"
+            return f"{which}, as trial {self.taken[key]}"
         self.taken[key] = trial.number
         return ""
+
+
+def _config_but_for_seed(trial: TrialRecord) -> str:
+    return json.dumps(trial.config.to_dict() | {"seed": None}, sort_keys=True)
 
 
 def _read_probs(trial: TrialRecord, shape: tuple[int, int]) -> Tensor:

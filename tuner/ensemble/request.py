@@ -11,7 +11,7 @@ Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
 METHODS: tuple[Method, ...] = get_args(Method)
 SOUPS = frozenset({"soup", "greedy-soup"})
 """Methods that average weights, not votes: one network comes of it."""
-Diverse = Literal["family", "seed"]
+Diverse = Literal["family", "config", "seed"]
 POOL = 50
 
 
@@ -27,7 +27,7 @@ class EnsembleRequest:
     pool: int | None = None
     """Best trials to choose from; ``None`` is 50, or ``top`` if that is more."""
     diverse: Diverse | None = None
-    """Take one candidate, the best, of each family or seed."""
+    """Take one candidate, the best, of each family, configuration (the seed aside) or seed."""
     calibrate: bool = False
     """Fit one temperature to the vote."""
     tta: Tta = "none"
