@@ -214,6 +214,15 @@ def test_the_pool_bounds_the_choice(finished_run: Run) -> None:
         EnsembleRequest(top=2, pool=1)
 
 
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"vote"}))
+def test_a_maximum_of_members_refuses_no_smaller_run(finished_run: Run, method: Method) -> None:
+    said: list[str] = []
+    request = EnsembleRequest(top=5, method=method)
+    with planned(finished_run, request, devices=[CPU], say=said.append) as plan:
+        assert 1 <= len(plan.choice.members) <= 3
+    assert "candidates: 3, fewer than --top 5" in said
+
+
 def test_one_of_each_seed_or_family_is_taken(finished_run: Run) -> None:
     ranked = [trial.number for trial in finished_run.ranked()]
     config = finished_run.trial(ranked[1]).config

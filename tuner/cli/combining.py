@@ -15,7 +15,13 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 
 
 @click.command(epilog="Example: cifar-tune ensemble --top 5 --method greedy --calibrate")
-@option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many members.")
+@option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How many members; of any method but vote, at most.",
+)
 @option("--run", "run_name", metavar="RUN", help="Name or folder. [default: the newest]")
 @STORAGE
 @option(
@@ -33,7 +39,11 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
     show_default=True,
     help="Views of an image that each member averages.",
 )
-@option("--pool", type=click.IntRange(min=1), help="Best trials to choose from. [default: 50]")
+@option(
+    "--pool",
+    type=click.IntRange(min=1),
+    help="Best trials to choose from, of those that search --keep has left. [default: 50]",
+)
 @option(
     "--diverse",
     type=click.Choice(["family", "config", "seed"]),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VAL = """\
 Val: on the images it was chosen on; cross-fit: on the same, each by a choice
-made without it."""
+made without it, from the same candidates."""
 MOST_CLASSES = 12
 """Up to which the confusion matrix is printed."""
 MOST_REASONS = 6

@@ -134,6 +134,8 @@ def make_plan(
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
+    if len(pool) < request.top:
+        say(f"candidates: {len(pool)}, fewer than --top {request.top}")
     networks = [pool.network(i) for i in range(len(pool))]
     if request.tta != "none":
         say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")

@@ -87,7 +87,8 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
         TunerError: If a candidate's probabilities are missing or damaged.
     """
     ranked = run.ranked()
-    run.require([trial for trial in ranked if trial.is_usable], request.top)
+    usable = [trial for trial in ranked if trial.is_usable]
+    run.require(usable, request.top if request.method == "vote" else 1)
     refuse = _Refusals(request)
     chosen: list[TrialRecord] = []
     left_out: list[LeftOut] = []
