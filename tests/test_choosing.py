@@ -288,6 +288,22 @@ def test_the_frontier_rises_with_time(finished_run: Run) -> None:
         assert quicker.val_accuracy < slower.val_accuracy
 
 
+def test_a_frontier_takes_the_times_that_members_were_chosen_by(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "MIN_SECONDS", 0.02)
+    said: list[str] = []
+    request = EnsembleRequest(top=3, frontier=True, max_latency_ms=60_000)
+    with planned(finished_run, request, devices=[CPU], say=said.append) as plan:
+        points = make_ensemble(plan, say=said.append).frontier
+        assert plan.pool.latencies is not None
+        times = {t.number: m for t, m in zip(plan.pool.trials, plan.pool.latencies, strict=True)}
+    assert points
+    for point in points:
+        assert point.latency_ms == sum(times[number].one_ms for number in point.members)
+    assert len([line for line in said if line.startswith("timing")]) == 1
+
+
 # Views
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+import tuner.ensemble
 from tuner.cli import combining, main
+from tuner.ensemble import latency
 from tuner.ensemble.request import METHODS
 from tuner.run import Run
 
@@ -49,6 +51,19 @@ def test_what_is_shown_fits_80_columns(call: Any, words: list[str]) -> None:
     code, out, err = call("--top", "3", *words)
     assert code == 0, err
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+
+
+def test_a_frontier_of_the_first_members_alone_says_so(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "Only the first 2 of 3 members were combined."
+    _, out, _ = call("--top", "3", "--frontier")
+    assert note not in out
+    for module in (latency, tuner.ensemble):
+        monkeypatch.setattr(module, "MOST_COMBINED", 2)
+    _, out, err = call("--top", "3", "--frontier")
+    assert note in out
+    assert "timing members on cpu: 2\n" in err
 
 
 def test_a_dry_run_reads_no_test_image(call: Any, finished_run: Run) -> None:

@@ -176,6 +176,8 @@ def _print_comparison(console: Console, result: "EnsembleResult") -> None:
 
 
 def _print_frontier(console: Console, result: "EnsembleResult") -> None:
+    from tuner.ensemble.latency import MOST_COMBINED
+
     table = _table("Best for their time", ("ms", "ms, 256 images", "val", "test", "trials"), 0)
     for point in result.frontier or ():
         table.add_row(
@@ -186,6 +188,10 @@ def _print_frontier(console: Console, result: "EnsembleResult") -> None:
             " ".join(map(str, point.members)),
         )
     console.print(table)
+    if len(result.members) > MOST_COMBINED:
+        console.print(
+            f"\nOnly the first {MOST_COMBINED} of {len(result.members)} members were combined."
+        )
     console.print()
 
 

@@ -1,6 +1,6 @@
 """From a run to an ensemble: members, weights, one reading of the test set, the folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from tuner.checkpoint import load_checkpoint
 from tuner.data import load_test
 from tuner.ensemble.duplicates import read_duplicates
 from tuner.ensemble.folder import write_ensemble
-from tuner.ensemble.latency import measure_latency
+from tuner.ensemble.latency import MOST_COMBINED, Latency, measure_latency
 from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
@@ -73,13 +73,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
     # Before the test images are read, so that a damaged file does not cost a reading.
     networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
-    latencies = None
-    if request.frontier:
-        say(f"timing members on {kitchen.device}: {len(plan.choice.members)}")
-        latencies = tuple(
-            measure_latency(networks[i,], plan.splits.image_shape, request.tta, kitchen.device)
-            for i in plan.choice.members
-        )
+    latencies = _time_members(plan, networks, say) if request.frontier else None
     test = load_test(run.record.data, Path(run.record.data_dir))
     if listed is not None:
         listed.expect(len(test.images))
@@ -101,6 +95,19 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     result = assess(plan, probs, test.images.labels, path=path, latencies=latencies, listed=listed)
     write_ensemble(result, plan, networks, test.images, vote_on_test(plan.choice, probs))
     return result
+
+
+def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tuple[Latency, ...]:
+    """Give the latencies of the members that a frontier combines, timed once at most."""
+    members = plan.choice.members[:MOST_COMBINED]
+    if timed := plan.pool.latencies:
+        return tuple(timed[i] for i in members)
+    device = plan.kitchen.device
+    say(f"timing members on {device}: {len(members)}")
+    return tuple(
+        measure_latency(networks[i,], plan.splits.image_shape, plan.request.tta, device)
+        for i in members
+    )
 
 
 def _needed(plan: Plan) -> dict[Key, Network]:

@@ -85,7 +85,7 @@ def find_frontier(
 
     Args:
         trials: Of the M members; combinations are made of the first 10.
-        latencies: Likewise.
+        latencies: At least of these.
         weights: Shape (M,), positive; scaled to sum to one in each combination.
         val: Probabilities (M, N, K) and labels (N,) that choose the points.
         test: The same of the test images, read off at the points.
