@@ -60,10 +60,11 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
     num_images, num_classes = probs.shape
     logs = probs.double().clamp(min=SMALLEST_PROB).log()
     of_truth = logs.gather(1, labels.to(probs.device)[:, None]).mean()
-    # Platt (1999), "Probabilistic outputs for support vector machines": the MAP estimates under a
-    # uniform prior, (N + 1) / (N + 2) and 1 / (N + 2), are the targets. Of K classes, the true one
-    # has (N + 1) / (N + K) and each other one 1 / (N + K).
-    of_target = (num_images * of_truth + logs.sum(dim=1).mean()) / (num_images + num_classes)
+    of_others = (logs.sum(dim=1).mean() - of_truth) / (num_classes - 1)
+    # Platt (1999), "Probabilistic outputs for support vector machines": under a uniform prior, the
+    # MAP estimates after N right ones are the targets, (N + 1) / (N + 2) for what is true and
+    # 1 / (N + 2) for what is not, here shared by the other classes.
+    of_target = ((num_images + 1) * of_truth + of_others) / (num_images + 2)
 
     def nll(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
