@@ -208,12 +208,12 @@ def test_a_second_signal_ends_the_search_at_once_and_it_can_be_resumed(folder: P
 
 
 def test_a_time_budget_lets_running_trials_finish_their_epoch(folder: Path) -> None:
-    # Far more epochs than the budget has time for: it is spent in the middle of trials.
-    with begin(folder, "--time-budget", "5s", "--epochs", "200", trials=12) as search:
+    # Longer than workers take to start, and far less than the epochs: it is spent in mid-trial.
+    with begin(folder, "--time-budget", "20s", "--epochs", "500", trials=12) as search:
         assert search.wait(90) == 0, search.errors
     run = run_in(folder)
     assert run.record.status == "finished"
-    assert (run.record.budget_seconds, run.record.budget_gpu_hours) == (5.0, None)
+    assert (run.record.budget_seconds, run.record.budget_gpu_hours) == (20.0, None)
     assert "budget is spent" in search.errors
     trials = run.trials()
     assert len(trials) < 12

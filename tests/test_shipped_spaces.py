@@ -12,6 +12,7 @@ from tuner.config import DataConfig, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.models import build_model
 from tuner.models.pretrained import Pretrained
+from tuner.sources import Images
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.train import train
 from tuner.weights import Start
@@ -38,9 +39,11 @@ def test_a_shipped_space_samples_200_times(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def large_digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    """Give 16 training digits of 32 x 32 pixels."""
+    """Give 16 training digits of 32 x 32 pixels, and as many for validation."""
     data = DataConfig(source="digits", image_size=32, train_limit=IMAGES)
-    return load_splits(data, tmp_path_factory.mktemp("data"))
+    splits = load_splits(data, tmp_path_factory.mktemp("data"))
+    val = Images(images=splits.val.images[:IMAGES], labels=splits.val.labels[:IMAGES])
+    return replace(splits, val=val)
 
 
 def one_of_each_family(path: Path) -> Iterator[Any]:
