@@ -188,10 +188,19 @@ class Conductor:
                 self.end(trial.number)
         return num_outside
 
+    @property
+    def has_more(self) -> bool:
+        """Whether trials wait, or may still be proposed."""
+        return bool(self._waiting) or self.num_started < self.budget.trials
+
+    def is_draining(self) -> bool:
+        """Whether no trial is started any more, for ``draining`` or because the budget is spent."""
+        self._watch_budget()
+        return bool(self.draining)
+
     def start(self) -> dict[str, Any] | None:
         """Take up a waiting trial, or propose a new one; ``None`` when there is none to start."""
-        self._watch_budget()
-        if self.draining:
+        if self.is_draining():
             return None
         if self._waiting:
             trial = self._waiting.popleft()
@@ -244,13 +253,33 @@ class Conductor:
         if fatal or trial.outcome is not None:
             self.end(number, fatal)
         elif self.draining:
-            trial.outcome = Outcome(
-                state="interrupted", reason=f"after epoch {len(trial.history)}, with its worker"
-            )
+            self.withdraw(number, "with its worker")
             self.end(number)
         else:
             trial.lost_on.append(trial.status.node)
             self._waiting.append(self.live.pop(number))
+
+    def withdraw(self, number: int, how: str) -> None:
+        """Have a trial without a worker end where it is, to be taken up when the run goes on.
+
+        Args:
+            number: Which trial.
+            how: What became of its worker.
+        """
+        trial = self.live[number]
+        trial.outcome = Outcome(
+            state="interrupted", reason=f"after epoch {len(trial.history)}, {how}"
+        )
+
+    def end_waiting(self) -> None:
+        """End the trials that lost their worker and, now that nothing starts, get no other."""
+        while self._waiting:
+            trial = self._waiting.popleft()
+            # The others are as an earlier session of the run has left them.
+            if trial.lost_on:
+                self.live[trial.number] = trial
+                self.withdraw(trial.number, "with its worker")
+                self.end(trial.number)
 
     def keeps_going(self, number: int, report: dict[str, Any]) -> bool:
         """Take a worker's report; say whether its trial goes on."""

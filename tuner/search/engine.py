@@ -39,6 +39,11 @@ class TuneSearcher(Searcher):
         # Where no trial is left running, the engine asks again and again and goes no step further.
         self._settle()
         live = self._conductor.live
+        # Asked before there is room: no node need come for a search to end.
+        if self._conductor.is_draining() or not self._conductor.has_more:
+            if not live:
+                self._conductor.end_waiting()
+            return None if live else Searcher.FINISHED
         if not self._room.takes_another([trial.share for trial in live.values()]):
             return None
         if params := self._conductor.start():
@@ -66,6 +71,17 @@ class TuneScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._conductor = conductor
         self._room = room
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Choose the first of those that wait; end them where no trial is started any more."""
+        if not self._conductor.is_draining():
+            return super().choose_trial_to_run(tune_controller)
+        for trial in tune_controller.get_trials():
+            # One that has a worker is about to run, whatever its state.
+            if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
+                self._conductor.withdraw(trial.config["number"], "before it had a worker")
+                tune_controller.stop_trial(trial)
+        return None
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Let the conductor decide."""

@@ -233,7 +233,7 @@ class Room:
         self._slots = slots
         self._tell = tell
         self._shares = sorted(set(slots.all_shares()))
-        self._nodes: list[dict[str, float]] = []
+        self._nodes: list[dict[str, float]] | None = None
         self._leaving: frozenset[str] = frozenset()
         self._limit: Mapping[str, float] | None = None
         self._looked = -math.inf
@@ -249,7 +249,7 @@ class Room:
             return False
         if len(self._shares) == 1 or self._limit is not None:
             return len(running) < self.count
-        packing = Packing(self._nodes)
+        packing = Packing(self._nodes or [])
         for share in sorted(running, reverse=True):
             packing.add(share)
         return packing.add(self._shares[0])
@@ -281,7 +281,7 @@ class Room:
         if nodes != self._nodes:
             self._limit = growth_limit()
             count = _most(self._slots.usual, nodes, self._limit)
-            is_first, changed = not self._nodes, count != self.count
+            is_first, changed = self._nodes is None, count != self.count
             self._nodes, self.count = nodes, count
             if changed and not is_first:
                 self._tell(

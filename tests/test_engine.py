@@ -1,0 +1,125 @@
+"""The engine's events without the engine: what it is told, and what becomes of trials then."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from tests.test_conductor import World
+from tuner.search import slots
+from tuner.search.conductor import Conductor
+from tuner.search.engine import TuneScheduler, TuneSearcher
+from tuner.search.slots import Room
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """Give the nodes that the cluster is said to have, to be changed by the test."""
+    have = [{"CPU": 4.0, "GPU": 1.0}]
+    monkeypatch.setattr(slots, "alive_resources", lambda *but: [dict(node) for node in have])
+    monkeypatch.setattr(slots, "draining_nodes", frozenset)
+    monkeypatch.setattr(slots, "growth_limit", lambda: None)
+    monkeypatch.setattr(slots, "LOOK_SECONDS", 0)
+    return have
+
+
+def searcher_of(conductor: Conductor) -> TuneSearcher:
+    return TuneSearcher(conductor, Room(conductor.slots, lambda line: None), lambda: None)
+
+
+def test_a_search_that_has_no_room_ends_when_it_is_told_to(
+    world: World, nodes: list[dict[str, float]]
+) -> None:
+    conductor = world.conductor()
+    searcher = searcher_of(conductor)
+    nodes.clear()
+    assert searcher.suggest("") is None
+    conductor.draining = "interrupted"
+    assert searcher.suggest("") == Searcher.FINISHED
+
+
+def test_a_search_that_has_no_room_ends_with_its_budget(
+    world: World, nodes: list[dict[str, float]]
+) -> None:
+    conductor = world.conductor(seconds=0.0)
+    nodes.clear()
+    assert searcher_of(conductor).suggest("") == Searcher.FINISHED
+    assert conductor.draining == "budget"
+
+
+def test_a_search_whose_trials_have_ended_needs_no_room_to_end(
+    world: World, nodes: list[dict[str, float]]
+) -> None:
+    conductor = world.conductor(trials=1)
+    searcher = searcher_of(conductor)
+    worker = world.begin(conductor)
+    nodes.clear()
+    assert searcher.suggest("") is None, "its worker may still be lost"
+    worker.finish("completed")
+    assert searcher.suggest("") == Searcher.FINISHED
+
+
+def test_a_trial_that_lost_its_worker_and_gets_no_other_is_interrupted(
+    world: World, nodes: list[dict[str, float]]
+) -> None:
+    conductor = world.conductor()
+    searcher = searcher_of(conductor)
+    worker = world.begin(conductor)
+    worker.step(0.5)
+    conductor.lose(worker.number)
+    nodes.clear()
+    assert searcher.suggest("") is None
+    conductor.draining = "interrupted"
+    assert searcher.suggest("") == Searcher.FINISHED
+    assert world.run.trial(worker.number).status.state == "interrupted"
+    assert world.run.trial(worker.number).status.reason == "after epoch 1, with its worker"
+
+
+class Controller:
+    """Ray's own, as far as a scheduler sees it."""
+
+    def __init__(self, conductor: Conductor, trials: list[Any]) -> None:
+        self._conductor = conductor
+        self._trials = trials
+
+    def get_trials(self) -> list[Any]:
+        return self._trials
+
+    def stop_trial(self, trial: Any) -> None:
+        trial.status = Trial.TERMINATED
+        self._conductor.end(trial.config["number"])
+
+
+def test_trials_that_wait_for_a_node_end_with_the_search(
+    world: World, nodes: list[dict[str, float]]
+) -> None:
+    conductor = world.conductor()
+    numbers = [params["number"] for _ in range(3) if (params := conductor.start())]
+    waiting, about_to_run, running = (
+        SimpleNamespace(
+            config={"number": number},
+            status=status,
+            temporary_state=SimpleNamespace(ray_actor=worker),
+        )
+        for number, status, worker in zip(
+            numbers,
+            (Trial.PENDING, Trial.PENDING, Trial.RUNNING),
+            (None, "worker", "worker"),
+            strict=True,
+        )
+    )
+    controller = Controller(conductor, [waiting, about_to_run, running])
+    scheduler = TuneScheduler(conductor, Room(conductor.slots, lambda line: None))
+    assert scheduler.choose_trial_to_run(controller) is waiting
+    conductor.draining = "interrupted"
+    assert scheduler.choose_trial_to_run(controller) is None
+    assert set(conductor.live) == set(numbers[1:])
+    assert world.run.trial(0).status.reason == "after epoch 0, before it had a worker"
