@@ -93,6 +93,20 @@ def finished_run(trained_run: Run, tmp_path: Path) -> Run:
     return Run.open(tmp_path / "runs" / "tiny")
 
 
+@pytest.fixture
+def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """Give the nodes that a cluster without autoscaler is said to have, to be changed."""
+    have = [{"CPU": 4.0, "GPU": 1.0}]
+    for module in ("slots", "room"):
+        monkeypatch.setattr(
+            f"tuner.search.{module}.alive_resources", lambda *but: [dict(node) for node in have]
+        )
+        monkeypatch.setattr(f"tuner.search.{module}.growth", lambda: None)
+    monkeypatch.setattr("tuner.search.room.draining_nodes", frozenset)
+    monkeypatch.setattr("tuner.search.room.LOOK_SECONDS", 0)
+    return have
+
+
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Give one server for all tests, for clients keep its address."""

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -60,19 +61,31 @@ class Raylets:
         python: That the head runs on.
         cpus: That it has.
         token: File of the token that all of them ask for; ``None`` if they ask for none.
+        growth: What ``ray up`` calls ``available_node_types``, of which Ray's real autoscaler may
+            add nodes on this machine; ``None`` for no autoscaler.
     """
 
     def __init__(
-        self, python: Path = Path(sys.executable), *, cpus: int = 1, token: Path | None = None
+        self,
+        python: Path = Path(sys.executable),
+        *,
+        cpus: int = 1,
+        token: Path | None = None,
+        growth: Mapping[str, Any] | None = None,
     ) -> None:
         self._token = token
+        self._is_growing = growth is not None
         # A short path, for Ray's sockets.
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         self._processes: list[subprocess.Popen[bytes]] = []
         port, dashboard = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
-        head = ("--head", "--include-dashboard=true", f"--dashboard-port={dashboard}")
+        self.bootstrap = Path(self._folder.name, "bootstrap.yaml")
+        head = ["--head", "--include-dashboard=true", f"--dashboard-port={dashboard}"]
+        if growth is not None:
+            self.bootstrap.write_text(json.dumps(autoscaling(self.address, cpus, growth)))
+            head.append(f"--autoscaling-config={self.bootstrap}")
         self._start(python, cpus, *head, f"--port={port}")
         wait_for(self.dashboard + "/api/version")
 
@@ -123,6 +136,8 @@ class Raylets:
         }
         if self._token:
             environment["RAY_AUTH_TOKEN_PATH"] = str(self._token)
+        if self._is_growing:
+            environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         # Nodes that share a folder unpack what travels over each other.
         folder = Path(self._folder.name, str(len(self._processes)))
         folder.mkdir()
@@ -153,6 +168,37 @@ class Raylets:
         for number in reversed(range(len(self._processes))):
             self.remove(number)
         self._folder.cleanup()
+
+
+def autoscaling(address: str, cpus: int, growth: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what ``ray up`` would have left on the head, of nodes that are processes here.
+
+    ``ray.cluster_utils.AutoscalingCluster`` does as much, with a file that Ray's package lacks, and
+    ends all Rays of the machine before and after.
+    """
+    lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray")
+    return {
+        "cluster_name": "tests",
+        "max_workers": 8,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "gcs_address": address,
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
+        }
+        | {name: {"node_config": {}, **kind} for name, kind in growth.items()},
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        **{f"{name}_commands": [] for name in (*lists, "worker_start_ray")},
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+        "file_mounts_sync_continuously": False,
+    }
 
 
 def wait_for(url: str, seconds: float = 120) -> None:

@@ -9,10 +9,9 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from tests.test_conductor import World
-from tuner.search import slots
 from tuner.search.conductor import Conductor
 from tuner.search.engine import TuneScheduler, TuneSearcher
-from tuner.search.slots import Room
+from tuner.search.room import Room
 
 
 @pytest.fixture
@@ -20,62 +19,51 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
-    """Give the nodes that the cluster is said to have, to be changed by the test."""
-    have = [{"CPU": 4.0, "GPU": 1.0}]
-    monkeypatch.setattr(slots, "alive_resources", lambda *but: [dict(node) for node in have])
-    monkeypatch.setattr(slots, "draining_nodes", frozenset)
-    monkeypatch.setattr(slots, "growth_limit", lambda: None)
-    monkeypatch.setattr(slots, "LOOK_SECONDS", 0)
-    return have
-
-
 def searcher_of(conductor: Conductor) -> TuneSearcher:
     return TuneSearcher(conductor, Room(conductor.slots, lambda line: None), lambda: None)
 
 
 def test_a_search_that_has_no_room_ends_when_it_is_told_to(
-    world: World, nodes: list[dict[str, float]]
+    world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
     conductor = world.conductor()
     searcher = searcher_of(conductor)
-    nodes.clear()
+    pretended_nodes.clear()
     assert searcher.suggest("") is None
     conductor.draining = "interrupted"
     assert searcher.suggest("") == Searcher.FINISHED
 
 
 def test_a_search_that_has_no_room_ends_with_its_budget(
-    world: World, nodes: list[dict[str, float]]
+    world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
     conductor = world.conductor(seconds=0.0)
-    nodes.clear()
+    pretended_nodes.clear()
     assert searcher_of(conductor).suggest("") == Searcher.FINISHED
     assert conductor.draining == "budget"
 
 
 def test_a_search_whose_trials_have_ended_needs_no_room_to_end(
-    world: World, nodes: list[dict[str, float]]
+    world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
     conductor = world.conductor(trials=1)
     searcher = searcher_of(conductor)
     worker = world.begin(conductor)
-    nodes.clear()
+    pretended_nodes.clear()
     assert searcher.suggest("") is None, "its worker may still be lost"
     worker.finish("completed")
     assert searcher.suggest("") == Searcher.FINISHED
 
 
 def test_a_trial_that_lost_its_worker_and_gets_no_other_is_interrupted(
-    world: World, nodes: list[dict[str, float]]
+    world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
     conductor = world.conductor()
     searcher = searcher_of(conductor)
     worker = world.begin(conductor)
     worker.step(0.5)
     conductor.lose(worker.number)
-    nodes.clear()
+    pretended_nodes.clear()
     assert searcher.suggest("") is None
     conductor.draining = "interrupted"
     assert searcher.suggest("") == Searcher.FINISHED
@@ -99,7 +87,7 @@ class Controller:
 
 
 def test_trials_that_wait_for_a_node_end_with_the_search(
-    world: World, nodes: list[dict[str, float]]
+    world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
     conductor = world.conductor()
     numbers = [params["number"] for _ in range(3) if (params := conductor.start())]

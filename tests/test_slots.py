@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tuner.config import LargeShareConfig, ModelConfig, Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, SpaceError, UsageError
-from tuner.search import slots
-from tuner.search.slots import Packing, Room, Share, Slots, fitting, plan_slots
+from tuner.search import room, slots
+from tuner.search.growth import Growth, NodeKind
+from tuner.search.slots import Packing, Share, Slots, fitting, plan_slots
 from tuner.space import load_space
 
 nodes = st.lists(
@@ -73,64 +74,43 @@ def test_the_usual_share_gives_way_to_the_familys_and_both_to_what_large_network
     assert {plan.share(trial(name)) for name in counts} <= set(plan.all_shares())
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
-    """Give the nodes that the cluster is said to have, to be changed by the test."""
-    have = [{"CPU": 4.0, "GPU": 1.0}]
-    monkeypatch.setattr(slots, "alive_resources", lambda *but: [dict(node) for node in have])
-    monkeypatch.setattr(slots, "draining_nodes", frozenset)
-    monkeypatch.setattr(slots, "growth_limit", lambda: None)
-    monkeypatch.setattr(slots, "LOOK_SECONDS", 0)
-    return have
-
-
-def test_a_family_that_no_node_could_train_is_refused(cluster: list[dict[str, float]]) -> None:
+def test_a_family_that_no_node_could_train_is_refused(
+    pretended_nodes: list[dict[str, float]],
+) -> None:
     with pytest.raises(ClusterError, match="asks for 1 CPU and 2 GPUs, but the largest of 1 node"):
         plan_slots(Resources(by={"vit": ShareConfig(gpus=2)}))
     with pytest.raises(UsageError, match="only whole GPUs"):
         plan_slots(Resources(by={"vit": ShareConfig(gpus=1.5)}))
 
 
+GPU_NODE = NodeKind(resources={"CPU": 8, "GPU": 1}, most=8)
+
+
+def grow(monkeypatch: pytest.MonkeyPatch, growth: Growth) -> None:
+    for module in (slots, room):
+        monkeypatch.setattr(module, "growth", lambda: growth)
+
+
 def test_what_an_autoscaler_could_bring_is_waited_for(
-    cluster: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+    pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "growth_limit", lambda: {"CPU": 32, "GPU": 4})
-    assert plan_slots(Resources()).count == 4
-    assert plan_slots(Resources(gpus=2)).count == 2
-    with pytest.raises(ClusterError, match="the autoscaler adds none"):
-        plan_slots(Resources(gpus=8))
+    pretended_nodes[:] = [{"CPU": 0.0, "node:__internal_head__": 1.0}]
+    grow(monkeypatch, Growth(kinds=(GPU_NODE,)))
+    assert plan_slots(Resources()).usual == Share(cpus=1, gpus=1)
+    assert plan_slots(Resources()).count == 8
+    assert plan_slots(Resources(gpus=0.5)).count == 16
+    assert plan_slots(Resources(gpus=0.5), concurrent=12).count == 12
+    with pytest.raises(ClusterError, match=r"adds none that has more .at most 8 of 8 CPUs"):
+        plan_slots(Resources(gpus=2))
 
 
-def test_room_follows_the_nodes_that_join_and_leave(cluster: list[dict[str, float]]) -> None:
-    said: list[str] = []
-    plan = plan_slots(Resources(gpus=0.5))
-    room = Room(plan, said.append)
-    running = [plan.usual] * 2
-    assert room.takes_another(running[:1])
-    assert not room.takes_another(running)
-    cluster.append({"CPU": 4.0, "GPU": 2.0})
-    assert room.takes_another(running)
-    assert said == ["The cluster has 2 nodes now, room for 6 trials at a time."]
-    cluster.clear()
-    assert not room.takes_another([])
-
-
-def test_room_counts_different_shares_together(cluster: list[dict[str, float]]) -> None:
-    plan = plan_slots(Resources(gpus=0.25, by={"vit": ShareConfig(gpus=0.75)}))
-    room = Room(plan, lambda line: None)
-    large, small = Share(cpus=1, gpus=0.75), Share(cpus=1, gpus=0.25)
-    assert room.takes_another([large])
-    assert not room.takes_another([large, small])
-    assert room.takes_another([small] * 3)
-    assert not room.takes_another([small] * 4)
-
-
-def test_no_more_run_than_the_user_wants(cluster: list[dict[str, float]]) -> None:
-    room = Room(plan_slots(Resources(gpus=0), concurrent=2), lambda line: None)
-    share = Share(cpus=1, gpus=0)
-    cluster.append({"CPU": 64.0})
-    assert room.takes_another([share])
-    assert not room.takes_another([share] * 2)
+def test_an_autoscaler_that_does_not_tell_what_it_adds_may_bring_anything(
+    pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended_nodes.clear()
+    grow(monkeypatch, Growth())
+    assert plan_slots(Resources(gpus=8)).count == 1
+    assert plan_slots(Resources(gpus=8), concurrent=50).count == 50
 
 
 SPACE = "space: {model: {choice: [cnn, vit]}}\nresources: {gpus: 0.25, by: {vit: {gpus: 1}}"
@@ -168,19 +148,21 @@ def test_mistakes_in_resources_are_told_where_they_stand(
     assert "space.yaml:2:" in str(caught.value)
 
 
-def test_trials_fit_together_as_the_nodes_take_them(cluster: list[dict[str, float]]) -> None:
+def test_trials_fit_together_as_the_nodes_take_them(
+    pretended_nodes: list[dict[str, float]],
+) -> None:
     fit = fitting(plan_slots(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))
     small, large = Share(cpus=1, gpus=0.5), Share(cpus=1, gpus=1)
     assert fit([small, small])
     assert fit([large])
     assert not fit([small, large])
-    cluster[0]["GPU"] = 2.0
+    pretended_nodes[0]["GPU"] = 2.0
     assert not fit([small, large])
     assert fitting(plan_slots(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))([small, large])
 
 
 def test_no_more_trials_fit_together_than_are_wanted_and_one_always_does(
-    cluster: list[dict[str, float]],
+    pretended_nodes: list[dict[str, float]],
 ) -> None:
     usual = Share(cpus=1, gpus=0.5)
     assert not fitting(plan_slots(Resources(gpus=0.5), concurrent=1))([usual, usual])

@@ -15,6 +15,7 @@ from tuner.config import DataConfig, Resources
 from tuner.data import load_splits
 from tuner.errors import ClusterError, TunerError
 from tuner.search.cluster import connected
+from tuner.search.growth import growth
 from tuner.search.nodes import (
     Answer,
     alive_nodes,
@@ -24,7 +25,7 @@ from tuner.search.nodes import (
     versions_here,
     without,
 )
-from tuner.search.slots import growth_limit, plan_slots
+from tuner.search.slots import plan_slots
 from tuner.search.trainable import pack
 from tuner.sources import KNOWN
 from tuner.storage import AnyPath
@@ -105,9 +106,8 @@ def _sum(nodes: list[dict[str, Any]]) -> str:
         f"{total.get('GPU', 0):g} GPUs, {total.get('memory', 0) / GB:.0f} GB of memory, "
         f"{total.get('object_store_memory', 0) / GB:.1f} GB of object store"
     )
-    limit = growth_limit()
-    grown = ", ".join(f"{limit.get(name, 0):g} {name}s" for name in ("CPU", "GPU")) if limit else ""
-    return text + (f"; an autoscaler may grow it to {grown}" if limit else "")
+    grown = growth()
+    return text + (f"; an autoscaler adds nodes, {grown}" if grown else "")
 
 
 def _node(answer: Answer) -> Finding:

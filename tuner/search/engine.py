@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from tuner.search.conductor import Conductor
 from tuner.search.nodes import Answer
-from tuner.search.slots import Room
+from tuner.search.room import Room
 
 DOUBT_SECONDS = 30.0
 """A worker is missed before its node is: Ray asks a node five times, 3 s apart."""

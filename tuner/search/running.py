@@ -32,8 +32,9 @@ from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.nodes import refuse_unshared, versions_here
 from tuner.search.progress import Progress
 from tuner.search.request import RunRequest
+from tuner.search.room import Room
 from tuner.search.scheduler import make_scheduler
-from tuner.search.slots import Room, Slots, plan_slots
+from tuner.search.slots import Slots, plan_slots
 from tuner.search.worker import place, train_if_alike
 from tuner.tracking import refuse_missing, tracked
 

@@ -1,25 +1,14 @@
-"""What each trial gets of the cluster, and how many trials fit on it, also while it changes."""
+"""What each trial gets of the cluster, and how many trials fit on it."""
 
 import math
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-from ray._private.state import state
 
 from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, UsageError
-from tuner.search.nodes import (
-    Answer,
-    alive_resources,
-    draining_nodes,
-    is_gone,
-    table_of_versions,
-    versions_here,
-)
+from tuner.search.growth import Growth, growth
+from tuner.search.nodes import alive_resources
 
-LOOK_SECONDS = 2.0
-"""Between two looks at which nodes there are."""
 ROUNDING = 1e-6
 """Three thirds of a GPU are one."""
 
@@ -41,8 +30,8 @@ class Share:
         return max(1, int(self.cpus))
 
     def __str__(self) -> str:
-        gpus = f" and {_count(self.gpus, 'GPU')}" if self.gpus else ""
-        return _count(self.cpus, "CPU") + gpus
+        gpus = f" and {count_of(self.gpus, 'GPU')}" if self.gpus else ""
+        return count_of(self.cpus, "CPU") + gpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +74,7 @@ class Slots:
     def __str__(self) -> str:
         others = len(set(self.all_shares())) > 1
         exception = "; some networks have shares of their own" if others else ""
-        return f"{_count(self.count, 'trial')} at a time, each on {self.usual}{exception}"
+        return f"{count_of(self.count, 'trial')} at a time, each on {self.usual}{exception}"
 
 
 def _own(own: ShareConfig, general: Share) -> Share:
@@ -118,67 +107,68 @@ def plan_slots(
         ClusterError: If no node could ever run a trial, or not so many at once. Nodes that an
             autoscaler may add count too.
     """
-    nodes = alive_resources()
-    limit = growth_limit()
-    has_gpus = any(node.get("GPU", 0) for node in [*nodes, limit or {}])
+    nodes, grown = alive_resources(), growth()
+    kinds = [kind.resources for kind in grown.kinds] if grown else []
     slots = Slots(
-        usual=_own(resources, Share(cpus=1.0, gpus=float(has_gpus))),
+        usual=_own(resources, Share(cpus=1.0, gpus=float(_have_gpus([*nodes, *kinds])))),
         count=0,
         concurrent=concurrent,
         resources=resources,
         count_parameters=count_parameters,
     )
     for share in slots.all_shares():
-        _refuse_impossible(share, nodes, limit)
-    count = _most(slots.usual, nodes, limit)
-    if concurrent is not None and concurrent > count:
+        _refuse_impossible(share, nodes, grown)
+    most = most_at_once(slots.usual, nodes, grown)
+    if concurrent is not None and concurrent > most:
         raise ClusterError(
-            f"--concurrent {concurrent}: only {_count(count, 'trial')} of {slots.usual} can "
-            f"run at once. Give --concurrent {count} or less, or less to each trial."
+            f"--concurrent {concurrent}: only {count_of(most, 'trial')} of {slots.usual} can "
+            f"run at once. Give --concurrent {most} or less, or less to each trial."
         )
-    return replace(slots, count=concurrent or count)
+    if math.isinf(most):
+        most = max(1, Packing(nodes).add_all(slots.usual))
+    return replace(slots, count=concurrent or int(most))
 
 
-def _refuse_impossible(
-    share: Share, nodes: list[dict[str, float]], limit: Mapping[str, float] | None
-) -> None:
+def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
+    return any(node.get("GPU", 0) for node in nodes)
+
+
+def _refuse_impossible(share: Share, nodes: list[dict[str, float]], grown: Growth | None) -> None:
     if share.gpus > 1 and share.gpus != int(share.gpus):
         raise UsageError(
             f"a trial asks for {share.gpus:g} GPUs: above 1, only whole GPUs can be given; change "
             "--gpus-per-trial, or resources: in the space"
         )
-    if _most(share, nodes, limit):
+    if most_at_once(share, nodes, grown):
         return
-    autoscaled = ", and the autoscaler adds none" if limit else ""
+    autoscaled = f", and the autoscaler adds none that has more ({grown})" if grown else ""
     largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
     raise ClusterError(
         f"a trial asks for {share}, but the largest of "
-        f"{_count(len(nodes), 'node')} has {_count(largest.get('CPU', 0), 'CPU')} and "
-        f"{_count(largest.get('GPU', 0), 'GPU')}{autoscaled}. Lower "
+        f"{count_of(len(nodes), 'node')} has {count_of(largest.get('CPU', 0), 'CPU')} and "
+        f"{count_of(largest.get('GPU', 0), 'GPU')}{autoscaled}. Lower "
         "--cpus-per-trial or --gpus-per-trial (0 trains on CPUs), or resources: in the space."
     )
 
 
-def growth_limit() -> Mapping[str, float] | None:
-    """Give what a cluster's autoscaler may grow it to, in all; ``None`` if it has none."""
-    return state.get_max_resources_from_cluster_config()
+def most_at_once(share: Share, nodes: list[dict[str, float]], grown: Growth | None) -> float:
+    """Count the trials of one share that fit at once, on nodes to come too.
 
+    Infinitely many may fit where an autoscaler does not tell what it may add.
+    """
 
-def _most(share: Share, nodes: list[dict[str, float]], limit: Mapping[str, float] | None) -> int:
-    """Count the trials of one share that fit at once, on nodes to come too."""
-    count = Packing(nodes).add_all(share)
-    if limit is None:
-        return count
-    grown = limit.get("CPU", 0) / share.cpus
-    if share.gpus:
-        grown = min(grown, limit.get("GPU", 0) / share.gpus)
-    return max(count, int(grown + ROUNDING))
+    def taken_by(node: Mapping[str, float]) -> int:
+        return Packing([node]).add_all(share)
+
+    if grown is not None and not grown.kinds:
+        return math.inf
+    return sum(map(taken_by, [*nodes, *(grown.to_come(nodes, taken_by) if grown else [])]))
 
 
 class Packing:
     """Nodes as trials fill them, each trial on the first node that has its share left."""
 
-    def __init__(self, nodes: list[dict[str, float]]) -> None:
+    def __init__(self, nodes: Sequence[Mapping[str, float]]) -> None:
         self._cpus = [node.get("CPU", 0.0) for node in nodes]
         # A share of a GPU lies on one GPU.
         self._gpus = [[1.0] * int(node.get("GPU", 0)) for node in nodes]
@@ -212,8 +202,8 @@ def fitting(slots: Slots) -> Callable[[Sequence[Share]], bool]:
 
     One trial alone always can: a node for it may be still to come.
     """
-    nodes, limit = alive_resources(), growth_limit()
-    is_uniform = len(set(slots.all_shares())) == 1 or limit is not None
+    nodes = alive_resources()
+    is_uniform = len(set(slots.all_shares())) == 1 or growth() is not None
 
     def fit(shares: Sequence[Share]) -> bool:
         if len(shares) <= 1:
@@ -226,70 +216,6 @@ def fitting(slots: Slots) -> Callable[[Sequence[Share]], bool]:
     return fit
 
 
-class Room:
-    """Whether the connected cluster can take one more trial, as nodes join and leave."""
-
-    def __init__(self, slots: Slots, tell: Callable[[str], None]) -> None:
-        self._slots = slots
-        self._tell = tell
-        self._shares = sorted(set(slots.all_shares()))
-        self._nodes: list[dict[str, float]] | None = None
-        self._leaving: frozenset[str] = frozenset()
-        self._limit: Mapping[str, float] | None = None
-        self._looked = -math.inf
-        self.refused: list[str] = []
-        """The nodes that joined with other versions than the driver's."""
-        self.count = slots.count
-        """Trials of the usual share that fit at present."""
-
-    def takes_another(self, running: Collection[Share]) -> bool:
-        """Whether a trial of the smallest share would find its place beside those that run."""
-        self._look()
-        if self._slots.concurrent is not None and len(running) >= self._slots.concurrent:
-            return False
-        if len(self._shares) == 1 or self._limit is not None:
-            return len(running) < self.count
-        packing = Packing(self._nodes or [])
-        for share in sorted(running, reverse=True):
-            packing.add(share)
-        return packing.add(self._shares[0])
-
-    def refuse(self, node: Answer) -> None:
-        """Give no trials to a node of other versions."""
-        if node.node not in self.refused:
-            self.refused.append(node.node)
-            self._looked = -math.inf
-            self._tell(
-                "A node that joined gets no trials, for it has not the versions of this machine:\n"
-                f"{table_of_versions(versions_here(), [node])}"
-            )
-
-    def is_closing(self, node: str) -> bool:
-        """Whether what runs on a node should go on elsewhere, while it still can."""
-        self._look()
-        return node in self._leaving or node in self.refused
-
-    def has_lost(self, node: str) -> bool:
-        """Whether the end of a worker says nothing of its trial, but of the node."""
-        return node in self.refused or is_gone(node)
-
-    def _look(self) -> None:
-        if time.monotonic() - self._looked < LOOK_SECONDS:
-            return
-        self._leaving = draining_nodes()
-        nodes = alive_resources(self.refused)
-        if nodes != self._nodes:
-            self._limit = growth_limit()
-            count = _most(self._slots.usual, nodes, self._limit)
-            is_first, changed = self._nodes is None, count != self.count
-            self._nodes, self.count = nodes, count
-            if changed and not is_first:
-                self._tell(
-                    f"The cluster has {_count(len(nodes), 'node')} now, room for "
-                    f"{_count(count, 'trial')} at a time."
-                )
-        self._looked = time.monotonic()
-
-
-def _count(number: float, noun: str) -> str:
+def count_of(number: float, noun: str) -> str:
+    """Give a number with its noun, in the plural where it is one."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,135 @@
+"""What an autoscaler may add to the connected cluster, as far as a driver can know."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import state
+from ray._raylet import (  # type: ignore[attr-defined]
+    GCS_AUTOSCALER_STATE_NAMESPACE,
+    GCS_AUTOSCALER_V2_ENABLED_KEY,
+)
+from ray.experimental.internal_kv import _internal_kv_get
+
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+"""On the head of a cluster that ``ray up`` started: its file, with what each machine has."""
+FORESEEN = 1000
+"""Nodes that are looked ahead to, where there is no limit to them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeKind:
+    """A kind of node that may be added."""
+
+    resources: Mapping[str, float]
+    most: int
+    """Nodes of this kind at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """What an autoscaler may add."""
+
+    kinds: tuple[NodeKind, ...] = ()
+    """Empty where an autoscaler runs and nobody tells what it may add."""
+    most: int = FORESEEN
+    """Nodes of all kinds at once, the head left out."""
+
+    def to_come(
+        self, nodes: Sequence[Mapping[str, float]], worth: Callable[[Mapping[str, float]], float]
+    ) -> list[dict[str, float]]:
+        """Give the nodes that may still be added.
+
+        Args:
+            nodes: Those that there are.
+            worth: What a node is worth; where not all can be added, those worth most are.
+        """
+        workers = [node for node in nodes if "node:__internal_head__" not in node]
+        found: list[dict[str, float]] = []
+        for kind in sorted(self.kinds, key=lambda kind: worth(kind.resources), reverse=True):
+            present = sum(_is_of(node, kind) for node in workers)
+            left = min(kind.most - present, self.most - len(workers) - len(found))
+            found += [dict(kind.resources)] * max(0, left)
+        return found
+
+    def __str__(self) -> str:
+        kinds = [
+            f"{kind.most} of {kind.resources.get('CPU', 0):g} CPUs and "
+            f"{kind.resources.get('GPU', 0):g} GPUs"
+            for kind in self.kinds
+        ]
+        return f"at most {', '.join(kinds)}" if kinds else "of kinds that it does not tell"
+
+
+def _is_of(node: Mapping[str, float], kind: NodeKind) -> bool:
+    return all(node.get(name, 0) == kind.resources.get(name, 0) for name in ("CPU", "GPU"))
+
+
+def growth() -> Growth | None:
+    """Give what the connected cluster's autoscaler may add; ``None`` if it has none."""
+    # Ray's own store has a place for it, which is filled by some who host Ray, and not by Ray.
+    if (own := state.get_cluster_config()) is not None and own.node_group_configs:
+        kinds = (_kind(dict(group.resources), group.max_count) for group in own.node_group_configs)
+        return Growth(kinds=tuple(kind for kind in kinds if kind.most))
+    names, config = _names(), _bootstrap()
+    if config is not None and (config["head_node_type"] in names or (not names and _is_second())):
+        return read_kinds(config)
+    return Growth() if names or _is_scaled_by_kuberay() else None
+
+
+def read_kinds(config: Mapping[str, Any]) -> Growth:
+    """Read the file of ``ray up``, as it lies on the head."""
+    most = config.get("max_workers", FORESEEN)
+    types = config["available_node_types"].items()
+    kinds = (
+        _kind(kind.get("resources", {}), kind.get("max_workers", most))
+        for name, kind in types
+        if name != config["head_node_type"]
+    )
+    return Growth(kinds=tuple(kind for kind in kinds if kind.most), most=min(most, FORESEEN))
+
+
+def _kind(resources: Mapping[str, float], most: int) -> NodeKind:
+    # Some write -1 for no limit.
+    return NodeKind(resources=resources, most=min(most, FORESEEN) if most >= 0 else FORESEEN)
+
+
+def _names() -> set[str]:
+    """Give the kinds of the nodes that an autoscaler of the first generation looks after.
+
+    Without one, the same process tells of every node as a kind of its own.
+    """
+    status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    return set(_known(status.get("autoscaler_report") or {}))
+
+
+def _known(report: Mapping[str, Any]) -> Iterator[str]:
+    for name in (*report.get("active_nodes", {}), *report.get("pending_launches", {})):
+        if not name.startswith("node_"):
+            yield name
+
+
+def _is_second() -> bool:
+    """Whether the cluster has the second generation, which does not tell whether it may add."""
+    key = GCS_AUTOSCALER_V2_ENABLED_KEY.encode()
+    return _internal_kv_get(key, namespace=GCS_AUTOSCALER_STATE_NAMESPACE.encode()) == b"1"
+
+
+def _bootstrap() -> dict[str, Any] | None:
+    path = Path(BOOTSTRAP).expanduser()
+    found = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    is_whole = {"head_node_type", "available_node_types"} <= set(found)
+    return found if is_whole else None
+
+
+def _is_scaled_by_kuberay() -> bool:
+    """Whether this is the head of a KubeRay cluster that has its autoscaler in a container aside.
+
+    Ray on the head is started without one then, and only then.
+    """
+    return "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")

@@ -1,0 +1,105 @@
+"""Whether the cluster can take one more trial, as nodes join and leave."""
+
+import math
+import time
+from collections.abc import Callable, Collection
+
+from tuner.search.growth import growth
+from tuner.search.nodes import (
+    Answer,
+    alive_resources,
+    draining_nodes,
+    is_gone,
+    table_of_versions,
+    versions_here,
+)
+from tuner.search.slots import Packing, Share, Slots, count_of, most_at_once
+
+LOOK_SECONDS = 2.0
+"""Between two looks at which nodes there are."""
+
+
+class Room:
+    """Whether the connected cluster can take one more trial.
+
+    Attributes:
+        refused: The nodes that joined and cannot run trials.
+        count: Trials of the usual share that fit at present.
+    """
+
+    def __init__(self, slots: Slots, tell: Callable[[str], None]) -> None:
+        self._slots = slots
+        self._tell = tell
+        self._shares = sorted(set(slots.all_shares()))
+        self._nodes: list[dict[str, float]] | None = None
+        self._leaving: frozenset[str] = frozenset()
+        self._looked = -math.inf
+        self._ahead = 0.0
+        """Trials that may wait for nodes, so that an autoscaler sees what it is to add."""
+        self._placeless: set[Share] = set()
+        """The shares that no node has, as it is now."""
+        self._awaited: set[Share] = set()
+        self._autoscaler = ""
+        self.refused: list[str] = []
+        self.count = slots.count
+
+    def takes_another(self, running: Collection[Share]) -> bool:
+        """Whether a trial of the smallest share would find its place beside those that run.
+
+        Where an autoscaler may add nodes, as many again are to wait for them: what is proposed
+        early has learned nothing of what runs, and what never waits lets no cluster grow.
+        """
+        self._look()
+        for share in self._placeless.intersection(running) - self._awaited:
+            self._awaited.add(share)
+            self._tell(f"Waiting for a node that has {share}{self._autoscaler}.")
+        if self._slots.concurrent is not None and len(running) >= self._slots.concurrent:
+            return False
+        if len(self._shares) == 1:
+            return len(running) < self.count + self._ahead
+        packing = Packing(self._nodes or [])
+        num_waiting = sum(not packing.add(share) for share in sorted(running, reverse=True))
+        return packing.add(self._shares[0]) or num_waiting < self._ahead
+
+    def refuse(self, node: Answer) -> None:
+        """Give no trials to a node of other versions."""
+        if node.node not in self.refused:
+            self.refused.append(node.node)
+            self._looked = -math.inf
+            self._tell(
+                "A node that joined gets no trials, for it has not the versions of this machine:\n"
+                f"{table_of_versions(versions_here(), [node])}"
+            )
+
+    def is_closing(self, node: str) -> bool:
+        """Whether what runs on a node should go on elsewhere, while it still can."""
+        self._look()
+        return node in self._leaving or node in self.refused
+
+    def has_lost(self, node: str) -> bool:
+        """Whether the end of a worker says nothing of its trial, but of the node."""
+        return node in self.refused or is_gone(node)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._leaving = draining_nodes()
+        nodes = alive_resources(self.refused)
+        if nodes != self._nodes:
+            self._measure(nodes)
+        self._looked = time.monotonic()
+
+    def _measure(self, nodes: list[dict[str, float]]) -> None:
+        usual, grown = self._slots.usual, growth()
+        count = Packing(nodes).add_all(usual)
+        is_first, changed = self._nodes is None, count != self.count
+        self._nodes, self.count = nodes, count
+        self._ahead = min(max(1, count), most_at_once(usual, nodes, grown) - count) if grown else 0
+        self._placeless = {share for share in self._shares if not Packing(nodes).add(share)}
+        self._awaited &= self._placeless
+        self._autoscaler = ", from the autoscaler" if grown else ""
+        if changed and not is_first:
+            self._tell(
+                f"The cluster has {count_of(len(nodes), 'node')} now, room for "
+                f"{count_of(count, 'trial')} at a time."
+            )
