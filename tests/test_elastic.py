@@ -1,5 +1,6 @@
 """Clusters that change under a search."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -163,6 +164,26 @@ def test_a_node_that_joins_with_other_versions_gets_no_trials(
     assert search.errors.count("A node that joined gets no trials") == 2, search.errors
     assert "1.0.0 !" in search.errors
     assert "none !" in search.errors
+    found = trials(folder)
+    assert_whole(found)
+    assert len({trial.status.node for trial in found if trial.history}) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a folder for one node alone")
+def test_a_node_that_joins_without_the_storage_gets_no_trials(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with Raylets() as cluster, begin(folder, cluster, *LASTING) as search:
+        wait_until(lambda: any(trial.history for trial in trials(folder)))
+        cluster.add(own=folder / "runs")
+        wait_until(lambda: "gets no trials" in search.errors)
+        wait_until(lambda: sum(trial.status.attempts - 1 for trial in trials(folder)) == 1)
+        (moved,) = (trial.number for trial in trials(folder) if trial.status.attempts == 2)
+        wait_until(lambda: trials(folder)[moved].history)
+        interrupt(search)
+    assert search.errors.count("A node that joined gets no trials") == 1, search.errors
+    assert "status.json, which was written for it. Give it the storage" in search.errors
     found = trials(folder)
     assert_whole(found)
     assert len({trial.status.node for trial in found if trial.history}) == 1

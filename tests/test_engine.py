@@ -111,3 +111,36 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
     assert scheduler.choose_trial_to_run(controller) is None
     assert set(conductor.live) == set(numbers[1:])
     assert world.run.trial(0).status.reason == "after epoch 0, before it had a worker"
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ({"versions": [("torch", "1.0.0")]}, "has not the versions of this machine:\n"),
+        ({"problem": "it does not see /a."}, ": h n: it does not see /a. Give it the storage"),
+    ],
+)
+def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
+    world: World,
+    pretended_nodes: list[dict[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+    word: dict[str, Any],
+    text: str,
+) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    conductor, said = world.conductor(), []
+    room = Room(conductor.slots, said.append)
+    scheduler = TuneScheduler(conductor, room)
+    for _ in range(2):
+        params = conductor.start()
+        assert params is not None
+        trial: Any = SimpleNamespace(config=params)
+        trial.temporary_state = SimpleNamespace(ray_actor="worker")
+        result = {"node": "n", "host": "h", **word}
+        assert scheduler.on_trial_result(None, trial, result) == TuneScheduler.CONTINUE
+    assert killed == ["worker"] * 2
+    assert room.refused == ["n"]
+    assert room.has_lost("n")
+    (line,) = said
+    assert text in line

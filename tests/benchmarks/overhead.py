@@ -129,13 +129,13 @@ def measure(folder: Path, *, trials: int, sampler: str, bare: bool) -> dict[str,
         keep=1,
     )
     began, cpu = time.time(), time.process_time()
-    real = running.train_if_alike
-    running.train_if_alike = report_bare if bare else report_only
+    real = running.train_if_fit
+    running.train_if_fit = report_bare if bare else report_only
     try:
         with Memory() as memory, contextlib.suppress(NoUsableTrials), own_environment():
             driver.search(request, Console(file=io.StringIO()))
     finally:
-        running.train_if_alike = real
+        running.train_if_fit = real
     cpu = time.process_time() - cpu
     ended = [trial.status for trial in Run.open(folder / sampler).trials()]
     assert [status.state for status in ended] == ["completed"] * trials

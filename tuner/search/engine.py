@@ -88,9 +88,16 @@ class TuneScheduler(FIFOScheduler):
         # After the worker's last word the engine repeats its report, marked as done.
         if result.get(DONE):
             return TrialScheduler.CONTINUE
-        if "versions" in result:
-            node, host, versions = (result[key] for key in ("node", "host", "versions"))
-            self._room.refuse(Answer(node=node, host=host, value=dict(versions)))
+        if "host" in result:
+            # The first and last word of a worker on a node that cannot run trials.
+            self._room.refuse(
+                Answer(
+                    node=result["node"],
+                    host=result["host"],
+                    value=dict(result.get("versions", ())),
+                    problem=result.get("problem", ""),
+                )
+            )
         number = trial.config["number"]
         if not self._conductor.keeps_going(number, result):
             return TrialScheduler.STOP

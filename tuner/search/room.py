@@ -62,14 +62,18 @@ class Room:
         return packing.add(self._shares[0]) or num_waiting < self._ahead
 
     def refuse(self, node: Answer) -> None:
-        """Give no trials to a node of other versions."""
-        if node.node not in self.refused:
-            self.refused.append(node.node)
-            self._looked = -math.inf
-            self._tell(
-                "A node that joined gets no trials, for it has not the versions of this machine:\n"
-                f"{table_of_versions(versions_here(), [node])}"
-            )
+        """Give no trials to a node of other versions, or with a problem."""
+        if node.node in self.refused:
+            return
+        self.refused.append(node.node)
+        self._looked = -math.inf
+        if node.problem:
+            problem = node.problem.rstrip(".")
+            reason = f": {node.host} {node.node[:8]}: {problem}. Give it the storage of the others."
+        else:
+            table = table_of_versions(versions_here(), [node])
+            reason = f", for it has not the versions of this machine:\n{table}"
+        self._tell(f"A node that joined gets no trials{reason}")
 
     def is_closing(self, node: str) -> bool:
         """Whether what runs on a node should go on elsewhere, while it still can."""

@@ -35,7 +35,7 @@ from tuner.search.request import RunRequest
 from tuner.search.room import Room
 from tuner.search.scheduler import make_scheduler
 from tuner.search.slots import Slots, plan_slots
-from tuner.search.worker import place, train_if_alike
+from tuner.search.worker import place, train_if_fit
 from tuner.tracking import refuse_missing, tracked
 
 
@@ -236,7 +236,7 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     # Of trials that find no place yet, Tune would by itself start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
-    trainable = tune.with_parameters(train_if_alike, versions=versions_here(), **shipped)
+    trainable = tune.with_parameters(train_if_fit, versions=versions_here(), **shipped)
     callback = TuneCallback(conductor, room, max_failures)
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(

@@ -4,16 +4,22 @@ Nothing here needs PyTorch, which a node that joined in mid-search may lack.
 """
 
 import platform
+import time
 from typing import Any
 
 import ray
 from ray import tune
 
+from tuner.errors import UsageError
 from tuner.search.nodes import versions_here
+from tuner.storage import to_path
+
+SEEN_SECONDS = 10.0
+"""A folder that several machines share may show a new file later on some of them."""
 
 
-class DifferingNodeError(Exception):
-    """A node has other versions than the driver."""
+class UnfitNodeError(Exception):
+    """A node cannot run our trials."""
 
 
 def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -25,11 +31,12 @@ def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([share], bundle_label_selector=[others])
 
 
-def train_if_alike(params: dict[str, Any], *, versions: dict[str, str], **shipped: Any) -> None:
-    """Train one trial where the node has the versions of the driver, or hand it back.
+def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped: Any) -> None:
+    """Train one trial where the node has what it takes, or hand it back.
 
-    The first report holds ``node``, Ray's identifier of it, and where the versions differ ``host``
-    and ``versions``.
+    The first report holds ``node``, Ray's identifier of it. Of a node that has not the driver's
+    versions it holds ``host`` and ``versions`` besides, of one that does not see the trial's folder
+    ``host`` and ``problem``.
 
     Args:
         params: Of ``train_trial``.
@@ -37,15 +44,39 @@ def train_if_alike(params: dict[str, Any], *, versions: dict[str, str], **shippe
         shipped: For ``train_trial``.
 
     Raises:
-        DifferingNodeError: Where the versions differ, so that this worker gets no other trial.
+        UnfitNodeError: Where the node cannot run trials, so that this worker gets no other one.
     """
     where = {"node": ray.get_runtime_context().get_node_id()}
     there = versions_here()
     if there != versions:
         # In pairs, for Tune flattens mappings.
         tune.report(where | {"host": platform.node(), "versions": list(there.items())})
-        raise DifferingNodeError(f"{there}, not {versions}")
+        raise UnfitNodeError(f"{there}, not {versions}")
+    if problem := problem_with(params["path"]):
+        tune.report(where | {"host": platform.node(), "problem": problem})
+        raise UnfitNodeError(problem)
     tune.report(where)
     from tuner.search.trainable import train_trial
 
     train_trial(params, **shipped)
+
+
+def problem_with(folder: str) -> str:
+    """Say why a trial's folder cannot be used from here; nothing where it can.
+
+    Args:
+        folder: Where the driver has written ``status.json``.
+
+    Raises:
+        StorageError: If the storage does not answer at all, which may not be the node's fault.
+    """
+    end = time.monotonic() + SEEN_SECONDS
+    try:
+        status = to_path(folder) / "status.json"
+        while not status.exists():
+            if time.monotonic() > end:
+                return f"it does not see {status}, which was written for it"
+            time.sleep(0.5)
+    except (UsageError, OSError) as error:
+        return str(error)
+    return ""

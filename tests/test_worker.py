@@ -1,0 +1,32 @@
+"""What a worker sees to before it trains."""
+
+from pathlib import Path
+
+import pytest
+
+from tuner.remote import Remote
+from tuner.search import worker
+from tuner.search.worker import problem_with
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SEEN_SECONDS", 0.5)
+
+
+def test_a_worker_says_whether_it_sees_what_the_driver_has_written(tmp_path: Path) -> None:
+    assert problem_with(str(tmp_path)) == (
+        f"it does not see {tmp_path / 'status.json'}, which was written for it"
+    )
+    (tmp_path / "status.json").write_text("{}")
+    assert not problem_with(str(tmp_path))
+
+
+def test_a_worker_sees_a_trial_in_a_store(bucket: Remote) -> None:
+    assert f"does not see {bucket}/status.json" in problem_with(str(bucket))
+    (bucket / "status.json").write_bytes(b"{}")
+    assert not problem_with(str(bucket))
+
+
+def test_a_worker_that_lacks_what_a_store_takes_says_what_it_needs() -> None:
+    assert "there is no such kind of storage" in problem_with("nonsense://bucket/run")
