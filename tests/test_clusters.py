@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from tuner.cli import main
-from tuner.cli.clusters import TEMPLATES, cluster_template
+from tuner.cli.clusters import TEMPLATES, cluster_template, split_output
 from tuner.cli.searching import search
 
 ASSETS = Path(__file__).parent / "assets"
@@ -159,3 +159,12 @@ def test_what_was_typed_is_what_the_job_is_given() -> None:
     assert sorted(words) == sorted(
         ["--time-budget", "5400s", "--keep", "3", "--quiet", "--log", "wandb", "--log", "mlflow"]
     )
+
+
+def test_the_document_of_a_job_is_found_among_what_others_wrote() -> None:
+    findings = [{"level": "ok", "text": "[1]\n[2]"}, {"level": "failure", "text": "]"}]
+    before, after = "[2026-01-01 I 7] started\nRay is here\n", "Error: 1 of 2 checks failed\n"
+    printed = json.dumps(findings, indent=2) + "\n"
+    assert split_output(before + printed + after) == (findings, before + after)
+    assert split_output(before + after) == (None, before + after)
+    assert split_output("[]\n") == ([], "")

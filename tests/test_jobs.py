@@ -135,6 +135,9 @@ def test_the_doctor_examines_all_nodes_from_the_head(cluster: Raylets, folder: P
     assert code == 0, out + err
     for line in ("2 nodes, 2 CPUs", "all nodes write and read it", "2 trials at a time"):
         assert line in out
+    code, out, err = finish(start(folder, *words, "--json"))
+    assert code == 0, err
+    assert {finding["level"] for finding in json.loads(out)} == {"ok"}
 
 
 def test_a_node_with_another_torch_is_named_in_a_table(

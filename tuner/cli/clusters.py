@@ -1,6 +1,9 @@
 """Clusters: ``doctor``, ``cluster-template``, and runs that are submitted as jobs."""
 
+import contextlib
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,7 +80,33 @@ def _submit_doctor(context: click.Context, address: str) -> None:
     words = ["doctor", "--storage", storage, *_words(context, NOT_SENT)]
     extra = extra_for(storage)
     job = jobs.submit(client, words, files={}, metadata={}, tell=_say, extra=extra)
-    context.exit(jobs.exit_code(jobs.follow(client, job, _writer(False))))
+    if not context.params["as_json"]:
+        context.exit(jobs.exit_code(jobs.follow(client, job, _writer(False))))
+    parts: list[str] = []
+    ended = jobs.follow(client, job, parts.append)
+    document, rest = split_output("".join(parts))
+    click.echo(rest, err=True, nl=False)
+    if document is not None:
+        print_json(document)
+    context.exit(jobs.exit_code(ended))
+
+
+def split_output(text: str) -> tuple[list[Any] | None, str]:
+    """Part the list that a command printed from what others wrote before and after it.
+
+    Args:
+        text: All that a job wrote, to stdout and stderr.
+
+    Returns:
+        The list, ``None`` if there is none, and the rest of the text.
+    """
+    for match in re.finditer(r"^\[", text, re.MULTILINE):
+        # Ray's own lines may begin with a bracket, too.
+        with contextlib.suppress(json.JSONDecodeError):
+            document, end = json.JSONDecoder().raw_decode(text, match.start())
+            if text[end : end + 1] == "\n":
+                return document, text[: match.start()] + text[end + 1 :]
+    return None, text
 
 
 def is_dashboard(address: str | None) -> bool:
