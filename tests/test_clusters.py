@@ -107,12 +107,37 @@ def test_the_slurm_script_is_bash_without_flaws(tmp_path: Path) -> None:
 
 
 def test_the_slurm_script_asks_ray_for_options_that_it_has() -> None:
+    from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import symmetric_run
 
-    (line,) = [line for line in template("slurm").splitlines() if "ray symmetric-run" in line]
-    words = line.partition("symmetric-run ")[2].partition(" -- ")[0].split()
-    known = {name for option in symmetric_run.params for name in option.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    words = slurm_line().partition("symmetric-run ")[2].partition(" -- ")[0].split()
+    options = [*symmetric_run.params, *start.params]
+    known = {name for option in options for name in option.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("gpus", ["8", "a100:8"])
+def test_the_slurm_script_has_ray_offer_what_slurm_gives(tmp_path: Path, gpus: str) -> None:
+    line = slurm_line().partition(" -- ")[0]
+    words = ("SLURM_CPUS_PER_TASK=64", f"SLURM_GPUS_PER_TASK={gpus}", "SLURM_NNODES=4", "head=h")
+    script = "\n".join(("set -eu", *words, "port=1", line.replace("srun", "echo", 1)))
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    for word in ("--cpus-per-task=64 ray", "--num-cpus=64", "--num-gpus=8", "--min-nodes 4"):
+        assert word in told.stdout
+
+
+def slurm_line() -> str:
+    """Give the command that starts it all, as one line."""
+    script = template("slurm").replace("\\\n", " ")
+    (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    return " ".join(line.split())
+
+
+def test_a_new_file_system_is_given_to_the_user_after_it_is_mounted() -> None:
+    commands = yaml.safe_load(template("ray-up"))["setup_commands"]
+    (mount,) = [n for n, command in enumerate(commands) if "sudo mount" in command]
+    (chown,) = [n for n, command in enumerate(commands) if "chown" in command]
+    assert mount < chown
 
 
 def test_every_template_is_shipped_with_the_package() -> None:

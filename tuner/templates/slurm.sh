@@ -29,7 +29,10 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN
 
-# Runs the command on the head once all nodes have joined, and ends Ray on all nodes after it.
-srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_NNODES" -- \
+# Runs the command on the head once all nodes have joined, and ends Ray on all nodes after it. What a node has is said
+# again: since Slurm 22.05 srun does not take --cpus-per-task from above, and Ray would offer all that the machine has.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+  ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_NNODES" \
+  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_PER_TASK##*:}" -- \
   cifar-tune search --space wide --name first --address "$head:$port" \
   --storage "$PWD/runs" --data-dir "$PWD/data" "$@"
