@@ -102,7 +102,8 @@ def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
             f"tuner.search.{module}.alive_resources", lambda *but: [dict(node) for node in have]
         )
         monkeypatch.setattr(f"tuner.search.{module}.growth", lambda: None)
-    monkeypatch.setattr("tuner.search.room.draining_nodes", frozenset)
+    for name in ("draining_nodes", "gone_nodes"):
+        monkeypatch.setattr(f"tuner.search.room.{name}", frozenset)
     monkeypatch.setattr("tuner.search.room.LOOK_SECONDS", 0)
     return have
 

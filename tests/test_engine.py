@@ -9,8 +9,10 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from tests.test_conductor import World
+from tuner.search import engine
+from tuner.search import room as rooms
 from tuner.search.conductor import Conductor
-from tuner.search.engine import TuneScheduler, TuneSearcher
+from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.room import Room
 
 
@@ -144,3 +146,52 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
     assert room.has_lost("n")
     (line,) = said
     assert text in line
+
+
+class Kept(SimpleNamespace):
+    """What Ray keeps of a trial."""
+
+    __hash__ = object.__hash__
+
+
+def started(conductor: Conductor) -> Any:
+    """Start a trial whose worker has not said a word; give what Ray keeps of it."""
+    params = conductor.start()
+    assert params is not None
+    figures = SimpleNamespace(metric_analysis={}, metric_n_steps={}, last_result={})
+    return Kept(config=params, run_metadata=figures, error_file="", evaluated_params={})
+
+
+def test_a_worker_lost_at_its_start_with_a_node_is_no_failure_of_its_trial(
+    world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"long ago"}
+    monkeypatch.setattr(rooms, "gone_nodes", lambda: frozenset(gone))
+    monkeypatch.setattr(rooms, "is_gone", gone.__contains__)
+    conductor = world.conductor()
+    room = Room(conductor.slots, lambda line: None)
+    assert room.takes_another([])
+    trial = started(conductor)
+    callback = TuneCallback(conductor, room, max_failures=0)
+    callback.on_trial_error(0, [], trial)
+    callback.settle()
+    assert set(conductor.live) == {0}, "its node may be missed later than it"
+    gone.add("just now")
+    callback.settle()
+    assert not conductor.live
+    assert not conductor.failures
+    again = conductor.start()
+    assert again is not None
+    assert (again["number"], again["attempt"]) == (0, 2)
+
+
+def test_a_worker_lost_at_its_start_on_nodes_that_all_stay_is_a_failure(
+    world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "DOUBT_SECONDS", 0.0)
+    monkeypatch.setattr(rooms, "is_gone", lambda node: False)
+    conductor = world.conductor()
+    callback = TuneCallback(conductor, Room(conductor.slots, lambda line: None), max_failures=0)
+    callback.on_trial_error(0, [], started(conductor))
+    callback.settle()
+    assert conductor.failures == [(0, "its worker was lost, 1 time")]

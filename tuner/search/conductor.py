@@ -52,6 +52,8 @@ class LiveTrial:
     status: TrialStatus
     share: Share
     history: list[EpochRow] = field(default_factory=list)
+    began: float = -math.inf
+    """When it was last started, in seconds of the monotonic clock."""
     lost_on: list[str] = field(default_factory=list)
     """The nodes on which it lost a worker; empty for a worker that had not said a word."""
     outcome: Outcome | None = None
@@ -222,6 +224,7 @@ class Conductor:
         path = self.run.trial_path(trial.number)
         trial.status = replace(trial.status, cpus=trial.share.cpus, gpus=trial.share.gpus)
         write_status(path, trial.status)
+        trial.began = time.monotonic()
         self.live[trial.number] = trial
         for observer in self.observers:
             observer.trial_began(trial.number, trial.config, trial.history)

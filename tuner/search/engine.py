@@ -149,11 +149,15 @@ class TuneCallback(Callback):
         for trial, noticed in list(self._losses.items()):
             number = trial.config["number"]
             live = self._conductor.live[number]
+            if not live.status.node and (node := self._room.lost_since(live.began)):
+                # It has not said where it was; most likely there.
+                self._conductor.keeps_going(number, {"node": node})
             # A worker that went with its node, or whose node went later, says nothing of the trial.
             workers = (*live.lost_on, live.status.node)
             num_lost = sum(not self._room.has_lost(node) for node in workers)
             is_fatal = num_lost > self._max_failures and live.outcome is None
-            if is_fatal and time.monotonic() - noticed < DOUBT_SECONDS:
+            is_doubtful = is_fatal or not live.status.node
+            if is_doubtful and time.monotonic() - noticed < DOUBT_SECONDS:
                 continue
             del self._losses[trial]
             times = f"{num_lost} time{'' if num_lost == 1 else 's'}"

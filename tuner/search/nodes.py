@@ -49,6 +49,12 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
+def gone_nodes() -> frozenset[str]:
+    """Give the identifiers of the nodes that have left the cluster, or leave it."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return draining_nodes() | {node["NodeID"] for node in nodes if not node["Alive"]}
+
+
 def alive_resources(but: Collection[str] = ()) -> list[dict[str, float]]:
     """Give the resources of each node that ``alive_nodes`` gives, ``but`` for some."""
     return [node["Resources"] for node in alive_nodes() if node["NodeID"] not in but]

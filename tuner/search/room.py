@@ -9,6 +9,7 @@ from tuner.search.nodes import (
     Answer,
     alive_resources,
     draining_nodes,
+    gone_nodes,
     is_gone,
     table_of_versions,
     versions_here,
@@ -33,6 +34,8 @@ class Room:
         self._shares = sorted(set(slots.all_shares()))
         self._nodes: list[dict[str, float]] | None = None
         self._leaving: frozenset[str] = frozenset()
+        self._gone: dict[str, float] = {}
+        """The nodes that have left -> when that was noticed, in seconds of the monotonic clock."""
         self._looked = -math.inf
         self._ahead = 0.0
         """Trials that may wait for nodes, so that an autoscaler sees what it is to add."""
@@ -84,14 +87,22 @@ class Room:
         """Whether the end of a worker says nothing of its trial, but of the node."""
         return node in self.refused or is_gone(node)
 
+    def lost_since(self, moment: float) -> str:
+        """Name a node that has left the cluster after ``moment``; empty if none has."""
+        self._look()
+        return next((node for node, noticed in self._gone.items() if noticed >= moment), "")
+
     def _look(self) -> None:
-        if time.monotonic() - self._looked < LOOK_SECONDS:
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
             return
+        noticed = -math.inf if self._nodes is None else now
+        self._gone |= dict.fromkeys(gone_nodes() - self._gone.keys(), noticed)
         self._leaving = draining_nodes()
         nodes = alive_resources(self.refused)
         if nodes != self._nodes:
             self._measure(nodes)
-        self._looked = time.monotonic()
+        self._looked = now
 
     def _measure(self, nodes: list[dict[str, float]]) -> None:
         usual, grown = self._slots.usual, growth()
