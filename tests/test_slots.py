@@ -83,6 +83,20 @@ def test_a_family_that_no_node_could_train_is_refused(
         plan_slots(Resources(by={"vit": ShareConfig(gpus=1.5)}))
 
 
+def test_as_many_as_fit_of_the_smallest_share_may_be_wanted(
+    pretended_nodes: list[dict[str, float]],
+) -> None:
+    pretended_nodes[:] = [{"CPU": 32.0, "GPU": 1.0}]
+    by_family = Resources(by={"cnn": ShareConfig(gpus=0)})
+    plan = plan_slots(by_family, concurrent=8)
+    assert plan.concurrent == 8
+    assert plan.count == 1, "of the usual share"
+    with pytest.raises(ClusterError, match="only 32 trials of 1 CPU can run at once"):
+        plan_slots(by_family, concurrent=33)
+    with pytest.raises(ClusterError, match="only 1 trial of 1 CPU and 1 GPU can run at once"):
+        plan_slots(Resources(), concurrent=2)
+
+
 GPU_NODE = NodeKind(resources={"CPU": 8, "GPU": 1}, most=8)
 
 

@@ -118,15 +118,18 @@ def plan_slots(
     )
     for share in slots.all_shares():
         _refuse_impossible(share, nodes, grown)
-    most = most_at_once(slots.usual, nodes, grown)
-    if concurrent is not None and concurrent > most:
+    # More than the usual share may fit of a smaller one.
+    most = {share: most_at_once(share, nodes, grown) for share in slots.all_shares()}
+    smallest = max(most, key=lambda share: most[share])
+    if concurrent is not None and concurrent > most[smallest]:
         raise ClusterError(
-            f"--concurrent {concurrent}: only {count_of(most, 'trial')} of {slots.usual} can "
-            f"run at once. Give --concurrent {most} or less, or less to each trial."
+            f"--concurrent {concurrent}: only {count_of(most[smallest], 'trial')} of {smallest} "
+            f"can run at once. Give --concurrent {most[smallest]} or less, or less to each trial."
         )
-    if math.isinf(most):
-        most = max(1, Packing(nodes).add_all(slots.usual))
-    return replace(slots, count=concurrent or int(most))
+    count = most[slots.usual]
+    if math.isinf(count):
+        count = max(1, Packing(nodes).add_all(slots.usual), concurrent or 0)
+    return replace(slots, count=int(min(count, concurrent or count)))
 
 
 def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
