@@ -94,7 +94,9 @@ def measure_all(
         What each configuration costs; ``None`` for those that were not measured.
     """
     question: Callable[..., Any] = measure
-    task = ray.remote(max_retries=0)(question)
+    # As Ray has it by itself for what asks for GPUs from the beginning, but not by options(): their
+    # processes end after each answer, and give back the memory that they hold.
+    tasks = [ray.remote(max_retries=0, max_calls=calls)(question) for calls in (0, 1)]
     packed = {name: ray.put(value) for name, value in shipped.items()}
     order = _by_turns(configs)
     needed = len({config.model.family for config in configs})
@@ -115,8 +117,10 @@ def measure_all(
         if time.monotonic() >= deadline and place >= needed:
             break
         given = share(configs[index])
-        promise = task.options(num_cpus=given.cpus, num_gpus=given.gpus).remote(
-            configs[index].to_dict(), given, str(folder), time.time(), **packed
+        promise = (
+            tasks[given.gpus > 0]
+            .options(num_cpus=given.cpus, num_gpus=given.gpus)
+            .remote(configs[index].to_dict(), given, str(folder), time.time(), **packed)
         )
         pending[promise] = index
         while len(pending) >= at_once:

@@ -190,8 +190,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def limit_memory(share: Share, device: torch.device) -> None:
     """Have a trial that takes more memory than its share of a GPU fail, not its neighbours."""
-    if device.type == "cuda" and 0 < share.gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(share.gpus, device)
+    if device.type == "cuda" and share.gpus:
+        # Of a whole GPU, too: this process may have trained on a part of one before.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share.gpus), device)
 
 
 def free_memory() -> None:
