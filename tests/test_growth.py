@@ -32,9 +32,18 @@ def test_the_file_of_ray_up_is_read() -> None:
         "off": {"resources": SMALL, "max_workers": 0},
     }
     growth = read_kinds({"max_workers": 6, "head_node_type": "head", "available_node_types": types})
+    assert growth is not None
     assert growth.most == 6
     assert growth.kinds == (
         NodeKind(resources=LARGE, most=4),
         NodeKind(resources=SMALL, most=6),
     )
     assert str(growth) == "at most 4 of 8 CPUs and 1 GPUs, 6 of 2 CPUs and 0 GPUs"
+
+
+def test_a_file_that_does_not_say_what_machines_have_tells_of_no_kinds() -> None:
+    types = {"head": {}, "own": {"resources": {}, "max_workers": 4}}
+    config = {"head_node_type": "head", "available_node_types": types}
+    assert read_kinds(config) == Growth()
+    types["own"]["max_workers"] = 0
+    assert read_kinds(config) is None, "nothing is added"

@@ -73,30 +73,42 @@ def _is_of(node: Mapping[str, float], kind: NodeKind) -> bool:
 def growth() -> Growth | None:
     """Give what the connected cluster's autoscaler may add; ``None`` if it has none."""
     # Ray's own store has a place for it, which is filled by some who host Ray, and not by Ray.
-    if (own := state.get_cluster_config()) is not None and own.node_group_configs:
-        kinds = (_kind(dict(group.resources), group.max_count) for group in own.node_group_configs)
-        return Growth(kinds=tuple(kind for kind in kinds if kind.most))
+    if (own := state.get_cluster_config()) is not None and (groups := own.node_group_configs):
+        return _of_kinds([(dict(group.resources), group.max_count) for group in groups])
     names, config = _names(), _bootstrap()
     if config is not None and (config["head_node_type"] in names or (not names and _is_second())):
         return read_kinds(config)
     return Growth() if names or _is_scaled_by_kuberay() else None
 
 
-def read_kinds(config: Mapping[str, Any]) -> Growth:
-    """Read the file of ``ray up``, as it lies on the head."""
+def read_kinds(config: Mapping[str, Any]) -> Growth | None:
+    """Read the file of ``ray up``, as it lies on the head; ``None`` if it lets nothing be added."""
     most = config.get("max_workers", FORESEEN)
-    types = config["available_node_types"].items()
-    kinds = (
-        _kind(kind.get("resources", {}), kind.get("max_workers", most))
-        for name, kind in types
-        if name != config["head_node_type"]
+    return _of_kinds(
+        [
+            (kind.get("resources", {}), kind.get("max_workers", most))
+            for name, kind in config["available_node_types"].items()
+            if name != config["head_node_type"]
+        ],
+        min(most, FORESEEN),
     )
-    return Growth(kinds=tuple(kind for kind in kinds if kind.most), most=min(most, FORESEEN))
 
 
-def _kind(resources: Mapping[str, float], most: int) -> NodeKind:
+def _of_kinds(
+    kinds: Sequence[tuple[Mapping[str, float], int]], most: int = FORESEEN
+) -> Growth | None:
     # Some write -1 for no limit.
-    return NodeKind(resources=resources, most=min(most, FORESEEN) if most >= 0 else FORESEEN)
+    limits = [(resources, limit if limit >= 0 else FORESEEN) for resources, limit in kinds]
+    found = [
+        NodeKind(resources=resources, most=min(limit, FORESEEN))
+        for resources, limit in limits
+        if limit
+    ]
+    if not found:
+        return None
+    # Of machines of one's own, Ray's file does not say what they have.
+    is_told = all("CPU" in kind.resources for kind in found)
+    return Growth(kinds=tuple(found), most=most) if is_told else Growth()
 
 
 def _names() -> set[str]:
