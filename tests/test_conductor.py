@@ -15,7 +15,8 @@ from optuna.trial import TrialState as OptunaState
 from tuner.checkpoint import load_history, save_state
 from tuner.config import DataConfig, SearchConfig
 from tuner.run import Run, RunRecord, now
-from tuner.search.conductor import Budget, Conductor
+from tuner.search.budget import Budget
+from tuner.search.conductor import Conductor
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import Hyperband, Median, make_scheduler
 from tuner.search.slots import Share, Slots

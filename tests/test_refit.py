@@ -30,7 +30,8 @@ from tuner.config import (
 from tuner.data import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
 from tuner.run import Run
-from tuner.search.conductor import Budget, Conductor
+from tuner.search.budget import Budget
+from tuner.search.conductor import Conductor
 from tuner.search.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
 from tuner.search.scheduler import make_scheduler
 from tuner.search.slots import Share, Slots

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.config import SearchConfig
-from tuner.search.conductor import Budget
+from tuner.search.budget import Budget
 from tuner.search.simulation import TURNOVER_SECONDS, Played, TrialCost, play, simulate
 from tuner.search.slots import Share
 

@@ -33,7 +33,8 @@ from tuner.config import DataConfig, ModelConfig, SearchConfig
 from tuner.data import Splits, load_splits
 from tuner.models import build_model
 from tuner.run import Run, RunRecord, now
-from tuner.search.conductor import Budget, Conductor
+from tuner.search.budget import Budget
+from tuner.search.conductor import Conductor
 from tuner.search.sampler import Sampler
 from tuner.search.scheduler import make_scheduler
 from tuner.search.slots import Share, Slots

@@ -8,20 +8,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
 from tuner.files import remove_leftovers
 from tuner.run import Run, now
+from tuner.search.budget import Budget
+from tuner.search.live_trial import LiveTrial, Outcome
 from tuner.search.scheduler import Scheduler
 from tuner.search.slots import Share, Slots
 from tuner.tally import Observer
 from tuner.trial import (
     OPEN,
     EpochRow,
-    Stop,
     TrialRecord,
     TrialState,
     TrialStatus,
@@ -31,43 +32,6 @@ from tuner.trial import (
 )
 
 EPOCH_KEYS = tuple(EpochRow.__dataclass_fields__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a trial ends: the worker's last word, or the conductor's decision."""
-
-    state: TrialState
-    reason: str = ""
-    stop: Stop | None = None
-    traceback: str = ""
-
-
-@dataclass(slots=True)
-class LiveTrial:
-    """A trial that is under way, or waits to be taken up again."""
-
-    number: int
-    config: TrialConfig
-    status: TrialStatus
-    share: Share
-    history: list[EpochRow] = field(default_factory=list)
-    began: float = -math.inf
-    """When it was last started, in seconds of the monotonic clock."""
-    lost_on: list[str] = field(default_factory=list)
-    """The nodes on which it lost a worker; empty for a worker that had not said a word."""
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What a search may spend; then it ends as if it had had no more trials."""
-
-    trials: int
-    seconds: float = math.inf
-    """Of searching, over all resumes."""
-    gpu_seconds: float = math.inf
-    """Of GPUs held by trials in their epochs, over all resumes."""
 
 
 class Proposer(Protocol):

@@ -14,8 +14,8 @@ from tuner.data import Splits, load_splits
 from tuner.errors import UsageError
 from tuner.forecast import FamilyForecast, Forecast, Misfit, RungForecast, Spread
 from tuner.models.cost import count_cost
+from tuner.search.budget import Budget
 from tuner.search.cluster import connected
-from tuner.search.conductor import Budget
 from tuner.search.driver import excess_of
 from tuner.search.probe import Measured, measure_all
 from tuner.search.request import SearchRequest

@@ -26,8 +26,9 @@ from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.files import write_text
 from tuner.models.cost import count_cost
 from tuner.run import Run, RunRecord, RunStatus, now
+from tuner.search.budget import Budget
 from tuner.search.cluster import connected, hardware
-from tuner.search.conductor import Budget, Conductor, Proposer
+from tuner.search.conductor import Conductor, Proposer
 from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.nodes import refuse_unshared, versions_here
 from tuner.search.progress import Progress

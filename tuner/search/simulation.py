@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from tuner.config import SearchConfig
-from tuner.search.conductor import Budget
+from tuner.search.budget import Budget
 from tuner.search.scheduler import make_scheduler
 from tuner.search.slots import Share
 
