@@ -6,7 +6,8 @@ FOLDER is CIFAR-10 as class folders. For each network three trainings take turns
 window of some steps each: ``train`` with crop and flip as a trial runs it; the tutorial's way with
 the same batch size and augmentation; and forward, backward and optimizer step on one resident batch
 in the number type and memory layout of ``train``, which is the limit. Ratios are taken within a
-round; the table gives their medians and quartiles.
+round; the table gives their medians and quartiles. What validation takes of an epoch follows from
+a pass over as many images as a window has.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from tuner.augment import augment_batch, normalize
 from tuner.config import Augment, DataConfig, ModelConfig, Sgd, TrialConfig
 from tuner.data import Splits, load_splits
 from tuner.device import compute_dtype, find_device
+from tuner.evaluate import predict_probs
 from tuner.models import build_model
 from tuner.models.cost import count_cost
 from tuner.optim import make_optimizer
@@ -130,10 +132,22 @@ def tutorials(
         yield
 
 
+def validation(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
+    """Give the probabilities of a window's images at a time, as ``train`` does after an epoch."""
+    network = build_model(config.model, splits.num_classes, splits.image_shape)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (splits.mean, splits.std))
+    dtype = compute_dtype(config.precision, device)
+    while True:
+        predict_probs(network, splits.train.images, mean, std, device=device, dtype=dtype)
+        yield
+
+
 WAYS: dict[str, Callable[..., Iterator[None]]] = {
     "ours": ours,
     "bare": bare,
     "tutorial": tutorials,
+    "validation": validation,
 }
 
 
@@ -161,7 +175,9 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
         }
         for number in range(rounds + 1):
             # Each way goes first in its turn, so that none has always the warmer machine.
-            names = itertools.islice(itertools.cycle(ways), number % 3, number % 3 + len(ways))
+            names = itertools.islice(
+                itertools.cycle(ways), number % len(ways), number % len(ways) + len(ways)
+            )
             for name in list(names):
                 began = time.perf_counter()
                 next(windows[name])
@@ -169,7 +185,12 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
                 if number:  # The first one warms up.
                     rates[name].append(len(part.train) / seconds)
     cost = count_cost(case.model, splits.num_classes, splits.image_shape)
-    return {"parameters": cost.parameters, "flops": cost.flops, "rates": rates}
+    return {
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+        "rates": rates,
+        "validation": share_of_validation(rates, splits),
+    }
 
 
 def measure_input(splits: Splits, rounds: int) -> dict[str, list[float]]:
@@ -209,6 +230,15 @@ def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, floa
     return low, middle, high
 
 
+def share_of_validation(rates: dict[str, list[float]], splits: Splits) -> float:
+    """Give the share of an epoch that validation takes, by the median rates."""
+    train_seconds, val_seconds = (
+        len(images) / statistics.median(rates[way])
+        for images, way in ((splits.train, "ours"), (splits.val, "validation"))
+    )
+    return val_seconds / (train_seconds + val_seconds)
+
+
 def as_table(found: dict[str, dict[str, Any]], title: str) -> Table:
     """Give one row a network."""
     table = Table(title=title)
@@ -219,21 +249,25 @@ def as_table(found: dict[str, dict[str, Any]], title: str) -> Table:
         "images/s",
         "share of the limit",
         "times the tutorial's way",
+        "validation",
     ):
         table.add_column(heading, justify="right")
     for name, figures in found.items():
         rates = figures["rates"]
         cells = []
         for over, places in (("bare", 3), ("tutorial", 2)):
-            if over in rates:
-                low, middle, high = ratios(rates, over)
-                cells.append(f"{middle:.{places}f} ({low:.{places}f} to {high:.{places}f})")
+            if over not in rates:
+                cells.append("")
+                continue
+            low, middle, high = ratios(rates, over)
+            cells.append(f"{middle:.{places}f} ({low:.{places}f} to {high:.{places}f})")
         table.add_row(
             name,
             f"{figures['parameters']:,}",
             f"{figures['flops'] / 1e6:.0f}",
             f"{statistics.median(rates['ours']):,.0f}",
             *cells,
+            f"{figures['validation']:.1%}",
         )
     return table
 
