@@ -121,7 +121,11 @@ def test_the_trials_of_a_drained_node_go_on_elsewhere(folder: Path, cluster: Clu
     leaving = cluster.add_node(num_cpus=2)
 
     def on_it() -> list[TrialRecord]:
-        return [trial for trial in trials(folder) if trial.status.node == leaving.node_id]
+        return [
+            trial
+            for trial in trials(folder)
+            if trial.status.node == leaving.node_id and trial.status.state == "running"
+        ]
 
     with begin(folder, cluster, *LASTING) as search:
         wait_until(lambda: len([trial for trial in on_it() if len(trial.history) >= 2]) == 2)
@@ -212,7 +216,9 @@ def test_a_worker_that_wakes_up_after_its_trial_went_on_elsewhere_changes_nothin
     for name, value in (("period_ms", 1000), ("timeout_ms", 3000), ("failure_threshold", 3)):
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     # Epochs of more than a second, so that the node freezes within one.
-    options = ("space.batch_size=4", "--trials", "2", "--epochs", "12", "--max-failures", "0")
+    # Of these a fast machine has some left, too, when the node freezes for good. The trial that was
+    # on it goes on when the other one has ended.
+    options = ("space.batch_size=4", "--trials", "2", "--epochs", "40", "--max-failures", "0")
     with Raylets() as cluster:
         number = cluster.add()
         cluster.wait_for_nodes(2)
@@ -230,20 +236,21 @@ def test_a_worker_that_wakes_up_after_its_trial_went_on_elsewhere_changes_nothin
             wait_until(lambda: any(trial.status.attempts == 2 for trial in trials(folder)))
             (moved,) = (trial for trial in trials(folder) if trial.status.attempts == 2)
             before = moved.history
-            assert len(before) < 12
+            assert len(before) < 30
             # As after a cut line: the worker goes on, and the raylet that would end it does not.
             send([p for p in frozen if p.name.startswith("ray::Implicit")], signal.SIGCONT)
             rows: list[EpochRow] = list(before)
-            while search.wait(0.05) is None:
+            while len(rows) < len(before) + 6:
                 now = read_history(moved.path)
                 assert now[: len(rows)] == rows, "written over"
                 rows = now
-            assert search.process.returncode == 0, search.errors
+                assert search.wait(0.05) is None, search.errors
+            interrupt(search)
             send(frozen, signal.SIGCONT)
     found = trials(folder)
-    assert [trial.status.state for trial in found] == ["completed"] * 2
-    assert [text for trial in found for text in flaws(trial)] == []
-    assert not any(trial.state.exists() for trial in found)
+    assert_whole(found)
+    assert found[moved.number].status.state == "interrupted"
+    assert not found[1 - moved.number].state.exists()
 
 
 def send(processes: Iterable[Process], number: signal.Signals) -> None:

@@ -101,7 +101,8 @@ def test_a_submitted_search_runs_on_nodes_that_have_but_ray_and_torch(
 
 def test_a_job_that_is_left_goes_on_and_is_followed_again(cluster: Raylets, folder: Path) -> None:
     words = ("search", "--name", "left", "--address", cluster.dashboard)
-    new = (*words, "--space", "space.yaml", "--epochs", "200", "--trials", "2")
+    # Long enough to be under way when it is followed again, on a fast machine too.
+    new = (*words, "--space", "space.yaml", "--epochs", "1000", "--trials", "2")
     process = start(folder, *new, start_new_session=True)
     assert process.stdout is not None
     seen = ""
@@ -119,7 +120,7 @@ def test_a_job_that_is_left_goes_on_and_is_followed_again(cluster: Raylets, fold
     assert json.loads(out)["run"] == str(folder / "runs" / "left")
     assert "0/2 trials" in err, "its output is told from the beginning"
     run = Run.open(folder / "runs" / "left")
-    assert [len(trial.history) for trial in run.trials()] == [200, 200]
+    assert [len(trial.history) for trial in run.trials()] == [1000, 1000]
 
 
 def test_the_exit_code_is_that_of_the_search(cluster: Raylets, folder: Path) -> None:
