@@ -46,9 +46,14 @@ def test_a_precision_by_name_holds_on_every_device(
     assert compute_dtype(precision, torch.device(device)) == dtype
 
 
-def test_auto_is_bfloat16_on_a_cpu_with_tiles_for_it() -> None:
-    has_tiles = torch.cpu._is_amx_tile_supported()
-    expected = torch.bfloat16 if has_tiles else torch.float32
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("vectors", [False, True])
+def test_auto_is_bfloat16_on_a_cpu_that_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, vectors: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    expected = torch.bfloat16 if tiles or vectors else torch.float32
     assert compute_dtype("auto", torch.device("cpu")) == expected
 
 

@@ -37,14 +37,16 @@ def find_devices(name: str = "auto") -> list[torch.device]:
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Give the type in which ``device`` multiplies under ``precision``.
 
-    ``auto`` is bfloat16 on a GPU that has it, and on a CPU with matrix tiles for it (AMX), where
-    the 290k-parameter CNN trains 2.7 times as fast; a CPU without them emulates it at 0.09 times
-    the speed.
+    ``auto`` is bfloat16 on a GPU that has it, and on a CPU that multiplies in it: with matrix tiles
+    (AMX) the 290k-parameter CNN trains 2.7 times as fast, with AVX-512's vectors 1.9 times, the
+    other families 1.3 to 2.1 times. A CPU without either emulates it at 0.09 times the speed.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        is_fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        is_fast = device.type == "cpu" and (
+            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        )
     return torch.bfloat16 if is_fast else torch.float32
