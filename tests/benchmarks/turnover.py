@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--long-trials", type=int, default=6)
     parser.add_argument("--long-epochs", type=int, default=27)
-    parser.add_argument("--long-width", type=int, default=80, help="for half a minute or more")
+    parser.add_argument("--long-width", type=int, default=128, help="for half a minute or more")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     ray.init(
