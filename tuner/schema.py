@@ -138,7 +138,7 @@ def to_plain(value: Any, annotation: Any = None) -> Any:
         return value
     if hasattr(value, "to_plain"):
         return value.to_plain()
-    hints = get_type_hints(type(value), include_extras=True)
+    hints = _hints_of(type(value))
     plain = {
         field.name: to_plain(getattr(value, field.name), hints[field.name])
         for field in dataclasses.fields(value)
@@ -149,13 +149,19 @@ def to_plain(value: Any, annotation: Any = None) -> Any:
 
 
 @functools.cache
+def _hints_of(cls: type) -> dict[str, Any]:
+    """Read a dataclass's annotations, which takes longer than all else that is done with them."""
+    return get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
 def schema_of(cls: type) -> Record:
     """Describe the dataclass ``cls``.
 
     Raises:
         TypeError: If a field has an annotation that plain YAML cannot hold.
     """
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints_of(cls)
     fields = dataclasses.fields(cls)
     return Record(
         cls=cls,

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, create_trial
 
-from tuner.search.sampler import Sampler
+from tuner.search.retrace import find_draws
 from tuner.space import SearchSpace
 from tuner.trial import TrialRecord
 
@@ -36,25 +36,26 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
         ``all trials``, and each family if there are several -> parameter -> share, the largest
         first, summing to 1; without the groups that have too few trials to say anything.
     """
-    sampler = Sampler(space, replace(space.search, sampler="random"))
-    numbers_of: dict[str, set[int]] = {ALL: set()}
+    told: dict[str, list[FrozenTrial]] = {ALL: []}
     for trial in trials:
-        if trial.is_scored and sampler.add(trial.config, "completed", trial.history, trial.number):
-            numbers_of[ALL].add(trial.number)
-            numbers_of.setdefault(trial.config.model.family, set()).add(trial.number)
-    families = [group for group in numbers_of if group != ALL]
+        if trial.is_scored and trial.best and (drawn := find_draws(space, trial.config)):
+            frozen = create_trial(
+                value=trial.best.val_accuracy,
+                params=drawn.params,
+                distributions=drawn.distributions,
+            )
+            for group in (ALL, trial.config.model.family):
+                told.setdefault(group, []).append(frozen)
+    families = [group for group in told if group != ALL]
     if len(families) == 1:
-        del numbers_of[families[0]]
-    told = sampler.study.get_trials(deepcopy=False)
+        del told[families[0]]
     shares = {
-        group: _shares([t for t in told if t.user_attrs["trial"] in numbers])
-        for group, numbers in numbers_of.items()
-        if len(numbers) >= MIN_TRIALS
+        group: _shares(members) for group, members in told.items() if len(members) >= MIN_TRIALS
     }
     return {group: share for group, share in shares.items() if share}
 
 
-def _shares(trials: list[optuna.trial.FrozenTrial]) -> dict[str, float]:
+def _shares(trials: list[FrozenTrial]) -> dict[str, float]:
     study = optuna.create_study(direction="maximize")
     study.add_trials(trials)
     quantile = max(BEST_SHARE, MIN_BEST / len(trials))

@@ -8,20 +8,14 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
+from tuner.search.retrace import Retraced, find_draws, retrace
 from tuner.search.study import make_optuna_sampler, make_study, refuse_unfit
 from tuner.space import RandomTrial, SearchSpace, Trial
-from tuner.space.axes import value_of
 from tuner.trial import EpochRow, TrialState, best_row
 
 MAX_REFUSED = 500
@@ -208,77 +202,23 @@ class Sampler:
         self._asked[number] = self._ask_again(drawn, number)
         return True
 
-    def _ask_again(self, drawn: "_Retraced", number: int | None) -> optuna.Trial:
+    def _ask_again(self, drawn: Retraced, number: int | None) -> optuna.Trial:
         self.study.sampler = self._informed if self.search.sampler == "cmaes" else self._chance
         self.study.enqueue_trial(drawn.params, _attrs(number))
         return self.study.ask(drawn.distributions)
 
-    def _relearn(self, config: TrialConfig) -> "_Retraced | None":
+    def _relearn(self, config: TrialConfig) -> Retraced | None:
         """Note that ``config`` was tried; give its draws, or ``None`` if the space lacks it."""
         self._has_relearnt = True
         self._proposed.add(_key(config))
         if config.epochs == self.search.epochs:
             self._baselines = [i for i in self._baselines if not self._is_baseline(i, config)]
-        for baseline in (None, *range(len(self.space.baseline))):
-            if (drawn := self._retrace(config, baseline)) is not None:
-                return drawn
-        return None
+        return find_draws(self.space, config)
 
     def _is_baseline(self, index: int, config: TrialConfig) -> bool:
-        drawn = self._retrace(config, index)
+        drawn = retrace(self.space, config, index)
         pinned = self.space.baseline_params(index)
         return drawn is not None and pinned.items() <= drawn.params.items()
-
-    def _retrace(self, config: TrialConfig, baseline: int | None) -> "_Retraced | None":
-        """Find the draws that give ``config``, or ``None`` if none do."""
-        drawn = _Retraced(config.to_dict())
-        try:
-            again = self.space.sample(
-                drawn, epochs=config.epochs, seed=config.seed, baseline=baseline
-            )
-        except (_OutsideError, UsageError):
-            return None
-        return drawn if again == config else None
-
-
-class _OutsideError(Exception):
-    """A value that lies outside its axis."""
-
-
-class _Retraced:
-    """A trial that draws what a configuration holds."""
-
-    def __init__(self, plain: Mapping[str, Any]) -> None:
-        self.params: dict[str, Any] = {}
-        self.distributions: dict[str, BaseDistribution] = {}
-        self._plain = plain
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        return float(self._take(name, FloatDistribution(low, high, log, step)))
-
-    def suggest_int(
-        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
-    ) -> int:
-        return int(self._take(name, IntDistribution(low, high, log, step)))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._take(name, CategoricalDistribution(choices))
-
-    def _take(self, name: str, distribution: BaseDistribution) -> Any:
-        value = value_of(self._plain, name)
-        if value is None:
-            raise _OutsideError(name)
-        try:
-            is_inside = distribution._contains(distribution.to_internal_repr(value))
-        except (ValueError, TypeError):
-            is_inside = False
-        if not is_inside:
-            raise _OutsideError(name)
-        self.params[name] = value
-        self.distributions[name] = distribution
-        return value
 
 
 def _verdict(
