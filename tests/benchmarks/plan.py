@@ -38,7 +38,7 @@ space:
   optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
 """
 STOPPED = """
-search: {trials: 12, epochs: 6, grace: 1, reduction: 2, sampler: random, scheduler: asha}
+search: {trials: 24, epochs: 6, grace: 1, reduction: 2, sampler: random, scheduler: asha}
 space:
   batch_size: 64
   model:

@@ -6,7 +6,7 @@ A search of short trainings on the digits, and the same trainings as function tr
 Tune, each in an actor of its own as is Tune's default. Which trial took whose slot is found from
 the times of their epochs: a trial takes the slot that was free first. The share of slot time is
 what epochs, validation included, make of all time between a slot's first epoch and its last. Long
-trials, of half a minute or more, have epochs of about a second, with a wider network.
+trials, of half a minute or more, have the same network on digits of the size of CIFAR's images.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def search_digits(
     *,
     trials: int,
     epochs: int,
-    width: int = 32,
+    image_size: int = 8,
     concurrent: int | None = None,
     cpus_per_trial: float | None = None,
 ) -> list[Trained]:
@@ -85,12 +85,12 @@ def search_digits(
     file.write_text(SPACE)
     settings = {"trials": trials, "epochs": epochs, "scheduler": "none", "sampler": "random"}
     changes = [f"search.{key}={value}" for key, value in settings.items()]
-    space = load_space(file, [*changes, f"space.model.cnn.width={width}"])
+    space = load_space(file, changes)
     request = SearchRequest(
         space=space,
         space_name=str(file),
         search=space.search,
-        data=DataConfig(source="digits"),
+        data=DataConfig(source="digits", image_size=image_size),
         data_dir=folder,
         storage=folder,
         name="run",
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--long-trials", type=int, default=6)
     parser.add_argument("--long-epochs", type=int, default=27)
-    parser.add_argument("--long-width", type=int, default=128, help="for half a minute or more")
+    parser.add_argument("--long-size", type=int, default=32, help="pixels of their images")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     ray.init(
@@ -214,7 +214,7 @@ def main() -> None:
                     folder / "long",
                     trials=options.long_trials,
                     epochs=options.long_epochs,
-                    width=options.long_width,
+                    image_size=options.long_size,
                 ),
             }
             found = {name: figures_of(trials, slots) for name, trials in trained.items()}
