@@ -136,9 +136,12 @@ def test_the_report_sets_the_plan_beside_what_came(forecast: Forecast, finished_
     space.write_text(json.dumps({"space": {"model": {"cnn": {"width": {"choice": [8, 16]}}}}}))
     loaded = load_space(space)
     finished_run.update(active_seconds=8.0)
-    assert "Planned" not in write_report(finished_run, loaded, {}, []).path.read_text()
+    assert (
+        "Planned"
+        not in write_report(finished_run, finished_run.ranked(), loaded, {}, []).path.read_text()
+    )
     forecast.write(finished_run.path / PLAN)
-    page = write_report(finished_run, loaded, {}, []).path.read_text()
+    page = write_report(finished_run, finished_run.ranked(), loaded, {}, []).path.read_text()
     _, _, table = page.partition('<table id="planned">')
     first = table.partition("<tbody>")[2].partition("</tr>")[0]
     cells = [cell.partition(">")[2] for cell in first.replace("</td>", "").split("<td")[1:]]

@@ -180,10 +180,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def write(run: Run) -> str:
-    trials = run.trials()
-    shares = importances(spaces(), trials)
-    advice = advise(spaces(), run.record.search, trials, shares.get(ALL, {}))
-    return write_report(run, spaces(), shares, advice).path.read_text()
+    ranked = run.ranked()
+    shares = importances(spaces(), ranked)
+    advice = advise(spaces(), run.record.search, ranked, shares.get(ALL, {}))
+    return write_report(run, ranked, spaces(), shares, advice).path.read_text()
 
 
 def facts_in(page: str) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def test_time_that_nothing_divides_has_no_section(tmp_path: Path, run: Run) -> N
     for accuracy in (0.3, 0.4, 0.5, 0.6):
         worker.step(accuracy)
     worker.finish()
-    page = write_report(world.run, world.space, {}, []).path.read_text()
+    page = write_report(world.run, world.run.ranked(), world.space, {}, []).path.read_text()
     assert "Time spent" not in page
     assert "#spending" not in page
 
@@ -380,7 +380,7 @@ def test_nothing_builds_on_trials_that_ended_badly(tmp_path: Path, run: Run) -> 
 def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
     empty = World(tmp_path).run
     space = load_space(empty.path / "space.yaml")
-    page = write_report(empty, space, {}, []).path.read_text()
+    page = write_report(empty, empty.ranked(), space, {}, []).path.read_text()
     assert "No trial of 0 has an accuracy" in page
 
 
@@ -558,7 +558,7 @@ space:
       adamw: {lr: {float: [0.0001, 0.01], log: true}}
 """)
     run = simulated(tmp_path, SEARCH, space)
-    view = opened(browser, write_report(run, space, {}, []).path, 1440, "light")
+    view = opened(browser, write_report(run, run.ranked(), space, {}, []).path, 1440, "light")
     drawn = view.page.evaluate(
         """() => {
             const made = echarts.getInstanceByDom(document.getElementById("chart-parallel"));
@@ -587,7 +587,7 @@ def test_where_no_trial_has_an_accuracy_the_pages_say_so(browser: Any, tmp_path:
     run = simulated(tmp_path, SEARCH, spaces())
     for trial in run.trials():
         write_history(trial.path, [])
-    view = opened(browser, write_report(run, spaces(), {}, []).path, 390, "light")
+    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 390, "light")
     for section in ("#curves", "#parameters"):
         text = view.page.locator(section).inner_text()
         assert "Nothing to show yet: no trial has an accuracy." in text
@@ -606,7 +606,7 @@ def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) 
     run = simulated(tmp_path, SEARCH, spaces())
     for trial in run.trials():
         write_history(trial.path, [replace(row, val_accuracy=0.0) for row in trial.history])
-    view = opened(browser, write_report(run, spaces(), {}, []).path, 1440, "light")
+    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
     for chart in ("chart-curves", "chart-best"):
         ends = view.page.evaluate(
             """(id) => {
@@ -622,7 +622,7 @@ def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) 
 
 @pytest.mark.browser
 def test_choices_of_numbers_are_sorted_as_numbers(browser: Any, run: Run) -> None:
-    view = opened(browser, write_report(run, spaces(), {}, []).path, 1440, "light")
+    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
     view.page.locator("#with-parameters").check()
     view.page.get_by_role("button", name="Show all 40").click()
     view.page.get_by_role("button", name="batch_size", exact=True).click()
@@ -634,7 +634,9 @@ def test_choices_of_numbers_are_sorted_as_numbers(browser: Any, run: Run) -> Non
 
 @pytest.mark.browser
 def test_counts_are_told_in_full(browser: Any, run: Run) -> None:
-    page = opened(browser, write_report(run, spaces(), {}, []).path, 1440, "light").page
+    page = opened(
+        browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light"
+    ).page
     told = page.evaluate("[12345, 100, 1234.5, 0.012345, 7, -3.14159].map(short)")
     assert told == ["12345", "100", "1235", "0.0123", "7", "-3.14"]
 

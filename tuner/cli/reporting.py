@@ -11,8 +11,11 @@ from tuner.cli.tables import VAL_SEEN, print_comparison, print_json, short_path
 from tuner.storage import AnyPath, on_disk
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tuner.run import Run
     from tuner.space import SearchSpace
+    from tuner.trial import TrialRecord
 
 
 @click.command(epilog="Example: cifar-tune report")
@@ -25,8 +28,9 @@ def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     from tuner.run import find_run
 
     found = find_run(storage, run)
-    known = learnt(found)
-    made = write_report(found, known.space, known.importance, known.advice)
+    ranked = found.ranked()
+    known = learnt(found, ranked)
+    made = write_report(found, ranked, known.space, known.importance, known.advice)
     if as_json:
         print_json({"report": str(made.path), "verdict": made.verdict, "advice": known.advice})
         return
@@ -71,7 +75,7 @@ class Learnt:
     advice: list[str]
 
 
-def learnt(run: "Run") -> Learnt:
+def learnt(run: "Run", trials: "Sequence[TrialRecord]") -> Learnt:
     """Look at what a run's trials tell about its space."""
     from tuner.advice import advise
     from tuner.search.importance import ALL, importances
@@ -83,7 +87,6 @@ def learnt(run: "Run") -> Learnt:
         # Its trials were not drawn from the space, but chosen.
         advice = [VAL_SEEN.replace("\n", " ")] if run.record.data.all_data else []
         return Learnt(space=space, importance={}, advice=advice)
-    trials = run.trials()
     shares = importances(space, trials)
     advice = advise(space, run.record.search, trials, shares.get(ALL, {}))
     return Learnt(space=space, importance=shares, advice=advice)

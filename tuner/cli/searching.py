@@ -105,7 +105,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
     print_outcome(run, "search", as_json=options["as_json"])
     if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
-        print_advice(learnt(run).advice)
+        print_advice(learnt(run, run.trials()).advice)
 
 
 @click.command(epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200")

@@ -32,6 +32,7 @@ class Report:
 
 def write_report(
     run: Run,
+    ranked: Sequence[TrialRecord],
     space: SearchSpace,
     importance: Mapping[str, Mapping[str, float]],
     advice: Sequence[str],
@@ -40,6 +41,7 @@ def write_report(
 
     Args:
         run: Which.
+        ranked: Its trials, the best first.
         space: What it searched.
         importance: Group of trials -> parameter -> share of the importance.
         advice: What to look at, one line each.
@@ -47,7 +49,6 @@ def write_report(
     Raises:
         TunerError: If the run, its plan or its newest ensemble is damaged.
     """
-    ranked = run.ranked()
     ensembles = [read_ensemble(folder) for folder in ensemble_folders(run.path)]
     ensemble = ensembles[0] if ensembles else None
     facts = run_facts(run, space, ranked, importance)
