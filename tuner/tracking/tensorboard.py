@@ -2,14 +2,16 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.api_pb2 import Status
+from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboardX.summary import hparams
+from tensorboardX.summary import hparams, scalar, text
 
 from tuner.config import TrialConfig
 from tuner.run import Run
@@ -18,21 +20,21 @@ from tuner.tracking.figures import figures, hyperparameters
 from tuner.trial import ENDED_BADLY, EpochRow, TrialState, TrialStatus, flatten
 
 FOLDER = "tensorboard"
-FLUSH_SECONDS = 10
 
 
 class TensorBoard:
     """Writes ``tensorboard/NUMBER`` in the run folder.
 
-    The writer is ``tensorboardX``, which Ray Tune brings along. What belongs in a store is sent
-    there when a trial ends.
+    The writer is of ``tensorboardX``, which Ray Tune brings along. Its better-known SummaryWriter
+    has two threads and a pipe a trial, and stays in memory until the program ends. What belongs in
+    a store is sent there when a trial ends.
     """
 
     def __init__(self, run: Run) -> None:
         self._kept = run.path / FOLDER
         self._scratch = tempfile.TemporaryDirectory(prefix="cifar-tune-")
         self._folder = self._kept if isinstance(self._kept, Path) else Path(self._scratch.name)
-        self._writers: dict[int, SummaryWriter] = {}
+        self._writers: dict[int, EventsWriter] = {}
 
     def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
         """Write the hyperparameters, and again the epochs that the trial goes on from."""
@@ -41,7 +43,8 @@ class TensorBoard:
         folder = self._folder / f"{number:04d}"
         # A search that was killed may have told more than was saved.
         shutil.rmtree(folder, ignore_errors=True)
-        writer = SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = self._writers[number] = EventsWriter(str(folder / "events"))
         # Only plain values have a column there.
         plain = {
             key: value
@@ -51,22 +54,26 @@ class TensorBoard:
         # Of all experiments, TensorBoard shows the columns of the first that it finds; without one
         # it takes the parameters and the figures of all trials together.
         _, start, _ = hparams(plain, {})
-        writer.file_writer.add_summary(start)
-        self._writers[number] = writer
+        _write(writer, start, 0, time.time())
+        writer.flush()
         for row in history:
             self.epoch_ended(number, row)
 
     def epoch_ended(self, number: int, row: EpochRow) -> None:
         """Write the figures of an epoch."""
+        writer = self._writers[number]
         for tag, value in figures(row).items():
-            self._writers[number].add_scalar(tag, value, row.epoch, walltime=row.time)
+            _write(writer, scalar(tag, value), row.epoch, row.time)
+        writer.flush()
 
     def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
         """Write how the trial ended, and close its file."""
         writer = self._writers.pop(number)
+        now = time.time()
         if status.state != "interrupted":
-            writer.file_writer.add_summary(_end(status.state))
-        writer.add_text("end", f"{status.state}: {status.reason}".rstrip(": "), len(history))
+            _write(writer, _end(status.state), 0, now)
+        told = f"{status.state}: {status.reason}".rstrip(": ")
+        _write(writer, text("end", told), len(history), now)
         writer.close()
         self._send(number)
 
@@ -82,6 +89,10 @@ class TensorBoard:
         name = f"{number:04d}"
         if self._folder != self._kept:
             replace_folder(self._folder / name, self._kept / name)
+
+
+def _write(writer: EventsWriter, summary: Summary, step: int, moment: float) -> None:
+    writer.write_event(Event(summary=summary, step=step, wall_time=moment))
 
 
 def _end(state: TrialState) -> Summary:
