@@ -8,6 +8,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
 from tuner.search.retrace import find_draws
+from tuner.search.study import make_study
 from tuner.space import SearchSpace
 from tuner.trial import TrialRecord
 
@@ -56,7 +57,7 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
 
 
 def _shares(trials: list[FrozenTrial]) -> dict[str, float]:
-    study = optuna.create_study(direction="maximize")
+    study = make_study(None, "")
     study.add_trials(trials)
     quantile = max(BEST_SHARE, MIN_BEST / len(trials))
     with warnings.catch_warnings():
