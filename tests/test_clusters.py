@@ -1,11 +1,13 @@
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import click
 import jsonschema
@@ -13,10 +15,13 @@ import pytest
 import ray
 import yaml
 from click.testing import CliRunner
+from ray.job_submission import JobStatus
 
 from tuner.cli import main
 from tuner.cli.clusters import TEMPLATES, cluster_template, split_output
 from tuner.cli.searching import search
+from tuner.errors import ClusterError
+from tuner.search import jobs
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -193,3 +198,28 @@ def test_the_document_of_a_job_is_found_among_what_others_wrote() -> None:
     assert split_output(before + printed + after) == (findings, before + after)
     assert split_output(before + after) == (None, before + after)
     assert split_output("[]\n") == ([], "")
+
+
+def test_a_head_whose_jobs_run_in_another_environment_is_told_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # Without its packages.
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    client = Mock()
+    client.get_address.return_value = "http://head:8265"
+    client.submit_job.side_effect = lambda entrypoint: subprocess.check_output(
+        entrypoint, shell=True, text=True
+    )
+
+    def follow(client: Any, output: str, write: Callable[[str], object]) -> Any:
+        write(output)
+        return Mock(status=JobStatus.SUCCEEDED)
+
+    monkeypatch.setattr(jobs, "follow", follow)
+    with pytest.raises(ClusterError) as caught:
+        jobs._missing(client, "")
+    assert f"{sys.executable} on the head node" in str(caught.value)
+    assert "no ray[tune]>=2.60 and no torch>=" in str(caught.value)
+    assert "start Ray with that one activated" in str(caught.value)

@@ -41,9 +41,9 @@ def find(name):
         return version(name)
     except PackageNotFoundError:
         return None
-print(json.dumps({name: find(name) for name in sys.argv[1:]}))
+print(json.dumps([sys.executable, {name: find(name) for name in sys.argv[1:]}]))
 """
-"""Prints the versions of packages; it runs before this package is there."""
+"""Prints the Python that runs it, and the versions of packages, before this package is there."""
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -88,9 +88,9 @@ def _explaining(address: str) -> Iterator[None]:
         if "ray[default]" in str(error):
             reason = "needs what is not installed here: pip install 'cifar-tune[cluster]'"
         if "No available agent" in reason:
-            reason += (
-                " If that does not help, something else on the head node, such as another Ray, has "
-                "the port of its agent: see --dashboard-agent-listen-port of 'ray start'."
+            reason = reason.rstrip(".") + (
+                ". If that does not help, something else on the head node, such as another Ray, "
+                "has the port of its agent: see --dashboard-agent-listen-port of 'ray start'."
             )
         raise ClusterError(f"--address {address}: {reason}") from error
 
@@ -161,7 +161,7 @@ def _missing(client: JobSubmissionClient, extra: str) -> list[str]:
         raise ClusterError(
             f"{client.get_address()}: its jobs cannot run: {_last_words(ended, text)}"
         )
-    found = json.loads(text.strip().splitlines()[-1])
+    python, found = json.loads(text.strip().splitlines()[-1])
     missing = {
         name: requirement
         for name, requirement in needed.items()
@@ -169,8 +169,9 @@ def _missing(client: JobSubmissionClient, extra: str) -> list[str]:
     }
     if own := [str(missing[name]) for name in TRAVELS if name in missing]:
         raise ClusterError(
-            f"{client.get_address()}: the head node has no {' and no '.join(own)}. All nodes need "
-            "them, in the same versions; all else travels with the search."
+            f"{client.get_address()}: {python} on the head node, which runs its jobs, has no "
+            f"{' and no '.join(own)}. All nodes need them, in the same versions; all else travels "
+            "with the search. If another environment has them, start Ray with that one activated."
         )
     return [str(requirement) for requirement in missing.values()]
 
