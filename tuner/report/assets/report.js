@@ -14,6 +14,12 @@ function on(id, chartEntry) { control(id)?.addEventListener("input", () => chart
 
 const SYMBOLS = { completed: "circle", stopped: "emptyCircle", interrupted: "emptyRect", diverged: "triangle", failed: "triangle", out_of_memory: "triangle" };
 
+// Rows that the names of the families take above the plot, at 7 pixels a letter.
+function legendRows() {
+  const width = families.reduce((sum, family) => sum + 7 * family.length + 29, 0);
+  return families.length > 1 ? Math.ceil(width / (control("chart-curves").clientWidth - 58)) : 0;
+}
+
 const curves = chart("chart-curves", (colours) => {
   const shown = trials.filter((t) => t.curve.length);
   // The best are drawn last, on top.
@@ -23,7 +29,7 @@ const curves = chart("chart-curves", (colours) => {
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
-    grid: { left: 48, right: 18, top: families.length > 1 ? 36 : 22, bottom: 40 },
+    grid: { left: 48, right: 18, top: 22 + 16 * legendRows(), bottom: 40 },
     legend: { show: families.length > 1, selectedMode: false, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
     tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
     xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
