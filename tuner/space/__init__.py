@@ -44,8 +44,9 @@ from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import read_record, refuse_impossible
 from tuner.space.plugin import with_sources
-from tuner.space.source import Node, dump, load
+from tuner.space.source import load
 from tuner.space.transfer import with_origins
+from tuner.space.tree import Node, dump
 from tuner.storage import AnyPath
 
 __all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]

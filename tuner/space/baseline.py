@@ -7,7 +7,7 @@ from typing import Any
 from tuner.schema import Record
 from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, RandomTrial, Range, spell
 from tuner.space.grammar import read_record
-from tuner.space.source import Node
+from tuner.space.tree import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

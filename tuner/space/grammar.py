@@ -30,7 +30,7 @@ from tuner.space.axes import (
     remainder,
     spell,
 )
-from tuner.space.source import FORMS, Node
+from tuner.space.tree import FORMS, Node
 
 MODIFIERS = ("log", "step")
 MAX_STEPS = 10**9

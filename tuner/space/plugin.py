@@ -5,7 +5,8 @@ from pathlib import Path
 from tuner.errors import UsageError
 from tuner.models.custom import check_arguments, load_callable, load_module
 from tuner.schema import join
-from tuner.space.source import FORMS, Node, descend, words
+from tuner.space.source import descend, words
+from tuner.space.tree import FORMS, Node
 
 
 def with_sources(root: Node, space: Path) -> Node:

@@ -7,7 +7,8 @@ from tuner.errors import TunerError
 from tuner.models import Source
 from tuner.models.pretrained import name_problem, weights_problem
 from tuner.schema import Scalar, join
-from tuner.space.source import Node, descend, words
+from tuner.space.source import descend, words
+from tuner.space.tree import Node
 from tuner.storage import AnyPath, on_disk
 
 
