@@ -15,7 +15,7 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 
 FLOORS_0_TO_2 = (
     "errors store remote storage files locking voting calibration evidence schema config augment "
-    "models device optim evaluate trial run sources data space checkpoint weights compiling "
+    "models device optim evaluate trial run sources data space checkpoint weights training "
     "plots tally board live advice tracking "
     "forecast"
 )
@@ -36,7 +36,6 @@ MAY_IMPORT = {
     "augment": "errors config",
     # Floor 2
     "models": "errors schema config",
-    "compiling": "config",
     "device": "errors config",
     "optim": "errors config",
     "evaluate": "errors voting calibration augment",
@@ -54,6 +53,7 @@ MAY_IMPORT = {
     "tracking": "errors storage config run tally trial",
     "forecast": "files storage run trial",
     "weights": "errors storage schema config models run sources checkpoint",
+    "training": "errors schema config augment optim",
     # Floor 3
     "train": FLOORS_0_TO_2,
     # Floor 4

@@ -7,13 +7,15 @@ from tuner.errors import UsageError
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Give the device of that name; ``auto`` is the first GPU that this process sees, or the CPU.
+    """Return the device of that name; ``auto`` is the first GPU that this process sees, or the CPU.
+
+    A GPU has its index: memory limits and streams of a device without one are refused.
 
     Raises:
         UsageError: If there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         probe = torch.zeros(1, device=name)
         probe.item()  # Refuses `meta`, whose tensors hold no numbers.

@@ -7,23 +7,25 @@ on a cluster; whoever iterates decides how long.
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuner.augment import augment_batch, normalize, random_sides
-from tuner.compiling import CompileMode, Forward
+from tuner.augment import normalize
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import compute_dtype
 from tuner.errors import UsageError
 from tuner.evaluate import predict_probs, score
 from tuner.models import FitsImages, StartsFromWeights, build_model
-from tuner.optim import WeightAverage, lr_factor, make_optimizer
+from tuner.optim import WeightAverage, make_optimizer
 from tuner.sources import Images
+from tuner.training.compilation import CompileMode
+from tuner.training.device_step import CaptureMode, DeviceSteps
+from tuner.training.learner import Learner
+from tuner.training.step import HostSteps, Steps, Task, never
 from tuner.trial import EpochRow
 from tuner.weights import Start
 
@@ -33,61 +35,6 @@ PROBE_STEPS = 4
 """Of the epoch by which the length of a whole one is foreseen, after another one to warm up."""
 ENDLESS = 10**6
 """Epochs of a probe, which is ended before."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Learner:
-    """Everything that changes in the course of a training."""
-
-    network: nn.Module
-    average: WeightAverage
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    """Of shuffling and augmentation, on the device; dropout draws from torch's global ones."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Give all of it as named tensors, for ``restore``."""
-        tensors = {
-            f"{part}.{name}": tensor
-            for part, module in (("network", self.network), ("average", self.average.model))
-            for name, tensor in module.state_dict().items()
-        }
-        for index, parameter in enumerate(self._parameters()):
-            for name, tensor in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{index}.{name}"] = tensor
-        tensors["average_updates"] = torch.tensor(self.average.num_updates)
-        tensors["random.generator"] = self.generator.get_state()
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.generator.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.generator.device)
-        return tensors
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to where ``state`` was called, numbers for numbers on a CPU."""
-        for part, module in (("network", self.network), ("average", self.average.model)):
-            prefix = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
-        parameters = list(self._parameters())
-        for key, tensor in tensors.items():
-            if not key.startswith("optimizer."):
-                continue
-            _, index, name = key.split(".", 2)
-            parameter = parameters[int(index)]
-            # Moments take their parameter's memory layout, which the fused steps rely on.
-            like = parameter if tensor.shape == parameter.shape else tensor.to(parameter.device)
-            self.optimizer.state[parameter][name] = torch.empty_like(
-                like, dtype=tensor.dtype, requires_grad=False
-            ).copy_(tensor)
-        self.average.num_updates = int(tensors["average_updates"])
-        self.generator.set_state(tensors["random.generator"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        return (p for group in self.optimizer.param_groups for p in group["params"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +51,8 @@ class Epoch:
     """Mean and deviation a channel by which its images were normalized."""
     learner: Learner
     """What ``train`` goes on from, as ``learner.state()``; it changes, too."""
+    execution: str
+    """How the steps were run: ``captured``, ``eager``, with a reason where a capture failed."""
 
     @property
     def num_parameters(self) -> int:
@@ -126,22 +75,31 @@ def train(
     epochs_done: int = 0,
     micro_batches: int = 1,
     compile_mode: CompileMode = "never",
+    capture_mode: CaptureMode = "auto",
+    should_stop: Callable[[], bool] = never,
+    budget_seconds: float = math.inf,
 ) -> Generator[Epoch]:
-    """Train one model and give each epoch as it ends.
+    """Train one model and yield each epoch as it ends.
 
     Seeds torch's global generators with ``config.seed``: the same config, splits and device give
-    the same numbers on a CPU, as long as one training at a time runs in the process.
+    the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU they
+    do under ``torch.use_deterministic_algorithms``, with and without capture.
 
     Args:
         config: All that defines the training.
         splits: Training and validation images, best on ``device`` already.
-        device: Where to train.
+        device: Where to train; a GPU with its index, as ``find_device`` returns it.
         start: The weights that a ``pretrained`` model starts from, as ``tuner.weights`` loads them;
             images are normalized as they want it.
         state: What ``learner.state()`` of an epoch gave, to go on after it.
         epochs_done: The number of that epoch.
         micro_batches: Parts of each of ``config.micro_batches``, where memory is short.
-        compile_mode: See ``tuner.compiling``; its steps round differently.
+        compile_mode: See ``tuner.training.compilation``; compiled steps round differently.
+        capture_mode: Whether a GPU's steps become a CUDA graph; see ``tuner.training.device_step``.
+        should_stop: Asked between two steps; where it returns true, the training ends without the
+            epoch under way.
+        budget_seconds: Time until the training will be stopped; what would not pay within it is not
+            begun.
 
     Yields:
         The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; going on
@@ -150,10 +108,11 @@ def train(
     Raises:
         UsageError: If the model cannot be built, or the weights to start from are missing or unfit.
     """
+    began = time.perf_counter()
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     images, labels = splits.train.images.to(device), splits.train.labels.to(device)
-    val_images = splits.val.images.to(device)
+    val_images, val_labels = splits.val.images.to(device), splits.val.labels.cpu()
     wanted = start or splits
     mean, std = (
         torch.tensor(values, device=device).view(1, -1, 1, 1)
@@ -175,65 +134,47 @@ def train(
     average = WeightAverage(network, config.ema_decay)
     optimizer = make_optimizer(network, config.optimizer, policy.lr_shares() if policy else {})
     learner = Learner(network=network, average=average, optimizer=optimizer, generator=generator)
-    # Drawn before the state is restored, so that a training that goes on has the same sides.
-    sides = random_sides(len(labels), generator) if config.augment.alternate else None
+    task = Task(
+        config=config,
+        learner=learner,
+        images=images,
+        labels=labels,
+        num_classes=len(splits.classes),
+        mean=mean,
+        std=std,
+        num_parts=config.micro_batches * micro_batches,
+        dtype=dtype,
+    )
+    is_on_gpu = device.type == "cuda"
+    steps: Steps = (
+        DeviceSteps(task, compile_mode, capture_mode)
+        if is_on_gpu
+        else HostSteps(task, compile_mode)
+    )
     if state is not None:
         learner.restore(state)
-    batch_size = min(config.batch_size, len(labels))
-    # What does not fill a batch is left for another epoch's shuffle: all steps have one shape.
-    steps = len(labels) // batch_size
-    num_parts = config.micro_batches * micro_batches
-    forward = Forward(network, config, device, compile_mode, num_parts)
 
     for number in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
         if policy is not None:
             policy.start_epoch(number)
         network.train()
-        order = torch.randperm(len(labels), generator=generator, device=device)
-        total_loss = torch.zeros((), device=device)
-        for step in range(steps):
-            progress = (number - 1 + (step + 0.5) / steps) / config.epochs
-            factor = lr_factor(config.schedule, progress)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            index = order[step * batch_size : (step + 1) * batch_size]
-            inputs, targets = augment_batch(
-                # 0.1 us an image on a CPU core; images[index] takes 1.6.
-                images.index_select(0, index),
-                labels.index_select(0, index),
-                settings=config.augment,
-                num_classes=len(splits.classes),
-                mean=mean,
-                std=std,
-                generator=generator,
-                is_mirrored=None if sides is None else sides[index] ^ (number % 2 == 0),
+        if not steps.run(number, should_stop):
+            return
+        with steps.on_stream():
+            val_probs = predict_probs(
+                average.model, val_images, mean, std, device=device, dtype=dtype
             )
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            forward.start_step()
-            for part, aims in zip(inputs.chunk(num_parts), targets.chunk(num_parts), strict=True):
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits = forward(part).float()
-                loss = F.cross_entropy(logits, aims, label_smoothing=config.label_smoothing)
-                loss = loss * (len(part) / batch_size)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total_loss += loss.detach()
-            if config.clip_norm:
-                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update()
-
-        val_probs = predict_probs(average.model, val_images, mean, std, device=device, dtype=dtype)
-        scores = score(val_probs, splits.val.labels)
+            train_loss = steps.total_loss.item() / steps.per_epoch
+        scores = score(val_probs, val_labels)
         seconds = time.perf_counter() - started
         yield Epoch(
             figures=EpochRow(
                 epoch=number,
-                train_loss=total_loss.item() / steps,
+                train_loss=train_loss,
                 val_loss=scores.nll,
                 val_accuracy=scores.accuracy,
-                lr=config.optimizer.lr * factor,
+                lr=config.optimizer.lr * steps.lr_factor(number, steps.per_epoch - 1),
                 seconds=seconds,
                 time=time.time(),
             ),
@@ -242,8 +183,10 @@ def train(
             mean=wanted.mean,
             std=wanted.std,
             learner=learner,
+            execution=steps.execution,
         )
-        forward.consider(seconds_left=seconds * (config.epochs - number))
+        budget_left = budget_seconds - (time.perf_counter() - began)
+        steps.consider_compiling(min(seconds * (config.epochs - number), budget_left))
 
 
 def predict_epoch_seconds(

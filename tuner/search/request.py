@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.compiling import CompileMode
 from tuner.config import DataConfig, SearchConfig
 from tuner.data import Splits
 from tuner.errors import UsageError
@@ -16,6 +15,7 @@ from tuner.search.slots import Slots
 from tuner.space import SearchSpace
 from tuner.storage import AnyPath
 from tuner.tracking import Target
+from tuner.training.compilation import CompileMode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

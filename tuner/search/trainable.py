@@ -19,7 +19,6 @@ import torch
 from ray import tune
 
 from tuner.checkpoint import Checkpoint, load_history, load_state, save_checkpoint, save_state
-from tuner.compiling import CompileMode
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
@@ -29,6 +28,7 @@ from tuner.search.slots import Share
 from tuner.sources import Images
 from tuner.storage import AnyPath, to_path
 from tuner.train import Epoch, predict_epoch_seconds, train
+from tuner.training.compilation import CompileMode
 from tuner.trial import TrialState, kept_row, read_status, write_history
 from tuner.weights import Start, start_key
 
@@ -68,7 +68,7 @@ def train_trial(
         data: What ``pack`` gave.
         starts: What ``pack_starts`` gave.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
-        compile_mode: See ``tuner.compiling``.
+        compile_mode: See ``tuner.training.compilation``.
     """
     share = Share(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(share.threads)

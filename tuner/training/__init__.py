@@ -1,0 +1,1 @@
+"""What ``tuner.train`` is made of: the state of a training, its steps, graphs and compilation."""

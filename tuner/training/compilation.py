@@ -1,0 +1,126 @@
+"""Whether compiling a network pays, by what it cost and saved on this node before."""
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+
+from tuner.config import TrialConfig
+from tuner.errors import UsageError
+from tuner.schema import build
+
+CompileMode = Literal["auto", "always", "never"]
+
+COLD_SECONDS = 18.5
+"""Of a first compilation, where none was measured on this node: speednet's on one H100."""
+MOST_LOST = 0.02
+"""Share of a training's time that a compilation of unknown use may take at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What is known of one shape of network and batch on one kind of GPU."""
+
+    cold_seconds: float | None = None
+    """Of the compilation with an empty cache."""
+    warm_seconds: float | None = None
+    """Of the compilation from the compiler's cache on disk, the latest."""
+    plain_step: float | None = None
+    compiled_step: float | None = None
+    """Seconds of a captured step without and with compilation."""
+
+
+class CompilationCosts:
+    """The costs of a shape, in a file beside the compiler's cache, which trials of a node share.
+
+    Args:
+        path: The file.
+        key: Of the shape.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        self._key = key
+
+    @classmethod
+    def on_this_node(
+        cls,
+        config: TrialConfig,
+        batch_size: int,
+        image_shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Self:
+        """Return the costs of a training's network on its device.
+
+        Args:
+            config: The training.
+            batch_size: Images that go through the network at once.
+            image_shape: (C, H, W).
+            dtype: The number type of the forward pass.
+            device: The GPU.
+        """
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        kind = torch.cuda.get_device_name(device)
+        shape = [config.model.to_plain(), batch_size, list(image_shape), str(dtype)]
+        text = json.dumps([shape, kind, torch.__version__], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        return cls(Path(cache_dir()) / "cifar-tune-costs.json", key)
+
+    def pay_off(self, step_seconds: float, seconds_left: float) -> bool:
+        """Return whether to compile now.
+
+        A shape that is known is compiled where the steps to come save more than it takes; another
+        one where even a compilation that saves nothing would hardly be noticed.
+
+        Args:
+            step_seconds: Of a captured step without compilation.
+            seconds_left: Time that the steps to come take, as it is, or until the budget ends.
+        """
+        known = self._read()
+        costs = known.get(self._key, Costs())
+        if costs.plain_step is None or costs.compiled_step is None:
+            seconds = [c.cold_seconds for c in known.values() if c.cold_seconds is not None]
+            cold = statistics.median(seconds) if seconds else COLD_SECONDS
+            return cold <= MOST_LOST * seconds_left
+        # Beside its use, the compiled step has been measured on a GPU as busy as it was then.
+        saved = 1 - costs.compiled_step / costs.plain_step
+        cost = costs.warm_seconds or costs.cold_seconds or COLD_SECONDS
+        return cost < seconds_left and saved * (seconds_left - cost) > cost
+
+    def note_compilation(self, seconds: float) -> None:
+        """Note how long a compilation took, the first step included."""
+        costs = self._read().get(self._key, Costs())
+        if costs.cold_seconds is None:
+            self._write(replace(costs, cold_seconds=seconds))
+        else:
+            self._write(replace(costs, warm_seconds=seconds))
+
+    def note_steps(self, *, plain: float, compiled: float) -> None:
+        """Note the seconds of a captured step without and with compilation."""
+        costs = self._read().get(self._key, Costs())
+        self._write(replace(costs, plain_step=plain, compiled_step=compiled))
+
+    def _read(self) -> dict[str, Costs]:
+        try:
+            plain = json.loads(self._path.read_text())
+            return {key: build(Costs, costs, "costs") for key, costs in plain.items()}
+        except (OSError, ValueError, AttributeError, UsageError):
+            # Lost with the cache, or of another version: it is measured anew.
+            return {}
+
+    def _write(self, costs: Costs) -> None:
+        known = self._read() | {self._key: costs}
+        text = json.dumps({key: asdict(value) for key, value in known.items()})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Trials of a node write at the same time: each leaves a whole file.
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(text)
+        temporary.replace(self._path)

@@ -1,0 +1,98 @@
+"""A training step as one CUDA graph: whether it can be captured, and the capture."""
+
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture failed. The allocator still refers to them, so they must not be freed."""
+
+
+class CaptureError(Exception):
+    """A step that cannot be captured; the message says why, in one line."""
+
+
+def why_not_capturable(step: Callable[[], None]) -> str | None:
+    """Run a step as it is, and return why a graph of it would not do the same.
+
+    A graph repeats what the device did. A value that is read on the host, and a random number that
+    is drawn there, would stay what they were when the graph was captured.
+
+    Args:
+        step: The step. It is run once, with all its effects.
+    """
+    before, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in caught:
+        # PyTorch says once, too, that this mode may miss some "synchronizing operations".
+        if "called a synchronizing" in str(warning.message):
+            return f"{Path(warning.filename).name}:{warning.lineno} reads a value on the host"
+    if _host_random_state() != before:
+        return "the step draws random numbers on the host"
+    return None
+
+
+def capture(
+    step: Callable[[], None], stream: torch.cuda.Stream, generator: torch.Generator
+) -> torch.cuda.CUDAGraph:
+    """Capture a step that has been run on this stream before, without running it.
+
+    Args:
+        step: The step.
+        stream: Where it was run, and is captured.
+        generator: Its source of random numbers besides the device's default one.
+
+    Raises:
+        CaptureError: If that fails. Weights and random numbers are as before then.
+    """
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    generators = (generator, torch.cuda.default_generators[stream.device.index])
+    states = [each.clone_state() for each in generators]
+    try:
+        # Other threads may copy a snapshot or capture a graph of their own meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except Exception as error:
+        if not _has_ended(graph):
+            _failed.append(graph)
+        for each, state in zip(generators, states, strict=True):
+            # The old state would refuse to draw: for it the capture has not ended.
+            each.graphsafe_set_state(state)
+        raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
+    return graph
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
+    """Return whether a capture came to its end, though the step failed, for lack of memory say."""
+    try:
+        graph.pool()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _host_random_state() -> tuple[Any, ...]:
+    _, keys, position, *_ = np.random.get_state()
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        np.asarray(keys).tobytes(),
+        position,
+    )

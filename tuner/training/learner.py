@@ -1,0 +1,64 @@
+"""Everything that changes in the course of a training, as named tensors."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tuner.optim import WeightAverage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """Everything that changes in the course of a training."""
+
+    network: nn.Module
+    average: WeightAverage
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    """Of shuffling and augmentation, on the device; dropout draws from torch's global ones."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all of it as named tensors, for ``restore``."""
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, module in (("network", self.network), ("average", self.average.model))
+            for name, tensor in module.state_dict().items()
+        }
+        for index, parameter in enumerate(self._parameters()):
+            for name, tensor in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{index}.{name}"] = tensor
+        tensors["average_updates"] = torch.tensor(self.average.num_updates)
+        tensors["random.generator"] = self.generator.get_state()
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.generator.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.generator.device)
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to where ``state`` was called, with the same numbers on a CPU."""
+        for part, module in (("network", self.network), ("average", self.average.model)):
+            prefix = f"{part}."
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        parameters = list(self._parameters())
+        for key, tensor in tensors.items():
+            if not key.startswith("optimizer."):
+                continue
+            _, index, name = key.split(".", 2)
+            parameter = parameters[int(index)]
+            # Moments take their parameter's memory layout, which the fused steps rely on.
+            like = parameter if tensor.shape == parameter.shape else tensor.to(parameter.device)
+            self.optimizer.state[parameter][name] = torch.empty_like(
+                like, dtype=tensor.dtype, requires_grad=False
+            ).copy_(tensor)
+        self.average.num_updates = int(tensors["average_updates"])
+        self.generator.set_state(tensors["random.generator"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
