@@ -105,6 +105,12 @@ class Scores:
     """Share of images whose class is among the three most probable."""
 
 
+def accuracy_and_nll(probs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the two scores that an epoch is judged by; see ``score``, which takes longer."""
+    outcome = _outcome(probs, labels)
+    return outcome.accuracy, outcome.nll
+
+
 def score(probs: Tensor, labels: Tensor) -> Scores:
     """Score class probabilities against the truth, in float64.
 
@@ -115,25 +121,54 @@ def score(probs: Tensor, labels: Tensor) -> Scores:
     Raises:
         ValueError: If there is not one label per row, or no row at all.
     """
+    outcome = _outcome(probs, labels)
+    probs, labels = probs.double(), labels.to(probs.device)
+    # The sum over k of (p_k - y_k)^2, multiplied out.
+    brier = probs.square().sum(dim=1) - 2 * outcome.of_truth + 1
+    confidence, is_right = outcome.confidence, outcome.is_right
+    best = probs.topk(min(3, probs.shape[1]), dim=1).indices
+    return Scores(
+        accuracy=outcome.accuracy,
+        nll=outcome.nll,
+        brier=brier.mean().item(),
+        ece=expected_error(equal_width_bins(confidence), confidence, is_right),
+        ece_equal_mass=expected_error(equal_mass_bins(confidence), confidence, is_right),
+        top3=(best == labels[:, None]).any(dim=1).double().mean().item(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Outcome:
+    """What the scores have in common; all in float64, shape (N,)."""
+
+    of_truth: Tensor
+    """Probability of the true class."""
+    confidence: Tensor
+    """Probability of the most probable class."""
+    is_right: Tensor
+    """Whether that is the true one, bool."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.is_right.double().mean().item()
+
+    @property
+    def nll(self) -> float:
+        return -self.of_truth.clamp(min=SMALLEST_PROB).log().mean().item()
+
+
+def _outcome(probs: Tensor, labels: Tensor) -> _Outcome:
     if probs.ndim != 2 or labels.shape != probs.shape[:1] or not len(labels):
         raise ValueError(
             f"scores need probs (N, K) and labels (N,), got {tuple(probs.shape)} and "
             f"{tuple(labels.shape)}"
         )
     probs, labels = probs.double(), labels.to(probs.device)
-    of_truth = probs.gather(1, labels[:, None]).squeeze(1)
-    # The sum over k of (p_k - y_k)^2, multiplied out.
-    brier = probs.square().sum(dim=1) - 2 * of_truth + 1
     confidence, predicted = probs.max(dim=1)
-    is_right = predicted == labels
-    best = probs.topk(min(3, probs.shape[1]), dim=1).indices
-    return Scores(
-        accuracy=is_right.double().mean().item(),
-        nll=-of_truth.clamp(min=SMALLEST_PROB).log().mean().item(),
-        brier=brier.mean().item(),
-        ece=expected_error(equal_width_bins(confidence), confidence, is_right),
-        ece_equal_mass=expected_error(equal_mass_bins(confidence), confidence, is_right),
-        top3=(best == labels[:, None]).any(dim=1).double().mean().item(),
+    return _Outcome(
+        of_truth=probs.gather(1, labels[:, None]).squeeze(1),
+        confidence=confidence,
+        is_right=predicted == labels,
     )
 
 

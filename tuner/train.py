@@ -18,7 +18,7 @@ from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import compute_dtype
 from tuner.errors import UsageError
-from tuner.evaluate import predict_probs, score
+from tuner.evaluate import accuracy_and_nll, predict_probs
 from tuner.models import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.sources import Images
@@ -166,14 +166,14 @@ def train(
                 average.model, val_images, mean, std, device=device, dtype=dtype
             )
             train_loss = steps.total_loss.item() / steps.per_epoch
-        scores = score(val_probs, val_labels)
+        val_accuracy, val_loss = accuracy_and_nll(val_probs, val_labels)
         seconds = time.perf_counter() - started
         yield Epoch(
             figures=EpochRow(
                 epoch=number,
                 train_loss=train_loss,
-                val_loss=scores.nll,
-                val_accuracy=scores.accuracy,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
                 lr=config.optimizer.lr * steps.lr_factor(number, steps.per_epoch - 1),
                 seconds=seconds,
                 time=time.time(),
