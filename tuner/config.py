@@ -78,7 +78,7 @@ class Lion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Muon:
-    """Orthogonal steps for hidden matrices and kernels, AdamW for the rest (Jordan et al. 2024).
+    """Orthogonal steps for hidden matrices and kernels (Jordan et al. 2024), a partner for the rest.
 
     The rest is the first and the last layer, norms, biases and embeddings.
     """
@@ -86,11 +86,30 @@ class Muon:
     lr: Positive = 0.02
     """Peak learning rate of the matrices."""
     adamw_lr: Positive = 1e-3
-    """Peak learning rate of the rest."""
+    """Peak learning rate of the rest, with AdamW as partner."""
     momentum: Fraction = 0.95
     """Of the matrices, with Nesterov's look ahead."""
     weight_decay: NonNegative = 0.01
-    """Decoupled, times the learning rate; norms and biases are left out of it."""
+    """Of matrices and AdamW's weights decoupled, times the learning rate; of SGD's an L2 share.
+
+    Norms and biases are left out of it.
+    """
+    iterations: Annotated[int, Bounds(ge=1, le=10)] = 5
+    """Newton-Schulz iterations by which a step is made orthogonal."""
+    normalized: bool = False
+    """Scale each matrix to the norm sqrt(rows) before every step, instead of its weight decay.
+
+    The rows are a kernel's output channels. It is for networks with a norm after each matrix, where
+    the scale of a matrix changes nothing but the size of its steps.
+    """
+    partner: Literal["adamw", "sgd"] = "adamw"
+    """What steps the rest: AdamW, or SGD with Nesterov momentum."""
+    sgd_lr: Positive = 0.1
+    """Peak learning rate of the rest, with SGD as partner."""
+    sgd_momentum: Fraction = 0.85
+    """Of the rest, with SGD as partner."""
+    bias_factor: Positive = 1.0
+    """Times the partner's learning rate, for biases and the shifts of norms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,9 @@ from tuner.optim.schedule import lr_factor
 
 __all__ = ["WeightAverage", "lr_factor", "make_optimizer"]
 
+PARTNER_BETAS = (0.9, 0.95)
+"""Of AdamW beside Muon, from Jordan's README."""
+
 
 def make_optimizer(
     model: nn.Module,
@@ -37,10 +40,12 @@ def make_optimizer(
     # What has a share never joins what has none: torch's fused SGD fails where some weights of a
     # group begin to learn later than others.
     hidden: dict[float | None, list[nn.Parameter]] = {None: []}
-    others: dict[tuple[float | None, float], list[nn.Parameter]] = {
-        (None, config.weight_decay): [],
-        (None, 0.0): [],
+    # By share, weight decay, and the factor of the learning rate.
+    others: dict[tuple[float | None, float, float], list[nn.Parameter]] = {
+        (None, config.weight_decay, 1.0): [],
+        (None, 0.0, 1.0): [],
     }
+    bias_factor = config.bias_factor if isinstance(config, Muon) else 1.0
     for name, parameter in model.named_parameters():
         share = lr_shares.get(name)
         is_matrix = parameter.ndim > 1 and name.endswith("weight")
@@ -48,10 +53,12 @@ def make_optimizer(
         if id(parameter) in matrices:
             hidden.setdefault(share, []).append(parameter)
         elif parameter.requires_grad:
-            others.setdefault((share, decay), []).append(parameter)
+            factor = bias_factor if name.endswith("bias") else 1.0
+            others.setdefault((share, decay, factor), []).append(parameter)
+    base_lr = _partner_lr(config) if isinstance(config, Muon) else config.lr
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay, "lr_share": share}
-        for (share, decay), parameters in others.items()
+        {"params": parameters, "lr": base_lr * factor, "weight_decay": decay, "lr_share": share}
+        for (share, decay, factor), parameters in others.items()
     ]
     matrix_groups: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": config.weight_decay, "lr_share": share}
@@ -77,12 +84,25 @@ def make_optimizer(
         case Muon():
             optimizer = muon.Muon(
                 matrix_groups,
-                groups,
+                _make_partner(groups, config),
                 lr=config.lr,
                 momentum=config.momentum,
-                adamw_lr=config.adamw_lr,
+                iterations=config.iterations,
+                normalized=config.normalized,
             )
     for group in optimizer.param_groups:
         share = group.pop("lr_share")
         group["initial_lr"] = group["lr"] * (1.0 if share is None else share)
     return optimizer
+
+
+def _partner_lr(config: Muon) -> float:
+    return config.sgd_lr if config.partner == "sgd" else config.adamw_lr
+
+
+def _make_partner(groups: list[dict[str, Any]], config: Muon) -> torch.optim.Optimizer:
+    """Build what steps the parameters that Muon is not for; each group has its learning rate."""
+    if config.partner == "adamw":
+        return torch.optim.AdamW(groups, betas=PARTNER_BETAS, fused=True)
+    momentum = config.sgd_momentum
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 class Lion(torch.optim.Optimizer):
     """Every weight moves by the learning rate, up or down (Chen et al. 2023, arXiv 2302.06675).
 
-    Its momentum is the only state, half of AdamW's.
+    Its momentum is the only state, half of AdamW's. A group's ``lr`` may be a 0-dim tensor, which no
+    step reads on the host.
 
     Args:
         params: Groups of parameters, each with its ``weight_decay``.
@@ -36,8 +37,11 @@ class Lion(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             directions = torch._foreach_lerp(gradients, momenta, beta1)
             torch._foreach_sign_(directions)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, directions, alpha=-group["lr"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            # Not as ``alpha``, which would read a learning rate that is a tensor.
+            torch._foreach_mul_(directions, group["lr"])
+            torch._foreach_sub_(parameters, directions)
             torch._foreach_lerp_(momenta, gradients, 1 - beta2)
 
     def _momentum(self, parameter: Tensor) -> Tensor:

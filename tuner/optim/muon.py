@@ -1,4 +1,4 @@
-"""Muon, which steps by an orthogonal matrix near its momentum, with AdamW for what is no matrix.
+"""Muon, which steps by an orthogonal matrix near its momentum, beside a partner for other weights.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. ``torch.optim.Muon`` takes matrices
 alone, no convolutions, goes through them one by one, and computes in bfloat16 everywhere, which
@@ -6,48 +6,58 @@ most CPUs emulate.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan's quintic: steep at 0, so that five iterations bring every singular value near 1."""
-NUM_ITERATIONS = 5
-PARTNER_BETAS = (0.9, 0.95)
-"""Of AdamW beside Muon, from Jordan's README."""
+"""Of Jordan's quintic: steep at 0, so that a few iterations bring every singular value near 1."""
+SMALLEST_NORM = 1e-7
+"""Matrices with a smaller norm are not scaled up to a larger one: zeros stay zeros."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, for hidden matrices; AdamW for the rest.
+    """Momentum whose steps are made orthogonal, for hidden matrices; a partner steps the rest.
 
-    A convolution's kernel counts as the matrix (out, in * k * k). A step's size is that of
-    Jordan's code: the learning rate times the root of max(1, rows / columns).
+    A convolution's kernel counts as the matrix (out, in * k * k). A step's size follows Jordan's
+    article: the learning rate times the root of max(1, rows / columns), of that matrix. His
+    published code takes the ratio of a kernel's last two sides instead, which is 1 for square
+    kernels; both agree wherever a kernel has no more rows than columns.
+
+    A group's ``lr`` may be a 0-dim tensor, which no step reads on the host.
 
     Args:
-        matrices: Groups of what ``hidden_matrices`` gave, each with its ``weight_decay``.
-        others: Groups of the other parameters, each with its ``weight_decay``, for AdamW.
+        matrices: Groups of what ``hidden_matrices`` returns, each with its ``weight_decay``.
+        partner: The optimizer of all other parameters. Its groups and its state become this one's,
+            after those of the matrices.
         lr: Learning rate of the matrices.
         momentum: Decay of the moving average of gradients, which steps look ahead of (Nesterov).
-        adamw_lr: Learning rate of the others.
+        iterations: See ``orthogonalize``.
+        normalized: Whether each matrix is scaled to the norm sqrt(rows) before every step, as in
+            Jordan's airbench94_muon; then its ``weight_decay`` has no effect.
     """
 
     def __init__(
         self,
         matrices: list[dict[str, Any]],
-        others: list[dict[str, Any]],
+        partner: torch.optim.Optimizer,
         *,
         lr: float,
         momentum: float,
-        adamw_lr: float,
+        iterations: int,
+        normalized: bool,
     ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
         self._num_matrix_groups = len(matrices)
-        self._partner = torch.optim.AdamW(others, lr=adamw_lr, betas=PARTNER_BETAS, fused=True)
+        self._iterations = iterations
+        self._normalized = normalized
+        self._partner = partner
         # One list of groups and one state for both, for whoever sets rates or saves the state.
-        self.param_groups.extend(self._partner.param_groups)
-        self.state = self._partner.state
+        self.param_groups.extend(partner.param_groups)
+        self.state = partner.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -61,13 +71,12 @@ class Muon(torch.optim.Optimizer):
                 alike[flat.shape].append((parameter, flat, group["lr"]))
         # Matrices of one shape go through the iterations together.
         for (rows, columns), entries in alike.items():
-            steps = orthogonalize(torch.stack([flat for _, flat, _ in entries]))
-            for (parameter, _, lr), step in zip(entries, steps, strict=True):
-                size = lr * max(1.0, rows / columns) ** 0.5
-                parameter.add_(step.view(parameter.shape), alpha=-size)
+            steps = orthogonalize(torch.stack([flat for _, flat, _ in entries]), self._iterations)
+            parameters, _, rates = zip(*entries, strict=True)
+            _descend(parameters, steps, rates, factor=max(1.0, rows / columns) ** 0.5)
 
     def _updates(self, group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
-        """Decay a group's parameters and give them with the directions of their steps."""
+        """Scale or decay a group's parameters; return them with the directions of their steps."""
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
             return []
@@ -75,7 +84,10 @@ class Muon(torch.optim.Optimizer):
         momenta = [self._momentum(p) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        if self._normalized:
+            _normalize(parameters)
+        elif group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         return list(zip(parameters, updates, strict=True))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
@@ -85,22 +97,48 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]  # type: ignore[no-any-return]
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def _normalize(parameters: list[nn.Parameter]) -> None:
+    norms = torch._foreach_norm(parameters)
+    torch._foreach_clamp_min_(norms, SMALLEST_NORM)
+    torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
+    torch._foreach_div_(parameters, norms)
+
+
+def _descend(
+    parameters: Sequence[nn.Parameter],
+    steps: Tensor,
+    rates: Sequence[float | Tensor],
+    *,
+    factor: float,
+) -> None:
+    """Move each parameter against its step, shape (B, rows, columns), times its rate and factor."""
+    pairs = [(p, step.view(p.shape)) for p, step in zip(parameters, steps, strict=True)]
+    if isinstance(rates[0], Tensor):
+        # ``alpha`` would read the tensor on the host.
+        steps *= (torch.stack(list(rates)) * factor).view(-1, 1, 1)  # type: ignore[arg-type]
+        torch._foreach_sub_([p for p, _ in pairs], [step for _, step in pairs])
+    else:
+        for (parameter, step), rate in zip(pairs, rates, strict=True):
+            parameter.sub_(step, alpha=rate * factor)
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Bring the singular values of matrices near 1 by Newton-Schulz iterations.
 
     Args:
         matrices: Shape (B, rows, columns).
+        iterations: How many; fewer leave small singular values smaller.
 
     Returns:
-        Matrices of the same singular vectors, whose singular values lie between 0.5 and 1.5 but
-        for the very smallest.
+        Matrices of the same singular vectors. After five iterations their singular values lie
+        between 0.5 and 1.5 except for the very smallest.
     """
     a, b, c = COEFFICIENTS
     dtype = torch.bfloat16 if _is_fast_in_bfloat16(matrices.device) else matrices.dtype
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = (x.mT if is_tall else x).to(dtype)
-    for _ in range(NUM_ITERATIONS):
+    for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     result: Tensor = x.mT if is_tall else x
@@ -112,23 +150,28 @@ def _is_fast_in_bfloat16(device: torch.device) -> bool:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Give the parameters that Muon is for, as its author advises.
+    """Return the parameters that Muon is for, as its author advises.
 
-    Weights of linear layers and convolutions, but for the first and the last one, which are
-    AdamW's like norms, biases, embeddings and tokens; so are kernels with one input channel, as in
-    depthwise convolutions, since no matrix maps channels to channels there.
+    Weights of linear layers and convolutions, except for the first and the last layer, which are
+    the partner's like norms, biases, embeddings and tokens. A layer counts in the order of the
+    model's modules, also where its weight is frozen or a buffer: then nothing else takes its place.
+    Kernels with one input channel are left out, too, as in depthwise convolutions, since no matrix
+    maps channels to channels there.
     """
     weights = list(_weights(model))
     return [
         weight
         for weight in weights[1:-1]
-        if weight.requires_grad and not (weight.ndim == 4 and weight.shape[1] == 1)
+        if isinstance(weight, nn.Parameter)
+        and weight.requires_grad
+        and not (weight.ndim == 4 and weight.shape[1] == 1)
     ]
 
 
-def _weights(model: nn.Module) -> Iterator[nn.Parameter]:
+def _weights(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if not isinstance(module, nn.Embedding):
-            for name, parameter in module.named_parameters(recurse=False):
-                if name.endswith("weight") and parameter.ndim in (2, 4):
-                    yield parameter
+            own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+            for name, weight in own:
+                if name.endswith("weight") and weight.ndim in (2, 4):
+                    yield weight
