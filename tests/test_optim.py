@@ -11,11 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tuner.config import AdamW, Cosine, Lion, ModelConfig, Muon, OneCycle, Sgd, Trapezoid
 from tuner.models import build_model
 from tuner.optim import WeightAverage, lr_factor, make_optimizer
 from tuner.optim.muon import hidden_matrices, orthogonalize
+from tuner.schema import build
 
 MODELS = [
     ModelConfig("cnn", {"stages": 1, "norm": "batch", "head": "hidden"}),
@@ -29,7 +31,9 @@ OPTIMIZERS: list[AnyOptimizer] = [
     AdamW(lr=0.1, weight_decay=0.5),
     Lion(lr=0.1, weight_decay=0.5),
     Muon(lr=0.1, weight_decay=0.5, adamw_lr=0.05),
+    Muon(lr=0.1, weight_decay=0.5, partner="sgd", sgd_lr=0.05, bias_factor=4.0),
 ]
+NORMALIZED = Muon(lr=0.1, normalized=True, iterations=3, partner="sgd", sgd_lr=0.05)
 Schedule = Cosine | OneCycle | Trapezoid
 WARMUPS = st.floats(0, 0.99)
 SCHEDULES = st.one_of(
@@ -128,6 +132,36 @@ def test_the_settings_reach_the_optimizer() -> None:
 def test_every_group_remembers_its_peak(config: AnyOptimizer) -> None:
     for group in make_optimizer(some_model(), config).param_groups:
         assert group["initial_lr"] == group["lr"] > 0
+
+
+class NothingRead(TorchDispatchMode):
+    """Fail where a value of a tensor is read on the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", [*OPTIMIZERS, NORMALIZED])
+def test_a_learning_rate_may_be_a_tensor_that_is_never_read(config: AnyOptimizer) -> None:
+    """On a GPU the rates of a captured step lie in the device's memory."""
+    model_config = ModelConfig("speednet", {"width": 16, "widening": 2.0, "stages": 2})
+    models = [build_model(model_config, 4, (3, 8, 8)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [make_optimizer(model, config) for model in models]
+    for step in range(3):
+        for optimizer, is_tensor in zip(optimizers, (False, True), strict=True):
+            for group in optimizer.param_groups:
+                rate = group["initial_lr"] * (1 - step / 4)
+                group["lr"] = torch.tensor(rate) if is_tensor else rate
+        for parameters in zip(*(model.parameters() for model in models), strict=True):
+            gradient = torch.randn_like(parameters[0])
+            for parameter in parameters:
+                parameter.grad = gradient.clone()
+        optimizers[0].step()
+        with NothingRead():
+            optimizers[1].step()
+    torch.testing.assert_close(models[1].state_dict(), models[0].state_dict())
 
 
 # Lion
@@ -246,11 +280,58 @@ def test_a_frozen_first_layer_leaves_the_second_to_muon() -> None:
     assert [id(p) for p in hidden_matrices(model)] == [id(model.get_parameter("1.weight"))]
 
 
-def test_beside_muon_adamw_takes_its_own_steps() -> None:
+def test_a_first_layer_that_is_a_buffer_leaves_all_kernels_to_muon() -> None:
+    model = build_model(ModelConfig("speednet", {"width": 16, "stages": 2}), 4, (3, 8, 8))
+    chosen = {id(parameter) for parameter in hidden_matrices(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    assert names == {f"stages.{stage}.conv{conv}.weight" for stage in (0, 1) for conv in (1, 2)}
+
+
+def test_a_normalized_matrix_moves_by_the_rule_of_airbench() -> None:
+    """Jordan's airbench94_muon sums gradients up where ours takes their moving average."""
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3)
+    layer.weight.data *= 7
+    expected, momentum = layer.weight.detach().clone(), torch.zeros(3, 5)
+    model = chain(layer)
+    config = Muon(lr=0.1, momentum=0.6, normalized=True, iterations=3, weight_decay=0.5)
+    optimizer = make_optimizer(model, config)
+    for _ in range(3):
+        layer.weight.grad = torch.randn(3, 5)
+        optimizer.step()
+        momentum = 0.6 * momentum + layer.weight.grad
+        direction = layer.weight.grad + 0.6 * momentum
+        expected *= 3**0.5 / expected.norm()
+        expected -= 0.1 * orthogonalize(direction[None], iterations=3)[0]
+        torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_a_matrix_of_zeros_can_be_normalized() -> None:
+    layer = nn.Linear(3, 3)
+    nn.init.zeros_(layer.weight)
+    (weight,) = follow(chain(layer), NORMALIZED)
+    assert weight.isfinite().all()
+    assert weight.any()
+
+
+@pytest.mark.parametrize(
+    ("config", "alone"),
+    [
+        (Muon(adamw_lr=0.01, weight_decay=0.1), AdamW(lr=0.01, beta2=0.95, weight_decay=0.1)),
+        (
+            Muon(partner="sgd", sgd_lr=0.2, sgd_momentum=0.8, weight_decay=0.1),
+            Sgd(lr=0.2, momentum=0.8, weight_decay=0.1),
+        ),
+        (
+            Muon(partner="sgd", sgd_lr=0.2, sgd_momentum=0.0, weight_decay=0.1),
+            Sgd(lr=0.2, momentum=0.0, nesterov=False, weight_decay=0.1),
+        ),
+    ],
+)
+def test_beside_muon_its_partner_takes_its_own_steps(config: Muon, alone: AnyOptimizer) -> None:
     ours, theirs = some_model(), some_model()
-    config = Muon(adamw_lr=0.01, weight_decay=0.1)
     optimizer = make_optimizer(ours, config)
-    reference = make_optimizer(theirs, AdamW(lr=0.01, beta1=0.9, beta2=0.95, weight_decay=0.1))
+    reference = make_optimizer(theirs, alone)
     assert not hidden_matrices(ours)
     for _ in range(3):
         for mine, their in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -259,6 +340,17 @@ def test_beside_muon_adamw_takes_its_own_steps() -> None:
         optimizer.step()
         reference.step()
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("partner", ["adamw", "sgd"])
+def test_biases_and_shifts_learn_at_their_factor_of_the_partners_rate(partner: str) -> None:
+    plain = {"partner": partner, "sgd_lr": 0.2, "adamw_lr": 0.2, "bias_factor": 8.0}
+    model = some_model()
+    optimizer = make_optimizer(model, build(Muon, plain))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in model.named_parameters()} == {
+        name: 1.6 if name.endswith("bias") else 0.2 for name, _ in model.named_parameters()
+    }
 
 
 # The schedule

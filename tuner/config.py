@@ -78,9 +78,9 @@ class Lion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Muon:
-    """Orthogonal steps for hidden matrices and kernels (Jordan et al. 2024), a partner for the rest.
+    """Orthogonal steps for hidden matrices and kernels, by Jordan et al. (2024), beside a partner.
 
-    The rest is the first and the last layer, norms, biases and embeddings.
+    The partner steps the rest: the first and the last layer, norms, biases and embeddings.
     """
 
     lr: Positive = 0.02

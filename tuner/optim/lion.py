@@ -10,8 +10,8 @@ from torch import Tensor
 class Lion(torch.optim.Optimizer):
     """Every weight moves by the learning rate, up or down (Chen et al. 2023, arXiv 2302.06675).
 
-    Its momentum is the only state, half of AdamW's. A group's ``lr`` may be a 0-dim tensor, which no
-    step reads on the host.
+    Its momentum is the only state, half of AdamW's. A group's ``lr`` may be a 0-dim tensor, which
+    no step reads on the host.
 
     Args:
         params: Groups of parameters, each with its ``weight_decay``.

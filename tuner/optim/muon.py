@@ -6,7 +6,7 @@ most CPUs emulate.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -72,15 +72,19 @@ class Muon(torch.optim.Optimizer):
         # Matrices of one shape go through the iterations together.
         for (rows, columns), entries in alike.items():
             steps = orthogonalize(torch.stack([flat for _, flat, _ in entries]), self._iterations)
-            parameters, _, rates = zip(*entries, strict=True)
-            _descend(parameters, steps, rates, factor=max(1.0, rows / columns) ** 0.5)
+            _descend(
+                [parameter for parameter, _, _ in entries],
+                steps,
+                [rate for _, _, rate in entries],
+                factor=max(1.0, rows / columns) ** 0.5,
+            )
 
-    def _updates(self, group: dict[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+    def _updates(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
         """Scale or decay a group's parameters; return them with the directions of their steps."""
-        parameters = [p for p in group["params"] if p.grad is not None]
-        if not parameters:
+        learning = [(p, p.grad) for p in group["params"] if p.grad is not None]
+        if not learning:
             return []
-        gradients = [p.grad for p in parameters]
+        parameters, gradients = map(list, zip(*learning, strict=True))
         momenta = [self._momentum(p) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
@@ -97,7 +101,7 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]  # type: ignore[no-any-return]
 
 
-def _normalize(parameters: list[nn.Parameter]) -> None:
+def _normalize(parameters: list[Tensor]) -> None:
     norms = torch._foreach_norm(parameters)
     torch._foreach_clamp_min_(norms, SMALLEST_NORM)
     torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
@@ -105,21 +109,18 @@ def _normalize(parameters: list[nn.Parameter]) -> None:
 
 
 def _descend(
-    parameters: Sequence[nn.Parameter],
-    steps: Tensor,
-    rates: Sequence[float | Tensor],
-    *,
-    factor: float,
+    parameters: list[Tensor], steps: Tensor, rates: list[float | Tensor], *, factor: float
 ) -> None:
     """Move each parameter against its step, shape (B, rows, columns), times its rate and factor."""
-    pairs = [(p, step.view(p.shape)) for p, step in zip(parameters, steps, strict=True)]
-    if isinstance(rates[0], Tensor):
-        # ``alpha`` would read the tensor on the host.
-        steps *= (torch.stack(list(rates)) * factor).view(-1, 1, 1)  # type: ignore[arg-type]
-        torch._foreach_sub_([p for p, _ in pairs], [step for _, step in pairs])
-    else:
-        for (parameter, step), rate in zip(pairs, rates, strict=True):
-            parameter.sub_(step, alpha=rate * factor)
+    moves = [step.view(p.shape) for p, step in zip(parameters, steps, strict=True)]
+    on_device = [rate for rate in rates if isinstance(rate, Tensor)]
+    if on_device:
+        # One multiplication for all; ``alpha`` would read the tensors on the host.
+        steps *= (torch.stack(on_device) * factor).view(-1, 1, 1)
+        torch._foreach_sub_(parameters, moves)
+        return
+    for parameter, move, rate in zip(parameters, moves, rates, strict=True):
+        parameter.sub_(move, alpha=rate * factor)  # type: ignore[arg-type]
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
