@@ -1,18 +1,26 @@
-"""Seconds of training to an accuracy: speednet's recipe, and the tutorial's.
+"""Seconds of training to an accuracy: speednet's recipe, the tutorial's, and the speed record's.
 
     python -m tests.benchmarks.time_to_accuracy --data FOLDER --threads 2 --epochs 2 6
 
 FOLDER is CIFAR-10 as class folders. The recipe is the baseline of ``search_spaces/speed.yaml``,
-trained anew for each number of epochs, for its learning rate falls to nothing at the end. The
+trained anew for each number of epochs, since its learning rate falls to nothing at the end. The
 tutorial's network and recipe then train as long as the longest of these. Seconds are those of
 training and validation, without reading the images. The test images are read once for each of the
 trainings, after its last epoch, and choose nothing.
+
+    python -m tests.benchmarks.time_to_accuracy --data FOLDER --all-data --epochs 8 --seeds 5 \
+        --record CODE --no-tutorial
+
+On a GPU, CODE is a folder with a copy of airbench94_muon.py, which then trains on the same images,
+uncompiled, in turn with ours. Both have one training before to warm up, which does not count.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,28 +31,49 @@ from rich.table import Table
 from torch import nn
 
 from tests.benchmarks import tutorial
+from tests.benchmarks.record import SCRIPT, Record
 from tuner.config import DataConfig, ModelConfig, TrialConfig
 from tuner.data import Splits, load_splits, load_test
 from tuner.device import compute_dtype, find_device
-from tuner.evaluate import predict_probs, score
+from tuner.evaluate import Tta, predict_probs, score
 from tuner.sources import Images
-from tuner.space import RandomTrial, load_space
+from tuner.space import load_space
 from tuner.train import train
 
 SPEED = Path(__file__).parents[2] / "search_spaces" / "speed.yaml"
 
 
-def recipe(epochs: int, seed: int, width: int | None) -> TrialConfig:
-    """Give the baseline of ``speed.yaml``; what it leaves to the sampler is at its default.
+class Pinned:
+    """A trial that draws nothing: each parameter has to be given.
+
+    Args:
+        params: The values, by the parameter's name.
+    """
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+
+    def suggest_float(self, name: str, *_: Any, **__: Any) -> Any:
+        """Return the given value."""
+        return self._params[name]
+
+    suggest_int = suggest_categorical = suggest_float
+
+
+def recipe(epochs: int, seed: int, width: int | None = None) -> TrialConfig:
+    """Return the baseline of ``speed.yaml``, which leaves nothing to the sampler.
 
     Args:
         epochs: Of the training.
         seed: Of the training.
         width: Of the first stage, instead of the baseline's.
+
+    Raises:
+        KeyError: If the baseline leaves out a parameter that the space searches.
     """
     space = load_space(SPEED)
-    trial = RandomTrial(0, space.baseline_params(0))
-    config = space.sample(trial, epochs=epochs, seed=seed, baseline=0)
+    pinned = Pinned(space.baseline_params(0))
+    config = space.sample(pinned, epochs=epochs, seed=seed, baseline=0)
     if width is None:
         return config
     model = ModelConfig(config.model.family, {**config.model.params, "width": width})
@@ -59,14 +88,23 @@ class Course:
         self.test = test
         self.device = device
 
+    def warm_up(self, config: TrialConfig) -> None:
+        """Train an epoch that does not count, since a GPU's first one loads its kernels."""
+        with contextlib.closing(train(config, self.splits, self.device)) as epochs:
+            next(epochs)
+
     def ours(self, config: TrialConfig) -> dict[str, Any]:
         """Train by the recipe."""
+        began = time.perf_counter()
         seconds, curve = 0.0, []
         for epoch in train(config, self.splits, self.device):
             seconds += epoch.figures.seconds
             curve.append((seconds, epoch.figures.val_accuracy))
+        wall = time.perf_counter() - began
         dtype = compute_dtype(config.precision, self.device)
-        return self._result(curve, epoch.network, dtype)
+        with_tta = self._accuracy(epoch.network, self.test, dtype, tta="flip+shift")
+        result = self._result(curve, epoch.network, dtype)
+        return result | {"wall_seconds": wall, "test_accuracy_tta": with_tta}
 
     def tutorials(self, seconds: float, batch_size: int) -> dict[str, Any]:
         """Train the tutorial's network as its text does, whole epochs for about so long."""
@@ -90,43 +128,52 @@ class Course:
         return {
             "epochs": len(curve),
             "seconds": curve[-1][0],
-            "val_accuracy": curve[-1][1],
+            # Of images that were trained on, it says nothing.
+            "val_accuracy": None if self.splits.is_val_seen else curve[-1][1],
             "test_accuracy": self._accuracy(network, self.test, dtype),
             "curve": curve,
         }
 
-    def _accuracy(self, network: nn.Module, images: Images, dtype: torch.dtype) -> float:
+    def _accuracy(
+        self, network: nn.Module, images: Images, dtype: torch.dtype, *, tta: Tta = "none"
+    ) -> float:
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1) for values in (self.splits.mean, self.splits.std)
         )
-        probs = predict_probs(network, images.images, mean, std, device=self.device, dtype=dtype)
+        probs = predict_probs(
+            network, images.images, mean, std, device=self.device, dtype=dtype, tta=tta
+        )
         return score(probs, images.labels).accuracy
 
 
 def as_table(found: dict[str, list[dict[str, Any]]], place: str) -> Table:
-    """Give one row a way of training, with its spread over the seeds."""
+    """Return a table of one row for each way of training, with its spread over the seeds."""
     table = Table(title=f"Time to accuracy on {place}: median (least to most)")
     table.add_column("")
-    for heading in ("seeds", "epochs", "seconds", "validation %", "test %"):
+    for heading in ("seeds", "epochs", "seconds", "validation %", "test %", "with TTA %"):
         table.add_column(heading, justify="right")
     for name, runs in found.items():
         spread = [
-            _spread([factor * run[key] for run in runs], places)
+            _spread([run.get(key) for run in runs], factor, places)
             for key, factor, places in (
-                ("seconds", 1, 1),
+                ("seconds", 1, 2),
                 ("val_accuracy", 100, 2),
                 ("test_accuracy", 100, 2),
+                ("test_accuracy_tta", 100, 2),
             )
         ]
         table.add_row(name, str(len(runs)), str(runs[0]["epochs"]), *spread)
     return table
 
 
-def _spread(values: list[float], places: int) -> str:
-    middle = statistics.median(values)
-    if len(values) == 1:
+def _spread(values: list[float | None], factor: float, places: int) -> str:
+    known = [factor * value for value in values if value is not None]
+    if not known:
+        return ""
+    middle = statistics.median(known)
+    if len(known) == 1:
         return f"{middle:.{places}f}"
-    return f"{middle:.{places}f} ({min(values):.{places}f} to {max(values):.{places}f})"
+    return f"{middle:.{places}f} ({min(known):.{places}f} to {max(known):.{places}f})"
 
 
 def main() -> None:
@@ -140,19 +187,39 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--width", type=int, help="of speednet's first stage")
     parser.add_argument("--no-tutorial", action="store_true")
+    parser.add_argument(
+        "--all-data", action="store_true", help="train on the validation images, too"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="CODE", help=f"a folder with {SCRIPT}; needs a GPU"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = find_device(options.device)
-    data = DataConfig(source=str(Path(options.data).absolute()))
+    if options.record is not None and device.type != "cuda":
+        parser.error(f"--record needs a CUDA device, for which {SCRIPT} is written")
+    if options.record is not None and not (options.record / SCRIPT).is_file():
+        parser.error(f"--record: {options.record} has no {SCRIPT}")
+    data = DataConfig(source=str(Path(options.data).absolute()), all_data=options.all_data)
     splits = load_splits(data, options.data_dir)
-    course = Course(splits, load_test(data, options.data_dir).images, device)
+    test = load_test(data, options.data_dir).images
+    course = Course(splits, test, device)
+    if device.type == "cuda":
+        course.warm_up(recipe(1, 0, options.width))
     found: dict[str, list[dict[str, Any]]] = {}
     network = f"speednet of width {options.width}" if options.width else "speednet"
-    for epochs in options.epochs:
-        found[f"{network}, {epochs} epochs"] = [
-            course.ours(recipe(epochs, seed, options.width)) for seed in range(options.seeds)
-        ]
+    with contextlib.ExitStack() as stack:
+        record = None
+        if options.record is not None:
+            record = Record(options.record, splits.train, test, splits.classes, device)
+            stack.enter_context(record)
+        for seed in range(options.seeds):
+            if record is not None:
+                found.setdefault("the record's", []).append(record.run(seed))
+            for epochs in options.epochs:
+                run = course.ours(recipe(epochs, seed, options.width))
+                found.setdefault(f"{network}, {epochs} epochs", []).append(run)
     if not options.no_tutorial:
         longest = max(run["seconds"] for runs in found.values() for run in runs)
         found["the tutorial's"] = [course.tutorials(longest, batch_size=8)]
