@@ -429,7 +429,9 @@ def run(config: TrialConfig, splits: Splits, start: Start, **options: Any) -> li
 
 
 @pytest.mark.parametrize(
-    "optimizer", [Sgd(), AdamW(), Lion(), Muon()], ids=lambda o: type(o).__name__
+    "optimizer",
+    [Sgd(), AdamW(), Lion(), Muon(), Muon(partner="sgd", bias_factor=4.0)],
+    ids=lambda o: type(o).__name__,
 )
 @pytest.mark.parametrize(
     ("policy", "moves"),

@@ -112,6 +112,7 @@ def test_a_training_that_is_stopped_was_the_same_until_then(digits: Splits) -> N
         {"optimizer": Sgd(lr=0.2, momentum=0.0, nesterov=False), "ema_decay": 0.0},
         {"optimizer": Lion(lr=0.002), "schedule": Trapezoid()},
         {"optimizer": Muon(lr=0.05), "model": DEEPER, "clip_norm": 1.0},
+        {"optimizer": Muon(normalized=True, partner="sgd", bias_factor=4.0), "model": DEEPER},
         {"augment": Augment(crop=1, flip=True, mixup=0.2, cutmix=1.0)},
         {"augment": Augment(flip=True, alternate=True, policy="trivialaugment", erasing=0.5)},
         {"model": ModelConfig("resnet", {"depth": 10, "width_factor": 0.125, "dropout": 0.2})},
