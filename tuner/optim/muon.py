@@ -22,10 +22,11 @@ SMALLEST_NORM = 1e-7
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are made orthogonal, for hidden matrices; a partner steps the rest.
 
-    A convolution's kernel counts as the matrix (out, in * k * k). A step's size follows Jordan's
-    article: the learning rate times the root of max(1, rows / columns), of that matrix. His
-    published code takes the ratio of a kernel's last two sides instead, which is 1 for square
-    kernels; both agree wherever a kernel has no more rows than columns.
+    A convolution's kernel counts as the matrix (out, in * k * k). A step's size is the learning
+    rate times the root of max(1, rows / columns), the rule of Jordan's muon.py and of
+    ``torch.optim.Muon`` for matrices. For a kernel, muon.py takes the ratio of its last two sides
+    instead, and airbench94_muon has no such factor: kernels with more rows than columns take larger
+    steps here, by that root, and all others the same.
 
     A group's ``lr`` may be a 0-dim tensor, which no step reads on the host.
 
