@@ -60,13 +60,16 @@ class Pinned:
     suggest_int = suggest_categorical = suggest_float
 
 
-def recipe(epochs: int, seed: int, width: int | None = None) -> TrialConfig:
+def recipe(
+    epochs: int, seed: int, width: int | None = None, batch_size: int | None = None
+) -> TrialConfig:
     """Return the baseline of ``speed.yaml``, which leaves nothing to the sampler.
 
     Args:
         epochs: Of the training.
         seed: Of the training.
         width: Of the first stage, instead of the baseline's.
+        batch_size: Instead of the baseline's.
 
     Raises:
         KeyError: If the baseline leaves out a parameter that the space searches.
@@ -74,10 +77,10 @@ def recipe(epochs: int, seed: int, width: int | None = None) -> TrialConfig:
     space = load_space(SPEED)
     pinned = Pinned(space.baseline_params(0))
     config = space.sample(pinned, epochs=epochs, seed=seed, baseline=0)
-    if width is None:
-        return config
-    model = ModelConfig(config.model.family, {**config.model.params, "width": width})
-    return replace(config, model=model)
+    if width is not None:
+        model = ModelConfig(config.model.family, {**config.model.params, "width": width})
+        config = replace(config, model=model)
+    return replace(config, batch_size=batch_size or config.batch_size)
 
 
 class Course:
@@ -186,6 +189,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[2, 6])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--width", type=int, help="of speednet's first stage")
+    parser.add_argument("--batch-size", type=int, help="of speednet's training")
     parser.add_argument("--no-tutorial", action="store_true")
     parser.add_argument(
         "--all-data", action="store_true", help="train on the validation images, too"
@@ -205,10 +209,12 @@ def main() -> None:
     splits = load_splits(data, options.data_dir)
     test = load_test(data, options.data_dir).images
     course = Course(splits, test, device)
+    changes = {"width": options.width, "batch_size": options.batch_size}
     if device.type == "cuda":
-        course.warm_up(recipe(1, 0, options.width))
+        course.warm_up(recipe(1, 0, **changes))
     found: dict[str, list[dict[str, Any]]] = {}
-    network = f"speednet of width {options.width}" if options.width else "speednet"
+    given = [f"{key.replace('_', ' ')} {value}" for key, value in changes.items() if value]
+    network = ", ".join(["speednet", *given])
     with contextlib.ExitStack() as stack:
         record = None
         if options.record is not None:
@@ -218,7 +224,7 @@ def main() -> None:
             if record is not None:
                 found.setdefault("the record's", []).append(record.run(seed))
             for epochs in options.epochs:
-                run = course.ours(recipe(epochs, seed, options.width))
+                run = course.ours(recipe(epochs, seed, **changes))
                 found.setdefault(f"{network}, {epochs} epochs", []).append(run)
     if not options.no_tutorial:
         longest = max(run["seconds"] for runs in found.values() for run in runs)
