@@ -520,29 +520,3 @@ def test_any_settings_keep_shapes_and_label_mass_and_repeat_with_the_seed(
 def test_another_seed_gives_another_batch() -> None:
     images = some_images(8, 3, 8, 8)
     assert not torch.equal(augmented(images, seed=1)[0], augmented(images, seed=2)[0])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_batch_on_the_gpu_never_waits_for_the_host() -> None:
-    images = some_images(16, 3, 32, 32).cuda()
-    labels = torch.arange(16, device="cuda")
-    mean = torch.full((1, 3, 1, 1), 0.5, device="cuda")
-    generator = torch.Generator("cuda").manual_seed(0)
-    for mode in ("default", "error"):
-        # The first batch brings the tables of magnitudes to the device.
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
-            result, targets = augment_batch(
-                images,
-                labels,
-                settings=EVERYTHING,
-                num_classes=16,
-                mean=mean,
-                std=mean,
-                generator=generator,
-            )
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert result.is_cuda
-    assert targets.is_cuda

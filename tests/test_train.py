@@ -386,19 +386,3 @@ def test_no_test_image_can_be_reached_from_what_it_is_given(digits: Splits) -> N
     assert len(digits.train) + len(digits.val) == 1797 - 359
     for tensor in tensors(digits):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_it_learns_the_digits_on_a_gpu_and_frees_it(digits: Splits) -> None:
-    device = torch.device("cuda")
-    before = torch.cuda.memory_allocated()
-    epochs = list(train(tiny(epochs=4), digits, device))
-    assert epochs[-1].figures.val_accuracy > 0.9
-    assert epochs[-1].val_probs.device.type == "cpu"
-    network: nn.Module = epochs[-1].network
-    assert next(network.parameters()).device.type == "cuda"
-    del epochs, network
-    gc.collect()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() <= before + 2**20
