@@ -90,7 +90,7 @@ class Command:
         """Decode the images, then run each part with its share of the time."""
         names = self._options.only
         if names != ["tests"]:
-            self._part("images", IMAGE_SECONDS)
+            self._part("images", min(IMAGE_SECONDS, self._end - time.monotonic() - GRACE_SECONDS))
             if self._document["parts"]["images"]["ended"] != "whole":
                 self._conclude()
                 return

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ import torch
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.sources import Images
-from tuner.train import train
+from tuner.train import Epoch, train
 
 
 def load(path: str, device: torch.device) -> Splits:
@@ -69,16 +70,30 @@ def first(splits: Splits, num_train: int | None, num_val: int | None) -> Splits:
 
 
 class Training:
-    """One training on a stream of its own."""
+    """One training on a stream of its own.
+
+    Args:
+        config: The training.
+        splits: Its images, on the device.
+        device: Where.
+        options: Other arguments of ``train``.
+        follow: Called with each epoch, whose seconds include it.
+    """
 
     def __init__(
-        self, config: TrialConfig, splits: Splits, device: torch.device, options: dict[str, Any]
+        self,
+        config: TrialConfig,
+        splits: Splits,
+        device: torch.device,
+        options: dict[str, Any],
+        follow: Callable[[Epoch], None] = lambda epoch: None,
     ) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
             # The images were brought to the device on another one.
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._epochs = train(config, splits, device, **options)
+        self._follow = follow
         self.images = len(splits.train)
         self.execution = ""
 
@@ -87,6 +102,7 @@ class Training:
         with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             began = time.perf_counter()
             epoch = next(self._epochs)
+            self._follow(epoch)
             if self._stream is not None:
                 self._stream.synchronize()
             seconds = time.perf_counter() - began

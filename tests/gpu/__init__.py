@@ -1,0 +1,1 @@
+"""Tests that need a GPU, or that drive the product on one."""
