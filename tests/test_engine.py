@@ -1,5 +1,6 @@
 """The engine's events without the engine: what it is told, and what becomes of trials then."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from tests.test_conductor import World
 from tuner.search import engine
 from tuner.search import room as rooms
 from tuner.search.conductor import Conductor
-from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
+from tuner.search.engine import Herald, TuneCallback, TuneScheduler, TuneSearcher
+from tuner.search.notices import Notice
 from tuner.search.room import Room
 
 
@@ -23,6 +25,21 @@ def world(tmp_path: Path) -> World:
 
 def searcher_of(conductor: Conductor) -> TuneSearcher:
     return TuneSearcher(conductor, Room(conductor.slots, lambda line: None), lambda: None)
+
+
+class Board:
+    """Keeps what is posted, without Ray."""
+
+    def __init__(self) -> None:
+        self.posted: list[Notice] = []
+
+    def post(self, notice: Notice) -> None:
+        self.posted.append(notice)
+
+
+def herald_of(conductor: Conductor, room: Room) -> tuple[Herald, list[Notice]]:
+    board: Any = Board()
+    return Herald(conductor, room, board), board.posted
 
 
 def test_a_search_that_has_no_room_ends_when_it_is_told_to(
@@ -107,7 +124,8 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
         )
     )
     controller = Controller(conductor, [waiting, about_to_run, running])
-    scheduler = TuneScheduler(conductor, Room(conductor.slots, lambda line: None))
+    room = Room(conductor.slots, lambda line: None)
+    scheduler = TuneScheduler(conductor, room, herald_of(conductor, room)[0])
     assert scheduler.choose_trial_to_run(controller) is waiting
     conductor.draining = "interrupted"
     assert scheduler.choose_trial_to_run(controller) is None
@@ -133,7 +151,7 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
     monkeypatch.setattr("ray.kill", killed.append)
     conductor, said = world.conductor(), []
     room = Room(conductor.slots, said.append)
-    scheduler = TuneScheduler(conductor, room)
+    scheduler = TuneScheduler(conductor, room, herald_of(conductor, room)[0])
     for _ in range(2):
         params = conductor.start()
         assert params is not None
@@ -172,7 +190,7 @@ def test_a_worker_lost_at_its_start_with_a_node_is_no_failure_of_its_trial(
     room = Room(conductor.slots, lambda line: None)
     assert room.takes_another([])
     trial = started(conductor)
-    callback = TuneCallback(conductor, room, max_failures=0)
+    callback = TuneCallback(conductor, room, herald_of(conductor, room)[0], max_failures=0)
     callback.on_trial_error(0, [], trial)
     callback.settle()
     assert set(conductor.live) == {0}, "its node may be missed later than it"
@@ -191,7 +209,40 @@ def test_a_worker_lost_at_its_start_on_nodes_that_all_stay_is_a_failure(
     monkeypatch.setattr(engine, "DOUBT_SECONDS", 0.0)
     monkeypatch.setattr(rooms, "is_gone", lambda node: False)
     conductor = world.conductor()
-    callback = TuneCallback(conductor, Room(conductor.slots, lambda line: None), max_failures=0)
+    room = Room(conductor.slots, lambda line: None)
+    callback = TuneCallback(conductor, room, herald_of(conductor, room)[0], max_failures=0)
     callback.on_trial_error(0, [], started(conductor))
     callback.settle()
     assert conductor.failures == [(0, "its worker was lost, 1 time")]
+
+
+def test_workers_are_told_once_of_what_changes(
+    world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    conductor = world.conductor(seconds=60.0)
+    room = Room(conductor.slots, lambda line: None)
+    herald, posted = herald_of(conductor, room)
+    scheduler = TuneScheduler(conductor, room, herald)
+    worker = world.begin(conductor)
+    trial: Any = SimpleNamespace(config=worker.params)
+    trial.temporary_state = SimpleNamespace(ray_actor="worker")
+    herald.look()
+    assert posted == []
+    monkeypatch.setattr("tuner.search.room.draining_nodes", lambda: frozenset({"n"}))
+    row = asdict(worker.train(0.5))
+    assert scheduler.on_trial_result(None, trial, row) == TuneScheduler.CONTINUE
+    assert not killed, "the epoch may not be saved"
+    scheduler.on_trial_result(None, trial, {"saved": 1})
+    assert killed == ["worker"]
+    monkeypatch.setattr("tuner.search.room.draining_nodes", frozenset)
+    conductor.draining = "interrupted"
+    herald.look()
+    conductor.budget = replace(conductor.budget, seconds=0.0)
+    herald.look()
+    assert posted == [
+        Notice(leaving=("n",)),
+        Notice(is_ending=True),
+        Notice(is_ending=True, is_over=True),
+    ]

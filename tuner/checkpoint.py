@@ -33,16 +33,53 @@ class Checkpoint:
     """Mean and deviation a channel by which images in [0, 1] are normalized."""
 
 
-def save_checkpoint(path: AnyPath, network: nn.Module, checkpoint: Checkpoint) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """The epoch of a trial whose weights are kept."""
+
+    checkpoint: Checkpoint
+    weights: Mapping[str, Tensor]
+    val_probs: Tensor
+    """Class probabilities of the validation images, float16, shape (N, K)."""
+
+
+_WEIGHTS, _VAL_PROBS = "kept.weights.", "kept.val_probs"
+"""Names of the tensors of a kept epoch in a state file."""
+
+
+def save_checkpoint(
+    path: AnyPath, weights: nn.Module | Mapping[str, Tensor], checkpoint: Checkpoint
+) -> None:
     """Write weights and description as one safetensors file, whole or not at all."""
-    description = asdict(checkpoint) | {"model": checkpoint.model.to_plain()}
-    _write(path, network.state_dict(), {"checkpoint": json.dumps(description)})
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    _write(path, tensors, {"checkpoint": _describe(checkpoint)})
 
 
-def save_state(path: AnyPath, state: Mapping[str, Tensor], history: Sequence[EpochRow]) -> None:
-    """Write what a training goes on from, with the epochs that led there, whole or not at all."""
-    rows = [asdict(row) for row in history]
-    _write(path, state, {"history": json.dumps(rows)})
+def save_state(
+    path: AnyPath,
+    state: Mapping[str, Tensor],
+    history: Sequence[EpochRow],
+    kept: Kept | None = None,
+) -> None:
+    """Write what a training goes on from as one safetensors file, whole or not at all.
+
+    Args:
+        path: Of the file.
+        state: The tensors.
+        history: The epochs that led there.
+        kept: The epoch of these whose weights are kept, unless they are on disk elsewhere.
+    """
+    tensors = dict(state)
+    metadata = {"history": json.dumps([asdict(row) for row in history])}
+    if kept is not None:
+        tensors |= {_WEIGHTS + name: tensor for name, tensor in kept.weights.items()}
+        tensors[_VAL_PROBS] = kept.val_probs
+        metadata["kept"] = _describe(kept.checkpoint)
+    _write(path, tensors, metadata)
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    return json.dumps(asdict(checkpoint) | {"model": checkpoint.model.to_plain()})
 
 
 def _write(path: AnyPath, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -57,9 +94,10 @@ def _write(path: AnyPath, tensors: Mapping[str, Tensor], metadata: dict[str, str
 
 
 def load_state(path: AnyPath) -> dict[str, Tensor]:
-    """Read the tensors that ``save_state`` wrote."""
+    """Read the tensors that a training goes on from."""
     with on_disk(path) as local, safe_open(local, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = [name for name in file.keys() if not name.startswith("kept.")]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}
 
 
 def load_history(path: AnyPath) -> list[EpochRow]:
@@ -68,6 +106,28 @@ def load_history(path: AnyPath) -> list[EpochRow]:
         return []
     with on_disk(path) as local, safe_open(local, framework="pt") as file:
         return [EpochRow(**row) for row in json.loads(file.metadata()["history"])]
+
+
+def load_progress(path: AnyPath) -> tuple[list[EpochRow], Kept | None]:
+    """Read all of a state file but the state.
+
+    Returns:
+        The epochs that led there, none if there is no file, and the kept one of them; ``None``
+        where the file does not hold it.
+    """
+    if not path.exists():
+        return [], None
+    with on_disk(path) as local, safe_open(local, framework="pt") as file:
+        metadata = file.metadata()
+        history = [EpochRow(**row) for row in json.loads(metadata["history"])]
+        if "kept" not in metadata:
+            return history, None
+        names = [name for name in file.keys() if name.startswith(_WEIGHTS)]  # noqa: SIM118
+        return history, Kept(
+            checkpoint=_parse(metadata["kept"]),
+            weights={name.removeprefix(_WEIGHTS): file.get_tensor(name) for name in names},
+            val_probs=file.get_tensor(_VAL_PROBS),
+        )
 
 
 def load_checkpoint(path: AnyPath) -> tuple[nn.Module, Checkpoint]:

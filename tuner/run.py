@@ -65,6 +65,8 @@ class RunRecord:
     """ISO 8601, UTC."""
     active_seconds: float = 0.0
     """Time spent searching; the time between an interrupt and its resume is not in it."""
+    lost_gpu_seconds: float = 0.0
+    """GPU time of epochs that were cut off, or lost with their worker and trained again."""
 
 
 class Run:

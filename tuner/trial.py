@@ -102,6 +102,8 @@ class TrialStatus:
     traceback: str = ""
     """The last lines, where it failed."""
     num_parameters: int = 0
+    execution: str = ""
+    """How its training steps run, such as ``eager``."""
     cpus: float | None = None
     gpus: float | None = None
     """Its share of the node; ``None`` where it was not recorded: then the run's usual share."""

@@ -24,7 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.processes import Reaper, Search
-from tests.benchmarks.promises import Kill, Verdict, Watch, judge, look, same_runs
+from tests.benchmarks.promises import (
+    SAVE_SECONDS,
+    Kill,
+    Verdict,
+    Watch,
+    judge,
+    look,
+    same_runs,
+)
 from tuner.run import Run
 
 Kind = Literal["driver", "everything"]
@@ -136,7 +144,7 @@ def draw_moment(rng: random.Random) -> Moment:
     """Give one in five while the search starts, the others up to 12 epochs later."""
     if rng.random() < 0.2:
         return Moment(0, rng.uniform(0.5, 10))
-    return Moment(rng.randint(1, 12), rng.uniform(0, 0.6))
+    return Moment(rng.randint(1, 12), rng.uniform(0, 1.5))
 
 
 def baselines(count: int) -> str:
@@ -174,14 +182,15 @@ def killed_search(
     with Watch(path) as watch:
         for moment in (*moments, None):
             start = ["--resume"] if (path / "run.json").exists() else ["--space", space]
-            with Search(folder, *start, "--name", name, "--concurrent", str(slots)) as search:
+            options = ("--concurrent", str(slots), "--save-seconds", str(SAVE_SECONDS))
+            with Search(folder, *start, "--name", name, *options) as search:
                 if moment is None or not moment.arrives(search, watch):
                     code = search.wait(HANG_SECONDS)
                     assert code is not None, f"{name} hangs: {search.errors}"
                     break
                 at = time.time()
                 left_over = search.kill_driver() if kind == "driver" else search.kill_everything()
-            kills.append(look(path, at, left_over))
+            kills.append(look(path, at))
             verdict.left_over.append(Reaper(left_over))
         verdict.seconds = time.monotonic() - began
         if not (path / "run.json").exists():
@@ -191,7 +200,8 @@ def killed_search(
         watch.look()
     judge(Run.open(path), kills, watch, verdict)
     messages.print(
-        f"{name}: {verdict.kills} kills, {verdict.epochs} epochs, extra {verdict.extra}, "
+        f"{name}: {verdict.kills} kills, {verdict.epochs} epochs, seconds lost "
+        f"{[round(seconds, 1) for seconds in verdict.lost_seconds]}, "
         f"{verdict.seconds:.0f} s, {verdict.strays} stray files; "
         f"{'; '.join(verdict.broken) or 'all promises kept'}",
         soft_wrap=True,
@@ -211,7 +221,8 @@ def as_table(found: dict[Kind, list[Verdict]]) -> Table:
         ("finished trials lost", "{lost}"),
         ("finished trials run again", "{run_again}"),
         ("trials trained past their stop", "{past_stop}"),
-        ("extra epochs a kill, max (mean)", "{extra_max} ({extra_mean:.2f})"),
+        ("told epochs trained again", "{replaced}"),
+        ("seconds that a trial lost, max (mean)", "{lost_max:.1f} ({lost_mean:.1f})"),
         ("killed trials with the figures of an unkilled training", "{same_figures}/{compared}"),
         ("searches that ended with all trials", "{whole}/{searches}"),
         ("one trial at a time: the same run as without a kill", "{same_runs}/{single}"),
@@ -223,13 +234,14 @@ def as_table(found: dict[Kind, list[Verdict]]) -> Table:
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Add up the searches of one kind."""
-    extra = [count for verdict in verdicts for count in verdict.extra]
+    seconds = [lost for verdict in verdicts for lost in verdict.lost_seconds]
     broken = [text for verdict in verdicts for text in verdict.broken]
-    names = ("kills", "early_kills", "lost", "run_again", "past_stop", "compared", "strays")
+    names = ("kills", "early_kills", "lost", "run_again", "past_stop", "replaced", "compared")
     return {name: sum(getattr(verdict, name) for verdict in verdicts) for name in names} | {
         "searches": len(verdicts),
-        "extra_max": max(extra, default=0),
-        "extra_mean": sum(extra) / max(1, len(extra)),
+        "strays": sum(verdict.strays for verdict in verdicts),
+        "lost_max": max(seconds, default=0.0),
+        "lost_mean": sum(seconds) / max(1, len(seconds)),
         "same_figures": sum(verdict.compared for verdict in verdicts)
         - sum("other figures" in text for text in broken),
         "single": sum(verdict.is_same is not None for verdict in verdicts),

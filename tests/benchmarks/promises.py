@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.processes import Process, Reaper
+from tests.benchmarks.processes import Reaper
 from tuner.checkpoint import load_history
 from tuner.data import load_splits
 from tuner.run import Run
@@ -15,8 +15,12 @@ from tuner.train import train
 from tuner.trial import OPEN, EpochRow, TrialRecord, read_history
 
 FIGURES = ("train_loss", "val_loss", "val_accuracy", "lr")
-RESTART_SECONDS = 3.0
-"""A worker that outlives its driver ends its epoch sooner; a resumed search trains later."""
+SAVE_SECONDS = 1.0
+"""For ``--save-seconds``; a kill may cost so much of each running trial, or its epoch."""
+SETUP_SECONDS = 10.0
+"""Of a worker on a busy machine, before its first epoch."""
+WRITE_SECONDS = 1.0
+"""Of a trial's files, on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +33,10 @@ class Kill:
     """The files of each trial that had ended, by name."""
     running: dict[int, list[EpochRow]]
     """The saved epochs of each trial that had not ended."""
-    workers: int
-    """Processes that were training."""
+    lost: dict[int, float]
+    """Seconds since the last saved epoch of each running trial, or since a worker took it up."""
+    late: list[int]
+    """Trials for which this is more than was promised."""
 
 
 @dataclass(slots=True)
@@ -46,8 +52,10 @@ class Verdict:
     """Trials that had ended before a kill, and whose files have changed since."""
     past_stop: int = 0
     """Trials with epochs after that of their stop."""
-    extra: list[int] = field(default_factory=list)
-    """Of each kill: epochs that had to be trained again, whole or in part."""
+    lost_seconds: list[float] = field(default_factory=list)
+    """Of each kill: training that had to be done again, of the trial that lost most."""
+    replaced: int = 0
+    """Epochs that stood in a history, and were trained again."""
     epochs: int = 0
     """In the histories at the end."""
     seconds: float = 0.0
@@ -99,13 +107,29 @@ class Watch:
                 self.seen.setdefault((int(path.parent.name), row.epoch), set()).add(row.time)
 
 
-def look(path: Path, at: float, left_over: Sequence[Process]) -> Kill:
-    """Read from the run folder what a resumed search has to keep."""
+def look(path: Path, at: float) -> Kill:
+    """Read from the run folder what a resumed search has to keep.
+
+    Args:
+        path: Of the run.
+        at: When it was killed.
+    """
     ended: dict[int, dict[str, bytes]] = {}
     running: dict[int, list[EpochRow]] = {}
+    lost: dict[int, float] = {}
+    late = []
     for trial in Run.open(path).trials() if (path / "run.json").exists() else []:
         if trial.status.state in OPEN:
-            running[trial.number] = load_history(trial.state)
+            running[trial.number] = saved = load_history(trial.state)
+            # Its worker's first word, before it has set up the training.
+            began = (trial.path / "status.json").stat().st_mtime
+            last = saved[-1].time if saved else 0.0
+            lost[trial.number] = max(0.0, at - max(began, last))
+            longest = max((row.seconds for row in saved), default=0.0)
+            allowed = max(SAVE_SECONDS, longest) + WRITE_SECONDS
+            allowed += SETUP_SECONDS if last < began else 0.0
+            if lost[trial.number] > allowed:
+                late.append(trial.number)
         else:
             ended[trial.number] = {
                 file.name: file.read_bytes()
@@ -113,9 +137,7 @@ def look(path: Path, at: float, left_over: Sequence[Process]) -> Kill:
                 # A worker may leave its saved state, or a part of one, behind.
                 if not file.name.startswith(".") and file != trial.state
             }
-    # The engine names the process of a trial after the class that it makes of its function.
-    workers = sum(process.name.startswith("ray::Implicit") for process in left_over)
-    return Kill(time=at, ended=ended, running=running, workers=workers)
+    return Kill(time=at, ended=ended, running=running, lost=lost, late=late)
 
 
 def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> None:
@@ -131,7 +153,8 @@ def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> No
             verdict.lost += 1
         elif any((trials[number].path / name).read_bytes() != was for name, was in files.items()):
             verdict.run_again += 1
-    verdict.extra = count_extra(kills, trials, watch)
+    verdict.lost_seconds = [max(kill.lost.values(), default=0.0) for kill in kills]
+    verdict.replaced = count_replaced(trials, watch)
     verdict.past_stop = sum(
         stop is not None and len(trial.history) != stop.rung
         for trial in trials.values()
@@ -148,44 +171,25 @@ def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> No
             ("a finished trial was lost", verdict.lost),
             ("a finished trial was run again", verdict.run_again),
             ("a trial went on after its stop", verdict.past_stop),
+            ("an epoch that was told of was trained again", verdict.replaced),
             ("not all trials ended", not verdict.is_whole),
         )
         if count
     ]
-    for kill, extra in zip(kills, verdict.extra, strict=True):
-        if extra > len(kill.running):
-            verdict.broken.append(f"{extra} extra epochs of {len(kill.running)} running trials")
+    verdict.broken += [
+        f"trial {number} lost {kill.lost[number]:.1f} s" for kill in kills for number in kill.late
+    ]
     verdict.broken += [text for trial in trials.values() for text in flaws(trial)]
     verdict.compared, differing = compare(run, kills)
     verdict.broken += differing
 
 
-def count_extra(kills: Sequence[Kill], trials: dict[int, TrialRecord], watch: Watch) -> list[int]:
-    """Count the epochs that each kill made necessary, over those of the trials' histories.
-
-    An epoch that was seen in a history, but is not the one kept there, was trained for nothing; so
-    was the one under way at the kill, if the next one of its trial that is kept began later.
-    """
+def count_replaced(trials: dict[int, TrialRecord], watch: Watch) -> int:
+    """Count the epochs that were seen in a history, and are not the ones kept there."""
     kept = {(number, row.time) for number, trial in trials.items() for row in trial.history}
-    thrown = [
-        (number, time)
-        for (number, _), times in watch.seen.items()
-        for time in times
-        if (number, time) not in kept
-    ]
-    extra = []
-    earlier = 0.0
-    for kill in kills:
-        # What ended after the kill, before its worker died, was the one under way.
-        whole = sum(earlier < time <= kill.time for _, time in thrown)
-        cut = sum(
-            any(row.time - row.seconds > kill.time for row in trials[number].history)
-            for number in kill.running
-            if number in trials
-        )
-        extra.append(whole + min(cut, kill.workers))
-        earlier = kill.time + RESTART_SECONDS
-    return extra
+    return sum(
+        (number, time) not in kept for (number, _), times in watch.seen.items() for time in times
+    )
 
 
 def flaws(trial: TrialRecord) -> Iterator[str]:

@@ -48,6 +48,13 @@ _OTHERS = (
         help="Workers that a trial may lose.",
     ),
     option(
+        "--save-seconds",
+        type=click.FloatRange(min=0),
+        default=10.0,
+        show_default=True,
+        help="Save running trials so often that a kill costs no more, or one epoch; 0: each epoch.",
+    ),
+    option(
         "--log",
         type=click.Choice(["wandb", "mlflow"]),
         multiple=True,
@@ -72,7 +79,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def asked_of_all(options: dict[str, Any]) -> dict[str, Any]:
     """Give what these options say, as ``RunRequest`` has it."""
-    names = ("log", "max_failures", "compile_mode", "address")
+    names = ("log", "max_failures", "save_seconds", "compile_mode", "address")
     shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")
     return {name: options[name] for name in (*names, *shares) if name in options} | {
         "seconds": options["time_budget"] or math.inf,

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
-from tuner.checkpoint import load_history
 from tuner.config import TrialConfig
 from tuner.files import remove_leftovers
 from tuner.run import Run, now
 from tuner.search.budget import Budget
 from tuner.search.live_trial import LiveTrial, Outcome
+from tuner.search.saving import restore_files
 from tuner.search.scheduler import Scheduler
 from tuner.search.slots import Share, Slots
 from tuner.tally import Observer
@@ -63,7 +63,7 @@ class Conductor:
         ended: How many trials ended in which state.
         best: Number and best epoch of the leading trial.
         observers: Told of what happens.
-        draining: Why no trial is started any more and running ones end after their epoch, if so.
+        draining: Why no trial is started any more and running ones end, if so.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Conductor:
         self.num_started = 0
         self.num_epochs = 0
         self._waiting: deque[LiveTrial] = deque()
-        self._gpu_seconds = 0.0
+        self._gpu_seconds = self._lost_gpu_seconds = run.record.lost_gpu_seconds
         self._earlier_seconds = run.record.active_seconds
         self._began = time.monotonic()
 
@@ -99,8 +99,22 @@ class Conductor:
         left = self.budget.seconds - self.active_seconds
         held = sum(trial.share.gpus for trial in list(self.live.values()))
         if held:
-            left = min(left, (self.budget.gpu_seconds - self._gpu_seconds) / held)
+            left = min(left, (self.budget.gpu_seconds - self.gpu_seconds) / held)
         return max(0.0, left)
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU time of all epochs over all resumes, those under way as far as they have come."""
+        return self._gpu_seconds + sum(map(_gpu_seconds_under_way, list(self.live.values())))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is spent."""
+        return (
+            self.draining == "budget"
+            or self.active_seconds >= self.budget.seconds
+            or self.gpu_seconds >= self.budget.gpu_seconds
+        )
 
     def replay(self, trials: Sequence[TrialRecord]) -> int:
         """Bring the books to where an earlier search of this run had come.
@@ -125,7 +139,7 @@ class Conductor:
             if state in OPEN:
                 remove_leftovers(record.path)
                 # What was not saved has to be trained again.
-                trial.history = load_history(record.state)
+                trial.history = restore_files(record.path)
                 num_outside += not self.sampler.readd(trial.number, trial.config)
                 self._waiting.append(trial)
             else:
@@ -143,6 +157,7 @@ class Conductor:
             self.num_started = max(self.num_started, record.number + 1)
         for trial, row, is_unjudged in sorted(arrivals, key=lambda arrival: arrival[1].time):
             self._count(trial, row)
+            trial.num_judged = max(trial.num_judged, row.epoch)
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
             if not is_unjudged:
@@ -161,11 +176,20 @@ class Conductor:
 
     def is_draining(self) -> bool:
         """Whether no trial is started any more, for ``draining`` or because the budget is spent."""
-        self._watch_budget()
+        if not self.draining and self.is_over:
+            self.draining = "budget"
         return bool(self.draining)
 
     def start(self) -> dict[str, Any] | None:
-        """Take up a waiting trial, or propose a new one; ``None`` when there is none to start."""
+        """Take up a waiting trial, or propose a new one.
+
+        Returns:
+            What its worker is given; ``None`` when there is no trial to start. ``path`` is the
+            trial's folder, ``config`` its plain configuration, ``attempt`` the number of this
+            taking up, ``known`` how many of its epochs are in the books, ``cpus`` and ``gpus`` its
+            share of the node, ``judged`` the epochs after which it may be stopped, and
+            ``budget_seconds`` the time until the budget is spent.
+        """
         if self.is_draining():
             return None
         if self._waiting:
@@ -196,18 +220,21 @@ class Conductor:
             "number": trial.number,
             "path": str(path),
             "attempt": trial.status.attempts,
+            "known": len(trial.history),
             "config": trial.config.to_dict(),
             "cpus": trial.share.cpus,
             "gpus": trial.share.gpus,
+            "judged": list(self.scheduler.judged_epochs(trial.number)),
+            "budget_seconds": self.budget_seconds,
         }
 
     def requeue(self) -> None:
         """Have the trials under way taken up again, for their workers are gone."""
-        for trial in list(self.live.values()):
-            if trial.outcome is not None:
-                self.end(trial.number)
+        for number, trial in list(self.live.items()):
+            if self._has_ended(trial):
+                self.end(number)
             else:
-                self._waiting.append(self.live.pop(trial.number))
+                self._waiting.append(self.live.pop(number))
 
     def lose(self, number: int, fatal: str = "") -> None:
         """Have a trial whose worker is gone taken up again, or end it.
@@ -217,7 +244,9 @@ class Conductor:
             fatal: Why it may not go on, if so.
         """
         trial = self.live[number]
-        if fatal or trial.outcome is not None:
+        if self._has_ended(trial):
+            self.end(number)
+        elif fatal:
             self.end(number, fatal)
         elif self.draining:
             self.withdraw(number, "with its worker")
@@ -225,6 +254,19 @@ class Conductor:
         else:
             trial.lost_on.append(trial.status.node)
             self._waiting.append(self.live.pop(number))
+
+    def _has_ended(self, trial: LiveTrial) -> bool:
+        """Whether a trial had ended when it lost its worker; if not, go back to what was saved."""
+        if trial.outcome is None:
+            path = self.run.trial_path(trial.number)
+            self._leave_epoch(trial)
+            remove_leftovers(path)
+            saved = restore_files(path)
+            self._go_back(trial, len(saved))
+            for row in saved[len(trial.history) :]:
+                # The worker was lost between saving and reporting it.
+                self._hear(trial, row)
+        return trial.outcome is not None
 
     def withdraw(self, number: int, how: str) -> None:
         """Have a trial without a worker end where it is, to be taken up when the run goes on.
@@ -252,6 +294,7 @@ class Conductor:
         """Take a worker's report; say whether its trial goes on."""
         trial = self.live[number]
         if "outcome" in report:
+            self._leave_epoch(trial)
             trial.outcome = Outcome(
                 state=report["outcome"],
                 reason=report.get("reason", ""),
@@ -261,32 +304,56 @@ class Conductor:
         if "node" in report:
             # The first word of every worker: where it is.
             trial.status = replace(trial.status, node=report["node"])
+            trial.epoch_began = time.monotonic()
             write_status(self.run.trial_path(number), trial.status)
+            return True
+        if "saved" in report:
             return True
         row = EpochRow(**{key: report[key] for key in EPOCH_KEYS})
         if row.epoch <= len(trial.history):
-            # A worker that goes on from a saved state repeats its last report.
-            return True
+            # Short of memory, it had to train again what was not saved.
+            self._go_back(trial, row.epoch - 1)
+            for observer in self.observers:
+                observer.trial_began(number, trial.config, trial.history)
+        # A worker that takes up a saved state knows neither at its first epoch.
+        told = {key: report[key] for key in ("num_parameters", "execution") if key in report}
+        status = replace(trial.status, **told)
+        if status != trial.status:
+            trial.status = status
+            write_status(self.run.trial_path(number), status)
+        return self._hear(trial, row)
+
+    def _hear(self, trial: LiveTrial, row: EpochRow) -> bool:
+        """Take note of an epoch; say whether the trial goes on."""
         trial.history.append(row)
-        # A worker that takes up a saved state does not know the number at its first epoch.
-        num_parameters = report.get("num_parameters", trial.status.num_parameters)
-        if num_parameters != trial.status.num_parameters:
-            trial.status = replace(trial.status, num_parameters=num_parameters)
-            write_status(self.run.trial_path(number), trial.status)
+        if trial.epoch_began is not None:
+            trial.epoch_began = time.monotonic()
         self._count(trial, row)
         for observer in self.observers:
-            observer.epoch_ended(number, row)
-        if not math.isfinite(row.train_loss + row.val_loss):
+            observer.epoch_ended(trial.number, row)
+        is_known = row.epoch <= trial.num_judged
+        trial.num_judged = max(trial.num_judged, row.epoch)
+        if is_known or not math.isfinite(row.train_loss + row.val_loss):
             return True
-        stop = self.scheduler.judge(number, row.epoch, row.val_accuracy)
+        stop = self.scheduler.judge(trial.number, row.epoch, row.val_accuracy)
         if stop is not None:
             trial.outcome = Outcome(state="stopped", stop=stop, reason=str(stop))
-            return False
-        self._watch_budget()
-        if self.draining and row.epoch < trial.config.epochs:
-            trial.outcome = Outcome(state="interrupted", reason=f"after epoch {row.epoch}")
-            return False
-        return True
+        return stop is None
+
+    def _go_back(self, trial: LiveTrial, num_epochs: int) -> None:
+        """Leave a trial's later epochs out of the books: they are trained again."""
+        gone = trial.history[num_epochs:]
+        del trial.history[num_epochs:]
+        self.num_epochs -= len(gone)
+        # Spent all the same.
+        self._lost_gpu_seconds += sum(row.seconds for row in gone) * trial.share.gpus
+
+    def _leave_epoch(self, trial: LiveTrial) -> None:
+        """Count the time of an epoch under way that is not trained to its end."""
+        spent = _gpu_seconds_under_way(trial)
+        trial.epoch_began = None
+        self._gpu_seconds += spent
+        self._lost_gpu_seconds += spent
 
     def end(self, number: int, lost: str = "") -> None:
         """Close a trial's books.
@@ -296,6 +363,7 @@ class Conductor:
             lost: Why its worker is gone, if that is how it ended.
         """
         trial = self.live.pop(number)
+        self._leave_epoch(trial)
         outcome = Outcome(state="failed", reason=lost) if lost else trial.outcome
         assert outcome is not None, f"trial {number} ended without a word"
         state = outcome.state
@@ -318,7 +386,7 @@ class Conductor:
             reasons = [reason for _, reason in self.failures]
             if list(self.ended) == ["failed"] and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
-        self.run.update(active_seconds=self.active_seconds)
+        self.run.update(active_seconds=self.active_seconds, lost_gpu_seconds=self._lost_gpu_seconds)
         for observer in self.observers:
             observer.trial_ended(number, trial.status, trial.history)
 
@@ -336,10 +404,8 @@ class Conductor:
         if best is row:
             self.best = (trial.number, row)
 
-    def _watch_budget(self) -> None:
-        is_spent = (
-            self.active_seconds >= self.budget.seconds
-            or self._gpu_seconds >= self.budget.gpu_seconds
-        )
-        if is_spent and not self.draining:
-            self.draining = "budget"
+
+def _gpu_seconds_under_way(trial: LiveTrial) -> float:
+    if trial.epoch_began is None:
+        return 0.0
+    return (time.monotonic() - trial.epoch_began) * trial.share.gpus

@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from tuner.search.conductor import Conductor
 from tuner.search.nodes import Answer
+from tuner.search.notices import Notice, NoticeBoard
 from tuner.search.room import Room
 
 DOUBT_SECONDS = 30.0
@@ -64,13 +65,35 @@ class TuneSearcher(Searcher):
         raise AssertionError("a search is resumed from its run folder")
 
 
+class Herald:
+    """Posts to the workers what has changed for all of them."""
+
+    def __init__(self, conductor: Conductor, room: Room, board: NoticeBoard) -> None:
+        self._conductor = conductor
+        self._room = room
+        self._board = board
+        self._posted = Notice()
+
+    def look(self) -> None:
+        """Post a notice, if another one holds than before."""
+        notice = Notice(
+            is_ending=self._conductor.is_draining(),
+            is_over=self._conductor.is_over,
+            leaving=self._room.closing,
+        )
+        if notice != self._posted:
+            self._board.post(notice)
+            self._posted = notice
+
+
 class TuneScheduler(FIFOScheduler):
     """Sees every epoch and decides whether the trial goes on, and whether where it is."""
 
-    def __init__(self, conductor: Conductor, room: Room) -> None:
+    def __init__(self, conductor: Conductor, room: Room, herald: Herald) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._conductor = conductor
         self._room = room
+        self._herald = herald
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Choose the first of those that wait; end them where no trial is started any more."""
@@ -101,12 +124,19 @@ class TuneScheduler(FIFOScheduler):
         number = trial.config["number"]
         if not self._conductor.keeps_going(number, result):
             return TrialScheduler.STOP
-        if self._room.is_closing(self._conductor.live[number].status.node):
-            # Its state is saved. Ended in any other way, this worker would be given the next trial.
+        # The worker reads the notice when its report is answered.
+        self._herald.look()
+        if "node" in result or "saved" in result:
+            self._move(trial)
+        return TrialScheduler.CONTINUE
+
+    def _move(self, trial: Trial) -> None:
+        """End the worker of a trial that is saved, if the trial is to go on on another node."""
+        if self._conductor.live[trial.config["number"]].status.node in self._room.closing:
+            # Ended in any other way, this worker would be given the next trial.
             worker = trial.temporary_state.ray_actor
             assert worker is not None, "it has just reported"
             ray.kill(worker)
-        return TrialScheduler.CONTINUE
 
 
 class TuneCallback(Callback):
@@ -116,9 +146,10 @@ class TuneCallback(Callback):
     ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
     """
 
-    def __init__(self, conductor: Conductor, room: Room, max_failures: int) -> None:
+    def __init__(self, conductor: Conductor, room: Room, herald: Herald, max_failures: int) -> None:
         self._conductor = conductor
         self._room = room
+        self._herald = herald
         self._max_failures = max_failures
         self._endings: deque[Trial] = deque()
         self._losses: dict[Trial, float] = {}
@@ -137,8 +168,9 @@ class TuneCallback(Callback):
         self._losses[trial] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Close the books of what ended in this step."""
+        """Close the books of what ended in this step, and tell the workers what has changed."""
         self.settle()
+        self._herald.look()
 
     def settle(self) -> None:
         """Close the books of what ended, and have go on what lost its worker and may."""

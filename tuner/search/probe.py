@@ -15,23 +15,21 @@ import torch
 from ray.exceptions import OutOfMemoryError as KilledError
 from ray.exceptions import WorkerCrashedError
 
-from tuner.checkpoint import save_state
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
+from tuner.search.saving import Saver
 from tuner.search.slots import Share
 from tuner.search.trainable import (
     first_line,
     free_memory,
     is_out_of_memory,
     limit_memory,
-    save_epoch,
     unpack,
     unpack_start,
 )
 from tuner.storage import AnyPath, scratch, to_path
 from tuner.train import PROBE_STEPS, Epoch, probe_epochs
-from tuner.trial import write_history
 from tuner.weights import Start
 
 WINDOW_SECONDS = 1.0
@@ -56,7 +54,7 @@ class Measured:
     epoch_seconds: float = 0.0
     """Of an epoch of all images, with its validation."""
     write_seconds: float = 0.0
-    """Of an epoch's files."""
+    """Of a trial's files, where the training waits for them."""
     parameters: int = 0
     memory: int | None = None
     """Bytes at the most, of the GPU or else the process; ``None`` if the system does not tell."""
@@ -250,9 +248,9 @@ class _Probe:
             times = []
             for _ in range(WRITINGS):
                 began = time.perf_counter()
-                save_epoch(path, epoch, self.config, self.splits)
-                write_history(path, [epoch.figures])
-                save_state(path / "state.safetensors", epoch.learner.state(), [epoch.figures])
+                with Saver(path, self.config.model, self.splits, []) as saver:
+                    saver.keep(epoch)
+                    saver.save()
                 times.append(time.perf_counter() - began)
             sizes = {file.name: len(file.read_bytes()) for file in path.iterdir()}
         return sizes, statistics.fmean(times)

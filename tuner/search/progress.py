@@ -60,8 +60,10 @@ class Progress:
 
     def _table(self, width: int, height: int) -> RenderableType:
         slots = self.conductor.slots.count
-        draining = "Ending: running trials finish their epoch. Ctrl-C aborts."
-        note = draining if self.conductor.draining else ""
+        note = ""
+        if self.conductor.draining:
+            when = "" if self.conductor.is_over else ": running trials finish their epoch"
+            note = f"Ending{when}. Ctrl-C aborts."
         left = self.tally.seconds_left(slots)
         if left is not None:
             left = min(left, self.conductor.budget_seconds)

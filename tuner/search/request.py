@@ -34,9 +34,11 @@ class RunRequest:
     resume: bool = False
     """Go on with the run of that name instead of making it."""
     seconds: float = math.inf
-    """Of searching, over all resumes; running trials finish their epoch."""
+    """Of searching, over all resumes; then running trials end where they are."""
     gpu_hours: float = math.inf
     """Of GPUs held by training trials, over all resumes."""
+    save_seconds: float = 10.0
+    """Training that a trial loses at the most with its worker, unless an epoch is longer."""
     log: tuple[Target, ...] = ()
     """Where else than in TensorBoard's files the trials are recorded."""
     max_failures: int = 3

@@ -78,10 +78,11 @@ class Room:
             reason = f", for it has not the versions of this machine:\n{table}"
         self._tell(f"A node that joined gets no trials{reason}")
 
-    def is_closing(self, node: str) -> bool:
-        """Whether what runs on a node should go on elsewhere, while it still can."""
+    @property
+    def closing(self) -> tuple[str, ...]:
+        """The nodes whose trials should go on elsewhere, while they still can."""
         self._look()
-        return node in self._leaving or node in self.refused
+        return tuple(sorted(self._leaving.union(self.refused)))
 
     def has_lost(self, node: str) -> bool:
         """Whether the end of a worker says nothing of its trial, but of the node."""

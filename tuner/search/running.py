@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,8 +30,9 @@ from tuner.run import Run, RunRecord, RunStatus, now
 from tuner.search.budget import Budget
 from tuner.search.cluster import connected, hardware
 from tuner.search.conductor import Conductor, Proposer
-from tuner.search.engine import TuneCallback, TuneScheduler, TuneSearcher
+from tuner.search.engine import Herald, TuneCallback, TuneScheduler, TuneSearcher
 from tuner.search.nodes import refuse_unshared, versions_here
+from tuner.search.notices import NoticeBoard
 from tuner.search.progress import Progress
 from tuner.search.request import RunRequest
 from tuner.search.room import Room
@@ -142,6 +144,7 @@ def conduct(
             tracked(run, request.log, conductor.observers, say),
             Progress(conductor, console),
         ):
+            shipped["save_seconds"] = request.save_seconds
             _run_trials(conductor, shipped, room, request.max_failures)
         if conductor.draining != "broken":
             status = "interrupted" if conductor.draining == "interrupted" else "finished"
@@ -237,9 +240,11 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     # Of trials that find no place yet, Tune would by itself start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
-    trainable = tune.with_parameters(train_if_fit, versions=versions_here(), **shipped)
-    callback = TuneCallback(conductor, room, max_failures)
-    with tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
+    board = NoticeBoard(f"{conductor.run.path}:{uuid.uuid4().hex}")
+    trainable = tune.with_parameters(train_if_fit, versions=versions_here(), board=board, **shipped)
+    herald = Herald(conductor, room, board)
+    callback = TuneCallback(conductor, room, herald, max_failures)
+    with contextlib.closing(board), tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
             tune.with_resources(trainable, place),
             name="search",
@@ -247,7 +252,7 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
             # The conductor says when there are no more.
             num_samples=-1,
             search_alg=TuneSearcher(conductor, room, callback.settle),
-            scheduler=TuneScheduler(conductor, room),
+            scheduler=TuneScheduler(conductor, room, herald),
             callbacks=[callback],
             # The conductor has a trial that lost its worker go on; it knows lost nodes from others.
             max_failures=0,

@@ -1,6 +1,7 @@
 """Which trials are stopped early, and the reason for each."""
 
 import math
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,12 @@ MIN_PEERS = 3
 class Scheduler(Protocol):
     """Judges trials by their validation accuracy after each epoch.
 
-    Both methods leave the same state, so that a search that is resumed comes to where it was.
+    ``enter`` and ``judge`` leave the same state, so that a search that is resumed comes to where it
+    was.
     """
+
+    def judged_epochs(self, number: int) -> Collection[int]:
+        """Return the epochs after which trial ``number`` may be stopped."""
 
     def enter(self, number: int, epoch: int, value: float) -> None:
         """Take note of a trial's accuracy after ``epoch``, without judging it.
@@ -47,6 +52,10 @@ class Asha:
             epoch: [] for epoch in rung_epochs(grace, reduction, epochs)
         }
         """Epoch of the rung -> the accuracies that arrived, in their order."""
+
+    def judged_epochs(self, number: int) -> Collection[int]:
+        """See ``Scheduler``."""
+        return self.rungs.keys()
 
     def enter(self, number: int, epoch: int, value: float) -> None:
         """See ``Scheduler``."""
@@ -89,6 +98,10 @@ class Hyperband:
         draw = np.random.default_rng((self.seed, number)).choice(len(self.brackets), p=self.shares)
         return self.brackets[draw]
 
+    def judged_epochs(self, number: int) -> Collection[int]:
+        """See ``Scheduler``."""
+        return self.bracket(number).judged_epochs(number)
+
     def enter(self, number: int, epoch: int, value: float) -> None:
         """See ``Scheduler``."""
         self.bracket(number).enter(number, epoch, value)
@@ -112,6 +125,10 @@ class Median:
         """Epoch -> the mean accuracies up to it of the trials that arrived, in their order."""
         self._best: dict[int, float] = {}
         self._total: dict[int, float] = {}
+
+    def judged_epochs(self, number: int) -> Collection[int]:
+        """See ``Scheduler``."""
+        return self.judged
 
     def enter(self, number: int, epoch: int, value: float) -> None:
         """See ``Scheduler``."""

@@ -43,7 +43,7 @@ class TrialCost:
     epoch_seconds: float
     """Of training and validation."""
     write_seconds: float
-    """Of each epoch's files."""
+    """Of a trial's files, where it waits for them: at its rungs and at its end."""
     is_misfit: bool = False
     """Whether it ends before its first epoch."""
 
@@ -165,12 +165,18 @@ def play(
     def is_over() -> bool:
         return now >= budget.seconds or gpus >= budget.gpu_seconds
 
+    def seconds(number: int, epoch: int) -> float:
+        """Return the time from the end of the epoch before to the report of this one."""
+        cost = costs[drawn[number]]
+        is_awaited = epoch == cost.epochs or epoch in scheduler.judged_epochs(number)
+        return cost.epoch_seconds + (cost.write_seconds if is_awaited else 0.0)
+
     def start() -> None:
         while len(done) < len(drawn) and not is_over():
             cost = costs[drawn[len(done)]]
             if not fit([*running.values(), cost.share]):
                 return
-            first = 0.0 if cost.is_misfit else cost.epoch_seconds + cost.write_seconds
+            first = 0.0 if cost.is_misfit else seconds(len(done), 1)
             ready = now + TURNOVER_SECONDS + cost.setup_seconds + first
             heapq.heappush(events, (ready, len(done)))
             running[len(done)] = cost.share
@@ -193,7 +199,7 @@ def play(
             del running[number]
             start()
         else:
-            heapq.heappush(events, (now + cost.epoch_seconds + cost.write_seconds, number))
+            heapq.heappush(events, (now + seconds(number, done[number] + 1), number))
     return Played(
         drawn=tuple(drawn[: len(done)]),
         seconds=now,

@@ -9,27 +9,28 @@ import gc
 import os
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
+import ray
 import torch
 from ray import tune
 
-from tuner.checkpoint import Checkpoint, load_history, load_state, save_checkpoint, save_state
+from tuner.checkpoint import load_state
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.errors import StorageError
-from tuner.files import replacing
+from tuner.search.notices import NoticeBoard, NoticeReader
+from tuner.search.saving import Saver, restore_files
 from tuner.search.slots import Share
 from tuner.sources import Images
 from tuner.storage import AnyPath, to_path
 from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.training.compilation import CompileMode
-from tuner.trial import TrialState, kept_row, read_status, write_history
+from tuner.trial import read_status
 from tuner.weights import Start, start_key
 
 TRACEBACK_LINES = 30
@@ -50,44 +51,74 @@ class SupersededError(Exception):
 def train_trial(
     params: dict[str, Any],
     *,
+    board: NoticeBoard,
     data: dict[str, Any],
     starts: dict[str, Any],
     epoch_seconds: float | None = None,
     compile_mode: CompileMode = "never",
+    save_seconds: float = 10.0,
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
     Goes on from the trial's saved state, if there is one. The last report holds ``outcome``:
-    ``completed``, ``diverged``, ``stopped``, ``out_of_memory`` or ``failed``. An error of the
-    training itself is such an outcome: all that the engine sees raised, and tries again, is a
-    worker that was lost.
+    ``completed``, ``diverged``, ``stopped``, ``interrupted``, ``out_of_memory`` or ``failed``. An
+    error of the training itself is such an outcome: all that the engine sees raised, and tries
+    again, is a worker that was lost.
 
     Args:
-        params: ``path``, the trial's folder, ``config``, its plain configuration, ``attempt``, the
-            number of this taking up, and its share of the node, ``cpus`` and ``gpus``.
+        params: What ``Conductor.start`` returned.
+        board: Where the driver's notice is found.
         data: What ``pack`` gave.
         starts: What ``pack_starts`` gave.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
         compile_mode: See ``tuner.training.compilation``.
+        save_seconds: See ``Saver``.
     """
     share = Share(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(share.threads)
+    reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     outcome: dict[str, str] = {}
     for micro_batches in (1, 2):
         free_memory()
         try:
+            path = to_path(params["path"])
+            history = restore_files(path)
+            if reader.look().is_ending:
+                outcome = _interrupted(len(history), reader)
+                break
             device = find_device()
             limit_memory(share, device)
             config = TrialConfig.from_dict(params["config"])
             splits = unpack(data, device)
             start = unpack_start(starts, config.model)
-            path = to_path(params["path"])
-            if epoch_seconds is not None and not load_history(path / "state.safetensors"):
+            if epoch_seconds is not None and not history:
                 _refuse_slow(config, splits, device, start, micro_batches, epoch_seconds)
-            state = _train(
-                config, splits, device, path, params["attempt"], start, micro_batches, compile_mode
+            saver = Saver(
+                path,
+                config.model,
+                splits,
+                history,
+                seconds=save_seconds,
+                check=partial(_refuse_successor, path, params["attempt"]),
             )
-            outcome = {"outcome": state}
+            epochs = train(
+                config,
+                splits,
+                device,
+                start=start,
+                state=load_state(path / "state.safetensors") if history else None,
+                epochs_done=len(history),
+                micro_batches=micro_batches,
+                compile_mode=compile_mode,
+                should_stop=reader.is_over,
+            )
+            # The engine may end a trial between two epochs, by SystemExit out of report();
+            # closing() then frees what train() holds before the next trial starts in this process.
+            with saver, contextlib.closing(epochs):
+                for row in history[params["known"] :]:
+                    # Its worker was lost after it had saved them, and not heard.
+                    tune.report(asdict(row))
+                outcome = _follow(epochs, saver, reader, params["judged"], config.epochs)
         except SupersededError:
             raise
         except TooSlowError as error:
@@ -110,55 +141,63 @@ def train_trial(
     tune.report(outcome)
 
 
-def _train(
-    config: TrialConfig,
-    splits: Splits,
-    device: torch.device,
-    path: AnyPath,
-    attempt: int,
-    start: Start | None,
-    micro_batches: int,
-    compile_mode: CompileMode,
-) -> TrialState:
-    """Train to the end, or to a divergence, from where the trial's folder has come to."""
-    saved = path / "state.safetensors"
-    history = load_history(saved)
-    if history:
-        # Told again: the worker may have been lost between saving and reporting it.
-        tune.report(asdict(history[-1]))
-    epochs = train(
-        config,
-        splits,
-        device,
-        start=start,
-        state=load_state(saved) if history else None,
-        epochs_done=len(history),
-        micro_batches=micro_batches,
-        compile_mode=compile_mode,
-    )
-    # The engine may end a trial between two epochs, by SystemExit out of report(); closing() then
-    # frees what train() holds before the next trial starts in this process.
-    with contextlib.closing(epochs):
-        for epoch in epochs:
-            _refuse_successor(path, attempt)
-            history.append(epoch.figures)
-            if kept_row(history, is_val_seen=splits.is_val_seen) is epoch.figures:
-                save_epoch(path, epoch, config, splits)
-            # First, so that no epoch is missing here that a saved state has left behind.
-            write_history(path, history)
-            if epoch.is_finite:
-                save_state(saved, epoch.learner.state(), history)
-            tune.report(asdict(epoch.figures) | {"num_parameters": epoch.num_parameters})
-            if not epoch.is_finite:
-                return "diverged"
-    return "completed"
+def _follow(
+    epochs: Iterable[Epoch],
+    saver: Saver,
+    reader: NoticeReader,
+    judged: Collection[int],
+    num_epochs: int,
+) -> dict[str, str]:
+    """Report and save the epochs of a trial, and return how it ended.
+
+    When the engine stops a trial, nothing that follows its report is sure to happen. So an epoch
+    that may be judged is on disk before it is reported; all else that ends a trial, the worker does
+    itself, and saves first.
+
+    Args:
+        epochs: Those that follow ``saver.history``.
+        saver: Writes them.
+        reader: Of the driver's notice.
+        judged: The epochs after which the trial may be stopped.
+        num_epochs: Of the whole training.
+    """
+    for epoch in epochs:
+        saver.keep(epoch)
+        number = epoch.figures.epoch
+        if number in judged or number == num_epochs or not epoch.is_finite:
+            saver.save()
+        else:
+            saver.save_if_due()
+        tune.report(
+            asdict(epoch.figures)
+            | {"num_parameters": epoch.num_parameters, "execution": epoch.execution}
+        )
+        if not epoch.is_finite:
+            return {"outcome": "diverged"}
+        if number == num_epochs:
+            break
+        if reader.look().is_ending:
+            break
+        if reader.is_leaving:
+            saver.save()
+            # The engine ends this worker now.
+            tune.report({"saved": number})
+    saver.save()
+    if len(saver.history) < num_epochs:
+        return _interrupted(len(saver.history), reader)
+    return {"outcome": "completed"}
+
+
+def _interrupted(num_epochs: int, reader: NoticeReader) -> dict[str, str]:
+    cut = ", when the budget was spent" if reader.is_over() else ""
+    return {"outcome": "interrupted", "reason": f"after epoch {num_epochs}{cut}"}
 
 
 def _refuse_successor(path: AnyPath, attempt: int) -> None:
     """Keep a worker that was taken for lost from writing over what its successor has written.
 
     Such a worker, on a machine that slept or was cut off, is heard by nobody any more, and waits in
-    its next report until it is ended; but before that it would save one epoch.
+    its next report until it is ended; but before that it would save an epoch.
     """
     status = read_status(path)
     if status is None or status.attempts != attempt:
@@ -216,21 +255,6 @@ def _pass_over_imports() -> None:
 def first_line(error: Exception) -> str:
     """Give the first line of an error's words."""
     return (str(error).splitlines() or [""])[0]
-
-
-def save_epoch(path: AnyPath, epoch: Epoch, config: TrialConfig, splits: Splits) -> None:
-    """Keep an epoch's weights and validation probabilities in the trial's folder."""
-    checkpoint = Checkpoint(
-        model=config.model,
-        epoch=epoch.figures.epoch,
-        classes=splits.classes,
-        image_shape=splits.image_shape,
-        mean=epoch.mean,
-        std=epoch.std,
-    )
-    save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
-    with replacing(path / "val_probs.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, epoch.val_probs.numpy().astype(np.float16))
 
 
 def pack(splits: Splits) -> dict[str, Any]:

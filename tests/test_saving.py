@@ -1,0 +1,261 @@
+"""What a trial's files hold, whenever its worker is killed."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tuner.checkpoint import load_checkpoint, load_history, load_progress, load_state
+from tuner.config import ModelConfig, Sgd, TrialConfig
+from tuner.data import Splits
+from tuner.search import saving
+from tuner.search.saving import Saver, restore_files
+from tuner.train import Epoch, train
+from tuner.trial import EpochRow, kept_row, read_history
+
+CPU = torch.device("cpu")
+CONFIG = TrialConfig(
+    model=ModelConfig("cnn", {"stages": 2, "width": 8}),
+    epochs=6,
+    seed=3,
+    batch_size=64,
+    optimizer=Sgd(lr=0.1),
+)
+
+
+def saver_of(path: Path, splits: Splits, history: list[EpochRow], **options: Any) -> Saver:
+    return Saver(path, CONFIG.model, splits, history, **options)
+
+
+def epochs_of(splits: Splits, **options: Any) -> contextlib.closing[Any]:
+    return contextlib.closing(train(CONFIG, splits, CPU, **options))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def assert_one_moment(path: Path, splits: Splits) -> None:
+    """Check that all of a trial's files tell of the epochs of its saved state."""
+    history = load_history(path / "state.safetensors")
+    assert read_history(path) == history
+    best = kept_row(history, is_val_seen=splits.is_val_seen)
+    assert best is not None
+    assert load_checkpoint(path / "checkpoint.safetensors")[1].epoch == best.epoch
+    probs = np.load(path / "val_probs.npy").astype(np.float32)
+    accuracy = (probs.argmax(axis=1) == splits.val.labels.numpy()).mean()
+    assert accuracy == pytest.approx(best.val_accuracy, abs=1 / len(splits.val))
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.fixture
+def kill_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give a function after which nothing is written but so many files more."""
+    left = 10**9
+    replace_file = Path.replace
+
+    def counted(path: Path, target: Path) -> Path:
+        nonlocal left
+        if left == 0:
+            raise KilledError
+        left -= 1
+        return replace_file(path, target)
+
+    def kill(num_files: int) -> None:
+        nonlocal left
+        left = num_files
+
+    monkeypatch.setattr(Path, "replace", counted)
+    yield kill
+    left = 10**9
+
+
+def test_a_training_goes_on_from_any_moment_to_the_same_numbers(
+    digits: Splits, tmp_path: Path, kill_after: Any
+) -> None:
+    with epochs_of(digits) as epochs:
+        whole = [epoch.figures for epoch in epochs]
+    # Before each file of the second write.
+    for num_files in range(5):
+        path = tmp_path / str(num_files)
+        saver = saver_of(path, digits, [])
+        with contextlib.suppress(KilledError), saver, epochs_of(digits) as epochs:
+            for epoch in epochs:
+                saver.keep(epoch)
+                if epoch.figures.epoch == 2:
+                    saver.save()
+                if epoch.figures.epoch == 4:
+                    kill_after(num_files)
+                    saver.save()
+        kill_after(10**9)
+        history = restore_files(path)
+        assert len(history) == (2 if num_files == 0 else 4)
+        assert_one_moment(path, digits)
+        before = contents(path)
+        restore_files(path)
+        assert contents(path) == before
+        saver = saver_of(path, digits, history)
+        state = load_state(path / "state.safetensors")
+        with saver, epochs_of(digits, state=state, epochs_done=len(history)) as epochs:
+            for epoch in epochs:
+                saver.keep(epoch)
+            saver.save()
+        assert_one_moment(path, digits)
+        losses = [(row.train_loss, row.val_loss, row.val_accuracy) for row in saver.history]
+        assert losses == [(row.train_loss, row.val_loss, row.val_accuracy) for row in whole]
+
+
+def test_what_is_written_does_not_change_with_the_training(digits: Splits, tmp_path: Path) -> None:
+    held = threading.Event()
+
+    def wait() -> None:
+        assert held.wait(60)
+
+    with (
+        saver_of(tmp_path, digits, [], seconds=0, check=wait) as saver,
+        epochs_of(digits) as epochs,
+    ):
+        state: dict[str, torch.Tensor] = {}
+        for epoch in epochs:
+            saver.keep(epoch)
+            if epoch.figures.epoch == 1:
+                state = {name: t.clone() for name, t in epoch.learner.state().items()}
+            # The first one begins a write; while it is under way, the others are passed over.
+            saver.save_if_due()
+            assert not saver.is_saved
+            if epoch.figures.epoch == 3:
+                break
+        first = saver._writing
+        held.set()
+        assert first is not None
+        first.result()
+        assert len(load_history(tmp_path / "state.safetensors")) == 1
+        torch.testing.assert_close(
+            load_state(tmp_path / "state.safetensors"), state, rtol=0, atol=0
+        )
+        saver.save()
+        assert saver.is_saved
+        assert len(load_history(tmp_path / "state.safetensors")) == 3
+    assert_one_moment(tmp_path, digits)
+
+
+def test_an_epoch_is_saved_when_the_next_one_would_come_too_late(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 100.0
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock)
+    with epochs_of(digits) as epochs:
+        first = next(epochs)
+        with saver_of(tmp_path, digits, [], seconds=10) as saver:
+            saved = []
+            for number, seconds in enumerate([4, 4, 4, 4, 1, 20, 1], 1):
+                clock += seconds
+                row = replace(first.figures, epoch=number, seconds=float(seconds))
+                saver.keep(replace(first, figures=row))
+                saver.save_if_due()
+                if saver._writing is not None:
+                    saver._finish()
+                    saved.append(number)
+    # After 8 s a third epoch of 4 s would end at 12; an epoch of 20 s is saved, however short ago.
+    assert saved == [2, 4, 6]
+
+
+def test_an_epoch_that_diverged_is_told_and_not_gone_on_from(
+    digits: Splits, tmp_path: Path
+) -> None:
+    with saver_of(tmp_path, digits, []) as saver, epochs_of(digits) as epochs:
+        epoch: Epoch = next(epochs)
+        saver.keep(epoch)
+        lost = replace(epoch.figures, epoch=2, val_loss=float("nan"))
+        saver.keep(replace(epoch, figures=lost))
+        saver.save()
+    assert [row.epoch for row in read_history(tmp_path)] == [1, 2]
+    assert len(load_history(tmp_path / "state.safetensors")) == 1
+    assert restore_files(tmp_path) == [epoch.figures]
+    assert_one_moment(tmp_path, digits)
+
+
+def test_an_error_of_the_training_leaves_the_newest_epoch_on_disk(
+    digits: Splits, tmp_path: Path
+) -> None:
+    def train_and_fail() -> None:
+        with saver_of(tmp_path, digits, []) as saver, epochs_of(digits) as epochs:
+            saver.keep(next(epochs))
+            saver.keep(next(epochs))
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train_and_fail()
+    assert len(load_history(tmp_path / "state.safetensors")) == 2
+    assert_one_moment(tmp_path, digits)
+
+
+def test_an_error_of_the_thread_reaches_the_training(digits: Splits, tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise OSError("the disk is full")
+
+    def train_on() -> None:
+        with (
+            saver_of(tmp_path, digits, [], seconds=0, check=refuse) as saver,
+            epochs_of(digits) as epochs,
+        ):
+            for epoch in epochs:
+                saver.keep(epoch)
+                saver.save_if_due()
+                time.sleep(0.1)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        train_on()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_that_found_no_memory_is_not_written(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*unused: object) -> None:
+        raise torch.OutOfMemoryError
+
+    def train_on() -> None:
+        with saver_of(tmp_path, digits, []) as saver, epochs_of(digits) as epochs:
+            saver.keep(next(epochs))
+            saver.save()
+            monkeypatch.setattr(torch, "_foreach_copy_", fail)
+            saver.keep(next(epochs))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train_on()
+    assert len(restore_files(tmp_path)) == 1
+
+
+def test_a_state_of_an_earlier_version_is_gone_on_from(digits: Splits, tmp_path: Path) -> None:
+    with saver_of(tmp_path, digits, []) as saver, epochs_of(digits) as epochs:
+        saver.keep(next(epochs))
+        saver.save()
+    path = tmp_path / "state.safetensors"
+    saving.save_state(path, load_state(path), load_history(path))
+    history, kept = load_progress(path)
+    assert kept is None
+    before = contents(tmp_path)
+    assert restore_files(tmp_path) == history
+    assert contents(tmp_path) == before
+
+
+def test_files_without_a_state_belong_to_a_training_that_begins_anew(
+    digits: Splits, tmp_path: Path
+) -> None:
+    with saver_of(tmp_path, digits, []) as saver, epochs_of(digits) as epochs:
+        saver.keep(next(epochs))
+        saver.save()
+    (tmp_path / "state.safetensors").unlink()
+    assert restore_files(tmp_path) == []
+    assert not list(tmp_path.iterdir())
