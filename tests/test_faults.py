@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -21,8 +22,10 @@ from rich.console import Console
 from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants
 from tests.benchmarks.promises import FIGURES, flaws
+from tuner.checkpoint import load_history
 from tuner.config import DataConfig
 from tuner.data import load_splits
+from tuner.errors import NoUsableTrials
 from tuner.run import Run
 from tuner.search import driver
 from tuner.search.request import SearchRequest
@@ -43,8 +46,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def begin(folder: Path, *options: str, trials: int = 3) -> Search:
+    """Begin a search that saves, unless ``options`` say otherwise, each epoch."""
     arguments = ("--space", "space.yaml", "--name", "run", "--scheduler", "none")
-    return Search(folder, *arguments, "--trials", str(trials), *options)
+    saving = ("--save-seconds", "0")
+    return Search(folder, *arguments, *saving, "--trials", str(trials), *options)
 
 
 def run_in(folder: Path) -> Run:
@@ -115,6 +120,24 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_last_epoch(folder: Path
     assert second.status.state == "completed"
 
 
+def test_epochs_between_two_saves_are_trained_again_after_a_kill(folder: Path) -> None:
+    with begin(
+        folder, "--concurrent", "1", "--save-seconds", "1", "--epochs", "24", trials=1
+    ) as search:
+        wait_until(lambda: history_in(folder, 0))
+        # Epochs take 0.3 s: some end unsaved before this.
+        time.sleep(0.8)
+        kill_workers(search)
+        before = load_history(folder / "runs" / "run" / "trials" / "0000" / "state.safetensors")
+        at = time.time()
+        assert search.wait(180) == 0, search.errors
+    (trial,) = run_in(folder).trials()
+    assert_trained_as_without_a_fault(trial, before)
+    assert 0 < at - before[-1].time < 5
+    assert f"trial 0 completed · {len(trial.history)} epochs" in search.errors
+    assert trial.status.attempts == 2
+
+
 def test_a_trial_that_loses_too_many_workers_fails_and_the_search_goes_on(folder: Path) -> None:
     with begin(folder, "--concurrent", "1", "--max-failures", "1", trials=2) as search:
         for num_epochs in (2, 4):
@@ -180,7 +203,9 @@ def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
     assert run.record.status == "interrupted"
     for trial in run.trials():
         assert trial.status.state in ("interrupted", "completed")
-        assert len(trial.history) <= before[trial.number] + 1
+        # The files may be an epoch behind.
+        assert len(trial.history) <= before[trial.number] + 2
+        assert [*flaws(trial)] == []
         assert trial.state.exists() == (trial.status.state == "interrupted")
     command = search.errors.partition("Go on with: cifar-tune ")[2].strip()
     again = subprocess.run(
@@ -207,18 +232,100 @@ def test_a_second_signal_ends_the_search_at_once_and_it_can_be_resumed(folder: P
     assert_trained_as_without_a_fault(run.trial(0), before)
 
 
-def test_a_time_budget_lets_running_trials_finish_their_epoch(folder: Path) -> None:
-    # Longer than workers take to start, and far less than the epochs: it is spent in mid-trial.
-    with begin(folder, "--time-budget", "20s", "--epochs", "500", trials=12) as search:
+NET = """
+import os
+import time
+
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+    def forward(self, images):
+        time.sleep(float(os.environ["FORWARD_SECONDS"]))
+        return self.head(images)
+"""
+SLOW = """
+dataset: digits
+search: {trials: 8, epochs: 9, grace: 9, sampler: random}
+space:
+  batch_size: 128
+  model: {custom: {path: net.py, name: Net}}
+  optimizer: {sgd: {lr: {float: [0.01, 0.3], log: true}}}
+"""
+
+
+def seconds_after_the_budget(run: Run) -> float:
+    """Return how long after the end of its budget the last trial of a run ended."""
+    last = max(datetime.fromisoformat(trial.status.finished) for trial in run.trials())
+    after = datetime.fromisoformat(run.record.finished) - last
+    assert run.record.budget_seconds is not None
+    return run.record.active_seconds - after.total_seconds() - run.record.budget_seconds
+
+
+@pytest.fixture
+def slow_folder(tmp_path: Path) -> Path:
+    """Give a folder with a space whose network takes ``FORWARD_SECONDS`` for each batch."""
+    (tmp_path / "space.yaml").write_text(SLOW)
+    (tmp_path / "net.py").write_text(NET)
+    return tmp_path
+
+
+def test_a_time_budget_cuts_running_epochs_at_a_step(
+    slow_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An epoch has ten steps and a batch of validation images.
+    monkeypatch.setenv("FORWARD_SECONDS", "1.0")
+    with begin(slow_folder, "--time-budget", "33s", "--concurrent", "2") as search:
         assert search.wait(90) == 0, search.errors
-    run = run_in(folder)
+    run = run_in(slow_folder)
     assert run.record.status == "finished"
-    assert (run.record.budget_seconds, run.record.budget_gpu_hours) == (20.0, None)
+    assert (run.record.budget_seconds, run.record.budget_gpu_hours) == (33.0, None)
     assert "budget is spent" in search.errors
+    assert seconds_after_the_budget(run) < 3
     trials = run.trials()
-    assert len(trials) < 12
-    assert {trial.status.state for trial in trials} == {"interrupted"}
-    assert all(trial.history for trial in trials), "a running trial finishes its epoch"
+    assert len(trials) == 2
+    before = []
+    for trial in trials:
+        num_epochs = len(trial.history)
+        assert trial.status.state == "interrupted"
+        assert trial.status.reason == f"after epoch {num_epochs}, when the budget was spent"
+        assert load_history(trial.state) == list(trial.history)
+        assert trial.is_usable == bool(num_epochs)
+        before.append(trial.history)
+    assert any(before)
+    shown = subprocess.run(
+        [str(PROGRAM), "leaderboard", "--storage", "runs"], cwd=slow_folder, capture_output=True
+    )
+    assert shown.returncode == 0
+    monkeypatch.setenv("FORWARD_SECONDS", "0.01")
+    more = ("--resume", "--name", "run", "--time-budget", "1h", "--trials", "2")
+    with Search(slow_folder, *more) as search:
+        assert search.wait(200) == 0, search.errors
+    for trial, kept in zip(run_in(slow_folder).trials(), before, strict=True):
+        assert trial.status.state == "completed"
+        assert trial.history[: len(kept)] == kept
+        assert [*flaws(trial)] == []
+
+
+def test_a_budget_that_ends_before_the_first_epoch_leaves_trials_to_begin_anew(
+    slow_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARD_SECONDS", "2.0")
+    with begin(slow_folder, "--time-budget", "18s", "--concurrent", "1") as search:
+        code = search.wait(90)
+    assert code == NoUsableTrials.exit_code, search.errors
+    (trial,) = run_in(slow_folder).trials()
+    assert (trial.status.state, trial.history) == ("interrupted", ())
+    assert {file.name for file in trial.path.iterdir()} == {"config.json", "status.json"}
+    for command in (["leaderboard"], ["show", "run", "0"], ["runs"]):
+        shown = subprocess.run(
+            [str(PROGRAM), *command, "--storage", "runs"], cwd=slow_folder, capture_output=True
+        )
+        assert shown.returncode == 0, shown.stderr
 
 
 STATES = """
