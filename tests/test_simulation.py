@@ -112,12 +112,9 @@ def test_asha_stops_about_two_of_three_at_its_first_rung() -> None:
 
 
 @given(costs, st.floats(5, 500))
-def test_a_budget_of_time_ends_the_search_after_the_epochs_that_run(
-    costs: list[TrialCost], limit: float
-) -> None:
+def test_a_budget_of_time_ends_the_search_on_time(costs: list[TrialCost], limit: float) -> None:
     came = played(costs, 2, seconds=limit)
-    longest = max(c.setup_seconds + c.epoch_seconds + c.write_seconds for c in costs)
-    assert came.seconds <= limit + longest + TURNOVER_SECONDS
+    assert came.seconds <= limit
     assert came.seconds >= min(limit, played(costs, 2).seconds) - 1e-6
 
 

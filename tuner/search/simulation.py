@@ -187,6 +187,10 @@ def play(
         now, number = heapq.heappop(events)
         cost = costs[drawn[number]]
         is_ended = cost.is_misfit
+        if now > budget.seconds:
+            # The epoch is cut off, and does not count.
+            now = budget.seconds
+            is_ended = True
         if not is_ended:
             done[number] += 1
             training += cost.epoch_seconds
