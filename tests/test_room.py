@@ -97,3 +97,11 @@ def test_trials_of_other_shares_wait_too(growing: list[dict[str, float]]) -> Non
     assert room.takes_another([small] * 2)
     assert room.takes_another([large] * 2)
     assert not room.takes_another([large] * 3)
+
+
+def test_a_line_of_several_workers_is_told_once(pretended_nodes: list[dict[str, float]]) -> None:
+    said: list[str] = []
+    room = Room(plan_slots(Resources(gpus=0.5)), said.append)
+    for line in ("On a, they take turns.", "On b, they take turns.", "On a, they take turns."):
+        room.tell_once(line)
+    assert said == ["On a, they take turns.", "On b, they take turns."]

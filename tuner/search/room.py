@@ -43,6 +43,7 @@ class Room:
         """The shares that no node has, as it is now."""
         self._awaited: set[Share] = set()
         self._autoscaler = ""
+        self._told: set[str] = set()
         self.refused: list[str] = []
         self.count = slots.count
 
@@ -77,6 +78,12 @@ class Room:
             table = table_of_versions(versions_here(), [node])
             reason = f", for it has not the versions of this machine:\n{table}"
         self._tell(f"A node that joined gets no trials{reason}")
+
+    def tell_once(self, line: str) -> None:
+        """Tell the user what several workers of a node have to say."""
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)
 
     @property
     def closing(self) -> tuple[str, ...]:

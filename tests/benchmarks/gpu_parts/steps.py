@@ -2,8 +2,8 @@
 
 All ways of a network take turns, an epoch each. The captured ways train epochs of all images, the
 eager ones of the first ``EAGER_STEPS`` steps' images; each epoch ends with a validation of a few
-images. In one way it is of all, and the trial is saved as the product saves it. The bare step is the captured graph replayed without anything around
-it. Ratios are taken within a round.
+images. In one way it is of all, and the trial is saved as the product saves it. The bare step is
+the captured graph replayed without anything around it. Ratios are taken within a round.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tuner.search.saving import Saver
 
 from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings, ratios, spread
 from tests.benchmarks.gpu_parts.cases import CASES, EPOCHS, TINY, Case
@@ -27,6 +26,7 @@ from tuner.data import Splits
 from tuner.device import compute_dtype, find_device
 from tuner.models import FitsImages, build_model
 from tuner.optim import WeightAverage, make_optimizer
+from tuner.search.saving import Saver
 from tuner.train import FIT_IMAGES, Epoch
 from tuner.training.device_step import DeviceSteps
 from tuner.training.learner import Learner
