@@ -1,12 +1,14 @@
 """What a worker sees to before it trains."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tuner.remote import Remote
-from tuner.search import worker
-from tuner.search.worker import problem_with
+from tuner.search import mps, worker
+from tuner.search.device_fault import DeviceFaultError
+from tuner.search.worker import marking_fault, problem_with, share_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +32,19 @@ def test_a_worker_sees_a_trial_in_a_store(bucket: Remote) -> None:
 
 def test_a_worker_that_lacks_what_a_store_takes_says_what_it_needs() -> None:
     assert "there is no such kind of storage" in problem_with("nonsense://bucket/run")
+
+
+def test_a_trial_goes_on_by_turns_after_a_device_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mps, "DEVICE_FILES", ())
+    mps.join.cache_clear()
+    monkeypatch.setenv(mps.PIPE, "/tmp/nvidia-mps")
+    with pytest.raises(ValueError, match="a bug"), marking_fault(tmp_path):
+        raise ValueError("a bug")
+    assert share_gpu(tmp_path) == mps.Sharing(how="by turns"), "a machine without a GPU"
+    assert os.environ[mps.PIPE] == "/tmp/nvidia-mps"
+    with pytest.raises(DeviceFaultError), marking_fault(tmp_path):
+        raise DeviceFaultError("an illegal memory access was encountered")
+    assert share_gpu(tmp_path) is None
+    assert os.environ[mps.PIPE] == str(mps.find_folder() / "none")

@@ -5,6 +5,8 @@ Nothing here needs PyTorch, which a node that joined in mid-search may lack.
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,11 +14,16 @@ import ray
 from ray import tune
 
 from tuner.errors import UsageError
+from tuner.files import write_text
+from tuner.search import mps
+from tuner.search.device_fault import DeviceFaultError
 from tuner.search.nodes import versions_here
-from tuner.storage import to_path
+from tuner.storage import AnyPath, to_path
 
 SEEN_SECONDS = 10.0
 """A folder that several machines share may show a new file later on some of them."""
+FAULT = "device_fault"
+"""In the folder of a trial in whose process a GPU failed."""
 
 
 class UnfitNodeError(Exception):
@@ -42,7 +49,8 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped:
 
     The first report holds ``node``, Ray's identifier of it. Of a node that has not the driver's
     versions it holds ``host`` and ``versions`` besides, of one that does not see the trial's folder
-    ``host`` and ``problem``.
+    ``host`` and ``problem``. It holds ``turns``, a line for the user, where trials that share a GPU
+    take turns on the node.
 
     Args:
         params: Of ``train_trial``.
@@ -51,6 +59,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped:
 
     Raises:
         UnfitNodeError: Where the node cannot run trials, so that this worker gets no other one.
+        DeviceFaultError: Where this process cannot use its GPU any more, likewise.
     """
     where = {"node": ray.get_runtime_context().get_node_id()}
     there = versions_here()
@@ -61,10 +70,58 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped:
     if problem := problem_with(params["path"]):
         tune.report(where | {"host": platform.node(), "problem": problem})
         raise UnfitNodeError(problem)
+    folder = to_path(params["path"])
+    sharing = share_gpu(folder) if 0 < params["gpus"] < 1 else None
+    if sharing and sharing.how == "by turns" and sharing.reason:
+        where["turns"] = f"On {platform.node()}, {sharing}."
     tune.report(where)
     from tuner.search.trainable import train_trial
 
-    train_trial(params, **shipped)
+    with marking_fault(folder):
+        if sharing and sharing.how == "side by side":
+            refuse_missing_gpu()
+        train_trial(params, **shipped)
+
+
+def share_gpu(folder: AnyPath) -> mps.Sharing | None:
+    """Have this process use its GPU beside others, if the node can.
+
+    Under MPS a device fault ends the processes of all trials on the GPU, and none of them can tell
+    whose it was. Each goes on by turns, where a second one is its own and harms nobody else.
+
+    Args:
+        folder: Of the trial.
+
+    Returns:
+        ``None`` for such a trial.
+    """
+    if (folder / FAULT).exists():
+        mps.stay_apart()
+        return None
+    return mps.join()
+
+
+@contextmanager
+def marking_fault(folder: AnyPath) -> Iterator[None]:
+    """Leave a mark in a trial's folder if a device fault ends the block."""
+    try:
+        yield
+    except DeviceFaultError:
+        write_text(folder / FAULT, "")
+        raise
+
+
+def refuse_missing_gpu() -> None:
+    """Make sure that PyTorch sees the GPU that this process has just joined others on.
+
+    Raises:
+        DeviceFaultError: If not: a server in trouble looks like no GPU, and a CPU would be trained
+            on instead.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceFaultError("the MPS server has refused this process")
 
 
 def problem_with(folder: str) -> str:
