@@ -14,6 +14,7 @@ import ray
 from tuner.config import DataConfig, Resources
 from tuner.data import load_splits
 from tuner.errors import ClusterError, TunerError
+from tuner.search import mps
 from tuner.search.cluster import connected
 from tuner.search.growth import growth
 from tuner.search.nodes import (
@@ -76,7 +77,12 @@ def examine(
 
 def describe_node() -> dict[str, Any]:
     """Describe the node that this runs on."""
-    return {"versions": versions_here(), "gpus": _gpus(), "torch_gpus": _torch_gpus()}
+    return {
+        "versions": versions_here(),
+        "gpus": _gpus(),
+        "torch_gpus": _torch_gpus(),
+        "sharing": mps.examine(),
+    }
 
 
 def _gpus() -> list[str]:
@@ -137,6 +143,12 @@ def _node(answer: Answer) -> Finding:
             text=f"{text}; Ray does not offer the {usable} GPUs that PyTorch finds",
             mend=f"Start Ray there with --num-gpus {usable}.",
         )
+    sharing: mps.Sharing = answer.value["sharing"]
+    if num_gpus and (sharing.how == "side by side" or sharing.reason):
+        text += f"; {sharing}"
+    if num_gpus and sharing.is_broken:
+        mend = f"Mend MPS there, or set {mps.SWITCH}=0 where Ray is started, to do without."
+        return Finding(level="warning", about=about, text=text, mend=mend)
     return Finding(level="ok", about=about, text=text)
 
 
