@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from tuner.config import DataConfig
+from tuner.search import doctor, mps
 from tuner.search.cluster import TOKEN_ADVICE, _why_not
 from tuner.search.doctor import Finding, examine
+from tuner.search.nodes import Answer
 
 pytestmark = pytest.mark.ray
 
@@ -63,3 +65,28 @@ def test_a_token_that_is_not_the_clusters_is_explained() -> None:
     assert _why_not(error) == TOKEN_ADVICE
     bare = ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:35143")
     assert _why_not(bare).endswith(TOKEN_ADVICE)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "level", "words"),
+    [
+        (mps.Sharing(how="side by side"), "ok", "run side by side (MPS)"),
+        (mps.Sharing(how="by turns", reason="it is not installed"), "ok", "take turns: it is not"),
+        (
+            mps.Sharing(how="by turns", reason="it does not start", is_broken=True),
+            "warning",
+            "take turns: it does not start",
+        ),
+        (mps.Sharing(how="by turns"), "ok", "1 CPUs, 2 GPUs (one; other), 4 GB of memory"),
+    ],
+)
+def test_a_node_with_gpus_says_how_trials_share_them(
+    sharing: mps.Sharing, level: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = {"NodeID": "ab", "Resources": {"CPU": 1.0, "GPU": 2.0, "memory": 4e9}}
+    monkeypatch.setattr(doctor, "alive_nodes", lambda: [node])
+    value = {"gpus": ["one", "other"], "torch_gpus": 2, "sharing": sharing}
+    finding = doctor._node(Answer(node="ab", host="here", value=value))
+    assert finding.level == level
+    assert words in finding.text
+    assert ("CIFAR_TUNE_MPS=0" in finding.mend) == sharing.is_broken
