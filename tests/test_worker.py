@@ -48,3 +48,7 @@ def test_a_trial_goes_on_by_turns_after_a_device_fault(
         raise DeviceFaultError("an illegal memory access was encountered")
     assert share_gpu(tmp_path) is None
     assert os.environ[mps.PIPE] == str(mps.find_folder() / "none")
+    monkeypatch.setattr(mps, "DEVICE_FILES", (Path("/dev/null"),))
+    mps.join.cache_clear()
+    assert not share_gpu(tmp_path / "next").reason, "the process stays apart, and says nothing"
+    mps.join.cache_clear()

@@ -80,7 +80,7 @@ class Sharing:
 
     how: Literal["side by side", "by turns"]
     reason: str = ""
-    """Why by turns; empty on a node without a GPU of NVIDIA's."""
+    """Why by turns; empty without a GPU of NVIDIA's, or in a process that stays apart."""
     is_broken: bool = False
     """MPS is installed, and does not work."""
     pipe: str | None = None
@@ -128,6 +128,9 @@ def examine() -> Sharing:
 def _share(environment: Mapping[str, str], stack: contextlib.ExitStack) -> Sharing:
     """Find or start a daemon and be its client for a moment; ``stack`` gets the lock on it."""
     if not any(file.exists() for file in DEVICE_FILES):
+        return Sharing(how="by turns")
+    if environment.get(PIPE) == _nowhere():
+        # This process stays apart, whatever it trains next.
         return Sharing(how="by turns")
     if environment.get(SWITCH) == "0":
         return Sharing(how="by turns", reason=f"{SWITCH} is 0", pipe=_nowhere())
