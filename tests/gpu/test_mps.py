@@ -17,9 +17,10 @@ from tuner.search import mps
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.timeout(120),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-CLIENT_SECONDS = 120
+CLIENT_SECONDS = 30
 
 CLIENT = """
 import sys
@@ -42,7 +43,13 @@ for line in sys.stdin:
         if line == "fault\\n":
             # An index out of range trips an assertion on the device.
             torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")].sum().item()
-        print(work(), flush=True)
+        if line == "queue\\n":
+            tensor = torch.zeros(4096, 4096, device="cuda")
+            for _ in range(1000):
+                tensor = tensor @ tensor
+            print("queued", flush=True)
+        else:
+            print(work(), flush=True)
     except RuntimeError as error:
         kind = "fault" if is_device_fault(error) else "error"
         print(kind, str(error).splitlines()[0], flush=True)
@@ -69,6 +76,10 @@ class Client:
     def read(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def end(self) -> None:
         try:
@@ -162,6 +173,16 @@ def test_a_fault_is_told_by_all_it_reaches_and_new_clients_are_served(
     if answer != "512":
         neighbour.end()
     assert start_client().tell("work") == "512"
+
+
+def test_a_client_that_is_killed_at_work_harms_no_other(
+    start_client: Callable[[], Client],
+) -> None:
+    killed, neighbour = start_client(), start_client()
+    assert killed.tell("queue") == "queued"
+    killed.kill()
+    assert neighbour.tell("work") == "512", logs()
+    assert start_client().tell("work") == "512", logs()
 
 
 def test_a_kernel_that_fails_is_found_where_the_words_do_not_tell() -> None:
