@@ -23,6 +23,7 @@ from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.errors import StorageError
+from tuner.search.device_fault import DeviceFaultError, is_device_fault
 from tuner.search.notices import NoticeBoard, NoticeReader
 from tuner.search.saving import Saver, restore_files
 from tuner.search.slots import Share
@@ -111,6 +112,7 @@ def train_trial(
                 micro_batches=micro_batches,
                 compile_mode=compile_mode,
                 should_stop=reader.is_over,
+                budget_seconds=params["budget_seconds"],
             )
             # The engine may end a trial between two epochs, by SystemExit out of report();
             # closing() then frees what train() holds before the next trial starts in this process.
@@ -131,6 +133,9 @@ def train_trial(
                 outcome = {"outcome": "out_of_memory", "reason": first_line(error)}
                 # Once more with half the memory: two parts of a batch add up to the same step.
                 continue
+            if is_device_fault(error):
+                # Whose fault it was cannot be told here: to the search this worker is lost.
+                raise DeviceFaultError(first_line(error)) from error
             lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
             outcome = {
                 "outcome": "failed",
