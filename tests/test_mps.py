@@ -17,7 +17,7 @@ import ray
 from tuner.search import mps
 
 PROGRAM = f"""#!{sys.executable}
-import os, pathlib, socket, sys
+import os, pathlib, signal, socket, sys
 
 pipe = pathlib.Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
 control, pid_file = pipe / "control", pipe / "nvidia-cuda-mps-control.pid"
@@ -42,12 +42,18 @@ if pid := os.fork():
     pid_file.write_text(str(pid))
     sys.exit()
 os.setsid()
+if (words / "hangs").exists():
+    if not (server := os.fork()):
+        signal.pause()
+    (words / "server").write_text(str(server))
 for number in range(3):
     os.close(number)
 while True:
     client, _ = listener.accept()
     asked = client.recv(100)
     if asked == b"quit":
+        if (words / "hangs").exists():
+            continue
         pid_file.unlink()
     client.send(b"no" if (words / "refuses").exists() else b"yes")
     client.close()
@@ -211,6 +217,18 @@ def test_a_server_that_does_not_serve_is_waited_for_and_then_ended(programs: Pat
     assert 1.0 < time.monotonic() - began < 10
     assert sharing.reason == "CUDA error 807: MPS server is not ready"
     assert mps.find_daemon(ours()) is None
+
+
+def test_a_daemon_whose_server_hangs_is_ended_with_it(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (programs / "hangs").touch()
+    assert mps.examine().how == "side by side"
+    monkeypatch.setattr(mps, "QUIT_SECONDS", 0.5)
+    mps.end_daemon(ours())
+    assert mps.find_daemon(ours()) is None
+    server = Path("/proc") / (programs / "server").read_text() / "cmdline"
+    assert not server.exists() or not server.read_bytes(), "it has ended"
 
 
 def test_a_daemon_of_somebody_else_is_used_and_not_ended(

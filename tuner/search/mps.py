@@ -306,12 +306,29 @@ def end_daemon(pipe: Path) -> None:
             timeout=QUIT_SECONDS,
             check=False,
         )
+    if not _has_ended(pipe, pid):
+        # It waits for a server that hangs, its child.
+        for process in (*_find_children(pid), pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        _has_ended(pipe, pid)
+
+
+def _has_ended(pipe: Path, pid: int) -> bool:
+    """Wait a moment for a daemon to end; say whether it has."""
     end = time.monotonic() + 1
-    while find_daemon(pipe) == pid and time.monotonic() < end:
+    while find_daemon(pipe) == pid:
+        if time.monotonic() > end:
+            return False
         time.sleep(0.02)
-    if find_daemon(pipe) == pid:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def _find_children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return []
 
 
 def _have_kept(folder: Path) -> None:
