@@ -24,7 +24,7 @@ PARTS = {
 }
 """By importance, which is the order in which they run."""
 WEIGHTS = {
-    "tests": 80,
+    "tests": 100,
     "steps": 90,
     "sharing": 60,
     "recipe": 35,

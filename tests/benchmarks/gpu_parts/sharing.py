@@ -26,7 +26,7 @@ TARGETS = {("cnn", 8): 1.7, ("speednet", 4): 1.15}
 COUNTS = {"cnn": (1, 8, 4, 2), "speednet": (1, 4, 2)}
 """Trials at once, in the order in which they are measured."""
 WINDOW_SECONDS = 2.5
-READY_SECONDS = 90.0
+LEAST_WAIT = 10.0
 MPS = "nvidia-cuda-mps-control"
 MPS_SECONDS = 10.0
 
@@ -95,22 +95,27 @@ def run(settings: Settings, report: Report) -> None:
     rates, problems = report.figures["rates"], report.figures["problems"]
     with ExitStack() as stack:
         ways = _begin(settings, max(max(numbers) for numbers in counts.values()), stack, problems)
-        _each(ways, problems, Way.wait_until_ready, READY_SECONDS)
+        _each(ways, problems, Way.wait_until_ready, _patience(settings))
         for case_name, numbers in counts.items():
             case, most = cases[case_name], max(numbers)
             here = dict(ways)
             _each(here, problems, Way.tell_prepare, case, most)
-            executions = _each(here, problems, Way.answer_prepare, most, READY_SECONDS)
+            executions = _each(here, problems, Way.answer_prepare, most, _patience(settings))
             report.figures["execution"][case_name] = executions
             for turn in range(2):
                 for number in numbers:
                     if turn and settings.seconds_left < len(counts) * 30:
                         break
-                    found = _each(here, problems, Way.rate, number, window, READY_SECONDS)
+                    found = _each(here, problems, Way.rate, number, window, _patience(settings))
                     for name, rate in found.items():
                         by_number = rates.setdefault(case_name, {}).setdefault(name, {})
                         by_number.setdefault(str(number), []).append(rate)
                     report.write()
+
+
+def _patience(settings: Settings) -> float:
+    """Return how long a worker is waited for, so that one that hangs leaves time to the others."""
+    return max(LEAST_WAIT, settings.seconds_left / 3)
 
 
 def _each(
