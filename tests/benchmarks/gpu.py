@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.benchmarks.gpu_parts import PARTS, WEIGHTS, Rows, Settings
@@ -200,11 +201,12 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 def as_table(rows: Rows) -> Table:
     """Return a table for the terminal."""
-    table = Table(title=rows.title, title_justify="left")
+    table = Table(title=escape(rows.title), title_justify="left")
     for heading in rows.headings:
         table.add_column(heading)
     for row in rows.rows:
-        table.add_row(*row)
+        # The names of tests have brackets, which are no markup.
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -1,19 +1,15 @@
 """Several trials on one GPU: images a second of all, by the way in which they share it.
 
-Processes take turns on the device; under NVIDIA's MPS they compute side by side; and so do the
-threads of one process, each with a training on a stream of its own. All ways train by the same
-``train``. Rates are measured over a window in which every training is under way, after each has
-trained an epoch.
+Processes take turns on the device; under NVIDIA's MPS, as the product uses it, they compute side by
+side; and so do the threads of one process, each with a training on a stream of its own. All ways
+train by the same ``train``. Rates are measured over a window in which every training is under way,
+after each has trained an epoch.
 """
 
-import os
-import shutil
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,14 +17,13 @@ import numpy as np
 from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings
 from tests.benchmarks.gpu_parts.cases import CASES, EPOCHS, TINY, Case
 from tests.benchmarks.gpu_parts.workers import WorkerError, WorkerProcess
+from tuner.search import mps
 
 TARGETS = {("cnn", 8): 1.7, ("speednet", 4): 1.15}
 COUNTS = {"cnn": (1, 8, 4, 2), "speednet": (1, 4, 2)}
 """Trials at once, in the order in which they are measured."""
 WINDOW_SECONDS = 2.5
 LEAST_WAIT = 10.0
-MPS = "nvidia-cuda-mps-control"
-MPS_SECONDS = 10.0
 
 
 class Way:
@@ -147,55 +142,14 @@ def _begin(
         "processes": Way(workers("process", most, {}), is_threaded=False),
         "threads": Way(workers("threads", 1, {}), is_threaded=True),
     }
-    if settings.device == "cpu":
-        problems["MPS"] = "needs a GPU"
-    elif (program := shutil.which(MPS)) is None:
-        problems["MPS"] = f"there is no {MPS} here"
+    # The others were started before this process looks for the daemon, and stay without.
+    sharing = mps.join()
+    if sharing.how == "side by side":
+        environment = {mps.PIPE: sharing.pipe} if sharing.pipe is not None else {}
+        ways["MPS"] = Way(workers("mps", most, environment), is_threaded=False)
     else:
-        try:
-            environment = stack.enter_context(mps(program, Path(settings.scratch) / "mps"))
-        except (OSError, subprocess.SubprocessError) as error:
-            problems["MPS"] = f"{MPS} did not start: {error}"
-        else:
-            ways["MPS"] = Way(workers("mps", most, environment), is_threaded=False)
+        problems["MPS"] = sharing.reason or "there is no GPU here"
     return ways
-
-
-@contextmanager
-def mps(program: str, folder: Path) -> Iterator[dict[str, str]]:
-    """Run a daemon of MPS; yield the environment of its clients.
-
-    Raises:
-        TimeoutError: If it does not begin to listen.
-    """
-    folder.mkdir()
-    own = {f"CUDA_MPS_{name}_DIRECTORY": str(folder) for name in ("PIPE", "LOG")}
-    environment = os.environ | own
-    # In the foreground, so that it ends with this process's descendants, should that be killed.
-    with (folder / "output.txt").open("w") as output:
-        daemon = subprocess.Popen(
-            [program, "-f"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        end = time.monotonic() + MPS_SECONDS
-        while not (folder / "control").exists():
-            if time.monotonic() > end or daemon.poll() is not None:
-                raise TimeoutError((folder / "output.txt").read_text()[-500:] or "no answer")
-            time.sleep(0.1)
-        yield own
-    finally:
-        # Its clients have ended by then, or it would wait for them.
-        with suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                [program], input="quit\n", text=True, env=environment, check=False, timeout=5
-            )
-            daemon.wait(5)
-        daemon.kill()
-        daemon.wait()
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
