@@ -57,6 +57,10 @@ def main() -> None:
         return
     if not options.data:
         parser.error("the following arguments are required: --data")
+    if options.before and not (options.before / "tuner" / "train.py").exists():
+        parser.error(f"--before: {options.before} is no checkout of this repository")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, width=160)
     command = Command(options, console)
     try:

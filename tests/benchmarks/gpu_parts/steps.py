@@ -36,6 +36,8 @@ FEW_VAL = 64
 EAGER_STEPS = 128
 BARE_STEPS = 128
 MOST_ROUNDS = 5
+RESERVE_SECONDS = 4.0
+"""Of the part's time, for the last network's round to end."""
 READY_SECONDS = 120.0
 SHARE_OF_BARE = 0.95
 SHARE_SAVED = 0.9
@@ -59,7 +61,7 @@ def run(settings: Settings, report: Report) -> None:
                 report.figures["problems"]["before"] = str(error)
                 before = None
         for index, (name, case) in enumerate(cases.items()):
-            share = settings.seconds_left / (len(cases) - index)
+            share = (settings.seconds_left - RESERVE_SECONDS) / (len(cases) - index)
             folder = Path(settings.scratch) / f"trial-{index}"
             folder.mkdir()
             model = TrialConfig.from_dict(case.config(EPOCHS)).model
