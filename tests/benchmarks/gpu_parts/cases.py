@@ -32,8 +32,8 @@ CASES = {
         model={"speednet": {}}, batch_size=500, optimizer={"muon": {"lr": 0.02}}, target=1.9
     ),
     "resnet 20": Case(model={"resnet": {"depth": 20}}, target=4.5),
-    "vit": Case(model={"vit": {}}, optimizer={"adamw": {"lr": 0.0003}}, target=3.8),
-    "convnext": Case(model={"convnext": {}}, optimizer={"adamw": {"lr": 0.0003}}, target=3.8),
+    "vit": Case(model={"vit": {}}, target=3.8),
+    "convnext": Case(model={"convnext": {}}, target=3.8),
     "wide_resnet": Case(model={"wide_resnet": {}}, target=3.4),
     "resnet 18": Case(model={"resnet": {"depth": 18}}, target=3.2),
 }
