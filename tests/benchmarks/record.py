@@ -54,13 +54,14 @@ class Record:
             _write(place / f"{name}.pt", images, classes)
 
     def __enter__(self) -> Self:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.record", self._script, str(self._device)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=self._folder.name,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "TORCHDYNAMO_DISABLE": "1"},
+            env=os.environ | {"PYTHONPATH": path, "TORCHDYNAMO_DISABLE": "1"},
         )
         return self
 

@@ -178,7 +178,9 @@ def test_a_batch_that_does_not_fit_is_trained_on_in_two_parts(
         list(train(config, splits, device, micro_batches=micro_batches))
         return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
 
-    measure(1)
+    # The first time, cuDNN takes as much memory as it gets to try its algorithms.
+    for micro_batches in (1, 2):
+        measure(micro_batches)
     (needed, _), (_, enough) = measure(1), measure(2)
     assert enough < needed
     total = torch.cuda.get_device_properties(device).total_memory

@@ -49,9 +49,6 @@ class Timetable:
         self._rates = self._peaks.clone()
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate
-            # AdamW refuses to be captured without.
-            if "capturable" in group:
-                group["capturable"] = device.type == "cuda"
 
     def start_epoch(self, epoch: int) -> None:
         """Shuffle, and go to the first step of an epoch, counted from 1."""
@@ -205,6 +202,7 @@ class DeviceSteps(Steps):
 
     def _warm_up_anew(self) -> None:
         self._graph = None
+        self._set_capturable(False)
         self._num_warm = 0
         self._complaints = 0
         self._pace.restart()
@@ -229,6 +227,7 @@ class DeviceSteps(Steps):
         self._num_warm += 1
 
     def _capture(self) -> None:
+        self._set_capturable(True)
         try:
             self._graph = capture(self._run_body, self._stream, self.task.learner.generator)
         except CaptureError as error:
@@ -238,8 +237,15 @@ class DeviceSteps(Steps):
             self._pace.restart()
             self._describe("captured")
 
+    def _set_capturable(self, is_capturable: bool) -> None:
+        """Have AdamW bear a capture, of which it warns in any other step."""
+        for group in self.task.learner.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = is_capturable
+
     def _stay_eager(self, reason: str) -> None:
         self._may_capture = False
+        self._set_capturable(False)
         self._pace.restart()
         self._note += f": {reason}"
         self._describe("eager")

@@ -45,6 +45,7 @@ SHARE_SAVED = 0.9
 
 def run(settings: Settings, report: Report) -> None:
     """Measure each network for its share of the time, one round at least."""
+    torch.set_num_threads(1)  # As a trial has, unless it is given more CPUs.
     device = find_device(settings.device)
     cases = TINY if settings.is_tiny else CASES
     report.figures = {"cases": {}, "problems": {}, "device": describe(device)}
