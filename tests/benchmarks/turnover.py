@@ -7,6 +7,7 @@ Tune, each in an actor of its own as is Tune's default. Which trial took whose s
 the times of their epochs: a trial takes the slot that was free first. The share of slot time is
 what epochs, validation included, make of all time between a slot's first epoch and its last. Long
 trials, of half a minute or more, have the same network on digits of the size of CIFAR's images.
+Large ones have a million weights and epochs of about a second, so that what is saved weighs most.
 """
 
 import argparse
@@ -43,6 +44,8 @@ space:
   model: {cnn: {stages: 2, width: 32}}
   optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
 """
+LARGE = SPACE.replace("stages: 2, width: 32", "stages: 3, width: 64")
+"""Networks of 1.1 million weights, with a state of 18 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +81,12 @@ def search_digits(
     image_size: int = 8,
     concurrent: int | None = None,
     cpus_per_trial: float | None = None,
+    text: str = SPACE,
 ) -> list[Trained]:
     """Search in a folder of its own, and read the times of the trials from the run."""
     folder.mkdir()
     file = folder / "space.yaml"
-    file.write_text(SPACE)
+    file.write_text(text)
     settings = {"trials": trials, "epochs": epochs, "scheduler": "none", "sampler": "random"}
     changes = [f"search.{key}={value}" for key, value in settings.items()]
     space = load_space(file, changes)
@@ -162,7 +166,14 @@ def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
     """Give one row a way to run trials."""
     table = Table(title=f"Between trials, {slots} slots")
     table.add_column("")
-    for heading in ("trials", "seconds a trial", "turnover, s (quartiles)", "in epochs"):
+    headings = (
+        "trials",
+        "seconds a trial",
+        "turnover, s (quartiles)",
+        "in epochs",
+        "within trials",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, figures in found.items():
         low, middle, high = statistics.quantiles(figures["turnovers"], n=4)
@@ -172,6 +183,7 @@ def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
             f"{figures['trial_seconds']:.1f}",
             f"{middle:.2f} ({low:.2f} to {high:.2f})",
             f"{figures['share']:.1%}",
+            f"{figures['within']:.1%}",
         )
     return table
 
@@ -184,6 +196,7 @@ def figures_of(trials: Sequence[Trained], slots: int) -> dict[str, Any]:
         "trial_seconds": statistics.median(trial.seconds for trial in trials),
         "turnovers": gaps,
         "share": share,
+        "within": sum(t.seconds for t in trials) / sum(t.ended - t.began for t in trials),
     }
 
 
@@ -195,6 +208,8 @@ def main() -> None:
     parser.add_argument("--long-trials", type=int, default=6)
     parser.add_argument("--long-epochs", type=int, default=27)
     parser.add_argument("--long-size", type=int, default=32, help="pixels of their images")
+    parser.add_argument("--large-trials", type=int, default=6)
+    parser.add_argument("--large-epochs", type=int, default=27)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     ray.init(
@@ -215,6 +230,12 @@ def main() -> None:
                     trials=options.long_trials,
                     epochs=options.long_epochs,
                     image_size=options.long_size,
+                ),
+                "cifar-tune, large": search_digits(
+                    folder / "large",
+                    trials=options.large_trials,
+                    epochs=options.large_epochs,
+                    text=LARGE,
                 ),
             }
             found = {name: figures_of(trials, slots) for name, trials in trained.items()}
