@@ -1,20 +1,22 @@
 """Train one trial of a run again, alone, and hold it against what was recorded."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from tuner.data import load_splits
 from tuner.run import Run
-from tuner.train import train
-from tuner.trial import EpochRow
+from tuner.train import Epoch, train
+from tuner.trial import EpochRow, threads_of
 from tuner.weights import load_start
 
 
 def rerun(run: Run, number: int, device: torch.device) -> Iterator[tuple[EpochRow, EpochRow]]:
-    """Train trial ``number`` as far as it came, with its seed and as many threads.
+    """Train trial ``number`` as far as it came, with its seed, its threads and its halved batches.
 
     Yields:
         Each epoch as recorded and as it came out now. On the same CPU and versions, losses and
@@ -28,7 +30,25 @@ def rerun(run: Run, number: int, device: torch.device) -> Iterator[tuple[EpochRo
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     start = load_start(trial.config.model, splits.classes, splits.image_shape, run.path.parent)
-    torch.set_num_threads(run.record.hardware["threads_per_trial"])
-    with contextlib.closing(train(trial.config, splits, device, start=start)) as epochs:
+    cpus = trial.status.cpus
+    usual: int = run.record.hardware["threads_per_trial"]
+    torch.set_num_threads(usual if cpus is None else threads_of(cpus))
+    train_trial = partial(train, trial.config, splits, device, start=start)
+    with contextlib.closing(_epochs(train_trial, trial.status.halved_from)) as epochs:
         for recorded, epoch in zip(trial.history, epochs, strict=False):
             yield recorded, epoch.figures
+
+
+def _epochs(
+    train_trial: Callable[..., Generator[Epoch]], halved_from: int | None
+) -> Generator[Epoch]:
+    """Train in whole batches, and in halves from the epoch from which the trial did."""
+    if halved_from is None:
+        yield from train_trial()
+        return
+    state = None
+    with contextlib.closing(train_trial()) as epochs:
+        for epoch in islice(epochs, halved_from - 1):
+            yield epoch
+            state = {name: tensor.clone() for name, tensor in epoch.learner.state().items()}
+    yield from train_trial(state=state, epochs_done=halved_from - 1, micro_batches=2)

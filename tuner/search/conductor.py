@@ -32,6 +32,8 @@ from tuner.trial import (
 )
 
 EPOCH_KEYS = tuple(EpochRow.__dataclass_fields__)
+TOLD = ("num_parameters", "execution", "halved_from")
+"""What a worker tells of its trial's status beside an epoch."""
 
 
 class Proposer(Protocol):
@@ -187,8 +189,8 @@ class Conductor:
             What its worker is given; ``None`` when there is no trial to start. ``path`` is the
             trial's folder, ``config`` its plain configuration, ``attempt`` the number of this
             taking up, ``known`` how many of its epochs are in the books, ``cpus`` and ``gpus`` its
-            share of the node, ``judged`` the epochs after which it may be stopped, and
-            ``budget_seconds`` the time until the budget is spent.
+            share of the node, ``halved_from`` of its status, ``judged`` the epochs after which it
+            may be stopped, and ``budget_seconds`` the time until the budget is spent.
         """
         if self.is_draining():
             return None
@@ -224,6 +226,7 @@ class Conductor:
             "config": trial.config.to_dict(),
             "cpus": trial.share.cpus,
             "gpus": trial.share.gpus,
+            "halved_from": trial.status.halved_from,
             "judged": list(self.scheduler.judged_epochs(trial.number)),
             "budget_seconds": self.budget_seconds,
         }
@@ -315,8 +318,8 @@ class Conductor:
             self._go_back(trial, row.epoch - 1)
             for observer in self.observers:
                 observer.trial_began(number, trial.config, trial.history)
-        # A worker that takes up a saved state knows neither at its first epoch.
-        told = {key: report[key] for key in ("num_parameters", "execution") if key in report}
+        # A worker that takes up a saved state knows none of it at its first epoch.
+        told = {key: report[key] for key in TOLD if key in report}
         status = replace(trial.status, **told)
         if status != trial.status:
             trial.status = status

@@ -8,6 +8,7 @@ from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, UsageError
 from tuner.search.growth import Growth, growth
 from tuner.search.nodes import alive_resources
+from tuner.trial import threads_of
 
 ROUNDING = 1e-6
 """Three thirds of a GPU are one."""
@@ -22,12 +23,8 @@ class Share:
 
     @property
     def threads(self) -> int:
-        """Threads of a trial: never more than its CPUs.
-
-        Two trials of one thread each train 1.26 times as many images as one of two threads; two of
-        two threads on the same two cores 0.69 times.
-        """
-        return max(1, int(self.cpus))
+        """See ``threads_of``."""
+        return threads_of(self.cpus)
 
     def __str__(self) -> str:
         gpus = f" and {count_of(self.gpus, 'GPU')}" if self.gpus else ""

@@ -79,7 +79,8 @@ def train_trial(
     torch.set_num_threads(share.threads)
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     outcome: dict[str, str] = {}
-    for micro_batches in (1, 2):
+    halved_from = params["halved_from"]
+    for is_second_try in (False, True):
         free_memory()
         try:
             path = to_path(params["path"])
@@ -87,6 +88,10 @@ def train_trial(
             if reader.look().is_ending:
                 outcome = _interrupted(len(history), reader)
                 break
+            if is_second_try:
+                halved_from = len(history) + 1
+            is_halved = halved_from is not None and len(history) >= halved_from - 1
+            micro_batches = 2 if is_halved else 1
             device = find_device()
             limit_memory(share, device)
             config = TrialConfig.from_dict(params["config"])
@@ -120,7 +125,9 @@ def train_trial(
                 for row in history[params["known"] :]:
                     # Its worker was lost after it had saved them, and not heard.
                     tune.report(asdict(row))
-                outcome = _follow(epochs, saver, reader, params["judged"], config.epochs)
+                outcome = _follow(
+                    epochs, saver, reader, params["judged"], config.epochs, halved_from
+                )
         except SupersededError:
             raise
         except TooSlowError as error:
@@ -152,6 +159,7 @@ def _follow(
     reader: NoticeReader,
     judged: Collection[int],
     num_epochs: int,
+    halved_from: int | None,
 ) -> dict[str, str]:
     """Report and save the epochs of a trial, and return how it ended.
 
@@ -165,6 +173,7 @@ def _follow(
         reader: Of the driver's notice.
         judged: The epochs after which the trial may be stopped.
         num_epochs: Of the whole training.
+        halved_from: See ``TrialStatus``.
     """
     for epoch in epochs:
         saver.keep(epoch)
@@ -175,7 +184,11 @@ def _follow(
             saver.save_if_due()
         tune.report(
             asdict(epoch.figures)
-            | {"num_parameters": epoch.num_parameters, "execution": epoch.execution}
+            | {
+                "num_parameters": epoch.num_parameters,
+                "execution": epoch.execution,
+                "halved_from": halved_from,
+            }
         )
         if not epoch.is_finite:
             return {"outcome": "diverged"}
