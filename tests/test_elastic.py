@@ -43,8 +43,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 def begin(folder: Path, cluster: Cluster | Raylets, *options: str) -> Search:
+    """Begin a search that saves, unless ``options`` say otherwise, each epoch."""
     arguments = ("--space", "space.yaml", "--name", "run", "--scheduler", "none")
-    return Search(folder, *arguments, "--address", cluster.address, *options)
+    saving = ("--save-seconds", "0")
+    return Search(folder, *arguments, *saving, "--address", cluster.address, *options)
 
 
 def trials(folder: Path) -> list[TrialRecord]:
@@ -130,7 +132,8 @@ def test_the_trials_of_a_drained_node_go_on_elsewhere(folder: Path, cluster: Clu
             if trial.status.node == leaving.node_id and trial.status.state == "running"
         ]
 
-    with begin(folder, cluster, *LASTING) as search:
+    # What is not saved when the notice comes has to be, before the worker may go.
+    with begin(folder, cluster, *LASTING, "--save-seconds", "2") as search:
         wait_until(lambda: len([trial for trial in on_it() if len(trial.history) >= 2]) == 2)
         before = {trial.number: read_history(trial.path) for trial in on_it()}
         assert all(len(rows) < 40 for rows in before.values()), "it is drained in mid-run"

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from tuner.run import Run
 
 _COSTS = (
-    option("--time-budget", type=Duration(), help="Such as 90s, 30m, 2h: then end as if done."),
+    option(
+        "--time-budget",
+        type=Duration(),
+        help="Such as 90s, 30m, 2h: then end as if done; running epochs are cut off.",
+    ),
     option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs."),
     option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction."),
     option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]"),
