@@ -239,7 +239,7 @@ def test_workers_are_told_once_of_what_changes(
     monkeypatch.setattr("tuner.search.room.draining_nodes", frozenset)
     conductor.draining = "interrupted"
     herald.look()
-    conductor.budget = replace(conductor.budget, seconds=0.0)
+    conductor.spending.budget = replace(conductor.spending.budget, seconds=0.0)
     herald.look()
     assert posted == [
         Notice(leaving=("n",)),

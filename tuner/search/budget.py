@@ -1,6 +1,7 @@
-"""What a search may spend."""
+"""What a search may spend, and what it has spent."""
 
 import math
+import time
 from dataclasses import dataclass
 
 
@@ -13,3 +14,70 @@ class Budget:
     """Of searching, over all resumes."""
     gpu_seconds: float = math.inf
     """Of GPUs held by trials in their epochs, over all resumes."""
+
+
+class Spending:
+    """What a search has spent of its budget, over all resumes.
+
+    The GPU time of an epoch under way counts from the end of the one before, or from its worker's
+    first word; once the epoch has ended, its own seconds count.
+
+    Args:
+        budget: What it may spend.
+        seconds: Spent by earlier sessions.
+        lost_gpu_seconds: GPU time of earlier sessions that no epoch of a trial accounts for.
+    """
+
+    def __init__(self, budget: Budget, *, seconds: float, lost_gpu_seconds: float) -> None:
+        self.budget = budget
+        self.lost_gpu_seconds = lost_gpu_seconds
+        self._gpu_seconds = lost_gpu_seconds
+        self._earlier_seconds = seconds
+        self._began = time.monotonic()
+        self._under_way: dict[int, tuple[float, float]] = {}
+        """Trial -> when its epoch under way began, and the GPUs that it holds."""
+
+    @property
+    def seconds(self) -> float:
+        """Time spent searching."""
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU time spent in epochs, those under way as far as they have come."""
+        now = time.monotonic()
+        under_way = list(self._under_way.values())
+        return self._gpu_seconds + sum((now - began) * gpus for began, gpus in under_way)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the budget is left."""
+        return self.seconds >= self.budget.seconds or self.gpu_seconds >= self.budget.gpu_seconds
+
+    def seconds_left(self, gpus: float) -> float:
+        """Return the time until the budget is spent with ``gpus`` held; infinite without one."""
+        left = self.budget.seconds - self.seconds
+        if gpus:
+            left = min(left, (self.budget.gpu_seconds - self.gpu_seconds) / gpus)
+        return max(0.0, left)
+
+    def begin_epoch(self, number: int, gpus: float) -> None:
+        """Count the time of a trial from now on."""
+        self._under_way[number] = (time.monotonic(), gpus)
+
+    def end_epoch(self, number: int, seconds: float, gpus: float) -> None:
+        """Count an epoch; if its trial is under way, its next one begins."""
+        self._gpu_seconds += seconds * gpus
+        if number in self._under_way:
+            self.begin_epoch(number, gpus)
+
+    def leave_epoch(self, number: int) -> None:
+        """Count the time of an epoch that is not trained to its end, if one is under way."""
+        began, gpus = self._under_way.pop(number, (0.0, 0.0))
+        spent = (time.monotonic() - began) * gpus
+        self._gpu_seconds += spent
+        self.lost_gpu_seconds += spent
+
+    def write_off(self, seconds: float, gpus: float) -> None:
+        """Note that epochs were trained for nothing; they count all the same."""
+        self.lost_gpu_seconds += seconds * gpus

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from tuner.config import TrialConfig
 from tuner.files import remove_leftovers
 from tuner.run import Run, now
-from tuner.search.budget import Budget
+from tuner.search.budget import Budget, Spending
 from tuner.search.live_trial import LiveTrial, Outcome
 from tuner.search.saving import restore_files
 from tuner.search.scheduler import Scheduler
@@ -74,7 +74,11 @@ class Conductor:
         self.run = run
         self.sampler = sampler
         self.scheduler = scheduler
-        self.budget = budget
+        self.spending = Spending(
+            budget,
+            seconds=run.record.active_seconds,
+            lost_gpu_seconds=run.record.lost_gpu_seconds,
+        )
         self.slots = slots
         self.live: dict[int, LiveTrial] = {}
         self.ended: dict[TrialState, int] = {}
@@ -86,37 +90,18 @@ class Conductor:
         self.num_started = 0
         self.num_epochs = 0
         self._waiting: deque[LiveTrial] = deque()
-        self._gpu_seconds = self._lost_gpu_seconds = run.record.lost_gpu_seconds
-        self._earlier_seconds = run.record.active_seconds
-        self._began = time.monotonic()
-
-    @property
-    def active_seconds(self) -> float:
-        """Time spent searching, over all resumes."""
-        return self._earlier_seconds + time.monotonic() - self._began
 
     @property
     def budget_seconds(self) -> float:
         """Time until the budget is spent, with as many GPUs held as are now; infinite without."""
-        left = self.budget.seconds - self.active_seconds
-        held = sum(trial.share.gpus for trial in list(self.live.values()))
-        if held:
-            left = min(left, (self.budget.gpu_seconds - self.gpu_seconds) / held)
-        return max(0.0, left)
-
-    @property
-    def gpu_seconds(self) -> float:
-        """GPU time of all epochs over all resumes, those under way as far as they have come."""
-        return self._gpu_seconds + sum(map(_gpu_seconds_under_way, list(self.live.values())))
+        return self.spending.seconds_left(
+            sum(trial.share.gpus for trial in list(self.live.values()))
+        )
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent."""
-        return (
-            self.draining == "budget"
-            or self.active_seconds >= self.budget.seconds
-            or self.gpu_seconds >= self.budget.gpu_seconds
-        )
+        """Whether running trials end where they are, for the budget is spent."""
+        return self.draining == "budget" or self.spending.is_over
 
     def replay(self, trials: Sequence[TrialRecord]) -> int:
         """Bring the books to where an earlier search of this run had come.
@@ -174,7 +159,7 @@ class Conductor:
     @property
     def has_more(self) -> bool:
         """Whether trials wait, or may still be proposed."""
-        return bool(self._waiting) or self.num_started < self.budget.trials
+        return bool(self._waiting) or self.num_started < self.spending.budget.trials
 
     def is_draining(self) -> bool:
         """Whether no trial is started any more, for ``draining`` or because the budget is spent."""
@@ -200,7 +185,7 @@ class Conductor:
             trial.status = replace(
                 trial.status, state="running", reason="", node="", attempts=attempts
             )
-        elif self.num_started < self.budget.trials:
+        elif self.num_started < self.spending.budget.trials:
             number = self.num_started
             config = self.sampler.ask(number)
             if config is None:
@@ -262,7 +247,7 @@ class Conductor:
         """Whether a trial had ended when it lost its worker; if not, go back to what was saved."""
         if trial.outcome is None:
             path = self.run.trial_path(trial.number)
-            self._leave_epoch(trial)
+            self.spending.leave_epoch(trial.number)
             remove_leftovers(path)
             saved = restore_files(path)
             self._go_back(trial, len(saved))
@@ -297,7 +282,7 @@ class Conductor:
         """Take a worker's report; say whether its trial goes on."""
         trial = self.live[number]
         if "outcome" in report:
-            self._leave_epoch(trial)
+            self.spending.leave_epoch(number)
             trial.outcome = Outcome(
                 state=report["outcome"],
                 reason=report.get("reason", ""),
@@ -307,7 +292,7 @@ class Conductor:
         if "node" in report:
             # The first word of every worker: where it is.
             trial.status = replace(trial.status, node=report["node"])
-            trial.epoch_began = time.monotonic()
+            self.spending.begin_epoch(number, trial.share.gpus)
             write_status(self.run.trial_path(number), trial.status)
             return True
         if "saved" in report:
@@ -329,8 +314,6 @@ class Conductor:
     def _hear(self, trial: LiveTrial, row: EpochRow) -> bool:
         """Take note of an epoch; say whether the trial goes on."""
         trial.history.append(row)
-        if trial.epoch_began is not None:
-            trial.epoch_began = time.monotonic()
         self._count(trial, row)
         for observer in self.observers:
             observer.epoch_ended(trial.number, row)
@@ -348,15 +331,7 @@ class Conductor:
         gone = trial.history[num_epochs:]
         del trial.history[num_epochs:]
         self.num_epochs -= len(gone)
-        # Spent all the same.
-        self._lost_gpu_seconds += sum(row.seconds for row in gone) * trial.share.gpus
-
-    def _leave_epoch(self, trial: LiveTrial) -> None:
-        """Count the time of an epoch under way that is not trained to its end."""
-        spent = _gpu_seconds_under_way(trial)
-        trial.epoch_began = None
-        self._gpu_seconds += spent
-        self._lost_gpu_seconds += spent
+        self.spending.write_off(sum(row.seconds for row in gone), trial.share.gpus)
 
     def end(self, number: int, lost: str = "") -> None:
         """Close a trial's books.
@@ -366,7 +341,7 @@ class Conductor:
             lost: Why its worker is gone, if that is how it ended.
         """
         trial = self.live.pop(number)
-        self._leave_epoch(trial)
+        self.spending.leave_epoch(number)
         outcome = Outcome(state="failed", reason=lost) if lost else trial.outcome
         assert outcome is not None, f"trial {number} ended without a word"
         state = outcome.state
@@ -389,7 +364,10 @@ class Conductor:
             reasons = [reason for _, reason in self.failures]
             if list(self.ended) == ["failed"] and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
-        self.run.update(active_seconds=self.active_seconds, lost_gpu_seconds=self._lost_gpu_seconds)
+        self.run.update(
+            active_seconds=self.spending.seconds,
+            lost_gpu_seconds=self.spending.lost_gpu_seconds,
+        )
         for observer in self.observers:
             observer.trial_ended(number, trial.status, trial.history)
 
@@ -402,13 +380,7 @@ class Conductor:
 
     def _count(self, trial: LiveTrial, row: EpochRow) -> None:
         self.num_epochs += 1
-        self._gpu_seconds += row.seconds * trial.share.gpus
+        self.spending.end_epoch(trial.number, row.seconds, trial.share.gpus)
         best = best_row([row] if self.best is None else [self.best[1], row])
         if best is row:
             self.best = (trial.number, row)
-
-
-def _gpu_seconds_under_way(trial: LiveTrial) -> float:
-    if trial.epoch_began is None:
-        return 0.0
-    return (time.monotonic() - trial.epoch_began) * trial.share.gpus

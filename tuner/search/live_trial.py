@@ -29,9 +29,6 @@ class LiveTrial:
     history: list[EpochRow] = field(default_factory=list)
     num_judged: int = 0
     """Epochs of which the scheduler knows; one that is trained again is not judged again."""
-    epoch_began: float | None = None
-    """When its epoch under way began, in seconds of the monotonic clock; ``None`` while no worker
-    trains it."""
     began: float = -math.inf
     """When it was last started, in seconds of the monotonic clock."""
     lost_on: list[str] = field(default_factory=list)

@@ -154,7 +154,7 @@ def conduct(
         if status == "finished":
             run.prune(request.keep)
         run.write_leaderboard()
-        run.update(status=status, finished=now(), active_seconds=conductor.active_seconds)
+        run.update(status=status, finished=now(), active_seconds=conductor.spending.seconds)
     if conductor.draining == "broken":
         number, reason = conductor.failures[0]
         raise TunerError(
@@ -163,7 +163,7 @@ def conduct(
         )
     if conductor.draining == "budget":
         console.print(
-            f"The budget is spent: {conductor.active_seconds:.0f} s of searching, "
+            f"The budget is spent: {conductor.spending.seconds:.0f} s of searching, "
             f"{sum(conductor.ended.values())} of {budget.trials} trials.",
             markup=False,
         )
