@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -179,6 +180,13 @@ def _spread(values: list[float | None], factor: float, places: int) -> str:
     return f"{middle:.{places}f} ({min(known):.{places}f} to {max(known):.{places}f})"
 
 
+def _add(found: dict[str, list[dict[str, Any]]], name: str, run: dict[str, Any]) -> None:
+    """Keep a training's figures, and say that it has ended."""
+    found.setdefault(name, []).append(run)
+    seconds, accuracy = run["seconds"], run["test_accuracy"]
+    print(f"{name}: {seconds:.2f} s, test {accuracy:.2%}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Run the benchmark; print a table, or one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -222,13 +230,13 @@ def main() -> None:
             stack.enter_context(record)
         for seed in range(options.seeds):
             if record is not None:
-                found.setdefault("the record's", []).append(record.run(seed))
+                _add(found, "the record's", record.run(seed))
             for epochs in options.epochs:
                 run = course.ours(recipe(epochs, seed, **changes))
-                found.setdefault(f"{network}, {epochs} epochs", []).append(run)
+                _add(found, f"{network}, {epochs} epochs", run)
     if not options.no_tutorial:
         longest = max(run["seconds"] for runs in found.values() for run in runs)
-        found["the tutorial's"] = [course.tutorials(longest, batch_size=8)]
+        _add(found, "the tutorial's", course.tutorials(longest, batch_size=8))
     if options.json:
         print(json.dumps(found, indent=2))
     else:
