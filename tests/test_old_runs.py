@@ -1,0 +1,81 @@
+"""Runs of commit a475a52: a finished search with an ensemble, and an interrupted one.
+
+They are in ``tests/assets/runs-a475a52.tar.xz``: four trials of three epochs on the digits, and two
+of sixty that a Ctrl-C ended.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from click.testing import CliRunner
+
+from tuner.cli import cli
+from tuner.run import Run
+from tuner.trial import read_history
+
+ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def invoke(*words: str) -> str:
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def document(*words: str) -> Any:
+    return json.loads(invoke(*words, "--json"))
+
+
+def test_a_finished_run_is_read_and_reported(storage: Path) -> None:
+    at = ("--storage", str(storage))
+    board = document("leaderboard", "finished", *at)
+    assert [trial["trial"] for trial in board["trials"]] == [0, 3, 2, 1]
+    assert "completed: 1" in invoke("show", "finished", *at)
+    invoke("report", "finished", *at)
+    page = (storage / "finished" / "report.html").read_text()
+    assert "epoch 2: 0.3056 below 0.4236" in page
+    assert "top3" in page
+
+
+@pytest.mark.ray
+def test_its_trials_are_combined_to_the_same_vote(storage: Path) -> None:
+    path = storage / "finished" / "ensembles"
+    before = json.loads((path / "top3" / "metrics.json").read_text())
+    invoke(
+        "ensemble", "--run", "finished", "--storage", str(storage), "--top", "3", "--name", "new"
+    )
+    after = json.loads((path / "new" / "metrics.json").read_text())
+    assert after["ensemble"] == before["ensemble"]
+
+
+@pytest.mark.ray
+def test_an_interrupted_run_goes_on_where_its_trials_were(storage: Path, session: None) -> None:
+    paths = [storage / "interrupted" / "trials" / f"{number:04d}" for number in range(2)]
+    before = [read_history(path) for path in paths]
+    assert [len(rows) for rows in before] == [3, 6]
+    invoke("search", "--resume", "--name", "interrupted", "--storage", str(storage), "--quiet")
+    run = Run.open(storage / "interrupted")
+    assert run.record.status == "finished"
+    for path, rows in zip(paths, before, strict=True):
+        history = read_history(path)
+        assert len(history) == 60
+        assert history[: len(rows)] == rows
