@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from hypothesis import settings
 
@@ -28,13 +29,61 @@ from tuner.trial import (
     write_trial,
 )
 
-# Other work on the machine makes single examples slow.
-settings.register_profile("tuner", deadline=None)
-settings.load_profile("tuner")
+# Other work on the machine makes single examples slow, hence no deadline.
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=200)
+# ``--hypothesis-profile thorough`` comes after this and replaces it.
+settings.load_profile("quick")
 # Every test trains something tiny, which more threads only slow down.
 torch.set_num_threads(1)
 # A job in the background of a script ignores interrupts, and so would the programs that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that start a cluster last, those that share one session first among them.
+
+    Two clusters at once take each other's ports and CPUs: workers of pytest-xdist that are told
+    ``--dist loadgroup`` leave all such tests to one of them.
+    """
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, _needs_own(item)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared session before the first test that starts a cluster of its own."""
+    if nextitem is not None and not _needs_own(item) and _needs_own(nextitem):
+        ray.shutdown()
+
+
+def _needs_own(item: pytest.Item) -> bool:
+    """Whether this test starts a cluster of its own."""
+    return item.get_closest_marker("ray") is not None and "session" not in item.fixturenames
+
+
+@pytest.fixture(scope="session")
+def torch_home_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder where the workers of ``session`` look for weights; it does not exist."""
+    return tmp_path_factory.mktemp("workers") / "torch"
+
+
+@pytest.fixture(scope="session")
+def session(torch_home_of_workers: Path) -> Iterator[None]:
+    """Start Ray on two CPUs for all tests that need no cluster of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(torch_home_of_workers))
+        ray.init(
+            "local",
+            num_cpus=2,
+            num_gpus=torch.cuda.device_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

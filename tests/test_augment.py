@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Generator, Tensor
@@ -147,7 +147,6 @@ def test_normalizing_is_torchvisions() -> None:
     width=st.integers(4, 9),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=50, deadline=None)
 def test_cutout_erases_one_square_cut_at_the_border(
     size: int, height: int, width: int, seed: int
 ) -> None:
@@ -484,7 +483,6 @@ def test_without_settings_a_batch_is_normalized_and_keeps_its_labels() -> None:
     is_channels_last=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=100, deadline=None)
 def test_any_settings_keep_shapes_and_label_mass_and_repeat_with_the_seed(
     num_images: int,
     channels: int,

@@ -1,10 +1,7 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
-import torch
 from PIL import Image
 
 from tuner.config import DataConfig
@@ -14,14 +11,6 @@ from tuner.search.doctor import Finding, examine
 from tuner.search.nodes import Answer
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    num_gpus = torch.cuda.device_count()
-    ray.init("local", num_cpus=2, num_gpus=num_gpus, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def findings(storage: Path, source: str, data_dir: Path) -> dict[str, Finding]:

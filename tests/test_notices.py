@@ -1,7 +1,5 @@
 """What workers read of the driver's notice, through a real cluster's key-value store."""
 
-from collections.abc import Iterator
-
 import pytest
 import ray
 from ray.exceptions import RaySystemError
@@ -10,13 +8,6 @@ from tuner.search import notices
 from tuner.search.notices import Notice, NoticeBoard, NoticeReader
 
 ENDING = Notice(is_ending=True, is_over=True, leaving=("n",))
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

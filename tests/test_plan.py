@@ -1,10 +1,9 @@
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from tuner.cli import main
@@ -73,13 +72,6 @@ def call(
         return captured.out if code == 0 else captured.err
 
     return type_command
-
-
-@pytest.fixture
-def session() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -51,6 +50,26 @@ every_optimizer = pytest.mark.parametrize(
 WORDS = ("mobilenet_v3_small", "DEFAULT")
 SMALL = {"name": "mobilenet_v3_small", "image_size": 16}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+ONE_OF_EACH_KIND = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11_bn",
+    "vit_b_32",
+]
 
 
 def model(**params: Any) -> ModelConfig:
@@ -137,7 +156,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # Every model of torchvision
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ONE_OF_EACH_KIND else pytest.mark.slow)
+        for name in model_names()
+    ],
+)
 def test_every_model_of_torchvision_gets_a_head_and_stages(name: str) -> None:
     with torch.device("meta"):
         network = build_model(ModelConfig("pretrained", {"name": name}), 7)
@@ -156,27 +181,7 @@ def test_every_model_of_torchvision_gets_a_head_and_stages(name: str) -> None:
     assert staged == sorted(rest), "each parameter but the head's is in one stage"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "alexnet",
-        "convnext_tiny",
-        "densenet121",
-        "efficientnet_b0",
-        "googlenet",
-        "inception_v3",
-        "maxvit_t",
-        "mobilenet_v3_small",
-        "regnet_y_400mf",
-        "resnet18",
-        "shufflenet_v2_x0_5",
-        "squeezenet1_1",
-        "swin_t",
-        "swin_v2_t",
-        "vgg11_bn",
-        "vit_b_32",
-    ],
-)
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_the_stages_come_in_the_order_of_the_forward(name: str) -> None:
     with torch.device("meta"):
         network = build_model(ModelConfig("pretrained", {"name": name}), 7).eval()
@@ -720,7 +725,10 @@ def test_a_trial_is_rerun_from_the_same_weights(
 
 @pytest.mark.ray
 def test_a_search_ships_the_weights_to_workers_that_cannot_read_them(
-    put: Callable[..., dict[str, Tensor]], hub: Path, tmp_path: Path
+    session: None,
+    torch_home_of_workers: Path,
+    put: Callable[..., dict[str, Tensor]],
+    tmp_path: Path,
 ) -> None:
     weights = put("mobilenet_v3_small")
     text = SPACE.replace("resnet18, mobilenet_v3_small", "mobilenet_v3_small")
@@ -743,19 +751,9 @@ def test_a_search_ships_the_weights_to_workers_that_cannot_read_them(
         command="cifar-tune search",
         keep=2,
     )
-    # TORCH_HOME is this test's own, and the workers, which are processes of Ray, do not know it.
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"TORCH_HOME": str(tmp_path / "nothing")}},
-    )
-    try:
-        found = search(request, Console(file=io.StringIO()))
-    finally:
-        ray.shutdown()
-    assert not (tmp_path / "nothing").exists()
+    # TORCH_HOME is this test's own, and the workers, which are processes of Ray, have another.
+    found = search(request, Console(file=io.StringIO()))
+    assert not torch_home_of_workers.exists()
     for trial in found.trials():
         assert trial.status.state == "completed", trial.status.traceback
         network, checkpoint = load_checkpoint(trial.checkpoint)

@@ -17,7 +17,7 @@ from tuner.search.trainable import limit_memory
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[None]:
+def gpu_session() -> Iterator[None]:
     ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -26,7 +26,7 @@ def session() -> Iterator[None]:
 @pytest.mark.ray
 @pytest.mark.parametrize(("gpus", "processes"), [(0.0, 1), (0.5, 3), (1.0, 3)])
 def test_a_process_that_has_held_a_gpu_measures_once(
-    session: None,
+    gpu_session: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     gpus: float,

@@ -4,12 +4,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -377,13 +376,6 @@ def test_no_search_learns_from_validation_that_was_trained_on(
     code, out, err = call("search", "--space", QUICK, "--name", "new", "--warm-start", "tiny")
     assert (code, out) == (2, "")
     assert "--warm-start: goes by the validation images" in err
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

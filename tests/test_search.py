@@ -39,13 +39,6 @@ space:
 """
 
 
-@pytest.fixture(scope="module")
-def session() -> None:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def ask(folder: Path, *overrides: str, space: str = SPACE, **changes: object) -> SearchRequest:
     path = folder / "space.yaml"
     path.write_text(space)
@@ -216,7 +209,6 @@ def test_a_share_between_one_and_two_gpus_is_refused(session: None) -> None:
 
 
 def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> None:
-    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)

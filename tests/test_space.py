@@ -286,7 +286,7 @@ def lies_on(axis: Any, value: Any) -> bool:
     return bool(axis == value)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(plain=grow(TRIAL), seed=st.integers(0, 1000))
 def test_a_sample_lies_on_every_axis_and_a_resolved_space_is_the_same_space(
     plain: dict[str, Any], seed: int
