@@ -202,7 +202,7 @@ def test_data_are_described(call) -> None:
 
 
 @pytest.mark.ray
-def test_the_whole_journey(call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_journey(session: None, call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_TUNE_TRIALS", "7")
     monkeypatch.setenv("CIFAR_TUNE_SEED", "5")
     searched = call("search", "--space", QUICK, *SMALL, "--name", "first", "--json")

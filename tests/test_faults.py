@@ -371,7 +371,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[optuna.Study]:
 
 
 @pytest.fixture
-def session() -> Iterator[None]:
+def one_cpu() -> Iterator[None]:
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -382,7 +382,7 @@ def session() -> Iterator[None]:
     reason="this machine has so much memory that it would try",
 )
 def test_optuna_is_told_of_every_ending_as_it_was(
-    tmp_path: Path, session: None, studies: list[optuna.Study]
+    tmp_path: Path, one_cpu: None, studies: list[optuna.Study]
 ) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(STATES)

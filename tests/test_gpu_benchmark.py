@@ -26,6 +26,7 @@ def test_its_parts_are_named() -> None:
     assert names == [name for name in MODULES if name != "images"]
 
 
+@pytest.mark.slow
 def test_a_part_runs_without_a_gpu(tmp_path: Path) -> None:
     where = ("--data", "digits", "--data-dir", str(tmp_path / "data"), "--device", "cpu")
     table = measure(*where, "--tiny", "--only", "steps", "--json", str(tmp_path / "found.json"))

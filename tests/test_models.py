@@ -198,17 +198,15 @@ def few_steps(family: str) -> tuple[float, float, nn.Module]:
 
 
 @every_family
-def test_a_few_steps_lower_the_loss_and_the_seed_decides_them(family: str) -> None:
+def test_a_few_steps_lower_the_loss_repeat_with_the_seed_and_are_kept_by_a_checkpoint(
+    family: str, tmp_path: Path
+) -> None:
     first, last, model = few_steps(family)
     assert last < 0.8 * first
     *again, twin = few_steps(family)
     assert again == [first, last]
     torch.testing.assert_close(twin.state_dict(), model.state_dict(), rtol=0, atol=0)
 
-
-@every_family
-def test_a_checkpoint_gives_the_same_answers(family: str, tmp_path: Path) -> None:
-    _, _, model = few_steps(family)
     if isinstance(model, FitsImages):
         model.fit_to(torch.randn(20, 3, 16, 16))
     checkpoint = Checkpoint(
