@@ -19,7 +19,7 @@ from tuner.cli import main
 from tuner.errors import UsageError
 from tuner.files import write_text
 from tuner.follow import Folder
-from tuner.locking import NAME, RENEW_SECONDS
+from tuner.locking import NAME
 from tuner.remote import Remote
 from tuner.run import Run, find_run, open_runs
 from tuner.storage import to_path
@@ -151,8 +151,9 @@ def test_a_search_outlives_the_death_of_its_storage(
     with search(tmp_path, bucket, "--trials", "6") as running:
         wait_until(lambda: [*trials.glob("*/history.csv")])
         server.kill()
-        # Workers wait in silence; the driver comes to the storage at the latest to renew its lock.
-        time.sleep(RENEW_SECONDS + 5)
+        # The driver comes to the storage at the latest to renew its lock; workers wait in silence.
+        wait_until(lambda: "s3://bucket does not answer" in running.errors)
+        time.sleep(3)
         assert running.process.poll() is None
         server.start()
         assert running.wait(200) == 0, running.errors
