@@ -41,14 +41,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that start a cluster last, those that share one session first among them.
-
-    Two clusters at once take each other's ports and CPUs: workers of pytest-xdist that are told
-    ``--dist loadgroup`` leave all such tests to one of them.
-    """
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("clusters"))
+    """Run the tests that start a cluster last, those that share one session first among them."""
     items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, _needs_own(item)))
 
 

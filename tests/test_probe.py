@@ -24,7 +24,7 @@ def gpu_session() -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("gpus", "processes"), [(0.0, 1), (0.5, 3), (1.0, 3)])
+@pytest.mark.parametrize(("gpus", "processes"), [(0.0, 1), (0.5, 2), (1.0, 2)])
 def test_a_process_that_has_held_a_gpu_measures_once(
     gpu_session: None,
     tmp_path: Path,
@@ -37,7 +37,7 @@ def test_a_process_that_has_held_a_gpu_measures_once(
         return Measured(config=config, share=share, problem=str(os.getpid()))
 
     monkeypatch.setattr(probe, "measure", tell_process)
-    configs = [TrialConfig(model=ModelConfig("cnn"), epochs=1)] * 3
+    configs = [TrialConfig(model=ModelConfig("cnn"), epochs=1)] * 2
     share = Share(cpus=1, gpus=gpus)
     found = measure_all(configs, lambda config: share, 1, {}, tmp_path, 60, lambda number: None)
     assert len({measured.problem for measured in found if measured}) == processes
