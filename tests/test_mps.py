@@ -280,6 +280,7 @@ def test_a_folder_that_others_could_enter_is_not_used(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_daemon_outlives_the_worker_that_started_it(programs: Path) -> None:
     def work(source: str) -> tuple[int, int | None]:
         exec(source.replace("sys.stdin.read()", ""))

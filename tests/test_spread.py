@@ -29,6 +29,7 @@ def address() -> Iterator[str]:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_members_are_computed_on_the_cluster(
     finished_run: Run, digits: Splits, address: str, tmp_path: Path
 ) -> None:
