@@ -20,7 +20,7 @@ from tuner.search import budget
 from tuner.search.budget import Budget
 from tuner.search.conductor import Conductor
 from tuner.search.sampler import Sampler
-from tuner.search.saving import restore_files
+from tuner.search.saving import forget_progress, restore_files
 from tuner.search.scheduler import Hyperband, Median, make_scheduler
 from tuner.search.slots import Share, Slots
 from tuner.space import SearchSpace, load_space
@@ -483,6 +483,26 @@ def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: W
     # Nine epochs of two seconds, on half a GPU, over all resumes.
     assert conductor.spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
     assert world.conductor().spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
+
+
+def test_a_trial_whose_state_cannot_be_used_is_trained_from_its_first_epoch(world: World) -> None:
+    world.search, world.is_lazy = replace(SEARCH, epochs=8, grace=2), False
+    conductor = world.conductor()
+    worker = world.begin(conductor)
+    assert worker.step(0.5)
+    assert worker.step(0.5)
+    conductor.lose(0)
+    again = world.begin(conductor)
+    assert len(conductor.live[0].history) == 2
+    forget_progress(again.path)
+    again.history.clear()
+    assert conductor.keeps_going(0, {"back_to": 0, "tell": "Trial 0 begins anew."})
+    assert not conductor.live[0].history
+    assert conductor.num_epochs == 0
+    assert again.step(0.4)
+    assert [row.val_accuracy for row in world.run.trial(0).history] == [0.4]
+    # Three epochs of two seconds on half a GPU.
+    assert conductor.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
 
 
 def test_a_repeated_epoch_is_no_peer_of_its_own(world: World) -> None:

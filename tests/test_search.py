@@ -10,7 +10,7 @@ import torch
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
-from tuner.checkpoint import load_checkpoint
+from tuner.checkpoint import load_checkpoint, save_state
 from tuner.config import DataConfig, Resources
 from tuner.data import load_splits
 from tuner.device import compute_dtype
@@ -22,7 +22,7 @@ from tuner.search.driver import search
 from tuner.search.request import SearchRequest
 from tuner.search.slots import plan_slots
 from tuner.space import load_space
-from tuner.trial import TrialRecord, read_history
+from tuner.trial import TrialRecord, read_history, write_status
 
 pytestmark = pytest.mark.ray
 
@@ -127,6 +127,21 @@ def test_the_same_seed_with_one_slot_gives_the_same_run(session: None, tmp_path:
         ]
 
     assert figures("one") == figures("two")
+
+
+def test_a_trial_whose_saved_state_does_not_fit_begins_anew(session: None, tmp_path: Path) -> None:
+    request = ask(tmp_path, "search.trials=1")
+    before = search(request, quiet()).trial(0)
+    state = {"optimizer.0.of_another_version": torch.zeros(1)}
+    save_state(before.path / "state.safetensors", state, before.history[:3])
+    write_status(before.path, replace(before.status, state="interrupted"))
+    console = quiet()
+    after = search(replace(request, resume=True), console).trial(0)
+    assert isinstance(console.file, io.StringIO)
+    assert "Trial 0 begins anew: " in console.file.getvalue()
+    assert after.status.state == "completed"
+    assert [row.val_loss for row in after.history] == [row.val_loss for row in before.history]
+    assert all(row.time > before.history[-1].time for row in after.history)
 
 
 def test_nothing_of_the_engine_is_printed(

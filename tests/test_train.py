@@ -1,8 +1,10 @@
 """Training: the same every time, honest figures, and nothing left behind."""
 
+import contextlib
 import dataclasses
 import gc
 import math
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from tuner.models import build_model
 from tuner.models.cnn import Cnn
 from tuner.sources import Images
 from tuner.train import Epoch, train
+from tuner.training.learner import UnfitStateError
 
 CPU = torch.device("cpu")
 DEEPER = ModelConfig("cnn", {"stages": 2, "blocks": 2, "width": 16, "dropout": 0.1})
@@ -134,6 +137,26 @@ def test_a_training_that_goes_on_from_its_state_ends_as_if_never_interrupted(
     assert figures(rest) == figures(whole)[2:]
     mine, theirs = rest[-1].learner.state(), whole[-1].learner.state()
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("optimizer.1.momentum", "optimizer.1.exp_avg"),
+        ("optimizer.3.exp_avg", "optimizer.3.momentum"),
+        ("optimizer.3.exp_avg", "optimizer.99.exp_avg"),
+        ("optimizer.0.momentum", "optimizer.1.momentum"),
+    ],
+)
+def test_a_state_of_an_optimizer_of_other_parameters_is_refused(
+    digits: Splits, key: str, other: str
+) -> None:
+    config = tiny(model=DEEPER, optimizer=Muon())
+    with contextlib.closing(train(config, first(digits, 64), CPU)) as epochs:
+        state = next(epochs).learner.state()
+    state[other] = state.pop(key)
+    with pytest.raises(UnfitStateError, match=re.escape(other)):
+        next(train(config, first(digits, 64), CPU, state=state, epochs_done=1))
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 64])

@@ -295,14 +295,15 @@ class Conductor:
             self.spending.begin_epoch(number, trial.share.gpus)
             write_status(self.run.trial_path(number), trial.status)
             return True
+        if "back_to" in report:
+            self._take_back(trial, report["back_to"])
+            return True
         if "saved" in report:
             return True
         row = EpochRow(**{key: report[key] for key in EPOCH_KEYS})
         if row.epoch <= len(trial.history):
             # Short of memory, it had to train again what was not saved.
-            self._go_back(trial, row.epoch - 1)
-            for observer in self.observers:
-                observer.trial_began(number, trial.config, trial.history)
+            self._take_back(trial, row.epoch - 1)
         # A worker that takes up a saved state knows none of it at its first epoch.
         told = {key: report[key] for key in TOLD if key in report}
         status = replace(trial.status, **told)
@@ -325,6 +326,12 @@ class Conductor:
         if stop is not None:
             trial.outcome = Outcome(state="stopped", stop=stop, reason=str(stop))
         return stop is None
+
+    def _take_back(self, trial: LiveTrial, num_epochs: int) -> None:
+        """Go back with a trial that has a worker."""
+        self._go_back(trial, num_epochs)
+        for observer in self.observers:
+            observer.trial_began(trial.number, trial.config, trial.history)
 
     def _go_back(self, trial: LiveTrial, num_epochs: int) -> None:
         """Leave a trial's later epochs out of the books: they are trained again."""

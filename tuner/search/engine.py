@@ -121,8 +121,8 @@ class TuneScheduler(FIFOScheduler):
                     problem=result.get("problem", ""),
                 )
             )
-        if "turns" in result:
-            self._room.tell_once(result["turns"])
+        if "tell" in result:
+            self._room.tell_once(result["tell"])
         number = trial.config["number"]
         if not self._conductor.keeps_going(number, result):
             return TrialScheduler.STOP

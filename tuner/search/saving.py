@@ -247,14 +247,20 @@ def restore_files(path: AnyPath) -> list[EpochRow]:
     """
     history, kept = load_progress(path / "state.safetensors")
     if not history:
-        for name in ("history.csv", "checkpoint.safetensors", "val_probs.npy"):
-            (path / name).unlink(missing_ok=True)
+        forget_progress(path)
         return []
     if kept is not None:
         save_kept(path, kept)
     if read_history(path) != history:
         write_history(path, history)
     return history
+
+
+def forget_progress(path: AnyPath) -> None:
+    """Remove what the training of a trial has left in its folder."""
+    # The state first: it tells what the others are.
+    for name in ("state.safetensors", "history.csv", "checkpoint.safetensors", "val_probs.npy"):
+        (path / name).unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -25,12 +25,13 @@ from tuner.device import find_device
 from tuner.errors import StorageError
 from tuner.search.device_fault import DeviceFaultError, is_device_fault
 from tuner.search.notices import NoticeBoard, NoticeReader
-from tuner.search.saving import Saver, restore_files
+from tuner.search.saving import Saver, forget_progress, restore_files
 from tuner.search.slots import Share
 from tuner.sources import Images
 from tuner.storage import AnyPath, to_path
 from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.training.compilation import CompileMode
+from tuner.training.learner import UnfitStateError
 from tuner.trial import read_status
 from tuner.weights import Start, start_key
 
@@ -61,7 +62,9 @@ def train_trial(
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
-    Goes on from the trial's saved state, if there is one. The last report holds ``outcome``:
+    Goes on from the trial's saved state, if there is one. Where another version has written it, and
+    this one cannot use it, the trial begins anew: that report holds ``back_to``, the epoch after
+    which it goes on, and ``tell``, a line for the user. The last report holds ``outcome``:
     ``completed``, ``diverged``, ``stopped``, ``interrupted``, ``out_of_memory`` or ``failed``. An
     error of the training itself is such an outcome: all that the engine sees raised, and tries
     again, is a worker that was lost.
@@ -80,7 +83,8 @@ def train_trial(
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     outcome: dict[str, str] = {}
     halved_from = params["halved_from"]
-    for is_second_try in (False, True):
+    is_second_try = False
+    while True:
         free_memory()
         try:
             path = to_path(params["path"])
@@ -130,6 +134,12 @@ def train_trial(
                 )
         except SupersededError:
             raise
+        except UnfitStateError as error:
+            forget_progress(path)
+            line = f"Trial {params['number']} begins anew: {first_line(error)}."
+            tune.report({"back_to": 0, "tell": line})
+            params, halved_from = params | {"known": 0}, None
+            continue
         except TooSlowError as error:
             outcome = {"outcome": "stopped", "reason": str(error)}
         except StorageError:
@@ -138,17 +148,20 @@ def train_trial(
         except Exception as error:
             if is_out_of_memory(error):
                 outcome = {"outcome": "out_of_memory", "reason": first_line(error)}
-                # Once more with half the memory: two parts of a batch add up to the same step.
-                continue
-            if is_device_fault(error):
+                if not is_second_try:
+                    # With half the memory: two parts of a batch add up to the same step.
+                    is_second_try = True
+                    continue
+            elif is_device_fault(error):
                 # Whose fault it was cannot be told here: to the search this worker is lost.
                 raise DeviceFaultError(first_line(error)) from error
-            lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
-            outcome = {
-                "outcome": "failed",
-                "reason": f"{type(error).__name__}: {first_line(error)}",
-                "traceback": "\n".join(lines),
-            }
+            else:
+                lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+                outcome = {
+                    "outcome": "failed",
+                    "reason": f"{type(error).__name__}: {first_line(error)}",
+                    "traceback": "\n".join(lines),
+                }
         break
     tune.report(outcome)
 

@@ -49,7 +49,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped:
 
     The first report holds ``node``, Ray's identifier of it. Of a node that has not the driver's
     versions it holds ``host`` and ``versions`` besides, of one that does not see the trial's folder
-    ``host`` and ``problem``. It holds ``turns``, a line for the user, where trials that share a GPU
+    ``host`` and ``problem``. It holds ``tell``, a line for the user, where trials that share a GPU
     take turns on the node.
 
     Args:
@@ -73,7 +73,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped:
     folder = to_path(params["path"])
     sharing = share_gpu(folder) if 0 < params["gpus"] < 1 else None
     if sharing and sharing.how == "by turns" and sharing.reason:
-        where["turns"] = f"On {platform.node()}, {sharing}."
+        where["tell"] = f"On {platform.node()}, {sharing}."
     tune.report(where)
     from tuner.search.trainable import train_trial
 

@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from tuner.optim import WeightAverage
 
 
+class UnfitStateError(Exception):
+    """A saved state that another version of the program wrote, and that this one cannot go on from.
+
+    The message says why, in one line.
+    """
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
     """Everything that changes in the course of a training."""
@@ -37,7 +44,13 @@ class Learner:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to where ``state`` was called, with the same numbers on a CPU."""
+        """Go back to where ``state`` was called, with the same numbers on a CPU.
+
+        Raises:
+            UnfitStateError: If a part of the optimizer's state is not what it keeps for that
+                parameter. Then nothing has changed.
+        """
+        self._refuse_unfit(tensors)
         for part, module in (("network", self.network), ("average", self.average.model)):
             prefix = f"{part}."
             module.load_state_dict(
@@ -59,6 +72,24 @@ class Learner:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
+
+    def _refuse_unfit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a state of an optimizer that had other parameters, or in another order."""
+        fit = [
+            (group["state_names"], parameter.shape)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        for key, tensor in tensors.items():
+            if not key.startswith("optimizer."):
+                continue
+            _, index, name = key.split(".", 2)
+            names, shape = fit[int(index)] if int(index) < len(fit) else (frozenset(), None)
+            if name not in names or (tensor.ndim and tensor.shape != shape):
+                raise UnfitStateError(
+                    f"its saved optimizer state does not fit this version: {key} of shape "
+                    f"{tuple(tensor.shape)}"
+                )
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
