@@ -1,8 +1,10 @@
 """A training step as one CUDA graph: whether it can be captured, and the capture."""
 
 import random
+import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,17 @@ def why_not_capturable(step: Callable[[], None]) -> str | None:
         step: The step. It is run once, with all its effects.
     """
     before, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
+    places: list[str] = []
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = partial(_note_read, places, threading.get_ident())
         torch.cuda.set_sync_debug_mode("warn")
         try:
             step()
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    for warning in caught:
-        # PyTorch says once, too, that this mode may miss some "synchronizing operations".
-        if "called a synchronizing" in str(warning.message):
-            return f"{Path(warning.filename).name}:{warning.lineno} reads a value on the host"
+    if places:
+        return f"{places[0]} reads a value on the host"
     if _host_random_state() != before:
         return "the step draws random numbers on the host"
     return None
@@ -77,6 +79,22 @@ def capture(
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message."""
     return (str(error).splitlines() or [""])[0]
+
+
+def _note_read(
+    places: list[str],
+    thread: int,
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    *ignored: Any,
+) -> None:
+    """Note a warning's place in ``places``, if it tells that ``thread`` read a value."""
+    # The mode is the process's: the thread that saves an epoch is warned, too. PyTorch says once,
+    # too, that this mode may miss some "synchronizing operations".
+    if threading.get_ident() == thread and "called a synchronizing" in str(message):
+        places.append(f"{Path(filename).name}:{lineno}")
 
 
 def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:

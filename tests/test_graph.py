@@ -1,0 +1,40 @@
+"""What a step is watched for before it is captured, without a GPU."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+
+from tuner.training.graph import why_not_capturable
+
+SYNC = "called a synchronizing CUDA operation"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+
+
+def test_a_read_of_the_step_is_named_and_one_of_another_thread_is_not() -> None:
+    def read() -> None:
+        warnings.warn(SYNC, stacklevel=1)
+
+    def save() -> None:
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+
+    shown = warnings.showwarning
+    assert "test_graph.py" in str(why_not_capturable(read))
+    assert why_not_capturable(save) is None
+    assert warnings.showwarning is shown
+
+
+def test_other_warnings_say_nothing_of_a_step() -> None:
+    assert why_not_capturable(lambda: warnings.warn("old", stacklevel=1)) is None
+
+
+def test_random_numbers_of_the_host_are_told() -> None:
+    assert "random numbers" in str(why_not_capturable(lambda: torch.rand(1)))
