@@ -74,6 +74,16 @@ MISTAKES = {
         2,
         "write 90s, 30m, 2h",
     ),
+    "a share that is no number": (
+        ["search", "--space", "quick", "--gpus-per-trial", "nan"],
+        2,
+        "nan is not a finite number",
+    ),
+    "a time between saves that is no number": (
+        ["search", "--space", "quick", "--save-seconds", "nan"],
+        2,
+        "nan is not a finite number",
+    ),
     "a run that is not there to resume": (["search", "--resume", "--name", "x"], 2, "no run 'x'"),
     "half a URI": (["runs", "--storage", "s3:/bucket/runs"], 2, "write s3://BUCKET/FOLDER"),
     "no run yet": (["ensemble"], 2, "no run in runs yet"),

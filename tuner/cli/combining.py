@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
-from tuner.cli.options import DEVICE, JSON, STORAGE, option
+from tuner.cli.options import DEVICE, JSON, STORAGE, Amount, option
 from tuner.cli.tables import print_json
 from tuner.storage import AnyPath
 
@@ -53,7 +53,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 @option("--max-parameters", type=click.IntRange(min=1), help="Of all members together.")
 @option(
     "--max-latency-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(min=0, min_open=True),
     help="Of all members, one image, measured here.",
 )
 @option("--frontier", is_flag=True, help="Show which members are best for their time.")

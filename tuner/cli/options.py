@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,18 @@ class Duration(click.ParamType[float]):
         if not total:
             self.fail(f"'{value}' is not a time above 0; write 90s, 30m, 2h or 1h30m", param, ctx)
         return float(total)
+
+
+class Amount(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        # No comparison with a NaN is true, so that the range would not refuse it.
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:

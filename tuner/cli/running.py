@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import JSON, STORAGE, Duration, option
+from tuner.cli.options import JSON, STORAGE, Amount, Duration, option
 from tuner.cli.tables import leaderboard_document, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError
 from tuner.storage import AnyPath
@@ -23,9 +23,9 @@ _COSTS = (
         type=Duration(),
         help="Such as 90s, 30m, 2h: then end as if done; running epochs are cut off.",
     ),
-    option("--gpu-hours", type=click.FloatRange(min=0, min_open=True), help="The same, of GPUs."),
-    option("--gpus-per-trial", type=click.FloatRange(min=0), help="May be a fraction."),
-    option("--cpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="[default: 1]"),
+    option("--gpu-hours", type=Amount(min=0, min_open=True), help="The same, of GPUs."),
+    option("--gpus-per-trial", type=Amount(min=0), help="May be a fraction."),
+    option("--cpus-per-trial", type=Amount(min=0, min_open=True), help="[default: 1]"),
     option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]"),
     option(
         "--address",
@@ -53,7 +53,7 @@ _OTHERS = (
     ),
     option(
         "--save-seconds",
-        type=click.FloatRange(min=0),
+        type=Amount(min=0),
         default=10.0,
         show_default=True,
         help="Save running trials so often that a kill costs no more, or one epoch; 0: each epoch.",
