@@ -485,6 +485,25 @@ def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: W
     assert world.conductor().spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
 
 
+def test_an_epoch_that_is_told_twice_counts_once(world: World) -> None:
+    world.search, world.is_lazy = replace(SEARCH, epochs=8, grace=2), True
+    conductor = world.conductor()
+    worker = world.begin(conductor)
+    for _ in range(3):
+        assert worker.step(0.5)
+    # Short of memory: the worker goes back to the second epoch, which was saved.
+    worker.history = restore_files(worker.path)
+    for row in worker.history:
+        assert conductor.keeps_going(0, asdict(row))
+    assert conductor.num_epochs == 3
+    assert conductor.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
+    assert worker.step(0.6)
+    assert [row.val_accuracy for row in conductor.live[0].history] == [0.5, 0.5, 0.6]
+    assert conductor.num_epochs == 3
+    # The third epoch was trained twice.
+    assert conductor.spending.gpu_seconds == pytest.approx(4.0, abs=0.5)
+
+
 def test_a_trial_whose_state_cannot_be_used_is_trained_from_its_first_epoch(world: World) -> None:
     world.search, world.is_lazy = replace(SEARCH, epochs=8, grace=2), False
     conductor = world.conductor()

@@ -301,6 +301,9 @@ class Conductor:
         if "saved" in report:
             return True
         row = EpochRow(**{key: report[key] for key in EPOCH_KEYS})
+        if row in trial.history:
+            # Told by this worker before it ran short of memory and went back to what was saved.
+            return True
         if row.epoch <= len(trial.history):
             # Short of memory, it had to train again what was not saved.
             self._take_back(trial, row.epoch - 1)
