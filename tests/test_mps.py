@@ -275,6 +275,9 @@ def test_a_folder_that_others_could_enter_is_not_used(
 ) -> None:
     mps.find_folder().mkdir(mode=0o755)
     assert "is open to others" in mps.examine().reason
+    mps.find_folder().rmdir()
+    mps.find_folder().write_text("")
+    assert mps.find_folder().name in mps.examine().reason
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + 80 * "x")
     assert "too long a path for sockets" in mps.examine().reason
 

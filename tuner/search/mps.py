@@ -119,7 +119,9 @@ def stay_apart() -> None:
 
 def examine() -> Sharing:
     """Find out how processes would share a GPU of this node, by trying it on the first one."""
-    (find_folder() / "failure").unlink(missing_ok=True)
+    # A folder of somebody else's is told of below.
+    with contextlib.suppress(OSError):
+        (find_folder() / "failure").unlink(missing_ok=True)
     environment = {key: value for key, value in os.environ.items() if "VISIBLE_DEVICES" not in key}
     with contextlib.ExitStack() as stack:
         return _share(environment, stack)
