@@ -80,3 +80,12 @@ def test_a_damaged_file_of_costs_counts_as_none(costs: CompilationCosts, tmp_pat
         assert costs.pay_off(0.01, seconds_left=COLD_SECONDS * 51)
     costs.note_compilation(2.0)
     assert costs.pay_off(0.01, seconds_left=2 * 51)
+
+
+def test_costs_that_cannot_be_written_are_measured_anew(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    costs = CompilationCosts(tmp_path / "cache" / "costs.json", "small")
+    costs.note_compilation(1.0)
+    costs.note_steps(plain=1.0, compiled=0.5)
+    assert costs.pay_off(1.0, 50 * COLD_SECONDS)
+    assert not costs.pay_off(1.0, 49 * COLD_SECONDS)

@@ -1,5 +1,6 @@
 """Whether compiling a network pays, by what it cost and saved on this node before."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -119,8 +120,10 @@ class CompilationCosts:
     def _write(self, costs: Costs) -> None:
         known = self._read() | {self._key: costs}
         text = json.dumps({key: asdict(value) for key, value in known.items()})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Trials of a node write at the same time: each leaves a whole file.
-        temporary = self._path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        # What a full or read-only disk does not take is measured anew: no training fails for it.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Trials of a node write at the same time: each leaves a whole file.
+            temporary = self._path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(text)
+            temporary.replace(self._path)
