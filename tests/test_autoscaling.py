@@ -17,17 +17,19 @@ WORKERS = {"worker": {"resources": {"CPU": 1}, "max_workers": 2}}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a space, where a driver looks for what ``ray up`` leaves on a head."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "space.yaml").write_text(SPACE)
     return tmp_path
 
 
-@pytest.fixture
-def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
-    """Give a cluster of a head without CPUs, on which a driver finds what autoscalers leave."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("HOME", str(folder))
-    with Raylets(cpus=0, growth=WORKERS) as raylets:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Raylets]:
+    """Start a head without CPUs, with an autoscaler."""
+    with Raylets(cpus=0, growth=WORKERS) as raylets, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         control = ray._raylet.GcsClient(address=raylets.address)
 
         def is_managed() -> bool:
