@@ -164,15 +164,27 @@ def test_a_node_with_another_torch_is_named_in_a_table(
         cluster.remove(number)
 
 
-@pytest.mark.parametrize("is_asked", [True, False])
-def test_a_token_is_shown_to_a_cluster_that_asks_for_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, is_asked: bool
-) -> None:
-    token = folder / "token"
-    token.write_text("cifar-tune-" * 4)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+@pytest.fixture
+def token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = folder / "token"
+    path.write_text("cifar-tune-" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    return path
+
+
+def search_near_and_far(folder: Path, raylets: Raylets) -> None:
+    """Search with the driver here, then as a job."""
     words = ("search", "--space", "space.yaml", "--epochs", "2", "--trials", "2")
-    with Raylets(token=token if is_asked else None) as raylets:
-        for name, address in (("near", raylets.address), ("far", raylets.dashboard)):
-            code, out, err = finish(start(folder, *words, "--address", address, "--name", name))
-            assert code == 0, out + err
+    for name, address in (("near", raylets.address), ("far", raylets.dashboard)):
+        code, out, err = finish(start(folder, *words, "--address", address, "--name", name))
+        assert code == 0, out + err
+
+
+def test_a_token_is_shown_to_a_cluster_that_asks_for_one(folder: Path, token: Path) -> None:
+    with Raylets(token=token) as raylets:
+        search_near_and_far(folder, raylets)
+
+
+@pytest.mark.usefixtures("token")
+def test_no_token_is_shown_to_a_cluster_that_asks_for_none(cluster: Raylets, folder: Path) -> None:
+    search_near_and_far(folder, cluster)
