@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tuner.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    load_history,
+    load_progress,
     load_state,
     save_checkpoint,
     save_state,
@@ -215,8 +215,8 @@ def test_a_state_comes_back_with_its_history(path: Path) -> None:
     }
     save_state(path, state, some_history())
     torch.testing.assert_close(load_state(path), state, rtol=0, atol=0)
-    assert load_history(path) == some_history()
+    assert load_progress(path)[0] == some_history()
 
 
 def test_a_training_that_saved_nothing_has_no_history(path: Path) -> None:
-    assert load_history(path) == []
+    assert load_progress(path)[0] == []

@@ -13,7 +13,7 @@ import pytest
 import torch
 from optuna.trial import TrialState as OptunaState
 
-from tuner.checkpoint import load_history, save_state
+from tuner.checkpoint import load_progress, save_state
 from tuner.config import DataConfig, SearchConfig
 from tuner.run import Run, RunRecord, now
 from tuner.search import budget
@@ -317,7 +317,7 @@ def test_a_spent_time_budget_ends_trials_after_their_epoch(world: World) -> None
     assert conductor.start() is None
     record = world.run.trial(0)
     assert (record.status.state, record.status.reason) == ("interrupted", "after epoch 2")
-    assert len(load_history(record.state)) == 2, "it can go on from there"
+    assert len(load_progress(record.state)[0]) == 2, "it can go on from there"
     assert not world.run.trial(1).state.exists()
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants
 from tests.benchmarks.promises import FIGURES, flaws
-from tuner.checkpoint import load_history
+from tuner.checkpoint import load_progress
 from tuner.config import DataConfig
 from tuner.data import load_splits
 from tuner.errors import NoUsableTrials
@@ -128,7 +128,7 @@ def test_epochs_between_two_saves_are_trained_again_after_a_kill(folder: Path) -
         # Epochs take 0.3 s: some end unsaved before this.
         time.sleep(0.8)
         kill_workers(search)
-        before = load_history(folder / "runs" / "run" / "trials" / "0000" / "state.safetensors")
+        before = load_progress(folder / "runs" / "run" / "trials" / "0000" / "state.safetensors")[0]
         at = time.time()
         assert search.wait(180) == 0, search.errors
     (trial,) = run_in(folder).trials()
@@ -293,7 +293,7 @@ def test_a_time_budget_cuts_running_epochs_at_a_step(
         num_epochs = len(trial.history)
         assert trial.status.state == "interrupted"
         assert trial.status.reason == f"after epoch {num_epochs}, when the budget was spent"
-        assert load_history(trial.state) == list(trial.history)
+        assert load_progress(trial.state)[0] == list(trial.history)
         assert trial.is_usable == bool(num_epochs)
         before.append(trial.history)
     assert any(before)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tuner.checkpoint import load_checkpoint, load_history, load_progress, load_state
+from tuner.checkpoint import load_checkpoint, load_progress, load_state
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data import Splits
 from tuner.search import saving
@@ -44,7 +44,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def assert_one_moment(path: Path, splits: Splits) -> None:
     """Check that all of a trial's files tell of the epochs of its saved state."""
-    history = load_history(path / "state.safetensors")
+    history = load_progress(path / "state.safetensors")[0]
     assert read_history(path) == history
     best = kept_row(history, is_val_seen=splits.is_val_seen)
     assert best is not None
@@ -139,13 +139,13 @@ def test_what_is_written_does_not_change_with_the_training(digits: Splits, tmp_p
         held.set()
         assert first is not None
         first.result()
-        assert len(load_history(tmp_path / "state.safetensors")) == 1
+        assert len(load_progress(tmp_path / "state.safetensors")[0]) == 1
         torch.testing.assert_close(
             load_state(tmp_path / "state.safetensors"), state, rtol=0, atol=0
         )
         saver.save()
         assert saver.is_saved
-        assert len(load_history(tmp_path / "state.safetensors")) == 3
+        assert len(load_progress(tmp_path / "state.safetensors")[0]) == 3
     assert_one_moment(tmp_path, digits)
 
 
@@ -180,7 +180,7 @@ def test_an_epoch_that_diverged_is_told_and_not_gone_on_from(
         saver.keep(replace(epoch, figures=lost))
         saver.save()
     assert [row.epoch for row in read_history(tmp_path)] == [1, 2]
-    assert len(load_history(tmp_path / "state.safetensors")) == 1
+    assert len(load_progress(tmp_path / "state.safetensors")[0]) == 1
     assert restore_files(tmp_path) == [epoch.figures]
     assert_one_moment(tmp_path, digits)
 
@@ -196,7 +196,7 @@ def test_an_error_of_the_training_leaves_the_newest_epoch_on_disk(
 
     with pytest.raises(torch.OutOfMemoryError):
         train_and_fail()
-    assert len(load_history(tmp_path / "state.safetensors")) == 2
+    assert len(load_progress(tmp_path / "state.safetensors")[0]) == 2
     assert_one_moment(tmp_path, digits)
 
 
@@ -242,7 +242,7 @@ def test_a_state_of_an_earlier_version_is_gone_on_from(digits: Splits, tmp_path:
         saver.keep(next(epochs))
         saver.save()
     path = tmp_path / "state.safetensors"
-    saving.save_state(path, load_state(path), load_history(path))
+    saving.save_state(path, load_state(path), load_progress(path)[0])
     history, kept = load_progress(path)
     assert kept is None
     before = contents(tmp_path)

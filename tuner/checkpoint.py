@@ -100,14 +100,6 @@ def load_state(path: AnyPath) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in names}
 
 
-def load_history(path: AnyPath) -> list[EpochRow]:
-    """Read the epochs that led to a saved state, and not the state; none if there is no file."""
-    if not path.exists():
-        return []
-    with on_disk(path) as local, safe_open(local, framework="pt") as file:
-        return [EpochRow(**row) for row in json.loads(file.metadata()["history"])]
-
-
 def load_progress(path: AnyPath) -> tuple[list[EpochRow], Kept | None]:
     """Read all of a state file but the state.
 

@@ -99,7 +99,8 @@ class Folder:
     def note(self, now: float) -> str:
         """Say that nothing has been heard for long, if so."""
         silent = now - self.news
-        if self.has_ended or not self.news or silent < max(SILENT_SECONDS, 5 * self._epoch()):
+        usual = max(SILENT_SECONDS, 5 * self._epoch(), 2 * self.run.record.save_seconds)
+        if self.has_ended or not self.news or silent < usual:
             return ""
         return f"No news for {clock(silent)}; was the search killed?"
 

@@ -65,6 +65,8 @@ class RunRecord:
     """ISO 8601, UTC."""
     active_seconds: float = 0.0
     """Time spent searching; the time between an interrupt and its resume is not in it."""
+    save_seconds: float = 10.0
+    """Most seconds between two saves of a running trial, unless an epoch takes longer."""
     lost_gpu_seconds: float = 0.0
     """GPU time of epochs that were cut off, or lost with their worker and trained again."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.processes import Reaper
-from tuner.checkpoint import load_history
+from tuner.checkpoint import load_progress
 from tuner.data import load_splits
 from tuner.run import Run
 from tuner.train import train
@@ -120,7 +120,7 @@ def look(path: Path, at: float) -> Kill:
     late = []
     for trial in Run.open(path).trials() if (path / "run.json").exists() else []:
         if trial.status.state in OPEN:
-            running[trial.number] = saved = load_history(trial.state)
+            running[trial.number] = saved = load_progress(trial.state)[0]
             # Its worker's first word, before it has set up the training.
             began = (trial.path / "status.json").stat().st_mtime
             last = saved[-1].time if saved else 0.0

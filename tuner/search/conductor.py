@@ -32,6 +32,8 @@ from tuner.trial import (
 )
 
 EPOCH_KEYS = tuple(EpochRow.__dataclass_fields__)
+NOTE_SECONDS = 10.0
+"""Between two records of what a search has spent."""
 TOLD = ("num_parameters", "execution", "halved_from")
 """What a worker tells of its trial's status beside an epoch."""
 
@@ -85,6 +87,7 @@ class Conductor:
         self.best: tuple[int, EpochRow] | None = None
         self.observers: list[Observer] = []
         self.draining: DrainReason = ""
+        self._spending_noted = time.monotonic()
         self.failures: list[tuple[int, str]] = []
         """Number and reason of each trial that failed since this search began or went on."""
         self.num_started = 0
@@ -374,12 +377,21 @@ class Conductor:
             reasons = [reason for _, reason in self.failures]
             if list(self.ended) == ["failed"] and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
+        self._record_spending()
+        for observer in self.observers:
+            observer.trial_ended(number, trial.status, trial.history)
+
+    def note_spending(self) -> None:
+        """Record what was spent, once in a while: a kill of the driver may forget no more."""
+        if time.monotonic() - self._spending_noted >= NOTE_SECONDS:
+            self._record_spending()
+
+    def _record_spending(self) -> None:
+        self._spending_noted = time.monotonic()
         self.run.update(
             active_seconds=self.spending.seconds,
             lost_gpu_seconds=self.spending.lost_gpu_seconds,
         )
-        for observer in self.observers:
-            observer.trial_ended(number, trial.status, trial.history)
 
     def _share(self, record: TrialRecord) -> Share:
         """Give what a trial of an earlier session held, or what it is to go on with."""

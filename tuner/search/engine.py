@@ -173,6 +173,7 @@ class TuneCallback(Callback):
         """Close the books of what ended in this step, and tell the workers what has changed."""
         self.settle()
         self._herald.look()
+        self._conductor.note_spending()
 
     def settle(self) -> None:
         """Close the books of what ended, and have go on what lost its worker and may."""

@@ -121,6 +121,7 @@ def conduct(
         gpu_seconds=request.gpu_hours * 3600,
     )
     run.update(
+        save_seconds=request.save_seconds,
         budget_seconds=_unless_endless(request.seconds),
         budget_gpu_hours=_unless_endless(request.gpu_hours),
     )
@@ -323,4 +324,10 @@ def _unless_endless(budget: float) -> float | None:
 def _why_none(conductor: Conductor) -> str:
     states = ", ".join(f"{number} {state}" for state, number in conductor.ended.items())
     last = f" Last failure: {conductor.failures[-1][1]}" if conductor.failures else ""
-    return f"They ended: {states}.{last}"
+    more = (
+        f" Go on with: cifar-tune search --resume --name {conductor.run.record.name}, and a larger "
+        "budget."
+        if "interrupted" in conductor.ended
+        else ""
+    )
+    return f"They ended: {states}.{last}{more}"

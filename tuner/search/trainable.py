@@ -7,6 +7,7 @@ the device are paid once.
 import contextlib
 import gc
 import os
+import time
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -78,6 +79,7 @@ def train_trial(
         compile_mode: See ``tuner.training.compilation``.
         save_seconds: See ``Saver``.
     """
+    began = time.monotonic()
     share = Share(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(share.threads)
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
@@ -121,7 +123,7 @@ def train_trial(
                 micro_batches=micro_batches,
                 compile_mode=compile_mode,
                 should_stop=reader.is_over,
-                budget_seconds=params["budget_seconds"],
+                budget_seconds=params["budget_seconds"] - (time.monotonic() - began),
             )
             # The engine may end a trial between two epochs, by SystemExit out of report();
             # closing() then frees what train() holds before the next trial starts in this process.

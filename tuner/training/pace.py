@@ -7,6 +7,8 @@ import torch
 
 AHEAD_SECONDS = 0.25
 """Work that the host queues at most, so that a training ends soon after it is told to."""
+MIN_SAMPLES = 8
+"""Steps that are timed before their length counts as known."""
 MOST_AHEAD = 64
 """Steps queued at most; a few dozen small graphs hide whatever the host does besides."""
 
@@ -21,8 +23,8 @@ class Pace:
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds that the device takes for a step, the median of the latest."""
-        return statistics.median(self._seconds) if self._seconds else None
+        """Seconds that the device takes for a step, the median of the latest; ``None`` of few."""
+        return statistics.median(self._seconds) if len(self._seconds) >= MIN_SAMPLES else None
 
     def after_step(self) -> None:
         """Note that a step was queued on the current stream; wait where too many are."""
