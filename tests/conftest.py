@@ -18,7 +18,7 @@ from tuner.data import Splits, load_splits
 from tuner.remote import Remote
 from tuner.run import Run, RunRecord, now
 from tuner.storage import to_path
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.trial import (
     EpochRow,
     Stop,
@@ -141,12 +141,12 @@ def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     have = [{"CPU": 4.0, "GPU": 1.0}]
     for module in ("slots", "room"):
         monkeypatch.setattr(
-            f"tuner.search.{module}.alive_resources", lambda *but: [dict(node) for node in have]
+            f"tuner.tuning.{module}.alive_resources", lambda *but: [dict(node) for node in have]
         )
-        monkeypatch.setattr(f"tuner.search.{module}.growth", lambda: None)
+        monkeypatch.setattr(f"tuner.tuning.{module}.growth", lambda: None)
     for name in ("draining_nodes", "gone_nodes"):
-        monkeypatch.setattr(f"tuner.search.room.{name}", frozenset)
-    monkeypatch.setattr("tuner.search.room.LOOK_SECONDS", 0)
+        monkeypatch.setattr(f"tuner.tuning.room.{name}", frozenset)
+    monkeypatch.setattr("tuner.tuning.room.LOOK_SECONDS", 0)
     return have
 
 

@@ -13,7 +13,7 @@ from tests.test_conductor import World
 from tuner.cli import main
 from tuner.compare import compare, differences, verdict
 from tuner.run import Run
-from tuner.search.slots import Share
+from tuner.tuning.slots import Share
 
 
 def search(storage: Path, name: str, *accuracies: list[float], gpus: float = 0.5) -> Run:

@@ -7,8 +7,8 @@ import torch
 
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
-from tuner.train import train
 from tuner.training.compilation import COLD_SECONDS, CompilationCosts
+from tuner.training.loop import train
 
 CPU = torch.device("cpu")
 CONFIG = TrialConfig(

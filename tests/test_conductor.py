@@ -16,15 +16,15 @@ from optuna.trial import TrialState as OptunaState
 from tuner.checkpoint import load_progress, save_state
 from tuner.config import DataConfig, SearchConfig
 from tuner.run import Run, RunRecord, now
-from tuner.search import budget
-from tuner.search.budget import Budget
-from tuner.search.conductor import Conductor
-from tuner.search.sampler import Sampler
-from tuner.search.saving import forget_progress, restore_files
-from tuner.search.scheduler import Hyperband, Median, make_scheduler
-from tuner.search.slots import Share, Slots
 from tuner.space import SearchSpace, load_space
 from tuner.trial import OPEN, EpochRow, Stop, read_history, write_history
+from tuner.tuning import budget
+from tuner.tuning.budget import Budget
+from tuner.tuning.conductor import Conductor
+from tuner.tuning.sampler import Sampler
+from tuner.tuning.saving import forget_progress, restore_files
+from tuner.tuning.scheduler import Hyperband, Median, make_scheduler
+from tuner.tuning.slots import Share, Slots
 
 SPACE = """
 space:
@@ -101,7 +101,7 @@ class World:
 
 @dataclass
 class Worker:
-    """Does to the folder of a trial, and reports, what ``tuner.search.trainable`` does."""
+    """Does to the folder of a trial, and reports, what ``tuner.tuning.trainable`` does."""
 
     world: World
     conductor: Conductor

@@ -10,12 +10,12 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from tests.test_conductor import World
-from tuner.search import engine
-from tuner.search import room as rooms
-from tuner.search.conductor import Conductor
-from tuner.search.engine import Herald, TuneCallback, TuneScheduler, TuneSearcher
-from tuner.search.notices import Notice
-from tuner.search.room import Room
+from tuner.tuning import engine
+from tuner.tuning import room as rooms
+from tuner.tuning.conductor import Conductor
+from tuner.tuning.engine import Herald, TuneCallback, TuneScheduler, TuneSearcher
+from tuner.tuning.notices import Notice
+from tuner.tuning.room import Room
 
 
 @pytest.fixture
@@ -230,13 +230,13 @@ def test_workers_are_told_once_of_what_changes(
     trial.temporary_state = SimpleNamespace(ray_actor="worker")
     herald.look()
     assert posted == []
-    monkeypatch.setattr("tuner.search.room.draining_nodes", lambda: frozenset({"n"}))
+    monkeypatch.setattr("tuner.tuning.room.draining_nodes", lambda: frozenset({"n"}))
     row = asdict(worker.train(0.5))
     assert scheduler.on_trial_result(None, trial, row) == TuneScheduler.CONTINUE
     assert not killed, "the epoch may not be saved"
     scheduler.on_trial_result(None, trial, {"saved": 1})
     assert killed == ["worker"]
-    monkeypatch.setattr("tuner.search.room.draining_nodes", frozenset)
+    monkeypatch.setattr("tuner.tuning.room.draining_nodes", frozenset)
     conductor.draining = "interrupted"
     herald.look()
     conductor.spending.budget = replace(conductor.spending.budget, seconds=0.0)

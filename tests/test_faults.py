@@ -27,12 +27,12 @@ from tuner.config import DataConfig
 from tuner.data import load_splits
 from tuner.errors import NoUsableTrials
 from tuner.run import Run
-from tuner.search import driver
-from tuner.search.request import SearchRequest
-from tuner.search.sampler import Sampler
 from tuner.space import load_space
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.trial import EpochRow, TrialRecord, read_history
+from tuner.tuning import driver
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.sampler import Sampler
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,6 +1,6 @@
 """What is known of an autoscaler; that of a real one is in ``test_autoscaling``."""
 
-from tuner.search.growth import Growth, NodeKind, read_kinds
+from tuner.tuning.growth import Growth, NodeKind, read_kinds
 
 SMALL, LARGE = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}
 HEAD = {"CPU": 2.0, "node:__internal_head__": 1.0}

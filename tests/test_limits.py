@@ -12,9 +12,9 @@ from tuner.data import Splits
 from tuner.errors import UsageError
 from tuner.models.cost import excess
 from tuner.models.speednet import SpeedNet
-from tuner.search.sampler import Sampler
 from tuner.space import load_space
-from tuner.train import predict_epoch_seconds, train
+from tuner.training.loop import predict_epoch_seconds, train
+from tuner.tuning.sampler import Sampler
 
 CPU = torch.device("cpu")
 IMAGE = (3, 32, 32)

@@ -4,8 +4,8 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError
 
-from tuner.search import notices
-from tuner.search.notices import Notice, NoticeBoard, NoticeReader
+from tuner.tuning import notices
+from tuner.tuning.notices import Notice, NoticeBoard, NoticeReader
 
 ENDING = Notice(is_ending=True, is_over=True, leaving=("n",))
 

@@ -11,10 +11,10 @@ from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.forecast import PLAN
 from tuner.run import Run
-from tuner.search.probe import measure
-from tuner.search.slots import Share
-from tuner.search.trainable import pack
-from tuner.train import probe_epochs
+from tuner.training.loop import probe_epochs
+from tuner.tuning.probe import measure
+from tuner.tuning.slots import Share
+from tuner.tuning.trainable import pack
 
 SPACE = """
 dataset: digits

@@ -27,11 +27,11 @@ from tuner.models.cost import count_cost
 from tuner.models.pretrained import Pretrained, find_weights, model_names, stages_of
 from tuner.rerun import rerun
 from tuner.run import Run
-from tuner.search.driver import search
-from tuner.search.request import SearchRequest
 from tuner.space import RandomTrial, SearchSpace, load_space
-from tuner.train import Epoch, predict_epoch_seconds, probe_epochs, train
+from tuner.training.loop import Epoch, predict_epoch_seconds, probe_epochs, train
 from tuner.trial import TrialStatus, write_history, write_status, write_trial
+from tuner.tuning.driver import search
+from tuner.tuning.request import SearchRequest
 from tuner.weights import Start, load_start, start_key
 
 SPACE = """\

@@ -10,10 +10,10 @@ import ray
 import torch
 
 from tuner.config import ModelConfig, TrialConfig
-from tuner.search import probe
-from tuner.search.probe import Measured, measure_all
-from tuner.search.slots import Share
-from tuner.search.trainable import limit_memory
+from tuner.tuning import probe
+from tuner.tuning.probe import Measured, measure_all
+from tuner.tuning.slots import Share
+from tuner.tuning.trainable import limit_memory
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from rich.console import Console
 from tests.benchmarks.processes import PROGRAM
 from tests.test_conductor import World
 from tuner.board import sparkline, stretched
-from tuner.search.conductor import Conductor
-from tuner.search.progress import Progress
+from tuner.tuning.conductor import Conductor
+from tuner.tuning.progress import Progress
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 

@@ -29,13 +29,13 @@ from tuner.config import (
 from tuner.data import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
 from tuner.run import Run
-from tuner.search.budget import Budget
-from tuner.search.conductor import Conductor
-from tuner.search.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
-from tuner.search.scheduler import make_scheduler
-from tuner.search.slots import Share, Slots
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.trial import EpochRow, read_history, write_history, write_status
+from tuner.tuning.budget import Budget
+from tuner.tuning.conductor import Conductor
+from tuner.tuning.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
+from tuner.tuning.scheduler import make_scheduler
+from tuner.tuning.slots import Share, Slots
 
 CPU = torch.device("cpu")
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")

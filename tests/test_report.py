@@ -31,11 +31,11 @@ from tuner.errors import TunerError
 from tuner.report import verdict, write_report
 from tuner.report.facts import short_names
 from tuner.run import Run
-from tuner.search.importance import ALL, importances
-from tuner.search.sampler import Sampler
-from tuner.search.scheduler import make_scheduler
 from tuner.space import SearchSpace, load_space
 from tuner.trial import TrialStatus, write_history, write_status, write_trial
+from tuner.tuning.importance import ALL, importances
+from tuner.tuning.sampler import Sampler
+from tuner.tuning.scheduler import make_scheduler
 
 CLASSES = ["zero", "one </script>", "two"]
 

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from tuner.config import DataConfig
 from tuner.rerun import rerun
-from tuner.search.driver import search
-from tuner.search.request import SearchRequest
 from tuner.space import load_space
+from tuner.tuning.driver import search
+from tuner.tuning.request import SearchRequest
 
 CPU = torch.device("cpu")
 

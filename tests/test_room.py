@@ -3,11 +3,11 @@ from collections.abc import Iterator
 import pytest
 
 from tuner.config import Resources, ShareConfig
-from tuner.search import room as rooms
-from tuner.search import slots
-from tuner.search.growth import Growth, NodeKind
-from tuner.search.room import Room
-from tuner.search.slots import Share, plan_slots
+from tuner.tuning import room as rooms
+from tuner.tuning import slots
+from tuner.tuning.growth import Growth, NodeKind
+from tuner.tuning.room import Room
+from tuner.tuning.slots import Share, plan_slots
 
 
 def test_room_follows_the_nodes_that_join_and_leave(

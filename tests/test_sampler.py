@@ -15,12 +15,12 @@ from optuna.trial import TrialState as OptunaState
 
 from tuner.config import TrialConfig
 from tuner.errors import UsageError
-from tuner.search import study as study_module
-from tuner.search.sampler import Sampler, _shuffled
-from tuner.search.study import refuse_taken, refuse_unfit
 from tuner.space import SearchSpace, load_space
 from tuner.space.axes import Branch, Fixed, Group, RandomTrial
 from tuner.trial import EpochRow, TrialState
+from tuner.tuning import study as study_module
+from tuner.tuning.sampler import Sampler, _shuffled
+from tuner.tuning.study import refuse_taken, refuse_unfit
 
 NUMBERS = """
 space:

@@ -15,10 +15,10 @@ import torch
 from tuner.checkpoint import load_checkpoint, load_progress, load_state
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data import Splits
-from tuner.search import saving
-from tuner.search.saving import Saver, restore_files
-from tuner.train import Epoch, train
+from tuner.training.loop import Epoch, train
 from tuner.trial import EpochRow, kept_row, read_history
+from tuner.tuning import saving
+from tuner.tuning.saving import Saver, restore_files
 
 CPU = torch.device("cpu")
 CONFIG = TrialConfig(

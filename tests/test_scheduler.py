@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.config import SearchConfig
-from tuner.search.scheduler import MIN_PEERS, Asha, Hyperband, Median, Scheduler, make_scheduler
+from tuner.tuning.scheduler import MIN_PEERS, Asha, Hyperband, Median, Scheduler, make_scheduler
 
 KINDS = ("asha", "hyperband", "median", "none")
 accuracies = st.floats(0, 1)

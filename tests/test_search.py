@@ -17,12 +17,12 @@ from tuner.device import compute_dtype
 from tuner.errors import ClusterError, NoUsableTrials, UsageError
 from tuner.evaluate import predict_probs
 from tuner.run import Run
-from tuner.search.cluster import connected
-from tuner.search.driver import search
-from tuner.search.request import SearchRequest
-from tuner.search.slots import plan_slots
 from tuner.space import load_space
 from tuner.trial import TrialRecord, read_history, write_status
+from tuner.tuning.cluster import connected
+from tuner.tuning.driver import search
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.slots import plan_slots
 
 pytestmark = pytest.mark.ray
 

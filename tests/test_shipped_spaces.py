@@ -14,7 +14,7 @@ from tuner.models import ARCHITECTURES, build_model
 from tuner.models.pretrained import Pretrained
 from tuner.sources import Images
 from tuner.space import RandomTrial, load_space
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.weights import Start
 
 SHIPPED = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.config import SearchConfig
-from tuner.search.budget import Budget
-from tuner.search.simulation import TURNOVER_SECONDS, Played, TrialCost, play, simulate
-from tuner.search.slots import Share
+from tuner.tuning.budget import Budget
+from tuner.tuning.simulation import TURNOVER_SECONDS, Played, TrialCost, play, simulate
+from tuner.tuning.slots import Share
 
 CPU = Share(cpus=1, gpus=0)
 seconds = st.floats(0.01, 100)

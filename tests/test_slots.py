@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from tuner.config import LargeShareConfig, ModelConfig, Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, SpaceError, UsageError
-from tuner.search import room, slots
-from tuner.search.growth import Growth, NodeKind
-from tuner.search.slots import Packing, Share, Slots, fitting, plan_slots
 from tuner.space import load_space
+from tuner.tuning import room, slots
+from tuner.tuning.growth import Growth, NodeKind
+from tuner.tuning.slots import Packing, Share, Slots, fitting, plan_slots
 
 nodes = st.lists(
     st.fixed_dictionaries({"CPU": st.integers(0, 16), "GPU": st.integers(0, 4)}), max_size=5

@@ -14,7 +14,7 @@ from tuner.ensemble.members import Local, Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import ClusterError, TunerError
 from tuner.run import Run
-from tuner.search.spread import predict_on_cluster, spread
+from tuner.tuning.spread import predict_on_cluster, spread
 
 pytestmark = pytest.mark.ray
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from tuner.config import AdamW, Augment, Lion, ModelConfig, Muon, OneCycle, Sgd,
 from tuner.data import Splits
 from tuner.models import build_model
 from tuner.optim import WeightAverage, make_optimizer
-from tuner.train import train
 from tuner.training.device_step import Timetable
 from tuner.training.learner import Learner
+from tuner.training.loop import train
 from tuner.training.step import HostSteps, Task
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from rich.console import Console
 from tests.test_conductor import SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.follow import Folder, follow
-from tuner.search.slots import Share
 from tuner.tally import Tally, best_so_far, error_kind
 from tuner.trial import EpochRow, Stop, TrialStatus
+from tuner.tuning.slots import Share
 
 CONFIG = TrialConfig(model=ModelConfig("cnn", {}), epochs=4)
 

@@ -33,8 +33,8 @@ from tuner.evaluate import predict_probs, score
 from tuner.models import build_model
 from tuner.models.cnn import Cnn
 from tuner.sources import Images
-from tuner.train import Epoch, train
 from tuner.training.learner import UnfitStateError
+from tuner.training.loop import Epoch, train
 
 CPU = torch.device("cpu")
 DEEPER = ModelConfig("cnn", {"stages": 2, "blocks": 2, "width": 16, "dropout": 0.1})

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tuner.remote import Remote
-from tuner.search import mps, worker
-from tuner.search.device_fault import DeviceFaultError
-from tuner.search.worker import marking_fault, problem_with, share_gpu
+from tuner.tuning import mps, worker
+from tuner.tuning.device_fault import DeviceFaultError
+from tuner.tuning.worker import marking_fault, problem_with, share_gpu
 
 
 @pytest.fixture(autouse=True)

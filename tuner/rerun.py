@@ -10,7 +10,7 @@ import torch
 
 from tuner.data import load_splits
 from tuner.run import Run
-from tuner.train import Epoch, train
+from tuner.training.loop import Epoch, train
 from tuner.trial import EpochRow, threads_of
 from tuner.weights import load_start
 

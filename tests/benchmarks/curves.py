@@ -11,7 +11,7 @@ from rich.console import Console
 from tuner.config import DataConfig, TrialConfig
 from tuner.data import load_splits
 from tuner.space import RandomTrial, SearchSpace, load_space
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.trial import EpochRow
 
 SPACE = """

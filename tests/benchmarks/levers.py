@@ -26,10 +26,10 @@ from tuner.data import load_splits
 from tuner.evaluate import score
 from tuner.files import write_json
 from tuner.run import Run, find_run, list_runs
-from tuner.search.driver import search
-from tuner.search.request import SearchRequest
 from tuner.space import load_space
 from tuner.trial import TrialRecord
+from tuner.tuning.driver import search
+from tuner.tuning.request import SearchRequest
 from tuner.voting import soft_vote
 
 TARGET = ("automobile", "cat", "dog", "horse", "truck")

@@ -30,9 +30,9 @@ from rich.table import Table
 from tuner.config import DataConfig
 from tuner.errors import NoUsableTrials
 from tuner.run import Run
-from tuner.search import driver, running
-from tuner.search.request import SearchRequest
 from tuner.space import load_space
+from tuner.tuning import driver, running
+from tuner.tuning.request import SearchRequest
 
 SPACE = """
 dataset: digits

@@ -20,10 +20,10 @@ from rich.table import Table
 from tests.benchmarks.overhead import own_environment
 from tuner.config import DataConfig
 from tuner.forecast import outcomes
-from tuner.search.driver import search
-from tuner.search.plan import plan
-from tuner.search.request import SearchRequest
 from tuner.space import load_space
+from tuner.tuning.driver import search
+from tuner.tuning.plan import plan
+from tuner.tuning.request import SearchRequest
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = """

@@ -11,7 +11,7 @@ from tests.benchmarks.processes import Reaper
 from tuner.checkpoint import load_progress
 from tuner.data import load_splits
 from tuner.run import Run
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.trial import OPEN, EpochRow, TrialRecord, read_history
 
 FIGURES = ("train_loss", "val_loss", "val_accuracy", "lr")

@@ -32,10 +32,10 @@ from rich.table import Table
 
 from tests.benchmarks.curves import Curves, recorded
 from tuner.config import TrialConfig
-from tuner.search.sampler import Sampler
-from tuner.search.scheduler import make_scheduler
 from tuner.space import SearchSpace
 from tuner.trial import EpochRow
+from tuner.tuning.sampler import Sampler
+from tuner.tuning.scheduler import make_scheduler
 
 SLOTS = 4
 METRIC = "val_accuracy"

@@ -33,13 +33,13 @@ from tuner.config import DataConfig, ModelConfig, SearchConfig
 from tuner.data import Splits, load_splits
 from tuner.models import build_model
 from tuner.run import Run, RunRecord, now
-from tuner.search.budget import Budget
-from tuner.search.conductor import Conductor
-from tuner.search.sampler import Sampler
-from tuner.search.scheduler import make_scheduler
-from tuner.search.slots import Share, Slots
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.trial import EpochRow, TrialStatus, write_history, write_status, write_trial
+from tuner.tuning.budget import Budget
+from tuner.tuning.conductor import Conductor
+from tuner.tuning.sampler import Sampler
+from tuner.tuning.scheduler import make_scheduler
+from tuner.tuning.slots import Share, Slots
 
 SPACE = """
 dataset: digits

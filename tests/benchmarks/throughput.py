@@ -38,7 +38,7 @@ from tuner.models import build_model
 from tuner.models.cost import count_cost
 from tuner.optim import make_optimizer
 from tuner.sources import Images
-from tuner.train import train
+from tuner.training.loop import train
 
 WINDOW_IMAGES = 512
 """At least so many images a window, and at least four steps."""

@@ -39,7 +39,7 @@ from tuner.device import compute_dtype, find_device
 from tuner.evaluate import Tta, predict_probs, score
 from tuner.sources import Images
 from tuner.space import load_space
-from tuner.train import train
+from tuner.training.loop import train
 
 SPEED = Path(__file__).parents[2] / "search_spaces" / "speed.yaml"
 

@@ -31,11 +31,11 @@ from rich.table import Table
 from tests.benchmarks.overhead import own_environment
 from tuner.config import DataConfig, Resources, TrialConfig
 from tuner.data import load_splits
-from tuner.search.driver import search
-from tuner.search.request import SearchRequest
-from tuner.search.slots import plan_slots
-from tuner.search.trainable import pack, unpack
 from tuner.space import RandomTrial, load_space
+from tuner.tuning.driver import search
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.slots import plan_slots
+from tuner.tuning.trainable import pack, unpack
 
 SPACE = """
 dataset: digits
@@ -121,7 +121,7 @@ def train_plainly(params: dict[str, Any], *, data: dict[str, Any]) -> None:
     """Train in a function trainable; report the times of the epochs."""
     import torch
 
-    from tuner.train import train
+    from tuner.training.loop import train
 
     torch.set_num_threads(1)
     device = torch.device("cpu")

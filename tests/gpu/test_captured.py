@@ -24,7 +24,7 @@ from tuner.checkpoint import load_state, save_state
 from tuner.config import Augment, ModelConfig, Trapezoid, TrialConfig
 from tuner.data import Splits
 from tuner.models import Source, build_model
-from tuner.train import train
+from tuner.training.loop import train
 from tuner.weights import Start
 
 CUSTOM = """

@@ -15,10 +15,10 @@ from tuner.data import Splits
 from tuner.device import compute_dtype, find_device, find_devices
 from tuner.evaluate import predict_probs
 from tuner.models import build_model
-from tuner.search import trainable
-from tuner.search.slots import Share
-from tuner.search.trainable import limit_memory
-from tuner.train import train
+from tuner.training.loop import train
+from tuner.tuning import trainable
+from tuner.tuning.slots import Share
+from tuner.tuning.trainable import limit_memory
 
 EVERYTHING = Augment(
     crop=2,

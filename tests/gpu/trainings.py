@@ -11,7 +11,7 @@ from torch import Tensor
 from tuner.config import AdamW, Lion, ModelConfig, Muon, Sgd, TrialConfig
 from tuner.data import Splits
 from tuner.sources import Images
-from tuner.train import Epoch, train
+from tuner.training.loop import Epoch, train
 
 MODELS = {
     "cnn": ModelConfig("cnn", {"stages": 2, "blocks": 1, "width": 16, "dropout": 0.1}),

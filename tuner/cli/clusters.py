@@ -55,8 +55,8 @@ def doctor(
     from dataclasses import asdict
 
     from tuner.config import DataConfig
-    from tuner.search.doctor import examine
     from tuner.sources import find_source
+    from tuner.tuning.doctor import examine
 
     findings = []
     for finding in examine(address, storage, DataConfig(source=find_source(data)), data_dir):
@@ -73,7 +73,7 @@ def doctor(
 
 
 def _submit_doctor(context: click.Context, address: str) -> None:
-    from tuner.search import jobs
+    from tuner.tuning import jobs
 
     client = jobs.connect(address)
     storage = _storage(context, None)
@@ -166,7 +166,7 @@ def _submit(
         words: Arguments of the command but for name and storage.
         files: See ``jobs.submit``.
     """
-    from tuner.search import jobs
+    from tuner.tuning import jobs
 
     options, command = context.params, str(context.command.name)
     if not options["resume"]:

@@ -96,7 +96,7 @@ def ensemble(
     with contextlib.ExitStack() as stack:
         predict = None
         if address:
-            from tuner.search.spread import spread
+            from tuner.tuning.spread import spread
 
             predict = stack.enter_context(spread(address))
         plan = stack.enter_context(

@@ -47,8 +47,8 @@ def space_sample(
     """Print configurations drawn from a space, as a search would."""
     import yaml
 
-    from tuner.search.sampler import Sampler
     from tuner.space import find_space, load_space
+    from tuner.tuning.sampler import Sampler
 
     drawn = load_space(find_space(file), list(overrides), storage)
     sampler = Sampler(drawn, replace(drawn.search, seed=seed, sampler="random"))

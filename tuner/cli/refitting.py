@@ -48,8 +48,8 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
         return submit_refit(context, str(address))
 
     from tuner.run import find_run
-    from tuner.search.refit import begin_refit, plan_refit, resume_refit
-    from tuner.search.refit import refit as run_refit
+    from tuner.tuning.refit import begin_refit, plan_refit, resume_refit
+    from tuner.tuning.refit import refit as run_refit
 
     asked = asked_of_all(options)
     storage = options["storage"]

@@ -78,8 +78,8 @@ class Learnt:
 def learnt(run: "Run", trials: "Sequence[TrialRecord]") -> Learnt:
     """Look at what a run's trials tell about its space."""
     from tuner.advice import advise
-    from tuner.search.importance import ALL, importances
     from tuner.space import load_space
+    from tuner.tuning.importance import ALL, importances
 
     with on_disk(run.path / "space.yaml") as file:
         space = load_space(file)

@@ -27,7 +27,7 @@ from tuner.storage import AnyPath, on_disk
 
 if TYPE_CHECKING:
     from tuner.run import Run
-    from tuner.search.request import SearchRequest
+    from tuner.tuning.request import SearchRequest
 
 _SEARCHED = (
     click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
@@ -79,8 +79,8 @@ def search(context: click.Context, /, **options: Any) -> None:
         return submit_search(context, str(address), _overrides(context, options["overrides"]))
 
     from tuner.run import find_run
-    from tuner.search.driver import search as run_search
     from tuner.space import find_space
+    from tuner.tuning.driver import search as run_search
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
     if resumed and resumed.record.refit:
@@ -133,8 +133,8 @@ def plan(context: click.Context, /, **options: Any) -> None:
 
     from dataclasses import asdict
 
-    from tuner.search.plan import plan as make_plan
     from tuner.space import find_space
+    from tuner.tuning.plan import plan as make_plan
 
     request = _request(context, find_space(options["space"]), None, name="plan")
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
@@ -158,9 +158,9 @@ def _request(
         own: Entries of the request besides.
     """
     from tuner.config import DataConfig
-    from tuner.search.request import SearchRequest
     from tuner.sources import find_source
     from tuner.space import load_space
+    from tuner.tuning.request import SearchRequest
 
     options = context.params
     storage = resumed.path.parent if resumed else options["storage"]

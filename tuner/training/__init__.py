@@ -1,1 +1,1 @@
-"""What ``tuner.train`` is made of: the state of a training, its steps, graphs and compilation."""
+"""The training loop, and what it is made of: its state, its steps, graphs and compilation."""

@@ -28,7 +28,7 @@ import torch
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.sources import Images
-from tuner.train import Epoch, train
+from tuner.training.loop import Epoch, train
 
 
 def load(path: str, device: torch.device) -> Splits:

@@ -9,9 +9,9 @@ from rich.console import Console, RenderableType
 from tuner.board import draw, summary
 from tuner.config import TrialConfig
 from tuner.live import LiveTable
-from tuner.search.conductor import Conductor
 from tuner.tally import Tally
 from tuner.trial import EpochRow, TrialStatus
+from tuner.tuning.conductor import Conductor
 
 
 class Progress:

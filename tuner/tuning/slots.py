@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, UsageError
-from tuner.search.growth import Growth, growth
-from tuner.search.nodes import alive_resources
 from tuner.trial import threads_of
+from tuner.tuning.growth import Growth, growth
+from tuner.tuning.nodes import alive_resources
 
 ROUNDING = 1e-6
 """Three thirds of a GPU are one."""

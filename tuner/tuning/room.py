@@ -4,8 +4,8 @@ import math
 import time
 from collections.abc import Callable, Collection
 
-from tuner.search.growth import growth
-from tuner.search.nodes import (
+from tuner.tuning.growth import growth
+from tuner.tuning.nodes import (
     Answer,
     alive_resources,
     draining_nodes,
@@ -14,7 +14,7 @@ from tuner.search.nodes import (
     table_of_versions,
     versions_here,
 )
-from tuner.search.slots import Packing, Share, Slots, count_of, most_at_once
+from tuner.tuning.slots import Packing, Share, Slots, count_of, most_at_once
 
 LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""

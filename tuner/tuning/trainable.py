@@ -24,16 +24,16 @@ from tuner.config import ModelConfig, TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
 from tuner.errors import StorageError
-from tuner.search.device_fault import DeviceFaultError, is_device_fault
-from tuner.search.notices import NoticeBoard, NoticeReader
-from tuner.search.saving import Saver, forget_progress, restore_files
-from tuner.search.slots import Share
 from tuner.sources import Images
 from tuner.storage import AnyPath, to_path
-from tuner.train import Epoch, predict_epoch_seconds, train
 from tuner.training.compilation import CompileMode
 from tuner.training.learner import UnfitStateError
+from tuner.training.loop import Epoch, predict_epoch_seconds, train
 from tuner.trial import read_status
+from tuner.tuning.device_fault import DeviceFaultError, is_device_fault
+from tuner.tuning.notices import NoticeBoard, NoticeReader
+from tuner.tuning.saving import Saver, forget_progress, restore_files
+from tuner.tuning.slots import Share
 from tuner.weights import Start, start_key
 
 TRACEBACK_LINES = 30

@@ -13,10 +13,10 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tuner.search.conductor import Conductor
-from tuner.search.nodes import Answer
-from tuner.search.notices import Notice, NoticeBoard
-from tuner.search.room import Room
+from tuner.tuning.conductor import Conductor
+from tuner.tuning.nodes import Answer
+from tuner.tuning.notices import Notice, NoticeBoard
+from tuner.tuning.room import Room
 
 DOUBT_SECONDS = 30.0
 """A worker is missed before its node is: Ray asks a node five times, 3 s apart."""

@@ -1,7 +1,7 @@
 """What happens to each trial, from its proposal to its end.
 
 The conductor asks the sampler, has the scheduler judge each epoch, and keeps the run folder. It
-knows no engine: ``tuner.search.engine`` leads Ray Tune's events here.
+knows no engine: ``tuner.tuning.engine`` leads Ray Tune's events here.
 """
 
 import math
@@ -14,11 +14,6 @@ from typing import Any, Literal, Protocol
 from tuner.config import TrialConfig
 from tuner.files import remove_leftovers
 from tuner.run import Run, now
-from tuner.search.budget import Budget, Spending
-from tuner.search.live_trial import LiveTrial, Outcome
-from tuner.search.saving import restore_files
-from tuner.search.scheduler import Scheduler
-from tuner.search.slots import Share, Slots
 from tuner.tally import Observer
 from tuner.trial import (
     OPEN,
@@ -30,6 +25,11 @@ from tuner.trial import (
     write_status,
     write_trial,
 )
+from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.live_trial import LiveTrial, Outcome
+from tuner.tuning.saving import restore_files
+from tuner.tuning.scheduler import Scheduler
+from tuner.tuning.slots import Share, Slots
 
 EPOCH_KEYS = tuple(EpochRow.__dataclass_fields__)
 NOTE_SECONDS = 10.0

@@ -14,10 +14,12 @@ import ray
 from tuner.config import DataConfig, Resources
 from tuner.data import load_splits
 from tuner.errors import ClusterError, TunerError
-from tuner.search import mps
-from tuner.search.cluster import connected
-from tuner.search.growth import growth
-from tuner.search.nodes import (
+from tuner.sources import KNOWN
+from tuner.storage import AnyPath
+from tuner.tuning import mps
+from tuner.tuning.cluster import connected
+from tuner.tuning.growth import growth
+from tuner.tuning.nodes import (
     Answer,
     alive_nodes,
     alive_resources,
@@ -26,10 +28,8 @@ from tuner.search.nodes import (
     versions_here,
     without,
 )
-from tuner.search.slots import plan_slots
-from tuner.search.trainable import pack
-from tuner.sources import KNOWN
-from tuner.storage import AnyPath
+from tuner.tuning.slots import plan_slots
+from tuner.tuning.trainable import pack
 
 Level = Literal["ok", "warning", "failure"]
 GB = 1e9

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from tuner.config import TrialConfig
-from tuner.search.slots import Share
 from tuner.trial import EpochRow, Stop, TrialState, TrialStatus
+from tuner.tuning.slots import Share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,10 +7,10 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
-from tuner.search.retrace import find_draws
-from tuner.search.study import make_study
 from tuner.space import SearchSpace
 from tuner.trial import TrialRecord
+from tuner.tuning.retrace import find_draws
+from tuner.tuning.study import make_study
 
 ALL = "all trials"
 MIN_TRIALS = 20

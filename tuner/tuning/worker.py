@@ -15,10 +15,10 @@ from ray import tune
 
 from tuner.errors import UsageError
 from tuner.files import write_text
-from tuner.search import mps
-from tuner.search.device_fault import DeviceFaultError
-from tuner.search.nodes import versions_here
 from tuner.storage import AnyPath, to_path
+from tuner.tuning import mps
+from tuner.tuning.device_fault import DeviceFaultError
+from tuner.tuning.nodes import versions_here
 
 SEEN_SECONDS = 10.0
 """A folder that several machines share may show a new file later on some of them."""
@@ -75,7 +75,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped:
     if sharing and sharing.how == "by turns" and sharing.reason:
         where["tell"] = f"On {platform.node()}, {sharing}."
     tune.report(where)
-    from tuner.search.trainable import train_trial
+    from tuner.tuning.trainable import train_trial
 
     with marking_fault(folder):
         if sharing and sharing.how == "side by side":

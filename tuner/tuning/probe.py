@@ -18,9 +18,11 @@ from ray.exceptions import WorkerCrashedError
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.device import find_device
-from tuner.search.saving import Saver
-from tuner.search.slots import Share
-from tuner.search.trainable import (
+from tuner.storage import AnyPath, scratch, to_path
+from tuner.training.loop import PROBE_STEPS, Epoch, probe_epochs
+from tuner.tuning.saving import Saver
+from tuner.tuning.slots import Share
+from tuner.tuning.trainable import (
     first_line,
     free_memory,
     is_out_of_memory,
@@ -28,8 +30,6 @@ from tuner.search.trainable import (
     unpack,
     unpack_start,
 )
-from tuner.storage import AnyPath, scratch, to_path
-from tuner.train import PROBE_STEPS, Epoch, probe_epochs
 from tuner.weights import Start
 
 WINDOW_SECONDS = 1.0

@@ -14,19 +14,19 @@ from tuner.data import Splits, load_splits
 from tuner.errors import UsageError
 from tuner.forecast import FamilyForecast, Forecast, Misfit, RungForecast, Spread
 from tuner.models.cost import count_cost
-from tuner.search.budget import Budget
-from tuner.search.cluster import connected
-from tuner.search.driver import excess_of
-from tuner.search.probe import Measured, measure_all
-from tuner.search.request import SearchRequest
-from tuner.search.running import slots_of
-from tuner.search.sampler import Sampler
-from tuner.search.simulation import LEARNERS, Played, TrialCost, simulate
-from tuner.search.slots import Slots, fitting
-from tuner.search.study import refuse_unfit
-from tuner.search.trainable import pack, pack_starts
 from tuner.space import SearchSpace
 from tuner.storage import AnyPath, scratch
+from tuner.tuning.budget import Budget
+from tuner.tuning.cluster import connected
+from tuner.tuning.driver import excess_of
+from tuner.tuning.probe import Measured, measure_all
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.running import slots_of
+from tuner.tuning.sampler import Sampler
+from tuner.tuning.simulation import LEARNERS, Played, TrialCost, simulate
+from tuner.tuning.slots import Slots, fitting
+from tuner.tuning.study import refuse_unfit
+from tuner.tuning.trainable import pack, pack_starts
 from tuner.weights import load_starts
 
 MOST_DRAWN = 100

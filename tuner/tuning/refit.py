@@ -15,13 +15,13 @@ from tuner.config import RefitConfig, Resources, TrialConfig
 from tuner.data import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.run import Run
-from tuner.search.request import RunRequest
-from tuner.search.running import conduct, opened, refuse_useless
-from tuner.search.sampler import trial_seed
-from tuner.search.trainable import pack, pack_starts
 from tuner.space import load_resources
 from tuner.storage import on_disk
 from tuner.trial import USABLE, EpochRow, TrialState
+from tuner.tuning.request import RunRequest
+from tuner.tuning.running import conduct, opened, refuse_useless
+from tuner.tuning.sampler import trial_seed
+from tuner.tuning.trainable import pack, pack_starts
 from tuner.weights import load_starts
 
 

@@ -23,7 +23,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tuner.errors import ClusterError, UsageError
-from tuner.search.cluster import TOKEN_ADVICE, hush, show_token, travelling
+from tuner.tuning.cluster import TOKEN_ADVICE, hush, show_token, travelling
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 120.0

@@ -14,8 +14,8 @@ from tuner.device import find_device
 from tuner.ensemble.members import Network, Predict, predict_network
 from tuner.errors import ClusterError
 from tuner.evaluate import Tta
-from tuner.search.cluster import connected
-from tuner.search.slots import plan_slots
+from tuner.tuning.cluster import connected
+from tuner.tuning.slots import plan_slots
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from optuna.trial import create_trial
 
 from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
-from tuner.search.retrace import Retraced, find_draws, retrace
-from tuner.search.study import make_optuna_sampler, make_study, refuse_unfit
 from tuner.space import RandomTrial, SearchSpace, Trial
 from tuner.trial import EpochRow, TrialState, best_row
+from tuner.tuning.retrace import Retraced, find_draws, retrace
+from tuner.tuning.study import make_optuna_sampler, make_study, refuse_unfit
 
 MAX_REFUSED = 500
 """Configurations in a row that may exceed the limits of the space before the search gives up."""

@@ -11,11 +11,11 @@ from tuner.data import Splits
 from tuner.errors import UsageError
 from tuner.run import Run
 from tuner.schema import to_plain
-from tuner.search.slots import Slots
 from tuner.space import SearchSpace
 from tuner.storage import AnyPath
 from tuner.tracking import Target
 from tuner.training.compilation import CompileMode
+from tuner.tuning.slots import Slots
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,9 +9,9 @@ from typing import Self
 import numpy as np
 
 from tuner.config import SearchConfig
-from tuner.search.budget import Budget
-from tuner.search.scheduler import make_scheduler
-from tuner.search.slots import Share
+from tuner.tuning.budget import Budget
+from tuner.tuning.scheduler import make_scheduler
+from tuner.tuning.slots import Share
 
 TURNOVER_SECONDS = 0.25
 """Between the last epoch of a trial and the setup of the next one in its place: the engine, and the

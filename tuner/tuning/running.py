@@ -27,19 +27,19 @@ from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.files import write_text
 from tuner.models.cost import count_cost
 from tuner.run import Run, RunRecord, RunStatus, now
-from tuner.search.budget import Budget
-from tuner.search.cluster import connected, hardware
-from tuner.search.conductor import Conductor, Proposer
-from tuner.search.engine import Herald, TuneCallback, TuneScheduler, TuneSearcher
-from tuner.search.nodes import refuse_unshared, versions_here
-from tuner.search.notices import NoticeBoard
-from tuner.search.progress import Progress
-from tuner.search.request import RunRequest
-from tuner.search.room import Room
-from tuner.search.scheduler import make_scheduler
-from tuner.search.slots import Slots, plan_slots
-from tuner.search.worker import place, train_if_fit
 from tuner.tracking import refuse_missing, tracked
+from tuner.tuning.budget import Budget
+from tuner.tuning.cluster import connected, hardware
+from tuner.tuning.conductor import Conductor, Proposer
+from tuner.tuning.engine import Herald, TuneCallback, TuneScheduler, TuneSearcher
+from tuner.tuning.nodes import refuse_unshared, versions_here
+from tuner.tuning.notices import NoticeBoard
+from tuner.tuning.progress import Progress
+from tuner.tuning.request import RunRequest
+from tuner.tuning.room import Room
+from tuner.tuning.scheduler import make_scheduler
+from tuner.tuning.slots import Slots, plan_slots
+from tuner.tuning.worker import place, train_if_fit
 
 
 @contextmanager

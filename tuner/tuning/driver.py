@@ -10,13 +10,13 @@ from tuner.files import write_text
 from tuner.forecast import PLAN
 from tuner.models.cost import excess
 from tuner.run import Run
-from tuner.search.request import SearchRequest
-from tuner.search.running import conduct, opened, refuse_useless
-from tuner.search.sampler import Sampler
-from tuner.search.study import refuse_taken, refuse_unfit
-from tuner.search.trainable import pack, pack_starts
 from tuner.space import SearchSpace
 from tuner.trial import OPEN
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.running import conduct, opened, refuse_useless
+from tuner.tuning.sampler import Sampler
+from tuner.tuning.study import refuse_taken, refuse_unfit
+from tuner.tuning.trainable import pack, pack_starts
 from tuner.weights import load_starts
 
 

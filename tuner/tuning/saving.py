@@ -30,7 +30,7 @@ from tuner.config import ModelConfig
 from tuner.data import Splits
 from tuner.files import replacing
 from tuner.storage import AnyPath
-from tuner.train import Epoch
+from tuner.training.loop import Epoch
 from tuner.trial import EpochRow, kept_row, read_history, write_history
 
 

@@ -21,7 +21,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 import tuner
 from tuner.errors import ClusterError, UsageError
-from tuner.search.nodes import alive_resources, refuse_differing
+from tuner.tuning.nodes import alive_resources, refuse_differing
 
 CONNECT_SECONDS = 5.0
 LOUD = (
