@@ -6,6 +6,7 @@ the annotations, where the search space finds them too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from tuner.schema import Bounds, OneOf, Open, build, to_plain
@@ -247,6 +248,15 @@ class SearchConfig:
     seed: Annotated[int, Bounds(ge=0)] = 0
 
 
+DATA_DIR = Path.home() / ".cache" / "cifar-tune"
+"""Where downloaded and decoded images are kept, if nothing else is said."""
+SPACE_KEYS = {
+    **{name: f"search.{name}" for name in ("trials", "epochs", "sampler", "scheduler", "seed")},
+    "data": "dataset",
+}
+"""Option of a search -> the key of the space in whose place it is taken."""
+
+
 def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
     """Give the epochs after which trials are compared: ``grace * reduction ** i``, below the last.
 
@@ -260,6 +270,10 @@ def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
         rungs.append(grace)
         grace *= reduction
     return rungs
+
+
+REFIT_TOP, REFIT_SEEDS = 5, 3
+"""Configurations of a refit, and seeds of each, where nothing else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
@@ -77,6 +78,9 @@ class Run:
     def __init__(self, path: AnyPath, record: RunRecord) -> None:
         self.path = path
         self.record = record
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self.record.status}>"
 
     @classmethod
     def create(cls, path: AnyPath, record: RunRecord, space: str) -> Self:
@@ -258,7 +262,11 @@ class Run:
     def write_leaderboard(self) -> None:
         """Write ``leaderboard.csv``, best trial first."""
         with replacing(self.path / "leaderboard.csv") as temporary:
-            leaderboard(self.ranked()).to_csv(temporary, index=False)
+            self.leaderboard().to_csv(temporary, index=False)
+
+    def leaderboard(self) -> "pd.DataFrame":
+        """Return a table of all trials, best first, with their configurations and figures."""
+        return leaderboard(self.ranked())
 
     def log_test_reading(self, entry: dict[str, Any]) -> None:
         """Enter one reading of the test images in ``test_readings.jsonl``."""
@@ -281,6 +289,12 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
             return Run.open(path)
     hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
     raise UsageError(f"no run '{name}' in {storage}{hint}")
+
+
+def free_name(storage: AnyPath, stem: str) -> str:
+    """Return ``stem``, or, where runs have that name and the next ones, with the first number."""
+    names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
+    return next(name for name in names if not (storage / name).exists())
 
 
 def list_runs(storage: AnyPath) -> list[str]:

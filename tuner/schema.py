@@ -8,6 +8,7 @@ from it.
 import dataclasses
 import difflib
 import functools
+import re
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -283,3 +284,17 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Give ``; did you mean 'x'?`` for the known word nearest to ``word``, or nothing."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def parse_duration(text: str) -> float:
+    """Return a time such as ``90s``, ``30m``, ``2h`` or ``1h30m`` in seconds.
+
+    Raises:
+        UsageError: If it is no such time, or nothing.
+    """
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    days, hours, minutes, seconds = (int(n or 0) for n in found.groups()) if found else [0] * 4
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if not total:
+        raise UsageError(f"'{text}' is not a time above 0; write 90s, 30m, 2h or 1h30m")
+    return float(total)

@@ -1,13 +1,15 @@
 """Options that several commands share."""
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tuner import config
+from tuner.errors import UsageError
+from tuner.schema import parse_duration
 from tuner.storage import AnyPath, to_path
 
 
@@ -27,12 +29,10 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Give seconds."""
-        found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(value).strip())
-        days, hours, minutes, seconds = (int(n or 0) for n in found.groups()) if found else [0] * 4
-        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        if not total:
-            self.fail(f"'{value}' is not a time above 0; write 90s, 30m, 2h or 1h30m", param, ctx)
-        return float(total)
+        try:
+            return parse_duration(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Amount(click.FloatRange):
@@ -74,7 +74,7 @@ DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, 
 DATA_DIR = option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    default=Path.home() / ".cache" / "cifar-tune",
+    default=config.DATA_DIR,
     show_default="~/.cache/cifar-tune",
     help="Where downloaded data are kept.",
 )

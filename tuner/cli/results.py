@@ -37,13 +37,12 @@ if TYPE_CHECKING:
 def leaderboard(run: str | None, storage: AnyPath, rows: int, form: str, as_json: bool) -> None:
     """Show the trials of a run, best first; also while it is searched."""
     from tuner.run import find_run, write_parquet
-    from tuner.run import leaderboard as as_frame
 
     found = find_run(storage, run)
     if as_json or form == "json":
         print_json(leaderboard_document(found))
     elif form == "csv":
-        as_frame(found.ranked()).to_csv(sys.stdout, index=False)
+        found.leaderboard().to_csv(sys.stdout, index=False)
     elif form == "parquet":
         if sys.stdout.isatty():
             raise click.UsageError("Parquet is no text for a terminal; write > trials.parquet.")

@@ -4,7 +4,6 @@ import math
 import shlex
 import sys
 from collections.abc import Callable
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -128,9 +127,3 @@ def resume_command(path: AnyPath, command: str) -> str:
     folder = short_path(path.parent)
     storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
     return f"cifar-tune {command} --resume --name {shlex.quote(path.name)}{storage}"
-
-
-def free_name(storage: AnyPath, stem: str) -> str:
-    """Give ``stem``, or, where runs have that name and the next ones, with the first number."""
-    names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
-    return next(name for name in names if not (storage / name).exists())

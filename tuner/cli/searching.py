@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from tuner.cli.running import (
     running_options,
 )
 from tuner.cli.tables import print_json
+from tuner.config import SPACE_KEYS
 from tuner.errors import UsageError
 from tuner.storage import AnyPath, on_disk
 
@@ -98,7 +98,6 @@ def search(context: click.Context, /, **options: Any) -> None:
         path,
         resumed,
         name=options["name"],
-        resume=bool(resumed),
         warm_start=warm_start or None,
         study_storage=options["study_storage"],
     )
@@ -157,33 +156,23 @@ def _request(
         name: Of the run; ``None`` for one from the space and the time.
         own: Entries of the request besides.
     """
-    from tuner.config import DataConfig
-    from tuner.sources import find_source
     from tuner.space import load_space
-    from tuner.tuning.request import SearchRequest
+    from tuner.tuning.request import make_search_request
 
     options = context.params
     storage = resumed.path.parent if resumed else options["storage"]
     with on_disk(path) as file:
         space = load_space(file, _overrides(context, options["overrides"]), storage)
-    known = resumed.record.data if resumed else DataConfig()
-    data = DataConfig(
-        source=find_source(space.dataset) if space.dataset else known.source,
-        image_size=options["image_size"] or known.image_size,
-        train_limit=options["train_limit"] or known.train_limit,
-    )
-    if resumed and data != known:
-        raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    return SearchRequest(
-        space=space,
+    return make_search_request(
+        space,
         space_name=str(path),
-        search=space.search,
-        data=data,
-        data_dir=options["data_dir"].absolute(),
+        stem=PurePath(path.name).stem,
+        resumed=resumed,
         storage=storage,
-        name=resumed.path.name
-        if resumed
-        else name or f"{PurePath(path.name).stem}-{datetime.now():%Y%m%d-%H%M%S}",
+        name=name,
+        image_size=options["image_size"],
+        train_limit=options["train_limit"],
+        data_dir=options["data_dir"],
         keep=options["keep"],
         **own,
         **asked_of_all(options),
@@ -192,10 +181,8 @@ def _request(
 
 def _overrides(context: click.Context, given: tuple[str, ...]) -> list[str]:
     """Put environment, KEY=VALUE and flags into one list, in which the last word counts."""
-    keys = {name: f"search.{name}" for name in ("trials", "epochs", "sampler", "scheduler", "seed")}
-    keys["data"] = "dataset"
     sources: dict[Any, list[str]] = {}
-    for name, key in keys.items():
+    for name, key in SPACE_KEYS.items():
         if (value := context.params[name]) is not None:
             source = context.get_parameter_source(name)
             sources.setdefault(source, []).append(f"{key}={json.dumps(value)}")

@@ -210,19 +210,25 @@ def find_space(name: str) -> Path:
 
 
 def load_space(
-    path: Path, overrides: Sequence[str] = (), storage: AnyPath = Path("runs")
+    path: Path,
+    overrides: Sequence[str] = (),
+    storage: AnyPath = Path("runs"),
+    *,
+    text: str | None = None,
 ) -> SearchSpace:
-    """Read a space from a YAML file.
+    """Read a space from a YAML file, or from its text.
 
     Args:
         path: The file.
         overrides: ``KEY=VALUE`` each; see ``tuner.space.source.load``.
         storage: Folder of the runs that ``pretrained`` models start from.
+        text: Read in place of the file; ``path`` then names it in messages, and what it names is
+            relative to where that would be.
 
     Raises:
         SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
     """
-    root = with_origins(with_sources(load(path, overrides, FILE), path), storage)
+    root = with_origins(with_sources(load(path, overrides, FILE, text), path), storage)
     assert isinstance(root.value, dict)
     nodes = root.value
     known = (*FILE.fields, "baseline")

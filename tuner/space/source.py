@@ -10,7 +10,7 @@ from tuner.schema import Free, Record, Schema, Tagged
 from tuner.space.tree import Node, below, compose
 
 
-def load(path: Path, overrides: Sequence[str], schema: Schema) -> Node:
+def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None = None) -> Node:
     """Read a space file, the files that it extends, and the overrides.
 
     Args:
@@ -18,6 +18,7 @@ def load(path: Path, overrides: Sequence[str], schema: Schema) -> Node:
         overrides: ``KEY=VALUE`` each: a dotted path into the file, and YAML that replaces what
             stands there. A path may leave out the ``choice`` between a key and a branch's name.
         schema: Of the file; ``merge`` needs it.
+        text: Read in place of the file, whose name then stands in messages without a line.
 
     Returns:
         The top level, a mapping.
@@ -25,7 +26,7 @@ def load(path: Path, overrides: Sequence[str], schema: Schema) -> Node:
     Raises:
         SpaceError: If a file or an override cannot be read.
     """
-    root = _load_file(path, schema, ())
+    root = _load_file(path, schema, (), text)
     for override in overrides:
         root = _override(root, override)
     return root
@@ -86,11 +87,15 @@ def _record(schema: Tagged) -> Record:
     return Record(cls=dict, fields=schema.options, required=frozenset())
 
 
-def _load_file(path: Path, schema: Schema, chain: tuple[Path, ...]) -> Node:
+def _load_file(
+    path: Path, schema: Schema, chain: tuple[Path, ...], text: str | None = None
+) -> Node:
     def place(mark: yaml.Mark | None) -> str:
-        return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        if mark is None or text is not None:
+            return str(path)
+        return f"{path}:{mark.line + 1}:{mark.column + 1}"
 
-    root = compose(_read_text(path), "", place)
+    root = compose(_read_text(path) if text is None else text, "", place)
     if root is None:
         raise SpaceError(f"{path}: is empty; write at least a 'space:' with a 'model:'")
     if not isinstance(root.value, dict):

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import RefitConfig, Resources, TrialConfig
+from tuner.config import REFIT_SEEDS, REFIT_TOP, RefitConfig, Resources, TrialConfig
 from tuner.data import load_splits
 from tuner.errors import NoUsableTrials, UsageError
-from tuner.run import Run
+from tuner.run import Run, free_name
 from tuner.space import load_resources
 from tuner.storage import on_disk
 from tuner.trial import USABLE, EpochRow, TrialState
@@ -36,6 +36,74 @@ class RefitRequest(RunRequest):
     """The text of that run's ``space.yaml``."""
     resources: Resources
     """What trials get, as that space has it."""
+
+
+def make_refit_request(
+    run: Run,
+    *,
+    resume: bool = False,
+    source: str | None = None,
+    top: int | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    all_data: bool = False,
+    seed: int | None = None,
+    name: str | None = None,
+    keep: int | None = None,
+    **asked: Any,
+) -> RefitRequest:
+    """Bring what a user asks for and what is known already into a request.
+
+    Args:
+        run: The run to draw from or, with ``resume``, the refit to go on with.
+        resume: Whether to go on; then what is given has to be what was settled at the beginning,
+            but for ``seeds``.
+        source: With ``resume``, the run that the refit is said to draw from, by name or folder.
+        top: How many configurations.
+        seeds: Trials of each.
+        epochs: Of each trial; ``None`` for those of ``run``.
+        all_data: Whether to train on the validation images, too.
+        seed: Of them all; ``None`` for that of ``run`` and 1 more.
+        name: Of the new run.
+        keep: Checkpoints that stay; ``None`` for all.
+        asked: Other fields of ``RunRequest``.
+
+    Raises:
+        NoUsableTrials: If no trial of ``run`` ended well.
+        UsageError: If there are too few, or a refit would go on as another one.
+    """
+    if resume:
+        assert run.record.refit is not None, "a search cannot go on as a refit"
+        settled = {
+            "RUN": (source and Path(source).name, run.record.refit.run),
+            "--top": (top, len(run.record.refit.configs)),
+            "--epochs": (epochs, run.record.search.epochs),
+            "--seed": (seed, run.record.search.seed),
+            "--all-data": (all_data or None, run.record.data.all_data),
+        }
+        for option, (wanted, was) in settled.items():
+            if wanted is not None and wanted != was:
+                raise UsageError(
+                    f"--resume: {option} was settled when {run.path} began; leave it out, or start "
+                    "a new refit"
+                )
+        plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
+        return resume_refit(run, plan, keep=keep or plan.num_trials, **asked)
+    plan = plan_refit(
+        run,
+        top=top or REFIT_TOP,
+        seeds=seeds or REFIT_SEEDS,
+        epochs=epochs or run.record.search.epochs,
+    )
+    return begin_refit(
+        run,
+        plan,
+        name=name or free_name(run.path.parent, f"{run.path.name}-refit"),
+        all_data=all_data,
+        seed=run.record.search.seed + 1 if seed is None else seed,
+        keep=keep or plan.num_trials,
+        **asked,
+    )
 
 
 def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig:

@@ -4,13 +4,16 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from tuner.config import DataConfig, SearchConfig
 from tuner.data import Splits
 from tuner.errors import UsageError
 from tuner.run import Run
 from tuner.schema import to_plain
+from tuner.sources import find_source
 from tuner.space import SearchSpace
 from tuner.storage import AnyPath
 from tuner.tracking import Target
@@ -85,3 +88,51 @@ class SearchRequest(RunRequest):
         key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         # No run can have such a name.
         return self.storage / ".plans" / f"{key}.json"
+
+
+def make_search_request(
+    space: SearchSpace,
+    *,
+    stem: str,
+    storage: AnyPath,
+    name: str | None = None,
+    resumed: Run | None = None,
+    image_size: int | None = None,
+    train_limit: int | None = None,
+    data_dir: Path,
+    **asked: Any,
+) -> SearchRequest:
+    """Bring what a user asks for and what is known already into a request.
+
+    Args:
+        space: What to search, options that override it taken into it.
+        stem: Names the run, with the time, where ``name`` does not.
+        storage: Folder of the runs.
+        name: Of the run.
+        resumed: The run to go on with, which settles name, storage and images.
+        image_size: As in ``DataConfig``; ``None`` where the user does not say.
+        train_limit: As ``image_size``.
+        data_dir: Where downloads and decoded images are kept.
+        asked: Other fields of ``SearchRequest``.
+
+    Raises:
+        UsageError: If a run would go on with other images.
+    """
+    known = resumed.record.data if resumed else DataConfig()
+    data = DataConfig(
+        source=find_source(space.dataset) if space.dataset else known.source,
+        image_size=image_size or known.image_size,
+        train_limit=train_limit or known.train_limit,
+    )
+    if resumed and data != known:
+        raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
+    return SearchRequest(
+        space=space,
+        search=space.search,
+        data=data,
+        data_dir=data_dir.absolute(),
+        storage=resumed.path.parent if resumed else storage,
+        name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
+        resume=resumed is not None,
+        **asked,
+    )
