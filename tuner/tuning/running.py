@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -267,7 +268,13 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
 
 @contextmanager
 def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
-    """On the first SIGINT or SIGTERM end after the running epochs, on the second at once."""
+    """On the first SIGINT or SIGTERM end after the running epochs, on the second at once.
+
+    Outside the main thread Python handles no signals: there they stay the program's own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def drain(signum: int, frame: FrameType | None) -> None:
         if conductor.draining == "interrupted":
