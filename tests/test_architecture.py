@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "follow": FLOORS_0_TO_2,
     "report": FLOORS_0_TO_2,
     "compare": f"{FLOORS_0_TO_2} report",
+    "deploy": FLOORS_0_TO_2,
     "export": FLOORS_0_TO_2,
     # Floor 5
     "cli": f"{FLOORS_0_TO_2} training tuning rerun ensemble follow report compare export",

@@ -44,6 +44,8 @@ DECODER = 1
 """To be raised when the same files decode to other images, for caches to be made anew."""
 
 Part = Literal["train", "test"]
+ImageMode = Literal["L", "RGB"]
+"""Of Pillow: grey or coloured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,7 @@ def _digits(part: Part, size: int) -> Official:
     if part == "train":
         chosen = np.setdiff1d(np.arange(len(labels)), chosen)
     images = torch.from_numpy(np.round(digits.images[chosen, None] * (255 / 16)).astype(np.uint8))
-    return _official(_resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
+    return _official(resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
 
 
 def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Official:
@@ -135,7 +137,7 @@ def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Official:
             f"into {data_dir}, or give --data digits, which needs no network."
         ) from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return _official(_resized(images, size), torch.tensor(dataset.targets), dataset.classes)
+    return _official(resized(images, size), torch.tensor(dataset.targets), dataset.classes)
 
 
 @contextlib.contextmanager
@@ -219,29 +221,40 @@ def _decode_files(files: Mapping[str, Sequence[os.DirEntry[str]]], size: int) ->
     counts = [len(entries) for entries in files.values()]
     pixels = np.empty((sum(counts), size, size, 3), dtype=np.uint8)
     for entry, target in zip(itertools.chain(*files.values()), pixels, strict=True):
-        target[:] = _decode(entry.path, size)
+        target[:] = decode_file(entry.path, size)
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     return _official(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, [*files])
 
 
-def _decode(path: str, size: int) -> np.ndarray:
+def decode_file(path: str | os.PathLike[str], size: int, mode: ImageMode = "RGB") -> np.ndarray:
+    """Return the pixels of an image file, uint8, shape (size, size) or (size, size, 3).
+
+    Raises:
+        DataError: If it is missing or unreadable.
+    """
     try:
         with Image.open(path) as image:
             # Lets JPEG decode at a smaller scale, but twice the size: a third of the time for
             # photographs of 500x375.
-            image.draft("RGB", (2 * size, 2 * size))
-            rgb = image.convert("RGB")
+            image.draft(mode, (2 * size, 2 * size))
+            return resized_pixels(image, size, mode)
     # Damaged files raise whatever Pillow's parsers run into: OSError, SyntaxError, struct.error...
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}). Mend or remove it."
         ) from error
-    if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def resized_pixels(image: Image.Image, size: int, mode: ImageMode = "RGB") -> np.ndarray:
+    """Return the pixels of an image, uint8, shape (size, size) or (size, size, 3)."""
+    converted = image.convert(mode)
+    if converted.size != (size, size):
+        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(converted)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return images uint8 (N, C, H, W) with sides of ``size`` pixels."""
     if images.shape[2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

@@ -1,0 +1,1 @@
+"""What an ensemble is used for once it is made; needs neither Ray nor Optuna."""
