@@ -67,6 +67,7 @@ MAY_IMPORT = {
     # Floor 5
     "cli": f"{FLOORS_0_TO_2} training tuning rerun ensemble follow report compare export",
     "__main__": "cli",
+    "api": f"{FLOORS_0_TO_2} training tuning ensemble deploy",
 }
 """Module or folder of ``tuner`` -> what else of it that may import, named in a row above."""
 
@@ -103,7 +104,8 @@ def row_of(module: str) -> str:
 @every_module
 def test_a_module_imports_only_what_the_table_allows(name: str) -> None:
     if name == "tuner":
-        assert not own_imports_of(name), "tuner/__init__.py imports nothing of tuner"
+        # For type checkers; the rest is imported when it is used: tests/test_face.py.
+        assert own_imports_of(name) == {"tuner.api", "tuner.errors", "tuner.training.loop"}
         return
     row = row_of(name)
     assert row in MAY_IMPORT, f"{name} has no row in MAY_IMPORT; add it on its floor"

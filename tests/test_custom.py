@@ -1,5 +1,6 @@
 """A user's own network, from the file beside the space to a checkpoint without that file."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 import torch
 import yaml
 
+import tuner
 from tuner.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.config import ModelConfig, TrialConfig
 from tuner.errors import SpaceError, UsageError
 from tuner.models import build_model
+from tuner.models.custom import load_module
 from tuner.space import RandomTrial, SearchSpace, json_schema, load_space
 
 NETS = """\
@@ -314,3 +317,27 @@ def test_a_mistake_in_the_file_is_refused_with_its_line(source: str, message: st
 def test_a_network_that_is_none_is_refused(model: ModelConfig, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_model(model, 5, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from tuner.gone import Thing", "tuner.gone"),
+        ("import tuner.gone.deeper", "tuner.gone"),
+        ("from tuner.run import Thing", "tuner.run.Thing"),
+        ("from tuner import thing", "tuner.thing"),
+    ],
+)
+def test_an_import_by_an_earlier_name_is_told_the_present_one(
+    line: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "MOVED", {name: "tuner.here"})
+    with pytest.raises(
+        UsageError, match=rf"^nets\.py:1: .*; {re.escape(name)} is tuner\.here now$"
+    ):
+        load_module("nets.py", line)
+
+
+def test_an_import_of_what_never_was_is_told_as_such() -> None:
+    with pytest.raises(UsageError, match="; it may import installed packages alone"):
+        load_module("nets.py", "import tuner.never")

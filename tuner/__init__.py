@@ -1,4 +1,60 @@
-"""Distributed search for image classifiers on a Ray cluster, ending in a soft-voting ensemble."""
+"""Distributed search for image classifiers on a Ray cluster, ending in a soft-voting ensemble.
+
+What users import is named in ``__all__`` and loaded when it is first used. Everything else may
+change with any version.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.api import combine, load_ensemble, load_space, open_run, refit, search
+    from tuner.errors import (
+        ClusterError,
+        DataError,
+        NoUsableTrials,
+        SpaceError,
+        StorageError,
+        TunerError,
+        UsageError,
+    )
+    from tuner.training.loop import train
 
 # Written here, and read by the build: on a cluster's nodes the package lies without its metadata.
 __version__ = "0.1.0"
+
+__all__ = [
+    "ClusterError",
+    "DataError",
+    "NoUsableTrials",
+    "SpaceError",
+    "StorageError",
+    "TunerError",
+    "UsageError",
+    "combine",
+    "load_ensemble",
+    "load_space",
+    "open_run",
+    "refit",
+    "search",
+    "train",
+]
+
+MOVED = {"tuner.search": "tuner.tuning", "tuner.train": "tuner.training.loop"}
+"""Modules that users' own networks may import by an earlier name -> their present name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'tuner' has no attribute '{name}'")
+    if name == "train":
+        home = "tuner.training.loop"
+    else:
+        home = "tuner.errors" if name[0].isupper() else "tuner.api"
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

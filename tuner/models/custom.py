@@ -2,14 +2,16 @@
 
 The file's text travels within the configuration, so that nodes without the file can build the
 network, and a checkpoint can be rebuilt after the file was changed or lost. Building such a network
-runs that text: who searches, reruns or makes an ensemble of a run with custom models runs its code,
-as if they had started the file itself. Listing a run, or reading its configurations, does not.
+runs that text: who searches, reruns, makes an ensemble or loads one with custom models runs their
+code, as if they had started the file itself. Listing a run, or reading its configurations, does
+not.
 """
 
 import functools
 import hashlib
 import inspect
 import linecache
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+import tuner
 from tuner.errors import UsageError
 from tuner.schema import Free, did_you_mean
 
@@ -160,9 +163,21 @@ def load_module(path: str, source: str) -> ModuleType:
         del sys.modules[name]
         hint = ""
         if isinstance(error, ImportError):
-            hint = "; it may import installed packages alone, for only this file travels"
+            hint = _moved(error)
+            hint = hint or "; it may import installed packages alone, for only this file travels"
         raise UsageError(f"{_place(path, error)}: {_spell(error)}{hint}") from error
     return module
+
+
+def _moved(error: ImportError) -> str:
+    """Say where that is now which an import has not found; empty where that is not known."""
+    name = error.name or ""
+    if missing := re.match(r"cannot import name '(\w+)'", error.msg or ""):
+        name = f"{name}.{missing[1]}"
+    for old, new in tuner.MOVED.items():
+        if name == old or name.startswith(f"{old}."):
+            return f"; {old} is {new} now"
+    return ""
 
 
 def _failure(params: CustomParams, when: str, error: Exception) -> UsageError:

@@ -1,0 +1,497 @@
+"""The functions of the Python interface: what the commands do, called from a program or notebook.
+
+What a function needs is imported when it is called, as for the commands: ``load_ensemble`` works
+where Ray and Optuna are not installed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+
+from tuner.config import DATA_DIR, SPACE_KEYS
+from tuner.errors import SpaceError, UsageError
+from tuner.schema import Bounds, Scalar, parse_duration
+from tuner.storage import AnyPath, on_disk, to_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.deploy.predictor import Ensemble
+    from tuner.ensemble.request import Diverse, Method
+    from tuner.evaluate import Tta
+    from tuner.run import Run
+    from tuner.space import SearchSpace
+    from tuner.tracking import Target
+    from tuner.training.compilation import CompileMode
+
+Place = str | os.PathLike[str]
+"""A folder or file here; a string may also be a URI such as ``s3://BUCKET/runs``."""
+_AT_LEAST_1 = Scalar(kind=int, bounds=Bounds(ge=1))
+_ABOVE_0 = Scalar(kind=float, bounds=Bounds(gt=0))
+_FROM_0 = Scalar(kind=float, bounds=Bounds(ge=0))
+_NUMBERS = {
+    **dict.fromkeys(("keep", "concurrent", "top", "seeds", "epochs", "pool"), _AT_LEAST_1),
+    **dict.fromkeys(("max_parameters", "image_size", "train_limit"), _AT_LEAST_1),
+    **dict.fromkeys(("time_budget", "gpu_hours", "cpus_per_trial", "max_latency_ms"), _ABOVE_0),
+    **dict.fromkeys(("gpus_per_trial", "save_seconds"), _FROM_0),
+    **dict.fromkeys(("max_failures", "seed"), Scalar(kind=int, bounds=Bounds(ge=0))),
+}
+"""Arguments that are numbers, and what they may be."""
+
+
+def load_space(
+    space: "Place | Mapping[str, Any] | SearchSpace",
+    overrides: Sequence[str] = (),
+    *,
+    storage: Place = "runs",
+) -> "SearchSpace":
+    """Read a search space.
+
+    Args:
+        space: A YAML file, the name of a space that comes with the program, the content of such a
+            file as a mapping, or a space. Files that a mapping names are relative to the working
+            directory.
+        overrides: ``KEY=VALUE`` each, such as ``space.batch_size=256``.
+        storage: Folder of the runs that ``pretrained`` models start from.
+
+    Raises:
+        SpaceError: If it cannot be read.
+    """
+    return _load_space(space, overrides, _place(storage))
+
+
+def open_run(run: "Place | None" = None, *, storage: Place = "runs") -> "Run":
+    """Open the run of that name, or in that folder; without one, the newest in ``storage``.
+
+    Raises:
+        UsageError: If there is no such run.
+    """
+    from tuner.run import find_run
+
+    return find_run(_place(storage), None if run is None else os.fspath(run))
+
+
+def search(
+    space: "Place | Mapping[str, Any] | SearchSpace | None" = None,
+    *,
+    data: Place | None = None,
+    trials: int | None = None,
+    epochs: int | None = None,
+    sampler: str | None = None,
+    scheduler: str | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    time_budget: float | str | None = None,
+    gpu_hours: float | None = None,
+    name: str | None = None,
+    storage: Place = "runs",
+    resume: bool = False,
+    warm_start: "Place | Run | None" = None,
+    study_storage: str | None = None,
+    data_dir: Place = DATA_DIR,
+    image_size: int | None = None,
+    train_limit: int | None = None,
+    keep: int = 20,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    concurrent: int | None = None,
+    address: str | None = None,
+    compile_mode: "CompileMode" = "auto",
+    max_failures: int = 3,
+    save_seconds: float = 10.0,
+    log: "Sequence[Target]" = (),
+    progress: bool = True,
+) -> "Run":
+    """Search a space and leave a run folder, as ``cifar-tune search`` does.
+
+    What is ``None`` is as the space says, or by default. In the main thread Ctrl-C ends the search
+    after the running epochs, and a second one at once; the run, whose status is ``interrupted``
+    then, goes on with ``resume=True``.
+
+    Args:
+        space: As in ``load_space``; with ``resume`` it may be left out, for the run's own.
+        data: ``cifar10``, ``cifar100``, ``digits`` or a folder of images.
+        trials: How many configurations to try.
+        epochs: The most epochs of a trial.
+        sampler: ``tpe``, ``random``, ``gp``, ``cmaes`` or ``grid``.
+        scheduler: ``asha``, ``hyperband``, ``median`` or ``none``.
+        seed: Of the sampler and, with its number, of each trial.
+        overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
+        time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
+        gpu_hours: The same, of GPUs.
+        name: Of the run; ``None`` names it after the space and the time.
+        storage: Folder of the runs.
+        resume: Go on with the run of that name, or the newest.
+        warm_start: A run from whose trials the sampler learns first.
+        study_storage: Journal file or database where optuna-dashboard can watch.
+        data_dir: Where downloaded and decoded images are kept.
+        image_size: Resize images to this many pixels a side.
+        train_limit: Take a stratified part of the training images.
+        keep: Checkpoints that stay on disk, the best ones.
+        cpus_per_trial: CPUs of each trial.
+        gpus_per_trial: GPUs of each trial; may be a fraction.
+        concurrent: Trials at once; ``None`` for as many as fit.
+        address: Of a Ray cluster, ``auto`` or ``HOST:PORT``; an open session is used as it is.
+        compile_mode: Whether networks are compiled.
+        max_failures: Workers that a trial may lose.
+        save_seconds: Training that a trial may lose with its worker.
+        log: ``wandb`` and ``mlflow``, where trials are recorded besides.
+        progress: Show progress on stderr.
+
+    Raises:
+        UsageError: On what cannot be searched, or not so.
+        ClusterError: On a cluster that does not answer, or is too small.
+        NoUsableTrials: If no trial left a model.
+        TunerError: If the first three trials failed in the same way.
+    """
+    from tuner.tuning.driver import search as run_search
+    from tuner.tuning.request import make_search_request
+
+    _refuse_dashboard(address)
+    _expect_numbers(
+        keep=keep,
+        image_size=image_size,
+        train_limit=train_limit,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        max_failures=max_failures,
+        save_seconds=save_seconds,
+    )
+    resumed = open_run(name, storage=storage) if resume else None
+    if resumed and resumed.record.refit:
+        raise UsageError(f"resume: {resumed.path} is a refit; go on with tuner.refit(resume=True)")
+    if space is None and not resume:
+        raise UsageError("space: is missing; name one, such as 'cnn_small', or resume a run")
+    settings = {
+        "trials": trials,
+        "epochs": epochs,
+        "sampler": sampler,
+        "scheduler": scheduler,
+        "seed": seed,
+        "data": None if data is None else os.fspath(data),
+    }
+    given = {key: value for key, value in settings.items() if value is not None}
+    home = resumed.path.parent if resumed else _place(storage)
+    words = [f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()]
+    if resumed and space is None:
+        with on_disk(resumed.path / "space.yaml") as file:
+            found = _load_space(file, [*overrides, *words], home)
+    else:
+        found = _load_space(space, [*overrides, *words], home)
+    named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
+    request = make_search_request(
+        found,
+        space_name=named or "space",
+        stem=Path(named or "space").stem,
+        storage=home,
+        name=name,
+        resumed=resumed,
+        image_size=image_size,
+        train_limit=train_limit,
+        data_dir=Path(data_dir).expanduser(),
+        warm_start=_as_run(warm_start, storage) if warm_start is not None else None,
+        study_storage=study_storage,
+        keep=keep,
+        command=_call("search", named, given),
+        **_running(time_budget, gpu_hours, compile_mode, log),
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+        max_failures=max_failures,
+        save_seconds=save_seconds,
+    )
+    return run_search(request, _console(progress))
+
+
+def refit(
+    run: "Place | Run | None" = None,
+    *,
+    top: int | None = None,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    all_data: bool = False,
+    seed: int | None = None,
+    time_budget: float | str | None = None,
+    gpu_hours: float | None = None,
+    name: str | None = None,
+    storage: Place = "runs",
+    resume: bool = False,
+    keep: int | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    concurrent: int | None = None,
+    address: str | None = None,
+    compile_mode: "CompileMode" = "auto",
+    max_failures: int = 3,
+    save_seconds: float = 10.0,
+    log: "Sequence[Target]" = (),
+    progress: bool = True,
+) -> "Run":
+    """Train the best configurations of a run anew, as ``cifar-tune refit`` does.
+
+    Args:
+        run: A run, its name or its folder; ``None`` for the newest. With ``resume``, the refit.
+        top: How many configurations; ``None`` for 5.
+        seeds: Trials of each; ``None`` for 3.
+        epochs: Of each trial; ``None`` for those of the run.
+        all_data: Train on the validation images, too.
+        seed: Of them all; ``None`` for that of the run and 1 more.
+        time_budget: See ``search``.
+        gpu_hours: See ``search``.
+        name: Of the new run; ``None`` for that of the run with ``-refit``.
+        storage: Folder of the runs.
+        resume: Go on with the refit ``run``.
+        keep: Checkpoints that stay; ``None`` for all.
+        cpus_per_trial: See ``search``.
+        gpus_per_trial: See ``search``.
+        concurrent: See ``search``.
+        address: See ``search``.
+        compile_mode: See ``search``.
+        max_failures: See ``search``.
+        save_seconds: See ``search``.
+        log: See ``search``.
+        progress: Show progress on stderr.
+
+    Raises:
+        UsageError: If the run has too few trials, or a refit would go on as another one.
+        ClusterError: On a cluster that does not answer, or is too small.
+        NoUsableTrials: If no trial has ended well, or none left a model.
+        TunerError: If the first three trials failed in the same way.
+    """
+    from tuner.tuning.refit import make_refit_request
+    from tuner.tuning.refit import refit as run_refit
+
+    _refuse_dashboard(address)
+    _expect_numbers(
+        top=top,
+        seeds=seeds,
+        epochs=epochs,
+        seed=seed,
+        keep=keep,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        max_failures=max_failures,
+        save_seconds=save_seconds,
+    )
+    found = _as_run(run, storage)
+    if resume and found.record.refit is None:
+        raise UsageError(f"resume: {found.path} is a search; go on with tuner.search(resume=True)")
+    settings = {"top": top, "seeds": seeds, "epochs": epochs, "seed": seed}
+    given = {key: value for key, value in settings.items() if value is not None}
+    request = make_refit_request(
+        found,
+        resume=resume,
+        top=top,
+        seeds=seeds,
+        epochs=epochs,
+        all_data=all_data,
+        seed=seed,
+        name=name,
+        keep=keep,
+        command=_call("refit", found.record.name, given),
+        **_running(time_budget, gpu_hours, compile_mode, log),
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+        max_failures=max_failures,
+        save_seconds=save_seconds,
+    )
+    return run_refit(request, _console(progress))
+
+
+def combine(
+    run: "Place | Run | None" = None,
+    *,
+    top: int = 5,
+    method: "Method" = "vote",
+    calibrate: bool = False,
+    tta: "Tta" = "none",
+    pool: int | None = None,
+    diverse: "Diverse | None" = None,
+    max_parameters: int | None = None,
+    max_latency_ms: float | None = None,
+    frontier: bool = False,
+    compare: bool = False,
+    duplicates: Place | None = None,
+    name: str | None = None,
+    storage: Place = "runs",
+    device: str = "auto",
+    progress: bool = True,
+) -> "Ensemble":
+    """Combine the best trials of a run and read the test images once, as ``cifar-tune ensemble``.
+
+    The ensemble is kept in the run, ``ensembles/NAME``, in the place of one of the same name.
+
+    Args:
+        run: A run, its name or its folder; ``None`` for the newest.
+        top: Members: exactly so many of a vote, at most so many otherwise.
+        method: ``vote``, ``greedy``, ``weighted``, ``soup`` or ``greedy-soup``.
+        calibrate: Fit one temperature to the vote.
+        tta: Views of an image that each member averages: ``none``, ``flip``, ``flip+shift``.
+        pool: Best trials to choose from; ``None`` for 50.
+        diverse: Take one trial of each ``family``, ``config`` or ``seed``.
+        max_parameters: Of all members together.
+        max_latency_ms: Of all members, one image, measured here.
+        frontier: Find the members that are best for their time.
+        compare: Score all methods by the same reading of the test images.
+        duplicates: CSV of test images that have near-duplicates in the training data.
+        name: Of the ensemble; ``None`` names it after the method.
+        storage: Folder of the runs.
+        device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        progress: Say on stderr what takes long.
+
+    Raises:
+        NoUsableTrials: If the run has no usable trial.
+        UsageError: If it has too few for what is asked.
+        DataError: If images cannot be read, or have changed since.
+        TunerError: If a candidate's files are damaged.
+    """
+    from tuner.device import find_devices
+    from tuner.ensemble import make_ensemble, planned
+    from tuner.ensemble.request import METHODS, Diverse, EnsembleRequest
+    from tuner.evaluate import Tta
+
+    _expect_numbers(
+        top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms
+    )
+    _expect("method", method, METHODS)
+    _expect("tta", tta, get_args(Tta))
+    if diverse is not None:
+        _expect("diverse", diverse, get_args(Diverse))
+    request = EnsembleRequest(
+        top=top,
+        method=method,
+        calibrate=calibrate,
+        tta=tta,
+        pool=pool,
+        diverse=diverse,
+        max_parameters=max_parameters,
+        max_latency_ms=max_latency_ms,
+        frontier=frontier,
+        compare=compare,
+        duplicates=None if duplicates is None else Path(duplicates),
+        name=name,
+    )
+    console = _console(progress)
+
+    def say(message: str) -> None:
+        console.print(message, markup=False)
+
+    found = _as_run(run, storage)
+    with planned(found, request, devices=find_devices(device), say=say) as plan:
+        result = make_ensemble(plan, say=say)
+    return load_ensemble(result.path, device=device)
+
+
+def load_ensemble(path: "Place | AnyPath", *, device: str = "auto") -> "Ensemble":
+    """Load an ensemble from its folder, ready to predict.
+
+    The code of a user's own networks, which lies in their files, is run.
+
+    Args:
+        path: Such as ``runs/first/ensembles/top5``, here or a URI.
+        device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+
+    Raises:
+        UsageError: If there is no ensemble, or no such device.
+        TunerError: If a file is damaged, or not the one that was combined.
+    """
+    from tuner.deploy.predictor import read_ensemble
+    from tuner.device import find_device
+
+    return read_ensemble(_place(path), find_device(device))
+
+
+def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "SearchSpace":
+    from tuner.space import SearchSpace, find_space
+    from tuner.space import load_space as read_space
+
+    if isinstance(space, SearchSpace):
+        return read_space(Path("space"), overrides, storage, text=space.resolved())
+    if isinstance(space, Mapping):
+        try:
+            text = yaml.safe_dump(dict(space), sort_keys=False)
+        except yaml.YAMLError as error:
+            what = " ".join(str(error).split())
+            raise SpaceError(f"space: holds more than plain values: {what}") from None
+        return read_space(Path("space"), overrides, storage, text=text)
+    return read_space(find_space(os.fspath(space)), overrides, storage)
+
+
+def _as_run(run: "Place | Run | None", storage: Place) -> "Run":
+    from tuner.run import Run
+
+    return run if isinstance(run, Run) else open_run(run, storage=storage)
+
+
+def _place(place: "Place | AnyPath") -> AnyPath:
+    if isinstance(place, str):
+        return to_path(place)
+    return Path(place) if isinstance(place, os.PathLike) else place
+
+
+def _console(progress: bool) -> "Console":
+    from rich.console import Console
+
+    # In a notebook plain lines, too: a table drawn anew would be one table after the other.
+    return Console(stderr=True, quiet=not progress, highlight=False, force_jupyter=False)
+
+
+def _refuse_dashboard(address: str | None) -> None:
+    from tuner.tuning.cluster import is_dashboard
+
+    if is_dashboard(place := address or os.environ.get("RAY_ADDRESS") or ""):
+        raise UsageError(
+            f"address {place}: jobs are submitted by 'cifar-tune search' and 'cifar-tune refit'; "
+            "here give auto or HOST:PORT, on a machine of the cluster"
+        )
+
+
+def _running(
+    time_budget: float | str | None, gpu_hours: float | None, compile_mode: str, log: Sequence[str]
+) -> dict[str, Any]:
+    """Return what needs a check that the command line makes as it reads its options."""
+    from tuner.tracking import Target
+    from tuner.training.compilation import CompileMode
+
+    _expect("compile_mode", compile_mode, get_args(CompileMode))
+    for target in log:
+        _expect("log", target, get_args(Target))
+    if isinstance(time_budget, str):
+        time_budget = parse_duration(time_budget)
+    _expect_numbers(time_budget=time_budget, gpu_hours=gpu_hours)
+    return {
+        "seconds": math.inf if time_budget is None else float(time_budget),
+        "gpu_hours": math.inf if gpu_hours is None else float(gpu_hours),
+        "compile_mode": compile_mode,
+        "log": tuple(log),
+    }
+
+
+def _expect_numbers(**given: float | None) -> None:
+    for name, number in given.items():
+        if number is not None and (problem := _NUMBERS[name].problem(number)):
+            raise UsageError(f"{name}: {problem}")
+
+
+def _expect(name: str, word: str, known: Sequence[str]) -> None:
+    if problem := Scalar(kind=str, words=tuple(known)).problem(word):
+        raise UsageError(f"{name}: {problem}")
+
+
+def _call(function: str, first: str | None, given: Mapping[str, Any]) -> str:
+    """Return a call as the record of a run tells it."""
+    words = [
+        repr(first) if first else "space",
+        *(f"{key}={value!r}" for key, value in given.items()),
+    ]
+    return f"tuner.{function}({', '.join(words)})"
