@@ -81,13 +81,13 @@ def session(torch_home_of_workers: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    """Give the training and validation digits: 1,438 real images of 8 x 8 pixels."""
+    """Return the training and validation digits: 1,438 real images of 8 x 8 pixels."""
     return load_splits(DataConfig(source="digits"), tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Give a run of three trials on the digits, to be read alone; see ``finished_run``."""
+    """Return a run of three trials on the digits, to be read alone; see ``finished_run``."""
     storage = tmp_path_factory.mktemp("runs")
     record = RunRecord(
         name="tiny",
@@ -130,14 +130,14 @@ def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture
 def finished_run(trained_run: Run, tmp_path: Path) -> Run:
-    """Give a copy of ``trained_run`` that the test may change; its storage is ``tmp_path/runs``."""
+    """Return a copy of ``trained_run`` that the test may change, in ``tmp_path/runs``."""
     shutil.copytree(trained_run.path, tmp_path / "runs" / "tiny")
     return Run.open(tmp_path / "runs" / "tiny")
 
 
 @pytest.fixture
 def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
-    """Give the nodes that a cluster without autoscaler is said to have, to be changed."""
+    """Return the nodes that a cluster without autoscaler is said to have, to be changed."""
     have = [{"CPU": 4.0, "GPU": 1.0}]
     for module in ("slots", "room"):
         monkeypatch.setattr(
@@ -152,7 +152,7 @@ def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Give one server for all tests, for clients keep its address."""
+    """Yield one server for all tests, for clients keep its address."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
@@ -167,7 +167,7 @@ def server(shared_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server
 
 @pytest.fixture
 def bucket(server: S3Server, tmp_path: Path) -> Remote:
-    """Give an empty folder of a bucket."""
+    """Return an empty folder of a bucket."""
     place = to_path(f"s3://bucket/{tmp_path.name}")
     assert isinstance(place, Remote)
     return place
@@ -175,7 +175,7 @@ def bucket(server: S3Server, tmp_path: Path) -> Remote:
 
 @pytest.fixture
 def stored_run(trained_run: Run, bucket: Remote, server: S3Server) -> Run:
-    """Give a copy in the store of a run of three trials; its storage is ``bucket``."""
+    """Return a copy in the store of a run of three trials; its storage is ``bucket``."""
     shutil.copytree(trained_run.path, server.folder / bucket.uri.removeprefix("s3://") / "tiny")
     return Run.open(bucket / "tiny")
 

@@ -23,7 +23,7 @@ SITE = Path(next(path for path in sys.path if path.endswith("site-packages")))
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -115,7 +115,7 @@ class Raylets:
         return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def running(self, number: int) -> list[Process]:
-        """Give all processes of a node, those that it trains in among them."""
+        """Return all processes of a node, those that it trains in among them."""
         return descendants(self._processes[number].pid)
 
     def remove(self, number: int) -> None:
@@ -171,7 +171,7 @@ class Raylets:
 
 
 def autoscaling(address: str, cpus: int, growth: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what ``ray up`` would have left on the head, of nodes that are processes here.
+    """Return what ``ray up`` would have left on the head, of nodes that are processes here.
 
     ``ray.cluster_utils.AutoscalingCluster`` does as much, with a file that Ray's package lacks, and
     ends all Rays of the machine before and after.

@@ -55,7 +55,7 @@ class S3Server:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """Give a server that keeps ``folder``, while the block lasts."""
+    """Yield a server that keeps ``folder``, while the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ every_module = pytest.mark.parametrize("name", MODULES)
 
 
 def imports_of(source: str) -> Iterator[str]:
-    """Give the dotted name of every module that ``source`` imports, inside functions too."""
+    """Yield the dotted name of every module that ``source`` imports, inside functions too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -91,13 +91,13 @@ def imports_of(source: str) -> Iterator[str]:
 
 
 def own_imports_of(name: str) -> set[str]:
-    """Give the modules of ``tuner`` that the module ``name`` imports, less the bare package."""
+    """Return the modules of ``tuner`` that the module ``name`` imports, less the bare package."""
     imported = set(imports_of(MODULES[name].read_text(encoding="utf-8")))
     return {module for module in imported if module.startswith("tuner.")}
 
 
 def row_of(module: str) -> str:
-    """Give the row of the table that holds ``module``: ``models`` for ``tuner.models.cnn``."""
+    """Return the row of the table that holds ``module``: ``models`` for ``tuner.models.cnn``."""
     return module.split(".")[1]
 
 

@@ -173,7 +173,7 @@ def test_cutout_is_centred_on_every_pixel_equally_often() -> None:
 
 
 def boxes_of(erased: Tensor) -> list[list[int]]:
-    """Give the erased box of each image that has one, as top, left, height and width."""
+    """Return the erased box of each image that has one, as top, left, height and width."""
     boxes = []
     for is_erased in (erased == 0).all(dim=1):
         if is_erased.any():
@@ -219,7 +219,7 @@ def test_the_given_share_of_the_images_is_erased_from() -> None:
 
 
 def pictures(num_images: int, channels: int, height: int, width: int) -> Tensor:
-    """Give noise and, for the second half, smooth colours that do not span all levels."""
+    """Return noise and, for the second half, smooth colours that do not span all levels."""
     images = some_images(num_images, channels, height, width)
     coarse = images[num_images // 2 :, :, :3, :3].float() * 0.8 + 20
     smooth = F.interpolate(coarse, (height, width), mode="bilinear")

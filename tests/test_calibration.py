@@ -21,7 +21,7 @@ confidences = st.lists(st.floats(0, 1), min_size=1, max_size=100).map(torch.tens
 
 
 def some_probs(count: int = 3000, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Give labels drawn from a softmax, and that softmax sharpened: calibrated at 1."""
+    """Return labels drawn from a softmax, and that softmax sharpened: calibrated at 1."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(count, 6, generator=generator).double()
     labels = logits.softmax(dim=1).multinomial(1, generator=generator).squeeze(1)

@@ -405,7 +405,7 @@ def test_networks_of_different_architectures_make_no_soup(finished_run: Run) -> 
 
 @pytest.fixture(scope="module")
 def compared_run(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Give a run of which an ensemble was compared, not to be changed."""
+    """Return a run of which an ensemble was compared, not to be changed."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(trained_run.path, path)
     return Run.open(path)

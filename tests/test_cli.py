@@ -26,7 +26,7 @@ class Result:
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> object:
-    """Give a function that types a command in an empty folder and returns what came."""
+    """Return a function that types a command in an empty folder and returns what came."""
     monkeypatch.chdir(tmp_path)
 
     def type_command(*words: str) -> Result:

@@ -132,7 +132,7 @@ def test_the_slurm_script_has_ray_offer_what_slurm_gives(tmp_path: Path, gpus: s
 
 
 def slurm_line() -> str:
-    """Give the command that starts it all, as one line."""
+    """Return the command that starts it all, as one line."""
     script = template("slurm").replace("\\\n", " ")
     (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
     return " ".join(line.split())

@@ -17,7 +17,7 @@ from tuner.run import Run
 def call(
     finished_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Any:
-    """Give a function that combines the run with some options and returns code, out and err."""
+    """Return a function that combines the run with some options and returns code, out and err."""
 
     def type_options(*words: str) -> tuple[int, str, str]:
         line = ["cifar-tune", "ensemble", "--storage", str(finished_run.path.parent), *words]

@@ -82,7 +82,7 @@ class World:
         return read_space(self.text)
 
     def conductor(self, **budget: Any) -> Conductor:
-        """Give the conductor of a search that begins, or goes on where the run folder ends."""
+        """Return the conductor of a search that begins, or goes on where the run folder ends."""
         conductor = Conductor(
             self.run,
             Sampler(self.space, self.search),
@@ -701,7 +701,7 @@ class Script:
         return random.Random(f"{self.seed} {number} {epoch}").random()
 
     def due(self, number: int, epoch: int) -> float:
-        """Give when an epoch ends, so that trials overtake one another."""
+        """Return when an epoch ends, so that trials overtake one another."""
         return epoch * random.Random(f"{self.seed} {number}").uniform(1, 3)
 
     def fails(self, number: int) -> bool:
@@ -730,7 +730,7 @@ def play(world: World, script: Script) -> Conductor:
 
 @pytest.fixture
 def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Give a function that has the search killed before its n-th change of the run folder."""
+    """Return a function that has the search killed before its n-th change of the run folder."""
     left = math.inf
 
     def killing(change: Any, concerns: Any) -> Any:
@@ -760,7 +760,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def books(conductor: Conductor, run: Run) -> object:
-    """Give all that must not depend on whether, and when, a search was killed."""
+    """Return all that must not depend on whether, and when, a search was killed."""
     assert not list(run.path.glob("trials/*/state.safetensors"))
     trials = [
         (t.number, t.status.state, t.status.stop, [(r.epoch, r.val_accuracy) for r in t.history])

@@ -34,7 +34,7 @@ def write_image(path: Path, colour: tuple[int, int, int], size: tuple[int, int] 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give 20 training and 3 test images of each colour, each a shade of its own."""
+    """Return 20 training and 3 test images of each colour, each a shade of its own."""
     for part, count in (("train", 20), ("test", 3)):
         for name, (red, green, blue) in COLOURS.items():
             for number in range(count):

@@ -162,7 +162,7 @@ def combined(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ense
 
 @pytest.fixture(scope="module")
 def digits_test(combined: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-    """Give the test images (N, 8, 8, 1) and their labels."""
+    """Return the test images (N, 8, 8, 1) and their labels."""
     test = load_test(DataConfig(source="digits"), combined.path)
     return test.images.images.permute(0, 2, 3, 1).numpy(), test.images.labels.numpy()
 

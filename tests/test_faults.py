@@ -268,7 +268,7 @@ def seconds_after_the_budget(run: Run) -> float:
 
 @pytest.fixture
 def slow_folder(tmp_path: Path) -> Path:
-    """Give a folder with a space whose network takes ``FORWARD_SECONDS`` for each batch."""
+    """Return a folder with a space whose network takes ``FORWARD_SECONDS`` for each batch."""
     (tmp_path / "space.yaml").write_text(SLOW)
     (tmp_path / "net.py").write_text(NET)
     return tmp_path

@@ -46,7 +46,7 @@ class Net(nn.Sequential):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
-    """Give a head without this program, and a node with Ray, torch and torchvision at most."""
+    """Yield a head without this program, and a node with Ray, torch and torchvision at most."""
     folder = tmp_path_factory.mktemp("pythons")
     with Raylets(bare_python(folder / "head", ())) as raylets:
         raylets.add(bare_python(folder / "bare", OURS))

@@ -35,7 +35,7 @@ class Server:
         os.killpg(self.process.pid, number)
 
     def told(self, run: Run) -> dict[int, Any]:
-        """Give what the server holds of a search: trial -> MLflow's run."""
+        """Return what the server holds of a search: trial -> MLflow's run."""
         client = self.client()
         experiment = client.get_experiment_by_name(run.record.name)
         same = f"tags.search = '{run.record.started}'"
@@ -44,7 +44,7 @@ class Server:
         return {int(one.data.tags["trial"]): one for one in runs}
 
     def curve(self, one: Any, name: str) -> list[tuple[int, float]]:
-        """Give the step and the value of each point of a metric."""
+        """Return the step and the value of each point of a metric."""
         points = self.client().get_metric_history(one.info.run_id, name)
         return [(point.step, point.value) for point in points]
 

@@ -43,7 +43,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def values_of(scalar: Scalar) -> tuple[Any, ...]:
-    """Give the ends of the range; the middle stands for an end that is not in it."""
+    """Return the ends of the range; the middle stands for an end that is not in it."""
     if scalar.kind is bool:
         return (False, True)
     bounds = scalar.bounds
@@ -288,7 +288,7 @@ def test_the_weights_keep_their_names_for_earlier_checkpoints(family: str, names
 
 
 def correlated_images(num_images: int) -> Tensor:
-    """Give smooth colour images whose channels are alike, as photographs are."""
+    """Return smooth colour images whose channels are alike, as photographs are."""
     rough = torch.randn(num_images, 1, 12, 12) + 0.5 * torch.randn(num_images, 3, 12, 12)
     return nn.functional.avg_pool2d(rough, 3, stride=1, padding=1)
 

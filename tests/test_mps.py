@@ -86,7 +86,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give the folder of the program, on a node that has a GPU and no daemon."""
+    """Yield the folder of the program, on a node that has a GPU and no daemon."""
     with tempfile.TemporaryDirectory(prefix="mps-", dir="/tmp") as name:
         folder = Path(name)
         program = folder / mps.PROGRAM

@@ -45,13 +45,13 @@ SHARES = st.floats(0, 1)
 
 
 def some_model() -> nn.Module:
-    """Give a model with every kind of state: kernels, biases, running statistics, a counter."""
+    """Return a model with every kind of state: kernels, biases, running statistics, a counter."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
 
 
 def scramble(model: nn.Module) -> None:
-    """Give every float of the model's state a new value, and count a batch."""
+    """Return every float of the model's state a new value, and count a batch."""
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():

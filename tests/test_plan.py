@@ -58,7 +58,7 @@ def config(**params: object) -> TrialConfig:
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Give a function that types a command in an empty folder and returns its stdout."""
+    """Return a function that types a command in an empty folder and returns its stdout."""
     monkeypatch.chdir(tmp_path)
     Path("space.yaml").write_text(SPACE)
     Path("nets.py").write_text(NETS)

@@ -92,7 +92,7 @@ def bins(accuracy: float) -> list[Bin]:
 
 
 def blue_share(path: Path) -> float:
-    """Give the share of the picture that its bars of accuracy fill."""
+    """Return the share of the picture that its bars of accuracy fill."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return float((pixels == (31, 119, 180)).all(axis=2).mean())

@@ -73,14 +73,14 @@ ONE_OF_EACH_KIND = [
 
 
 def model(**params: Any) -> ModelConfig:
-    """Give the quickest of torchvision's models, or what ``params`` name."""
+    """Return the quickest of torchvision's models, or what ``params`` name."""
     base = {} if "name" in params or "run" in params else SMALL
     return ModelConfig("pretrained", {**base, **params})
 
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give torch hub's cache, empty, with no network behind it."""
+    """Return torch hub's cache, empty, with no network behind it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     def unreachable(*_: object, **__: object) -> None:
@@ -92,7 +92,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def put(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Tensor]]:
-    """Give what puts a file of random weights, as torchvision writes it, into the cache.
+    """Return what puts a file of random weights, as torchvision writes it, into the cache.
 
     Its name ends in its own hash, as torchvision's does, and torchvision's entry is made to say so.
     """
@@ -631,7 +631,7 @@ def test_the_length_of_an_epoch_is_foreseen_with_all_that_will_be_trained(
 
 
 def from_run(finished_run: Run, trial: int | None = None, **params: Any) -> ModelConfig:
-    """Give the model that a space with ``run`` leads to."""
+    """Return the model that a space with ``run`` leads to."""
     plain = {"run": "tiny", **({} if trial is None else {"trial": trial}), **params}
     space = finished_run.path / "again.yaml"
     space.write_text(json.dumps({"space": {"model": {"pretrained": plain}}}))

@@ -23,7 +23,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 def shown(folder: Path, width: int, *, live: bool = True, **budget: float) -> str:
-    """Give what the progress of a small search writes on a console."""
+    """Return what the progress of a small search writes on a console."""
     screen = io.StringIO()
     console = Console(
         file=screen, force_terminal=live, width=width, height=40, no_color=True, _environ={}

@@ -256,7 +256,7 @@ def test_validation_that_was_trained_on_chooses_nothing(finished_run: Run) -> No
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[object, str, str]]:
-    """Give a function that types a command beside ``runs`` and returns its code, stdout, stderr."""
+    """Return a function that types a command beside ``runs``; it returns code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
     def type_command(*words: str) -> tuple[object, str, str]:

@@ -333,7 +333,7 @@ def test_the_verdict_comes_from_the_ensemble_if_there_is_one(tmp_path: Path, run
 
 
 def spoilt(run: Run, folder: Path) -> Run:
-    """Give a copy whose better half diverged after epochs that look well."""
+    """Return a copy whose better half diverged after epochs that look well."""
     shutil.copytree(run.path, folder / "run")
     copy = Run.open(folder / "run")
     for trial in copy.ranked()[:20]:
@@ -434,7 +434,7 @@ def test_a_thousand_trials_make_a_page_in_seconds_and_below_five_megabytes(tmp_p
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the page of a real search, with an ensemble beside it."""
+    """Return the page of a real search, with an ensemble beside it."""
     storage = tmp_path_factory.mktemp("searched")
     command = [PROGRAM, "search", "--space", "quick", "--name", "run", "--storage", str(storage)]
     command += ["--trials", "30", "--epochs", "6"]
@@ -447,7 +447,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Give the system's Chromium."""
+    """Yield the system's Chromium."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs Chromium (apt-get install chromium)")

@@ -52,7 +52,7 @@ WORKER = {"CPU": 2.0}
 def growing(
     pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[dict[str, float]]]:
-    """Give the nodes of a cluster that starts with its head and grows to three workers."""
+    """Return the nodes of a cluster that starts with its head and grows to three workers."""
     pretended_nodes[:] = [HEAD]
     grown = Growth(kinds=(NodeKind(resources=WORKER, most=3),))
     for module in (slots, rooms):

@@ -88,7 +88,7 @@ def curve(*accuracies: float, loss: float = 1.0) -> list[EpochRow]:
 
 
 def accuracy_of(config: TrialConfig) -> float:
-    """Give something that is best at a learning rate of 0.1."""
+    """Return something that is best at a learning rate of 0.1."""
     return math.exp(-(math.log10(config.optimizer.lr / 0.1) ** 2))
 
 

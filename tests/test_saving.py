@@ -60,7 +60,7 @@ class KilledError(BaseException):
 
 @pytest.fixture
 def kill_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Give a function after which nothing is written but so many files more."""
+    """Yield a function after which nothing is written but so many files more."""
     left = 10**9
     replace_file = Path.replace
 

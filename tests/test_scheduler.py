@@ -22,7 +22,7 @@ def make(kind: str, *, epochs: int = 9, grace: int = 1, reduction: int = 3) -> S
 
 
 def state(scheduler: Scheduler) -> object:
-    """Give all on which later verdicts depend."""
+    """Return all on which later verdicts depend."""
     if isinstance(scheduler, Hyperband):
         return [bracket.rungs for bracket in scheduler.brackets]
     if isinstance(scheduler, Median):
@@ -32,7 +32,7 @@ def state(scheduler: Scheduler) -> object:
 
 
 def first_rung(values: list[float], reduction: int = 3) -> Asha:
-    """Give ASHA after ``values`` have come to its rung at epoch 1."""
+    """Return ASHA after ``values`` have come to its rung at epoch 1."""
     asha = Asha(grace=1, reduction=reduction, epochs=9)
     for number, value in enumerate(values):
         asha.enter(number, 1, value)

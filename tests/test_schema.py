@@ -66,7 +66,7 @@ class Outer:
 
 
 def plain_values(schema: Schema) -> st.SearchStrategy[Any]:
-    """Give plain values that ``schema`` allows."""
+    """Return plain values that ``schema`` allows."""
     match schema:
         case Scalar(words=words) if words:
             return st.sampled_from(words)

@@ -52,7 +52,7 @@ def test_a_shipped_space_samples_200_times(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def large_digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    """Give 16 training digits of 32 x 32 pixels, and as many for validation."""
+    """Return 16 training digits of 32 x 32 pixels, and as many for validation."""
     data = DataConfig(source="digits", image_size=32, train_limit=IMAGES)
     splits = load_splits(data, tmp_path_factory.mktemp("data"))
     val = Images(images=splits.val.images[:IMAGES], labels=splits.val.labels[:IMAGES])
@@ -60,7 +60,7 @@ def large_digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 def random_start(config: TrialConfig, splits: Splits) -> Start | None:
-    """Give what stands in for ImageNet's weights, which no test can fetch."""
+    """Return what stands in for ImageNet's weights, which no test can fetch."""
     network = build_model(config.model, len(splits.classes), splits.image_shape)
     if not isinstance(network, Pretrained):
         return None

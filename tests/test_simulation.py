@@ -59,7 +59,7 @@ def played(
 
 
 def alone(cost: TrialCost) -> float:
-    """Give the seconds that a trial holds its slot when nothing stops it."""
+    """Return the seconds that a trial holds its slot when nothing stops it."""
     epochs = 0 if cost.is_misfit else cost.epochs
     writing = 0.0 if cost.is_misfit else cost.write_seconds
     return TURNOVER_SECONDS + cost.setup_seconds + epochs * cost.epoch_seconds + writing

@@ -212,7 +212,7 @@ def test_optuna_takes_every_axis_without_a_warning() -> None:
 
 
 def leaf(schema: Scalar) -> st.SearchStrategy[Any]:
-    """Give plain values and axes that the schema allows."""
+    """Return plain values and axes that the schema allows."""
     if schema.words:
         plain = st.sampled_from(schema.words)
     elif schema.kind in (bool, str):
@@ -241,7 +241,7 @@ def numbers(schema: Scalar) -> st.SearchStrategy[Any]:
 
 
 def grow(schema: Schema) -> st.SearchStrategy[Any]:
-    """Give what may stand where ``schema`` is searched."""
+    """Return what may stand where ``schema`` is searched."""
     match schema:
         case Scalar():
             return leaf(schema)

@@ -30,7 +30,7 @@ from tuner.storage import (
 
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
-    """Give an empty folder of each kind."""
+    """Return an empty folder of each kind."""
     return tmp_path if request.param == "folder" else request.getfixturevalue("bucket")
 
 

@@ -30,7 +30,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Give a function that types a command and returns its exit code and what it wrote."""
+    """Return a function that types a command and returns its exit code and what it wrote."""
 
     def type_command(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])

@@ -41,7 +41,7 @@ DEEPER = ModelConfig("cnn", {"stages": 2, "blocks": 2, "width": 16, "dropout": 0
 
 
 def tiny(**changes: Any) -> TrialConfig:
-    """Give a training on the digits of a tenth of a second an epoch."""
+    """Return a training on the digits of a tenth of a second an epoch."""
     params = {"stages": 2, "blocks": 1, "width": 16, "dropout": 0.1}
     config = TrialConfig(
         model=ModelConfig("cnn", params), epochs=2, batch_size=32, optimizer=Sgd(lr=0.2)
@@ -58,7 +58,7 @@ def first(splits: Splits, count: int) -> Splits:
 
 
 def figures(epochs: list[Epoch]) -> list[Any]:
-    """Give all figures but the times."""
+    """Return all figures but the times."""
     return [dataclasses.replace(epoch.figures, seconds=0.0, time=0.0) for epoch in epochs]
 
 

@@ -19,7 +19,7 @@ FITS = (greedy_weights, fitted_weights)
 def members_and_labels(
     seed: int, members: int, images: int, classes: int = 4, skill: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """Give probabilities (M, N, K) of members that know something, each in its own way."""
+    """Return probabilities (M, N, K) of members that know something, each in its own way."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     hint = skill * torch.nn.functional.one_hot(labels, classes)
@@ -297,7 +297,7 @@ def test_no_image_is_scored_by_a_choice_that_saw_it(num_images: int, folds: int)
     seen: list[set[int]] = []
 
     def choose(index: Tensor) -> Tensor:
-        """Give probability 1 to class 0 of the images that the choice saw."""
+        """Return probability 1 to class 0 of the images that the choice saw."""
         seen.append(set(index.tolist()))
         was_seen = torch.zeros(num_images).index_fill_(0, index, 1.0)
         return torch.stack([was_seen, 1 - was_seen], dim=1)

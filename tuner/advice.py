@@ -29,7 +29,7 @@ def advise(
     trials: Sequence[TrialRecord],
     importance: Mapping[str, float],
 ) -> list[str]:
-    """Give what a user should look at, one line each; nothing where too little is known.
+    """Return what a user should look at, one line each; nothing where too little is known.
 
     Args:
         space: What was searched.
@@ -78,7 +78,7 @@ def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
 
 
 def _place(axis: Range, value: float) -> float:
-    """Give where a value lies in a range, on its own scale: 0 at its low end, 1 at its high end."""
+    """Return where a value lies in a range, on its own scale: 0 at the low end, 1 at the high."""
     low, high = axis.low, axis.high
     if axis.log:
         low, high, value = math.log(low), math.log(high), math.log(value)

@@ -10,7 +10,7 @@ NUM_BINS = 15
 
 
 def equal_width_bins(confidence: Tensor) -> Tensor:
-    """Give each image's bin, from 0: bin m holds the confidences in (m / 15, (m + 1) / 15].
+    """Return each image's bin, from 0: bin m holds the confidences in (m / 15, (m + 1) / 15].
 
     Args:
         confidence: Probability of the predicted class, shape (N,).
@@ -22,7 +22,7 @@ def equal_width_bins(confidence: Tensor) -> Tensor:
 
 
 def equal_mass_bins(confidence: Tensor) -> Tensor:
-    """Give each image's bin, from 0, in ascending order of confidence, equally many in each.
+    """Return each image's bin, from 0, in ascending order of confidence, equally many in each.
 
     Args:
         confidence: Shape (N,).
@@ -37,7 +37,7 @@ def equal_mass_bins(confidence: Tensor) -> Tensor:
 
 
 def expected_error(bins: Tensor, confidence: Tensor, is_right: Tensor) -> float:
-    """Give the expected calibration error (Guo et al. 2017, equation 3).
+    """Return the expected calibration error (Guo et al. 2017, equation 3).
 
     The mean distance of confidence and accuracy over the bins, each weighted by its images.
 
@@ -66,7 +66,7 @@ class Bin:
 
 
 def reliability(probs: Tensor, labels: Tensor) -> list[Bin]:
-    """Give confidence against accuracy in the bins of equal width that hold an image.
+    """Return confidence against accuracy in the bins of equal width that hold an image.
 
     Args:
         probs: Shape (N, K).
@@ -99,7 +99,7 @@ class Coverage:
 
 
 def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list[Coverage]:
-    """Give the accuracy among the most confident images, from all of them down to a few.
+    """Return the accuracy among the most confident images, from all of them down to a few.
 
     Selective prediction as in El-Yaniv & Wiener (2010).
 

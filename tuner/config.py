@@ -26,7 +26,7 @@ class ModelConfig:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
-        """Give ``{family: {parameter: value}}``."""
+        """Return ``{family: {parameter: value}}``."""
         return {self.family: dict(self.params)}
 
 
@@ -89,9 +89,9 @@ class Muon:
     adamw_lr: Positive = 1e-3
     """Peak learning rate of the rest, with AdamW as partner."""
     momentum: Fraction = 0.95
-    """Of the matrices, with Nesterov's look ahead."""
+    """Momentum of the matrices, with Nesterov's look ahead."""
     weight_decay: NonNegative = 0.01
-    """Of matrices and AdamW's weights decoupled, times the learning rate; of SGD's an L2 share.
+    """Decay: decoupled, times the learning rate, for matrices and AdamW; an L2 share for SGD.
 
     Norms and biases are left out of it.
     """
@@ -108,7 +108,7 @@ class Muon:
     sgd_lr: Positive = 0.1
     """Peak learning rate of the rest, with SGD as partner."""
     sgd_momentum: Fraction = 0.85
-    """Of the rest, with SGD as partner."""
+    """Momentum of the rest, with SGD as partner."""
     bias_factor: Positive = 1.0
     """Times the partner's learning rate, for biases and the shifts of norms."""
 
@@ -221,7 +221,7 @@ class TrialConfig:
         return build(cls, plain)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the plain values that ``from_dict`` reads."""
+        """Return the plain values that ``from_dict`` reads."""
         return to_plain(self)  # type: ignore[no-any-return]
 
 
@@ -258,7 +258,7 @@ SPACE_KEYS = {
 
 
 def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
-    """Give the epochs after which trials are compared: ``grace * reduction ** i``, below the last.
+    """Return the epochs after which trials are compared: ``grace * reduction ** i`` below the last.
 
     Args:
         grace: The first of them.
@@ -297,7 +297,7 @@ class RefitConfig:
 
     @property
     def num_trials(self) -> int:
-        """Of the refit."""
+        """Number of trials of the refit."""
         return len(self.configs) * self.seeds
 
     @classmethod
@@ -316,7 +316,7 @@ class RefitConfig:
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """Give what ``run.json`` holds."""
+        """Return what ``run.json`` holds."""
         return {
             "run": self.run,
             "trials": self.trials,
@@ -334,11 +334,11 @@ class Constraints:
     """
 
     parameters: Positive | None = None
-    """Of the network; ``None`` sets no limit."""
+    """Most parameters of the network; ``None`` sets no limit."""
     flops: Positive | None = None
-    """Of one image's way forward, two for each multiply-add."""
+    """Most operations of one image's forward pass, two for each multiply-add."""
     epoch_seconds: Positive | None = None
-    """Of an epoch, as a trial's own worker foresees it from its first steps."""
+    """Longest epoch, as a trial's own worker foresees it from its first steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

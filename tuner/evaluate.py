@@ -26,7 +26,7 @@ def predict_probs(
     batch_size: int = 1000,
     tta: Tta = "none",
 ) -> Tensor:
-    """Give the model's class probabilities; its training mode is left as it was.
+    """Return the model's class probabilities; its training mode is left as it was.
 
     Images go to the device batch by batch, so that a mapped file larger than memory streams; where
     a batch does not fit a GPU's memory, it is halved.
@@ -79,7 +79,7 @@ def _probs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _views(inputs: Tensor, tta: Tta) -> list[Tensor]:
-    """Give what is looked at: the images, mirrored, shifted by a pixel along both diagonals."""
+    """Return what is looked at: the images, mirrored, shifted by a pixel along both diagonals."""
     views = [inputs]
     if tta == "flip+shift":
         padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")

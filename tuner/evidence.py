@@ -29,7 +29,7 @@ def paired_gain(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Give the gain in accuracy over a baseline on the same images, by the paired bootstrap.
+    """Return the gain in accuracy over a baseline on the same images, by the paired bootstrap.
 
     The interval is the percentile interval of Efron & Tibshirani (1993, chapter 13) over images.
     It tells how far the gain may be due to the choice of test images, not to the training seeds.
@@ -60,7 +60,7 @@ def paired_gain(
 
 
 def mcnemar(correct: Tensor, baseline: Tensor) -> float:
-    """Give the p-value of McNemar's exact test (1947; two-sided, binomial).
+    """Return the p-value of McNemar's exact test (1947; two-sided, binomial).
 
     The chance of at least so uneven a division of the images that one of the two gets right and
     the other wrong, if each were as likely to be the right one.
@@ -89,11 +89,11 @@ class SizeResult:
     gain_high: float
     """Over the best single candidate, with its paired interval."""
     mcnemar_p: float
-    """Of the same comparison."""
+    """P-value of McNemar's exact test for the same comparison."""
 
 
 def by_size(probs: Tensor, weights: Tensor, labels: Tensor, baseline: Tensor) -> list[SizeResult]:
-    """Give what each number of members reaches, from the first alone to all.
+    """Return what each number of members reaches, from the first alone to all.
 
     Args:
         probs: Of the members, shape (M, N, K), best first.
@@ -123,7 +123,7 @@ def by_size(probs: Tensor, weights: Tensor, labels: Tensor, baseline: Tensor) ->
 
 
 def contributions(probs: Tensor, weights: Tensor, labels: Tensor) -> list[float | None]:
-    """Give the accuracy of the vote less that of the vote without each member.
+    """Return the accuracy of the vote less that of the vote without each member.
 
     Args:
         probs: Shape (M, N, K).
@@ -150,7 +150,7 @@ def contributions(probs: Tensor, weights: Tensor, labels: Tensor) -> list[float 
 
 
 def disagreement(probs: Tensor) -> Tensor:
-    """Give the share of images that two members class differently, shape (M, M).
+    """Return the share of images that two members class differently, shape (M, M).
 
     Args:
         probs: Shape (M, N, K).
@@ -160,7 +160,7 @@ def disagreement(probs: Tensor) -> Tensor:
 
 
 def error_correlation(probs: Tensor, labels: Tensor) -> list[list[float | None]]:
-    """Give Pearson's correlation of the members' mistakes, M rows of M.
+    """Return Pearson's correlation of the members' mistakes, M rows of M.
 
     Args:
         probs: Shape (M, N, K).
@@ -182,7 +182,7 @@ def error_correlation(probs: Tensor, labels: Tensor) -> list[list[float | None]]
 
 
 def oracle_accuracy(probs: Tensor, labels: Tensor) -> float:
-    """Give the share of images that at least one member gets right: the most a choice could.
+    """Return the share of images that at least one member gets right: the most a choice could.
 
     Args:
         probs: Shape (M, N, K).

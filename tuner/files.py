@@ -14,7 +14,7 @@ from tuner.storage import AnyPath
 
 @contextmanager
 def replacing(path: AnyPath) -> Iterator[Path]:
-    """Give a temporary path that takes the place of ``path`` when the block ends well.
+    """Yield a temporary path that takes the place of ``path`` when the block ends well.
 
     The bytes are flushed to disk before the rename, so that a reader, or a crash at any moment,
     finds the old file or the new one, never a part. When the block raises, ``path`` is left as it

@@ -110,7 +110,7 @@ class Folder:
 
 
 def _stamps(path: AnyPath) -> tuple[object, object]:
-    """Give what changes when the status or the history of a trial is written."""
+    """Return what changes when the status or the history of a trial is written."""
     return stamp(path / "status.json"), stamp(path / "history.csv")
 
 

@@ -44,7 +44,7 @@ class FamilyForecast:
     cpus: float
     gpus: float
     epoch_seconds: Spread
-    """Of an epoch of all training images, with its validation."""
+    """Seconds of an epoch of all training images, with its validation."""
     parameters: Spread
     memory: Spread | None
     """Bytes at the most: of the GPU, or of the process where there is none; ``None`` where the
@@ -84,7 +84,7 @@ class Forecast:
     """What the measuring took."""
     simulations: int
     seconds: Spread
-    """Of the whole search, as ``active_seconds`` of a run."""
+    """Seconds of the whole search, as ``active_seconds`` of a run."""
     training_seconds: Spread
     """Sum of the epochs of all trials."""
     gpu_hours: Spread

@@ -115,7 +115,7 @@ def _content(mine: dict[str, Any]) -> bytes:
 
 
 def _holder(lock: Remote) -> dict[str, Any]:
-    """Give who has a lock; nothing if nobody."""
+    """Return who has a lock; nothing if nobody."""
     try:
         holder: dict[str, Any] = json.loads(lock.read_bytes())
     except FileNotFoundError:

@@ -17,7 +17,7 @@ class Glance:
     files: Mapping[str, object]
     """Address of each file -> its stamp."""
     contents: Mapping[str, bytes]
-    """Of those that were read."""
+    """Contents of those that were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Remote:
         return self.read_bytes().decode()
 
     def iterdir(self) -> Iterator["Remote"]:
-        """Give the files and folders in a folder."""
+        """Yield the files and folders in a folder."""
         if self.seen:
             below = (uri.removeprefix(f"{self.uri}/") for uri in self.seen.files)
             names = {rest.partition("/")[0] for rest in below}
@@ -85,7 +85,7 @@ class Remote:
         yield from (self / name for name in sorted(names))
 
     def files(self) -> list["Remote"]:
-        """Give all files below a folder, however deep."""
+        """Return all files below a folder, however deep."""
         return [replace(self, uri=self._full(key)) for key in self._list("find")]
 
     def mkdir(self, *, parents: bool = True) -> None:
@@ -142,7 +142,7 @@ class Remote:
         return self._patiently(lambda fs: _read_all(fs, uris)) if uris else {}
 
     def stamp(self) -> object:
-        """Give what changes when the file does; ``None`` where there is none."""
+        """Return what changes when the file does; ``None`` where there is none."""
         if self.seen:
             return self.seen.files.get(self.uri)
         try:
@@ -151,7 +151,7 @@ class Remote:
             return None
 
     def modified(self) -> float:
-        """Give when a file was written, in seconds since 1970."""
+        """Return when a file was written, in seconds since 1970."""
         return float(self._ask("modified", self.uri).timestamp())
 
     def _full(self, key: str) -> str:
@@ -211,6 +211,6 @@ def _create(fs: Any, uri: str, content: bytes) -> None:
 
 
 def _stamp(info: Mapping[str, Any]) -> object:
-    """Give what changes with a file, by the words of each kind of store; times are coarse."""
+    """Return what changes with a file, by the words of each kind of store; times are coarse."""
     marks = ("ETag", "etag", "LastModified", "updated", "created", "mtime", "size")
     return tuple(str(info.get(mark)) for mark in marks)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-"""Of the run folder; a later one is refused."""
+"""Version of the run folder; a later one is refused."""
 
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
@@ -141,11 +141,11 @@ class Run:
         return locked(self.path)
 
     def trial_path(self, number: int) -> AnyPath:
-        """Give the folder of trial ``number``."""
+        """Return the folder of trial ``number``."""
         return self.path / "trials" / f"{number:04d}"
 
     def trial_paths(self, *names: str) -> list[AnyPath]:
-        """Give the folders of all trials, by number; see ``at_a_glance`` for ``names``."""
+        """Return the folders of all trials, by number; see ``at_a_glance`` for ``names``."""
         folder = self.path / "trials"
         if not folder.exists():
             return []
@@ -206,7 +206,7 @@ class Run:
         return sorted(self.trials(), key=rank)
 
     def top(self, k: int) -> list[TrialRecord]:
-        """Give the ``k`` best usable trials, best first, in the order of ``ranked``.
+        """Return the ``k`` best usable trials, best first, in the order of ``ranked``.
 
         Raises:
             NoUsableTrials: If there is none.
@@ -298,7 +298,7 @@ def free_name(storage: AnyPath, stem: str) -> str:
 
 
 def list_runs(storage: AnyPath) -> list[str]:
-    """Give the names of the runs in ``storage``."""
+    """Return the names of the runs in ``storage``."""
     return [path.name for path in holding(storage, "run.json")]
 
 
@@ -308,12 +308,12 @@ def open_runs(storage: AnyPath) -> list[Run]:
 
 
 def leader(ranked: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Give the best trial of those that ``ranked`` gave, if one has an accuracy that counts."""
+    """Return the best trial of those that ``ranked`` gave, if one has an accuracy that counts."""
     return ranked[0] if ranked and ranked[0].is_scored else None
 
 
 def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":
-    """Give one row a trial, in the order given."""
+    """Return one row a trial, in the order given."""
     import pandas as pd  # A quarter of a second that only a table should wait for.
 
     rows = [trial.as_row() for trial in trials]
@@ -333,7 +333,7 @@ def write_parquet(trials: Iterable[TrialRecord], file: BinaryIO) -> None:
 
 
 def now() -> str:
-    """Give the present time, ISO 8601 in UTC."""
+    """Return the present time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

@@ -270,7 +270,7 @@ def split_tag(value: object, path: str) -> tuple[str, object]:
 
 
 def join(path: str, key: object) -> str:
-    """Give the dotted path of ``key`` below ``path``."""
+    """Return the dotted path of ``key`` below ``path``."""
     return f"{path}.{key}" if path else str(key)
 
 
@@ -281,7 +281,7 @@ def unknown_key(key: object, known: Iterable[str]) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """Give ``; did you mean 'x'?`` for the known word nearest to ``word``, or nothing."""
+    """Return ``; did you mean 'x'?`` for the known word nearest to ``word``, or nothing."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 

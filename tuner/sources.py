@@ -45,7 +45,7 @@ DECODER = 1
 
 Part = Literal["train", "test"]
 ImageMode = Literal["L", "RGB"]
-"""Of Pillow: grey or coloured."""
+"""Pillow's modes: grey or coloured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class Official:
 
 
 def find_source(word: str) -> str:
-    """Give a data set's name as it is and a folder by its full path, valid from anywhere."""
+    """Return a data set's name as it is and a folder by its full path, valid from anywhere."""
     folder = Path(word).expanduser()
     return str(folder.absolute()) if word not in KNOWN and folder.is_dir() else word
 
@@ -142,7 +142,7 @@ def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Official:
 
 @contextlib.contextmanager
 def quiet_network() -> Iterator[None]:
-    """Give up after 20 silent seconds; keep progress off stdout, and off stderr but a terminal."""
+    """Yield up after 20 silent seconds; keep progress off stdout, and off stderr but a terminal."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
     stderr = sys.stderr if sys.stderr.isatty() else io.StringIO()
@@ -182,7 +182,7 @@ def _image_files(folder: Path, part: Part) -> dict[str, list[os.DirEntry[str]]]:
 
 
 def _classes(folder: Path) -> list[str]:
-    """Give the names of the class folders, which train and test must have in common."""
+    """Return the names of the class folders, which train and test must have in common."""
     names: dict[str, set[str]] = {}
     for part in ("train", "test"):
         if not (folder / part).is_dir():
@@ -207,7 +207,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _listing(files: Mapping[str, Iterable[os.DirEntry[str]]]) -> str:
-    """Give a digest that changes when an image comes, goes or is written to."""
+    """Return a digest that changes when an image comes, goes or is written to."""
     lines = [
         f"{name}/{entry.name} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
         for name, entries in files.items()
@@ -272,7 +272,7 @@ def _official(images: Tensor, labels: Tensor, classes: Sequence[str]) -> Officia
 def _cached(
     folders: Sequence[Path], name: str, *, key: str, decode: Callable[[], Official]
 ) -> Official:
-    """Give what ``decode`` gave when ``key`` was the same, from the first of ``folders`` with it.
+    """Return what ``decode`` gave when ``key`` was the same, from the first of ``folders`` with it.
 
     Raises:
         DataError: If none of ``folders`` can be written.
@@ -346,7 +346,7 @@ def stratified(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def sha256(*parts: bytes | memoryview) -> str:
-    """Give the SHA-256 of all parts one after the other, in hexadecimal."""
+    """Return the SHA-256 of all parts one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

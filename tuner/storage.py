@@ -20,7 +20,7 @@ AnyPath = Path | Remote
 
 
 def to_path(text: str) -> AnyPath:
-    """Give the path that a user names: a folder here, or a URI.
+    """Return the path that a user names: a folder here, or a URI.
 
     Raises:
         UsageError: If it is a URI of nothing.
@@ -40,7 +40,7 @@ def extra_for(text: str) -> str:
 
 
 def at_a_glance(folder: AnyPath, *names: str) -> AnyPath:
-    """Give a folder whose state, and the content of files of these names, is known from now on.
+    """Return a folder whose state, and the content of files of these names, is known from now on.
 
     Of a folder here that is the folder: to ask it takes no time.
     """
@@ -48,7 +48,7 @@ def at_a_glance(folder: AnyPath, *names: str) -> AnyPath:
 
 
 def holding(folder: AnyPath, name: str) -> list[AnyPath]:
-    """Give the folders in ``folder`` that hold a file of this name, sorted; see ``at_a_glance``."""
+    """Return the folders in ``folder`` with a file of this name, sorted; see ``at_a_glance``."""
     if not isinstance(folder, Remote):
         return [path.parent for path in sorted(folder.glob(f"*/{name}"))]
     found = folder.read_all([f"{path.uri}/{name}" for path in folder.iterdir()])
@@ -56,7 +56,7 @@ def holding(folder: AnyPath, name: str) -> list[AnyPath]:
 
 
 def stamp(path: AnyPath) -> object:
-    """Give what changes when a file does; ``None`` where there is none."""
+    """Return what changes when a file does; ``None`` where there is none."""
     if isinstance(path, Remote):
         return path.stamp()
     try:
@@ -66,13 +66,13 @@ def stamp(path: AnyPath) -> object:
 
 
 def modified(path: AnyPath) -> float:
-    """Give when a file was written, in seconds since 1970."""
+    """Return when a file was written, in seconds since 1970."""
     return path.modified() if isinstance(path, Remote) else path.stat().st_mtime
 
 
 @contextmanager
 def on_disk(path: AnyPath) -> Iterator[Path]:
-    """Give a file as one on disk, for what reads no other; of a store, a copy for a while."""
+    """Yield a file as one on disk, for what reads no other; of a store, a copy for a while."""
     if not isinstance(path, Remote):
         yield path
         return
@@ -129,7 +129,7 @@ def replace_folder(new: Path, folder: AnyPath, *, last: str = "") -> None:
 
 @contextmanager
 def scratch(beside: AnyPath, prefix: str) -> Iterator[AnyPath]:
-    """Give a folder in the folder ``beside``, for as long as the block lasts."""
+    """Yield a folder in the folder ``beside``, for as long as the block lasts."""
     if not isinstance(beside, Remote):
         beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as folder:

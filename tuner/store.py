@@ -48,7 +48,7 @@ class Store:
         self._lock = threading.Lock()
 
     def answer(self, question: Callable[[Any], Any]) -> Any:
-        """Give what the question comes to.
+        """Return what the question comes to.
 
         Raises:
             FileNotFoundError: As the file system does.
@@ -113,7 +113,7 @@ class Store:
 
 @cache
 def store_of(place: str) -> Store:
-    """Give the one store of ``SCHEME://BUCKET`` in this process."""
+    """Return the one store of ``SCHEME://BUCKET`` in this process."""
     return Store(place)
 
 

@@ -168,7 +168,7 @@ class Tally:
             self.errors[kind] += 1
 
     def rungs(self) -> list[Rung]:
-        """Give the rungs of the search, the lowest first; none where nothing is stopped early."""
+        """Return the rungs of the search, the lowest first; none where nothing is stopped early."""
         if self.search.scheduler == "none":
             return []
         rungs = []
@@ -220,7 +220,7 @@ class Tally:
 
 
 def error_kind(status: TrialStatus) -> str:
-    """Give the kind of a trial's error in a word or two; empty if there was none."""
+    """Return the kind of a trial's error in a word or two; empty if there was none."""
     match status.state:
         case "failed" if status.reason.startswith("its worker was lost"):
             return "worker lost"
@@ -233,7 +233,7 @@ def error_kind(status: TrialStatus) -> str:
 
 
 def best_so_far(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]:
-    """Give the best accuracy so far at each improvement, over what had been spent by then.
+    """Return the best accuracy so far at each improvement, over what had been spent by then.
 
     Args:
         trials: Of one run.

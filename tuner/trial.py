@@ -66,13 +66,13 @@ def threads_of(cpus: float) -> int:
 
 
 def best_row(history: Sequence[EpochRow]) -> EpochRow | None:
-    """Give the best epoch: highest accuracy, then lowest loss, then earliest."""
+    """Return the best epoch: highest accuracy, then lowest loss, then earliest."""
     finite = [row for row in history if math.isfinite(row.val_loss)]
     return min(finite, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch), default=None)
 
 
 def kept_row(history: Sequence[EpochRow], *, is_val_seen: bool) -> EpochRow | None:
-    """Give the epoch whose weights are kept: the best, or the last if validation cannot tell.
+    """Return the epoch whose weights are kept: the best, or the last if validation cannot tell.
 
     Args:
         history: Of a trial.
@@ -167,7 +167,7 @@ class TrialRecord:
 
     @property
     def gpu_hours(self) -> float:
-        """Of the GPUs that it held in its epochs."""
+        """Hours of the GPUs that it held in its epochs."""
         return self.seconds * self.gpus / 3600
 
     @property
@@ -199,7 +199,7 @@ class TrialRecord:
             raise TunerError(f"{path}: not usable validation probabilities: {error}") from error
 
     def as_row(self) -> dict[str, Any]:
-        """Give the trial's line of the leaderboard, its config flattened to dotted keys."""
+        """Return the trial's line of the leaderboard, its config flattened to dotted keys."""
         best = self.best
         config = self.config.to_dict()
         config["max_epochs"] = config.pop("epochs")

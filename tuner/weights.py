@@ -126,7 +126,7 @@ def _without_head(tensors: Mapping[str, Tensor], head_name: str) -> dict[str, Te
 
 
 def _intact_file(url: str) -> Path:
-    """Give the file of a URL from torch hub's cache, fetched if it is not there, checked anyhow."""
+    """Return the file of a URL from torch hub's cache, checked; fetch it if it is not there."""
     name = url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / name

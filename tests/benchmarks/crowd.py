@@ -52,7 +52,7 @@ class Crowd:
     epochs: int
     """That ended in these seconds."""
     milliseconds: float
-    """Of the driver's processor time an epoch, trials' beginnings and endings among them."""
+    """The driver's processor time an epoch, trials' beginnings and endings among them."""
     nodes: int
     """On which trials were trained."""
     lost: int
@@ -117,13 +117,13 @@ def is_over(trial: TrialRecord) -> bool:
 
 
 def cpu_seconds(search: Search) -> float:
-    """Give the processor time of the driver so far."""
+    """Return the processor time of the driver so far."""
     fields = Path(f"/proc/{search.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def proportional_size(pid: int) -> float:
-    """Give the memory of a process in bytes, shared pages divided among those that share them."""
+    """Return the memory of a process in bytes, shared pages divided among those that share them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 

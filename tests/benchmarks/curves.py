@@ -40,12 +40,12 @@ class Curves:
     histories: dict[str, list[EpochRow]]
 
     def of(self, config: TrialConfig) -> list[EpochRow]:
-        """Give the epochs of a configuration, whatever its seed."""
+        """Return the epochs of a configuration, whatever its seed."""
         return self.histories[key(config)]
 
 
 def key(config: TrialConfig) -> str:
-    """Give a configuration's text, the same for any seed."""
+    """Return a configuration's text, the same for any seed."""
     return json.dumps(config.to_dict() | {"seed": 0}, sort_keys=True)
 
 
@@ -82,7 +82,7 @@ def _record(
 
 
 def enumerate_space(space: SearchSpace) -> Sequence[TrialConfig]:
-    """Give each configuration of a finite space once, with seed 0."""
+    """Return each configuration of a finite space once, with seed 0."""
     found: dict[str, TrialConfig] = {}
     draws = RandomTrial(0)
     for _ in range(NUM_DRAWS):

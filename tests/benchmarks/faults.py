@@ -141,14 +141,14 @@ class Moment:
 
 
 def draw_moment(rng: random.Random) -> Moment:
-    """Give one in five while the search starts, the others up to 12 epochs later."""
+    """Return one in five while the search starts, the others up to 12 epochs later."""
     if rng.random() < 0.2:
         return Moment(0, rng.uniform(0.5, 10))
     return Moment(rng.randint(1, 12), rng.uniform(0, 1.5))
 
 
 def baselines(count: int) -> str:
-    """Give trials for ``SPACE``, in YAML."""
+    """Return trials for ``SPACE``, in YAML."""
     rng = random.Random(0)
     lines = ["baseline:"]
     for _ in range(count):
@@ -211,7 +211,7 @@ def killed_search(
 
 
 def as_table(found: dict[Kind, list[Verdict]]) -> Table:
-    """Give one column a kind of kill."""
+    """Return one column a kind of kill."""
     table = Table("", *found, title="kill -9 at random moments, then --resume")
     rows = [summary(verdicts) for verdicts in found.values()]
     for label, text in (
@@ -256,7 +256,7 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def document(references: dict[int, Verdict], found: dict[Kind, list[Verdict]]) -> dict[str, Any]:
-    """Give the figures as plain values."""
+    """Return the figures as plain values."""
     return {
         "uninterrupted": {
             slots: {"epochs": reference.epochs, "seconds": round(reference.seconds, 1)}

@@ -40,7 +40,7 @@ TRIALS = 8
 SEEDS = 3
 MEMBERS = 5
 FLOPS = 3.0e8
-"""Of an image's way forward, four times the plain CNN's: nine epochs take minutes on a core."""
+"""Most operations of a forward pass, four times the plain CNN's: minutes for nine epochs."""
 
 PLAIN = {"model": {"cnn": {}}, "optimizer": {"sgd": {}}, "schedule": {"cosine": {}}}
 """All at its default: 289,000 weights, no augmentation."""
@@ -168,7 +168,7 @@ def repeated(
 
 
 def measure(images: Path, storage: Path) -> dict[str, Any]:
-    """Give what each lever has chosen, and its accuracies, one a seed."""
+    """Return what each lever has chosen, and its accuracies, one a seed."""
     storage.mkdir(parents=True, exist_ok=True)
     target = DataConfig(
         source=str(class_folders(images, TARGET, storage / "target")), train_limit=IMAGES
@@ -193,7 +193,7 @@ def measure(images: Path, storage: Path) -> dict[str, Any]:
 
 
 def as_space(trial: TrialRecord) -> dict[str, Any]:
-    """Give a trial's configuration as a space without a choice."""
+    """Return a trial's configuration as a space without a choice."""
     plain = trial.config.to_dict()
     # What is not given is null or empty in a configuration, and left out of a space.
     plain["model"] = {
@@ -204,7 +204,7 @@ def as_space(trial: TrialRecord) -> dict[str, Any]:
 
 
 def row(trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Give the accuracies of some trials, and their weights."""
+    """Return the accuracies of some trials, and their weights."""
     return {
         "accuracy": [trial.best.val_accuracy for trial in trials if trial.best],
         "parameters": trials[0].status.num_parameters,
@@ -212,7 +212,7 @@ def row(trials: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def row_of_votes(trials: Sequence[TrialRecord], labels: Tensor) -> dict[str, Any]:
-    """Give the accuracies of the votes of the trials, so many members each."""
+    """Return the accuracies of the votes of the trials, so many members each."""
     probs = torch.stack([torch.from_numpy(trial.val_probs()).float() for trial in trials])
     uniform = torch.full((MEMBERS,), 1 / MEMBERS)
     votes = [score(soft_vote(few, uniform), labels).accuracy for few in probs.split(MEMBERS)]
@@ -220,7 +220,7 @@ def row_of_votes(trials: Sequence[TrialRecord], labels: Tensor) -> dict[str, Any
 
 
 def as_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Give one row a lever."""
+    """Return one row a lever."""
     table = Table(
         title=f"{IMAGES:,} images of {len(TARGET)} classes, {EPOCHS} epochs, {SEEDS} seeds"
     )

@@ -45,7 +45,7 @@ def train_windows(
 
 
 def measure(name: str, splits: Splits, rounds: int, cpus: int) -> dict[str, list[float]]:
-    """Give images a second of both ways, one figure a round."""
+    """Return images a second of both ways, one figure a round."""
     part = window_of(splits, CASES[name].batch_size, WINDOW_IMAGES)
     context = get_context("spawn")
     gate, seconds = context.Barrier(cpus + 1), context.Queue()

@@ -101,7 +101,7 @@ class Memory:
             self.sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1000)
 
     def at(self, moment: float) -> float:
-        """Give the size in kB at a time in seconds since 1970."""
+        """Return the size in kB at a time in seconds since 1970."""
         return float(np.interp(moment, self.times, self.sizes))
 
 
@@ -157,7 +157,7 @@ def _rate(ends: Sequence[float]) -> float:
 
 
 def measure_stock(folder: Path, trials: int) -> float:
-    """Give the seconds that ``tune.Tuner`` takes for the trials, all its settings at default."""
+    """Return the seconds that ``tune.Tuner`` takes for the trials, all its settings at default."""
     tuner = tune.Tuner(
         report_plainly,
         param_space={"lr": tune.loguniform(0.001, 1.0)},
@@ -184,7 +184,7 @@ def own_environment() -> Iterator[None]:
 
 
 def as_table(ours: dict[str, dict[str, float]], stock: float, trials: int, slots: int) -> Table:
-    """Give one row a sampler, and one for stock Tune."""
+    """Return one row a sampler, and one for stock Tune."""
     table = Table(title=f"{trials} trials without training, {slots} at a time: trials a second")
     table.add_column("")
     part = trials // 4

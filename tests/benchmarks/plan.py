@@ -48,7 +48,7 @@ space:
   optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
 """
 IMAGES = 2000
-"""Of the real images that are trained on."""
+"""Number of real images that are trained on."""
 PART = ("search.trials=10", "search.epochs=6", "search.grace=2")
 MOST = 0.25
 """Error of the wall time that is allowed."""
@@ -85,7 +85,7 @@ def measure(
 
 
 def as_table(found: dict[str, list[dict[str, Any]]]) -> Table:
-    """Give one row a figure."""
+    """Return one row a figure."""
     table = Table(title="Plan and search")
     table.add_column("search")
     table.add_column("")

@@ -56,7 +56,7 @@ def _read(pid: int) -> Process | None:
 
 
 def descendants(pid: int) -> list[Process]:
-    """Give all living processes that ``pid`` has started, directly or not, parents first."""
+    """Return all living processes that ``pid`` has started, directly or not, parents first."""
     children: dict[int, list[Process]] = {}
     for path in Path("/proc").iterdir():
         if path.name.isdecimal() and (process := _read(int(path.name))):
@@ -71,12 +71,12 @@ def descendants(pid: int) -> list[Process]:
 
 
 def alive(processes: Iterable[Process]) -> list[Process]:
-    """Give those that still run."""
+    """Return those that still run."""
     return [process for process in processes if process.is_alive()]
 
 
 def environment() -> dict[str, str]:
-    """Give the user's environment: a Ray of this process asks for a token, and says so in ours."""
+    """Return the user's environment, without what a Ray in this process adds for tokens."""
     return {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
 
 

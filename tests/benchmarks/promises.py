@@ -18,9 +18,9 @@ FIGURES = ("train_loss", "val_loss", "val_accuracy", "lr")
 SAVE_SECONDS = 1.0
 """For ``--save-seconds``; a kill may cost so much of each running trial, or its epoch."""
 SETUP_SECONDS = 10.0
-"""Of a worker on a busy machine, before its first epoch."""
+"""Seconds of a worker on a busy machine, before its first epoch."""
 WRITE_SECONDS = 1.0
-"""Of a trial's files, on a busy machine."""
+"""Seconds of writing a trial's files, on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class Verdict:
 
     kills: int = 0
     early_kills: int = 0
-    """Of these, before the first trial."""
+    """Kills before the first trial, among these."""
     lost: int = 0
     """Trials that had ended before a kill, and are gone."""
     run_again: int = 0
@@ -53,14 +53,14 @@ class Verdict:
     past_stop: int = 0
     """Trials with epochs after that of their stop."""
     lost_seconds: list[float] = field(default_factory=list)
-    """Of each kill: training that had to be done again, of the trial that lost most."""
+    """For each kill, training that had to be done again, of the trial that lost most."""
     replaced: int = 0
     """Epochs that stood in a history, and were trained again."""
     epochs: int = 0
     """In the histories at the end."""
     seconds: float = 0.0
     left_over: list[Reaper] = field(default_factory=list)
-    """Of each kill: what waits for the processes that it left over."""
+    """For each kill, what waits for the processes that it left over."""
     compared: int = 0
     """Trials killed under way whose figures are those of a training without a kill."""
     strays: int = 0

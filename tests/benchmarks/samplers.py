@@ -45,7 +45,7 @@ class Method(Protocol):
     """A way to search."""
 
     def propose(self, number: int) -> TrialConfig:
-        """Give the configuration of trial ``number``."""
+        """Return the configuration of trial ``number``."""
 
     def goes_on(self, number: int, history: Sequence[EpochRow]) -> bool:
         """Take a trial's latest epoch; say whether it goes on. Not asked about a last epoch."""
@@ -143,7 +143,7 @@ class Stock:
 
 
 def _trial(number: int) -> Any:
-    """Give what Ray's scheduler reads of a trial."""
+    """Return what Ray's scheduler reads of a trial."""
     return SimpleNamespace(trial_id=str(number))
 
 
@@ -216,7 +216,7 @@ def measure(curves: Curves, seeds: int, budget: int) -> dict[str, dict[str, Any]
 
 
 def top(trials: Sequence[Played], count: int) -> list[Played]:
-    """Give the trials whose best seen epoch is the best, of each configuration one."""
+    """Return the trials whose best seen epoch is the best, of each configuration one."""
     seen = {id(trial.curve): trial for trial in trials if trial.history}.values()
 
     def best(trial: Played) -> tuple[float, float]:
@@ -226,12 +226,12 @@ def top(trials: Sequence[Played], count: int) -> list[Played]:
 
 
 def last(trial: Played) -> float:
-    """Give the accuracy that a configuration has in its last epoch, seen or not."""
+    """Return the accuracy that a configuration has in its last epoch, seen or not."""
     return trial.curve[-1].val_accuracy
 
 
 def as_table(found: dict[str, dict[str, Any]], curves: Curves, budget: int) -> Table:
-    """Give one row a method."""
+    """Return one row a method."""
     seeds = len(found["random, none stopped"]["best"])
     finals = sorted((rows[-1].val_accuracy for rows in curves.histories.values()), reverse=True)
     table = Table(

@@ -56,7 +56,7 @@ KEPT = 20
 
 
 def slots_apart(folder: Path, rounds: int, trials: int, epochs: int) -> dict[str, list[float]]:
-    """Give the images a second of a search, one figure a round, by how its CPUs are divided."""
+    """Return the images a second of a search, one figure a round, by how its CPUs are divided."""
     cpus = os.cpu_count() or 1
     ways = {
         f"1 trial of {cpus} threads": (1, float(cpus)),
@@ -157,7 +157,7 @@ def _write_checkpoint(path: Path, model: ModelConfig, splits: Splits) -> None:
 
 
 def command_seconds(run: Run, *words: str) -> float:
-    """Give the wall seconds of a command over the run, as a process of its own."""
+    """Return the wall seconds of a command over the run, as a process of its own."""
     program = Path(sys.executable).with_name("cifar-tune")
     storage = ["--storage", str(run.path.parent)]
     began = time.perf_counter()
@@ -166,7 +166,7 @@ def command_seconds(run: Run, *words: str) -> float:
 
 
 def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> float:
-    """Give the seconds in which a resumed search learns of all recorded trials."""
+    """Return the seconds in which a resumed search learns of all recorded trials."""
     search: SearchConfig = replace(run.record.search, sampler=sampler)
     conductor = Conductor(
         run,
@@ -181,7 +181,7 @@ def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> float:
 
 
 def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
-    """Give the seconds of each command over recorded trials, one figure a round."""
+    """Return the seconds of each command over recorded trials, one figure a round."""
     run, space = recorded_run(folder, trials)
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -201,7 +201,7 @@ def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
 
 
 def as_table(title: str, found: dict[str, list[float]], places: int, first: str = "") -> Table:
-    """Give one row an entry: median and range, and the ratio to the row called ``first``."""
+    """Return one row an entry: median and range, and the ratio to the row called ``first``."""
     table = Table(title=title)
     table.add_column("")
     table.add_column("median (least to most)", justify="right")

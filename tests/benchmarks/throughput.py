@@ -75,7 +75,7 @@ CASES: dict[str, Case] = {
 
 
 def window_of(splits: Splits, batch_size: int, window_images: int = WINDOW_IMAGES) -> Splits:
-    """Give as many training images as a window has, and a few for validation."""
+    """Return as many training images as a window has, and a few for validation."""
     steps = max(4, window_images // batch_size)
     part = torch.arange(0, len(splits.train), len(splits.train) // (steps * batch_size))
     part = part[: steps * batch_size]
@@ -133,7 +133,7 @@ def tutorials(
 
 
 def validation(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
-    """Give the probabilities of a window's images at a time, as ``train`` does after an epoch."""
+    """Yield the probabilities of a window's images at a time, as ``train`` does after an epoch."""
     network = build_model(config.model, splits.num_classes, splits.image_shape)
     network = network.to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (splits.mean, splits.std))
@@ -152,7 +152,7 @@ WAYS: dict[str, Callable[..., Iterator[None]]] = {
 
 
 def config_of(case: Case, rounds: int) -> TrialConfig:
-    """Give a training of so many windows, and one to warm up."""
+    """Return a training of so many windows, and one to warm up."""
     return TrialConfig(
         model=case.model,
         epochs=rounds + 1,
@@ -163,7 +163,7 @@ def config_of(case: Case, rounds: int) -> TrialConfig:
 
 
 def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Give images a second of each way, one figure a round."""
+    """Return images a second of each way, one figure a round."""
     config = config_of(case, rounds)
     part = window_of(splits, case.batch_size)
     ways = {name: way for name, way in WAYS.items() if name != "tutorial" or device.type == "cpu"}
@@ -194,7 +194,7 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
 
 
 def measure_input(splits: Splits, rounds: int) -> dict[str, list[float]]:
-    """Give images a second of crop, flip and normalization alone: in batches, and by PIL."""
+    """Return images a second of crop, flip and normalization alone: in batches, and by PIL."""
     images = splits.train.images[:512]
     few = replace(splits, train=Images(images=images, labels=splits.train.labels[:512]))
     one_by_one = tutorial.PilImages(few, crop=4)
@@ -223,7 +223,7 @@ def measure_input(splits: Splits, rounds: int) -> dict[str, list[float]]:
 
 
 def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, float]:
-    """Give the quartiles of our rate over another's, round by round."""
+    """Return the quartiles of our rate over another's, round by round."""
     low, middle, high = statistics.quantiles(
         (mine / other for mine, other in zip(rates["ours"], rates[over], strict=True)), n=4
     )
@@ -231,7 +231,7 @@ def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, floa
 
 
 def share_of_validation(rates: dict[str, list[float]], splits: Splits) -> float:
-    """Give the share of an epoch that validation takes, by the median rates."""
+    """Return the share of an epoch that validation takes, by the median rates."""
     train_seconds, val_seconds = (
         len(images) / statistics.median(rates[way])
         for images, way in ((splits.train, "ours"), (splits.val, "validation"))
@@ -240,7 +240,7 @@ def share_of_validation(rates: dict[str, list[float]], splits: Splits) -> float:
 
 
 def as_table(found: dict[str, dict[str, Any]], title: str) -> Table:
-    """Give one row a network."""
+    """Return one row a network."""
     table = Table(title=title)
     table.add_column("network")
     for heading in (

@@ -58,7 +58,7 @@ class Trained:
 
 
 def turnovers(trials: Iterable[Trained], slots: int) -> tuple[list[float], float]:
-    """Give the seconds between trials of a slot, and the share of slot time spent in epochs."""
+    """Return the seconds between trials of a slot, and the share of slot time spent in epochs."""
     free: list[float] = []
     gaps: list[float] = []
     span = 0.0
@@ -163,7 +163,7 @@ def stock(folder: Path, trials: int, epochs: int) -> list[Trained]:
 
 
 def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
-    """Give one row a way to run trials."""
+    """Return one row a way to run trials."""
     table = Table(title=f"Between trials, {slots} slots")
     table.add_column("")
     headings = (
@@ -189,7 +189,7 @@ def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
 
 
 def figures_of(trials: Sequence[Trained], slots: int) -> dict[str, Any]:
-    """Give the row of a way to run trials."""
+    """Return the row of a way to run trials."""
     gaps, share = turnovers(trials, slots)
     return {
         "trials": len(trials),

@@ -50,11 +50,11 @@ class Result:
     """What a training came to."""
 
     figures: list[tuple[float, ...]]
-    """Of each epoch: losses, accuracy and learning rate."""
+    """Each epoch's losses, accuracy and learning rate."""
     state: dict[str, Tensor]
     """After the last epoch, on the CPU."""
     execution: str
-    """Of the last epoch."""
+    """State after the last epoch."""
 
 
 def result_of(epochs: Iterator[Epoch]) -> Result:
@@ -91,6 +91,6 @@ def assert_same(one: Result, other: Result, *, leaving_out: tuple[str, ...] = ()
 
 
 def clear() -> None:
-    """Give back what PyTorch keeps for later: cached memory, and cuBLAS's, 32 MiB a stream."""
+    """Return back what PyTorch keeps for later: cached memory, and cuBLAS's, 32 MiB a stream."""
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Give uint8 images as float32 with about zero mean and unit variance a channel.
+    """Return uint8 images as float32 with about zero mean and unit variance a channel.
 
     Args:
         images: uint8, shape (N, C, H, W); one channel is repeated, if ``mean`` has more.
@@ -78,7 +78,7 @@ def colour_jitter(
 
 
 def rows_of(chosen: Tensor) -> Tensor | slice:
-    """Give an index of the images of which ``chosen`` is true, or, on a GPU, of all.
+    """Return an index of the images of which ``chosen`` is true, or, on a GPU, of all.
 
     A GPU would have to wait to learn how many they are, and computes all in the same time.
 
@@ -145,7 +145,7 @@ def sharpen(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """Give the grey version of images, shape (N, 1, H, W); all but RGB count as grey already."""
+    """Return the grey version of images, shape (N, 1, H, W); all but RGB count as grey already."""
     if images.shape[1] != len(LUMA):
         return images.mean(dim=1, keepdim=True).floor_()
     red, green, blue = (images[:, channel, None] for channel in range(3))
@@ -193,7 +193,7 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
 
 
 def stretching_tables(images: Tensor) -> Tensor:
-    """Give tables that spread each channel over all levels, from black to white.
+    """Return tables that spread each channel over all levels, from black to white.
 
     Args:
         images: uint8, shape (N, C, H, W).
@@ -211,7 +211,7 @@ def stretching_tables(images: Tensor) -> Tensor:
 
 
 def equalizing_tables(images: Tensor) -> Tensor:
-    """Give tables under which each channel has all levels about equally often, as PIL makes them.
+    """Return tables under which each channel has all levels about equally often, as PIL makes them.
 
     Args:
         images: uint8, shape (N, C, H, W).

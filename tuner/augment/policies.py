@@ -162,7 +162,7 @@ KINDS: dict[Callable[[Tensor, Tensor, Tensor], Tensor], tuple[Operation, Operati
 def _strength(
     operations: Tensor, magnitudes: Tensor, operation: Operation, otherwise: float = 0.0
 ) -> Tensor:
-    """Give the magnitudes of the images of that operation, and one of no effect for others."""
+    """Return the magnitudes of the images of that operation, and one of no effect for others."""
     return torch.where(operations == operation, magnitudes, otherwise)
 
 
@@ -170,7 +170,7 @@ def _strength(
 def magnitudes(
     policy: Literal["randaugment", "trivialaugment"], height: int, width: int, device: torch.device
 ) -> Tensor:
-    """Give the magnitudes of every operation.
+    """Return the magnitudes of every operation.
 
     Shears are tangents, shifts are in pixels, angles in degrees, enhancements as ``adjust`` takes
     them, posterizing keeps that many bits, and solarizing inverts from this share of white on.

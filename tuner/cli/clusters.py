@@ -204,7 +204,7 @@ def _submit(
 
 
 def _storage(context: click.Context, known: str | None) -> str:
-    """Give the storage as the cluster's nodes will find it."""
+    """Return the storage as the cluster's nodes will find it."""
     is_given = context.get_parameter_source("storage") != click.core.ParameterSource.DEFAULT
     storage = str(context.params["storage"]) if is_given or known is None else known
     if not Path(storage).is_absolute() and ":/" not in storage:
@@ -216,7 +216,7 @@ def _storage(context: click.Context, known: str | None) -> str:
 
 
 def _words(context: click.Context, without: tuple[str, ...]) -> Iterator[str]:
-    """Give the options that were set by flag or environment, as they would be typed."""
+    """Yield the options that were set by flag or environment, as they would be typed."""
     for parameter in context.command.params:
         name, value = str(parameter.name), context.params.get(str(parameter.name))
         is_default = context.get_parameter_source(name) == click.core.ParameterSource.DEFAULT
@@ -239,7 +239,7 @@ def _say(line: str) -> None:
 
 
 def _writer(as_json: bool) -> Any:
-    """Give what shows a job's output; stdout is for the document alone where one is wanted."""
+    """Return what shows a job's output; stdout is for the document alone where one is wanted."""
     stream = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:

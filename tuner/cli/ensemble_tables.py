@@ -211,7 +211,7 @@ def _print_left_out(console: Console, left_out: Sequence["LeftOut"]) -> None:
 
 
 def _table(title: str, headings: Iterable[str], num_text: int) -> Table:
-    """Give a table whose first ``num_text`` columns are words."""
+    """Return a table whose first ``num_text`` columns are words."""
     table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < num_text else "right", no_wrap=True)

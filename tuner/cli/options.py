@@ -28,7 +28,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Give seconds."""
+        """Return seconds."""
         try:
             return parse_duration(str(value))
         except UsageError as error:
@@ -58,7 +58,7 @@ class Place(click.ParamType[AnyPath]):
     name = "folder|uri"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> AnyPath:
-        """Give the path."""
+        """Return the path."""
         return to_path(value) if isinstance(value, str) else value
 
 

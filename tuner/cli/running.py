@@ -81,7 +81,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def asked_of_all(options: dict[str, Any]) -> dict[str, Any]:
-    """Give what these options say, as ``RunRequest`` has it."""
+    """Return what these options say, as ``RunRequest`` has it."""
     names = ("log", "max_failures", "save_seconds", "compile_mode", "address")
     shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")
     return {name: options[name] for name in (*names, *shares) if name in options} | {
@@ -123,7 +123,7 @@ class Interrupted(TunerError):
 
 
 def resume_command(path: AnyPath, command: str) -> str:
-    """Give the line that goes on with the run at ``path``."""
+    """Return the line that goes on with the run at ``path``."""
     folder = short_path(path.parent)
     storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
     return f"cifar-tune {command} --resume --name {shlex.quote(path.name)}{storage}"

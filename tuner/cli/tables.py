@@ -25,7 +25,7 @@ WIDE = 110
 
 
 def leaderboard_document(run: "Run") -> dict[str, Any]:
-    """Give the leaderboard for ``--json``, best trial first."""
+    """Return the leaderboard for ``--json``, best trial first."""
     return {
         "run": str(run.path),
         "is_val_seen": run.record.data.all_data,
@@ -95,7 +95,7 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def figure(value: Any) -> str:
-    """Give a table's cell for a number, a word, or nothing."""
+    """Return a table's cell for a number, a word, or nothing."""
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
     return "-" if value is None else str(value)
@@ -123,7 +123,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 def make_console() -> Console:
-    """Give a console for stdout; off a terminal nothing has to fit a width."""
+    """Return a console for stdout; off a terminal nothing has to fit a width."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
@@ -133,7 +133,7 @@ def print_json(document: Any) -> None:
 
 
 def short_path(path: AnyPath) -> str:
-    """Give a path as the user would type it here."""
+    """Return a path as the user would type it here."""
     if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return str(path)

@@ -25,7 +25,7 @@ from tuner.voting import soft_vote
 from tuner.voting.temperature import soften, soften_each
 
 SCHEMA_VERSION = 1
-"""Of ``ensemble.json``; a later one is refused."""
+"""Version of ``ensemble.json``; a later one is refused."""
 BATCH = 500
 
 ImageLike = Image.Image | str | os.PathLike[str]

@@ -98,7 +98,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
 
 
 def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tuple[Latency, ...]:
-    """Give the latencies of the members that a frontier combines, timed once at most."""
+    """Return the latencies of the members that a frontier combines, timed once at most."""
     members = plan.choice.members[:MOST_COMBINED]
     if timed := plan.pool.latencies:
         return tuple(timed[i] for i in members)
@@ -111,7 +111,7 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
 
 
 def _needed(plan: Plan) -> dict[Key, Network]:
-    """Give all networks that the test images are shown to, the best single candidate's first."""
+    """Return all networks that the test images are shown to, the best single candidate's first."""
     needed = plan.networks(plan.single)
     for choice in (plan.choice, *plan.others):
         # A soup is shown beside its ingredients.

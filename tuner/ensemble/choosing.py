@@ -37,7 +37,7 @@ class Vote:
     temperatures: tuple[float, ...]
     """At which each is mixed; 1 is as it is."""
     probs: Tensor
-    """Of the validation images, shape (N, K)."""
+    """Class probabilities of the validation images, shape (N, K)."""
     reasons: dict[int, str]
     """Why candidates that would have had a weight have none, by position."""
 
@@ -56,11 +56,11 @@ class Choice:
     members: tuple[int, ...]
     """Positions in the pool, best first."""
     weights: Tensor
-    """Of the members, float64, shape (len(members),), positive, summing to 1."""
+    """Weights of the members, float64, shape (len(members),), positive, summing to 1."""
     temperatures: tuple[float, ...]
-    """Of the members, each before it is mixed; 1 leaves it as it is."""
+    """Temperatures of the members, each before it is mixed; 1 leaves it as it is."""
     temperature: float
-    """Of the vote that comes of it."""
+    """Temperature of the resulting vote."""
     val: Tensor
     """Probabilities of the images that it was chosen on, shape (N, K)."""
     crossfit: Tensor
@@ -158,7 +158,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: Kitchen
 
 
 def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
-    """Give the timed candidates that are not too slow even alone.
+    """Return the timed candidates that are not too slow even alone.
 
     Raises:
         UsageError: If all are.
@@ -184,7 +184,7 @@ def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
 
 
 def _ranked(pool: Pool, index: Tensor | None) -> Tensor:
-    """Give the candidates' positions, the best on ``index`` first."""
+    """Return the candidates' positions, the best on ``index`` first."""
     # On all images the pool is in order already, by figures that were not rounded to be kept.
     if index is None:
         return torch.arange(len(pool))

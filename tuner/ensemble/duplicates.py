@@ -38,7 +38,7 @@ class Duplicates:
 
     path: Path
     positions: list[int]
-    """Of test images, from 0, ascending."""
+    """Positions of test images, from 0, ascending."""
 
     def expect(self, num_images: int) -> None:
         """Make sure that the list is about so many test images.

@@ -95,7 +95,7 @@ def _write_members(
 def _description(
     result: EnsembleResult, plan: Plan, best_single: Network, members: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Give what is needed to predict with the ensemble, and what it came of."""
+    """Return what is needed to predict with the ensemble, and what it came of."""
     checkpoint = read_description(best_single.file)
     return {
         "schema_version": 1,

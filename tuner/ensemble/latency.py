@@ -24,9 +24,9 @@ class Latency:
     """Median time from uint8 images in memory to their probabilities."""
 
     one_ms: float
-    """Of a single image."""
+    """Milliseconds for a single image."""
     batch_ms: float
-    """Of 256 images."""
+    """Milliseconds for 256 images."""
 
 
 def measure_latency(
@@ -66,7 +66,7 @@ class FrontierPoint:
     members: tuple[int, ...]
     """Trials."""
     latency_ms: float
-    """Of one image through all of them, one after the other."""
+    """Milliseconds for one image through all of them, one after the other."""
     latency_256_ms: float
     val_accuracy: float
     """What the point was chosen by."""
@@ -81,7 +81,7 @@ def find_frontier(
     val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
 ) -> list[FrontierPoint]:
-    """Give the combinations of members that are best for their time, fastest first.
+    """Return the combinations of members that are best for their time, fastest first.
 
     Args:
         trials: Of the M members; combinations are made of the first 10.

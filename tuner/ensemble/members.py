@@ -28,7 +28,7 @@ class Predict(Protocol):
     """Where networks are computed: ``Local`` here, or elsewhere on a cluster."""
 
     def __call__(self, networks: Sequence[Network], images: Tensor, tta: Tta) -> Tensor:
-        """Give the class probabilities, shape (M, N, K), of images uint8 (N, C, H, W)."""
+        """Return the class probabilities, shape (M, N, K), of images uint8 (N, C, H, W)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Local:
     devices: Sequence[torch.device]
 
     def __call__(self, networks: Sequence[Network], images: Tensor, tta: Tta) -> Tensor:
-        """Give the class probabilities, float32 on the CPU, shape (M, N, K)."""
+        """Return the class probabilities, float32 on the CPU, shape (M, N, K)."""
         free: queue.SimpleQueue[torch.device] = queue.SimpleQueue()
         for device in self.devices:
             free.put(device)
@@ -55,7 +55,7 @@ class Local:
 
 
 def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.device) -> Tensor:
-    """Give a network's class probabilities, shape (N, K), as its validation was computed.
+    """Return a network's class probabilities, shape (N, K), as its validation was computed.
 
     Raises:
         TunerError: If the file is missing or damaged.

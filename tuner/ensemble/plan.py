@@ -61,13 +61,13 @@ class Plan:
         return (*self.choice.left_out, *self.pool.left_out)
 
     def networks(self, choice: Choice) -> dict[tuple[int, ...], Network]:
-        """Give what a choice computes, by the positions of the candidates in it."""
+        """Return what a choice computes, by the positions of the candidates in it."""
         if choice.method in SOUPS:
             return {choice.members: self.kitchen.network(choice.members)}
         return {(i,): self.pool.network(i) for i in choice.members}
 
     def to_plain(self) -> dict[str, Any]:
-        """Give the choices with their figures on validation images, for ``--dry-run``."""
+        """Return the choices with their figures on validation images, for ``--dry-run``."""
         return {
             "run": self.run.record.name,
             "name": self.request.folder_name,

@@ -34,7 +34,7 @@ class Pool:
 
     trials: tuple[TrialRecord, ...]
     probs: Tensor
-    """Of the validation images, float32, shape (M, N, K)."""
+    """Class probabilities of the validation images, float32, shape (M, N, K)."""
     labels: Tensor
     """int64, shape (N,)."""
     left_out: tuple[LeftOut, ...]
@@ -47,12 +47,12 @@ class Pool:
         return len(self.trials)
 
     def network(self, position: int) -> Network:
-        """Give a candidate's network."""
+        """Return a candidate's network."""
         trial = self.trials[position]
         return Network(file=trial.checkpoint, precision=trial.config.precision)
 
     def order(self, probs: Tensor, labels: Tensor) -> Tensor:
-        """Give the candidates' positions, the most accurate by ``probs`` first.
+        """Return the candidates' positions, the most accurate by ``probs`` first.
 
         Args:
             probs: Of validation images, shape (M, N, K).
@@ -61,14 +61,14 @@ class Pool:
         return torch.arange(len(self)) if self.is_val_seen else rank(probs, labels)
 
     def seen_anew(self, probs: Tensor) -> "Pool":
-        """Give the same candidates with other probabilities, ordered by these."""
+        """Return the same candidates with other probabilities, ordered by these."""
         order = self.order(probs, self.labels)
         return replace(
             self, trials=tuple(self.trials[i] for i in order.tolist()), probs=probs[order]
         )
 
     def only(self, positions: list[int], left_out: list[LeftOut]) -> "Pool":
-        """Give some of the candidates, and why the others are none any more."""
+        """Return some of the candidates, and why the others are none any more."""
         return replace(
             self,
             trials=tuple(self.trials[i] for i in positions),
@@ -134,7 +134,7 @@ class _Refusals:
         }[request.diverse]
 
     def __call__(self, trial: TrialRecord) -> str:
-        """Give the reason, or nothing."""
+        """Return the reason, or nothing."""
         if trial.status.state not in USABLE:
             return trial.status.state.replace("_", " ")
         if not trial.checkpoint.exists():

@@ -33,9 +33,9 @@ class EnsembleRequest:
     tta: Tta = "none"
     """Views of an image that every member averages, on validation images as on test images."""
     max_parameters: int | None = None
-    """Of all networks together."""
+    """Parameters of all networks together, at most."""
     max_latency_ms: float | None = None
-    """Of all networks one after the other on one image, measured here."""
+    """Milliseconds of all networks one after the other on one image, measured here, at most."""
     frontier: bool = False
     """Measure latencies and find the members that are best for their time."""
     compare: bool = False

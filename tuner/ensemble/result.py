@@ -134,7 +134,7 @@ class EnsembleResult:
     """Counts on the test set, shape (K, K), rows true."""
 
     def to_plain(self) -> dict[str, Any]:
-        """Give what ``metrics.json`` holds."""
+        """Return what ``metrics.json`` holds."""
         names = [field.name for field in fields(self) if field.name != "confusion"]
         plain = {name: _plain(getattr(self, name)) for name in names}
         for entry in plain["per_class"]:
@@ -151,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 
 def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Tensor:
-    """Give a choice's probabilities of the test images, float64, shape (N, K).
+    """Return a choice's probabilities of the test images, float64, shape (N, K).
 
     Args:
         choice: Made on validation images.
@@ -315,7 +315,7 @@ def _mean(scores: Iterable[Scores]) -> Scores:
 
 
 def _share_correct(alone: Tensor, labels: Tensor) -> Tensor:
-    """Give the share of members that get each image right, shape (N,)."""
+    """Return the share of members that get each image right, shape (N,)."""
     return (alone.argmax(dim=2) == labels).double().mean(dim=0)
 
 

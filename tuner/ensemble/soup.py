@@ -29,7 +29,7 @@ ONLY_IN_TRAINING = {"dropout", "stochastic_depth", "policy", "freeze_epochs", "l
 
 
 def find_group(pool: Pool) -> list[int]:
-    """Give the candidates of the best architecture that two or more of them share, best first.
+    """Return the candidates of the best architecture that two or more of them share, best first.
 
     Raises:
         UsageError: If no two share one.
@@ -69,7 +69,7 @@ class Kitchen:
     _probs: dict[frozenset[int], Tensor] = field(default_factory=dict)
 
     def network(self, members: Sequence[int]) -> Network:
-        """Give the soup of some candidates; of one, the candidate itself."""
+        """Return the soup of some candidates; of one, the candidate itself."""
         if len(members) == 1:
             return self.pool.network(members[0])
         trials = [self.pool.trials[i] for i in sorted(members)]
@@ -90,7 +90,7 @@ class Kitchen:
         return Network(file=file, precision=trials[0].config.precision)
 
     def probs(self, members: Sequence[int]) -> Tensor:
-        """Give a soup's probabilities of the validation images, shape (N, K)."""
+        """Return a soup's probabilities of the validation images, shape (N, K)."""
         if len(members) == 1:
             return self.pool.probs[members[0]]
         key = frozenset(members)

@@ -77,7 +77,7 @@ class Source:
     image_shape: ImageShape
 
     def to_json(self) -> str:
-        """Give the text that ``source_of`` reads."""
+        """Return the text that ``source_of`` reads."""
         plain = {"model": self.model.to_plain(), "image_shape": self.image_shape}
         return json.dumps(plain, sort_keys=True)
 
@@ -131,7 +131,7 @@ class StartsFromWeights(Protocol):
         """Freeze or thaw weights for epoch ``number``, from 1."""
 
     def lr_shares(self) -> Mapping[str, float]:
-        """Give the share of the learning rate of each parameter, by name; 1 for those left out."""
+        """Return each parameter's share of the learning rate, by name; 1 for those left out."""
 
 
 def build_model(
@@ -147,7 +147,7 @@ def build_model(
 
 
 def params_of(config: ModelConfig) -> Any:
-    """Give the parameters as the family's dataclass, complete and checked.
+    """Return the parameters as the family's dataclass, complete and checked.
 
     Raises:
         UsageError: As ``build_model``.

@@ -111,7 +111,7 @@ class Cnn(nn.Module):
                 module.start_as_identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        """Return logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
         pooled = self.pool(self.features(images)).flatten(1)
         return self.classifier(self.hidden(pooled))  # type: ignore[no-any-return]
 
@@ -167,7 +167,7 @@ class Block(nn.Module):
 def convolution(
     params: CnnParams, channels_in: int, channels_out: int, stride: int
 ) -> nn.Conv2d | nn.Sequential:
-    """Give the convolution of a block, standard or separable."""
+    """Return the convolution of a block, standard or separable."""
     bias = params.norm == "none"
     side, padding = params.kernel, params.kernel // 2
     if params.convolution == "standard":

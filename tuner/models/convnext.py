@@ -75,7 +75,7 @@ class ConvNeXt(nn.Module):
         draw_truncated(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        """Return logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
         features = self.pool(self.stages(self.stem(images))).flatten(1)
         return self.classifier(self.norm(features))  # type: ignore[no-any-return]
 

@@ -186,7 +186,7 @@ def _failure(params: CustomParams, when: str, error: Exception) -> UsageError:
 
 
 def _place(path: str, error: BaseException) -> str:
-    """Give the file with the deepest line of it that the error passed through."""
+    """Return the file with the deepest line of it that the error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     return f"{path}:{lines[-1]}" if lines else path

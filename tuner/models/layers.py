@@ -22,7 +22,7 @@ def can_halve(side: int) -> bool:
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:
-    """Give the normalization named ``batch``, ``group``, ``layer`` or ``none``.
+    """Return the normalization named ``batch``, ``group``, ``layer`` or ``none``.
 
     ``group`` is that of Wu & He (2018) with ``GROUP_SIZE`` channels a group; ``layer`` is its case
     of one group, over channels and pixels.
@@ -73,7 +73,7 @@ class StochasticDepth(nn.Module):
 
 
 def drop_rates(rate: float, num_blocks: int) -> list[float]:
-    """Give each block's rate: it grows linearly up to ``rate`` (Huang et al. 2016, equation 4)."""
+    """Return each block's rate; it grows linearly to ``rate`` (Huang et al. 2016, equation 4)."""
     return [rate * (block + 1) / num_blocks for block in range(num_blocks)]
 
 

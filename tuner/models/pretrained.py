@@ -33,11 +33,11 @@ class PretrainedParams:
     name: str = ""
     """Such as ``resnet18``, ``efficientnet_b0``, ``convnext_tiny``, ``vit_b_16``."""
     weights: str = "DEFAULT"
-    """Of ``name``: torchvision's word for them, such as ``IMAGENET1K_V1``."""
+    """Weights of ``name``: torchvision's word for them, such as ``IMAGENET1K_V1``."""
     run: str = ""
     """Name or folder of a run."""
     trial: Annotated[int, Bounds(ge=0)] | None = None
-    """Of ``run``; left out, its best one when the space is read."""
+    """Trial of ``run``; left out, its best one when the space is read."""
     image_size: Annotated[int, Bounds(ge=8)] | None = None
     """Pixels a side to which images are resized on the device; ``None`` is what the weights were
     made for."""
@@ -49,7 +49,7 @@ class PretrainedParams:
     source: str = ""
     """The architecture of ``run``'s trial, as JSON, put there when the space is read."""
     sha256: str = ""
-    """Of its checkpoint, likewise."""
+    """SHA-256 of its checkpoint, likewise."""
 
     def __post_init__(self) -> None:
         if bool(self.name) == bool(self.run):
@@ -102,7 +102,7 @@ class Pretrained(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the logits (N, K) of normalized images (N, C, H, W) of any size."""
+        """Return the logits (N, K) of normalized images (N, C, H, W) of any size."""
         if images.shape[1] != self._channels:
             images = images.expand(-1, self._channels, -1, -1)
         if [*images.shape[2:]] != self._size:
@@ -147,7 +147,7 @@ class Pretrained(nn.Module):
         return self
 
     def lr_shares(self) -> dict[str, float]:
-        """Give each parameter's share of the learning rate: decay ** stages from the head.
+        """Return each parameter's share of the learning rate: decay ** stages from the head.
 
         Layer-wise decay as in BEiT (Bao et al. 2022, arXiv 2106.08254).
         """
@@ -200,7 +200,7 @@ def _num_weights(module: nn.Module) -> int:
 
 
 def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """Give the last module with weights of its own, in the order of definition."""
+    """Return the last module with weights of its own, in the order of definition."""
     layers = [
         (name, module)
         for name, module in network.named_modules()
@@ -214,7 +214,7 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
 
 @functools.cache
 def model_names() -> tuple[str, ...]:
-    """Give the names of the classification models of torchvision that work here."""
+    """Return the names of the classification models of torchvision that work here."""
     from torchvision import models
 
     # MNASNet loads no weights without a version that only torch's own files have.
@@ -224,7 +224,7 @@ def model_names() -> tuple[str, ...]:
 
 @functools.cache
 def weight_names(name: str) -> tuple[str, ...]:
-    """Give the words for the weights of one of ``model_names``."""
+    """Return the words for the weights of one of ``model_names``."""
     from torchvision.models import get_model_weights
 
     # Some of a VGG's have no classes, for they are meant for object detection.
@@ -233,7 +233,7 @@ def weight_names(name: str) -> tuple[str, ...]:
 
 
 def find_weights(name: str, weights: str) -> Any:
-    """Give torchvision's entry of weights: ``url``, ``meta``, ``transforms()``."""
+    """Return torchvision's entry of weights: ``url``, ``meta``, ``transforms()``."""
     from torchvision.models import get_model_weights
 
     return get_model_weights(name)[weights]

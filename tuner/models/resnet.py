@@ -82,7 +82,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(block_module.norm2.weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        """Return logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
         features = self.blocks(self.stem(images))
         return self.classifier(self.pool(features).flatten(1))  # type: ignore[no-any-return]
 

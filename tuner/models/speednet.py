@@ -21,7 +21,7 @@ WHITENING_FLOOR = 5e-4
 """Added to the variance of each direction, so that those without signal are not blown up without
 bound (airbench's value, for images of variance 1)."""
 NORM_MOMENTUM = 0.4
-"""Of the batch statistics; trainings of a few hundred steps need quick ones (airbench's value)."""
+"""Momentum of the batch statistics; a few hundred steps need a quick one (airbench's value)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class SpeedNet(nn.Module):
         self.logit_scale = params.logit_scale
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        """Return logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
         features = self.stages(F.gelu(self.whitening(images)))
         return self.classifier(self.pool(features).flatten(1)) * self.logit_scale  # type: ignore[no-any-return]
 
@@ -150,7 +150,7 @@ class Stage(nn.Module):
 
 
 def _identity_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """Give a 3 x 3 convolution whose first ``channels_in`` outputs begin as its inputs."""
+    """Return a 3 x 3 convolution whose first ``channels_in`` outputs begin as its inputs."""
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:channels_in])

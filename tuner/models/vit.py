@@ -77,7 +77,7 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(start, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        """Return logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
         tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
         if self.class_token is not None:
             own = self.class_token.expand(len(tokens), 1, -1)
@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Give sines and cosines of each patch's row and column, shape (rows * columns, width).
+    """Return sines and cosines of each patch's row and column, shape (rows * columns, width).
 
     After Beyer et al. (2022), "Better plain ViT baselines for ImageNet-1k": a quarter of the
     channels each, at frequencies from 1 down to 1/10,000. ``width`` must be a multiple of 4.

@@ -61,6 +61,6 @@ class WideResNet(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
+        """Return logits, shape (N, K), for normalized images, shape (N, C, H, W)."""
         features = self.relu(self.norm(self.blocks(self.stem(images))))
         return self.classifier(self.pool(features).flatten(1))  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from tuner.optim.schedule import lr_factor
 __all__ = ["WeightAverage", "lr_factor", "make_optimizer"]
 
 PARTNER_BETAS = (0.9, 0.95)
-"""Of AdamW beside Muon, from Jordan's README."""
+"""Betas of AdamW beside Muon, from Jordan's README."""
 SGD_STATE = frozenset({"momentum_buffer"})
 ADAMW_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 LION_STATE = MATRIX_STATE = frozenset({"momentum"})

@@ -59,7 +59,7 @@ class WeightAverage:
 
 
 def _float_pairs(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Give the floating-point parameters and buffers of both models, in the same order."""
+    """Return the floating-point parameters and buffers of both models, in the same order."""
     mine, theirs = (
         [t.detach() for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
         for m in (averaged, model)

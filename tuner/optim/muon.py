@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of Jordan's quintic: steep at 0, so that a few iterations bring every singular value near 1."""
+"""Jordan's quintic: steep at 0, so that a few iterations bring every singular value near 1."""
 SMALLEST_NORM = 1e-7
 """Matrices with a smaller norm are not scaled up to a larger one: zeros stay zeros."""
 

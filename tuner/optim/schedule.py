@@ -6,7 +6,7 @@ from tuner.config import Cosine, OneCycle, Trapezoid
 
 
 def lr_factor(schedule: Cosine | OneCycle | Trapezoid, progress: float) -> float:
-    """Give the learning rate as a share of its peak.
+    """Return the learning rate as a share of its peak.
 
     Args:
         schedule: Which curve.

@@ -11,11 +11,11 @@ from tuner.trial import explaining_damage
 
 MOST_MISTAKES = 40
 MOST_IMAGE_BYTES = 1_500_000
-"""Of the mistakes' pictures together, before they are written as text."""
+"""Most bytes of the mistakes' pictures together, before they are written as text."""
 
 
 def ensemble_folders(run: AnyPath) -> list[AnyPath]:
-    """Give the folders of a run's ensembles, the one that was made last first."""
+    """Return the folders of a run's ensembles, the one that was made last first."""
     folders = holding(run / "ensembles", "metrics.json")
     return sorted(folders, key=lambda path: -modified(path / "metrics.json"))
 

@@ -14,7 +14,7 @@ Plain = dict[str, Any]
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Give each dotted name its shortest ending that no other one has."""
+    """Return each dotted name its shortest ending that no other one has."""
     short = {}
     for name in names:
         words = name.split(".")
@@ -122,7 +122,7 @@ def run_facts(
     ranked: Sequence[TrialRecord],
     importance: Mapping[str, Mapping[str, float]],
 ) -> Plain:
-    """Give what the script of a run's page draws."""
+    """Return what the script of a run's page draws."""
     facts = parameter_facts(space)
     tally = Tally(run.record.search)
     tally.add(ranked)

@@ -154,15 +154,15 @@ class SearchSpace:
         return TrialConfig.from_dict(run | {"model": {family: complete}})
 
     def baseline_params(self, index: int) -> dict[str, Plain]:
-        """Give the parameters that a baseline pins, by name, to be enqueued in a study."""
+        """Return the parameters that a baseline pins, by name, to be enqueued in a study."""
         return dict(self.baseline[index].params)
 
     def resolved(self) -> str:
-        """Give the space in YAML, its bases merged and its overrides applied."""
+        """Return the space in YAML, its bases merged and its overrides applied."""
         return self.text
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give each parameter's name and, in words, its axis."""
+        """Return each parameter's name and, in words, its axis."""
         return list(self.axes.rows())
 
     @property
@@ -171,7 +171,7 @@ class SearchSpace:
         return len(self.rows())
 
     def starting_models(self) -> list[ModelConfig]:
-        """Give a model for each of the weights that the space's ``pretrained`` ones start from."""
+        """Return a model for each set of weights that the ``pretrained`` ones start from."""
         models = self.axes.entries["model"]
         assert isinstance(models, Branch)
         group = models.options.get("pretrained", Group(entries={}))

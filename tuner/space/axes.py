@@ -16,15 +16,15 @@ class Trial(Protocol):
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Give a number from ``low`` to ``high``, both included."""
+        """Return a number from ``low`` to ``high``, both included."""
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
-        """Give a whole number from ``low`` to ``high``, both included."""
+        """Return a whole number from ``low`` to ``high``, both included."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Give one of ``choices``."""
+        """Return one of ``choices``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,19 +34,19 @@ class Fixed:
     value: Plain
 
     def sample(self, trial: Trial) -> Plain:
-        """Give the value."""
+        """Return the value."""
         return self.value
 
     def size(self) -> float:
-        """Give 1."""
+        """Return 1."""
         return 1
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Give no parameter."""
+        """Return no parameter."""
         return {}
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Give nothing: a fixed value is no parameter."""
+        """Return nothing: a fixed value is no parameter."""
         return iter(())
 
 
@@ -87,13 +87,13 @@ class Range:
         return int((exact(self.high) - exact(self.low)) / exact(step)) + 1 if step else math.inf
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Give number ``index``, counted from ``low``; there has to be a step."""
+        """Return number ``index``, counted from ``low``; there has to be a step."""
         step = self.step or 1
         value = exact(self.low) + index * exact(step)
         return {self.name: int(value) if self.whole else float(value)}
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Give the name and, in words, the range."""
+        """Yield the name and, in words, the range."""
         ends = f"{'int' if self.whole else 'float'} {spell(self.low)} to {spell(self.high)}"
         step = f", step {spell(self.step)}" if self.step else ""
         yield self.name, f"{ends}{', log' if self.log else ''}{step}"
@@ -119,11 +119,11 @@ class Choice:
         return len(self.values)
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Give value ``index``."""
+        """Return value ``index``."""
         return {self.name: self.values[index]}
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Give the name and, in words, the values."""
+        """Yield the name and, in words, the values."""
         yield self.name, f"one of {', '.join(map(spell, self.values))}"
 
 
@@ -142,7 +142,7 @@ class Group:
         return math.prod(axis.size() for axis in self.entries.values())
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Give the parameters of combination ``index``, the first entry turning fastest."""
+        """Return the parameters of combination ``index``, the first entry turning fastest."""
         params: dict[str, Plain] = {}
         for axis in self.entries.values():
             index, place = divmod(index, int(axis.size()))
@@ -150,7 +150,7 @@ class Group:
         return params
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Give the rows of every entry."""
+        """Yield the rows of every entry."""
         for axis in self.entries.values():
             yield from axis.rows()
 
@@ -173,7 +173,7 @@ class Branch:
         return sum(group.size() for group in self.options.values())
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Give the parameters of combination ``index``, those of the first name first."""
+        """Return the parameters of combination ``index``, those of the first name first."""
         for tag, group in self.options.items():
             if index < group.size():
                 name: dict[str, Plain] = {self.name: tag} if len(self.options) > 1 else {}
@@ -182,7 +182,7 @@ class Branch:
         raise IndexError(index)
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Give the names, unless there is one alone, and the rows of each."""
+        """Yield the names, unless there is one alone, and the rows of each."""
         if len(self.options) > 1:
             yield self.name, f"one of {', '.join(self.options)}"
         for group in self.options.values():
@@ -193,7 +193,7 @@ Axis = Fixed | Range | Choice | Group | Branch
 
 
 def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
-    """Give every axis that a trial can be asked for, in the order of the file."""
+    """Yield every axis that a trial can be asked for, in the order of the file."""
     match axis:
         case Range() | Choice():
             yield axis
@@ -208,7 +208,7 @@ def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
 
 
 def value_of(plain: Mapping[str, Any], name: str) -> Plain | None:
-    """Give what a trial was given for the parameter ``name``; ``None`` if it was not asked for.
+    """Return what a trial was given for the parameter ``name``; ``None`` if it was not asked for.
 
     Args:
         plain: The trial's configuration, as ``TrialConfig.to_dict`` gives it.
@@ -239,7 +239,7 @@ class RandomTrial:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Give the given or a random number."""
+        """Return the given or a random number."""
         if name in self.params:
             return float(self.params[name])
         if step is not None:
@@ -252,7 +252,7 @@ class RandomTrial:
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
-        """Give the given or a random whole number."""
+        """Return the given or a random whole number."""
         if name in self.params:
             return int(self.params[name])
         if log:
@@ -260,17 +260,17 @@ class RandomTrial:
         return self._random.randrange(low, high + 1, step)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Give the given or a random choice."""
+        """Return the given or a random choice."""
         return self.params[name] if name in self.params else self._random.choice(choices)
 
 
 def exact(number: float) -> Decimal:
-    """Give the number as it is written, so that 0.2 is four steps of 0.05."""
+    """Return the number as it is written, so that 0.2 is four steps of 0.05."""
     return Decimal(str(number))
 
 
 def remainder(low: float, high: float, step: float) -> Decimal:
-    """Give what is left between ``high`` and the last of the steps from ``low``."""
+    """Return what is left between ``high`` and the last of the steps from ``low``."""
     return (exact(high) - exact(low)) % exact(step)
 
 

@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 
 def describe(schema: Schema, *, searched: bool) -> Json:
-    """Give the JSON Schema of a value, or of an axis of such values where ``searched``."""
+    """Return the JSON Schema of a value, or of an axis of such values where ``searched``."""
     match schema:
         case Record():
             fields = {
@@ -31,7 +31,7 @@ def describe(schema: Schema, *, searched: bool) -> Json:
 
 
 def mapping(properties: Json, **rules: Any) -> Json:
-    """Give the JSON Schema of a mapping with these keys and no other."""
+    """Return the JSON Schema of a mapping with these keys and no other."""
     return {"type": "object", "properties": properties, "additionalProperties": False, **rules}
 
 

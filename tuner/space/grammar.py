@@ -109,7 +109,7 @@ def _read_free(node: Node, schema: Free, searched: bool) -> Group:
 
 
 def _kind_as_written(node: Node) -> Scalar:
-    """Give the kind of a plain value, or of the numbers or words of an axis."""
+    """Return the kind of a plain value, or of the numbers or words of an axis."""
     values: tuple[Any, ...] = (node.value,)
     if isinstance(node.value, dict):
         if "choice" not in node.value:
@@ -139,7 +139,7 @@ def refuse_impossible(
 
 
 def _names(node: Node, schema: Tagged, searched: bool) -> dict[str, Node]:
-    """Give the names that may be chosen, each with the node of its parameters."""
+    """Return the names that may be chosen, each with the node of its parameters."""
     known = Scalar(kind=str, words=tuple(schema.options))
     if not isinstance(node.value, dict):
         return {str(_value(node, known)): node.with_value({})}
@@ -269,7 +269,7 @@ def _value(node: Node, schema: Scalar) -> Plain:
 
 
 def _number(text: str, kind: type) -> str | None:
-    """Give the number that ``text`` was meant to be, as YAML reads it."""
+    """Return the number that ``text`` was meant to be, as YAML reads it."""
     if kind not in (int, float):
         return None
     try:

@@ -71,7 +71,7 @@ def _check_name(node: Node, name: Node, path: str, text: str) -> None:
 
 
 def _at(node: Node, key: str) -> Node:
-    """Give the node of a key of this mapping, placed where the key stands; or the node itself."""
+    """Return the node of a key of this mapping, placed where the key stands; or the node itself."""
     child = node.value.get(key) if isinstance(node.value, dict) else None
     if child is None:
         return node
@@ -79,7 +79,7 @@ def _at(node: Node, key: str) -> Node:
 
 
 def _folder(node: Node, space: Path) -> Path:
-    """Give the folder of the file in which a node stands, which a space may extend."""
+    """Return the folder of the file in which a node stands, which a space may extend."""
     file, *place = node.place.rsplit(":", 2)
     is_in_file = len(place) == 2 and all(number.isdigit() for number in place)
     return Path(file).parent if is_in_file else space.parent

@@ -76,7 +76,7 @@ def _descend(node: Node, keys: tuple[str, ...], change: Callable[[Node], Node]) 
 
 
 def words(node: Node | None) -> Iterator[Node]:
-    """Give the nodes of a word or a choice of words; what is no word, the grammar refuses."""
+    """Return the nodes of a word or a choice of words; what is no word, the grammar refuses."""
     if node is not None and isinstance(node.value, dict):
         node = node.value.get("choice")
     nodes = node.value if node is not None and isinstance(node.value, tuple) else (node,)

@@ -37,16 +37,16 @@ class Node:
     """Where the key before it stands."""
 
     def error(self, what: str) -> SpaceError:
-        """Give the error that ``what`` is wrong with this value."""
+        """Return the error that ``what`` is wrong with this value."""
         return _error(self.place, self.path, what)
 
     def key_error(self, key: str, what: str) -> SpaceError:
-        """Give the error that ``what`` is wrong with a key of this mapping."""
+        """Return the error that ``what`` is wrong with a key of this mapping."""
         assert isinstance(self.value, dict)
         return _error(self.value[key].key_place, join(self.path, key), what)
 
     def with_value(self, value: "dict[str, Node]") -> "Node":
-        """Give a node at the same place."""
+        """Return a node at the same place."""
         return dataclasses.replace(self, value=value)
 
 
@@ -103,7 +103,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def to_plain(node: Node) -> Any:
-    """Give the value as plain mappings, lists and scalars."""
+    """Return the value as plain mappings, lists and scalars."""
     if isinstance(node.value, dict):
         return {key: to_plain(child) for key, child in node.value.items()}
     if isinstance(node.value, tuple):
@@ -206,7 +206,7 @@ def _scalar(node: yaml.Node) -> Any:
 
 
 def below(path: str, key: str) -> str:
-    """Give the dotted path of ``key`` below ``path``, without the words of an axis."""
+    """Return the dotted path of ``key`` below ``path``, without the words of an axis."""
     return path if key in FORMS else join(path, key)
 
 

@@ -48,7 +48,7 @@ def refuse_missing(targets: Sequence[Target]) -> None:
 
 
 def make_trackers(run: Run, targets: Sequence[Target]) -> dict[str, Tracker]:
-    """Give what records the trials of a run, by name."""
+    """Return what records the trials of a run, by name."""
     from tuner.tracking.tensorboard import TensorBoard
 
     trackers: dict[str, Tracker] = {"TensorBoard": TensorBoard(run)}

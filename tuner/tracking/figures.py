@@ -8,7 +8,7 @@ from tuner.trial import EpochRow
 
 
 def hyperparameters(config: TrialConfig) -> dict[str, Any]:
-    """Give what defines a trial, without the text of a user's model file."""
+    """Return what defines a trial, without the text of a user's model file."""
     plain = config.to_dict()
     for params in plain["model"].values():
         params.pop("source", None)
@@ -16,7 +16,7 @@ def hyperparameters(config: TrialConfig) -> dict[str, Any]:
 
 
 def figures(row: EpochRow) -> dict[str, float]:
-    """Give an epoch's figures by the names that all targets show, without what is not finite."""
+    """Return an epoch's figures by the names that all targets show, without what is not finite."""
     named = {
         "accuracy/validation": row.val_accuracy,
         "loss/validation": row.val_loss,

@@ -96,7 +96,7 @@ def _write(writer: EventsWriter, summary: Summary, step: int, moment: float) -> 
 
 
 def _end(state: TrialState) -> Summary:
-    """Give what marks a trial as a success or a failure; tensorboardX knows successes alone."""
+    """Return what marks a trial as a success or a failure; tensorboardX knows successes alone."""
     status = Status.Value("STATUS_FAILURE" if state in ENDED_BADLY else "STATUS_SUCCESS")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=status), version=0)
     plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content.SerializeToString())

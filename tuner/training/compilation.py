@@ -19,7 +19,7 @@ from tuner.schema import build
 CompileMode = Literal["auto", "always", "never"]
 
 COLD_SECONDS = 18.5
-"""Of a first compilation, where none was measured on this node: speednet's on one H100."""
+"""Length of a first compilation, where none was measured on this node: speednet's on one H100."""
 MOST_LOST = 0.02
 """Share of a training's time that a compilation of unknown use may take at most."""
 
@@ -29,9 +29,9 @@ class Costs:
     """What is known of one shape of network and batch on one kind of GPU."""
 
     cold_seconds: float | None = None
-    """Of the compilation with an empty cache."""
+    """Length of the compilation with an empty cache."""
     warm_seconds: float | None = None
-    """Of the compilation from the compiler's cache on disk, the latest."""
+    """Length of the latest compilation from the compiler's cache on disk."""
     plain_step: float | None = None
     compiled_step: float | None = None
     """Seconds of a captured step without and with compilation."""

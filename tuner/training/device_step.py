@@ -109,7 +109,7 @@ class DeviceSteps(Steps):
         self._note = ""
         self._is_compiled = False
         self._plain_seconds: float | None = None
-        """Of a step before compilation, while a compiled one may prove slower."""
+        """Seconds of a step before compilation, while a compiled one may prove slower."""
         self.execution = "eager"
         if compile_mode == "always":
             self._compile()

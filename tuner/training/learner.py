@@ -24,7 +24,7 @@ class Learner:
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    """Of shuffling and augmentation, on the device; dropout draws from torch's global ones."""
+    """Source of shuffles and augmentation, on the device; dropout draws from the global ones."""
 
     def state(self) -> dict[str, Tensor]:
         """Return all of it as named tensors, for ``restore``."""

@@ -30,11 +30,11 @@ from tuner.trial import EpochRow
 from tuner.weights import Start
 
 FIT_IMAGES = 5000
-"""At most so many training images does a network see before training; see ``FitsImages``."""
+"""Most training images that a network sees before training; see ``FitsImages``."""
 PROBE_STEPS = 4
-"""Of the epoch by which the length of a whole one is foreseen, after another one to warm up."""
+"""Steps from which the length of a whole epoch is foreseen, after as many to warm up."""
 GPU_PROBE_STEPS = 32
-"""Of the same on a GPU, where captured steps are short beside what else an epoch takes."""
+"""The same on a GPU, where captured steps are short beside what else an epoch takes."""
 ENDLESS = 10**6
 """Epochs of a probe, which is ended before."""
 

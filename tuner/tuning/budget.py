@@ -11,9 +11,9 @@ class Budget:
 
     trials: int
     seconds: float = math.inf
-    """Of searching, over all resumes."""
+    """Seconds of searching, over all resumes."""
     gpu_seconds: float = math.inf
-    """Of GPUs held by trials in their epochs, over all resumes."""
+    """Seconds of GPUs held by trials in their epochs, over all resumes."""
 
 
 class Spending:

@@ -85,12 +85,12 @@ def is_dashboard(address: str) -> bool:
 
 
 def travelling() -> list[str]:
-    """Give the folders of what trials need and nodes may lack: this package, and safetensors."""
+    """Return the folders of what trials need and nodes may lack: this package, and safetensors."""
     return [str(Path(str(module.__file__)).parent) for module in (tuner, safetensors)]
 
 
 def _luggage() -> dict[str, Any]:
-    """Give what travels with this search; a job of ours has been given it when it was submitted."""
+    """Return what travels with this search; a job got it when it was submitted."""
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     return {} if "py_modules" in job.get("runtime_env", {}) else {"py_modules": travelling()}
 

@@ -394,7 +394,7 @@ class Conductor:
         )
 
     def _share(self, record: TrialRecord) -> Share:
-        """Give what a trial of an earlier session held, or what it is to go on with."""
+        """Return what a trial of an earlier session held, or what it is to go on with."""
         status = record.status
         if status.state in OPEN or status.cpus is None or status.gpus is None:
             return self.slots.share(record.config)

@@ -34,7 +34,7 @@ from tuner.tuning.trainable import pack
 Level = Literal["ok", "warning", "failure"]
 GB = 1e9
 STORE_SHARE = 0.5
-"""Of a node's object store; what the data take beyond that is soon written to disk."""
+"""Share of a node's object store; what the data take beyond that is soon written to disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def describe_node() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """Give name and memory of each GPU, as the driver knows them."""
+    """Return name and memory of each GPU, as the driver knows them."""
     if not (program := shutil.which("nvidia-smi")):
         return []
     query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]

@@ -91,7 +91,7 @@ def search(request: SearchRequest, console: Console) -> Run:
 
 
 def excess_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
-    """Give what says by what a configuration exceeds the space's limits."""
+    """Return what says by what a configuration exceeds the space's limits."""
     return lambda config: excess(
         config.model, space.constraints, len(splits.classes), splits.image_shape
     )

@@ -32,7 +32,7 @@ class TuneSearcher(Searcher):
         self._settle = settle
 
     def suggest(self, trial_id: str) -> Any:
-        """Give the parameters of the next trial, or nothing for now, or say that there is none.
+        """Return the parameters of the next trial, or nothing for now, or say that there is none.
 
         More trials than there is room for would be proposed before they could learn from those
         under way.
@@ -210,7 +210,7 @@ def _forget_figures(trial: Trial) -> None:
 
 
 def _last_error(trial: Trial) -> str:
-    """Give the line that matters of what the engine wrote of a trial's last failure."""
+    """Return the line that matters of what the engine wrote of a trial's last failure."""
     path = Path(trial.error_file or "")
     text = path.read_text() if path.is_file() else ""
     lines = text.rpartition("Failure #")[2].strip().splitlines()[1:]

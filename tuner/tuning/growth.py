@@ -43,7 +43,7 @@ class Growth:
     def to_come(
         self, nodes: Sequence[Mapping[str, float]], worth: Callable[[Mapping[str, float]], float]
     ) -> list[dict[str, float]]:
-        """Give the nodes that may still be added.
+        """Return the nodes that may still be added.
 
         Args:
             nodes: Those that there are.
@@ -71,7 +71,7 @@ def _is_of(node: Mapping[str, float], kind: NodeKind) -> bool:
 
 
 def growth() -> Growth | None:
-    """Give what the connected cluster's autoscaler may add; ``None`` if it has none."""
+    """Return what the connected cluster's autoscaler may add; ``None`` if it has none."""
     # Ray's own store has a place for it, which is filled by some who host Ray, and not by Ray.
     if (own := state.get_cluster_config()) is not None and (groups := own.node_group_configs):
         return _of_kinds([(dict(group.resources), group.max_count) for group in groups])
@@ -112,7 +112,7 @@ def _of_kinds(
 
 
 def _names() -> set[str]:
-    """Give the kinds of the nodes that an autoscaler of the first generation looks after.
+    """Return the kinds of the nodes that an autoscaler of the first generation looks after.
 
     Without one, the same process tells of every node as a kind of its own.
     """

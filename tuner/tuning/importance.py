@@ -18,11 +18,11 @@ MIN_TRIALS = 20
 BEST_SHARE = 0.1
 """The best trials whose parameters are compared with all."""
 MIN_BEST = 5
-"""Of them at least, as Optuna advises."""
+"""Least number of them, as Optuna advises."""
 
 
 def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, dict[str, float]]:
-    """Give each parameter's share of the importance, by PED-ANOVA (Watanabe et al. 2023).
+    """Return each parameter's share of the importance, by PED-ANOVA (Watanabe et al. 2023).
 
     It compares how the values of the best tenth of the trials are distributed with how all are
     (arXiv 2304.10255; parameters of branches as in arXiv 2601.20800). A trial counts with its best

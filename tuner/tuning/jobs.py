@@ -146,7 +146,7 @@ def submit(
 
 
 def _missing(client: JobSubmissionClient, extra: str) -> list[str]:
-    """Give the requirements of this package that the head node does not meet, by a short job."""
+    """Return the requirements of this package that the head node does not meet, by a short job."""
     needed = {
         requirement.name: requirement
         for requirement in map(Requirement, requires("cifar-tune") or ())
@@ -206,7 +206,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
 
 
 def find(client: JobSubmissionClient, name: str | None) -> Any:
-    """Give Ray's details of the newest job that searches a run, or ``None``.
+    """Return Ray's details of the newest job that searches a run, or ``None``.
 
     Args:
         client: Of the cluster's dashboard.
@@ -220,7 +220,7 @@ def find(client: JobSubmissionClient, name: str | None) -> Any:
 
 
 def exit_code(details: Any) -> int:
-    """Give the exit code of the command that a job ran.
+    """Return the exit code of the command that a job ran.
 
     Raises:
         ClusterError: If it did not end by itself.

@@ -37,7 +37,7 @@ SWITCH = "CIFAR_TUNE_MPS"
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 """Where CUDA looks for a daemon unless the environment names another folder."""
 DEVICE_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""Of NVIDIA's driver, on Linux and on Windows' Linux."""
+"""Device files of NVIDIA's driver, on Linux and on Windows' Linux."""
 LONGEST_SOCKET = 107
 """Bytes of the path of a UNIX socket."""
 START_SECONDS = 10.0

@@ -34,7 +34,7 @@ class Answer:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Give Ray's own record of each node that is alive, and takes new work.
+    """Return Ray's own record of each node that is alive, and takes new work.
 
     A node that is being drained, by an autoscaler or before a spot machine is taken away, takes
     none, and is as good as lost.
@@ -45,18 +45,18 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Give the identifiers of the nodes that still run what they have, and take no new work."""
+    """Return the identifiers of the nodes that still run what they have, and take no new work."""
     return frozenset(state.get_draining_nodes())
 
 
 def gone_nodes() -> frozenset[str]:
-    """Give the identifiers of the nodes that have left the cluster, or leave it."""
+    """Return the identifiers of the nodes that have left the cluster, or leave it."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return draining_nodes() | {node["NodeID"] for node in nodes if not node["Alive"]}
 
 
 def alive_resources(but: Collection[str] = ()) -> list[dict[str, float]]:
-    """Give the resources of each node that ``alive_nodes`` gives, ``but`` for some."""
+    """Return the resources of each node that ``alive_nodes`` gives, ``but`` for some."""
     return [node["Resources"] for node in alive_nodes() if node["NodeID"] not in but]
 
 
@@ -106,7 +106,7 @@ def _late(node: dict[str, Any]) -> Answer:
 
 
 def without(storage: AnyPath) -> Iterator[Answer]:
-    """Give the nodes that do not share a storage with this machine, with the problem of each.
+    """Yield the nodes that do not share a storage with this machine, with the problem of each.
 
     Raises:
         OSError: If it cannot be written from here.
@@ -157,12 +157,12 @@ def leave_mark(folder: str, here: str) -> bool:
 
 
 def versions_here() -> dict[str, str]:
-    """Give the versions of Python and of what the nodes must share; empty for what is missing."""
+    """Return the versions of Python and of what the nodes must share; empty for what is missing."""
     return {"python": platform.python_version()} | {name: _version(name) for name in COMPARED}
 
 
 def _version(name: str) -> str:
-    """Give a version without its local part: builds for CPUs and for CUDA work together."""
+    """Return a version without its local part: builds for CPUs and for CUDA work together."""
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:

@@ -126,7 +126,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
 class _Draws:
     configs: list[TrialConfig]
     trials: int
-    """Of the search: fewer than asked for at the end of a grid."""
+    """Trials of the search: fewer than asked for at the end of a grid."""
     num_known: int
     """The first trials of the search will have the first so many of the configurations."""
     refused: float

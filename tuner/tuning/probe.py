@@ -33,11 +33,11 @@ from tuner.tuning.trainable import (
 from tuner.weights import Start
 
 WINDOW_SECONDS = 1.0
-"""Of steps and validation, in turn, that are timed together, where an epoch is longer."""
+"""Seconds of steps and validation, in turn, that are timed together in a longer epoch."""
 WINDOWS = 4
 """After one to warm up; their mean counts."""
 WRITINGS = 3
-"""Of a trial's files; their mean counts."""
+"""Times that a trial's files are written; their mean counts."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -52,15 +52,15 @@ class Measured:
     setup_seconds: float = 0.0
     """Before the first epoch; all there is of a configuration with a problem."""
     epoch_seconds: float = 0.0
-    """Of an epoch of all images, with its validation."""
+    """Seconds of an epoch of all images, with its validation."""
     write_seconds: float = 0.0
-    """Of a trial's files, where the training waits for them."""
+    """Seconds of writing a trial's files, where the training waits for them."""
     parameters: int = 0
     memory: int | None = None
     """Bytes at the most, of the GPU or else the process; ``None`` if the system does not tell."""
     checkpoint_bytes: int = 0
     state_bytes: int = 0
-    """Of what a trial goes on from, there while it runs."""
+    """Size of what a trial goes on from, there while it runs."""
     problem: str = ""
     """Why it could not be trained; empty if it could."""
 
@@ -264,7 +264,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int | None:
-    """Give the most memory since ``_reset_peak``, less what processes share: images, libraries."""
+    """Return the most memory since ``_reset_peak`` less what processes share: images, libraries."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if not CLEAR.exists():

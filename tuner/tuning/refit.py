@@ -231,7 +231,7 @@ class Finalists:
         self.seed = seed
 
     def ask(self, number: int) -> TrialConfig | None:
-        """Give the configuration of trial ``number``, with a seed of its own."""
+        """Return the configuration of trial ``number``, with a seed of its own."""
         if number >= self.plan.num_trials:
             return None
         config = self.plan.configs[number % len(self.plan.configs)]

@@ -37,9 +37,9 @@ class RunRequest:
     resume: bool = False
     """Go on with the run of that name instead of making it."""
     seconds: float = math.inf
-    """Of searching, over all resumes; then running trials end where they are."""
+    """Seconds of searching, over all resumes; then running trials end where they are."""
     gpu_hours: float = math.inf
-    """Of GPUs held by training trials, over all resumes."""
+    """Hours of GPUs held by training trials, over all resumes."""
     save_seconds: float = 10.0
     """Training that a trial loses at the most with its worker, unless an epoch is longer."""
     log: tuple[Target, ...] = ()
@@ -70,7 +70,7 @@ class SearchRequest(RunRequest):
     """A journal file or the URL of a database where Optuna's study can be watched."""
 
     def plan_path(self, splits: Splits, slots: Slots) -> AnyPath:
-        """Give where the plan of this search is kept: under a key of all that bears on its cost.
+        """Return where the plan of this search is kept: under a key of all that bears on its cost.
 
         Args:
             splits: Its images.

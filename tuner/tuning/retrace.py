@@ -27,17 +27,17 @@ class Retraced:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Give the configuration's number, if it may be drawn."""
+        """Return the configuration's number, if it may be drawn."""
         return float(self._take(name, FloatDistribution(low, high, log, step)))
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
-        """Give the configuration's whole number, if it may be drawn."""
+        """Return the configuration's whole number, if it may be drawn."""
         return int(self._take(name, IntDistribution(low, high, log, step)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Give the configuration's choice, if it may be drawn."""
+        """Return the configuration's choice, if it may be drawn."""
         return self._take(name, CategoricalDistribution(choices))
 
     def _take(self, name: str, distribution: BaseDistribution) -> Any:

@@ -66,7 +66,7 @@ class Room:
         return packing.add(self._shares[0]) or num_waiting < self._ahead
 
     def refuse(self, node: Answer) -> None:
-        """Give no trials to a node of other versions, or with a problem."""
+        """Return no trials to a node of other versions, or with a problem."""
         if node.node in self.refused:
             return
         self.refused.append(node.node)

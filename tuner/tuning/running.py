@@ -316,7 +316,7 @@ def _record(request: RunRequest, splits: Splits, slots: Slots, own: dict[str, An
 
 
 def _git_commit() -> str:
-    """Give the commit that this package runs from; empty for an installed one."""
+    """Return the commit that this package runs from; empty for an installed one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -23,7 +23,7 @@ MAX_REFUSED = 500
 MAX_DRAWS = 50
 """Draws before a configuration that has been proposed already is accepted again."""
 INFORMED_DRAWS = 3
-"""Of these, draws before chance decides: a model keeps to what it takes for the best."""
+"""Number of these draws before chance decides: a model keeps to what it takes for the best."""
 
 
 class Sampler:
@@ -134,7 +134,7 @@ class Sampler:
         return self.space.sample(trial, epochs=epochs, seed=seed, baseline=baseline)
 
     def _shuffled_grid(self) -> Iterator[Mapping[str, Any]]:
-        """Give the parameters of every configuration that goes together and was not tried."""
+        """Yield the parameters of every configuration that goes together and was not tried."""
         axes = self.space.axes
         for index in _shuffled(int(axes.size()), random.Random(self.search.seed)):
             params = axes.pick(index)
@@ -244,18 +244,18 @@ def _verdict(
 
 
 def _attrs(number: int | None) -> dict[str, Any]:
-    """Give what is noted with a trial of Optuna: which one of the run it is."""
+    """Return what is noted with a trial of Optuna: which one of the run it is."""
     return {} if number is None else {"trial": number}
 
 
 def _key(config: TrialConfig) -> bytes:
-    """Give a digest of a configuration, the same for any seed."""
+    """Return a digest of a configuration, the same for any seed."""
     text = json.dumps(config.to_dict() | {"seed": None}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
-    """Give the numbers below ``size`` in random order, keeping only those that were moved."""
+    """Yield the numbers below ``size`` in random order, keeping only those that were moved."""
     moved: dict[int, int] = {}
     for place in range(size):
         other = generator.randrange(place, size)

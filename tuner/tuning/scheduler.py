@@ -94,7 +94,7 @@ class Hyperband:
         """Part of the trials that each bracket gets."""
 
     def bracket(self, number: int) -> Asha:
-        """Give the bracket of trial ``number``, the same whenever and wherever it is asked for."""
+        """Return the bracket of trial ``number``, the same whenever it is asked for."""
         draw = np.random.default_rng((self.seed, number)).choice(len(self.brackets), p=self.shares)
         return self.brackets[draw]
 
@@ -148,7 +148,7 @@ class Median:
 
 
 def make_scheduler(search: SearchConfig) -> Scheduler:
-    """Give the scheduler that ``search`` names; ``none`` is ASHA without a rung."""
+    """Return the scheduler that ``search`` names; ``none`` is ASHA without a rung."""
     grace, reduction, epochs = search.grace, search.reduction, search.epochs
     match search.scheduler:
         case "asha":

@@ -41,14 +41,14 @@ class TrialCost:
     setup_seconds: float
     """Before its first epoch."""
     epoch_seconds: float
-    """Of training and validation."""
+    """Seconds of training and validation."""
     write_seconds: float
-    """Of a trial's files, where it waits for them: at its rungs and at its end."""
+    """Seconds of writing a trial's files, where it waits for them: at its rungs and at its end."""
     is_misfit: bool = False
     """Whether it ends before its first epoch."""
 
     def slower(self, factor: float) -> Self:
-        """Give the cost on a machine that takes ``factor`` times as long."""
+        """Return the cost on a machine that takes ``factor`` times as long."""
         return replace(
             self,
             setup_seconds=factor * self.setup_seconds,

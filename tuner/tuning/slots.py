@@ -46,11 +46,11 @@ class Slots:
     """Needed where large networks have a share of their own."""
 
     def to_plain(self) -> dict[str, float]:
-        """Give the usual share and the number of trials, for the run's record."""
+        """Return the usual share and the number of trials, for the run's record."""
         return {"cpus": self.usual.cpus, "gpus": self.usual.gpus, "count": self.count}
 
     def share(self, config: TrialConfig) -> Share:
-        """Give what a trial gets: its family's share, or more if its network is large."""
+        """Return what a trial gets: its family's share, or more if its network is large."""
         share = self._of_family(config.model.family)
         if (large := self.resources.large) is None:
             return share
@@ -58,7 +58,7 @@ class Slots:
         return _larger(share, large) if self.count_parameters(config) >= large.parameters else share
 
     def all_shares(self) -> Iterator[Share]:
-        """Give every share that a trial may get."""
+        """Yield every share that a trial may get."""
         for family in ("", *self.resources.by):
             share = self._of_family(family)
             yield share
@@ -198,7 +198,7 @@ class Packing:
 
 
 def fitting(slots: Slots) -> Callable[[Sequence[Share]], bool]:
-    """Give what says whether trials of some shares can run at once on the cluster as it is now.
+    """Return what says whether trials of some shares can run at once on the cluster as it is now.
 
     One trial alone always can: a node for it may be still to come.
     """
@@ -217,5 +217,5 @@ def fitting(slots: Slots) -> Callable[[Sequence[Share]], bool]:
 
 
 def count_of(number: float, noun: str) -> str:
-    """Give a number with its noun, in the plural where it is one."""
+    """Return a number with its noun, in the plural where it is one."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"

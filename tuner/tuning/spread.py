@@ -20,7 +20,7 @@ from tuner.tuning.slots import plan_slots
 
 @contextmanager
 def spread(address: str) -> Iterator[Predict]:
-    """Give what computes networks on the cluster at ``address``, while the block lasts.
+    """Yield what computes networks on the cluster at ``address``, while the block lasts.
 
     Its nodes read the run folder, as they did in the search.
 
@@ -33,7 +33,7 @@ def spread(address: str) -> Iterator[Predict]:
 
 
 def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) -> Tensor:
-    """Give the class probabilities, float32 on the CPU, shape (M, N, K).
+    """Return the class probabilities, float32 on the CPU, shape (M, N, K).
 
     Raises:
         TunerError: If a network's file is missing or damaged, as seen from its node.

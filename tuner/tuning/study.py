@@ -45,7 +45,7 @@ def refuse_unfit(space: SearchSpace, search: SearchConfig) -> None:
 
 
 def _branches(space: SearchSpace) -> list[str]:
-    """Give the parameters on which it depends what else is asked for."""
+    """Return the parameters on which it depends what else is asked for."""
     return [
         axis.name
         for axis in parameters(space.axes)
@@ -56,7 +56,7 @@ def _branches(space: SearchSpace) -> list[str]:
 def make_optuna_sampler(
     space: SearchSpace, search: SearchConfig, seed: int
 ) -> optuna.samplers.BaseSampler:
-    """Give what proposes the parameters that are not pinned."""
+    """Return what proposes the parameters that are not pinned."""
     with warnings.catch_warnings():
         # For the options group and consider_pruned_trials.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -289,7 +289,7 @@ def _pass_over_imports() -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Give the first line of an error's words."""
+    """Return the first line of an error's words."""
     return (str(error).splitlines() or [""])[0]
 
 

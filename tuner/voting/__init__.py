@@ -35,7 +35,7 @@ def soft_vote(probs: Tensor, weights: Tensor) -> Tensor:
 
 
 def uniform(members: Tensor, count: int) -> Tensor:
-    """Give equal weights to some of ``count`` candidates, and none to the others.
+    """Return equal weights to some of ``count`` candidates, and none to the others.
 
     Args:
         members: Positions of those that vote, int64, shape (M,).
@@ -50,7 +50,7 @@ def uniform(members: Tensor, count: int) -> Tensor:
 
 
 def probs_of_truth(probs: Tensor, labels: Tensor) -> Tensor:
-    """Give each member's probability of the true class, all that the NLL of a vote depends on.
+    """Return each member's probability of the true class, all that the NLL of a vote depends on.
 
     Args:
         probs: Shape (M, N, K).
@@ -64,7 +64,7 @@ def probs_of_truth(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def rank(probs: Tensor, labels: Tensor) -> Tensor:
-    """Give the members' positions, highest accuracy first; between equals, lowest NLL.
+    """Return the members' positions, highest accuracy first; between equals, lowest NLL.
 
     Args:
         probs: Shape (M, N, K).

@@ -31,7 +31,7 @@ def soften(probs: Tensor, temperature: float) -> Tensor:
 
 
 def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Give each member's probabilities at its own temperature, in their own precision.
+    """Return each member's probabilities at its own temperature, in their own precision.
 
     Args:
         probs: Shape (M, N, K).
@@ -45,7 +45,7 @@ def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def fit_temperature(probs: Tensor, labels: Tensor) -> float:
-    """Give the temperature of the lowest NLL (Guo et al. 2017), between 0.05 and 20.
+    """Return the temperature of the lowest NLL (Guo et al. 2017), between 0.05 and 20.
 
     The NLL is that of smoothed labels, or the best temperature would be the lowest one wherever
     every image is right. The more images, the less they are smoothed.

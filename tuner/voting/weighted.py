@@ -12,7 +12,7 @@ NEGLIGIBLE = 1e-3
 
 
 def fitted_weights(probs: Tensor, labels: Tensor) -> Tensor:
-    """Give the non-negative weights, summing to one, whose vote has the lowest NLL.
+    """Return the non-negative weights, summing to one, whose vote has the lowest NLL.
 
     The NLL is convex in the weights (a linear opinion pool; Breiman 1996 stacks regressions so),
     hence the minimum does not depend on where the search begins.

@@ -44,4 +44,4 @@ TINY = {
 }
 """For the digits on a CPU."""
 EPOCHS = 100
-"""Of a configuration, more than are measured."""
+"""Epochs of a configuration, more than are measured."""

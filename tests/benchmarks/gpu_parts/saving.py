@@ -26,7 +26,7 @@ TARGETS = {"5": 0.90, "30": 0.97}
 OF_BARE = 0.9
 NUM_TRIALS = {"5": 4, "30": 2}
 START_SECONDS = 20.0
-"""Of a search, besides its trials."""
+"""Seconds of a search, besides its trials."""
 SPACE = """
 description: Trials of one length
 search: {{trials: {trials}, epochs: {epochs}, sampler: random, scheduler: none}}

@@ -37,7 +37,7 @@ EAGER_STEPS = 128
 BARE_STEPS = 128
 MOST_ROUNDS = 5
 RESERVE_SECONDS = 4.0
-"""Of the part's time, for the last network's round to end."""
+"""Seconds of the part's time, for the last network's round to end."""
 READY_SECONDS = 120.0
 SHARE_OF_BARE = 0.95
 SHARE_SAVED = 0.9

@@ -13,7 +13,7 @@ from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings
 
 REPOSITORY = Path(__file__).parents[3]
 RESERVE_SECONDS = 3.0
-"""Of the part's time, for what follows the tests."""
+"""Seconds of the part's time, for what follows the tests."""
 
 
 def run(settings: Settings, report: Report) -> None:

@@ -62,7 +62,7 @@ class WorkerProcess:
         self.answer(seconds)
 
     def tell(self, do: str, **arguments: Any) -> None:
-        """Give it a command."""
+        """Return it a command."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
@@ -94,7 +94,7 @@ class WorkerProcess:
         return answer
 
     def ask(self, do: str, seconds: float, **arguments: Any) -> dict[str, Any]:
-        """Give it a command and wait for the answer."""
+        """Return it a command and wait for the answer."""
         self.tell(do, **arguments)
         return self.answer(seconds)
 
