@@ -6,12 +6,10 @@ of sixty that a Ctrl-C ended.
 
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from click.testing import CliRunner
 
 from tuner.cli import cli
@@ -26,13 +24,6 @@ def storage(tmp_path: Path) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path
-
-
-@pytest.fixture
-def session() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def invoke(*words: str) -> str:

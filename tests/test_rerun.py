@@ -2,7 +2,6 @@ import io
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from rich.console import Console
 
@@ -43,13 +42,6 @@ space:
   batch_size: 64
   model: {custom: {path: net.py, name: Net}}
 """
-
-
-@pytest.fixture
-def session() -> None:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray
