@@ -1,5 +1,7 @@
 """Bins hold every image once; confidence that can be believed has no error."""
 
+from random import Random
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,36 @@ def test_the_error_over_equal_mass_agrees_with_its_definition() -> None:
     )
     assert score(probs, labels).ece_equal_mass == pytest.approx(expected, abs=1e-12)
     assert expected > 0.05
+
+
+few_values = st.lists(
+    st.tuples(st.sampled_from([0.5, 0.6, 0.827, 0.9, 1.0]), st.booleans()), min_size=1, max_size=200
+)
+
+
+@given(few_values, st.randoms(use_true_random=False))
+def test_the_order_of_the_images_changes_no_figure(
+    images: list[tuple[float, bool]], random: Random
+) -> None:
+    def figures(rows: list[tuple[float, bool]]) -> list[float]:
+        probs = torch.tensor([[p, 1 - p] for p, _ in rows], dtype=torch.float64)
+        # Of two equal probabilities the first is the predicted class.
+        labels = torch.tensor([0 if is_right else 1 for _, is_right in rows])
+        scores = score(probs, labels)
+        coverage = [row.accuracy for row in accuracy_at_coverage(probs, labels)]
+        return [scores.ece, scores.ece_equal_mass, *coverage]
+
+    shuffled = random.sample(images, len(images))
+    assert figures(shuffled) == pytest.approx(figures(images), abs=1e-12)
+
+
+def test_a_constant_confidence_that_is_right_has_no_error_in_any_order() -> None:
+    probs = torch.tensor([[0.9, 0.1]], dtype=torch.float64).repeat(1000, 1)
+    labels = (torch.arange(1000) >= 900).long()
+    assert score(probs, labels).ece_equal_mass == pytest.approx(0, abs=1e-12)
+    assert [row.accuracy for row in accuracy_at_coverage(probs, labels)] == pytest.approx(
+        [0.9] * 20
+    )
 
 
 def test_calibrated_probabilities_have_little_error_and_others_much() -> None:

@@ -39,7 +39,8 @@ def equal_mass_bins(confidence: Tensor) -> Tensor:
 def expected_error(bins: Tensor, confidence: Tensor, is_right: Tensor) -> float:
     """Return the expected calibration error (Guo et al. 2017, equation 3).
 
-    The mean distance of confidence and accuracy over the bins, each weighted by its images.
+    The mean distance of confidence and accuracy over the bins, each weighted by its images. The
+    order of the images does not matter, even where a bin ends among equal confidences.
 
     Args:
         bins: Of each image, int64, shape (N,).
@@ -47,8 +48,19 @@ def expected_error(bins: Tensor, confidence: Tensor, is_right: Tensor) -> float:
         is_right: Whether the predicted class is the true one, bool, shape (N,).
     """
     # |sum of confidence - sum of right| is the bin's gap times its number of images.
-    gaps = confidence.new_zeros(NUM_BINS).index_add_(0, bins, confidence - is_right.double())
+    shortfall = confidence - _shared_among_ties(confidence, is_right)
+    gaps = confidence.new_zeros(NUM_BINS).index_add_(0, bins, shortfall)
     return gaps.abs().sum().item() / len(bins)
+
+
+def _shared_among_ties(confidence: Tensor, is_right: Tensor) -> Tensor:
+    """Return, for each image, the accuracy among the images of exactly the same confidence.
+
+    It is what a cut among equals gives on average over their orders. float64, shape (N,).
+    """
+    values, group = confidence.unique(return_inverse=True)
+    right = torch.bincount(group, weights=is_right.double(), minlength=len(values))
+    return (right / torch.bincount(group, minlength=len(values)))[group]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +113,8 @@ class Coverage:
 def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list[Coverage]:
     """Return the accuracy among the most confident images, from all of them down to a few.
 
-    Selective prediction as in El-Yaniv & Wiener (2010).
+    Selective prediction as in El-Yaniv & Wiener (2010). Of images of equal confidence, each is as
+    likely to be answered as the others.
 
     Args:
         probs: Shape (N, K).
@@ -110,7 +123,7 @@ def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list
     """
     confidence, predicted = probs.double().max(dim=1)
     order = confidence.argsort(descending=True, stable=True)
-    right = (predicted == labels)[order].double().cumsum(dim=0)
+    right = _shared_among_ties(confidence, predicted == labels)[order].cumsum(dim=0)
     counts = {step: len(labels) * step // steps for step in range(1, steps + 1)}
     return [
         Coverage(coverage=step / steps, accuracy=right[count - 1].item() / count)
