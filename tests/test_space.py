@@ -953,3 +953,21 @@ def test_the_json_schema_is_a_schema_of_the_shipped_spaces() -> None:
 def test_the_json_schema_refuses_mistakes(space: str) -> None:
     assert EDITOR.is_valid({"space": {}})
     assert not EDITOR.is_valid({"space": yaml.safe_load(space)})
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 4), (1, 3), (1, 20), (16, 64), (5, 5)])
+def test_random_whole_numbers_on_a_log_axis_follow_optunas_law(low: int, high: int) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    draws = 3000
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    theirs = [study.ask().suggest_int("x", low, high, log=True) for _ in range(draws)]
+    trial = RandomTrial(0)
+    ours = [trial.suggest_int("x", low, high, log=True) for _ in range(draws)]
+    assert set(ours) <= set(range(low, high + 1))
+    for number in range(low, high + 1):
+        share = math.log((number + 0.5) / (number - 0.5)) / math.log((high + 0.5) / (low - 0.5))
+        # Four standard errors.
+        tolerance = 4 * math.sqrt(share * (1 - share) / draws)
+        assert ours.count(number) / draws == pytest.approx(share, abs=tolerance)
+        assert theirs.count(number) / draws == pytest.approx(share, abs=tolerance)

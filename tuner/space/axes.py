@@ -256,7 +256,9 @@ class RandomTrial:
         if name in self.params:
             return int(self.params[name])
         if log:
-            return round(self.suggest_float(name, low, high, log=True))
+            # Optuna's law: each end stands for its whole interval of rounding, as the others do.
+            drawn = self._random.uniform(math.log(low - 0.5), math.log(high + 0.5))
+            return min(high, max(low, round(math.exp(drawn))))
         return self._random.randrange(low, high + 1, step)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
