@@ -18,6 +18,7 @@ from tuner.ensemble.request import SOUPS, Method
 from tuner.evaluate import Scores, Tta, confusion_matrix, score
 from tuner.evidence import (
     LEVEL,
+    NO_GAIN,
     Interval,
     SizeResult,
     by_size,
@@ -190,6 +191,9 @@ def assess(
     alone = torch.stack([probs[i,] for i in choice.members])
     softened = soften_each(alone, choice.temperatures)
     changes = [None] * len(alone) if is_soup else contributions(softened, choice.weights, labels)
+    sizes = by_size(
+        softened, choice.weights, labels, single_correct, is_baseline_first=choice.members[0] == 0
+    )
     members = tuple(
         MemberResult(
             trial=pool.trials[i].number,
@@ -226,12 +230,14 @@ def assess(
             "test": _mean(member.test for member in members),
         },
         gain=Gain(
-            over_best_single=paired_gain(correct, single_correct),
-            over_mean_member=paired_gain(correct, _share_correct(alone, labels)),
+            over_best_single=_gain(correct, single_correct, is_same=choice.members == (0,)),
+            over_mean_member=_gain(
+                correct, _share_correct(alone, labels), is_same=len(choice.members) == 1
+            ),
             level=LEVEL,
             mcnemar_p=mcnemar(correct, single_correct),
         ),
-        by_size=() if is_soup else tuple(by_size(softened, choice.weights, labels, single_correct)),
+        by_size=() if is_soup else tuple(sizes),
         per_class=_per_class(plan.splits.classes, confusion),
         reliability=tuple(reliability(vote, labels)),
         coverage=tuple(accuracy_at_coverage(vote, labels)),
@@ -261,7 +267,7 @@ def _comparison(
             members=tuple(pool.trials[i].number for i in choice.members),
             temperature=choice.temperature,
             figures=_figures(choice, vote, pool.labels, labels),
-            gain=paired_gain(correct, single_correct),
+            gain=_gain(correct, single_correct, is_same=choice.members == (0,)),
             mcnemar_p=mcnemar(correct, single_correct),
         )
 
@@ -277,7 +283,7 @@ def _comparison(
             crossfit=None,
             test=_mean(score(member, labels) for member in alone),
         ),
-        gain=paired_gain(_share_correct(alone, labels), single_correct),
+        gain=_gain(_share_correct(alone, labels), single_correct, is_same=uniform.members == (0,)),
         mcnemar_p=None,
     )
     calibrated_single, *others = plan.others
@@ -312,6 +318,11 @@ def _mean(scores: Iterable[Scores]) -> Scores:
     rows = torch.tensor([dataclasses.astuple(entry) for entry in scores], dtype=torch.float64)
     means = rows.mean(dim=0).tolist()
     return Scores(**dict(zip((field.name for field in fields(Scores)), means, strict=True)))
+
+
+def _gain(correct: Tensor, baseline: Tensor, *, is_same: bool) -> Interval:
+    """Return the gain over a baseline, which is nothing for certain if it is the same network."""
+    return NO_GAIN if is_same else paired_gain(correct, baseline)
 
 
 def _share_correct(alone: Tensor, labels: Tensor) -> Tensor:
