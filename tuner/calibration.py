@@ -58,7 +58,7 @@ def _shared_among_ties(confidence: Tensor, is_right: Tensor) -> Tensor:
 
     It is what a cut among equals gives on average over their orders. float64, shape (N,).
     """
-    values, group = confidence.unique(return_inverse=True)
+    values, group = torch.unique(confidence, return_inverse=True)
     right = torch.bincount(group, weights=is_right.double(), minlength=len(values))
     return (right / torch.bincount(group, minlength=len(values)))[group]
 

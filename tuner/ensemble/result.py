@@ -191,8 +191,13 @@ def assess(
     alone = torch.stack([probs[i,] for i in choice.members])
     softened = soften_each(alone, choice.temperatures)
     changes = [None] * len(alone) if is_soup else contributions(softened, choice.weights, labels)
-    sizes = by_size(
-        softened, choice.weights, labels, single_correct, is_baseline_first=choice.members[0] == 0
+    is_single_first = choice.members[0] == 0
+    sizes = (
+        []
+        if is_soup
+        else by_size(
+            softened, choice.weights, labels, single_correct, is_baseline_first=is_single_first
+        )
     )
     members = tuple(
         MemberResult(
@@ -237,7 +242,7 @@ def assess(
             level=LEVEL,
             mcnemar_p=mcnemar(correct, single_correct),
         ),
-        by_size=() if is_soup else tuple(sizes),
+        by_size=tuple(sizes),
         per_class=_per_class(plan.splits.classes, confusion),
         reliability=tuple(reliability(vote, labels)),
         coverage=tuple(accuracy_at_coverage(vote, labels)),
