@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -27,6 +26,7 @@ from tuner.trial import (
     write_history,
     write_status,
     write_trial,
+    write_val_probs,
 )
 
 # Other work on the machine makes single examples slow, hence no deadline.
@@ -198,6 +198,6 @@ def _train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
                 std=epoch.std,
             )
             save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
-            np.save(path / "val_probs.npy", epoch.val_probs.numpy().astype(np.float16))
+            write_val_probs(path, epoch.val_probs.numpy())
         write_history(path, history)
     write_status(path, TrialStatus(state="completed", num_parameters=num_parameters))

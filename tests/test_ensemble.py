@@ -16,6 +16,7 @@ from torch import Tensor
 from tuner.checkpoint import load_checkpoint
 from tuner.config import TrialConfig
 from tuner.data import Splits, load_test
+from tuner.deploy.predictor import read_ensemble
 from tuner.device import compute_dtype
 from tuner.ensemble import make_ensemble, planned
 from tuner.ensemble.request import EnsembleRequest, Method
@@ -24,7 +25,7 @@ from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.evaluate import confusion_matrix, predict_probs, score
 from tuner.run import Run
 from tuner.sources import Images
-from tuner.trial import write_status
+from tuner.trial import write_status, write_val_probs
 from tuner.voting.temperature import soften
 
 CPU = torch.device("cpu")
@@ -181,15 +182,11 @@ def test_members_are_the_best_by_validation_best_first(finished_run: Run, top: i
     assert [member.weight for member in members] == [1 / top] * top
 
 
-def test_the_figures_of_a_member_are_those_of_its_training(
-    finished_run: Run, digits: Splits
-) -> None:
-    """But for the half precision in which validation probabilities are kept."""
+def test_the_figures_of_a_member_are_those_of_its_training(finished_run: Run) -> None:
     for member in ensemble(finished_run).members:
         best = finished_run.trial(member.trial).best
         assert best is not None
-        assert member.val.accuracy == pytest.approx(best.val_accuracy, abs=1.5 / len(digits.val))
-        assert member.val.nll == pytest.approx(best.val_loss, rel=1e-2)
+        assert (member.val.accuracy, member.val.nll) == (best.val_accuracy, best.val_loss)
 
 
 # The vote
@@ -238,12 +235,47 @@ def test_each_member_is_scored_alone(finished_run: Run) -> None:
 def test_the_validation_figure_is_that_of_the_stored_probabilities(
     finished_run: Run, digits: Splits
 ) -> None:
-    """But for rows that half precision has left a little off one."""
-    stored = [torch.from_numpy(trial.val_probs()).float() for trial in finished_run.trials()]
+    stored = [torch.from_numpy(trial.val_probs()) for trial in finished_run.trials()]
     expected = score(torch.stack(stored).mean(dim=0), digits.val.labels)
     result = ensemble(finished_run)
     assert dataclasses.astuple(result.ensemble.val) == pytest.approx(
-        dataclasses.astuple(expected), abs=1e-4
+        dataclasses.astuple(expected), abs=1e-6
+    )
+
+
+def test_members_of_earlier_versions_have_the_same_floor_on_validation_and_test(
+    finished_run: Run,
+) -> None:
+    """They kept float16 probabilities, where 2**-25 and less is 0."""
+    for trial in finished_run.trials()[:2]:
+        write_val_probs(trial.path, trial.val_probs().astype(np.float16))
+    old = {trial.number for trial in finished_run.trials()[:2]}
+    with planned(
+        finished_run, EnsembleRequest(top=3, name="mixed", calibrate=True), devices=[CPU]
+    ) as plan:
+        result = make_ensemble(plan)
+    images = held_out_images_of(finished_run)
+    described = {
+        member["trial"]: member for member in read(result.path / "ensemble.json")["members"]
+    }
+    assert len(described) == 3
+    for position, member in enumerate(result.members):
+        trial = finished_run.trial(member.trial)
+        expected = probs_of(trial.checkpoint, trial.config, images.images)
+        stored = plan.pool.probs[position]
+        if member.trial in old:
+            assert described[member.trial]["floor"] == 2**-25
+            assert stored.min() >= 0.99 * 2**-25
+            expected = expected.clamp(min=2**-25)
+            expected /= expected.sum(dim=1, keepdim=True)
+        else:
+            assert "floor" not in described[member.trial]
+            assert torch.equal(stored, torch.from_numpy(trial.val_probs()))
+        assert member.test == score(expected, images.labels)
+    loaded = read_ensemble(result.path, CPU)
+    probs = loaded.predict(images.images.permute(0, 2, 3, 1).numpy())
+    assert score(torch.from_numpy(probs), images.labels).nll == pytest.approx(
+        result.ensemble.test.nll, abs=0.02
     )
 
 

@@ -1,13 +1,17 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from tuner.voting import probs_of_truth, rank, soft_vote, uniform
+from tuner.trial import write_val_probs
+from tuner.voting import floored, probs_of_truth, rank, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights
 from tuner.voting.temperature import RANGE, fit_temperature, soften, soften_each
@@ -245,6 +249,51 @@ def test_the_temperature_that_was_used_is_found(true: float) -> None:
     assert fit_temperature((logits / true).softmax(dim=1), labels) == pytest.approx(
         1 / true, rel=0.05
     )
+
+
+def sure_member(sureness: float, images: int = 5000) -> tuple[Tensor, Tensor]:
+    """Return logits, float64, of a member that is too sure by a factor, and the labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(images, 10, generator=generator).double()
+    logits[torch.arange(images), torch.randint(10, (images,), generator=generator)] += 4
+    labels = logits.softmax(dim=1).multinomial(1, generator=generator).squeeze(1)
+    return sureness * logits, labels
+
+
+@pytest.mark.parametrize("sureness", [0.5, 2, 4, 8, 15])
+def test_overconfident_members_are_calibrated_as_by_their_logits(
+    tmp_path: Path, sureness: float
+) -> None:
+    """From the file of a trial and from the test images alike, against float64 throughout."""
+    logits, labels = sure_member(sureness, images=10_000)
+    val, test = labels[:5000], labels[5000:]
+    probs = logits.float().softmax(dim=1)
+    write_val_probs(tmp_path, probs[:5000].numpy())
+    stored = torch.from_numpy(np.load(tmp_path / "val_probs.npy"))
+    found = fit_temperature(stored, val)
+    smoothing = 10 / (9 * 5002)  # 1 / 5002 for the nine other classes together.
+
+    def loss(log_temperature: float) -> float:
+        return nn.functional.cross_entropy(
+            logits[:5000] / math.exp(log_temperature), val, label_smoothing=smoothing
+        ).item()
+
+    exact = math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
+    assert found == pytest.approx(exact, rel=5e-3)
+    expected = nn.functional.cross_entropy(logits[5000:] / exact, test).item()
+    assert nll(soften(probs[5000:], found), test) == pytest.approx(expected, abs=1e-3)
+
+
+@given(library=libraries)
+@settings(max_examples=20)
+def test_a_floor_leaves_probabilities_that_are_above_it(library: tuple[Tensor, Tensor]) -> None:
+    probs, _ = library
+    assert floored(probs, 0.0) is probs
+    raised = floored(probs, 1e-2)
+    torch.testing.assert_close(raised.sum(dim=2), torch.ones(raised.shape[:2]))
+    assert (raised >= 1e-2 / (1 + probs.shape[2] * 1e-2)).all()
+    is_free = (probs >= 1e-2).all(dim=2)
+    torch.testing.assert_close(raised[is_free], probs[is_free])
 
 
 @given(library=libraries)

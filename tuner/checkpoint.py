@@ -40,7 +40,7 @@ class Kept:
     checkpoint: Checkpoint
     weights: Mapping[str, Tensor]
     val_probs: Tensor
-    """Class probabilities of the validation images, float16, shape (N, K)."""
+    """Class probabilities of the validation images, as ``write_val_probs`` takes them."""
 
 
 _WEIGHTS, _VAL_PROBS = "kept.weights.", "kept.val_probs"

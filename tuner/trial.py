@@ -19,7 +19,7 @@ import numpy as np
 
 from tuner.config import TrialConfig
 from tuner.errors import TunerError, UsageError
-from tuner.files import write_json, write_text
+from tuner.files import replacing, write_json, write_text
 from tuner.schema import build, to_plain
 from tuner.storage import AnyPath, on_disk
 
@@ -53,6 +53,7 @@ class EpochRow:
     """When it ended, in seconds since 1970."""
 
 
+VAL_PROBS = "val_probs.npy"
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
@@ -185,13 +186,16 @@ class TrialRecord:
         """Whether an ensemble may take this trial."""
         return self.status.state in USABLE and self.best is not None and self.checkpoint.exists()
 
-    def val_probs(self) -> np.ndarray[Any, np.dtype[np.float16]]:
-        """Read that epoch's class probabilities of the validation images, shape (N, K).
+    def val_probs(self) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
+        """Read that epoch's class probabilities of the validation images.
+
+        Returns:
+            As ``write_val_probs`` took them, shape (N, K).
 
         Raises:
             TunerError: If the file is missing or damaged.
         """
-        path = self.path / "val_probs.npy"
+        path = self.path / VAL_PROBS
         try:
             with on_disk(path) as file:
                 return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
@@ -224,6 +228,18 @@ class TrialRecord:
 def write_trial(path: AnyPath, config: TrialConfig) -> None:
     """Write ``config.json`` of a new trial."""
     write_json(path / "config.json", config.to_dict())
+
+
+def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> None:
+    """Write ``val_probs.npy`` of a trial, whole or not at all.
+
+    Args:
+        path: The trial's folder.
+        probs: Shape (N, K). Float32, as the network gives them: their logarithms are exact to 1e-7
+            down to 87 nats. Float16, 17 nats, is what earlier versions wrote.
+    """
+    with replacing(path / VAL_PROBS) as temporary, temporary.open("wb") as file:
+        np.save(file, probs)
 
 
 def write_status(path: AnyPath, status: TrialStatus) -> None:

@@ -34,7 +34,14 @@ from tuner.data import Splits, load_splits
 from tuner.models import build_model
 from tuner.run import Run, RunRecord, now
 from tuner.space import RandomTrial, SearchSpace, load_space
-from tuner.trial import EpochRow, TrialStatus, write_history, write_status, write_trial
+from tuner.trial import (
+    EpochRow,
+    TrialStatus,
+    write_history,
+    write_status,
+    write_trial,
+    write_val_probs,
+)
 from tuner.tuning.budget import Budget
 from tuner.tuning.conductor import Conductor
 from tuner.tuning.sampler import Sampler
@@ -135,7 +142,7 @@ def _write_trial(
     hits = np.random.default_rng(number).random(len(splits.val)) < history[-1].val_accuracy
     truth = np.eye(splits.num_classes)[splits.val.labels.numpy()]
     probs = np.where(hits[:, None], 0.1 * noise + 0.9 * truth, noise)
-    np.save(path / "val_probs.npy", probs.astype(np.float16))
+    write_val_probs(path, probs.astype(np.float32))
     if accuracy > 0.95:  # More than are kept.
         _write_checkpoint(path, config.model, splits)
     state = "completed" if epochs == 9 else "stopped"

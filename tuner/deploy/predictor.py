@@ -21,7 +21,7 @@ from tuner.evaluate import Tta, predict_probs
 from tuner.sources import ImageMode, decode_file, resized, resized_pixels
 from tuner.storage import AnyPath, on_disk
 from tuner.trial import explaining_damage
-from tuner.voting import soft_vote
+from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
 
 SCHEMA_VERSION = 1
@@ -44,6 +44,8 @@ class EnsembleMember:
     weight: float
     temperature: float
     precision: Precision
+    floor: float
+    """Probabilities are raised to it before they are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,14 +106,17 @@ class Ensemble:
     def _vote(self, images: Tensor) -> Tensor:
         """Return the probabilities, float64 (N, K), of images uint8 (N, C, H, W)."""
         alone = [
-            predict_probs(
-                loaded.network,
-                images,
-                loaded.mean,
-                loaded.std,
-                device=self._device,
-                dtype=self._dtype(member.precision),
-                tta=self.tta,
+            floored(
+                predict_probs(
+                    loaded.network,
+                    images,
+                    loaded.mean,
+                    loaded.std,
+                    device=self._device,
+                    dtype=self._dtype(member.precision),
+                    tta=self.tta,
+                ),
+                member.floor,
             )
             for member, loaded in zip(self.members, self._networks, strict=True)
         ]
@@ -198,6 +203,7 @@ def _member(plain: Mapping[str, Any]) -> EnsembleMember:
         weight=plain["weight"],
         temperature=plain["temperature"],
         precision=plain["precision"],
+        floor=plain.get("floor", 0.0),
     )
 
 

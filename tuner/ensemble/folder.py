@@ -87,6 +87,7 @@ def _write_members(
                 "weight": 1.0 if plan.choice.method in SOUPS else weights[key[0]],
                 "temperature": temperatures[key[0]],
                 "precision": networks[key].precision,
+                **({"floor": networks[key].floor} if networks[key].floor else {}),
             }
         )
     return described

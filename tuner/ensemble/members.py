@@ -14,6 +14,7 @@ from tuner.config import Precision
 from tuner.device import compute_dtype
 from tuner.evaluate import Tta, predict_probs
 from tuner.storage import AnyPath
+from tuner.voting import floored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,8 @@ class Network:
 
     file: AnyPath
     precision: Precision
+    floor: float = 0.0
+    """Probabilities are raised to it, as those of the validation images were by being stored."""
 
 
 class Predict(Protocol):
@@ -63,4 +66,5 @@ def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.de
     model, checkpoint = load_checkpoint(network.file)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     dtype = compute_dtype(network.precision, device)
-    return predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype, tta=tta)
+    probs = predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype, tta=tta)
+    return floored(probs, network.floor)

@@ -13,11 +13,11 @@ from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import TunerError, UsageError
 from tuner.run import Run
-from tuner.trial import USABLE, TrialRecord
-from tuner.voting import rank
+from tuner.trial import USABLE, VAL_PROBS, TrialRecord
+from tuner.voting import floored, rank
 
-HALF_OF_SMALLEST = 2.0**-25
-"""Probabilities are kept in half precision, where all below this are 0."""
+HALF_FLOOR = 2.0**-25
+"""Half of the least float16; earlier versions kept probabilities in it, where all below are 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ class Pool:
     trials: tuple[TrialRecord, ...]
     probs: Tensor
     """Class probabilities of the validation images, float32, shape (M, N, K)."""
+    floors: tuple[float, ...]
+    """Least probability that the files could hold, one a candidate, as in ``Network``."""
     labels: Tensor
     """int64, shape (N,)."""
     left_out: tuple[LeftOut, ...]
@@ -49,7 +51,11 @@ class Pool:
     def network(self, position: int) -> Network:
         """Return a candidate's network."""
         trial = self.trials[position]
-        return Network(file=trial.checkpoint, precision=trial.config.precision)
+        return Network(
+            file=trial.checkpoint,
+            precision=trial.config.precision,
+            floor=self.floors[position],
+        )
 
     def order(self, probs: Tensor, labels: Tensor) -> Tensor:
         """Return the candidates' positions, the most accurate by ``probs`` first.
@@ -64,7 +70,10 @@ class Pool:
         """Return the same candidates with other probabilities, ordered by these."""
         order = self.order(probs, self.labels)
         return replace(
-            self, trials=tuple(self.trials[i] for i in order.tolist()), probs=probs[order]
+            self,
+            trials=tuple(self.trials[i] for i in order.tolist()),
+            probs=probs[order],
+            floors=tuple(self.floors[i] for i in order.tolist()),
         )
 
     def only(self, positions: list[int], left_out: list[LeftOut]) -> "Pool":
@@ -73,6 +82,7 @@ class Pool:
             self,
             trials=tuple(self.trials[i] for i in positions),
             probs=self.probs[positions],
+            floors=tuple(self.floors[i] for i in positions),
             left_out=(*self.left_out, *left_out),
             latencies=self.latencies and tuple(self.latencies[i] for i in positions),
         )
@@ -110,10 +120,12 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
             f"--top {request.top} --diverse {request.diverse}: {run.path} has usable trials of "
             f"only {len(chosen)}. Give --top {len(chosen)} or less."
         )
-    probs = torch.stack([_read_probs(t, (len(labels), num_classes)) for t in chosen])
+    read = [_read_probs(trial, (len(labels), num_classes)) for trial in chosen]
+    probs, floors = zip(*read, strict=True)
     return Pool(
         trials=tuple(chosen),
-        probs=probs,
+        probs=torch.stack(probs),
+        floors=floors,
         labels=labels,
         left_out=tuple(left_out),
         is_val_seen=run.record.data.all_data,
@@ -154,12 +166,13 @@ def _config_but_for_seed(trial: TrialRecord) -> str:
     return json.dumps(trial.config.to_dict() | {"seed": None}, sort_keys=True)
 
 
-def _read_probs(trial: TrialRecord, shape: tuple[int, int]) -> Tensor:
+def _read_probs(trial: TrialRecord, shape: tuple[int, int]) -> tuple[Tensor, float]:
+    """Return a trial's probabilities, float32, and the least one that their file could hold."""
     stored = trial.val_probs()
     if stored.shape != shape:
         raise TunerError(
-            f"{trial.path / 'val_probs.npy'}: not usable validation probabilities: has shape "
+            f"{trial.path / VAL_PROBS}: not usable validation probabilities: has shape "
             f"{stored.shape}, not {shape}"
         )
-    probs = torch.from_numpy(stored.astype(np.float32)).clamp(min=HALF_OF_SMALLEST)
-    return probs / probs.sum(dim=1, keepdim=True)
+    floor = HALF_FLOOR if stored.dtype == np.float16 else 0.0
+    return floored(torch.from_numpy(stored.astype(np.float32)), floor), floor

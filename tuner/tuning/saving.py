@@ -15,7 +15,6 @@ from threading import Event
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,10 +27,16 @@ from tuner.checkpoint import (
 )
 from tuner.config import ModelConfig
 from tuner.data import Splits
-from tuner.files import replacing
 from tuner.storage import AnyPath
 from tuner.training.loop import Epoch
-from tuner.trial import EpochRow, kept_row, read_history, write_history
+from tuner.trial import (
+    VAL_PROBS,
+    EpochRow,
+    kept_row,
+    read_history,
+    write_history,
+    write_val_probs,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,15 +233,14 @@ class Saver:
                 std=epoch.std,
             ),
             weights={name: tensor.detach().clone() for name, tensor in weights.items()},
-            val_probs=epoch.val_probs.to(torch.float16, copy=True),
+            val_probs=epoch.val_probs.clone(),
         )
 
 
 def save_kept(path: AnyPath, kept: Kept) -> None:
     """Write ``checkpoint.safetensors`` and ``val_probs.npy`` of a trial."""
     save_checkpoint(path / "checkpoint.safetensors", kept.weights, kept.checkpoint)
-    with replacing(path / "val_probs.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, kept.val_probs.numpy())
+    write_val_probs(path, kept.val_probs.numpy())
 
 
 def restore_files(path: AnyPath) -> list[EpochRow]:
@@ -259,7 +263,7 @@ def restore_files(path: AnyPath) -> list[EpochRow]:
 def forget_progress(path: AnyPath) -> None:
     """Remove what the training of a trial has left in its folder."""
     # The state first: it tells what the others are.
-    for name in ("state.safetensors", "history.csv", "checkpoint.safetensors", "val_probs.npy"):
+    for name in ("state.safetensors", "history.csv", "checkpoint.safetensors", VAL_PROBS):
         (path / name).unlink(missing_ok=True)
 
 

@@ -7,6 +7,19 @@ SMALLEST_PROB = 1e-12
 """Probabilities below it count as this much in logarithms: 27.6 nats at most for an image."""
 
 
+def floored(probs: Tensor, floor: float) -> Tensor:
+    """Raise probabilities to ``floor`` and normalize anew; a floor of 0 leaves them as they are.
+
+    Args:
+        probs: Shape (..., K), each row summing to 1, up to rounding.
+        floor: The least probability, in [0, 1 / K).
+    """
+    if not floor:
+        return probs
+    raised = probs.clamp(min=floor)
+    return raised / raised.sum(dim=-1, keepdim=True)
+
+
 def soft_vote(probs: Tensor, weights: Tensor) -> Tensor:
     """Blend the members' class probabilities.
 

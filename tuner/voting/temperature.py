@@ -7,9 +7,13 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from tuner.voting import SMALLEST_PROB
-
 RANGE = (0.05, 20.0)
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+"""Probabilities below it count as this much, since float32 holds them with fewer digits or as 0.
+
+It is 87 nats. A floor as high as that of the NLL, 28 nats, would hide how sure a member is that
+needs a temperature of 5 or more.
+"""
 
 
 def soften(probs: Tensor, temperature: float) -> Tensor:
@@ -27,7 +31,7 @@ def soften(probs: Tensor, temperature: float) -> Tensor:
     probs = probs.double()
     if temperature == 1:
         return probs
-    return (probs.clamp(min=SMALLEST_PROB).log() / temperature).softmax(dim=-1)
+    return (probs.clamp(min=SMALLEST_NORMAL).log() / temperature).softmax(dim=-1)
 
 
 def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -58,7 +62,7 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
         labels: int64, shape (N,).
     """
     num_images, num_classes = probs.shape
-    logs = probs.double().clamp(min=SMALLEST_PROB).log()
+    logs = probs.double().clamp(min=SMALLEST_NORMAL).log()
     of_truth = logs.gather(1, labels.to(probs.device)[:, None]).mean()
     of_others = (logs.sum(dim=1).mean() - of_truth) / (num_classes - 1)
     # Platt (1999), "Probabilistic outputs for support vector machines": under a uniform prior, the
