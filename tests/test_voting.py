@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
+from tuner.ensemble.pool import HALF_FLOOR
 from tuner.trial import write_val_probs
 from tuner.voting import floored, probs_of_truth, rank, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
@@ -282,6 +283,18 @@ def test_overconfident_members_are_calibrated_as_by_their_logits(
     assert found == pytest.approx(exact, rel=5e-3)
     expected = nn.functional.cross_entropy(logits[5000:] / exact, test).item()
     assert nll(soften(probs[5000:], found), test) == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_floor_on_validation_and_test_calibrates_what_half_precision_has_cut() -> None:
+    """As in the runs of earlier versions: the temperature fits what it is applied to."""
+    logits, labels = sure_member(4, images=10_000)
+    probs = logits.float().softmax(dim=1)
+    cut = floored(probs.half().float(), HALF_FLOOR)
+    temperature = fit_temperature(cut[:5000], labels[:5000])
+    test = floored(probs, HALF_FLOOR)[5000:]
+    found = nll(soften(test, temperature), labels[5000:])
+    best = min(nll(soften(test, factor * temperature), labels[5000:]) for factor in (0.9, 1.1))
+    assert found < best
 
 
 @given(library=libraries)
