@@ -16,7 +16,7 @@ import yaml
 from tuner.config import DATA_DIR, SPACE_KEYS
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Bounds, Scalar, parse_duration
-from tuner.storage import AnyPath, on_disk, to_path
+from tuner.storage import AnyPath, to_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,6 +149,7 @@ def search(
         NoUsableTrials: If no trial left a model.
         TunerError: If the first three trials failed in the same way.
     """
+    from tuner.space import load_run_space
     from tuner.tuning.driver import search as run_search
     from tuner.tuning.request import make_search_request
 
@@ -180,8 +181,7 @@ def search(
     home = resumed.path.parent if resumed else _place(storage)
     words = [f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()]
     if resumed and space is None:
-        with on_disk(resumed.path / "space.yaml") as file:
-            found = _load_space(file, [*overrides, *words], home)
+        found = load_run_space(resumed.path / "space.yaml", [*overrides, *words], home)
     else:
         found = _load_space(space, [*overrides, *words], home)
     named = os.fspath(space) if isinstance(space, str | os.PathLike) else None

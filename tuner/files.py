@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.remote import Remote
-from tuner.storage import AnyPath
+from tuner.storage import AnyPath, expect_file
 
 
 @contextmanager
@@ -71,6 +71,8 @@ def append_line(path: AnyPath, line: str) -> None:
         before = path.read_bytes() if path.exists() else b""
         path.write_bytes(before + f"{line}\n".encode())
         return
+    if path.exists() or path.is_symlink():
+        expect_file(path)
     with path.open("a") as file:
         file.write(f"{line}\n")
         file.flush()

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner.files import write_json
 from tuner.run import Run
-from tuner.storage import AnyPath
+from tuner.storage import AnyPath, read_text
 from tuner.trial import TrialRecord, explaining_damage
 
 PLAN = "plan.json"
@@ -110,7 +110,7 @@ class Forecast:
             TunerError: If the file is missing or damaged.
         """
         with explaining_damage(path):
-            plain = json.loads(path.read_text())
+            plain = json.loads(read_text(path))
             for family in plain["families"]:
                 for name in ("epoch_seconds", "parameters", "memory"):
                     family[name] = family[name] and Spread(**family[name])

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 from uuid import uuid4
 
-from tuner.errors import StorageError, UsageError
+from tuner.errors import StorageError, TunerError, UsageError
 from tuner.remote import Remote
-from tuner.storage import AnyPath
+from tuner.storage import AnyPath, expect_file
 
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0
@@ -39,7 +40,7 @@ def locked(folder: AnyPath) -> Iterator[None]:
         with _leased(folder):
             yield
         return
-    with (folder / NAME).open("w") as file:
+    with _opened(folder / NAME) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,6 +48,16 @@ def locked(folder: AnyPath) -> Iterator[None]:
                 f"{folder}: another process is searching this run; wait for it, or stop it"
             ) from None
         yield
+
+
+def _opened(lock: Path) -> IO[str]:
+    # A link would have another file emptied.
+    try:
+        if lock.exists() or lock.is_symlink():
+            expect_file(lock)
+        return lock.open("w")
+    except OSError as error:
+        raise TunerError(f"{lock}: damaged or unreadable: {error}") from error
 
 
 @contextmanager

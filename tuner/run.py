@@ -19,7 +19,7 @@ from tuner.errors import NoUsableTrials, UsageError
 from tuner.files import append_line, replacing, write_json, write_text
 from tuner.locking import locked
 from tuner.schema import build, did_you_mean, to_plain
-from tuner.storage import AnyPath, at_a_glance, holding, to_path
+from tuner.storage import AnyPath, at_a_glance, holding, read_text, refuse_link, to_path
 from tuner.trial import OPEN, TrialRecord, explaining_damage, read_history, read_status
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Run:
         """
         with explaining_damage(path / "run.json"):
             try:
-                text = (path / "run.json").read_text()
+                text = read_text(path / "run.json")
             except (FileNotFoundError, NotADirectoryError):
                 text = None
         if text is None:
@@ -149,6 +149,8 @@ class Run:
         folder = self.path / "trials"
         if not folder.exists():
             return []
+        with explaining_damage(folder):
+            refuse_link(folder)
         paths = [path for path in at_a_glance(folder, *names).iterdir() if path.name.isdecimal()]
         return sorted(paths, key=lambda path: int(path.name))
 
@@ -168,6 +170,7 @@ class Run:
     def _read(self, path: AnyPath) -> TrialRecord | None:
         """Read one trial but for its configuration; ``None`` while it has no status."""
         with explaining_damage(path):
+            refuse_link(path)
             status = read_status(path)
             if status is None:
                 return None

@@ -4,7 +4,9 @@ A ``Remote`` answers to the few methods of a ``Path`` that a run folder needs. W
 them is done by the functions here, or needs a file on disk, which ``on_disk`` gives.
 """
 
+import io
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from tuner.store import EXTRAS
 
 AnyPath = Path | Remote
 """Where something of a run lies."""
+MOST_TEXT = 64 * 2**20
+"""Bytes of a file that is read whole, at most."""
+MOST_TENSORS = 32 * 2**30
+"""Bytes of a file of numbers, at most."""
 
 
 def to_path(text: str) -> AnyPath:
@@ -70,10 +76,93 @@ def modified(path: AnyPath) -> float:
     return path.modified() if isinstance(path, Remote) else path.stat().st_mtime
 
 
+def expect_file(path: Path, *, most: int = MOST_TENSORS, is_own: bool = False) -> None:
+    """Make sure that a file can be opened without harm: no link, no pipe, no device, not endless.
+
+    Args:
+        path: The file, or a folder, of which the one who opens it is told.
+        most: Bytes that it may have.
+        is_own: Whether the user named it; then it may be a link.
+
+    Raises:
+        OSError: If it is something else, or larger.
+    """
+    info = path.stat(follow_symlinks=is_own)
+    if stat.S_ISLNK(info.st_mode):
+        raise OSError(f"{path.name} is a link; put the file itself in its place")
+    if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+        raise OSError(f"{path.name} is a pipe or a device, not a file")
+    if info.st_size > most:
+        raise OSError(f"{path.name} has {info.st_size} bytes, more than the {most} that are read")
+
+
+def read_bytes(path: AnyPath, *, most: int = MOST_TEXT, is_own: bool = False) -> bytes:
+    """Read a file whole; see ``expect_file``.
+
+    Raises:
+        OSError: If it is no plain file, or cannot be read.
+    """
+    if isinstance(path, Remote):
+        content = path.read_bytes()
+    else:
+        expect_file(path, most=most, is_own=is_own)
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"{path.name} is larger than the {most} bytes that are read")
+    return content
+
+
+def read_text(path: AnyPath, *, encoding: str = "utf-8", is_own: bool = False) -> str:
+    """Read a file of text whole, its lines ended as Python does; see ``read_bytes``.
+
+    Raises:
+        OSError: If it is no plain file, or cannot be read.
+        UnicodeDecodeError: If it is no such text.
+    """
+    text = read_bytes(path, is_own=is_own).decode(encoding)
+    return io.StringIO(text, newline=None).read()
+
+
+def inside(folder: AnyPath, name: str) -> AnyPath:
+    """Return the file that ``name``, which a file of the folder holds, is in this folder.
+
+    Args:
+        folder: The folder.
+        name: Plain names, with a slash between a folder below this one and its file.
+
+    Raises:
+        ValueError: If it leads elsewhere.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError(f"{name[:200]!r} is no name of a file in {folder.name}")
+    path = folder
+    for part in parts[:-1]:
+        path = path / part
+        refuse_link(path)
+    return path / parts[-1]
+
+
+def refuse_link(folder: AnyPath) -> None:
+    """Make sure that a folder of a run is in it, and not elsewhere.
+
+    Raises:
+        OSError: If it is a link.
+    """
+    if not isinstance(folder, Remote) and folder.is_symlink():
+        raise OSError(f"{folder.name} is a link; put the folder itself in its place")
+
+
 @contextmanager
 def on_disk(path: AnyPath) -> Iterator[Path]:
-    """Yield a file as one on disk, for what reads no other; of a store, a copy for a while."""
+    """Yield a run's file as one on disk, for what reads no other; of a store, a copy for a while.
+
+    Raises:
+        OSError: If it is no plain file; see ``expect_file``.
+    """
     if not isinstance(path, Remote):
+        expect_file(path)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="cifar-tune-") as folder:

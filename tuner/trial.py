@@ -21,7 +21,7 @@ from tuner.config import TrialConfig
 from tuner.errors import TunerError, UsageError
 from tuner.files import replacing, write_json, write_text
 from tuner.schema import build, to_plain
-from tuner.storage import AnyPath, on_disk
+from tuner.storage import AnyPath, on_disk, read_text
 
 TrialState = Literal[
     "running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"
@@ -149,7 +149,7 @@ class TrialRecord:
             TunerError: If the file is missing or damaged.
         """
         with explaining_damage(self.path):
-            return TrialConfig.from_dict(json.loads((self.path / "config.json").read_text()))
+            return TrialConfig.from_dict(json.loads(read_text(self.path / "config.json")))
 
     @cached_property
     def best(self) -> EpochRow | None:
@@ -250,7 +250,7 @@ def write_status(path: AnyPath, status: TrialStatus) -> None:
 def read_status(path: AnyPath) -> TrialStatus | None:
     """Read ``status.json`` of a trial; ``None`` while there is none."""
     try:
-        text = (path / "status.json").read_text()
+        text = read_text(path / "status.json")
     except FileNotFoundError:
         return None
     return build(TrialStatus, json.loads(text), "status")
@@ -268,7 +268,7 @@ def write_history(path: AnyPath, history: Iterable[EpochRow]) -> None:
 def read_history(path: AnyPath) -> list[EpochRow]:
     """Read ``history.csv`` of a trial; empty before its first epoch has ended."""
     try:
-        text = (path / "history.csv").read_text()
+        text = read_text(path / "history.csv")
     except FileNotFoundError:
         return []
     # Without the csv module, whose dictionaries take most of the time of a large leaderboard.

@@ -19,6 +19,7 @@ from tuner.models.pretrained import Pretrained, PretrainedParams, find_weights, 
 from tuner.run import find_run
 from tuner.sources import quiet_network
 from tuner.storage import AnyPath, on_disk
+from tuner.trial import explaining_damage
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 """Second heads of GoogLeNet and Inception, which are not built."""
@@ -108,7 +109,9 @@ def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath
         raise DataError(
             f"{path}: the weights to start from are gone; name a trial whose checkpoint was kept"
         )
-    if (found := _sha256(path)) != params.sha256:
+    with explaining_damage(path):
+        found = _sha256(path)
+    if found != params.sha256:
         raise DataError(
             f"{path}: not the weights that were to be started from (SHA-256 {found[:8]} and not "
             f"{params.sha256[:8]}); put them back, or name the trial anew"

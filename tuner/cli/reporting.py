@@ -8,7 +8,7 @@ import click
 
 from tuner.cli.options import JSON, STORAGE, option
 from tuner.cli.tables import VAL_SEEN, print_comparison, print_json, short_path
-from tuner.storage import AnyPath, on_disk
+from tuner.storage import AnyPath
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,11 +78,10 @@ class Learnt:
 def learnt(run: "Run", trials: "Sequence[TrialRecord]") -> Learnt:
     """Look at what a run's trials tell about its space."""
     from tuner.advice import advise
-    from tuner.space import load_space
+    from tuner.space import load_run_space
     from tuner.tuning.importance import ALL, importances
 
-    with on_disk(run.path / "space.yaml") as file:
-        space = load_space(file)
+    space = load_run_space(run.path / "space.yaml")
     if run.record.refit:
         # Its trials were not drawn from the space, but chosen.
         advice = [VAL_SEEN.replace("\n", " ")] if run.record.data.all_data else []

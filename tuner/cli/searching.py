@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +23,7 @@ from tuner.cli.running import (
 from tuner.cli.tables import print_json
 from tuner.config import SPACE_KEYS
 from tuner.errors import UsageError
-from tuner.storage import AnyPath, on_disk
+from tuner.storage import AnyPath
 
 if TYPE_CHECKING:
     from tuner.run import Run
@@ -156,13 +156,17 @@ def _request(
         name: Of the run; ``None`` for one from the space and the time.
         own: Entries of the request besides.
     """
-    from tuner.space import load_space
+    from tuner.space import load_run_space, load_space
     from tuner.tuning.request import make_search_request
 
     options = context.params
     storage = resumed.path.parent if resumed else options["storage"]
-    with on_disk(path) as file:
-        space = load_space(file, _overrides(context, options["overrides"]), storage)
+    overrides = _overrides(context, options["overrides"])
+    if options["space"]:
+        assert isinstance(path, Path)
+        space = load_space(path, overrides, storage)
+    else:
+        space = load_run_space(path, overrides, storage)
     return make_search_request(
         space,
         space_name=str(path),

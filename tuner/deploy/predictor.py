@@ -19,7 +19,7 @@ from tuner.device import compute_dtype
 from tuner.errors import TunerError, UsageError
 from tuner.evaluate import Tta, predict_probs
 from tuner.sources import ImageMode, decode_file, resized, resized_pixels
-from tuner.storage import AnyPath, on_disk
+from tuner.storage import AnyPath, inside, on_disk, read_text
 from tuner.trial import explaining_damage
 from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
@@ -171,18 +171,18 @@ def read_ensemble(path: AnyPath, device: torch.device) -> Ensemble:
     if not file.exists():
         raise UsageError(f"{path}: no ensemble here (no ensemble.json)")
     with explaining_damage(file):
-        description = json.loads(file.read_text())
+        description = json.loads(read_text(file))
         is_later = description["schema_version"] > SCHEMA_VERSION
     if is_later:
         raise UsageError(f"{path}: written by a later cifar-tune; upgrade to read it")
     with explaining_damage(path / "metrics.json"):
-        metrics = json.loads((path / "metrics.json").read_text())
+        metrics = json.loads(read_text(path / "metrics.json"))
     with explaining_damage(file):
         digests = [plain.get("sha256") for plain in description["members"]]
         members = [_member(plain) for plain in description["members"]]
+        files = [inside(path, member.file) for member in members]
     networks = [
-        _load(path / member.file, digest, device)
-        for member, digest in zip(members, digests, strict=True)
+        _load(network, digest, device) for network, digest in zip(files, digests, strict=True)
     ]
     with explaining_damage(file):
         return Ensemble(

@@ -15,7 +15,7 @@ from tuner.report.facts import run_facts
 from tuner.report.page import points, render
 from tuner.run import Run, leader
 from tuner.space import SearchSpace
-from tuner.storage import AnyPath
+from tuner.storage import AnyPath, read_text
 from tuner.trial import TrialRecord
 
 __all__ = ["Report", "verdict", "write_report"]
@@ -70,7 +70,7 @@ def write_report(
         ensemble=ensemble,
         others=ensembles[1:],
         facts_of=facts,
-        space=(run.path / "space.yaml").read_text(),
+        space=read_text(run.path / "space.yaml"),
     )
     path = run.path / "report.html"
     write_text(path, page)

@@ -6,10 +6,12 @@ import io
 import json
 from typing import Any
 
-from tuner.storage import AnyPath, holding, modified
+from tuner.storage import AnyPath, holding, inside, modified, read_bytes, read_text, refuse_link
 from tuner.trial import explaining_damage
 
 MOST_MISTAKES = 40
+PNG = b"\x89PNG\r\n\x1a\n"
+"""With which such a picture begins."""
 MOST_IMAGE_BYTES = 1_500_000
 """Most bytes of the mistakes' pictures together, before they are written as text."""
 
@@ -31,7 +33,9 @@ def read_ensemble(folder: AnyPath) -> dict[str, Any]:
         TunerError: If a file is damaged.
     """
     with explaining_damage(folder / "metrics.json"):
-        ensemble: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        refuse_link(folder.parent)
+        refuse_link(folder)
+        ensemble: dict[str, Any] = json.loads(read_text(folder / "metrics.json"))
         ensemble["ensemble"]["test"]["accuracy"]
     ensemble["name"] = ensemble.get("name", folder.name)
     if (folder / "confusion.csv").exists():
@@ -44,17 +48,20 @@ def read_ensemble(folder: AnyPath) -> dict[str, Any]:
 
 
 def _read_confusion(path: AnyPath) -> dict[str, Any]:
-    (_, *classes), *rows = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
+    (_, *classes), *rows = csv.reader(io.StringIO(read_bytes(path).decode(), newline=""))
     return {"classes": classes, "confusion": [[int(cell) for cell in row[1:]] for row in rows]}
 
 
 def _read_mistakes(folder: AnyPath) -> list[dict[str, Any]]:
-    text = (folder / "mistakes.csv").read_bytes().decode()
+    refuse_link(folder)
+    text = read_bytes(folder / "mistakes.csv").decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     mistakes = []
     room = MOST_IMAGE_BYTES
     for row in rows[:MOST_MISTAKES]:
-        image = (folder / row["file"]).read_bytes()
+        image = read_bytes(inside(folder, row["file"]), most=MOST_IMAGE_BYTES)
+        if not image.startswith(PNG):
+            raise ValueError(f"{row['file']!r} is no PNG")
         room -= len(image)
         if room < 0:
             break

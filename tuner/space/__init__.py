@@ -44,12 +44,21 @@ from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import read_record, refuse_impossible
 from tuner.space.plugin import with_sources
-from tuner.space.source import load
+from tuner.space.source import load, refuse_files
 from tuner.space.transfer import with_origins
 from tuner.space.tree import Node, dump
-from tuner.storage import AnyPath
+from tuner.storage import AnyPath, on_disk
+from tuner.trial import explaining_damage
 
-__all__ = ["RandomTrial", "SearchSpace", "Trial", "find_space", "json_schema", "load_space"]
+__all__ = [
+    "RandomTrial",
+    "SearchSpace",
+    "Trial",
+    "find_space",
+    "json_schema",
+    "load_run_space",
+    "load_space",
+]
 
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next(
@@ -228,6 +237,8 @@ def load_space(
     Raises:
         SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
     """
+    if text is None and (path.parent / "run.json").exists():
+        refuse_files(path)
     root = with_origins(with_sources(load(path, overrides, FILE, text), path), storage)
     assert isinstance(root.value, dict)
     nodes = root.value
@@ -271,12 +282,34 @@ def load_space(
     return space
 
 
+def load_run_space(
+    path: AnyPath, overrides: Sequence[str] = (), storage: AnyPath = Path("runs")
+) -> SearchSpace:
+    """Read the space that a run holds; its file may name no other one, overrides may.
+
+    Args:
+        path: The run's ``space.yaml``.
+        overrides: As in ``load_space``.
+        storage: As in ``load_space``.
+
+    Raises:
+        SpaceError: As ``load_space``.
+        TunerError: If the file is missing, or no file that a run writes.
+    """
+    with contextlib.ExitStack() as stack:
+        with explaining_damage(path):
+            file = stack.enter_context(on_disk(path))
+            refuse_files(file)
+        return load_space(file, overrides, storage)
+
+
 def load_resources(path: Path) -> Resources:
     """Read what trials get from a run's own space, and nothing else of it.
 
     Raises:
         SpaceError: As ``load_space``.
     """
+    refuse_files(path)
     root = load(path, (), FILE)
     assert isinstance(root.value, dict)
     if (node := root.value.get("resources")) is None:

@@ -7,6 +7,7 @@ from tuner.models.custom import check_arguments, load_callable, load_module
 from tuner.schema import join
 from tuner.space.source import descend, words
 from tuner.space.tree import FORMS, Node
+from tuner.storage import read_text
 
 
 def with_sources(root: Node, space: Path) -> Node:
@@ -34,7 +35,7 @@ def _with_source(node: Node, space: Path) -> Node:
         raise path.error("is not the name of a Python file; write one, such as my_models.py")
     file = _folder(path, space) / path.value
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file, encoding="utf-8-sig", is_own=True)
     except FileNotFoundError:
         what = f"there is no file {file}; the name is relative to this file's folder"
         raise path.error(what) from None

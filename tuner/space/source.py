@@ -8,6 +8,7 @@ import yaml
 from tuner.errors import SpaceError
 from tuner.schema import Free, Record, Schema, Tagged
 from tuner.space.tree import Node, below, compose
+from tuner.storage import read_text
 
 
 def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None = None) -> Node:
@@ -30,6 +31,27 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
     for override in overrides:
         root = _override(root, override)
     return root
+
+
+def refuse_files(path: Path) -> None:
+    """Make sure that a space names no other file, as those that runs hold do not.
+
+    Raises:
+        SpaceError: If it does, or cannot be read.
+    """
+    root = compose(_read_text(path), "", _placing(path))
+    if root is None or not isinstance(root.value, dict):
+        return
+    if extends := root.value.get("extends"):
+        raise extends.error("the space of a run extends no file; it is damaged")
+
+    def refuse(node: Node) -> Node:
+        assert isinstance(node.value, dict)
+        if "source" not in node.value:
+            raise node.error("the space of a run holds the text of this network; it is damaged")
+        return node
+
+    descend(root, "custom", refuse)
 
 
 def merge(base: Node, node: Node, schema: Schema | None) -> Node:
@@ -90,12 +112,10 @@ def _record(schema: Tagged) -> Record:
 def _load_file(
     path: Path, schema: Schema, chain: tuple[Path, ...], text: str | None = None
 ) -> Node:
-    def place(mark: yaml.Mark | None) -> str:
-        if mark is None or text is not None:
-            return str(path)
-        return f"{path}:{mark.line + 1}:{mark.column + 1}"
-
-    root = compose(_read_text(path) if text is None else text, "", place)
+    if text is None:
+        root = compose(_read_text(path), "", _placing(path))
+    else:
+        root = compose(text, "", lambda mark: str(path))
     if root is None:
         raise SpaceError(f"{path}: is empty; write at least a 'space:' with a 'model:'")
     if not isinstance(root.value, dict):
@@ -113,9 +133,16 @@ def _load_file(
     return merge(_load_file(base, schema, (path.resolve(), *chain)), root.with_value(own), schema)
 
 
+def _placing(path: Path) -> Callable[[yaml.Mark | None], str]:
+    def place(mark: yaml.Mark | None) -> str:
+        return str(path) if mark is None else f"{path}:{mark.line + 1}:{mark.column + 1}"
+
+    return place
+
+
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, encoding="utf-8-sig", is_own=True)
     except FileNotFoundError:
         raise SpaceError(f"{path}: there is no such file; check its name") from None
     except IsADirectoryError:
@@ -123,7 +150,9 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise SpaceError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
-        raise SpaceError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+        raise SpaceError(
+            f"{path}: cannot be read ({error.strerror or error}); check the file"
+        ) from error
 
 
 def _override(root: Node, override: str) -> Node:

@@ -11,6 +11,7 @@ from tuner.forecast import PLAN
 from tuner.models.cost import excess
 from tuner.run import Run
 from tuner.space import SearchSpace
+from tuner.storage import read_text
 from tuner.trial import OPEN
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.running import conduct, opened, refuse_useless
@@ -60,7 +61,7 @@ def search(request: SearchRequest, console: Console) -> Run:
             # It was a plan of one search, not of parts of it.
             (run.path / PLAN).unlink(missing_ok=True)
         elif plan.exists() and not request.warm_start:
-            write_text(run.path / PLAN, plan.read_text())
+            write_text(run.path / PLAN, read_text(plan))
         sampler = Sampler(
             space,
             request.search,

@@ -16,8 +16,8 @@ from tuner.data import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.run import Run, free_name
 from tuner.space import load_resources
-from tuner.storage import on_disk
-from tuner.trial import USABLE, EpochRow, TrialState
+from tuner.storage import on_disk, read_text
+from tuner.trial import USABLE, EpochRow, TrialState, explaining_damage
 from tuner.tuning.request import RunRequest
 from tuner.tuning.running import conduct, opened, refuse_useless
 from tuner.tuning.sampler import trial_seed
@@ -170,7 +170,7 @@ def begin_refit(
         asked: Other fields of ``RunRequest``.
     """
     record = source.record
-    text = (source.path / "space.yaml").read_text()
+    text = _space_text(source)
     if record.refit is None:
         text = f"# The space that {record.name} searched; this run trains its best anew.\n{text}"
     return RefitRequest(
@@ -205,7 +205,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
     return RefitRequest(
         plan=plan,
         source=None,
-        space=(run.path / "space.yaml").read_text(),
+        space=_space_text(run),
         resources=_resources(run),
         space_name=run.record.space,
         search=replace(run.record.search, trials=plan.num_trials),
@@ -216,6 +216,12 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
         resume=True,
         **asked,
     )
+
+
+def _space_text(run: Run) -> str:
+    file = run.path / "space.yaml"
+    with explaining_damage(file):
+        return read_text(file)
 
 
 def _resources(run: Run) -> Resources:
