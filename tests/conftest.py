@@ -57,6 +57,14 @@ def _needs_own(item: pytest.Item) -> bool:
     return item.get_closest_marker("ray") is not None and "session" not in item.fixturenames
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is recorded of a user's own code out of the home of whoever tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def torch_home_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder where the workers of ``session`` look for weights; it does not exist."""
@@ -113,7 +121,7 @@ def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run
             batch_size=32,
             optimizer=Sgd(lr=lr),
         )
-        _train_trial(run.trial_path(number), config, digits)
+        train_trial(run.trial_path(number), config, digits)
     stop = Stop(rung=1, value=0.5, cut=0.6, peers=2)
     path = run.trial_path(2)
     status = run.trial(2).status
@@ -180,7 +188,7 @@ def stored_run(trained_run: Run, bucket: Remote, server: S3Server) -> Run:
     return Run.open(bucket / "tiny")
 
 
-def _train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
+def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
     """Train a trial and leave what a worker and the driver of a search leave."""
     write_trial(path, config)
     history: list[EpochRow] = []

@@ -81,7 +81,7 @@ def saved(path: Path) -> Path:
 def test_what_is_loaded_answers_as_what_was_saved(path: Path, model: ModelConfig) -> None:
     network, description = trained(model), describe(model)
     save_checkpoint(path, network, description)
-    loaded, read = load_checkpoint(path)
+    loaded, read = load_checkpoint(path, model)
     assert read == description
     assert not loaded.training
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_saving_leaves_the_network_as_it_was(path: Path) -> None:
 
 
 def test_a_model_on_its_way_again_can_be_trained(saved: Path) -> None:
-    network, _ = load_checkpoint(saved)
+    network, _ = load_checkpoint(saved, MODELS[0])
     network.train()(some_images()).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
@@ -124,7 +124,7 @@ def test_loading_leaves_the_global_generator_as_it_was(saved: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    load_checkpoint(saved)
+    load_checkpoint(saved, MODELS[0])
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -190,7 +190,7 @@ def test_an_unusable_file_is_named_in_one_line(saved: Path, spoil: object) -> No
     expected = torch.rand(1)
     torch.manual_seed(3)
     with pytest.raises(TunerError) as caught:
-        load_checkpoint(saved)
+        load_checkpoint(saved, MODELS[0])
     message = str(caught.value)
     assert message.startswith(f"{saved}: not a usable checkpoint: ")
     assert "\n" not in message

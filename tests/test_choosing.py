@@ -344,8 +344,9 @@ def test_a_soup_is_the_mean_of_its_weights(finished_run: Run) -> None:
     assert [member.contribution for member in result.members] == [None, None]
     (described,) = json.loads((result.path / "ensemble.json").read_text())["members"]
     assert sorted(described["soup_of"]) == [1, 2]
-    soup, _ = load_checkpoint(result.path / described["file"])
-    one, two = (load_checkpoint(finished_run.trial(n).checkpoint)[0] for n in (1, 2))
+    trials = [finished_run.trial(number) for number in (1, 2)]
+    soup, _ = load_checkpoint(result.path / described["file"], trials[0].config.model)
+    one, two = (load_checkpoint(trial.checkpoint, trial.config.model)[0] for trial in trials)
     for name, weight in soup.named_parameters():
         expected = (one.get_parameter(name) + two.get_parameter(name)) / 2
         torch.testing.assert_close(weight, expected)

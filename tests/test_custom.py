@@ -165,7 +165,7 @@ def test_a_checkpoint_is_rebuilt_without_the_file(tmp_path: Path) -> None:
     )
     save_checkpoint(tmp_path / "c.safetensors", network, checkpoint)
     Path("my_models.py").unlink()
-    loaded, described = load_checkpoint(tmp_path / "c.safetensors")
+    loaded, described = load_checkpoint(tmp_path / "c.safetensors", model)
     assert described == checkpoint
     torch.testing.assert_close(loaded(IMAGES), network(IMAGES))
 

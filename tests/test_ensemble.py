@@ -62,7 +62,7 @@ def held_out_images_of(run: Run) -> Images:
 
 def probs_of(checkpoint: Path, config: TrialConfig, images: Tensor) -> Tensor:
     """Return one member's probabilities from its file alone."""
-    network, described = load_checkpoint(checkpoint)
+    network, described = load_checkpoint(checkpoint, config.model)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (described.mean, described.std))
     dtype = compute_dtype(config.precision, CPU)
     return predict_probs(network, images, mean, std, device=CPU, dtype=dtype)

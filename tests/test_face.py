@@ -239,7 +239,7 @@ def test_each_member_normalizes_as_it_was_trained(
     finished_run: Run, digits_test: tuple[np.ndarray, np.ndarray]
 ) -> None:
     file = finished_run.trial_path(0) / "checkpoint.safetensors"
-    network, checkpoint = load_checkpoint(file)
+    network, checkpoint = load_checkpoint(file, finished_run.trial(0).config.model)
     save_checkpoint(file, network, replace(checkpoint, mean=(0.1,), std=(0.7,)))
     ensemble = tuner.combine(finished_run, top=3, device="cpu", progress=False)
     images, labels = digits_test

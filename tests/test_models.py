@@ -218,7 +218,7 @@ def test_a_few_steps_lower_the_loss_repeat_with_the_seed_and_are_kept_by_a_check
         std=(0.5,) * 3,
     )
     save_checkpoint(tmp_path / "c.safetensors", model, checkpoint)
-    loaded, _ = load_checkpoint(tmp_path / "c.safetensors")
+    loaded, _ = load_checkpoint(tmp_path / "c.safetensors", checkpoint.model)
     images = torch.randn(4, 3, 16, 16)
     torch.testing.assert_close(loaded(images), model.eval()(images), rtol=1e-4, atol=1e-5)
 

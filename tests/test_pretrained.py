@@ -607,7 +607,7 @@ def test_a_checkpoint_needs_no_weights_to_start_from(
     )
     save_checkpoint(tmp_path / "c.safetensors", epoch.network, described)
     shutil.rmtree(hub)
-    network, checkpoint = load_checkpoint(tmp_path / "c.safetensors")
+    network, checkpoint = load_checkpoint(tmp_path / "c.safetensors", config.model)
     assert checkpoint == described
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(network(images), epoch.network(images), rtol=1e-4, atol=1e-5)
@@ -644,7 +644,7 @@ def test_a_run_gives_the_weights_of_its_best_trial(finished_run: Run, digits: Sp
     best = finished_run.top(1)[0]
     assert config.params["trial"] == best.number
     start = begin(config, digits, finished_run.path.parent)
-    theirs, described = load_checkpoint(best.checkpoint)
+    theirs, described = load_checkpoint(best.checkpoint, best.config.model)
     assert (start.mean, start.std) == (described.mean, described.std)
     network = build_model(config, 10, digits.image_shape).eval()
     network.start_from(start.tensors)
@@ -773,7 +773,7 @@ def test_a_search_ships_the_weights_to_workers_that_cannot_read_them(
     assert not torch_home_of_workers.exists()
     for trial in found.trials():
         assert trial.status.state == "completed", trial.status.traceback
-        network, checkpoint = load_checkpoint(trial.checkpoint)
+        network, checkpoint = load_checkpoint(trial.checkpoint, trial.config.model)
         assert (checkpoint.mean, checkpoint.std) == IMAGENET
         taken = backbone(network)
         assert all(torch.equal(taken[key], weights[key]) for key in taken)

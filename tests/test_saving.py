@@ -48,7 +48,7 @@ def assert_one_moment(path: Path, splits: Splits) -> None:
     assert read_history(path) == history
     best = kept_row(history, is_val_seen=splits.is_val_seen)
     assert best is not None
-    assert load_checkpoint(path / "checkpoint.safetensors")[1].epoch == best.epoch
+    assert load_checkpoint(path / "checkpoint.safetensors", CONFIG.model)[1].epoch == best.epoch
     probs = np.load(path / "val_probs.npy")
     accuracy = (probs.argmax(axis=1) == splits.val.labels.numpy()).mean()
     assert accuracy == best.val_accuracy

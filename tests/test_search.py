@@ -105,7 +105,7 @@ def test_the_checkpoint_is_what_was_ranked(run: Run) -> None:
         accuracy = (stored.argmax(dim=1) == splits.val.labels).double().mean().item()
         assert trial.best is not None
         assert accuracy == trial.best.val_accuracy
-        network, checkpoint = load_checkpoint(trial.checkpoint)
+        network, checkpoint = load_checkpoint(trial.checkpoint, trial.config.model)
         assert checkpoint.epoch == trial.best.epoch
         cpu = torch.device("cpu")
         probs = predict_probs(

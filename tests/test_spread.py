@@ -1,6 +1,7 @@
 """Networks computed on a real cluster of two nodes give what they give here."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def test_members_are_computed_on_the_cluster(
     finished_run: Run, digits: Splits, address: str, tmp_path: Path
 ) -> None:
     trials = finished_run.trials()
-    networks = [Network(file=t.checkpoint, precision=t.config.precision) for t in trials]
+    pool = [(trial.checkpoint, trial.config) for trial in trials]
+    networks = [Network(file=f, model=c.model, precision=c.precision) for f, c in pool]
     with spread(address) as predict:
         there = predict(networks, digits.val.images, "flip")
         torch.testing.assert_close(there, Local([CPU])(networks, digits.val.images, "flip"))
@@ -46,7 +48,7 @@ def test_members_are_computed_on_the_cluster(
             here = make_ensemble(plan)
         assert spread_out.ensemble.test.nll == pytest.approx(here.ensemble.test.nll, rel=1e-5)
 
-        gone = Network(file=tmp_path / "gone.safetensors", precision="auto")
+        gone = replace(networks[0], file=tmp_path / "gone.safetensors")
         with pytest.raises(TunerError, match=r"gone\.safetensors") as caught:
             predict_on_cluster([gone], digits.val.images, "none")
         assert len(str(caught.value).splitlines()) == 1

@@ -14,7 +14,7 @@ from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
 from tests.raylets import Raylets
 from tests.stores import S3Server
-from tuner.checkpoint import load_checkpoint
+from tuner.checkpoint import read_description
 from tuner.cli import main
 from tuner.errors import UsageError
 from tuner.files import write_text
@@ -58,7 +58,7 @@ def test_a_run_in_a_store_reads_as_one_in_a_folder(stored_run: Run, trained_run:
     assert [trial.as_row() for trial in there] == [trial.as_row() for trial in here]
     assert [trial.is_usable for trial in there] == [trial.is_usable for trial in here]
     assert (there[0].val_probs() == here[0].val_probs()).all()
-    assert load_checkpoint(there[0].checkpoint)[1] == load_checkpoint(here[0].checkpoint)[1]
+    assert read_description(there[0].checkpoint) == read_description(here[0].checkpoint)
 
 
 def test_runs_of_a_store_are_found_by_name_address_and_age(stored_run: Run) -> None:
@@ -165,7 +165,7 @@ def test_a_search_outlives_the_death_of_its_storage(
     assert [trial.status.state for trial in run.trials()] == ["completed"] * 6
     for trial in run.trials():
         assert [row.epoch for row in trial.history] == [*range(1, 9)]
-        assert load_checkpoint(trial.checkpoint)[1].epoch == trial.best.epoch
+        assert read_description(trial.checkpoint).epoch == trial.best.epoch
     code, out, _ = call("leaderboard", "--storage", str(bucket), "--json")
     assert code == 0
     assert [row["epochs"] for row in json.loads(out)["trials"]] == [8] * 6

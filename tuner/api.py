@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -105,6 +106,7 @@ def search(
     max_failures: int = 3,
     save_seconds: float = 10.0,
     log: "Sequence[Target]" = (),
+    trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
     """Search a space and leave a run folder, as ``cifar-tune search`` does.
@@ -141,10 +143,12 @@ def search(
         max_failures: Workers that a trial may lose.
         save_seconds: Training that a trial may lose with its worker.
         log: ``wandb`` and ``mlflow``, where trials are recorded besides.
+        trust_code: Run code that came with a run, also where it was never searched with here.
         progress: Show progress on stderr.
 
     Raises:
         UsageError: On what cannot be searched, or not so.
+        UntrustedCodeError: If code that came with a run is neither known nor trusted.
         ClusterError: On a cluster that does not answer, or is too small.
         NoUsableTrials: If no trial left a model.
         TunerError: If the first three trials failed in the same way.
@@ -200,6 +204,7 @@ def search(
         keep=keep,
         command=_call("search", named, given),
         **_running(time_budget, gpu_hours, compile_mode, log),
+        trust_code=trust_code,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
@@ -232,6 +237,7 @@ def refit(
     max_failures: int = 3,
     save_seconds: float = 10.0,
     log: "Sequence[Target]" = (),
+    trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
     """Train the best configurations of a run anew, as ``cifar-tune refit`` does.
@@ -257,9 +263,11 @@ def refit(
         max_failures: See ``search``.
         save_seconds: See ``search``.
         log: See ``search``.
+        trust_code: See ``search``.
         progress: Show progress on stderr.
 
     Raises:
+        UntrustedCodeError: As ``search``.
         UsageError: If the run has too few trials, or a refit would go on as another one.
         ClusterError: On a cluster that does not answer, or is too small.
         NoUsableTrials: If no trial has ended well, or none left a model.
@@ -298,6 +306,7 @@ def refit(
         keep=keep,
         command=_call("refit", found.record.name, given),
         **_running(time_budget, gpu_hours, compile_mode, log),
+        trust_code=trust_code,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
@@ -325,6 +334,7 @@ def combine(
     name: str | None = None,
     storage: Place = "runs",
     device: str = "auto",
+    trust_code: bool = False,
     progress: bool = True,
 ) -> "Ensemble":
     """Combine the best trials of a run and read the test images once, as ``cifar-tune ensemble``.
@@ -347,11 +357,13 @@ def combine(
         name: Of the ensemble; ``None`` names it after the method.
         storage: Folder of the runs.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        trust_code: Run code that came with the run, also where it was never searched with here.
         progress: Say on stderr what takes long.
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
         UsageError: If it has too few for what is asked.
+        UntrustedCodeError: If code would be run that is neither known nor trusted.
         DataError: If images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged.
     """
@@ -379,6 +391,7 @@ def combine(
         frontier=frontier,
         compare=compare,
         duplicates=None if duplicates is None else Path(duplicates),
+        trust_code=trust_code,
         name=name,
     )
     console = _console(progress)
@@ -389,26 +402,31 @@ def combine(
     found = _as_run(run, storage)
     with planned(found, request, devices=find_devices(device), say=say) as plan:
         result = make_ensemble(plan, say=say)
-    return load_ensemble(result.path, device=device)
+    return load_ensemble(result.path, device=device, trust_code=trust_code)
 
 
-def load_ensemble(path: "Place | AnyPath", *, device: str = "auto") -> "Ensemble":
+def load_ensemble(
+    path: "Place | AnyPath", *, device: str = "auto", trust_code: bool = False
+) -> "Ensemble":
     """Load an ensemble from its folder, ready to predict.
 
-    The code of a user's own networks, which lies in their files, is run.
+    The code of a user's own networks, which lies in their files, is run if it was searched with
+    here, or is trusted.
 
     Args:
         path: Such as ``runs/first/ensembles/top5``, here or a URI.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        trust_code: Run code that came with it, also where it was never searched with here.
 
     Raises:
         UsageError: If there is no ensemble, or no such device.
+        UntrustedCodeError: If code would be run that is neither known nor trusted.
         TunerError: If a file is damaged, or not the one that was combined.
     """
     from tuner.deploy.predictor import read_ensemble
     from tuner.device import find_device
 
-    return read_ensemble(_place(path), find_device(device))
+    return read_ensemble(_place(path), find_device(device), trust_code=trust_code)
 
 
 def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "SearchSpace":
@@ -416,7 +434,8 @@ def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "Sear
     from tuner.space import load_space as read_space
 
     if isinstance(space, SearchSpace):
-        return read_space(Path("space"), overrides, storage, text=space.resolved())
+        read = read_space(Path("space"), overrides, storage, text=space.resolved())
+        return replace(read, own_code={**space.own_code, **read.own_code})
     if isinstance(space, Mapping):
         try:
             text = yaml.safe_dump(dict(space), sort_keys=False)

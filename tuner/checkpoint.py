@@ -122,15 +122,21 @@ def load_progress(path: AnyPath) -> tuple[list[EpochRow], Kept | None]:
         )
 
 
-def load_checkpoint(path: AnyPath) -> tuple[nn.Module, Checkpoint]:
-    """Rebuild a saved model, on the CPU and in evaluation mode.
+def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Checkpoint]:
+    """Rebuild a saved model, on the CPU and in evaluation mode; its own code, if any, is run.
+
+    Args:
+        path: The file.
+        model: What the file beside it, which is shown and checked, says that it is.
 
     Raises:
-        TunerError: If the file is missing, damaged, or not a checkpoint of this program.
+        TunerError: If the file is missing, damaged, not a checkpoint of this program, or one of
+            another model.
     """
     try:
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
             checkpoint = _parse((file.metadata() or {}).get("checkpoint", "{}"))
+            _expect_model(checkpoint, model)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.random.fork_rng(devices=[]):
             network = build_model(checkpoint.model, len(checkpoint.classes), checkpoint.image_shape)
@@ -141,17 +147,38 @@ def load_checkpoint(path: AnyPath) -> tuple[nn.Module, Checkpoint]:
     return network.to(memory_format=torch.channels_last).eval(), checkpoint
 
 
-def read_description(path: AnyPath) -> Checkpoint:
+def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpoint:
     """Read what stands beside the weights, and not the weights.
+
+    Args:
+        path: The file.
+        model: As for ``load_checkpoint``; ``None`` where nothing else tells it.
 
     Raises:
         TunerError: As ``load_checkpoint``.
     """
     try:
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
-            return _parse((file.metadata() or {}).get("checkpoint", "{}"))
+            checkpoint = _parse((file.metadata() or {}).get("checkpoint", "{}"))
+        if model is not None:
+            _expect_model(checkpoint, model)
     except (OSError, SafetensorError, ValueError) as error:
         raise TunerError(f"{path}: not a usable checkpoint: {error}") from error
+    return checkpoint
+
+
+def _expect_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Make sure that the weights are of a model, so that no code is run that is shown nowhere.
+
+    Raises:
+        ValueError: If they are of another one.
+    """
+    held, told = (json.dumps(m.to_plain(), sort_keys=True) for m in (checkpoint.model, model))
+    if held != told:
+        raise ValueError(
+            f"the model in it ({checkpoint.model.family}) is not the one that config.json or "
+            f"ensemble.json names ({model.family})"
+        )
 
 
 def _parse(description: str) -> Checkpoint:

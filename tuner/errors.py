@@ -4,7 +4,8 @@ TunerError              1  failed while running
 ├── StorageError        1  a storage that does not answer
 ├── UsageError          2  wrong usage or configuration
 │   ├── SpaceError         a search space that cannot be read
-│   └── DataError          images that are missing or unreadable
+│   ├── DataError          images that are missing or unreadable
+│   └── UntrustedCodeError somebody else's code that nobody said to run
 ├── NoUsableTrials      3  a run without the trials that were asked for
 └── ClusterError        4  the cluster or its resources
 """
@@ -34,6 +35,10 @@ class SpaceError(UsageError):
 
 class DataError(UsageError):
     """Images that are missing or unreadable."""
+
+
+class UntrustedCodeError(UsageError):
+    """Code that came with a run, is not known here, and would be run."""
 
 
 class NoUsableTrials(TunerError):

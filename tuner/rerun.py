@@ -12,10 +12,13 @@ from tuner.data import load_splits
 from tuner.run import Run
 from tuner.training.loop import Epoch, train
 from tuner.trial import EpochRow, threads_of
+from tuner.trust import code_of, expect_trusted
 from tuner.weights import load_start
 
 
-def rerun(run: Run, number: int, device: torch.device) -> Iterator[tuple[EpochRow, EpochRow]]:
+def rerun(
+    run: Run, number: int, device: torch.device, *, trust_code: bool = False
+) -> Iterator[tuple[EpochRow, EpochRow]]:
     """Train trial ``number`` as far as it came, with its seed, its threads and its halved batches.
 
     Yields:
@@ -24,9 +27,11 @@ def rerun(run: Run, number: int, device: torch.device) -> Iterator[tuple[EpochRo
 
     Raises:
         UsageError: If there is no such trial.
+        UntrustedCodeError: If code would be run that is neither known nor said to be trusted.
         DataError: If the images, or the weights it started from, have changed since.
     """
     trial = run.trial(number)
+    expect_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     start = load_start(trial.config.model, splits.classes, splits.image_shape, run.path.parent)

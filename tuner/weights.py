@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tuner.checkpoint import load_checkpoint
+from tuner.checkpoint import load_checkpoint, read_description
 from tuner.config import ModelConfig
 from tuner.errors import DataError
-from tuner.models import ImageShape, build_model, params_of
+from tuner.models import ImageShape, build_model, params_of, source_of
 from tuner.models.pretrained import Pretrained, PretrainedParams, find_weights, last_layer
 from tuner.run import find_run
 from tuner.sources import quiet_network
@@ -104,7 +104,8 @@ def load_start(
 
 def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath) -> Start:
     assert params.trial is not None
-    path = find_run(storage, params.run).trial(params.trial).checkpoint
+    trial = find_run(storage, params.run).trial(params.trial)
+    path, model = trial.checkpoint, source_of(params).model
     if not path.exists():
         raise DataError(
             f"{path}: the weights to start from are gone; name a trial whose checkpoint was kept"
@@ -116,7 +117,8 @@ def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath
             f"{path}: not the weights that were to be started from (SHA-256 {found[:8]} and not "
             f"{params.sha256[:8]}); put them back, or name the trial anew"
         )
-    network, checkpoint = load_checkpoint(path)
+    read_description(path, trial.config.model)
+    network, checkpoint = load_checkpoint(path, model)
     tensors = network.state_dict()
     if checkpoint.classes != classes:
         head_name, _ = last_layer(network)

@@ -123,14 +123,22 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         overrides: ``KEY=VALUE`` each, those of flags and environment among them.
     """
     from tuner.space import find_space, load_space
+    from tuner.trust import code_of, expect_trusted, remember
 
     options = context.params
     name, texts = options["name"], {}
     words = list(_words(context, (*NOT_SENT, *FOLDED)))
     if options["space"]:
         path = find_space(options["space"])
-        texts["space.yaml"] = load_space(path, overrides).resolved()
+        space = load_space(path, overrides)
+        remember(space.own_code)
+        code = code_of(space.models_with_code())
+        expect_trusted(code, path, trust=options["trust_code"])
+        texts["space.yaml"] = space.resolved()
         words += ["--space", "space.yaml"]
+        if code and not options["trust_code"]:
+            # It is known here, and there it may not be.
+            words.append("--trust-code")
         if not options["resume"]:
             name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     elif not options["resume"]:

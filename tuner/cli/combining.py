@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
-from tuner.cli.options import DEVICE, JSON, STORAGE, Amount, option
+from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE, Amount, option
 from tuner.cli.tables import print_json
 from tuner.storage import AnyPath
 
@@ -67,6 +67,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 @option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
 @option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
 @DEVICE
+@TRUST_CODE
 @option("--address", help="Spread the members over a Ray cluster: auto or HOST:PORT.")
 @JSON
 def ensemble(

@@ -71,6 +71,9 @@ STORAGE = option(
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+TRUST_CODE = option(
+    "--trust-code", is_flag=True, help="Run code that came with a run, not searched with here."
+)
 DATA_DIR = option(
     "--data-dir",
     type=click.Path(path_type=Path),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import DEVICE, JSON, STORAGE, option
+from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE, option
 from tuner.cli.tables import (
     figure,
     leaderboard_document,
@@ -147,8 +147,11 @@ def _follow(path: AnyPath) -> None:
 @click.argument("trial", type=click.IntRange(min=0))
 @STORAGE
 @DEVICE
+@TRUST_CODE
 @JSON
-def rerun(run: str, trial: int, storage: AnyPath, device: str, as_json: bool) -> None:
+def rerun(
+    run: str, trial: int, storage: AnyPath, device: str, trust_code: bool, as_json: bool
+) -> None:
     """Train one trial again, alone, and hold it against what was recorded."""
     from tuner.device import find_device
     from tuner.rerun import rerun as train_again
@@ -164,7 +167,7 @@ def rerun(run: str, trial: int, storage: AnyPath, device: str, as_json: bool) ->
             "recorded loss": then.val_loss,
             "same": (now.val_accuracy, now.val_loss) == (then.val_accuracy, then.val_loss),
         }
-        for then, now in train_again(found, trial, find_device(device))
+        for then, now in train_again(found, trial, find_device(device), trust_code=trust_code)
     ]
     if as_json:
         print_json({"run": str(found.path), "trial": trial, "epochs": rows})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import JSON, STORAGE, Amount, Duration, option
+from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
 from tuner.cli.tables import leaderboard_document, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError
 from tuner.storage import AnyPath
@@ -39,6 +39,7 @@ _COSTS = (
         help="Compile networks; auto: on a GPU, where it pays.",
     ),
     STORAGE,
+    TRUST_CODE,
     JSON,
     option("--quiet", is_flag=True, help="Show no progress."),
 )
@@ -82,7 +83,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def asked_of_all(options: dict[str, Any]) -> dict[str, Any]:
     """Return what these options say, as ``RunRequest`` has it."""
-    names = ("log", "max_failures", "save_seconds", "compile_mode", "address")
+    names = ("log", "max_failures", "save_seconds", "compile_mode", "address", "trust_code")
     shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")
     return {name: options[name] for name in (*names, *shares) if name in options} | {
         "seconds": options["time_budget"] or math.inf,

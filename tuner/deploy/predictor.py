@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuner.checkpoint import load_checkpoint
-from tuner.config import Precision
+from tuner.checkpoint import load_checkpoint, read_description
+from tuner.config import ModelConfig, Precision
 from tuner.device import compute_dtype
 from tuner.errors import TunerError, UsageError
 from tuner.evaluate import Tta, predict_probs
 from tuner.sources import ImageMode, decode_file, resized, resized_pixels
 from tuner.storage import AnyPath, inside, on_disk, read_text
 from tuner.trial import explaining_damage
+from tuner.trust import code_of, expect_trusted
 from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
 
@@ -156,15 +157,17 @@ class Ensemble:
         return decode_file(image, size, mode)
 
 
-def read_ensemble(path: AnyPath, device: torch.device) -> Ensemble:
+def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = False) -> Ensemble:
     """Load an ensemble from its folder.
 
     Args:
         path: The folder.
         device: Where it will compute.
+        trust_code: Run code that came with it, also where it is not known here.
 
     Raises:
         UsageError: If there is none, or it was written by a later version.
+        UntrustedCodeError: If code would be run that is neither known nor trusted.
         TunerError: If a file is damaged, or is not the one that was written.
     """
     file = path / "ensemble.json"
@@ -181,8 +184,15 @@ def read_ensemble(path: AnyPath, device: torch.device) -> Ensemble:
         digests = [plain.get("sha256") for plain in description["members"]]
         members = [_member(plain) for plain in description["members"]]
         files = [inside(path, member.file) for member in members]
+        told = [_model(plain.get("model")) for plain in description["members"]]
+    # Ensembles of earlier versions do not say what their members are.
+    models = [
+        model or read_description(file).model for file, model in zip(files, told, strict=True)
+    ]
+    expect_trusted(code_of(models), path, trust=trust_code)
     networks = [
-        _load(network, digest, device) for network, digest in zip(files, digests, strict=True)
+        _load(network, model, digest, device)
+        for network, model, digest in zip(files, models, digests, strict=True)
     ]
     with explaining_damage(file):
         return Ensemble(
@@ -207,7 +217,16 @@ def _member(plain: Mapping[str, Any]) -> EnsembleMember:
     )
 
 
-def _load(file: AnyPath, digest: str | None, device: torch.device) -> LoadedNetwork:
+def _model(plain: Mapping[str, Any] | None) -> ModelConfig | None:
+    if plain is None:
+        return None
+    ((family, params),) = plain.items()
+    return ModelConfig(family, params)
+
+
+def _load(
+    file: AnyPath, model: ModelConfig, digest: str | None, device: torch.device
+) -> LoadedNetwork:
     """Load a network, having made sure that its file is the one that was written."""
     with explaining_damage(file), on_disk(file) as local:
         found = _sha256(local)
@@ -216,7 +235,7 @@ def _load(file: AnyPath, digest: str | None, device: torch.device) -> LoadedNetw
             f"{file}: is not the file that the ensemble was made with (its SHA-256 differs); make "
             "the ensemble again"
         )
-    network, checkpoint = load_checkpoint(file)
+    network, checkpoint = load_checkpoint(file, model)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     return LoadedNetwork(network=network.to(device), mean=mean, std=std)
 

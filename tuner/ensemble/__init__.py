@@ -18,6 +18,7 @@ from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.run import Run
 from tuner.storage import AnyPath, copy_file, scratch
+from tuner.trust import code_of, expect_trusted
 
 Key = tuple[int, ...]
 """The candidates in a network, by position: one, or several for a soup."""
@@ -69,6 +70,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         TunerError: If a member's file is damaged or gone.
     """
     run, request, kitchen = plan.run, plan.request, plan.kitchen
+    expect_trusted(code_of(plan.models()), run.path, trust=request.trust_code)
     source = run.record.data.source
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
     # Before the test images are read, so that a damaged file does not cost a reading.
@@ -126,7 +128,7 @@ def _copied(network: Network, folder: AnyPath) -> Network:
     Raises:
         TunerError: If it is damaged or gone.
     """
-    load_checkpoint(network.file)
+    load_checkpoint(network.file, network.model)
     if network.file.parent == folder:
         return network
     copy = folder / f"{network.file.parent.name}.safetensors"

@@ -81,6 +81,7 @@ def _write_members(
         described.append(
             {
                 "file": name,
+                "model": networks[key].model.to_plain(),
                 "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
                 "trial": None if is_soup else trials[key[0]],
                 **({"soup_of": [trials[i] for i in key]} if is_soup else {}),
@@ -97,7 +98,7 @@ def _description(
     result: EnsembleResult, plan: Plan, best_single: Network, members: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return what is needed to predict with the ensemble, and what it came of."""
-    checkpoint = read_description(best_single.file)
+    checkpoint = read_description(best_single.file, best_single.model)
     return {
         "schema_version": 1,
         "run": result.run,

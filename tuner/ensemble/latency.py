@@ -36,7 +36,7 @@ def measure_latency(
     # It brings PyTorch's compiler of extensions, half a second that only this has to wait for.
     from torch.utils.benchmark import Timer
 
-    model, checkpoint = load_checkpoint(network.file)
+    model, checkpoint = load_checkpoint(network.file, network.model)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     settings = {"device": device, "dtype": compute_dtype(network.precision, device), "tta": tta}
     model = model.to(device)

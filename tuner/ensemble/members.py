@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tuner.checkpoint import load_checkpoint
-from tuner.config import Precision
+from tuner.config import ModelConfig, Precision
 from tuner.device import compute_dtype
 from tuner.evaluate import Tta, predict_probs
 from tuner.storage import AnyPath
@@ -22,6 +22,8 @@ class Network:
     """A checkpoint, and how it is computed."""
 
     file: AnyPath
+    model: ModelConfig
+    """What the file has to hold."""
     precision: Precision
     floor: float = 0.0
     """Probabilities are raised to it, as those of the validation images were by being stored."""
@@ -63,7 +65,7 @@ def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.de
     Raises:
         TunerError: If the file is missing or damaged.
     """
-    model, checkpoint = load_checkpoint(network.file)
+    model, checkpoint = load_checkpoint(network.file, network.model)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     dtype = compute_dtype(network.precision, device)
     probs = predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype, tta=tta)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tuner.config import ModelConfig
 from tuner.data import Splits, load_splits
 from tuner.ensemble.choosing import (
     Choice,
@@ -26,6 +27,7 @@ from tuner.errors import UsageError
 from tuner.evaluate import score
 from tuner.run import Run
 from tuner.storage import AnyPath
+from tuner.trust import code_of, expect_trusted
 
 Say = Callable[[str], None]
 
@@ -65,6 +67,11 @@ class Plan:
         if choice.method in SOUPS:
             return {choice.members: self.kitchen.network(choice.members)}
         return {(i,): self.pool.network(i) for i in choice.members}
+
+    def models(self) -> list[ModelConfig]:
+        """Return the models of all networks that the test images are shown to."""
+        members = {i for choice in (self.choice, self.single, *self.others) for i in choice.members}
+        return [self.pool.trials[i].config.model for i in sorted(members)]
 
     def to_plain(self) -> dict[str, Any]:
         """Return the choices with their figures on validation images, for ``--dry-run``."""
@@ -136,9 +143,13 @@ def make_plan(
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
     if len(pool) < request.top:
         say(f"candidates: {len(pool)}, fewer than --top {request.top}")
-    networks = [pool.network(i) for i in range(len(pool))]
+    if request.computes_to_choose:
+        # What only votes is read from the folder, and no code of it is run.
+        models = code_of(trial.config.model for trial in pool.trials)
+        expect_trusted(models, run.path, trust=request.trust_code)
     if request.tta != "none":
         say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")
+        networks = [pool.network(i) for i in range(len(pool))]
         pool = pool.seen_anew(predict(networks, splits.val.images, request.tta))
     if request.max_latency_ms is not None:
         say(f"timing candidates on {device}: {len(pool)}")

@@ -53,6 +53,7 @@ class Pool:
         trial = self.trials[position]
         return Network(
             file=trial.checkpoint,
+            model=trial.config.model,
             precision=trial.config.precision,
             floor=self.floors[position],
         )

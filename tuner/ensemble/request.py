@@ -42,6 +42,8 @@ class EnsembleRequest:
     """Score all methods by the same reading of the test images."""
     duplicates: Path | None = None
     """List of the test images that have near-duplicates in the training data."""
+    trust_code: bool = False
+    """Run code that came with the run, also where it is not known here."""
     name: str | None = None
     """``None`` names it after the method and its size."""
 
@@ -59,6 +61,16 @@ class EnsembleRequest:
     def pool_size(self) -> int:
         """How many of the best trials there are to choose from, at most."""
         return max(POOL, self.top) if self.pool is None else self.pool
+
+    @property
+    def computes_to_choose(self) -> bool:
+        """Whether networks are computed before any test image is read."""
+        return (
+            self.tta != "none"
+            or self.max_latency_ms is not None
+            or self.method in SOUPS
+            or self.compare
+        )
 
     @property
     def chosen_by_validation(self) -> tuple[str, ...]:

@@ -76,7 +76,8 @@ class Kitchen:
         name = "-".join(["soup", *(str(trial.number) for trial in trials)])
         file = self.folder / f"{name}.safetensors"
         if not file.exists():
-            models, checkpoints = zip(*(load_checkpoint(t.checkpoint) for t in trials), strict=True)
+            loaded = [load_checkpoint(t.checkpoint, t.config.model) for t in trials]
+            models, checkpoints = zip(*loaded, strict=True)
             soup = models[0]
             soup.load_state_dict(mean_of([model.state_dict() for model in models]))
             mean, std = (
@@ -87,7 +88,8 @@ class Kitchen:
             images = self.train_images[:: -(-len(self.train_images) // FIT_IMAGES)]
             estimate_statistics(soup.to(self.device), images, mean, std)
             save_checkpoint(file, soup, checkpoints[0])
-        return Network(file=file, precision=trials[0].config.precision)
+        config = trials[0].config
+        return Network(file=file, model=config.model, precision=config.precision)
 
     def probs(self, members: Sequence[int]) -> Tensor:
         """Return a soup's probabilities of the validation images, shape (N, K)."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -77,9 +77,16 @@ class Source:
     image_shape: ImageShape
 
     def to_json(self) -> str:
-        """Return the text that ``source_of`` reads."""
+        """Return the text that ``from_json`` reads."""
         plain = {"model": self.model.to_plain(), "image_shape": self.image_shape}
         return json.dumps(plain, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote."""
+        plain = json.loads(text)
+        ((family, given),) = plain["model"].items()
+        return cls(model=ModelConfig(family, given), image_shape=tuple(plain["image_shape"]))
 
 
 def source_of(params: PretrainedParams) -> Source:
@@ -93,9 +100,7 @@ def source_of(params: PretrainedParams) -> Source:
             f"model.pretrained: the architecture of {params.run} is missing; read the "
             "configuration from a space file"
         )
-    plain = json.loads(params.source)
-    ((family, given),) = plain["model"].items()
-    return Source(model=ModelConfig(family, given), image_shape=tuple(plain["image_shape"]))
+    return Source.from_json(params.source)
 
 
 def has_own_code(config: ModelConfig) -> bool:

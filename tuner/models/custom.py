@@ -2,9 +2,8 @@
 
 The file's text travels within the configuration, so that nodes without the file can build the
 network, and a checkpoint can be rebuilt after the file was changed or lost. Building such a network
-runs that text: who searches, reruns, makes an ensemble or loads one with custom models runs their
-code, as if they had started the file itself. Listing a run, or reading its configurations, does
-not.
+runs that text, as if one had started the file itself; listing a run, or reading its configurations,
+does not. ``tuner.trust`` is asked before what came with a run is built.
 """
 
 import functools

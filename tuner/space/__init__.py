@@ -12,8 +12,8 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ SHIPPED = next(
 FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
 ORIGIN = ("name", "weights", "run", "trial", "source", "sha256")
 """Parameters of a ``pretrained`` model that say what it starts from."""
+CODE = ("path", "source")
+"""Parameters of a ``custom`` model that are its code."""
 RUN_KEYS = {
     "seed": "belongs to the whole run; write it under search:, as in search: {seed: 0}",
 }
@@ -132,6 +134,8 @@ class SearchSpace:
     axes: Group
     text: str
     """The space as resolved, in YAML."""
+    own_code: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The text of the user's own file, with its name, where it was read for this space."""
 
     def sample(
         self, trial: Trial, *, epochs: int, seed: int, baseline: int | None = None
@@ -181,20 +185,28 @@ class SearchSpace:
 
     def starting_models(self) -> list[ModelConfig]:
         """Return a model for each set of weights that the ``pretrained`` ones start from."""
-        models = self.axes.entries["model"]
-        assert isinstance(models, Branch)
-        group = models.options.get("pretrained", Group(entries={}))
-        axes = Group(entries={key: axis for key, axis in group.entries.items() if key in ORIGIN})
-        # What the space leaves out, a baseline may name.
-        rests = [{}] + [b.rest.get("model", {}).get("pretrained", {}) for b in self.baseline]
         found = []
-        for index, rest in itertools.product(range(int(axes.size())), rests):
-            params = axes.sample(RandomTrial(params=axes.pick(index))) | rest
-            model = ModelConfig("pretrained", {k: v for k, v in params.items() if k in ORIGIN})
+        for model in self._models("pretrained", ORIGIN):
             with contextlib.suppress(UsageError):
                 params_of(model)
                 found.append(model)
         return found
+
+    def models_with_code(self) -> list[ModelConfig]:
+        """Return what the space says of the models that may be made by a user's own code."""
+        return [*self._models("custom", CODE), *self._models("pretrained", ORIGIN)]
+
+    def _models(self, family: str, keys: Collection[str]) -> Iterator[ModelConfig]:
+        """Yield all that these parameters of a family can be."""
+        models = self.axes.entries["model"]
+        assert isinstance(models, Branch)
+        group = models.options.get(family, Group(entries={}))
+        axes = Group(entries={key: axis for key, axis in group.entries.items() if key in keys})
+        # What the space leaves out, a baseline may name.
+        rests = [{}] + [b.rest.get("model", {}).get(family, {}) for b in self.baseline]
+        for index, rest in itertools.product(range(int(axes.size())), rests):
+            params = axes.sample(RandomTrial(params=axes.pick(index))) | rest
+            yield ModelConfig(family, {k: v for k, v in params.items() if k in keys})
 
     def cardinality(self) -> int | None:
         """Count the configurations; ``None`` if an axis is continuous."""
@@ -239,7 +251,8 @@ def load_space(
     """
     if text is None and (path.parent / "run.json").exists():
         refuse_files(path)
-    root = with_origins(with_sources(load(path, overrides, FILE, text), path), storage)
+    root, own_code = with_sources(load(path, overrides, FILE, text), path)
+    root = with_origins(root, storage)
     assert isinstance(root.value, dict)
     nodes = root.value
     known = (*FILE.fields, "baseline")
@@ -271,6 +284,7 @@ def load_space(
         baseline=tuple(read_baseline(_without_run_keys(node), TRIAL, axes) for node in entries),
         axes=axes,
         text=dump(root),
+        own_code=own_code,
     )
     draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
     refuse_impossible(nodes["space"], draw, {})

@@ -10,7 +10,7 @@ from tuner.space.tree import FORMS, Node
 from tuner.storage import read_text
 
 
-def with_sources(root: Node, space: Path) -> Node:
+def with_sources(root: Node, space: Path) -> tuple[Node, dict[str, str]]:
     """Read the file of ``space.model.custom``, if there is one, and see that it has the network.
 
     What holds its ``source`` already, as the ``space.yaml`` of a run does, is left alone: its code
@@ -20,13 +20,17 @@ def with_sources(root: Node, space: Path) -> Node:
         root: The top level of a space.
         space: Its file; the path of a file that an override names is relative to it.
 
+    Returns:
+        The top level with that text, and the text that was read, with its file's name.
+
     Raises:
         SpaceError: On a file that cannot be read or fails, and on a name or argument it lacks.
     """
-    return descend(root, "custom", lambda node: _with_source(node, space))
+    own: dict[str, str] = {}
+    return descend(root, "custom", lambda node: _with_source(node, space, own)), own
 
 
-def _with_source(node: Node, space: Path) -> Node:
+def _with_source(node: Node, space: Path, own: dict[str, str]) -> Node:
     assert isinstance(node.value, dict)
     path = node.value.get("path")
     if path is None or "source" in node.value:
@@ -47,6 +51,7 @@ def _with_source(node: Node, space: Path) -> Node:
         raise path.error(str(error)) from error
     for name in words(node.value.get("name")):
         _check_name(node, name, path.value, text)
+    own[text] = path.value
     source = Node(
         value=text,
         path=join(node.path, "source"),

@@ -63,7 +63,7 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
     if not record.checkpoint.exists():
         what = f"the checkpoint of trial {record.number} was not kept; name another one"
         raise (trial or run).error(what)
-    description = read_description(record.checkpoint)
+    description = read_description(record.checkpoint, record.config.model)
     # Grey images have three channels by the time that they are normalized for ImageNet's weights.
     image_shape = (len(description.mean), *description.image_shape[1:])
     source = Source(model=description.model, image_shape=image_shape)

@@ -13,8 +13,9 @@ from tuner.run import Run
 from tuner.space import SearchSpace
 from tuner.storage import read_text
 from tuner.trial import OPEN
+from tuner.trust import code_of, remember
 from tuner.tuning.request import SearchRequest
-from tuner.tuning.running import conduct, opened, refuse_useless
+from tuner.tuning.running import conduct, opened, refuse_untrusted, refuse_useless
 from tuner.tuning.sampler import Sampler
 from tuner.tuning.study import refuse_taken, refuse_unfit
 from tuner.tuning.trainable import pack, pack_starts
@@ -32,6 +33,7 @@ def search(request: SearchRequest, console: Console) -> Run:
         The run; its status is ``interrupted`` if a signal ended it early.
 
     Raises:
+        UntrustedCodeError: If code that came with a run is neither known here nor trusted.
         UsageError: On data or weights that cannot be read, a name that is taken, a sampler that
             cannot search this space, or a run to resume that is missing or of other data.
         ClusterError: On a cluster that does not answer, or is too small.
@@ -44,6 +46,7 @@ def search(request: SearchRequest, console: Console) -> Run:
         refuse_taken(request.study_storage, request.name)
     if request.warm_start:
         request.warm_start.expect_unseen_validation("--warm-start")
+    settle_code(request)
     splits = load_splits(request.data, request.data_dir)
     starts = load_starts(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
@@ -89,6 +92,18 @@ def search(request: SearchRequest, console: Console) -> Run:
         console.print(_share_refused(sampler), markup=False)
     refuse_useless(conductor)
     return run
+
+
+def settle_code(request: SearchRequest) -> None:
+    """Record the user's own code, and refuse other code that is neither known nor trusted.
+
+    Raises:
+        UntrustedCodeError: If there is any.
+    """
+    space = request.space
+    remember(space.own_code)
+    whose = request.storage / request.name if request.resume else request.space_name
+    refuse_untrusted(request, code_of(space.models_with_code()), whose)
 
 
 def excess_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:

@@ -18,7 +18,7 @@ from tuner.space import SearchSpace
 from tuner.storage import AnyPath, scratch
 from tuner.tuning.budget import Budget
 from tuner.tuning.cluster import connected
-from tuner.tuning.driver import excess_of
+from tuner.tuning.driver import excess_of, settle_code
 from tuner.tuning.probe import Measured, measure_all
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.running import slots_of
@@ -61,6 +61,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     """
     space = request.space
     refuse_unfit(space, request.search)
+    settle_code(request)
     splits = load_splits(request.data, request.data_dir)
     starts = load_starts(
         space.starting_models(), splits.classes, splits.image_shape, request.storage

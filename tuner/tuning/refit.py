@@ -18,8 +18,9 @@ from tuner.run import Run, free_name
 from tuner.space import load_resources
 from tuner.storage import on_disk, read_text
 from tuner.trial import USABLE, EpochRow, TrialState, explaining_damage
+from tuner.trust import code_of
 from tuner.tuning.request import RunRequest
-from tuner.tuning.running import conduct, opened, refuse_useless
+from tuner.tuning.running import conduct, opened, refuse_untrusted, refuse_useless
 from tuner.tuning.sampler import trial_seed
 from tuner.tuning.trainable import pack, pack_starts
 from tuner.weights import load_starts
@@ -270,6 +271,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
     Raises:
         UsageError: On data or weights that cannot be read, a name that is taken, or a run to resume
             that is missing.
+        UntrustedCodeError: If code that came with the run is neither known here nor trusted.
         DataError: If the images are not those of the run that is drawn from.
         ClusterError: On a cluster that does not answer, or is too small.
         NoUsableTrials: If no trial left a checkpoint.
@@ -282,6 +284,8 @@ def refit(request: RefitRequest, console: Console) -> Run:
         split = None if splits.is_val_seen else record.split_fingerprint
         splits.expect(record.data_fingerprint, split, request.source.path)
     models = [config.model for config in plan.configs]
+    whose = request.source.path if request.source else request.storage / request.name
+    refuse_untrusted(request, code_of(models), whose)
     starts = load_starts(models, splits.classes, splits.image_shape, request.storage)
     with opened(
         request, splits, request.space, console, resources=request.resources, refit=plan

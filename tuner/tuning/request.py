@@ -46,6 +46,8 @@ class RunRequest:
     """Where else than in TensorBoard's files the trials are recorded."""
     max_failures: int = 3
     """Workers that a trial may lose before it counts as failed."""
+    trust_code: bool = False
+    """Run code that came with a run, also where it is not known here."""
     compile_mode: CompileMode = "auto"
     address: str | None = None
     gpus_per_trial: float | None = None

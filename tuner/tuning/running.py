@@ -29,6 +29,7 @@ from tuner.files import write_text
 from tuner.models.cost import count_cost
 from tuner.run import Run, RunRecord, RunStatus, now
 from tuner.tracking import refuse_missing, tracked
+from tuner.trust import Code, code_of, expect_trusted
 from tuner.tuning.budget import Budget
 from tuner.tuning.cluster import connected, hardware
 from tuner.tuning.conductor import Conductor, Proposer
@@ -170,6 +171,24 @@ def conduct(
             markup=False,
         )
     return conductor
+
+
+def refuse_untrusted(request: RunRequest, code: Code, whose: object) -> None:
+    """Refuse to run code that is neither known here nor trusted, before any of it is run.
+
+    Args:
+        request: What is asked for; of a run that goes on, the code of its trials is looked at, too.
+        code: What else would be run.
+        whose: What that came with.
+
+    Raises:
+        UntrustedCodeError: If there is any.
+    """
+    expect_trusted(code, whose, trust=request.trust_code)
+    if request.resume:
+        run = Run.open(request.storage / request.name)
+        known = code_of(trial.config.model for trial in run.trials())
+        expect_trusted(known, run.path, trust=request.trust_code)
 
 
 def refuse_useless(conductor: Conductor) -> None:
