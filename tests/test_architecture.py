@@ -17,7 +17,7 @@ FLOORS_0_TO_2 = (
     "errors store remote storage files locking voting calibration evidence schema config augment "
     "models device optim evaluate trial run sources data space checkpoint weights "
     "plots tally board live advice tracking "
-    "forecast"
+    "forecast trust"
 )
 MAY_IMPORT = {
     # Floor 0
@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "advice": "config space tally trial",
     "tracking": "errors storage config run tally trial",
     "forecast": "files storage run trial",
-    "weights": "errors storage schema config models run sources checkpoint",
+    "weights": "errors storage schema config models trial run sources checkpoint",
+    "trust": "errors config models",
     # Floor 3
     "training": FLOORS_0_TO_2,
     # Floor 4

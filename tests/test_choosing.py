@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuner.checkpoint import load_checkpoint
+from tuner.checkpoint import load_checkpoint, save_checkpoint
 from tuner.data import Splits
 from tuner.ensemble import latency, make_ensemble, planned
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
@@ -372,12 +372,13 @@ def test_a_soup_of_one_network_twice_is_that_network() -> None:
 
 def test_a_soup_of_equal_networks_does_what_they_do(finished_run: Run) -> None:
     one, two = (finished_run.trial(number) for number in (1, 2))
-    for name in ("checkpoint.safetensors", "val_probs.npy"):
-        shutil.copy(one.path / name, two.path / name)
+    shutil.copy(one.path / "val_probs.npy", two.path / "val_probs.npy")
     # Dropout plays no part in what is averaged.
     params = dict(two.config.model.params) | {"dropout": 0.5}
     model = dataclasses.replace(two.config.model, params=params)
     write_trial(two.path, dataclasses.replace(two.config, model=model))
+    network, described = load_checkpoint(one.checkpoint, one.config.model)
+    save_checkpoint(two.checkpoint, network, dataclasses.replace(described, model=model))
     plan = choose(finished_run, 2, method="soup")
     soup, alone = (
         score(probs, plan.pool.labels)

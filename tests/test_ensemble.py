@@ -195,9 +195,10 @@ def test_the_figures_of_a_member_are_those_of_its_training(finished_run: Run) ->
 def test_the_vote_is_the_mean_of_what_the_members_say(finished_run: Run) -> None:
     result = ensemble(finished_run)
     images = held_out_images_of(finished_run)
-    config = finished_run.trial(0).config
     files = sorted((result.path / "members").iterdir())
-    mean = torch.stack([probs_of(file, config, images.images) for file in files]).mean(dim=0)
+    configs = [finished_run.trial(int(file.stem)).config for file in files]
+    probs = [probs_of(f, c, images.images) for f, c in zip(files, configs, strict=True)]
+    mean = torch.stack(probs).mean(dim=0)
     assert torch.equal(result.confusion, confusion_matrix(mean, images.labels, 10))
     expected = dataclasses.astuple(score(mean, images.labels))
     assert dataclasses.astuple(result.ensemble.test) == pytest.approx(expected, abs=1e-6)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         SpaceError,
         StorageError,
         TunerError,
+        UntrustedCodeError,
         UsageError,
     )
     from tuner.training.loop import train
@@ -30,6 +31,7 @@ __all__ = [
     "SpaceError",
     "StorageError",
     "TunerError",
+    "UntrustedCodeError",
     "UsageError",
     "combine",
     "load_ensemble",

@@ -175,8 +175,10 @@ def _expect_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """
     held, told = (json.dumps(m.to_plain(), sort_keys=True) for m in (checkpoint.model, model))
     if held != told:
+        is_alike = checkpoint.model.family == model.family
+        what = "other parameters" if is_alike else checkpoint.model.family
         raise ValueError(
-            f"the model in it ({checkpoint.model.family}) is not the one that config.json or "
+            f"the model in it ({what}) is not the one that config.json or "
             f"ensemble.json names ({model.family})"
         )
 
