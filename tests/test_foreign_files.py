@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tuner
 from tuner import storage
 from tuner.deploy.predictor import read_ensemble as load
 from tuner.device import find_device
@@ -136,6 +137,15 @@ def test_the_members_of_an_ensemble_lie_in_it(file: str, tmp_path: Path) -> None
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(TunerError, match=r"ensemble\.json: damaged .* is no name of a file in"):
         load(tmp_path, find_device("cpu"))
+
+
+def test_no_ensemble_is_written_elsewhere(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (finished_run.path / "ensembles").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TunerError, match="ensembles is a link"):
+        tuner.combine(finished_run, top=1, device="cpu", progress=False)
+    assert not (finished_run.path / "test_readings.jsonl").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_nothing_is_written_through_a_link(finished_run: Run, tmp_path: Path) -> None:

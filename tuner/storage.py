@@ -102,12 +102,9 @@ def read_bytes(path: AnyPath, *, most: int = MOST_TEXT, is_own: bool = False) ->
     Raises:
         OSError: If it is no plain file, or cannot be read.
     """
-    if isinstance(path, Remote):
-        content = path.read_bytes()
-    else:
+    if not isinstance(path, Remote):
         expect_file(path, most=most, is_own=is_own)
-        with path.open("rb") as file:
-            content = file.read(most + 1)
+    content = path.read_bytes()
     if len(content) > most:
         raise OSError(f"{path.name} is larger than the {most} bytes that are read")
     return content

@@ -197,7 +197,8 @@ def _submit(
             tell=_say,
             extra=extra_for(storage),
         )
-    again = f"cifar-tune {command} --resume --name {shlex.quote(name)} --address {address}"
+    trusted = " --trust-code" if "--trust-code" in words else ""
+    again = f"cifar-tune {command} --resume --name {shlex.quote(name)} --address {address}{trusted}"
     click.echo(f"{name} is job {job} on {address}. Ctrl-C leaves it running.", err=True)
     try:
         ended = jobs.follow(client, job, _writer(options["as_json"]))

@@ -17,7 +17,8 @@ from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.run import Run
-from tuner.storage import AnyPath, copy_file, scratch
+from tuner.storage import AnyPath, copy_file, refuse_link, scratch
+from tuner.trial import explaining_damage
 from tuner.trust import code_of, expect_trusted
 
 Key = tuple[int, ...]
@@ -72,6 +73,8 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     run, request, kitchen = plan.run, plan.request, plan.kitchen
     expect_trusted(code_of(plan.models()), run.path, trust=request.trust_code)
     source = run.record.data.source
+    with explaining_damage(run.path / "ensembles"):
+        refuse_link(run.path / "ensembles")
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
     # Before the test images are read, so that a damaged file does not cost a reading.
     networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
