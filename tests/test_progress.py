@@ -202,7 +202,7 @@ def test_the_table_bears_a_resize_and_leaves_the_terminal_as_it_was(tmp_path: Pa
     tmux("-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "40", "sh")
     try:
         tmux("send-keys", command, "Enter")
-        wide = screen_with("best 0.", "stopped", "curve")
+        wide = screen_with("best ", "stopped", "curve")
         assert re.search(r"trial +model +epoch .* rung +arrived +passed +stopped", wide)
         tmux("resize-window", "-x", "80", "-y", "24")
         time.sleep(3)

@@ -438,7 +438,9 @@ def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_
             time.sleep(0.02)
 
     words = ("--top", "2", "--seeds", "2", "--epochs", "30", "--concurrent", "1")
-    with Search(tmp_path, "tiny", *words, "--name", "again", command="refit") as process:
+    # So that the history tells each epoch as it ends.
+    often = ("--save-seconds", "0")
+    with Search(tmp_path, "tiny", *words, *often, "--name", "again", command="refit") as process:
         wait_for(3)
         process.process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130, process.errors
@@ -447,7 +449,7 @@ def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_
     shutil.rmtree(finished_run.path)
     interrupted = history()
     assert 3 <= len(interrupted) < 30
-    resume = ("--resume", "--name", "again", "--concurrent", "1")
+    resume = ("--resume", "--name", "again", "--concurrent", "1", *often)
     with Search(tmp_path, *resume, command="refit") as process:
         wait_for(len(interrupted) + 2)
         process.kill_everything()
