@@ -21,7 +21,7 @@ class Interval:
 
 
 NO_GAIN = Interval(gain=0.0, low=0.0, high=0.0)
-"""Of a classifier over itself: nothing is left to chance."""
+"""Gain of a classifier over itself: nothing is left to chance."""
 
 
 def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> Interval:
