@@ -28,7 +28,11 @@ import torch
 from tuner.config import TrialConfig
 from tuner.data import Splits
 from tuner.sources import Images
-from tuner.training.loop import Epoch, train
+
+try:
+    from tuner.train import Epoch, train  # Where it was up to commit a475a52.
+except ModuleNotFoundError:
+    from tuner.training.loop import Epoch, train
 
 
 def load(path: str, device: torch.device) -> Splits:
