@@ -238,7 +238,7 @@ class DeviceSteps(Steps):
             self._describe("captured")
 
     def _set_capturable(self, is_capturable: bool) -> None:
-        """Have AdamW bear a capture, of which it warns in any other step."""
+        """Allow AdamW to be captured, or not: it refuses one and warns of the other."""
         for group in self.task.learner.optimizer.param_groups:
             if "capturable" in group:
                 group["capturable"] = is_capturable

@@ -1,6 +1,7 @@
 """The steps of a training, an epoch at a time, with the host setting what changes between them."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Task:
     """Number type of the forward pass."""
 
 
-class Steps:
+class Steps(ABC):
     """The steps of a training: what they do on every device.
 
     Args:
@@ -75,6 +76,7 @@ class Steps:
         labels, generator = self.task.labels, self.task.learner.generator
         return torch.randperm(len(labels), generator=generator, device=labels.device)
 
+    @abstractmethod
     def run(self, epoch: int, should_stop: Callable[[], bool] = never) -> bool:
         """Run the steps of an epoch; return whether they came to its end.
 
@@ -82,9 +84,8 @@ class Steps:
             epoch: Its number, from 1.
             should_stop: Asked before each step whether to end here.
         """
-        raise NotImplementedError
 
-    def consider_compiling(self, seconds_left: float) -> None:
+    def consider_compiling(self, seconds_left: float) -> None:  # noqa: B027
         """Compile the network from the next step on, where that pays.
 
         Args:

@@ -94,7 +94,7 @@ class Sharing:
 
 @cache
 def join() -> Sharing:
-    """Have this process, which has not used CUDA yet, share its GPU side by side if it can.
+    """Let this process, which has not used CUDA yet, share its GPU side by side if it can.
 
     Starts the node's daemon where none runs. What fails is told, and never raised.
     """
@@ -112,7 +112,7 @@ _held: list[contextlib.ExitStack] = []
 
 
 def stay_apart() -> None:
-    """Have this process take turns, unless it has joined already."""
+    """Let this process take turns, unless it has joined already."""
     if not _held:
         os.environ[PIPE] = _nowhere()
 

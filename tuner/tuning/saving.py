@@ -159,7 +159,7 @@ class Saver:
             self._begin()
 
     def save(self) -> None:
-        """Have the newest epoch on disk, and wait for that."""
+        """Write the newest epoch, and wait until it is on disk."""
         self._finish()
         if not self.is_saved:
             self._begin()
