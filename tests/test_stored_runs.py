@@ -213,7 +213,8 @@ def test_a_killed_search_goes_on_from_its_storage(
 ) -> None:
     run = bucket / "run"
     trials = server.folder / bucket.uri.removeprefix("s3://") / "run" / "trials"
-    with search(tmp_path, bucket, "--trials", "4") as running:
+    # Trials that end within ten seconds would leave no state behind before their end.
+    with search(tmp_path, bucket, "--trials", "4", "--save-seconds", "0") as running:
         wait_until(lambda: [*trials.glob("*/state.safetensors")])
         running.kill_everything()
     assert (run / NAME).exists(), "the lock outlives its process"
