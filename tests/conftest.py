@@ -11,15 +11,12 @@ import torch
 from hypothesis import settings
 
 from tests.stores import S3Server, s3_server
-from tuner.checkpoint import Checkpoint, save_checkpoint
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
-from tuner.data import Splits, load_splits
-from tuner.remote import Remote
-from tuner.run import Run, RunRecord, now
-from tuner.storage import to_path
-from tuner.training.loop import train
-from tuner.trial import (
-    EpochRow,
+from tuner.data.splits import Splits, load_splits
+from tuner.run.checkpoint import Checkpoint, save_checkpoint
+from tuner.run.run import Run, RunRecord, now
+from tuner.run.trial import (
+    EpochMetrics,
     Stop,
     TrialStatus,
     best_row,
@@ -28,6 +25,9 @@ from tuner.trial import (
     write_trial,
     write_val_probs,
 )
+from tuner.storage.object_path import Remote
+from tuner.storage.paths import to_path
+from tuner.training.loop import train
 
 # Other work on the machine makes single examples slow, hence no deadline.
 settings.register_profile("quick", deadline=None, max_examples=25)
@@ -147,14 +147,15 @@ def finished_run(trained_run: Run, tmp_path: Path) -> Run:
 def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Return the nodes that a cluster without autoscaler is said to have, to be changed."""
     have = [{"CPU": 4.0, "GPU": 1.0}]
-    for module in ("slots", "room"):
+    for module in ("resources", "capacity"):
         monkeypatch.setattr(
-            f"tuner.tuning.{module}.alive_resources", lambda *but: [dict(node) for node in have]
+            f"tuner.tuning.ray_backend.{module}.alive_resources",
+            lambda *but: [dict(node) for node in have],
         )
-        monkeypatch.setattr(f"tuner.tuning.{module}.growth", lambda: None)
+        monkeypatch.setattr(f"tuner.tuning.ray_backend.{module}.growth", lambda: None)
     for name in ("draining_nodes", "gone_nodes"):
-        monkeypatch.setattr(f"tuner.tuning.room.{name}", frozenset)
-    monkeypatch.setattr("tuner.tuning.room.LOOK_SECONDS", 0)
+        monkeypatch.setattr(f"{backend}.capacity.{name}", frozenset)
+    monkeypatch.setattr(f"{backend}.capacity.LOOK_SECONDS", 0)
     return have
 
 
@@ -191,7 +192,7 @@ def stored_run(trained_run: Run, bucket: Remote, server: S3Server) -> Run:
 def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
     """Train a trial and leave what a worker and the driver of a search leave."""
     write_trial(path, config)
-    history: list[EpochRow] = []
+    history: list[EpochMetrics] = []
     num_parameters = 0
     for epoch in train(config, splits, torch.device("cpu")):
         history.append(epoch.figures)

@@ -13,64 +13,34 @@ ROOT = Path(__file__).parents[1]
 ENGINE = {"ray", "optuna"}
 TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "LICENSE.md"}
 
-FLOORS_0_TO_2 = (
-    "errors store remote storage files locking voting calibration evidence schema config augment "
-    "models device optim evaluate trial run sources data space checkpoint weights "
-    "plots tally board live advice tracking "
-    "forecast trust"
-)
 MAY_IMPORT = {
-    # Floor 0
     "errors": "",
-    "store": "errors",
-    "remote": "errors store",
-    "storage": "errors store remote",
-    "files": "remote storage",
-    "locking": "errors remote storage",
     "voting": "",
-    "calibration": "",
-    "evidence": "voting",
-    # Floor 1
     "schema": "errors",
-    "config": "errors schema",
-    "augment": "errors config",
-    # Floor 2
+    "config": "schema",
+    "storage": "errors",
+    "augment": "config",
+    "optim": "config",
     "models": "errors schema config",
-    "device": "errors config",
-    "optim": "errors config",
-    "evaluate": "errors voting calibration augment",
-    "trial": "errors files storage schema config",
-    "run": "errors files storage locking schema config trial",
-    "tally": "config trial",
-    "board": "run tally trial",
-    "live": "",
-    "sources": "errors files schema config",
-    "data": "errors storage config sources",
-    "plots": "files calibration",
-    "checkpoint": "errors files storage schema config models trial",
-    "space": "errors files storage schema config models trial run checkpoint",
-    "advice": "config space tally trial",
-    "tracking": "errors storage config run tally trial",
-    "forecast": "files storage run trial",
-    "weights": "errors storage schema config models trial run sources checkpoint",
-    "trust": "errors config models",
-    # Floor 3
-    "training": FLOORS_0_TO_2,
-    # Floor 4
-    "ensemble": FLOORS_0_TO_2,
-    "tuning": f"{FLOORS_0_TO_2} training ensemble",
-    "rerun": f"{FLOORS_0_TO_2} training",
-    "follow": FLOORS_0_TO_2,
-    "report": FLOORS_0_TO_2,
-    "compare": f"{FLOORS_0_TO_2} report",
-    "deploy": FLOORS_0_TO_2,
-    "export": FLOORS_0_TO_2,
-    # Floor 5
-    "cli": f"{FLOORS_0_TO_2} training tuning rerun ensemble follow report compare export",
+    "metrics": "voting augment",
+    "data": "errors schema config storage",
+    "run": "errors schema config storage models",
+    "space": "errors schema config storage models run",
+    "training": "errors schema config storage augment optim models metrics data run",
+    "ensemble": "errors voting config storage augment models metrics data run training",
+    "deploy": "errors voting config storage models metrics data run training ensemble",
+    "tracking": "errors config storage run",
+    "monitor": "storage run",
+    "report": "config storage run space",
+    "tuning": "errors schema config storage models metrics data run space training ensemble "
+    "tracking monitor",
+    "api": "errors schema config storage metrics run space training ensemble deploy tracking "
+    "tuning",
+    "cli": "errors schema config storage models metrics data run space training ensemble deploy "
+    "monitor report tuning",
     "__main__": "cli",
-    "api": f"{FLOORS_0_TO_2} training tuning ensemble deploy",
 }
-"""Module or folder of ``tuner`` -> what else of it that may import, named in a row above."""
+"""Package or loose module of ``tuner`` -> what else of it that may import: rows above its own."""
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tuner.calibration import (
+from tuner.metrics.calibration import (
     NUM_BINS,
     accuracy_at_coverage,
     equal_mass_bins,
@@ -17,7 +17,7 @@ from tuner.calibration import (
     expected_error,
     reliability,
 )
-from tuner.evaluate import score
+from tuner.metrics.predict import score
 
 confidences = st.lists(st.floats(0, 1), min_size=1, max_size=100).map(torch.tensor)
 

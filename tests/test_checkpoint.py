@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tuner.checkpoint import (
+from tuner.config import ModelConfig
+from tuner.errors import TunerError
+from tuner.models import build_model
+from tuner.run.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_progress,
@@ -19,10 +22,7 @@ from tuner.checkpoint import (
     save_checkpoint,
     save_state,
 )
-from tuner.config import ModelConfig
-from tuner.errors import TunerError
-from tuner.models import build_model
-from tuner.trial import EpochRow
+from tuner.run.trial import EpochMetrics
 
 MODELS = [
     ModelConfig("cnn", {"stages": 2, "width": 8, "norm": "batch", "dropout": 0.5}),
@@ -201,9 +201,9 @@ def test_an_unusable_file_is_named_in_one_line(saved: Path, spoil: object) -> No
 # The state of a training
 
 
-def some_history() -> list[EpochRow]:
+def some_history() -> list[EpochMetrics]:
     numbers = {"train_loss": 1 / 3, "val_loss": 0.1, "val_accuracy": 0.7, "lr": 1e-300}
-    return [EpochRow(epoch=n, **numbers, seconds=0.25, time=1.7e9 + n / 3) for n in (1, 2)]
+    return [EpochMetrics(epoch=n, **numbers, seconds=0.25, time=1.7e9 + n / 3) for n in (1, 2)]
 
 
 def test_a_state_comes_back_with_its_history(path: Path) -> None:

@@ -15,19 +15,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuner.checkpoint import load_checkpoint, save_checkpoint
-from tuner.data import Splits
+from tuner.data.splits import Splits
 from tuner.ensemble import latency, make_ensemble, planned
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
-from tuner.ensemble.result import EnsembleResult, Rival
+from tuner.ensemble.result import ComparedMethod, EnsembleResult
 from tuner.ensemble.soup import estimate_statistics, mean_of
 from tuner.errors import UsageError
-from tuner.evaluate import Tta, score
-from tuner.run import Run
-from tuner.trial import write_status, write_trial, write_val_probs
+from tuner.metrics.predict import Tta, score
+from tuner.run.checkpoint import load_checkpoint, save_checkpoint
+from tuner.run.run import Run
+from tuner.run.trial import write_status, write_trial, write_val_probs
 from tuner.voting.temperature import fit_temperature, soften
 
 CPU = torch.device("cpu")
@@ -418,7 +418,7 @@ def compared(compared_run: Run) -> EnsembleResult:
     return ensemble(compared_run, 2, compare=True, name="compared")
 
 
-def row(result: EnsembleResult, method: str, *, calibrated: bool = False) -> Rival:
+def row(result: EnsembleResult, method: str, *, calibrated: bool = False) -> ComparedMethod:
     (found,) = (r for r in result.comparison if (r.method, r.calibrated) == (method, calibrated))
     return found
 

@@ -11,7 +11,7 @@ import yaml
 
 from tests.benchmarks.processes import PROGRAM
 from tuner.cli import main
-from tuner.run import Run
+from tuner.run.run import Run
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]

@@ -21,7 +21,7 @@ from tuner.cli import main
 from tuner.cli.clusters import TEMPLATES, cluster_template, split_output
 from tuner.cli.searching import search
 from tuner.errors import ClusterError
-from tuner.tuning import jobs
+from tuner.tuning.ray_backend import jobs
 
 ASSETS = Path(__file__).parent / "assets"
 

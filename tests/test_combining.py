@@ -10,7 +10,7 @@ import tuner.ensemble
 from tuner.cli import combining, main
 from tuner.ensemble import latency
 from tuner.ensemble.request import METHODS
-from tuner.run import Run
+from tuner.run.run import Run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tuner.config import ModelConfig, TrialConfig
-from tuner.data import Splits
+from tuner.data.splits import Splits
 from tuner.training.compilation import COLD_SECONDS, CompilationCosts
 from tuner.training.loop import train
 

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 import tuner
-from tuner.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.config import ModelConfig, TrialConfig
 from tuner.errors import SpaceError, UsageError
 from tuner.models import build_model
 from tuner.models.custom import load_module
+from tuner.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.space import RandomTrial, SearchSpace, json_schema, load_space
 
 NETS = """\
@@ -324,7 +324,7 @@ def test_a_network_that_is_none_is_refused(model: ModelConfig, message: str) -> 
     [
         ("from tuner.gone import Thing", "tuner.gone"),
         ("import tuner.gone.deeper", "tuner.gone"),
-        ("from tuner.run import Thing", "tuner.run.Thing"),
+        ("from tuner.run.run import Thing", "tuner.run.run.Thing"),
         ("from tuner import thing", "tuner.thing"),
     ],
 )

@@ -20,9 +20,9 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
-from tuner.data import Splits, load_splits, load_test
+from tuner.data.datasets import DatasetPart, stratified
+from tuner.data.splits import Splits, load_splits, load_test
 from tuner.errors import DataError
-from tuner.sources import Official, stratified
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 20, 10), "white": (250, 220, 250)}
 
@@ -471,6 +471,6 @@ def test_the_real_images_load_in_two_seconds_the_second_time(
     assert first.train.labels.bincount().tolist() == [4500] * 10
     assert first.val.labels.bincount().tolist() == [500] * 10
     assert test.images.labels.bincount().tolist() == [1000] * 10
-    assert isinstance(test, Official)
+    assert isinstance(test, DatasetPart)
     everything = (first.train.images, first.val.images, test.images.images)
     assert len(set.union(*map(rows, everything))) > 59_900

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tuner.config import Precision
-from tuner.device import compute_dtype, find_device, find_devices
 from tuner.errors import UsageError
+from tuner.training.device import compute_dtype, find_device, find_devices
 
 
 def test_auto_is_the_gpu_where_there_is_one() -> None:

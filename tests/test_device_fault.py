@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tuner.tuning.device_fault import is_device_fault
+from tuner.tuning.ray_backend.device_fault import is_device_fault
 
 HELP = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the "

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from tuner.config import DataConfig
-from tuner.tuning import doctor, mps
-from tuner.tuning.cluster import TOKEN_ADVICE, _why_not
-from tuner.tuning.doctor import Finding, examine
-from tuner.tuning.nodes import Answer
+from tuner.tuning.ray_backend import doctor, mps
+from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, _why_not
+from tuner.tuning.ray_backend.doctor import Finding, examine
+from tuner.tuning.ray_backend.nodes import Answer
 
 pytestmark = pytest.mark.ray
 

@@ -15,8 +15,8 @@ from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import Process, Search
 from tests.benchmarks.promises import flaws
 from tests.raylets import Raylets, bare_python, pretend
-from tuner.run import Run
-from tuner.trial import EpochRow, TrialRecord, read_history
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, TrialRecord, read_history
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -245,7 +245,7 @@ def test_a_worker_that_wakes_up_after_its_trial_went_on_elsewhere_changes_nothin
             assert len(before) < 30
             # As after a cut line: the worker goes on, and the raylet that would end it does not.
             send([p for p in frozen if p.name.startswith("ray::Implicit")], signal.SIGCONT)
-            rows: list[EpochRow] = list(before)
+            rows: list[EpochMetrics] = list(before)
             while len(rows) < len(before) + 6:
                 now = read_history(moved.path)
                 assert now[: len(rows)] == rows, "written over"

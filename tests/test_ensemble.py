@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tuner.checkpoint import load_checkpoint
 from tuner.config import TrialConfig
-from tuner.data import Splits, load_test
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits, load_test
 from tuner.deploy.predictor import read_ensemble
-from tuner.device import compute_dtype
 from tuner.ensemble import make_ensemble, planned
 from tuner.ensemble.request import EnsembleRequest, Method
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import NoUsableTrials, TunerError, UsageError
-from tuner.evaluate import confusion_matrix, predict_probs, score
-from tuner.run import Run
-from tuner.sources import Images
-from tuner.trial import write_status, write_val_probs
+from tuner.metrics.predict import confusion_matrix, predict_probs, score
+from tuner.run.checkpoint import load_checkpoint
+from tuner.run.run import Run
+from tuner.run.trial import write_status, write_val_probs
+from tuner.training.device import compute_dtype
 from tuner.voting.temperature import soften
 
 CPU = torch.device("cpu")

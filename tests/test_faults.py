@@ -22,17 +22,17 @@ from rich.console import Console
 from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants
 from tests.benchmarks.promises import FIGURES, flaws
-from tuner.checkpoint import load_progress
 from tuner.config import DataConfig
-from tuner.data import load_splits
+from tuner.data.splits import load_splits
 from tuner.errors import NoUsableTrials
-from tuner.run import Run
+from tuner.run.checkpoint import load_progress
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, TrialRecord, read_history
 from tuner.space import load_space
 from tuner.training.loop import train
-from tuner.trial import EpochRow, TrialRecord, read_history
-from tuner.tuning import driver
+from tuner.tuning import session as driver
 from tuner.tuning.request import SearchRequest
-from tuner.tuning.sampler import Sampler
+from tuner.tuning.sampling.sampler import Sampler
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -56,7 +56,7 @@ def run_in(folder: Path) -> Run:
     return Run.open(folder / "runs" / "run")
 
 
-def history_in(folder: Path, number: int) -> list[EpochRow]:
+def history_in(folder: Path, number: int) -> list[EpochMetrics]:
     return read_history(folder / "runs" / "run" / "trials" / f"{number:04d}")
 
 
@@ -75,7 +75,7 @@ def kill_workers(search: Search) -> None:
         worker.kill()
 
 
-def assert_trained_as_without_a_fault(trial: TrialRecord, before: list[EpochRow]) -> None:
+def assert_trained_as_without_a_fault(trial: TrialRecord, before: list[EpochMetrics]) -> None:
     """Check that what was trained ``before`` was kept, and what came later follows from it."""
     assert before
     assert trial.history[: len(before)] == tuple(before), "no epoch was trained again"

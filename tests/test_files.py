@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.files import replacing, write_json, write_text
+from tuner.storage.files import replacing, write_json, write_text
 
 
 @pytest.fixture

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from tuner.cli.forecasts import print_forecast
 from tuner.errors import TunerError
-from tuner.forecast import (
+from tuner.report import write_report
+from tuner.run.forecast import (
     PLAN,
     FamilyForecast,
     Forecast,
-    Misfit,
+    Infeasible,
     Outcome,
     RungForecast,
     Spread,
     outcomes,
 )
-from tuner.report import write_report
-from tuner.run import Run
+from tuner.run.run import Run
 from tuner.space import load_space
 
 
@@ -65,7 +65,7 @@ def forecast() -> Forecast:
         disk_most=spread(1e6),
         disk_kept=spread(1e5),
         misfits=(
-            Misfit(family="cnn", parameters=10**9, reason="out of memory", config={"seed": 0}),
+            Infeasible(family="cnn", parameters=10**9, reason="out of memory", config={"seed": 0}),
         ),
     )
 

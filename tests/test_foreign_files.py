@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 import tuner
-from tuner import storage
 from tuner.deploy.predictor import read_ensemble as load
-from tuner.device import find_device
 from tuner.errors import SpaceError, TunerError
-from tuner.files import append_line
 from tuner.report.ensembles import read_ensemble
-from tuner.run import Run
+from tuner.run.run import Run
 from tuner.space import load_resources, load_run_space, load_space
-from tuner.storage import inside, read_bytes, read_text
+from tuner.storage import paths
+from tuner.storage.files import append_line
+from tuner.storage.paths import inside, read_bytes, read_text
+from tuner.training.device import find_device
 
 PNG = b"\x89PNG\r\n\x1a\n and more"
 SECRET = "the secret of another file"
@@ -38,7 +38,7 @@ def _link(path: Path) -> None:
 
 def _long(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(storage.MOST_TEXT + 1)
+        file.truncate(paths.MOST_TEXT + 1)
 
 
 @pytest.mark.parametrize("spoil", [_pipe, _link, _long])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks.processes import PROGRAM, environment
 from tests.raylets import Raylets, bare_python, pretend
-from tuner.run import Run
+from tuner.run.run import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
 

@@ -8,13 +8,13 @@ from optuna.trial import TrialState as OptunaState
 from torch import Tensor
 
 from tuner.config import ModelConfig, TrialConfig
-from tuner.data import Splits
+from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.models.cost import excess
 from tuner.models.speednet import SpeedNet
 from tuner.space import load_space
 from tuner.training.loop import predict_epoch_seconds, train
-from tuner.tuning.sampler import Sampler
+from tuner.tuning.sampling.sampler import Sampler
 
 CPU = torch.device("cpu")
 IMAGE = (3, 32, 32)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.raylets import free_port
-from tests.test_conductor import World
 from tests.test_tracking import search
-from tuner.run import Run
+from tests.test_tuner import World
+from tuner.run.run import Run
 from tuner.tracking import tracked
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuner.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.config import ModelConfig
 from tuner.errors import UsageError
 from tuner.models import ARCHITECTURES, FitsImages, build_model
 from tuner.models.layers import SqueezeExcitation, StochasticDepth, drop_rates
 from tuner.models.speednet import ShiftNorm, SpeedNet
 from tuner.models.vit import Layer, ViTParams, sincos_positions
+from tuner.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.schema import Scalar, parse, schema_of
 
 SMALL: dict[str, dict[str, Any]] = {

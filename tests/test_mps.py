@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tuner.tuning import mps
+from tuner.tuning.ray_backend import mps
 
 PROGRAM = f"""#!{sys.executable}
 import os, pathlib, signal, socket, sys
@@ -77,7 +77,7 @@ if client.recv(100) != b"yes":
 USER = f"""
 import os, sys
 from pathlib import Path
-from tuner.tuning import mps
+from tuner.tuning.ray_backend import mps
 mps.DEVICE_FILES, mps.CLIENT, mps.IDLE_SECONDS = (Path("/dev/null"),), {CLIENT!r}, 0.5
 print(mps.join().how, os.environ.get(mps.PIPE, ""), flush=True)
 sys.stdin.read()

@@ -4,8 +4,8 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError
 
-from tuner.tuning import notices
-from tuner.tuning.notices import Notice, NoticeBoard, NoticeReader
+from tuner.tuning.ray_backend import notices
+from tuner.tuning.ray_backend.notices import Notice, NoticeBoard, NoticeReader
 
 ENDING = Notice(is_ending=True, is_over=True, leaving=("n",))
 

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from tuner.cli import cli
-from tuner.run import Run
-from tuner.trial import read_history
+from tuner.run.run import Run
+from tuner.run.trial import read_history
 
 ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
 

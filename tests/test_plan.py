@@ -8,13 +8,13 @@ import torch
 
 from tuner.cli import main
 from tuner.config import ModelConfig, TrialConfig
-from tuner.data import Splits
-from tuner.forecast import PLAN
-from tuner.run import Run
+from tuner.data.splits import Splits
+from tuner.run.forecast import PLAN
+from tuner.run.run import Run
 from tuner.training.loop import probe_epochs
-from tuner.tuning.probe import measure
-from tuner.tuning.slots import Share
-from tuner.tuning.trainable import pack
+from tuner.tuning.planning.measure import measure
+from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.ray_backend.trainable import pack
 
 SPACE = """
 dataset: digits

@@ -9,8 +9,8 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from tuner.calibration import Bin
-from tuner.plots import plot_confusion, plot_reliability
+from tuner.ensemble.plots import plot_confusion, plot_reliability
+from tuner.metrics.calibration import Bin
 
 
 @pytest.fixture

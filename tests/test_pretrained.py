@@ -18,21 +18,27 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchvision import models
 
-from tuner.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint, save_state
 from tuner.config import AdamW, Augment, DataConfig, Lion, ModelConfig, Muon, Sgd, TrialConfig
-from tuner.data import Splits
+from tuner.data.splits import Splits
 from tuner.errors import DataError, SpaceError, UsageError
 from tuner.models import StartsFromWeights, build_model
 from tuner.models.cost import count_cost
 from tuner.models.pretrained import Pretrained, find_weights, model_names, stages_of
-from tuner.rerun import rerun
-from tuner.run import Run
+from tuner.run.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
+from tuner.run.run import Run
+from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.training.initial_weights import InitialWeights, load_initial_weights, start_key
 from tuner.training.loop import Epoch, predict_epoch_seconds, probe_epochs, train
-from tuner.trial import TrialStatus, write_history, write_status, write_trial
-from tuner.tuning.driver import search
+from tuner.training.rerun import rerun
 from tuner.tuning.request import SearchRequest
-from tuner.weights import Start, load_start, start_key
+from tuner.tuning.session import search
 
 SPACE = """\
 space:
@@ -116,8 +122,8 @@ def put(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, T
     return put
 
 
-def begin(config: ModelConfig, splits: Splits, storage: Path = Path("runs")) -> Start:
-    start = load_start(config, splits.classes, splits.image_shape, storage)
+def begin(config: ModelConfig, splits: Splits, storage: Path = Path("runs")) -> InitialWeights:
+    start = load_initial_weights(config, splits.classes, splits.image_shape, storage)
     assert start is not None
     return start
 
@@ -397,7 +403,7 @@ def test_a_file_that_would_run_code_is_not_run(hub: Path, monkeypatch: pytest.Mo
     (hub / "x.pth").rename(hub / f"x-{digest}.pth")
     monkeypatch.setattr(find_weights(*WORDS).value, "url", f"https://host.invalid/x-{digest}.pth")
     with pytest.raises(DataError, match=r"x-\w+.pth: not a file of weights") as caught:
-        load_start(model(), ("a", "b"), (3, 32, 32), Path("runs"))
+        load_initial_weights(model(), ("a", "b"), (3, 32, 32), Path("runs"))
     assert isinstance(caught.value.__cause__, pickle.UnpicklingError)
 
 
@@ -424,7 +430,7 @@ def test_a_training_without_its_weights_is_refused(digits: Splits) -> None:
 
 
 @pytest.fixture
-def start(put: Callable[..., dict[str, Tensor]], digits: Splits) -> Start:
+def start(put: Callable[..., dict[str, Tensor]], digits: Splits) -> InitialWeights:
     put("mobilenet_v3_small")
     return begin(model(), digits)
 
@@ -440,7 +446,7 @@ OPTIMIZERS = {
 }
 
 
-def run(config: TrialConfig, splits: Splits, start: Start, **options: Any) -> list[Epoch]:
+def run(config: TrialConfig, splits: Splits, start: InitialWeights, **options: Any) -> list[Epoch]:
     return list(train(config, splits, CPU, start=start, **options))
 
 
@@ -460,7 +466,7 @@ def run(config: TrialConfig, splits: Splits, start: Start, **options: Any) -> li
     ],
 )
 def test_a_policy_moves_what_it_says(
-    start: Start, digits: Splits, policy: str, moves: list[bool], optimizer: Any
+    start: InitialWeights, digits: Splits, policy: str, moves: list[bool], optimizer: Any
 ) -> None:
     config = tiny(model(policy=policy), optimizer=optimizer, ema_decay=0.9)
     epochs = train(config, few(digits), CPU, start=start)
@@ -475,11 +481,11 @@ def test_a_policy_moves_what_it_says(
     assert not torch.equal(*heads)
 
 
-def backbone_of(start: Start) -> dict[str, Tensor]:
+def backbone_of(start: InitialWeights) -> dict[str, Tensor]:
     return dict(start.tensors)
 
 
-def test_frozen_layers_take_no_gradients_and_thaw_for_good(start: Start) -> None:
+def test_frozen_layers_take_no_gradients_and_thaw_for_good(start: InitialWeights) -> None:
     network = build_model(model(policy="freeze", freeze_epochs=2), 10)
     assert isinstance(network, Pretrained)
     assert isinstance(network, StartsFromWeights)
@@ -509,7 +515,7 @@ def test_the_rate_falls_by_a_factor_for_each_stage_from_the_head(layer_decay: fl
     "optimizer", [Sgd(), AdamW(), Lion(), Muon()], ids=lambda o: type(o).__name__
 )
 def test_the_optimizers_hold_the_rates_of_the_layers(
-    start: Start, digits: Splits, optimizer: Any
+    start: InitialWeights, digits: Splits, optimizer: Any
 ) -> None:
     config = tiny(model(layer_decay=0.5), optimizer=optimizer)
     epoch = next(train(config, few(digits, 16), CPU, start=start))
@@ -523,7 +529,7 @@ def test_the_optimizers_hold_the_rates_of_the_layers(
         assert any(rates[id(parameter)] == pytest.approx(peak * share) for peak in peaks), name
 
 
-def test_a_lower_rate_moves_the_first_layers_less(start: Start, digits: Splits) -> None:
+def test_a_lower_rate_moves_the_first_layers_less(start: InitialWeights, digits: Splits) -> None:
     def moved(layer_decay: float) -> float:
         optimizer = Sgd(lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0)
         config = tiny(model(layer_decay=layer_decay), optimizer=optimizer, batch_size=32, epochs=1)
@@ -548,7 +554,7 @@ def test_a_lower_rate_moves_the_first_layers_less(start: Start, digits: Splits) 
     ids=lambda changes: ",".join(changes) or "plain",
 )
 def test_a_training_that_goes_on_thaws_as_if_never_interrupted(
-    start: Start, digits: Splits, tmp_path: Path, changes: dict[str, Any]
+    start: InitialWeights, digits: Splits, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     params = {"policy": "freeze", "freeze_epochs": 2, "layer_decay": 0.8}
     config, splits, done = tiny(model(**params), epochs=3, **changes), few(digits), 1
@@ -565,7 +571,7 @@ def test_a_training_that_goes_on_thaws_as_if_never_interrupted(
 
 
 def test_frozen_statistics_make_parts_of_a_batch_the_same_step(
-    start: Start, digits: Splits
+    start: InitialWeights, digits: Splits
 ) -> None:
     config = tiny(model(policy="linear_probe"))
     (*_, one), (*_, other) = (
@@ -574,7 +580,9 @@ def test_frozen_statistics_make_parts_of_a_batch_the_same_step(
     torch.testing.assert_close(other.val_probs, one.val_probs, rtol=1e-3, atol=1e-4)
 
 
-def test_the_images_are_normalized_as_the_weights_want_it(start: Start, digits: Splits) -> None:
+def test_the_images_are_normalized_as_the_weights_want_it(
+    start: InitialWeights, digits: Splits
+) -> None:
     seen: list[Tensor] = []
 
     def look(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -593,7 +601,7 @@ def test_the_images_are_normalized_as_the_weights_want_it(start: Start, digits: 
 
 
 def test_a_checkpoint_needs_no_weights_to_start_from(
-    start: Start, digits: Splits, hub: Path, tmp_path: Path
+    start: InitialWeights, digits: Splits, hub: Path, tmp_path: Path
 ) -> None:
     config = tiny(model(policy="linear_probe"), epochs=1)
     (epoch,) = run(config, few(digits), start)
@@ -613,13 +621,13 @@ def test_a_checkpoint_needs_no_weights_to_start_from(
     torch.testing.assert_close(network(images), epoch.network(images), rtol=1e-4, atol=1e-5)
 
 
-def test_the_length_of_an_epoch_is_foreseen(start: Start, digits: Splits) -> None:
+def test_the_length_of_an_epoch_is_foreseen(start: InitialWeights, digits: Splits) -> None:
     config = tiny(model(policy="linear_probe"))
     assert predict_epoch_seconds(config, few(digits, 64), CPU, start=start) > 0
 
 
 def test_the_length_of_an_epoch_is_foreseen_with_all_that_will_be_trained(
-    start: Start, digits: Splits
+    start: InitialWeights, digits: Splits
 ) -> None:
     config = tiny(model(policy="freeze", freeze_epochs=3), epochs=5)
     with contextlib.closing(probe_epochs(config, few(digits, 64), CPU, start=start)) as epochs:
@@ -680,7 +688,7 @@ def test_a_start_from_a_run_begins_where_that_run_ended(finished_run: Run, digit
 
 
 def test_a_start_from_a_start_keeps_the_whole_chain(
-    start: Start, finished_run: Run, digits: Splits
+    start: InitialWeights, finished_run: Run, digits: Splits
 ) -> None:
     """From torchvision's weights to a trial, and from that trial on."""
     config = tiny(model(policy="linear_probe", layer_decay=0.9), epochs=1)
@@ -725,7 +733,7 @@ def test_colour_images_cannot_start_from_grey_ones(finished_run: Run) -> None:
 
 
 def test_a_trial_is_rerun_from_the_same_weights(
-    start: Start, finished_run: Run, digits: Splits
+    start: InitialWeights, finished_run: Run, digits: Splits
 ) -> None:
     config = tiny(model(policy="linear_probe"), optimizer=AdamW(lr=0.01), batch_size=128)
     path = finished_run.trial_path(3)

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.processes import PROGRAM
-from tests.test_conductor import World
-from tuner.board import sparkline, stretched
-from tuner.tuning.conductor import Conductor
+from tests.test_tuner import World
+from tuner.monitor.live_table import sparkline, stretched
 from tuner.tuning.progress import Progress
+from tuner.tuning.tuner import Conductor
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 

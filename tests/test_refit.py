@@ -26,16 +26,16 @@ from tuner.config import (
     ShareConfig,
     TrialConfig,
 )
-from tuner.data import Splits, load_splits
+from tuner.data.splits import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
-from tuner.run import Run
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, read_history, write_history, write_status
 from tuner.training.loop import train
-from tuner.trial import EpochRow, read_history, write_history, write_status
 from tuner.tuning.budget import Budget
-from tuner.tuning.conductor import Conductor
+from tuner.tuning.ray_backend.resources import Share, Slots
 from tuner.tuning.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
-from tuner.tuning.scheduler import make_scheduler
-from tuner.tuning.slots import Share, Slots
+from tuner.tuning.schedulers import make_scheduler
+from tuner.tuning.tuner import Conductor
 
 CPU = torch.device("cpu")
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
@@ -243,11 +243,11 @@ def test_where_validation_was_trained_on_the_last_epoch_counts_and_numbers_rank(
 
 
 def test_validation_that_was_trained_on_chooses_nothing(finished_run: Run) -> None:
-    finished_run.expect_unseen_validation("--method greedy")
+    finished_run.check_unseen_validation("--method greedy")
     run = seen(finished_run)
-    run.expect_unseen_validation()
+    run.check_unseen_validation()
     with pytest.raises(UsageError, match=r"^--calibrate: goes by the validation images.*Leave"):
-        run.expect_unseen_validation("--calibrate", "--pool")
+        run.check_unseen_validation("--calibrate", "--pool")
     with pytest.raises(UsageError, match=r"^refit: .*trained on them"):
         plan_refit(run, top=1, seeds=1, epochs=5)
 
@@ -428,7 +428,7 @@ def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_
 ) -> None:
     path = tmp_path / "runs" / "again"
 
-    def history() -> list[EpochRow]:
+    def history() -> list[EpochMetrics]:
         return read_history(path / "trials" / "0000")
 
     def wait_for(epochs: int) -> None:

@@ -21,21 +21,21 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.benchmarks.processes import PROGRAM
-from tests.test_compare import type_command
-from tests.test_conductor import World, read_space
-from tests.test_tally import row
-from tuner.advice import advise
-from tuner.compare import compare, write_comparison
+from tests.test_comparison import type_command
+from tests.test_state import row
+from tests.test_tuner import World, read_space
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import verdict, write_report
+from tuner.report.advice import advise
+from tuner.report.comparison import compare, write_comparison
 from tuner.report.facts import short_names
-from tuner.run import Run
+from tuner.run.run import Run
+from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.space import SearchSpace, load_space
-from tuner.trial import TrialStatus, write_history, write_status, write_trial
-from tuner.tuning.importance import ALL, importances
-from tuner.tuning.sampler import Sampler
-from tuner.tuning.scheduler import make_scheduler
+from tuner.tuning.sampling.importance import ALL, importances
+from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.schedulers import make_scheduler
 
 CLASSES = ["zero", "one </script>", "two"]
 

@@ -6,10 +6,10 @@ import torch
 from rich.console import Console
 
 from tuner.config import DataConfig
-from tuner.rerun import rerun
 from tuner.space import load_space
-from tuner.tuning.driver import search
+from tuner.training.rerun import rerun
 from tuner.tuning.request import SearchRequest
+from tuner.tuning.session import search
 
 CPU = torch.device("cpu")
 

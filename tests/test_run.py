@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
-from tuner.run import (
+from tuner.run.run import (
     SCHEMA_VERSION,
     Run,
     RunRecord,
@@ -25,8 +25,8 @@ from tuner.run import (
     list_runs,
     write_parquet,
 )
-from tuner.trial import (
-    EpochRow,
+from tuner.run.trial import (
+    EpochMetrics,
     Stop,
     TrialState,
     TrialStatus,
@@ -42,7 +42,7 @@ CONFIG = TrialConfig(
 )
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 ROWS = st.builds(
-    EpochRow,
+    EpochMetrics,
     epoch=st.integers(1, 1000),
     train_loss=NUMBERS,
     # From few values, so that ties come up.
@@ -54,8 +54,8 @@ ROWS = st.builds(
 )
 
 
-def row(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0) -> EpochRow:
-    return EpochRow(
+def row(epoch: int = 1, accuracy: float = 0.5, loss: float = 1.0) -> EpochMetrics:
+    return EpochMetrics(
         epoch=epoch,
         train_loss=1.0,
         val_loss=loss,
@@ -324,7 +324,7 @@ def test_validation_probabilities_are_never_unpickled(run: Run) -> None:
 
 @given(st.lists(ROWS, max_size=4))
 def test_a_history_comes_back_to_the_last_bit(
-    tmp_path_factory: pytest.TempPathFactory, history: list[EpochRow]
+    tmp_path_factory: pytest.TempPathFactory, history: list[EpochMetrics]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "history"
     write_history(path, history)
@@ -334,14 +334,14 @@ def test_a_history_comes_back_to_the_last_bit(
 def test_a_history_is_a_table_for_pandas(tmp_path: Path) -> None:
     write_history(tmp_path, [row(1, 0.25), row(2, 0.5, math.nan), row(3, 0.5, math.inf)])
     table = pd.read_csv(tmp_path / "history.csv")
-    assert list(table.columns) == [field.name for field in dataclasses.fields(EpochRow)]
+    assert list(table.columns) == [field.name for field in dataclasses.fields(EpochMetrics)]
     assert table["val_accuracy"].tolist() == [0.25, 0.5, 0.5]
     assert np.isnan(table["val_loss"][1])
     assert np.isinf(table["val_loss"][2])
 
 
 @given(st.lists(ROWS, max_size=8), st.randoms())
-def test_no_epoch_is_better_than_the_best(history: list[EpochRow], random: Any) -> None:
+def test_no_epoch_is_better_than_the_best(history: list[EpochMetrics], random: Any) -> None:
     best = best_row(history)
     finite = [row for row in history if math.isfinite(row.val_loss)]
     if best is None:
@@ -371,7 +371,7 @@ def test_no_epoch_is_better_than_the_best(history: list[EpochRow], random: Any) 
     ],
 )
 def test_the_best_epoch_has_highest_accuracy_then_lowest_loss_then_comes_first(
-    history: list[EpochRow], epoch: int
+    history: list[EpochMetrics], epoch: int
 ) -> None:
     best = best_row(history)
     assert best is not None

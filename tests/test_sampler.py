@@ -15,12 +15,12 @@ from optuna.trial import TrialState as OptunaState
 
 from tuner.config import TrialConfig
 from tuner.errors import UsageError
+from tuner.run.trial import EpochMetrics, TrialState
 from tuner.space import SearchSpace, load_space
 from tuner.space.axes import Branch, Fixed, Group, RandomTrial
-from tuner.trial import EpochRow, TrialState
-from tuner.tuning import study as study_module
-from tuner.tuning.sampler import Sampler, _shuffled
-from tuner.tuning.study import refuse_taken, refuse_unfit
+from tuner.tuning.sampling import study as study_module
+from tuner.tuning.sampling.sampler import Sampler, _shuffled
+from tuner.tuning.sampling.study import check_study_fits, check_study_free
 
 NUMBERS = """
 space:
@@ -72,9 +72,9 @@ def make(space: SearchSpace, kind: str, seed: int = 0, **storage: str) -> Sample
     return Sampler(space, replace(space.search, sampler=kind, seed=seed, epochs=4), **storage)
 
 
-def curve(*accuracies: float, loss: float = 1.0) -> list[EpochRow]:
+def curve(*accuracies: float, loss: float = 1.0) -> list[EpochMetrics]:
     return [
-        EpochRow(
+        EpochMetrics(
             epoch=epoch,
             train_loss=loss,
             val_loss=loss,
@@ -226,7 +226,7 @@ def test_a_sampler_that_would_only_draw_at_random_is_refused(
         make(space, kind)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=message):
-        refuse_unfit(space, replace(space.search, sampler=kind))
+        check_study_fits(space, replace(space.search, sampler=kind))
 
 
 def test_without_its_package_cmaes_says_how_to_get_it(
@@ -335,7 +335,9 @@ def test_shuffled_gives_each_order_as_often() -> None:
 # What Optuna is told
 
 
-ENDINGS: dict[TrialState, tuple[list[EpochRow], OptunaState, float | None, dict[int, float]]] = {
+ENDINGS: dict[
+    TrialState, tuple[list[EpochMetrics], OptunaState, float | None, dict[int, float]]
+] = {
     "completed": (curve(0.2, 0.6, 0.5), OptunaState.COMPLETE, 0.6, {1: 0.2, 2: 0.6, 3: 0.5}),
     "stopped": (curve(0.2, 0.1), OptunaState.PRUNED, 0.1, {1: 0.2, 2: 0.1}),
     "diverged": (curve(0.3, loss=math.nan), OptunaState.PRUNED, None, {}),
@@ -503,11 +505,11 @@ def test_a_resumed_search_makes_its_study_anew_and_leaves_others_alone(
 
 
 def test_the_name_of_a_stored_study_is_taken(place: str, tmp_path: Path) -> None:
-    refuse_taken(place, "run")
+    check_study_free(place, "run")
     make(read(tmp_path, BRANCHED), "tpe", study_storage=place, study_name="run")
-    refuse_taken(place, "another")
+    check_study_free(place, "another")
     with pytest.raises(UsageError, match=r"has a study 'run' already. Choose another --name"):
-        refuse_taken(place, "run")
+        check_study_free(place, "run")
 
 
 @pytest.mark.parametrize(
@@ -535,7 +537,7 @@ def test_a_storage_that_cannot_be_used_is_refused_in_one_line(place: str, tmp_pa
     place = place.format(folder=tmp_path)
     space = read(tmp_path, BRANCHED)
     for use in (
-        lambda: refuse_taken(place, "run"),
+        lambda: check_study_free(place, "run"),
         lambda: make(space, "tpe", study_storage=place, study_name="run"),
     ):
         with pytest.raises(UsageError, match=r"^--study-storage .*cannot be used") as caught:
@@ -550,4 +552,4 @@ def test_a_journal_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     journal.touch(0o444)
     with pytest.raises(UsageError, match="PermissionError"):
-        refuse_taken(str(journal), "run")
+        check_study_free(str(journal), "run")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from tuner.checkpoint import load_checkpoint, load_progress, load_state
 from tuner.config import ModelConfig, Sgd, TrialConfig
-from tuner.data import Splits
+from tuner.data.splits import Splits
+from tuner.run.checkpoint import load_checkpoint, load_progress, load_state
+from tuner.run.trial import EpochMetrics, kept_row, read_history
+from tuner.training import saving
 from tuner.training.loop import Epoch, train
-from tuner.trial import EpochRow, kept_row, read_history
-from tuner.tuning import saving
-from tuner.tuning.saving import Saver, restore_files
+from tuner.training.saving import Saver, restore_files
 
 CPU = torch.device("cpu")
 CONFIG = TrialConfig(
@@ -30,7 +30,7 @@ CONFIG = TrialConfig(
 )
 
 
-def saver_of(path: Path, splits: Splits, history: list[EpochRow], **options: Any) -> Saver:
+def saver_of(path: Path, splits: Splits, history: list[EpochMetrics], **options: Any) -> Saver:
     return Saver(path, CONFIG.model, splits, history, **options)
 
 

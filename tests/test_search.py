@@ -10,19 +10,19 @@ import torch
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
-from tuner.checkpoint import load_checkpoint, save_state
 from tuner.config import DataConfig, Resources
-from tuner.data import load_splits
-from tuner.device import compute_dtype
+from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, NoUsableTrials, UsageError
-from tuner.evaluate import predict_probs
-from tuner.run import Run
+from tuner.metrics.predict import predict_probs
+from tuner.run.checkpoint import load_checkpoint, save_state
+from tuner.run.run import Run
+from tuner.run.trial import TrialRecord, read_history, write_status
 from tuner.space import load_space
-from tuner.trial import TrialRecord, read_history, write_status
-from tuner.tuning.cluster import connected
-from tuner.tuning.driver import search
+from tuner.training.device import compute_dtype
+from tuner.tuning.ray_backend.cluster import connected
+from tuner.tuning.ray_backend.resources import plan_slots
 from tuner.tuning.request import SearchRequest
-from tuner.tuning.slots import plan_slots
+from tuner.tuning.session import search
 
 pytestmark = pytest.mark.ray
 

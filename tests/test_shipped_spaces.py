@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tuner.config import DataConfig, TrialConfig
-from tuner.data import Splits, load_splits
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits, load_splits
 from tuner.models import ARCHITECTURES, build_model
 from tuner.models.pretrained import Pretrained
-from tuner.sources import Images
 from tuner.space import RandomTrial, load_space
+from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import train
-from tuner.weights import Start
 
 SHIPPED = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 IMAGES = 16
@@ -59,12 +59,12 @@ def large_digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return replace(splits, val=val)
 
 
-def random_start(config: TrialConfig, splits: Splits) -> Start | None:
+def random_start(config: TrialConfig, splits: Splits) -> InitialWeights | None:
     """Return what stands in for ImageNet's weights, which no test can fetch."""
     network = build_model(config.model, len(splits.classes), splits.image_shape)
     if not isinstance(network, Pretrained):
         return None
-    return Start(tensors=network.network.state_dict(), mean=(0.5,) * 3, std=(0.25,) * 3)
+    return InitialWeights(tensors=network.network.state_dict(), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def trains_a_step(config: TrialConfig, splits: Splits) -> bool:

@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 
 from tests.stores import S3Server
-from tuner import store
 from tuner.errors import StorageError, UsageError
-from tuner.files import append_line, replacing, write_text
-from tuner.remote import Remote
-from tuner.storage import (
+from tuner.storage import object_store as store
+from tuner.storage.files import append_line, replacing, write_text
+from tuner.storage.object_path import Remote
+from tuner.storage.paths import (
     AnyPath,
-    at_a_glance,
     copy_file,
-    holding,
+    folders_with,
     on_disk,
     replace_folder,
     scratch,
     stamp,
     to_path,
+    with_snapshot,
 )
 
 
@@ -74,14 +74,14 @@ def test_folders_are_found_by_a_file_in_them(place: AnyPath) -> None:
     write_text(place / "b" / "run.json", "")
     write_text(place / "a" / "run.json", "")
     write_text(place / "c" / "other.json", "")
-    assert holding(place, "run.json") == [place / "a", place / "b"]
-    assert not holding(place / "nowhere", "run.json")
+    assert folders_with(place, "run.json") == [place / "a", place / "b"]
+    assert not folders_with(place / "nowhere", "run.json")
 
 
 def test_a_glance_knows_a_folder_as_it_was_seen(bucket: Remote) -> None:
     write_text(bucket / "trials" / "0001" / "status.json", "old")
     write_text(bucket / "trials" / "0001" / "large.bin", "")
-    seen = at_a_glance(bucket / "trials", "status.json")
+    seen = with_snapshot(bucket / "trials", "status.json")
     write_text(bucket / "trials" / "0001" / "status.json", "new")
     (bucket / "trials" / "0001" / "large.bin").unlink(missing_ok=True)
     (trial,) = seen.iterdir()

@@ -14,16 +14,16 @@ from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
 from tests.raylets import Raylets
 from tests.stores import S3Server
-from tuner.checkpoint import read_description
 from tuner.cli import main
 from tuner.errors import UsageError
-from tuner.files import write_text
-from tuner.follow import Folder
-from tuner.locking import NAME
-from tuner.remote import Remote
-from tuner.run import Run, find_run, open_runs
-from tuner.storage import to_path
-from tuner.trial import TrialStatus, write_status
+from tuner.monitor.follow import Folder
+from tuner.run.checkpoint import read_description
+from tuner.run.run import Run, find_run, open_runs
+from tuner.run.trial import TrialStatus, write_status
+from tuner.storage.files import write_text
+from tuner.storage.lock import NAME
+from tuner.storage.object_path import Remote
+from tuner.storage.paths import to_path
 
 Call = Callable[..., tuple[int, str, str]]
 

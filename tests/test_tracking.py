@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.test_conductor import World
+from tests.test_tuner import World
 from tuner.config import ModelConfig, TrialConfig
 from tuner.errors import UsageError
-from tuner.run import Run
-from tuner.tracking import Target, Tracking, make_trackers, refuse_missing, tracked
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, TrialStatus
+from tuner.tracking import Target, Tracking, check_installed, make_trackers, tracked
 from tuner.tracking.figures import hyperparameters
-from tuner.trial import EpochRow, TrialStatus
 
 TWO_FAMILIES = """
 space:
@@ -217,8 +217,8 @@ def test_a_target_that_is_not_installed_is_refused_with_its_remedy(
 ) -> None:
     monkeypatch.setattr("tuner.tracking.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'cifar-tune\[wandb\]'"):
-        refuse_missing(["wandb"])
-    refuse_missing([])
+        check_installed(["wandb"])
+    check_installed([])
 
 
 class Slow:
@@ -231,7 +231,7 @@ class Slow:
     def trial_began(self, number: int, *rest: object) -> None:
         self.thread = threading.current_thread().name
 
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         time.sleep(0.2)
         self.told.append(row.epoch)
         if row.epoch == 3:

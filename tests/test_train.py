@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuner.checkpoint import load_state, save_state
 from tuner.config import (
     AdamW,
     Augment,
@@ -27,12 +26,13 @@ from tuner.config import (
     Trapezoid,
     TrialConfig,
 )
-from tuner.data import Splits
-from tuner.device import compute_dtype
-from tuner.evaluate import predict_probs, score
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits
+from tuner.metrics.predict import predict_probs, score
 from tuner.models import build_model
 from tuner.models.cnn import Cnn
-from tuner.sources import Images
+from tuner.run.checkpoint import load_state, save_state
+from tuner.training.device import compute_dtype
 from tuner.training.learner import UnfitStateError
 from tuner.training.loop import Epoch, train
 

@@ -15,16 +15,15 @@ from safetensors import safe_open
 
 import tuner
 from tests.conftest import train_trial
-from tuner import trust
-from tuner.checkpoint import load_checkpoint, read_description, save_checkpoint
 from tuner.cli import main
 from tuner.config import ModelConfig, Sgd, TrialConfig
-from tuner.data import Splits
+from tuner.data.splits import Splits
 from tuner.errors import TunerError, UntrustedCodeError
-from tuner.models import Source
+from tuner.models import Source, trust
 from tuner.models.custom import load_module
-from tuner.run import Run
-from tuner.trust import code_of, expect_trusted, remember
+from tuner.models.trust import check_code_trusted, code_of, remember
+from tuner.run.checkpoint import load_checkpoint, read_description, save_checkpoint
+from tuner.run.run import Run
 
 NET = """\
 from pathlib import Path
@@ -277,10 +276,10 @@ def test_where_nothing_can_be_recorded_that_is_said(
     code = {"text": "net.py"}
     remember(code)
     assert "The code of 'net.py' could not be recorded" in capsys.readouterr().err
-    expect_trusted(code, "tiny", trust=False)
+    check_code_trusted(code, "tiny", trust=False)
     monkeypatch.setattr(trust, "_searched", set())
     with pytest.raises(UntrustedCodeError):
-        expect_trusted(code, "tiny", trust=False)
+        check_code_trusted(code, "tiny", trust=False)
 
 
 def test_a_checkpoint_is_rebuilt_as_it_was_saved(finished_run: Run) -> None:

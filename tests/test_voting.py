@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from tuner.ensemble.pool import HALF_FLOOR
-from tuner.trial import write_val_probs
+from tuner.run.trial import write_val_probs
 from tuner.voting import floored, probs_of_truth, rank, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights

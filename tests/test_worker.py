@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tuner.remote import Remote
-from tuner.tuning import mps, worker
-from tuner.tuning.device_fault import DeviceFaultError
-from tuner.tuning.worker import marking_fault, problem_with, share_gpu
+from tuner.storage.object_path import Remote
+from tuner.tuning.ray_backend import mps, worker
+from tuner.tuning.ray_backend.device_fault import DeviceFaultError
+from tuner.tuning.ray_backend.worker import marking_fault, problem_with, share_gpu
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,32 @@ __all__ = [
     "train",
 ]
 
-MOVED = {"tuner.search": "tuner.tuning", "tuner.train": "tuner.training.loop"}
+MOVED = {
+    "tuner.board": "tuner.monitor.live_table",
+    "tuner.calibration": "tuner.metrics.calibration",
+    "tuner.checkpoint": "tuner.run.checkpoint",
+    "tuner.compare": "tuner.report.comparison",
+    "tuner.data": "tuner.data.splits",
+    "tuner.device": "tuner.training.device",
+    "tuner.evaluate": "tuner.metrics.predict",
+    "tuner.evidence": "tuner.metrics.significance",
+    "tuner.files": "tuner.storage.files",
+    "tuner.follow": "tuner.monitor.follow",
+    "tuner.forecast": "tuner.run.forecast",
+    "tuner.locking": "tuner.storage.lock",
+    "tuner.plots": "tuner.ensemble.plots",
+    "tuner.remote": "tuner.storage.object_path",
+    "tuner.rerun": "tuner.training.rerun",
+    "tuner.run": "tuner.run.run",
+    "tuner.search": "tuner.tuning",
+    "tuner.sources": "tuner.data.datasets",
+    "tuner.storage": "tuner.storage.paths",
+    "tuner.store": "tuner.storage.object_store",
+    "tuner.tally": "tuner.run.state",
+    "tuner.train": "tuner.training.loop",
+    "tuner.trial": "tuner.run.trial",
+    "tuner.weights": "tuner.training.initial_weights",
+}
 """Modules that users' own networks may import by an earlier name -> their present name."""
 
 

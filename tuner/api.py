@@ -17,15 +17,15 @@ import yaml
 from tuner.config import DATA_DIR, SPACE_KEYS
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Bounds, Scalar, parse_duration
-from tuner.storage import AnyPath, to_path
+from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.deploy.predictor import Ensemble
     from tuner.ensemble.request import Diverse, Method
-    from tuner.evaluate import Tta
-    from tuner.run import Run
+    from tuner.metrics.predict import Tta
+    from tuner.run.run import Run
     from tuner.space import SearchSpace
     from tuner.tracking import Target
     from tuner.training.compilation import CompileMode
@@ -72,7 +72,7 @@ def open_run(run: "Place | None" = None, *, storage: Place = "runs") -> "Run":
     Raises:
         UsageError: If there is no such run.
     """
-    from tuner.run import find_run
+    from tuner.run.run import find_run
 
     return find_run(_place(storage), None if run is None else os.fspath(run))
 
@@ -154,11 +154,11 @@ def search(
         TunerError: If the first three trials failed in the same way.
     """
     from tuner.space import load_run_space
-    from tuner.tuning.driver import search as run_search
     from tuner.tuning.request import make_search_request
+    from tuner.tuning.session import search as run_search
 
-    _refuse_dashboard(address)
-    _expect_numbers(
+    _check_no_dashboard(address)
+    _check_numbers(
         keep=keep,
         image_size=image_size,
         train_limit=train_limit,
@@ -276,8 +276,8 @@ def refit(
     from tuner.tuning.refit import make_refit_request
     from tuner.tuning.refit import refit as run_refit
 
-    _refuse_dashboard(address)
-    _expect_numbers(
+    _check_no_dashboard(address)
+    _check_numbers(
         top=top,
         seeds=seeds,
         epochs=epochs,
@@ -367,14 +367,12 @@ def combine(
         DataError: If images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged.
     """
-    from tuner.device import find_devices
     from tuner.ensemble import make_ensemble, planned
     from tuner.ensemble.request import METHODS, Diverse, EnsembleRequest
-    from tuner.evaluate import Tta
+    from tuner.metrics.predict import Tta
+    from tuner.training.device import find_devices
 
-    _expect_numbers(
-        top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms
-    )
+    _check_numbers(top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms)
     _expect("method", method, METHODS)
     _expect("tta", tta, get_args(Tta))
     if diverse is not None:
@@ -424,7 +422,7 @@ def load_ensemble(
         TunerError: If a file is damaged, or not the one that was combined.
     """
     from tuner.deploy.predictor import read_ensemble
-    from tuner.device import find_device
+    from tuner.training.device import find_device
 
     return read_ensemble(_place(path), find_device(device), trust_code=trust_code)
 
@@ -447,7 +445,7 @@ def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "Sear
 
 
 def _as_run(run: "Place | Run | None", storage: Place) -> "Run":
-    from tuner.run import Run
+    from tuner.run.run import Run
 
     return run if isinstance(run, Run) else open_run(run, storage=storage)
 
@@ -465,8 +463,8 @@ def _console(progress: bool) -> "Console":
     return Console(stderr=True, quiet=not progress, highlight=False, force_jupyter=False)
 
 
-def _refuse_dashboard(address: str | None) -> None:
-    from tuner.tuning.cluster import is_dashboard
+def _check_no_dashboard(address: str | None) -> None:
+    from tuner.tuning.ray_backend.cluster import is_dashboard
 
     if is_dashboard(place := address or os.environ.get("RAY_ADDRESS") or ""):
         raise UsageError(
@@ -487,7 +485,7 @@ def _running(
         _expect("log", target, get_args(Target))
     if isinstance(time_budget, str):
         time_budget = parse_duration(time_budget)
-    _expect_numbers(time_budget=time_budget, gpu_hours=gpu_hours)
+    _check_numbers(time_budget=time_budget, gpu_hours=gpu_hours)
     return {
         "seconds": math.inf if time_budget is None else float(time_budget),
         "gpu_hours": math.inf if gpu_hours is None else float(gpu_hours),
@@ -496,7 +494,7 @@ def _running(
     }
 
 
-def _expect_numbers(**given: float | None) -> None:
+def _check_numbers(**given: float | None) -> None:
     for name, number in given.items():
         if number is not None and (problem := _NUMBERS[name].problem(number)):
             raise UsageError(f"{name}: {problem}")

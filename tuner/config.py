@@ -244,7 +244,7 @@ class SearchConfig:
     else. ``grid`` tries each configuration of a finite space once, in random order.
     """
     scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """What stops trials early; see ``tuner.tuning.scheduler``."""
+    """What stops trials early; see ``tuner.tuning.schedulers``."""
     seed: Annotated[int, Bounds(ge=0)] = 0
 
 

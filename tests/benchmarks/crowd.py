@@ -23,8 +23,8 @@ from rich.table import Table
 
 from tests.benchmarks.processes import Search
 from tests.raylets import Raylets
-from tuner.run import Run
-from tuner.trial import TrialRecord
+from tuner.run.run import Run
+from tuner.run.trial import TrialRecord
 
 SPACE = """
 dataset: digits

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from tuner.config import DataConfig, TrialConfig
-from tuner.data import load_splits
+from tuner.data.splits import load_splits
+from tuner.run.trial import EpochMetrics
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.training.loop import train
-from tuner.trial import EpochRow
 
 SPACE = """
 description: 270 small CNNs; with 80 images their accuracies lie far apart
@@ -37,9 +37,9 @@ class Curves:
     """A space with the curve of each of its configurations."""
 
     space: SearchSpace
-    histories: dict[str, list[EpochRow]]
+    histories: dict[str, list[EpochMetrics]]
 
-    def of(self, config: TrialConfig) -> list[EpochRow]:
+    def of(self, config: TrialConfig) -> list[EpochMetrics]:
         """Return the epochs of a configuration, whatever its seed."""
         return self.histories[key(config)]
 
@@ -61,7 +61,7 @@ def recorded(folder: Path, messages: Console) -> Curves:
     if set(plain) != {key(config) for config in configs}:
         plain = dict(_record(configs, folder, messages))
         table.write_text(json.dumps(plain))
-    histories = {config: [EpochRow(**row) for row in rows] for config, rows in plain.items()}
+    histories = {config: [EpochMetrics(**row) for row in rows] for config, rows in plain.items()}
     return Curves(space=space, histories=histories)
 
 

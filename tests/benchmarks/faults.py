@@ -33,7 +33,7 @@ from tests.benchmarks.promises import (
     look,
     same_runs,
 )
-from tuner.run import Run
+from tuner.run.run import Run
 
 Kind = Literal["driver", "everything"]
 

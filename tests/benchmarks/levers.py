@@ -22,14 +22,14 @@ from rich.table import Table
 from torch import Tensor
 
 from tuner.config import DataConfig
-from tuner.data import load_splits
-from tuner.evaluate import score
-from tuner.files import write_json
-from tuner.run import Run, find_run, list_runs
+from tuner.data.splits import load_splits
+from tuner.metrics.predict import score
+from tuner.run.run import Run, find_run, list_runs
+from tuner.run.trial import TrialRecord
 from tuner.space import load_space
-from tuner.trial import TrialRecord
-from tuner.tuning.driver import search
+from tuner.storage.files import write_json
 from tuner.tuning.request import SearchRequest
+from tuner.tuning.session import search
 from tuner.voting import soft_vote
 
 TARGET = ("automobile", "cat", "dog", "horse", "truck")

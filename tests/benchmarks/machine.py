@@ -24,7 +24,7 @@ from rich.table import Table
 
 from tests.benchmarks.throughput import CASES, config_of, ours, ratios, tutorials, window_of
 from tuner.config import DataConfig
-from tuner.data import Splits, load_splits
+from tuner.data.splits import Splits, load_splits
 
 CPU = torch.device("cpu")
 WINDOW_IMAGES = 2048

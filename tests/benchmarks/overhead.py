@@ -29,9 +29,10 @@ from rich.table import Table
 
 from tuner.config import DataConfig
 from tuner.errors import NoUsableTrials
-from tuner.run import Run
+from tuner.run.run import Run
 from tuner.space import load_space
-from tuner.tuning import driver, running
+from tuner.tuning import session as driver
+from tuner.tuning.ray_backend import driver as running
 from tuner.tuning.request import SearchRequest
 
 SPACE = """

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from tests.benchmarks.overhead import own_environment
 from tuner.config import DataConfig
-from tuner.forecast import outcomes
+from tuner.run.forecast import outcomes
 from tuner.space import load_space
-from tuner.tuning.driver import search
-from tuner.tuning.plan import plan
+from tuner.tuning.planning.plan import plan
 from tuner.tuning.request import SearchRequest
+from tuner.tuning.session import search
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = """

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.processes import Reaper
-from tuner.checkpoint import load_progress
-from tuner.data import load_splits
-from tuner.run import Run
+from tuner.data.splits import load_splits
+from tuner.run.checkpoint import load_progress
+from tuner.run.run import Run
+from tuner.run.trial import OPEN, EpochMetrics, TrialRecord, read_history
 from tuner.training.loop import train
-from tuner.trial import OPEN, EpochRow, TrialRecord, read_history
 
 FIGURES = ("train_loss", "val_loss", "val_accuracy", "lr")
 SAVE_SECONDS = 1.0
@@ -31,7 +31,7 @@ class Kill:
     """In seconds since 1970."""
     ended: dict[int, dict[str, bytes]]
     """The files of each trial that had ended, by name."""
-    running: dict[int, list[EpochRow]]
+    running: dict[int, list[EpochMetrics]]
     """The saved epochs of each trial that had not ended."""
     lost: dict[int, float]
     """Seconds since the last saved epoch of each running trial, or since a worker took it up."""
@@ -115,7 +115,7 @@ def look(path: Path, at: float) -> Kill:
         at: When it was killed.
     """
     ended: dict[int, dict[str, bytes]] = {}
-    running: dict[int, list[EpochRow]] = {}
+    running: dict[int, list[EpochMetrics]] = {}
     lost: dict[int, float] = {}
     late = []
     for trial in Run.open(path).trials() if (path / "run.json").exists() else []:

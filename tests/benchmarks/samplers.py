@@ -32,10 +32,10 @@ from rich.table import Table
 
 from tests.benchmarks.curves import Curves, recorded
 from tuner.config import TrialConfig
+from tuner.run.trial import EpochMetrics
 from tuner.space import SearchSpace
-from tuner.trial import EpochRow
-from tuner.tuning.sampler import Sampler
-from tuner.tuning.scheduler import make_scheduler
+from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.schedulers import make_scheduler
 
 SLOTS = 4
 METRIC = "val_accuracy"
@@ -47,10 +47,10 @@ class Method(Protocol):
     def propose(self, number: int) -> TrialConfig:
         """Return the configuration of trial ``number``."""
 
-    def goes_on(self, number: int, history: Sequence[EpochRow]) -> bool:
+    def goes_on(self, number: int, history: Sequence[EpochMetrics]) -> bool:
         """Take a trial's latest epoch; say whether it goes on. Not asked about a last epoch."""
 
-    def complete(self, number: int, history: Sequence[EpochRow]) -> None:
+    def complete(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Take the latest epoch of a trial that ran its course."""
 
 
@@ -74,14 +74,14 @@ class Ours:
         assert config is not None
         return config
 
-    def goes_on(self, number: int, history: Sequence[EpochRow]) -> bool:
+    def goes_on(self, number: int, history: Sequence[EpochMetrics]) -> bool:
         """See ``Method``."""
         stop = self._scheduler.judge(number, history[-1].epoch, history[-1].val_accuracy)
         if stop:
             self._sampler.tell(number, "stopped", history)
         return stop is None
 
-    def complete(self, number: int, history: Sequence[EpochRow]) -> None:
+    def complete(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """See ``Method``."""
         is_finite = math.isfinite(history[-1].train_loss + history[-1].val_loss)
         self._sampler.tell(number, "completed" if is_finite else "diverged", history)
@@ -120,7 +120,7 @@ class Stock:
         self._scheduler.on_trial_add(None, _trial(number))
         return self._sample(optuna.trial.FixedTrial(params))
 
-    def goes_on(self, number: int, history: Sequence[EpochRow]) -> bool:
+    def goes_on(self, number: int, history: Sequence[EpochMetrics]) -> bool:
         """See ``Method``."""
         result = _result(history)
         goes_on = (
@@ -132,7 +132,7 @@ class Stock:
             self._end(number, result)
         return goes_on
 
-    def complete(self, number: int, history: Sequence[EpochRow]) -> None:
+    def complete(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """See ``Method``."""
         self._scheduler.on_trial_result(None, _trial(number), _result(history))
         self._end(number, _result(history))
@@ -147,7 +147,7 @@ def _trial(number: int) -> Any:
     return SimpleNamespace(trial_id=str(number))
 
 
-def _result(history: Sequence[EpochRow]) -> dict[str, Any]:
+def _result(history: Sequence[EpochMetrics]) -> dict[str, Any]:
     return {TRAINING_ITERATION: history[-1].epoch, METRIC: history[-1].val_accuracy}
 
 
@@ -164,8 +164,8 @@ class Played:
     """One trial of a played search."""
 
     config: TrialConfig
-    curve: Sequence[EpochRow]
-    history: list[EpochRow] = field(default_factory=list)
+    curve: Sequence[EpochMetrics]
+    history: list[EpochMetrics] = field(default_factory=list)
 
 
 def play(method: Method, curves: Curves, budget: int) -> list[Played]:

@@ -28,25 +28,25 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.turnover import search_digits
-from tuner.checkpoint import Checkpoint, save_checkpoint
 from tuner.config import DataConfig, ModelConfig, SearchConfig
-from tuner.data import Splits, load_splits
+from tuner.data.splits import Splits, load_splits
 from tuner.models import build_model
-from tuner.run import Run, RunRecord, now
-from tuner.space import RandomTrial, SearchSpace, load_space
-from tuner.trial import (
-    EpochRow,
+from tuner.run.checkpoint import Checkpoint, save_checkpoint
+from tuner.run.run import Run, RunRecord, now
+from tuner.run.trial import (
+    EpochMetrics,
     TrialStatus,
     write_history,
     write_status,
     write_trial,
     write_val_probs,
 )
+from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.tuning.budget import Budget
-from tuner.tuning.conductor import Conductor
-from tuner.tuning.sampler import Sampler
-from tuner.tuning.scheduler import make_scheduler
-from tuner.tuning.slots import Share, Slots
+from tuner.tuning.ray_backend.resources import Share, Slots
+from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.schedulers import make_scheduler
+from tuner.tuning.tuner import Conductor
 
 SPACE = """
 dataset: digits
@@ -125,7 +125,7 @@ def _write_trial(
     path = run.trial_path(number)
     epochs = 9 if accuracy > 0.9 else 3 if accuracy > 0.8 else 1
     history = [
-        EpochRow(
+        EpochMetrics(
             epoch=epoch,
             train_loss=1.0 / epoch,
             val_loss=1.5 - accuracy,

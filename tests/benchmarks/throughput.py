@@ -31,13 +31,13 @@ from torch import nn
 from tests.benchmarks import tutorial
 from tuner.augment import augment_batch, normalize
 from tuner.config import Augment, DataConfig, ModelConfig, Sgd, TrialConfig
-from tuner.data import Splits, load_splits
-from tuner.device import compute_dtype, find_device
-from tuner.evaluate import predict_probs
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits, load_splits
+from tuner.metrics.predict import predict_probs
 from tuner.models import build_model
 from tuner.models.cost import count_cost
 from tuner.optim import make_optimizer
-from tuner.sources import Images
+from tuner.training.device import compute_dtype, find_device
 from tuner.training.loop import train
 
 WINDOW_IMAGES = 512

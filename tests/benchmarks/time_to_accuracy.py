@@ -34,11 +34,11 @@ from torch import nn
 from tests.benchmarks import tutorial
 from tests.benchmarks.record import SCRIPT, Record
 from tuner.config import DataConfig, ModelConfig, TrialConfig
-from tuner.data import Splits, load_splits, load_test
-from tuner.device import compute_dtype, find_device
-from tuner.evaluate import Tta, predict_probs, score
-from tuner.sources import Images
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits, load_splits, load_test
+from tuner.metrics.predict import Tta, predict_probs, score
 from tuner.space import load_space
+from tuner.training.device import compute_dtype, find_device
 from tuner.training.loop import train
 
 SPEED = Path(__file__).parents[2] / "search_spaces" / "speed.yaml"

@@ -30,12 +30,12 @@ from rich.table import Table
 
 from tests.benchmarks.overhead import own_environment
 from tuner.config import DataConfig, Resources, TrialConfig
-from tuner.data import load_splits
+from tuner.data.splits import load_splits
 from tuner.space import RandomTrial, load_space
-from tuner.tuning.driver import search
+from tuner.tuning.ray_backend.resources import plan_slots
+from tuner.tuning.ray_backend.trainable import pack, unpack
 from tuner.tuning.request import SearchRequest
-from tuner.tuning.slots import plan_slots
-from tuner.tuning.trainable import pack, unpack
+from tuner.tuning.session import search
 
 SPACE = """
 dataset: digits

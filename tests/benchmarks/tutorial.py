@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tuner.data import Splits
+from tuner.data.splits import Splits
 
 
 class LeNet(nn.Module):

@@ -20,12 +20,12 @@ from tests.gpu.trainings import (
     result_of,
     run,
 )
-from tuner.checkpoint import load_state, save_state
 from tuner.config import Augment, ModelConfig, Trapezoid, TrialConfig
-from tuner.data import Splits
+from tuner.data.splits import Splits
 from tuner.models import Source, build_model
+from tuner.run.checkpoint import load_state, save_state
+from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import train
-from tuner.weights import Start
 
 CUSTOM = """
 import torch
@@ -123,7 +123,7 @@ def test_what_thaws_is_captured_anew(
     model = ModelConfig("pretrained", {**params, "policy": policy, "freeze_epochs": 2})
     torch.manual_seed(3)
     weights = build_model(inner, digits.num_classes, digits.image_shape).state_dict()
-    start = Start(tensors=weights, mean=digits.mean, std=digits.std)
+    start = InitialWeights(tensors=weights, mean=digits.mean, std=digits.std)
     captured, eager = both_ways(config_of(model, epochs=4), digits, device, start=start)
     assert captured.execution == "captured"
     assert_same(captured, eager)

@@ -11,14 +11,14 @@ import torch
 from tests.gpu.trainings import clear, config_of, first
 from tuner.augment import augment_batch
 from tuner.config import Augment, ModelConfig, Sgd
-from tuner.data import Splits
-from tuner.device import compute_dtype, find_device, find_devices
-from tuner.evaluate import predict_probs
+from tuner.data.splits import Splits
+from tuner.metrics.predict import predict_probs
 from tuner.models import build_model
+from tuner.training.device import compute_dtype, find_device, find_devices
 from tuner.training.loop import train
-from tuner.tuning import trainable
-from tuner.tuning.slots import Share
-from tuner.tuning.trainable import limit_memory
+from tuner.tuning.ray_backend import trainable
+from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.ray_backend.trainable import limit_memory
 
 EVERYTHING = Augment(
     crop=2,

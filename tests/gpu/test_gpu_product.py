@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from tests.benchmarks.processes import descendants
 from tuner.cli import cli
-from tuner.run import Run
-from tuner.trial import read_history
+from tuner.run.run import Run
+from tuner.run.trial import read_history
 
 SPACE = """
 description: The digits on a GPU

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuner.tuning import mps
+from tuner.tuning.ray_backend import mps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,8 +24,8 @@ CLIENT_SECONDS = 30
 
 CLIENT = """
 import sys
-from tuner.tuning import mps
-from tuner.tuning.device_fault import is_device_fault
+from tuner.tuning.ray_backend import mps
+from tuner.tuning.ray_backend.device_fault import is_device_fault
 mps.IDLE_SECONDS = 2.0
 print(mps.join(), flush=True)
 
@@ -189,7 +189,7 @@ def test_a_kernel_that_fails_is_found_where_the_words_do_not_tell() -> None:
     code = """
 import os
 import torch
-from tuner.tuning.device_fault import is_device_fault
+from tuner.tuning.ray_backend.device_fault import is_device_fault
 assert not is_device_fault(RuntimeError("cuBLAS failed")), "nothing has used the device"
 torch.zeros(1, device="cuda")
 assert not is_device_fault(RuntimeError("cuBLAS failed"))

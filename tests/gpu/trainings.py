@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tuner.config import AdamW, Lion, ModelConfig, Muon, Sgd, TrialConfig
-from tuner.data import Splits
-from tuner.sources import Images
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits
 from tuner.training.loop import Epoch, train
 
 MODELS = {

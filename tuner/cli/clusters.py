@@ -17,7 +17,7 @@ import click
 from tuner.cli.options import DATA_DIR, JSON, STORAGE, Duration, option
 from tuner.cli.tables import print_json
 from tuner.errors import ClusterError, TunerError, UsageError
-from tuner.storage import AnyPath, extra_for
+from tuner.storage.paths import AnyPath, extra_for
 
 NOT_SENT = ("space", "address", "storage", "name")
 """Options that a job is not given as they are."""
@@ -55,8 +55,8 @@ def doctor(
     from dataclasses import asdict
 
     from tuner.config import DataConfig
-    from tuner.sources import find_source
-    from tuner.tuning.doctor import examine
+    from tuner.data.datasets import find_source
+    from tuner.tuning.ray_backend.doctor import examine
 
     findings = []
     for finding in examine(address, storage, DataConfig(source=find_source(data)), data_dir):
@@ -73,7 +73,7 @@ def doctor(
 
 
 def _submit_doctor(context: click.Context, address: str) -> None:
-    from tuner.tuning import jobs
+    from tuner.tuning.ray_backend import jobs
 
     client = jobs.connect(address)
     storage = _storage(context, None)
@@ -122,8 +122,8 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         address: Of the dashboard.
         overrides: ``KEY=VALUE`` each, those of flags and environment among them.
     """
+    from tuner.models.trust import check_code_trusted, code_of, remember
     from tuner.space import find_space, load_space
-    from tuner.trust import code_of, expect_trusted, remember
 
     options = context.params
     name, texts = options["name"], {}
@@ -133,7 +133,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         space = load_space(path, overrides)
         remember(space.own_code)
         code = code_of(space.models_with_code())
-        expect_trusted(code, path, trust=options["trust_code"])
+        check_code_trusted(code, path, trust=options["trust_code"])
         texts["space.yaml"] = space.resolved()
         words += ["--space", "space.yaml"]
         if code and not options["trust_code"]:
@@ -174,7 +174,7 @@ def _submit(
         words: Arguments of the command but for name and storage.
         files: See ``jobs.submit``.
     """
-    from tuner.tuning import jobs
+    from tuner.tuning.ray_backend import jobs
 
     options, command = context.params, str(context.command.name)
     if not options["resume"]:

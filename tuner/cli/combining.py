@@ -9,7 +9,7 @@ import click
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
 from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE, Amount, option
 from tuner.cli.tables import print_json
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 
 METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 
@@ -84,10 +84,10 @@ def ensemble(
     Members, weights and temperature are chosen on validation images, from what each trial has left
     in the run folder; it may be searched still.
     """
-    from tuner.device import find_devices
     from tuner.ensemble import make_ensemble, planned
     from tuner.ensemble.request import EnsembleRequest
-    from tuner.run import find_run
+    from tuner.run.run import find_run
+    from tuner.training.device import find_devices
 
     def say(message: str) -> None:
         click.echo(message, err=True)
@@ -97,7 +97,7 @@ def ensemble(
     with contextlib.ExitStack() as stack:
         predict = None
         if address:
-            from tuner.tuning.spread import spread
+            from tuner.tuning.ray_backend.cluster_predict import spread
 
             predict = stack.enter_context(spread(address))
         plan = stack.enter_context(

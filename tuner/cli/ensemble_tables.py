@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.cli.tables import VAL_SEEN, make_console, short_path
+from tuner.cli.tables import TRAINED_ON_VALIDATION, make_console, short_path
 
 if TYPE_CHECKING:
-    from tuner.ensemble.pool import LeftOut
+    from tuner.ensemble.pool import Excluded
     from tuner.ensemble.result import EnsembleResult
-    from tuner.evaluate import Scores
-    from tuner.evidence import Interval
+    from tuner.metrics.predict import Scores
+    from tuner.metrics.significance import Interval
 
 VAL = """\
 Val: on the images it was chosen on; cross-fit: on the same, each by a choice
@@ -51,7 +51,7 @@ def print_ensemble(result: "EnsembleResult") -> None:
     )
     table.add_row("ensemble", "", "", *_scores(whole.val, whole.crossfit, whole.test), style="bold")
     console.print(table)
-    meaning = VAL_SEEN if result.is_val_seen else VAL
+    meaning = TRAINED_ON_VALIDATION if result.is_val_seen else VAL
     console.print(f"\n{meaning}\nTest, NLL and ECE: on the test images, which choose nothing.\n")
     if any(member.temperature != 1 for member in result.members):
         temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
@@ -102,7 +102,7 @@ def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
     )
 
 
-def print_plan(plan: dict[str, Any], left_out: Sequence["LeftOut"]) -> None:
+def print_plan(plan: dict[str, Any], left_out: Sequence["Excluded"]) -> None:
     """Print choices with their figures on the validation images; no test image was read."""
     console = make_console()
     headings = ("", "trials: weights", "val", "cross-fit", "NLL, cross-fit")
@@ -118,7 +118,7 @@ def print_plan(plan: dict[str, Any], left_out: Sequence["LeftOut"]) -> None:
             f"{choice['crossfit']['nll']:.4f}",
         )
     console.print(table)
-    console.print(f"\n{VAL_SEEN}\n" if plan["is_val_seen"] else "")
+    console.print(f"\n{TRAINED_ON_VALIDATION}\n" if plan["is_val_seen"] else "")
     _print_left_out(console, left_out)
 
 
@@ -195,7 +195,7 @@ def _print_frontier(console: Console, result: "EnsembleResult") -> None:
     console.print()
 
 
-def _print_left_out(console: Console, left_out: Sequence["LeftOut"]) -> None:
+def _print_left_out(console: Console, left_out: Sequence["Excluded"]) -> None:
     by_reason: dict[str, list[str]] = {}
     for entry in left_out:
         by_reason.setdefault(entry.reason, []).append(str(entry.trial))

@@ -9,7 +9,7 @@ import click
 from tuner.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from tuner.forecast import Forecast, Spread
+    from tuner.run.forecast import Forecast, Spread
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -73,7 +73,7 @@ def _whole(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    from tuner.run import clock
+    from tuner.run.run import clock
 
     return clock(seconds)
 

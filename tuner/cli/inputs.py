@@ -7,7 +7,7 @@ import click
 
 from tuner.cli.options import DATA_DIR, IMAGE_SIZE, JSON, STORAGE, option
 from tuner.cli.tables import print_json, print_table
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 
 
 @click.group()
@@ -48,7 +48,7 @@ def space_sample(
     import yaml
 
     from tuner.space import find_space, load_space
-    from tuner.tuning.sampler import Sampler
+    from tuner.tuning.sampling.sampler import Sampler
 
     drawn = load_space(find_space(file), list(overrides), storage)
     sampler = Sampler(drawn, replace(drawn.search, seed=seed, sampler="random"))
@@ -81,7 +81,7 @@ def data() -> None:
 def data_prepare(source: str, data_dir: Path, image_size: int | None, as_json: bool) -> None:
     """Fetch and decode a data set, so that searches start at once."""
     from tuner.config import DataConfig
-    from tuner.data import load_splits, load_test
+    from tuner.data.splits import load_splits, load_test
 
     config = DataConfig(source=source, image_size=image_size)
     splits = load_splits(config, data_dir)
@@ -101,7 +101,7 @@ def data_prepare(source: str, data_dir: Path, image_size: int | None, as_json: b
 def data_info(source: str, data_dir: Path, image_size: int | None, as_json: bool) -> None:
     """Describe a data set's training images: sizes, classes, fingerprint."""
     from tuner.config import DataConfig
-    from tuner.data import load_splits
+    from tuner.data.splits import load_splits
 
     splits = load_splits(DataConfig(source=source, image_size=image_size), data_dir)
     info = {

@@ -10,7 +10,7 @@ import click
 from tuner import config
 from tuner.errors import UsageError
 from tuner.schema import parse_duration
-from tuner.storage import AnyPath, to_path
+from tuner.storage.paths import AnyPath, to_path
 
 
 class Option(click.Option):

@@ -9,7 +9,7 @@ from rich.console import Console
 from tuner.cli.clusters import is_dashboard, submit_refit
 from tuner.cli.options import option
 from tuner.cli.running import (
-    asked_of_all,
+    common_options,
     print_outcome,
     resume_command,
     running_options,
@@ -41,7 +41,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         return submit_refit(context, str(address))
 
-    from tuner.run import find_run
+    from tuner.run.run import find_run
     from tuner.tuning.refit import make_refit_request
     from tuner.tuning.refit import refit as run_refit
 
@@ -52,7 +52,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
         raise UsageError(f"--resume: {found.path} is a search; go on with: {line}")
     own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "name", "keep")
     request = make_refit_request(
-        found, source=run, **{name: options[name] for name in own}, **asked_of_all(options)
+        found, source=run, **{name: options[name] for name in own}, **common_options(options)
     )
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
     print_outcome(run_refit(request, console), "refit", as_json=options["as_json"])

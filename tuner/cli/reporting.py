@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import JSON, STORAGE, option
-from tuner.cli.tables import VAL_SEEN, print_comparison, print_json, short_path
-from tuner.storage import AnyPath
+from tuner.cli.tables import TRAINED_ON_VALIDATION, print_comparison, print_json, short_path
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tuner.run import Run
+    from tuner.run.run import Run
+    from tuner.run.trial import TrialRecord
     from tuner.space import SearchSpace
-    from tuner.trial import TrialRecord
 
 
 @click.command(epilog="Example: cifar-tune report")
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     """Write a run as one page, report.html in its folder, that opens without a network."""
     from tuner.report import write_report
-    from tuner.run import find_run
+    from tuner.run.run import find_run
 
     found = find_run(storage, run)
     ranked = found.ranked()
@@ -46,9 +46,9 @@ def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
 @JSON
 def compare(runs: tuple[str, ...], storage: AnyPath, html: Path | None, as_json: bool) -> None:
     """Set runs side by side: what they spent, and what came of it."""
-    from tuner.compare import compare as describe
-    from tuner.compare import differences, write_comparison
-    from tuner.run import find_run
+    from tuner.report.comparison import compare as describe
+    from tuner.report.comparison import differences, write_comparison
+    from tuner.run.run import find_run
 
     if len(runs) < 2:
         raise click.UsageError("give two runs or more; 'cifar-tune runs' lists them.")
@@ -66,7 +66,7 @@ def compare(runs: tuple[str, ...], storage: AnyPath, html: Path | None, as_json:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Learnt:
+class RunInsights:
     """What a run has searched, what mattered there, and what to look at."""
 
     space: "SearchSpace"
@@ -75,20 +75,20 @@ class Learnt:
     advice: list[str]
 
 
-def learnt(run: "Run", trials: "Sequence[TrialRecord]") -> Learnt:
+def learnt(run: "Run", trials: "Sequence[TrialRecord]") -> RunInsights:
     """Look at what a run's trials tell about its space."""
-    from tuner.advice import advise
+    from tuner.report.advice import advise
     from tuner.space import load_run_space
-    from tuner.tuning.importance import ALL, importances
+    from tuner.tuning.sampling.importance import ALL, importances
 
     space = load_run_space(run.path / "space.yaml")
     if run.record.refit:
         # Its trials were not drawn from the space, but chosen.
-        advice = [VAL_SEEN.replace("\n", " ")] if run.record.data.all_data else []
-        return Learnt(space=space, importance={}, advice=advice)
+        advice = [TRAINED_ON_VALIDATION.replace("\n", " ")] if run.record.data.all_data else []
+        return RunInsights(space=space, importance={}, advice=advice)
     shares = importances(space, trials)
     advice = advise(space, run.record.search, trials, shares.get(ALL, {}))
-    return Learnt(space=space, importance=shares, advice=advice)
+    return RunInsights(space=space, importance=shares, advice=advice)
 
 
 def print_advice(advice: list[str]) -> None:

@@ -15,10 +15,10 @@ from tuner.cli.tables import (
     print_leaderboard,
     print_table,
 )
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from tuner.run import Run
+    from tuner.run.run import Run
 
 
 @click.command(epilog="Example: cifar-tune leaderboard --format parquet > trials.parquet")
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @JSON
 def leaderboard(run: str | None, storage: AnyPath, rows: int, form: str, as_json: bool) -> None:
     """Show the trials of a run, best first; also while it is searched."""
-    from tuner.run import find_run, write_parquet
+    from tuner.run.run import find_run, write_parquet
 
     found = find_run(storage, run)
     if as_json or form == "json":
@@ -56,7 +56,7 @@ def leaderboard(run: str | None, storage: AnyPath, rows: int, form: str, as_json
 @JSON
 def runs(storage: AnyPath, as_json: bool) -> None:
     """List the runs."""
-    from tuner.run import open_runs
+    from tuner.run.run import open_runs
 
     records = [run.record for run in open_runs(storage)]
     records.sort(key=lambda record: record.started)
@@ -85,7 +85,7 @@ def runs(storage: AnyPath, as_json: bool) -> None:
 @JSON
 def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: bool) -> None:
     """Show a run, or one of its trials, in full; or watch a search that is running elsewhere."""
-    from tuner.run import find_run
+    from tuner.run.run import find_run
     from tuner.schema import to_plain
 
     found = find_run(storage, run)
@@ -120,7 +120,7 @@ def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: b
 
 def _standing(run: "Run") -> dict[str, Any]:
     """Say how many trials came to which state, and which is the best."""
-    from tuner.run import leader
+    from tuner.run.run import leader
 
     ranked = run.ranked()
     states = Counter(trial.status.state for trial in ranked)
@@ -135,7 +135,7 @@ def _follow(path: AnyPath) -> None:
 
     from rich.console import Console
 
-    from tuner.follow import follow
+    from tuner.monitor.follow import follow
 
     # To leave is not to interrupt: the search goes on.
     with suppress(KeyboardInterrupt):
@@ -153,9 +153,9 @@ def rerun(
     run: str, trial: int, storage: AnyPath, device: str, trust_code: bool, as_json: bool
 ) -> None:
     """Train one trial again, alone, and hold it against what was recorded."""
-    from tuner.device import find_device
-    from tuner.rerun import rerun as train_again
-    from tuner.run import find_run
+    from tuner.run.run import find_run
+    from tuner.training.device import find_device
+    from tuner.training.rerun import rerun as train_again
 
     found = find_run(storage, run)
     rows = [

@@ -11,10 +11,10 @@ import click
 from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
 from tuner.cli.tables import leaderboard_document, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from tuner.run import Run
+    from tuner.run.run import Run
 
 _COSTS = (
     option(
@@ -81,7 +81,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return cost_options(command)
 
 
-def asked_of_all(options: dict[str, Any]) -> dict[str, Any]:
+def common_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return what these options say, as ``RunRequest`` has it."""
     names = ("log", "max_failures", "save_seconds", "compile_mode", "address", "trust_code")
     shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")

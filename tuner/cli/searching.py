@@ -14,7 +14,7 @@ from tuner.cli.forecasts import print_forecast
 from tuner.cli.options import DATA_DIR, IMAGE_SIZE, Duration, option
 from tuner.cli.reporting import learnt, print_advice
 from tuner.cli.running import (
-    asked_of_all,
+    common_options,
     cost_options,
     print_outcome,
     resume_command,
@@ -23,10 +23,10 @@ from tuner.cli.running import (
 from tuner.cli.tables import print_json
 from tuner.config import SPACE_KEYS
 from tuner.errors import UsageError
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from tuner.run import Run
+    from tuner.run.run import Run
     from tuner.tuning.request import SearchRequest
 
 _SEARCHED = (
@@ -78,9 +78,9 @@ def search(context: click.Context, /, **options: Any) -> None:
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         return submit_search(context, str(address), _overrides(context, options["overrides"]))
 
-    from tuner.run import find_run
+    from tuner.run.run import find_run
     from tuner.space import find_space
-    from tuner.tuning.driver import search as run_search
+    from tuner.tuning.session import search as run_search
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
     if resumed and resumed.record.refit:
@@ -133,7 +133,7 @@ def plan(context: click.Context, /, **options: Any) -> None:
     from dataclasses import asdict
 
     from tuner.space import find_space
-    from tuner.tuning.plan import plan as make_plan
+    from tuner.tuning.planning.plan import plan as make_plan
 
     request = _request(context, find_space(options["space"]), None, name="plan")
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
@@ -179,7 +179,7 @@ def _request(
         data_dir=options["data_dir"],
         keep=options["keep"],
         **own,
-        **asked_of_all(options),
+        **common_options(options),
     )
 
 

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from tuner.run import Run
+    from tuner.run.run import Run
 
 CURVE_WIDTH = 16
 """Characters of the longest curve."""
-VAL_SEEN = """\
+TRAINED_ON_VALIDATION = """\
 The validation images were trained on (refit --all-data): figures on them mean
 nothing. Trials stand by number, the best configuration of the search first."""
 WIDE = 110
@@ -45,7 +45,7 @@ def print_leaderboard(run: "Run", most: int) -> None:
     hidden = f", the {which} {most}" if len(trials) > most else ""
     print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}")
     if run.record.data.all_data:
-        print(f"\n{VAL_SEEN}")
+        print(f"\n{TRAINED_ON_VALIDATION}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
 
 
@@ -55,8 +55,8 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
     The curves share their scales: the same column is the same budget, the same height the same
     accuracy.
     """
-    from tuner.board import sparkline, stretched
-    from tuner.run import clock
+    from tuner.monitor.live_table import sparkline, stretched
+    from tuner.run.run import clock
 
     hours = "GPU-hours" if any(run["gpu_hours"] for run in runs) else "hours"
     key = "gpu_hours" if hours == "GPU-hours" else "training_hours"

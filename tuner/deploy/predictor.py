@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuner.checkpoint import load_checkpoint, read_description
 from tuner.config import ModelConfig, Precision
-from tuner.device import compute_dtype
+from tuner.data.datasets import ImageMode, decode_file, resized, resized_pixels
 from tuner.errors import TunerError, UsageError
-from tuner.evaluate import Tta, predict_probs
-from tuner.sources import ImageMode, decode_file, resized, resized_pixels
-from tuner.storage import AnyPath, inside, on_disk, read_text
-from tuner.trial import explaining_damage
-from tuner.trust import code_of, expect_trusted
+from tuner.metrics.predict import Tta, predict_probs
+from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.checkpoint import load_checkpoint, read_description
+from tuner.run.trial import explaining_damage
+from tuner.storage.paths import AnyPath, inside, on_disk, read_text
+from tuner.training.device import compute_dtype
 from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
 
@@ -189,7 +189,7 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
     models = [
         model or read_description(file).model for file, model in zip(files, told, strict=True)
     ]
-    expect_trusted(code_of(models), path, trust=trust_code)
+    check_code_trusted(code_of(models), path, trust=trust_code)
     networks = [
         _load(network, model, digest, device)
         for network, model, digest in zip(files, models, digests, strict=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tuner.checkpoint import load_checkpoint
-from tuner.data import load_test
+from tuner.data.splits import load_test
 from tuner.ensemble.duplicates import read_duplicates
 from tuner.ensemble.folder import write_ensemble
 from tuner.ensemble.latency import MOST_COMBINED, Latency, measure_latency
@@ -16,10 +15,11 @@ from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
-from tuner.run import Run
-from tuner.storage import AnyPath, copy_file, refuse_link, scratch
-from tuner.trial import explaining_damage
-from tuner.trust import code_of, expect_trusted
+from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.checkpoint import load_checkpoint
+from tuner.run.run import Run
+from tuner.run.trial import explaining_damage
+from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
 
 Key = tuple[int, ...]
 """The candidates in a network, by position: one, or several for a soup."""
@@ -71,10 +71,10 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         TunerError: If a member's file is damaged or gone.
     """
     run, request, kitchen = plan.run, plan.request, plan.kitchen
-    expect_trusted(code_of(plan.models()), run.path, trust=request.trust_code)
+    check_code_trusted(code_of(plan.models()), run.path, trust=request.trust_code)
     source = run.record.data.source
     with explaining_damage(run.path / "ensembles"):
-        refuse_link(run.path / "ensembles")
+        check_no_link(run.path / "ensembles")
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
     # Before the test images are read, so that a damaged file does not cost a reading.
     networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}

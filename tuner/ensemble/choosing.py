@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuner.ensemble.pool import LeftOut, Pool
+from tuner.ensemble.pool import Excluded, Pool
 from tuner.ensemble.request import EnsembleRequest, Method
-from tuner.ensemble.soup import Kitchen, find_group
+from tuner.ensemble.soup import SoupMaker, find_group
 from tuner.errors import UsageError
 from tuner.voting import probs_of_truth, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
@@ -66,7 +66,7 @@ class Choice:
     crossfit: Tensor
     """The same by choices that were made without the image; what they leave as luck is that the
     pool, and each trial's epoch, were chosen on all images."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Excluded, ...]
 
     @property
     def label(self) -> str:
@@ -98,7 +98,7 @@ def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bo
         val=soften(vote.probs, temperature),
         crossfit=cross_fit(without_fold, num_images),
         left_out=tuple(
-            LeftOut(trial=trial.number, reason=vote.reasons.get(position) or REASONS[method])
+            Excluded(trial=trial.number, reason=vote.reasons.get(position) or REASONS[method])
             for position, trial in enumerate(pool.trials)
             if not vote.weights[position]
         ),
@@ -130,7 +130,7 @@ def voters(pool: Pool, request: EnsembleRequest, method: Method) -> Chooser:
     return chooser
 
 
-def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: Kitchen) -> Chooser:
+def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: SoupMaker) -> Chooser:
     """Choose networks of one architecture whose weights are averaged.
 
     Raises:
@@ -173,7 +173,7 @@ def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
             f"{min(latency.one_ms for latency in latencies):.3g} ms here"
         )
     slow = [
-        LeftOut(
+        Excluded(
             trial=trial.number,
             reason=f"{latency.one_ms:.3g} ms, above --max-latency-ms {limit:g}",
         )

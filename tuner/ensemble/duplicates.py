@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tuner.errors import UsageError
-from tuner.evidence import Interval, paired_gain
+from tuner.metrics.significance import Interval, paired_gain
 
 NUMBERED = ("cifar10", "cifar100")
 """Data sets whose test images have numbers of their own."""

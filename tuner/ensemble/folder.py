@@ -11,16 +11,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from tuner.checkpoint import read_description
+from tuner.data.datasets import Images
 from tuner.ensemble.members import Network
 from tuner.ensemble.plan import Plan
+from tuner.ensemble.plots import plot_confusion, plot_reliability
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.result import EnsembleResult
-from tuner.files import replacing, write_json, write_text
-from tuner.plots import plot_confusion, plot_reliability
-from tuner.run import now
-from tuner.sources import Images
-from tuner.storage import copy_file, replace_folder
+from tuner.run.checkpoint import read_description
+from tuner.run.run import now
+from tuner.storage.files import replacing, write_json, write_text
+from tuner.storage.paths import copy_file, replace_folder
 
 MOST_MISTAKES = 24
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuner.checkpoint import load_checkpoint
-from tuner.device import compute_dtype
 from tuner.ensemble.members import Network
-from tuner.evaluate import Tta, predict_probs
+from tuner.metrics.predict import Tta, predict_probs
+from tuner.run.checkpoint import load_checkpoint
+from tuner.training.device import compute_dtype
 from tuner.voting import soft_vote
 
 LARGE_BATCH = 256

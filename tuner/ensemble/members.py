@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tuner.checkpoint import load_checkpoint
 from tuner.config import ModelConfig, Precision
-from tuner.device import compute_dtype
-from tuner.evaluate import Tta, predict_probs
-from tuner.storage import AnyPath
+from tuner.metrics.predict import Tta, predict_probs
+from tuner.run.checkpoint import load_checkpoint
+from tuner.storage.paths import AnyPath
+from tuner.training.device import compute_dtype
 from tuner.voting import floored
 
 

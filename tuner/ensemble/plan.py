@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tuner.config import ModelConfig
-from tuner.data import Splits, load_splits
+from tuner.data.splits import Splits, load_splits
 from tuner.ensemble.choosing import (
     Choice,
     Chooser,
@@ -20,14 +20,14 @@ from tuner.ensemble.choosing import (
 )
 from tuner.ensemble.latency import measure_latency
 from tuner.ensemble.members import Network, Predict
-from tuner.ensemble.pool import LeftOut, Pool, read_pool
+from tuner.ensemble.pool import Excluded, Pool, read_pool
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
-from tuner.ensemble.soup import Kitchen
+from tuner.ensemble.soup import SoupMaker
 from tuner.errors import UsageError
-from tuner.evaluate import score
-from tuner.run import Run
-from tuner.storage import AnyPath
-from tuner.trust import code_of, expect_trusted
+from tuner.metrics.predict import score
+from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.run import Run
+from tuner.storage.paths import AnyPath
 
 Say = Callable[[str], None]
 
@@ -48,7 +48,7 @@ class Plan:
     request: EnsembleRequest
     splits: Splits
     pool: Pool
-    kitchen: Kitchen
+    kitchen: SoupMaker
     choice: Choice
     """The one that was asked for."""
     single: Choice
@@ -58,7 +58,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
 
     @property
-    def left_out(self) -> tuple[LeftOut, ...]:
+    def left_out(self) -> tuple[Excluded, ...]:
         """Trials that are no members, and why."""
         return (*self.choice.left_out, *self.pool.left_out)
 
@@ -137,7 +137,7 @@ def make_plan(
         DataError: If the images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged.
     """
-    run.expect_unseen_validation(*request.chosen_by_validation)
+    run.check_unseen_validation(*request.chosen_by_validation)
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
@@ -146,7 +146,7 @@ def make_plan(
     if request.computes_to_choose:
         # What only votes is read from the folder, and no code of it is run.
         models = code_of(trial.config.model for trial in pool.trials)
-        expect_trusted(models, run.path, trust=request.trust_code)
+        check_code_trusted(models, run.path, trust=request.trust_code)
     if request.tta != "none":
         say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")
         networks = [pool.network(i) for i in range(len(pool))]
@@ -158,7 +158,7 @@ def make_plan(
             for i in range(len(pool))
         ]
         pool = within_latency(replace(pool, latencies=tuple(latencies)), request)
-    kitchen = Kitchen(
+    kitchen = SoupMaker(
         pool=pool,
         folder=folder,
         train_images=splits.train.images,

@@ -12,8 +12,8 @@ from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import TunerError, UsageError
-from tuner.run import Run
-from tuner.trial import USABLE, VAL_PROBS, TrialRecord
+from tuner.run.run import Run
+from tuner.run.trial import USABLE, VAL_PROBS, TrialRecord
 from tuner.voting import floored, rank
 
 HALF_FLOOR = 2.0**-25
@@ -21,7 +21,7 @@ HALF_FLOOR = 2.0**-25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LeftOut:
+class Excluded:
     """A trial that is no member, and why."""
 
     trial: int
@@ -39,7 +39,7 @@ class Pool:
     """Least probability that the files could hold, one a candidate, as in ``Network``."""
     labels: Tensor
     """int64, shape (N,)."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Excluded, ...]
     """Trials as good as these that are no candidates."""
     latencies: tuple[Latency, ...] | None = None
     is_val_seen: bool = False
@@ -77,7 +77,7 @@ class Pool:
             floors=tuple(self.floors[i] for i in order.tolist()),
         )
 
-    def only(self, positions: list[int], left_out: list[LeftOut]) -> "Pool":
+    def only(self, positions: list[int], left_out: list[Excluded]) -> "Pool":
         """Return some of the candidates, and why the others are none any more."""
         return replace(
             self,
@@ -102,12 +102,12 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     run.require(usable, request.top if request.method == "vote" else 1)
     refuse = _Refusals(request)
     chosen: list[TrialRecord] = []
-    left_out: list[LeftOut] = []
+    left_out: list[Excluded] = []
     for trial in ranked:
         if len(chosen) == request.pool_size or trial.best is None:
             break
         if reason := refuse(trial):
-            left_out.append(LeftOut(trial=trial.number, reason=reason))
+            left_out.append(Excluded(trial=trial.number, reason=reason))
         else:
             chosen.append(trial)
     if not chosen:

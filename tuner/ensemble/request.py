@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tuner.errors import UsageError
-from tuner.evaluate import Tta
+from tuner.metrics.predict import Tta
 
 Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
 METHODS: tuple[Method, ...] = get_args(Method)

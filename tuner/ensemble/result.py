@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.duplicates import Duplicates, DuplicatesNote
 from tuner.ensemble.latency import FrontierPoint, Latency, find_frontier
 from tuner.ensemble.plan import Plan, Skipped
-from tuner.ensemble.pool import LeftOut
+from tuner.ensemble.pool import Excluded
 from tuner.ensemble.request import SOUPS, Method
-from tuner.evaluate import Scores, Tta, confusion_matrix, score
-from tuner.evidence import (
+from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
+from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
+from tuner.metrics.significance import (
     LEVEL,
     NO_GAIN,
     Interval,
@@ -29,7 +29,7 @@ from tuner.evidence import (
     oracle_accuracy,
     paired_gain,
 )
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 from tuner.voting import soft_vote
 from tuner.voting.temperature import soften, soften_each
 
@@ -81,7 +81,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rival:
+class ComparedMethod:
     """A row of the comparison."""
 
     method: str
@@ -112,7 +112,7 @@ class EnsembleResult:
     ensemble: Figures
     members: tuple[MemberResult, ...]
     """Best by validation accuracy first."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Excluded, ...]
     best_single: int
     """The candidate of the best validation accuracy, whether it is a member or not."""
     best_single_figures: Figures
@@ -128,7 +128,7 @@ class EnsembleResult:
     disagreement: list[list[float]]
     error_correlation: list[list[float | None]]
     frontier: tuple[FrontierPoint, ...] | None
-    comparison: tuple[Rival, ...]
+    comparison: tuple[ComparedMethod, ...]
     skipped: tuple[Skipped, ...]
     duplicates: DuplicatesNote | None
     confusion: Tensor
@@ -259,14 +259,14 @@ def assess(
 
 def _comparison(
     plan: Plan, probs: Mapping[tuple[int, ...], Tensor], labels: Tensor
-) -> tuple[Rival, ...]:
+) -> tuple[ComparedMethod, ...]:
     pool = plan.pool
     single_correct = probs[0,].argmax(dim=1) == labels
 
-    def rival(choice: Choice) -> Rival:
+    def rival(choice: Choice) -> ComparedMethod:
         vote = vote_on_test(choice, probs)
         correct = vote.argmax(dim=1) == labels
-        return Rival(
+        return ComparedMethod(
             method=choice.label,
             calibrated=choice.is_calibrated,
             members=tuple(pool.trials[i].number for i in choice.members),
@@ -278,7 +278,7 @@ def _comparison(
 
     (uniform,) = (c for c in plan.others if c.method == "vote" and not c.is_calibrated)
     alone = torch.stack([probs[i,] for i in uniform.members])
-    mean_member = Rival(
+    mean_member = ComparedMethod(
         method="mean member",
         calibrated=False,
         members=tuple(pool.trials[i].number for i in uniform.members),

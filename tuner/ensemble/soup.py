@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tuner.augment import normalize
-from tuner.checkpoint import load_checkpoint, save_checkpoint
+from tuner.data.datasets import Images
 from tuner.ensemble.members import Network, Predict
 from tuner.ensemble.pool import Pool
 from tuner.errors import UsageError
-from tuner.evaluate import Tta
-from tuner.sources import Images
-from tuner.storage import AnyPath
-from tuner.trial import TrialRecord
+from tuner.metrics.predict import Tta
+from tuner.run.checkpoint import load_checkpoint, save_checkpoint
+from tuner.run.trial import TrialRecord
+from tuner.storage.paths import AnyPath
 
 FIT_IMAGES = 5000
 """Training images, at most, from which normalization statistics are estimated."""
@@ -53,7 +53,7 @@ def _architecture(trial: TrialRecord) -> str:
 
 
 @dataclass(slots=True)
-class Kitchen:
+class SoupMaker:
     """Makes soups of candidates, each once, and keeps what they say of the validation images."""
 
     pool: Pool

@@ -127,7 +127,7 @@ class FitsImages(Protocol):
 
 @runtime_checkable
 class StartsFromWeights(Protocol):
-    """A network that starts from the weights of an earlier training; ``tuner.weights`` has them."""
+    """A network that starts from the weights of an earlier training; see ``initial_weights``."""
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the weights, once, before the first step."""

@@ -3,7 +3,7 @@
 The file's text travels within the configuration, so that nodes without the file can build the
 network, and a checkpoint can be rebuilt after the file was changed or lost. Building such a network
 runs that text, as if one had started the file itself; listing a run, or reading its configurations,
-does not. ``tuner.trust`` is asked before what came with a run is built.
+does not. ``tuner.models.trust`` is asked before what came with a run is built.
 """
 
 import functools
@@ -174,7 +174,9 @@ def _moved(error: ImportError) -> str:
     if missing := re.match(r"cannot import name '(\w+)'", error.msg or ""):
         name = f"{name}.{missing[1]}"
     for old, new in tuner.MOVED.items():
-        if name == old or name.startswith(f"{old}."):
+        # A package may stand today where a module stood: only what it lacks itself has moved.
+        is_elsewhere = name.rpartition(".")[0] in sys.modules.keys() - {old}
+        if name == old or (name.startswith(f"{old}.") and not is_elsewhere):
             return f"; {old} is {new} now"
     return ""
 

@@ -1,7 +1,7 @@
 """Networks that start from the weights of an earlier training: torchvision's, or those of a run.
 
-The weights themselves are no part of this: ``tuner.weights`` finds them, and ``train`` hands them
-to ``Pretrained.start_from``. A checkpoint is rebuilt without them.
+The weights themselves are no part of this: ``tuner.training.initial_weights`` finds them, and
+``train`` hands them to ``Pretrained.start_from``. A checkpoint is rebuilt without them.
 """
 
 import functools

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.files import write_text
-from tuner.forecast import outcomes
 from tuner.report.ensembles import ensemble_folders, read_ensemble
 from tuner.report.facts import run_facts
 from tuner.report.page import points, render
-from tuner.run import Run, leader
+from tuner.run.forecast import outcomes
+from tuner.run.run import Run, leader
+from tuner.run.trial import TrialRecord
 from tuner.space import SearchSpace
-from tuner.storage import AnyPath, read_text
-from tuner.trial import TrialRecord
+from tuner.storage.files import write_text
+from tuner.storage.paths import AnyPath, read_text
 
 __all__ = ["Report", "verdict", "write_report"]
 

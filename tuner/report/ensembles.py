@@ -6,8 +6,16 @@ import io
 import json
 from typing import Any
 
-from tuner.storage import AnyPath, holding, inside, modified, read_bytes, read_text, refuse_link
-from tuner.trial import explaining_damage
+from tuner.run.trial import explaining_damage
+from tuner.storage.paths import (
+    AnyPath,
+    check_no_link,
+    folders_with,
+    inside,
+    modified,
+    read_bytes,
+    read_text,
+)
 
 MOST_MISTAKES = 40
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -18,7 +26,7 @@ MOST_IMAGE_BYTES = 1_500_000
 
 def ensemble_folders(run: AnyPath) -> list[AnyPath]:
     """Return the folders of a run's ensembles, the one that was made last first."""
-    folders = holding(run / "ensembles", "metrics.json")
+    folders = folders_with(run / "ensembles", "metrics.json")
     return sorted(folders, key=lambda path: -modified(path / "metrics.json"))
 
 
@@ -33,8 +41,8 @@ def read_ensemble(folder: AnyPath) -> dict[str, Any]:
         TunerError: If a file is damaged.
     """
     with explaining_damage(folder / "metrics.json"):
-        refuse_link(folder.parent)
-        refuse_link(folder)
+        check_no_link(folder.parent)
+        check_no_link(folder)
         ensemble: dict[str, Any] = json.loads(read_text(folder / "metrics.json"))
         ensemble["ensemble"]["test"]["accuracy"]
     ensemble["name"] = ensemble.get("name", folder.name)
@@ -53,7 +61,7 @@ def _read_confusion(path: AnyPath) -> dict[str, Any]:
 
 
 def _read_mistakes(folder: AnyPath) -> list[dict[str, Any]]:
-    refuse_link(folder)
+    check_no_link(folder)
     text = read_bytes(folder / "mistakes.csv").decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     mistakes = []

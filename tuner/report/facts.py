@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.run import Run
+from tuner.run.run import Run
+from tuner.run.state import Tally, best_so_far
+from tuner.run.trial import TrialRecord, TrialState
 from tuner.space import SearchSpace
-from tuner.space.axes import Branch, Choice, Range, parameters, spell, value_of
-from tuner.tally import Tally, best_so_far
-from tuner.trial import TrialRecord, TrialState
+from tuner.space.axes import Branch, Choice, Range, parameters, to_yaml, value_of
 
 Plain = dict[str, Any]
 
@@ -39,7 +39,7 @@ def parameter_facts(space: SearchSpace) -> list[Plain]:
             case Range():
                 fact |= {"low": axis.low, "high": axis.high, "log": axis.log, "whole": axis.whole}
             case Choice():
-                fact["values"] = [spell(value) for value in axis.values]
+                fact["values"] = [to_yaml(value) for value in axis.values]
             case Branch():
                 fact["values"] = list(axis.options)
         facts.append(fact)
@@ -78,7 +78,7 @@ def _value(value: Any, fact: Plain) -> str | float | None:
     """Spell a choice as its axis does; of a number, keep as many digits as a picture can show."""
     if value is None:
         return None
-    return spell(value) if "values" in fact else float(f"{value:.5g}")
+    return to_yaml(value) if "values" in fact else float(f"{value:.5g}")
 
 
 def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:

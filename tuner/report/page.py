@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tuner.run import clock
+from tuner.run.run import clock
 
 
 def render(template: str, scripts: tuple[str, ...], facts: dict[str, Any], **context: Any) -> str:

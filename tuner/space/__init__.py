@@ -28,6 +28,7 @@ from tuner.config import (
 )
 from tuner.errors import SpaceError, UsageError
 from tuner.models import ARCHITECTURES, params_of
+from tuner.run.trial import explaining_damage
 from tuner.schema import (
     Record,
     Scalar,
@@ -42,13 +43,12 @@ from tuner.schema import (
 from tuner.space.axes import Branch, Group, Plain, RandomTrial, Trial
 from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
-from tuner.space.grammar import read_record, refuse_impossible
+from tuner.space.grammar import check_possible, read_record
 from tuner.space.plugin import with_sources
-from tuner.space.source import load, refuse_files
+from tuner.space.source import check_no_files, load
 from tuner.space.transfer import with_origins
 from tuner.space.tree import Node, dump
-from tuner.storage import AnyPath, on_disk
-from tuner.trial import explaining_damage
+from tuner.storage.paths import AnyPath, on_disk
 
 __all__ = [
     "RandomTrial",
@@ -250,7 +250,7 @@ def load_space(
         SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
     """
     if text is None and (path.parent / "run.json").exists():
-        refuse_files(path)
+        check_no_files(path)
     root, own_code = with_sources(load(path, overrides, FILE, text), path)
     root = with_origins(root, storage)
     assert isinstance(root.value, dict)
@@ -274,7 +274,7 @@ def load_space(
     axes = read_record(_without_run_keys(nodes["space"]), TRIAL)
     entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
     if plain.get("search", {}).get("scheduler", SearchConfig().scheduler) != "none":
-        _refuse_epochs(nodes["space"], *entries)
+        _check_epochs(nodes["space"], *entries)
     space = SearchSpace(
         description=plain.get("description", ""),
         dataset=plain.get("dataset"),
@@ -287,12 +287,12 @@ def load_space(
         own_code=own_code,
     )
     draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
-    refuse_impossible(nodes["space"], draw, {})
+    check_possible(nodes["space"], draw, {})
     for index, node in enumerate(entries):
         if space.baseline[index] in space.baseline[:index]:
             raise node.error("is the same as one before it; remove one")
         pinned = functools.partial(draw, baseline=index)
-        refuse_impossible(node, pinned, space.baseline_params(index))
+        check_possible(node, pinned, space.baseline_params(index))
     return space
 
 
@@ -313,7 +313,7 @@ def load_run_space(
     with contextlib.ExitStack() as stack:
         with explaining_damage(path):
             file = stack.enter_context(on_disk(path))
-            refuse_files(file)
+            check_no_files(file)
         return load_space(file, overrides, storage)
 
 
@@ -323,7 +323,7 @@ def load_resources(path: Path) -> Resources:
     Raises:
         SpaceError: As ``load_space``.
     """
-    refuse_files(path)
+    check_no_files(path)
     root = load(path, (), FILE)
     assert isinstance(root.value, dict)
     if (node := root.value.get("resources")) is None:
@@ -359,7 +359,7 @@ def _without_run_keys(node: Node) -> Node:
     return node
 
 
-def _refuse_epochs(*nodes: Node) -> None:
+def _check_epochs(*nodes: Node) -> None:
     # At one rung, a short schedule has all but ended and a long one has hardly begun.
     for node in nodes:
         if isinstance(node.value, dict) and "epochs" in node.value:

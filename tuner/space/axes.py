@@ -94,8 +94,8 @@ class Range:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield the name and, in words, the range."""
-        ends = f"{'int' if self.whole else 'float'} {spell(self.low)} to {spell(self.high)}"
-        step = f", step {spell(self.step)}" if self.step else ""
+        ends = f"{'int' if self.whole else 'float'} {to_yaml(self.low)} to {to_yaml(self.high)}"
+        step = f", step {to_yaml(self.step)}" if self.step else ""
         yield self.name, f"{ends}{', log' if self.log else ''}{step}"
 
 
@@ -124,7 +124,7 @@ class Choice:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield the name and, in words, the values."""
-        yield self.name, f"one of {', '.join(map(spell, self.values))}"
+        yield self.name, f"one of {', '.join(map(to_yaml, self.values))}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,7 +276,7 @@ def remainder(low: float, high: float, step: float) -> Decimal:
     return (exact(high) - exact(low)) % exact(step)
 
 
-def spell(value: Plain) -> str:
+def to_yaml(value: Plain) -> str:
     """Write a value as YAML reads it."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.schema import Record
-from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, RandomTrial, Range, spell
+from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, RandomTrial, Range, to_yaml
 from tuner.space.grammar import read_record
 from tuner.space.tree import Node
 
@@ -61,12 +61,12 @@ def _pin(axis: Axis, node: Node, plain: Any, params: dict[str, Plain]) -> dict[s
             return {tag: rest} if rest else {}
         case Fixed(value=value):
             if plain != value:
-                what = f"{spell(plain)} differs from {spell(value)}, which the space fixes"
+                what = f"{to_yaml(plain)} differs from {to_yaml(value)}, which the space fixes"
                 raise node.error(f"{what}; make it a choice there or change the baseline")
         case Range() | Choice():
             if not axis.admits(plain):
                 ((_, allowed),) = axis.rows()
-                what = f"{spell(plain)} lies outside the space's axis ({allowed})"
+                what = f"{to_yaml(plain)} lies outside the space's axis ({allowed})"
                 raise node.error(f"{what}; widen the axis or change the baseline")
             is_whole = isinstance(axis, Range) and axis.whole
             params[axis.name] = int(plain) if is_whole else plain

@@ -28,7 +28,7 @@ from tuner.space.axes import (
     Range,
     exact,
     remainder,
-    spell,
+    to_yaml,
 )
 from tuner.space.tree import FORMS, Node
 
@@ -86,7 +86,7 @@ def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
     if searched:
         for key in sorted(schema.required - node.value.keys()):
             raise node.error(f"'{key}' is missing; add it")
-        refuse_impossible(node, lambda trial: parse(schema, group.sample(trial)), {})
+        check_possible(node, lambda trial: parse(schema, group.sample(trial)), {})
     return group
 
 
@@ -123,7 +123,7 @@ def _kind_as_written(node: Node) -> Scalar:
     return Scalar(kind=next((kind for kind in kinds if kind in PLAIN), str))
 
 
-def refuse_impossible(
+def check_possible(
     node: Node, build: Callable[[RandomTrial], object], params: Mapping[str, Plain]
 ) -> None:
     """Raise what ``build`` raises, if it does so for every draw; ``params`` are not drawn."""
@@ -206,7 +206,7 @@ def _distinct(source: Node, schema: Scalar) -> tuple[Plain, ...]:
     values: list[Plain] = []
     for item in source.value:
         if (value := _value(item, schema)) in values:
-            raise item.error(f"{spell(value)} stands in the choice twice; remove one")
+            raise item.error(f"{to_yaml(value)} stands in the choice twice; remove one")
         values.append(value)
     if not values:
         raise source.error("the choice is empty; write the values to choose from")
@@ -229,12 +229,14 @@ def _read_range(node: Node, form: str, schema: Scalar) -> Range:
     assert not isinstance(low, str)
     assert not isinstance(high, str)
     if low > high:
-        raise ends.error(f"the range is empty, {spell(low)} is above {spell(high)}; swap them")
+        raise ends.error(f"the range is empty, {to_yaml(low)} is above {to_yaml(high)}; swap them")
     if low == high:
-        raise ends.error(f"the range holds one number; write it plainly: {spell(low)}")
+        raise ends.error(f"the range holds one number; write it plainly: {to_yaml(low)}")
     log = "log" in node.value and bool(_value(node.value["log"], Scalar(kind=bool)))
     if log and low <= 0:
-        raise ends.value[0].error(f"log needs low above 0, got {spell(low)}; raise low or drop log")
+        raise ends.value[0].error(
+            f"log needs low above 0, got {to_yaml(low)}; raise low or drop log"
+        )
     step = None
     if "step" in node.value:
         step = _read_step(node.value["step"], low, high, number.kind)
@@ -247,13 +249,15 @@ def _read_step(node: Node, low: float, high: float, kind: type) -> float:
     step = _value(node, Scalar(kind=kind, bounds=Bounds(gt=0)))
     assert not isinstance(step, str)
     if exact(step) > exact(high) - exact(low):
-        raise node.error(f"{spell(step)} is larger than the whole range; lower it")
+        raise node.error(f"{to_yaml(step)} is larger than the whole range; lower it")
     if exact(step) * MAX_STEPS < exact(high) - exact(low):
-        raise node.error(f"{spell(step)} makes more than {MAX_STEPS} steps; raise it or drop step")
+        raise node.error(
+            f"{to_yaml(step)} makes more than {MAX_STEPS} steps; raise it or drop step"
+        )
     if rest := remainder(low, high, step):
-        fit = spell(kind(exact(high) - rest))
-        what = f"steps of {spell(step)} from {spell(low)} do not end at {spell(high)}"
-        raise node.error(f"{what}; write [{spell(low)}, {fit}]")
+        fit = to_yaml(kind(exact(high) - rest))
+        what = f"steps of {to_yaml(step)} from {to_yaml(low)} do not end at {to_yaml(high)}"
+        raise node.error(f"{what}; write [{to_yaml(low)}, {fit}]")
     return step
 
 

@@ -7,7 +7,7 @@ from tuner.models.custom import check_arguments, load_callable, load_module
 from tuner.schema import join
 from tuner.space.source import descend, words
 from tuner.space.tree import FORMS, Node
-from tuner.storage import read_text
+from tuner.storage.paths import read_text
 
 
 def with_sources(root: Node, space: Path) -> tuple[Node, dict[str, str]]:

@@ -8,7 +8,7 @@ import yaml
 from tuner.errors import SpaceError
 from tuner.schema import Free, Record, Schema, Tagged
 from tuner.space.tree import Node, below, compose
-from tuner.storage import read_text
+from tuner.storage.paths import read_text
 
 
 def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None = None) -> Node:
@@ -33,7 +33,7 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
     return root
 
 
-def refuse_files(path: Path) -> None:
+def check_no_files(path: Path) -> None:
     """Make sure that a space names no other file, as those that runs hold do not.
 
     Raises:

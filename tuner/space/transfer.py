@@ -2,14 +2,14 @@
 
 import hashlib
 
-from tuner.checkpoint import read_description
 from tuner.errors import TunerError
 from tuner.models import Source
 from tuner.models.pretrained import name_problem, weights_problem
+from tuner.run.checkpoint import read_description
 from tuner.schema import Scalar, join
 from tuner.space.source import descend, words
 from tuner.space.tree import Node
-from tuner.storage import AnyPath, on_disk
+from tuner.storage.paths import AnyPath, on_disk
 
 
 def with_origins(root: Node, storage: AnyPath) -> Node:
@@ -44,7 +44,9 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
 
 
 def _with_run(node: Node, storage: AnyPath) -> Node:
-    from tuner.run import find_run  # Half a second of pandas that only such spaces should wait for.
+    from tuner.run.run import (
+        find_run,  # Half a second of pandas that only such spaces should wait for.
+    )
 
     assert isinstance(node.value, dict)
     run, trial = node.value["run"], node.value.get("trial")

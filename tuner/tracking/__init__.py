@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 
 from tuner.config import TrialConfig
 from tuner.errors import UsageError
-from tuner.run import Run
-from tuner.tally import Observer
-from tuner.trial import EpochRow, TrialStatus
+from tuner.run.run import Run
+from tuner.run.state import Observer
+from tuner.run.trial import EpochMetrics, TrialStatus
 
 Target = Literal["wandb", "mlflow"]
 PATIENCE_SECONDS = 60.0
@@ -33,7 +33,7 @@ class Tracker(Observer, Protocol):
 Event = Callable[[Tracker], None]
 
 
-def refuse_missing(targets: Sequence[Target]) -> None:
+def check_installed(targets: Sequence[Target]) -> None:
     """Refuse targets whose packages are not there, before anything is trained.
 
     Raises:
@@ -81,16 +81,20 @@ class Tracking:
         """Name of each tracker that could not go on -> why. A search does not end for it."""
         return {name: teller.problem for name, teller in self._tellers.items() if teller.problem}
 
-    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+    def trial_began(
+        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
+    ) -> None:
         """See ``Observer``."""
         rows = tuple(history)
         self._tell(lambda tracker: tracker.trial_began(number, config, rows))
 
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         """See ``Observer``."""
         self._tell(lambda tracker: tracker.epoch_ended(number, row))
 
-    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+    def trial_ended(
+        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
+    ) -> None:
         """See ``Observer``."""
         rows = tuple(history)
         self._tell(lambda tracker: tracker.trial_ended(number, status, rows))

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from tuner.config import TrialConfig
-from tuner.trial import EpochRow
+from tuner.run.trial import EpochMetrics
 
 
 def hyperparameters(config: TrialConfig) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def hyperparameters(config: TrialConfig) -> dict[str, Any]:
     return plain
 
 
-def figures(row: EpochRow) -> dict[str, float]:
+def figures(row: EpochMetrics) -> dict[str, float]:
     """Return an epoch's figures by the names that all targets show, without what is not finite."""
     named = {
         "accuracy/validation": row.val_accuracy,

@@ -7,9 +7,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from tuner.config import TrialConfig
-from tuner.run import Run
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, TrialStatus, best_row, flatten
 from tuner.tracking.figures import figures, hyperparameters
-from tuner.trial import EpochRow, TrialStatus, best_row, flatten
 
 ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
 """State of a trial -> of MLflow's run; the others are FAILED."""
@@ -29,7 +29,9 @@ class MLflow:
         self._experiment = ""
         self._runs: dict[int, str] = {}
 
-    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+    def trial_began(
+        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
+    ) -> None:
         """Open the trial's run, or open it again."""
         known = self._known(number)
         if known is not None:
@@ -65,7 +67,7 @@ class MLflow:
         runs = self._client.search_runs([self._experiment], same, max_results=1)
         return runs[0].info.run_id if runs else None
 
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         """Log the figures of an epoch."""
         metrics = [
             Metric(key, value, int(1000 * row.time), row.epoch)
@@ -73,7 +75,9 @@ class MLflow:
         ]
         self._client.log_batch(self._runs[number], metrics=metrics)
 
-    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+    def trial_ended(
+        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
+    ) -> None:
         """Log how the trial ended, and close its run."""
         run = self._runs.pop(number)
         best = best_row(history)

@@ -14,10 +14,10 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.summary import hparams, scalar, text
 
 from tuner.config import TrialConfig
-from tuner.run import Run
-from tuner.storage import replace_folder
+from tuner.run.run import Run
+from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialState, TrialStatus, flatten
+from tuner.storage.paths import replace_folder
 from tuner.tracking.figures import figures, hyperparameters
-from tuner.trial import ENDED_BADLY, EpochRow, TrialState, TrialStatus, flatten
 
 FOLDER = "tensorboard"
 
@@ -36,7 +36,9 @@ class TensorBoard:
         self._folder = self._kept if isinstance(self._kept, Path) else Path(self._scratch.name)
         self._writers: dict[int, EventsWriter] = {}
 
-    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+    def trial_began(
+        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
+    ) -> None:
         """Write the hyperparameters, and again the epochs that the trial goes on from."""
         if (old := self._writers.pop(number, None)) is not None:
             old.close()
@@ -59,14 +61,16 @@ class TensorBoard:
         for row in history:
             self.epoch_ended(number, row)
 
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         """Write the figures of an epoch."""
         writer = self._writers[number]
         for tag, value in figures(row).items():
             _write(writer, scalar(tag, value), row.epoch, row.time)
         writer.flush()
 
-    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+    def trial_ended(
+        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
+    ) -> None:
         """Write how the trial ended, and close its file."""
         writer = self._writers.pop(number)
         now = time.time()

@@ -8,9 +8,9 @@ from typing import Any
 import wandb
 
 from tuner.config import TrialConfig
-from tuner.run import Run
+from tuner.run.run import Run
+from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialStatus, best_row
 from tuner.tracking.figures import figures, hyperparameters
-from tuner.trial import ENDED_BADLY, EpochRow, TrialStatus, best_row
 
 PROJECT = "cifar-tune"
 """Unless ``WANDB_PROJECT`` names another; ``WANDB_MODE=offline`` works as everywhere."""
@@ -25,7 +25,9 @@ class WeightsAndBiases:
         self._key = hashlib.sha256(f"{run.record.name} {run.record.started}".encode()).hexdigest()
         self._runs: dict[int, Any] = {}
 
-    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+    def trial_began(
+        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
+    ) -> None:
         """Open the trial's run, or open it again."""
         if (old := self._runs.pop(number, None)) is not None:
             old.finish()
@@ -46,12 +48,14 @@ class WeightsAndBiases:
         for row in history:
             self.epoch_ended(number, row)
 
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         """Log the figures of an epoch."""
         # At once: with a step, wandb else waits for the next one, or for the end.
         self._runs[number].log(figures(row), step=row.epoch, commit=True)
 
-    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+    def trial_ended(
+        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
+    ) -> None:
         """Log how the trial ended, and close its run."""
         run = self._runs.pop(number)
         best = best_row(history)

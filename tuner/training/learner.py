@@ -50,7 +50,7 @@ class Learner:
             UnfitStateError: If a part of the optimizer's state is not what it keeps for that
                 parameter. Then nothing has changed.
         """
-        self._refuse_unfit(tensors)
+        self._check_fits(tensors)
         for part, module in (("network", self.network), ("average", self.average.model)):
             prefix = f"{part}."
             module.load_state_dict(
@@ -73,7 +73,7 @@ class Learner:
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
 
-    def _refuse_unfit(self, tensors: Mapping[str, Tensor]) -> None:
+    def _check_fits(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse a state of an optimizer that had other parameters, or in another order."""
         fit = [
             (group["state_names"], parameter.shape)

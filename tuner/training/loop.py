@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from tuner.augment import normalize
 from tuner.config import TrialConfig
-from tuner.data import Splits
-from tuner.device import compute_dtype
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits
 from tuner.errors import UsageError
-from tuner.evaluate import accuracy_and_nll, predict_probs
+from tuner.metrics.predict import accuracy_and_nll, predict_probs
 from tuner.models import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
-from tuner.sources import Images
+from tuner.run.trial import EpochMetrics
 from tuner.training.compilation import CompileMode
+from tuner.training.device import compute_dtype
 from tuner.training.device_step import CaptureMode, DeviceSteps
+from tuner.training.initial_weights import InitialWeights
 from tuner.training.learner import Learner
 from tuner.training.step import HostSteps, Steps, Task, never
-from tuner.trial import EpochRow
-from tuner.weights import Start
 
 FIT_IMAGES = 5000
 """Most training images that a network sees before training; see ``FitsImages``."""
@@ -43,7 +43,7 @@ ENDLESS = 10**6
 class Epoch:
     """What one epoch of training has led to."""
 
-    figures: EpochRow
+    figures: EpochMetrics
     val_probs: Tensor
     """Class probabilities of the validation images by ``network``, float32, shape (N, K), CPU."""
     network: nn.Module
@@ -72,7 +72,7 @@ def train(
     splits: Splits,
     device: torch.device,
     *,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
     state: Mapping[str, Tensor] | None = None,
     epochs_done: int = 0,
     micro_batches: int = 1,
@@ -91,8 +91,8 @@ def train(
         config: All that defines the training.
         splits: Training and validation images, best on ``device`` already.
         device: Where to train; a GPU with its index, as ``find_device`` returns it.
-        start: The weights that a ``pretrained`` model starts from, as ``tuner.weights`` loads them;
-            images are normalized as they want it.
+        start: The weights that a ``pretrained`` model starts from, as ``load_initial_weights``
+            returns them; images are normalized as they want it.
         state: What ``learner.state()`` of an epoch gave, to go on after it.
         epochs_done: The number of that epoch.
         micro_batches: Parts of each of ``config.micro_batches``, where memory is short.
@@ -171,7 +171,7 @@ def train(
         val_accuracy, val_loss = accuracy_and_nll(val_probs, val_labels)
         seconds = time.perf_counter() - started
         yield Epoch(
-            figures=EpochRow(
+            figures=EpochMetrics(
                 epoch=number,
                 train_loss=train_loss,
                 val_loss=val_loss,
@@ -196,7 +196,7 @@ def predict_epoch_seconds(
     splits: Splits,
     device: torch.device,
     *,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
     micro_batches: int = 1,
 ) -> float:
     """Foresee the length of an epoch of this training, validation included, from a few steps."""
@@ -218,7 +218,7 @@ def probe_epochs(
     splits: Splits,
     device: torch.device,
     *,
-    start: Start | None = None,
+    start: InitialWeights | None = None,
     micro_batches: int = 1,
     steps: int = PROBE_STEPS,
 ) -> Generator[Epoch]:

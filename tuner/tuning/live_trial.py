@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from tuner.config import TrialConfig
-from tuner.trial import EpochRow, Stop, TrialState, TrialStatus
-from tuner.tuning.slots import Share
+from tuner.run.trial import EpochMetrics, Stop, TrialState, TrialStatus
+from tuner.tuning.ray_backend.resources import Share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class LiveTrial:
     config: TrialConfig
     status: TrialStatus
     share: Share
-    history: list[EpochRow] = field(default_factory=list)
+    history: list[EpochMetrics] = field(default_factory=list)
     num_judged: int = 0
     """Epochs of which the scheduler knows; one that is trained again is not judged again."""
     began: float = -math.inf

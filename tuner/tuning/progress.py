@@ -6,12 +6,12 @@ from typing import Self
 
 from rich.console import Console, RenderableType
 
-from tuner.board import draw, summary
 from tuner.config import TrialConfig
-from tuner.live import LiveTable
-from tuner.tally import Tally
-from tuner.trial import EpochRow, TrialStatus
-from tuner.tuning.conductor import Conductor
+from tuner.monitor.live_table import draw, summary
+from tuner.monitor.terminal import LiveTable
+from tuner.run.state import Tally
+from tuner.run.trial import EpochMetrics, TrialStatus
+from tuner.tuning.tuner import Conductor
 
 
 class Progress:
@@ -43,15 +43,19 @@ class Progress:
             self._live.stop()
         self.conductor.observers.remove(self)
 
-    def trial_began(self, number: int, config: TrialConfig, history: Sequence[EpochRow]) -> None:
+    def trial_began(
+        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
+    ) -> None:
         """See ``Observer``."""
         self.tally.trial_began(number, config, history)
 
-    def epoch_ended(self, number: int, row: EpochRow) -> None:
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         """See ``Observer``."""
         self.tally.epoch_ended(number, row)
 
-    def trial_ended(self, number: int, status: TrialStatus, history: Sequence[EpochRow]) -> None:
+    def trial_ended(
+        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
+    ) -> None:
         """Count how a trial ended, and say it in a line where there is no table."""
         self.tally.trial_ended(number, status, history)
         if not self._is_live:

@@ -12,18 +12,18 @@ from typing import Any
 from rich.console import Console
 
 from tuner.config import REFIT_SEEDS, REFIT_TOP, RefitConfig, Resources, TrialConfig
-from tuner.data import load_splits
+from tuner.data.splits import load_splits
 from tuner.errors import NoUsableTrials, UsageError
-from tuner.run import Run, free_name
+from tuner.models.trust import code_of
+from tuner.run.run import Run, free_name
+from tuner.run.trial import USABLE, EpochMetrics, TrialState, explaining_damage
 from tuner.space import load_resources
-from tuner.storage import on_disk, read_text
-from tuner.trial import USABLE, EpochRow, TrialState, explaining_damage
-from tuner.trust import code_of
+from tuner.storage.paths import on_disk, read_text
+from tuner.training.initial_weights import load_all_initial_weights
+from tuner.tuning.ray_backend.driver import check_trusted, conduct, opened, require_usable_trial
+from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
 from tuner.tuning.request import RunRequest
-from tuner.tuning.running import conduct, opened, refuse_untrusted, refuse_useless
-from tuner.tuning.sampler import trial_seed
-from tuner.tuning.trainable import pack, pack_starts
-from tuner.weights import load_starts
+from tuner.tuning.sampling.sampler import trial_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +123,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
         UsageError: If there are fewer than ``top`` configurations, or the run was trained on its
             validation images.
     """
-    source.expect_unseen_validation("refit")
+    source.check_unseen_validation("refit")
     configs: list[TrialConfig] = []
     trials: list[int] = []
     duplicates: list[int] = []
@@ -244,11 +244,11 @@ class Finalists:
         config = self.plan.configs[number % len(self.plan.configs)]
         return replace(config, seed=trial_seed(self.seed, number))
 
-    def tell(self, number: int, state: TrialState, history: Sequence[EpochRow]) -> None:
+    def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
         """Do nothing: what is to be trained was chosen before."""
 
     def add(
-        self, config: TrialConfig, state: TrialState, history: Sequence[EpochRow], number: int
+        self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
     ) -> bool:
         """Do nothing."""
         return True
@@ -285,8 +285,8 @@ def refit(request: RefitRequest, console: Console) -> Run:
         splits.expect(record.data_fingerprint, split, request.source.path)
     models = [config.model for config in plan.configs]
     whose = request.source.path if request.source else request.storage / request.name
-    refuse_untrusted(request, code_of(models), whose)
-    starts = load_starts(models, splits.classes, splits.image_shape, request.storage)
+    check_trusted(request, code_of(models), whose)
+    starts = load_all_initial_weights(models, splits.classes, splits.image_shape, request.storage)
     with opened(
         request, splits, request.space, console, resources=request.resources, refit=plan
     ) as (run, slots):
@@ -303,12 +303,12 @@ def refit(request: RefitRequest, console: Console) -> Run:
             )
         shipped = {
             "data": pack(splits),
-            "starts": pack_starts(starts),
+            "starts": pack_initial_weights(starts),
             "compile_mode": request.compile_mode,
         }
         finalists = Finalists(plan, request.search.seed)
         conductor = conduct(request, run, slots, finalists, shipped, console)
-    refuse_useless(conductor)
+    require_usable_trial(conductor)
     return run
 
 

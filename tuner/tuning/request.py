@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import DataConfig, SearchConfig
-from tuner.data import Splits
+from tuner.data.datasets import find_source
+from tuner.data.splits import Splits
 from tuner.errors import UsageError
-from tuner.run import Run
+from tuner.run.run import Run
 from tuner.schema import to_plain
-from tuner.sources import find_source
 from tuner.space import SearchSpace
-from tuner.storage import AnyPath
+from tuner.storage.paths import AnyPath
 from tuner.tracking import Target
 from tuner.training.compilation import CompileMode
-from tuner.tuning.slots import Slots
+from tuner.tuning.ray_backend.resources import Slots
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings
 from tuner.config import DataConfig
-from tuner.data import Splits, load_splits, load_test
+from tuner.data.splits import Splits, load_splits, load_test
 
 
 def source_of(settings: Settings) -> DataConfig:

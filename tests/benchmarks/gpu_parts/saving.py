@@ -19,7 +19,7 @@ from tests.benchmarks.gpu_parts.searching import search
 from tests.benchmarks.gpu_parts.steps import bare_rates, on_device
 from tests.benchmarks.gpu_parts.worker import Training
 from tuner.config import TrialConfig
-from tuner.device import find_device
+from tuner.training.device import find_device
 
 TARGETS = {"5": 0.90, "30": 0.97}
 """Share of slot time, by seconds a trial."""

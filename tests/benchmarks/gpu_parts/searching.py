@@ -56,7 +56,7 @@ def tuner(settings: Settings, *arguments: str) -> str:
 def search(settings: Settings, space: str, name: str, *arguments: str) -> dict[str, Any]:
     """Search; return the leaderboard with the driver's seconds and the share of slot time."""
     from tests.benchmarks.turnover import Trained, turnovers
-    from tuner.run import Run
+    from tuner.run.run import Run
 
     began = time.monotonic()
     storage = Path(settings.scratch) / "runs"

@@ -17,7 +17,7 @@ import numpy as np
 from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings
 from tests.benchmarks.gpu_parts.cases import CASES, EPOCHS, TINY, Case
 from tests.benchmarks.gpu_parts.workers import WorkerError, WorkerProcess
-from tuner.tuning import mps
+from tuner.tuning.ray_backend import mps
 
 TARGETS = {("cnn", 8): 1.7, ("speednet", 4): 1.15}
 COUNTS = {"cnn": (1, 8, 4, 2), "speednet": (1, 4, 2)}

@@ -22,15 +22,15 @@ from tests.benchmarks.gpu_parts.worker import Training, first
 from tests.benchmarks.gpu_parts.workers import WorkerError, WorkerProcess
 from tuner.augment import normalize
 from tuner.config import TrialConfig
-from tuner.data import Splits
-from tuner.device import compute_dtype, find_device
+from tuner.data.splits import Splits
 from tuner.models import FitsImages, build_model
 from tuner.optim import WeightAverage, make_optimizer
+from tuner.training.device import compute_dtype, find_device
 from tuner.training.device_step import DeviceSteps
 from tuner.training.learner import Learner
 from tuner.training.loop import FIT_IMAGES, Epoch
+from tuner.training.saving import Saver
 from tuner.training.step import Task
-from tuner.tuning.saving import Saver
 
 FEW_VAL = 64
 EAGER_STEPS = 128
@@ -88,7 +88,7 @@ def describe(device: torch.device) -> str:
 
 def on_device(splits: Splits, device: torch.device) -> Splits:
     """Bring the images to the device."""
-    from tuner.tuning.trainable import pack, unpack
+    from tuner.tuning.ray_backend.trainable import pack, unpack
 
     return unpack(pack(splits), device)
 

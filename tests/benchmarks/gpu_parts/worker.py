@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from tuner.config import TrialConfig
-from tuner.data import Splits
-from tuner.sources import Images
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits
 
 try:
     from tuner.train import Epoch, train  # Where it was up to commit a475a52.

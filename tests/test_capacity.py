@@ -1,0 +1,107 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tuner.config import Resources, ShareConfig
+from tuner.tuning.ray_backend import capacity as rooms
+from tuner.tuning.ray_backend import resources as slots
+from tuner.tuning.ray_backend.autoscaler import Growth, NodeKind
+from tuner.tuning.ray_backend.capacity import Room
+from tuner.tuning.ray_backend.resources import Share, plan_slots
+
+
+def test_room_follows_the_nodes_that_join_and_leave(
+    pretended_nodes: list[dict[str, float]],
+) -> None:
+    said: list[str] = []
+    plan = plan_slots(Resources(gpus=0.5))
+    room = Room(plan, said.append)
+    running = [plan.usual] * 2
+    assert room.takes_another(running[:1])
+    assert not room.takes_another(running)
+    pretended_nodes.append({"CPU": 4.0, "GPU": 2.0})
+    assert room.takes_another(running)
+    assert said == ["The cluster has 2 nodes now, room for 6 trials at a time."]
+    pretended_nodes.clear()
+    assert not room.takes_another([])
+
+
+def test_room_counts_different_shares_together(pretended_nodes: list[dict[str, float]]) -> None:
+    plan = plan_slots(Resources(gpus=0.25, by={"vit": ShareConfig(gpus=0.75)}))
+    room = Room(plan, lambda line: None)
+    large, small = Share(cpus=1, gpus=0.75), Share(cpus=1, gpus=0.25)
+    assert room.takes_another([large])
+    assert not room.takes_another([large, small])
+    assert room.takes_another([small] * 3)
+    assert not room.takes_another([small] * 4)
+
+
+def test_no_more_run_than_the_user_wants(pretended_nodes: list[dict[str, float]]) -> None:
+    room = Room(plan_slots(Resources(gpus=0), concurrent=2), lambda line: None)
+    share = Share(cpus=1, gpus=0)
+    pretended_nodes.append({"CPU": 64.0})
+    assert room.takes_another([share])
+    assert not room.takes_another([share] * 2)
+
+
+HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
+WORKER = {"CPU": 2.0}
+
+
+@pytest.fixture
+def growing(
+    pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[dict[str, float]]]:
+    """Return the nodes of a cluster that starts with its head and grows to three workers."""
+    pretended_nodes[:] = [HEAD]
+    grown = Growth(kinds=(NodeKind(resources=WORKER, most=3),))
+    for module in (slots, rooms):
+        monkeypatch.setattr(module, "growth", lambda: grown)
+    return pretended_nodes
+
+
+def test_as_many_trials_wait_as_run_until_the_cluster_has_grown(
+    growing: list[dict[str, float]],
+) -> None:
+    plan = plan_slots(Resources())
+    room = Room(plan, lambda line: None)
+
+    def most() -> int:
+        return next(n for n in range(100) if not room.takes_another([plan.usual] * n))
+
+    demands = [most()]
+    for _ in range(3):
+        growing.append(WORKER)
+        demands.append(most())
+    assert demands == [1, 4, 6, 6]
+
+
+def test_it_is_said_once_that_a_search_waits_for_nodes(growing: list[dict[str, float]]) -> None:
+    plan = plan_slots(Resources())
+    said: list[str] = []
+    room = Room(plan, said.append)
+    assert room.takes_another([])
+    for _ in range(2):
+        assert not room.takes_another([plan.usual])
+    assert said == ["Waiting for a node that has 1 CPU, from the autoscaler."]
+    growing.append(WORKER)
+    assert room.takes_another([plan.usual])
+    assert said[1:] == ["The cluster has 2 nodes now, room for 2 trials at a time."]
+
+
+def test_trials_of_other_shares_wait_too(growing: list[dict[str, float]]) -> None:
+    plan = plan_slots(Resources(by={"vit": ShareConfig(cpus=2)}))
+    room = Room(plan, lambda line: None)
+    growing.append(WORKER)
+    small, large = Share(cpus=1, gpus=0), Share(cpus=2, gpus=0)
+    assert room.takes_another([small] * 2)
+    assert room.takes_another([large] * 2)
+    assert not room.takes_another([large] * 3)
+
+
+def test_a_line_of_several_workers_is_told_once(pretended_nodes: list[dict[str, float]]) -> None:
+    said: list[str] = []
+    room = Room(plan_slots(Resources(gpus=0.5)), said.append)
+    for line in ("On a, they take turns.", "On b, they take turns.", "On a, they take turns."):
+        room.tell_once(line)
+    assert said == ["On a, they take turns.", "On b, they take turns."]

@@ -1,0 +1,60 @@
+"""Networks computed on a real cluster of two nodes give what they give here."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from tuner.data.splits import Splits
+from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble.members import Local, Network
+from tuner.ensemble.request import EnsembleRequest
+from tuner.errors import ClusterError, TunerError
+from tuner.run.run import Run
+from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster, spread
+
+pytestmark = pytest.mark.ray
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_members_are_computed_on_the_cluster(
+    finished_run: Run, digits: Splits, address: str, tmp_path: Path
+) -> None:
+    trials = finished_run.trials()
+    pool = [(trial.checkpoint, trial.config) for trial in trials]
+    networks = [Network(file=f, model=c.model, precision=c.precision) for f, c in pool]
+    with spread(address) as predict:
+        there = predict(networks, digits.val.images, "flip")
+        torch.testing.assert_close(there, Local([CPU])(networks, digits.val.images, "flip"))
+
+        request = EnsembleRequest(top=2)
+        with planned(finished_run, request, devices=[CPU], predict=predict) as plan:
+            spread_out = make_ensemble(plan)
+        with planned(finished_run, request, devices=[CPU]) as plan:
+            here = make_ensemble(plan)
+        assert spread_out.ensemble.test.nll == pytest.approx(here.ensemble.test.nll, rel=1e-5)
+
+        gone = replace(networks[0], file=tmp_path / "gone.safetensors")
+        with pytest.raises(TunerError, match=r"gone\.safetensors") as caught:
+            predict_on_cluster([gone], digits.val.images, "none")
+        assert len(str(caught.value).splitlines()) == 1
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_that_does_not_answer_is_told() -> None:
+    with pytest.raises(ClusterError, match="nobody answers"), spread("127.0.0.1:9"):
+        pass

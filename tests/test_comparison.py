@@ -1,0 +1,127 @@
+"""Runs side by side: the figures are the runs', and one that trained on other images is told of."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.test_tuner import World
+from tuner.cli import main
+from tuner.report.comparison import compare, differences, verdict
+from tuner.run.run import Run
+from tuner.tuning.ray_backend.resources import Share
+
+
+def search(storage: Path, name: str, *accuracies: list[float], gpus: float = 0.5) -> Run:
+    """Leave a run of one trial for each list of accuracies."""
+    world = World(storage)
+    conductor = world.conductor()
+    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=gpus))
+    for curve in accuracies:
+        worker = world.begin(conductor)
+        if all([worker.step(accuracy) for accuracy in curve]):
+            worker.finish()
+    world.run.path.rename(storage / name)
+    run = Run.open(storage / name)
+    run.update(name=name, status="finished")
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    one = search(tmp_path, "one", [0.3, 0.5, 0.6, 0.6], [0.7, 0.8, 0.9, 0.85])
+    return [one, search(tmp_path, "two", [0.4, 0.5, 0.5, 0.6])]
+
+
+def test_a_run_is_told_with_what_it_spent_and_its_best(runs: list[Run]) -> None:
+    first, second = compare(runs)
+    assert (first["best"], first["best_trial"], first["epochs"]) == (0.9, 1, 8)
+    assert (second["best"], second["trials"]) == (0.6, 1)
+    # 8 epochs of 2 s on half a GPU.
+    assert first["gpu_hours"] == pytest.approx(8 / 3600)
+    assert first["best_so_far"][-1][1] == pytest.approx(8 / 3600)
+    assert [best for _, _, best in first["best_so_far"]] == [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9]
+
+
+def test_the_verdict_names_the_leader_whatever_the_order(runs: list[Run]) -> None:
+    expected = "one leads: 90.00\N{NO-BREAK SPACE}% validation, 30.00 ahead of two"
+    assert verdict(compare(runs)) == verdict(compare(runs[::-1])) == expected
+
+
+def test_other_images_are_told_of_and_no_run_leads(runs: list[Run]) -> None:
+    assert differences(compare(runs)) == ""
+    runs[1].update(split_fingerprint="other")
+    assert "differ in the images" in differences(compare(runs))
+    assert verdict(compare(runs)) == "2 runs on different images"
+
+
+def test_runs_that_trained_on_their_validation_images_are_not_comparable(runs: list[Run]) -> None:
+    for run in runs:
+        run.update(data=replace(run.record.data, all_data=True))
+    assert differences(compare(runs)).startswith("Not comparable: one, two trained on the")
+    assert verdict(compare(runs)) == "2 runs that are not comparable"
+    runs[0].update(data=replace(runs[0].record.data, all_data=False))
+    assert differences(compare(runs)).startswith("Not comparable: two trained on the")
+
+
+def type_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_prints_a_row_a_run_a_document_or_a_page(
+    runs: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = runs[0].path.parent
+    page = storage / "side.html"
+    command = ["compare", "one", "two", "--storage", str(storage)]
+    assert type_command(monkeypatch, *command, "--html", str(page)) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"one +0\.9000 +cnn +2 +8 ", table)
+    # The longest curve is as wide as the table gives it; half the epochs, half as wide.
+    widths = [max(map(len, re.findall("[▁-█]+", line))) for line in table.splitlines()[1:3]]
+    assert widths == [16, 8]
+    text = page.read_text()
+    assert "one leads" in text
+    assert "default-src 'none'" in text
+    assert type_command(monkeypatch, *command, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [run["run"] for run in document["runs"]] == ["one", "two"]
+    assert type_command(monkeypatch, "compare", "one", "--storage", str(storage)) == 2
+    assert "two runs or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_comparison_fits_its_terminal(
+    runs: list[Run],
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tuner.cli.tables.make_console", lambda: Console(width=width))
+    assert type_command(monkeypatch, "compare", *(str(run.path) for run in runs)) == 0
+    table = capsys.readouterr().out
+    assert all(len(line) <= width for line in table.splitlines())
+    assert "over epochs" in table
+    assert ("over GPU-hours" in table) == (width == 140)
+
+
+def test_a_run_without_a_gpu_has_no_place_over_gpu_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = search(tmp_path, "one", [0.3, 0.5, 0.6, 0.6])
+    two = search(tmp_path, "two", [0.4, 0.5, 0.5, 0.6], gpus=0)
+    page = tmp_path / "page.html"
+    assert (
+        type_command(monkeypatch, "compare", str(one.path), str(two.path), "--html", str(page)) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(re.findall("[▁-█]+", lines[1])) == 2
+    assert re.search(r" - +0:00:\d\d +[▁-█]+ +-$", lines[2].rstrip())
+    assert "Over GPU-hours without two: no trial held a GPU there." in page.read_text()

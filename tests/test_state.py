@@ -1,0 +1,225 @@
+"""A tally counts a search alike from its events and from its run folder."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.test_tuner import SEARCH, World
+from tuner.config import ModelConfig, SearchConfig, TrialConfig
+from tuner.monitor.follow import Folder, follow
+from tuner.run.state import Tally, best_so_far, error_kind
+from tuner.run.trial import EpochMetrics, Stop, TrialStatus
+from tuner.tuning.ray_backend.resources import Share
+
+CONFIG = TrialConfig(model=ModelConfig("cnn", {}), epochs=4)
+
+
+def row(epoch: int, accuracy: float = 0.5, seconds: float = 2.0) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_accuracy=accuracy,
+        lr=0.1,
+        seconds=seconds,
+        time=float(epoch),
+    )
+
+
+def run_trial(tally: Tally, number: int, epochs: int, status: TrialStatus | None = None) -> None:
+    tally.trial_began(number, CONFIG, [])
+    rows = [row(epoch) for epoch in range(1, epochs + 1)]
+    for one in rows:
+        tally.epoch_ended(number, one)
+    if status:
+        tally.trial_ended(number, status, rows)
+
+
+def stopped(rung: int) -> TrialStatus:
+    return TrialStatus(state="stopped", stop=Stop(rung=rung, value=0.1, cut=0.2, peers=3))
+
+
+def facts(tally: Tally) -> object:
+    return (
+        tally.rungs(),
+        tally.num_epochs,
+        tally.best,
+        tally.best_curve,
+        {key: value for key, value in tally.ended.items() if value},
+        dict(tally.errors),
+        {number: trial.history for number, trial in tally.running.items()},
+    )
+
+
+def test_rungs_tell_who_came_who_was_stopped_and_who_went_on() -> None:
+    tally = Tally(SEARCH)
+    run_trial(tally, 0, 4, TrialStatus(state="completed"))
+    run_trial(tally, 1, 1, stopped(1))
+    run_trial(tally, 2, 2, stopped(2))
+    run_trial(tally, 3, 2, TrialStatus(state="failed", reason="OSError: disk full"))
+    run_trial(tally, 4, 1)
+    assert [(r.epoch, r.arrived, r.stopped, r.passed) for r in tally.rungs()] == [
+        (1, 5, 1, 4),
+        (2, 3, 1, 1),
+    ]
+    assert tally.errors == {"OSError": 1}
+
+
+def test_a_trial_that_is_taken_up_again_is_counted_once() -> None:
+    tally = Tally(SEARCH)
+    run_trial(tally, 0, 2, TrialStatus(state="interrupted"))
+    assert tally.num_ended == 1
+    # Its last epoch was not saved and is trained again.
+    tally.trial_began(0, CONFIG, [row(1)])
+    assert tally.num_ended == 0
+    tally.epoch_ended(0, row(2))
+    tally.epoch_ended(0, row(3))
+    assert tally.num_epochs == 3
+    assert len(tally.running[0].history) == 3
+
+
+def test_nothing_is_foreseen_before_an_epoch_has_ended() -> None:
+    tally = Tally(SEARCH)
+    tally.trial_began(0, CONFIG, [])
+    assert tally.seconds_left(2) is None
+
+
+@given(st.integers(1, 30), st.integers(1, 27), st.integers(1, 8), st.floats(0.1, 100))
+def test_where_none_is_stopped_all_epochs_are_to_come(
+    trials: int, epochs: int, slots: int, seconds: float
+) -> None:
+    search = SearchConfig(trials=trials, epochs=epochs, scheduler="none")
+    config = TrialConfig(model=ModelConfig("cnn", {}), epochs=epochs)
+    tally = Tally(search)
+    tally.trial_began(0, config, [])
+    tally.epoch_ended(0, row(1, seconds=seconds))
+    expected = (trials * epochs - 1) * seconds / slots
+    assert tally.seconds_left(slots) == pytest.approx(expected)
+
+
+def test_trials_to_come_are_taken_to_be_stopped_as_those_before_were() -> None:
+    search = SearchConfig(trials=1000, epochs=9, grace=3, reduction=3)
+    tally = Tally(search)
+    for number in range(900):
+        state = TrialStatus(state="completed") if number % 3 == 0 else stopped(3)
+        run_trial(tally, number, 9 if number % 3 == 0 else 3, state)
+    # 100 trials of 3 epochs, and of 6 more for a third of them, 2 s each.
+    assert tally.seconds_left(1) == pytest.approx(100 * (3 + 6 / 3) * 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (TrialStatus(state="completed"), ""),
+        (TrialStatus(state="stopped", reason="epoch 3: below"), ""),
+        (TrialStatus(state="diverged"), "diverged"),
+        (TrialStatus(state="out_of_memory", reason="CUDA: x"), "out of memory"),
+        (TrialStatus(state="failed", reason="ValueError: no"), "ValueError"),
+        (TrialStatus(state="failed", reason="its worker was lost, 4 times: x"), "worker lost"),
+        (TrialStatus(state="failed"), "failed"),
+    ],
+)
+def test_an_error_has_a_kind(status: TrialStatus, kind: str) -> None:
+    assert error_kind(status) == kind
+
+
+def test_the_folder_tells_what_the_events_tell(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    conductor = world.conductor()
+    live = Tally(SEARCH)
+    conductor.observers.append(live)
+    first = world.begin(conductor)
+    first.step(0.5)
+    early = Folder(world.run.path)
+    second = world.begin(conductor)
+    first.step(0.6)
+    early.look()
+    second.step(0.1)
+    third = world.begin(conductor)
+    third.step(0.9)
+    third.finish("failed", reason="RuntimeError: broken")
+    fourth = world.begin(conductor)
+    fourth.step(0.95)
+    ended = early.look()
+    assert facts(early.tally) == facts(live) == facts(Folder(world.run.path).tally)
+    assert [trial.number for trial in ended] == [1, 2]
+    assert early.look() == []
+    assert not early.has_ended
+    world.run.update(status="finished")
+    early.look()
+    assert early.has_ended
+
+
+@pytest.mark.parametrize(
+    ("budget", "latest"),
+    # One epoch of two seconds on half a GPU spends one GPU-second; the trial runs on.
+    [({}, 100), ({"budget_seconds": 5.5}, 5.5), ({"budget_gpu_hours": 3 / 3600}, 4.01)],
+)
+def test_the_time_left_ends_with_the_recorded_budget(
+    tmp_path: Path, budget: dict[str, float], latest: float
+) -> None:
+    world = World(tmp_path)
+    conductor = world.conductor()
+    conductor.run.update(slots=conductor.slots.to_plain(), **budget)
+    folder = Folder(world.run.path)
+    world.begin(conductor).step(0.5)
+    folder.look()
+    left = folder.seconds_left()
+    assert left is not None
+    assert 0 < left <= latest
+    assert budget or left > 6
+    world.run.update(status="finished")
+    folder.look()
+    assert folder.seconds_left() is None
+
+
+def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.begin(world.conductor()).step(0.5)
+    folder = Folder(world.run.path)
+    assert folder.note(folder.news + 30) == ""
+    assert folder.note(folder.news + 90) == "No news for 0:01:30; was the search killed?"
+
+
+def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    conductor = world.conductor()
+    first, second = world.begin(conductor), world.begin(conductor)
+    for accuracy in (0.3, 0.2, 0.5):
+        first.step(accuracy)
+    second.step(0.4)
+    points = best_so_far(world.run.trials())
+    assert [(epochs, best) for epochs, _, best in points] == [(1, 0.3), (3, 0.5), (4, 0.5)]
+    assert points[-1][1] == pytest.approx(4 * 2.0 * 0.5 / 3600)
+    assert best_so_far([]) == []
+
+
+def test_each_trial_spends_the_gpus_that_it_held(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    conductor = world.conductor()
+    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=1))
+    world.begin(conductor).step(0.3)
+    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=0))
+    world.begin(conductor).step(0.5)
+    whole, none = world.run.trials()
+    assert (whole.gpu_hours, none.gpu_hours) == (2 / 3600, 0)
+    assert [hours for _, hours, _ in best_so_far([whole, none])] == [2 / 3600, 2 / 3600]
+    assert [hours for _, hours, _ in best_so_far([none])] == [2 / 3600], "of training"
+
+
+def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    worker = world.begin(world.conductor())
+    worker.step(0.5)
+    worker.finish("failed", reason="OSError: full")
+    world.run.update(status="finished", slots={"count": 2, "cpus": 1, "gpus": 0})
+    screen = io.StringIO()
+    assert follow(world.run.path, Console(file=screen, width=200)).record.status == "finished"
+    assert screen.getvalue() == (
+        "1/6 trials · 0 of 2 slots busy · 1 failed · best 0.5000 (trial 0)\n"
+    )

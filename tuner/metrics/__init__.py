@@ -1,0 +1,1 @@
+"""Predictions, the scores of them, and how sure a difference is."""

@@ -1,0 +1,187 @@
+"""From a model to class probabilities, and from those to figures."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tuner.augment import normalize
+from tuner.metrics.calibration import equal_mass_bins, equal_width_bins, expected_error
+from tuner.voting import SMALLEST_PROB
+
+Tta = Literal["none", "flip", "flip+shift"]
+"""Test-time augmentation: what else of an image is looked at, beside itself."""
+
+
+def predict_probs(
+    model: nn.Module,
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 1000,
+    tta: Tta = "none",
+) -> Tensor:
+    """Return the model's class probabilities; its training mode is left as it was.
+
+    Images go to the device batch by batch, so that a mapped file larger than memory streams; where
+    a batch does not fit a GPU's memory, it is halved.
+
+    Args:
+        model: On ``device``.
+        images: uint8, shape (N, C, H, W), on any device.
+        mean: Per channel, of values scaled to [0, 1], shape (1, C, 1, 1).
+        std: As ``mean``.
+        device: Where to compute.
+        dtype: Below ``float32``, autocast to it; the softmax is always in float32.
+        batch_size: Images at a time at most; it changes the memory needed, not the result.
+        tta: Average the probabilities of an image's views.
+
+    Returns:
+        Float32 on the CPU, shape (N, K), each row summing to 1.
+
+    Raises:
+        torch.OutOfMemoryError: If not even a single image fits.
+    """
+    mean, std = mean.to(device), std.to(device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    batches: list[Tensor] = []
+    done = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast:
+            while done < len(images):
+                batch = images[done : done + batch_size]
+                try:
+                    inputs = normalize(batch.to(device, non_blocking=True), mean, std)
+                    seen = [_probs(model, view) for view in _views(inputs, tta)]
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size //= 2
+                    continue
+                batches.append(torch.stack(seen).mean(dim=0))
+                done += len(batch)
+    finally:
+        model.train(was_training)
+    # Joined outside of inference mode, whose tensors no later gradient could pass.
+    return torch.cat(batches).cpu()
+
+
+def _probs(model: nn.Module, inputs: Tensor) -> Tensor:
+    logits: Tensor = model(inputs.contiguous(memory_format=torch.channels_last))
+    return logits.float().softmax(dim=1)
+
+
+def _views(inputs: Tensor, tta: Tta) -> list[Tensor]:
+    """Return what is looked at: the images, mirrored, shifted by a pixel along both diagonals."""
+    views = [inputs]
+    if tta == "flip+shift":
+        padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+        views += [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+    return views if tta == "none" else views + [view.flip(3) for view in views]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """How good class probabilities are, over some labelled images."""
+
+    accuracy: float
+    """Share of images whose most probable class is right, in [0, 1]."""
+    nll: float
+    """Mean negative log-likelihood of the true class, in nats."""
+    brier: float
+    """Mean over images of the squared error summed over all classes, in [0, 2] (Brier 1950)."""
+    ece: float
+    """Expected calibration error over 15 bins of equal width, in [0, 1] (Guo et al. 2017)."""
+    ece_equal_mass: float
+    """The same over 15 bins of equally many images (Nixon et al. 2019)."""
+    top3: float
+    """Share of images whose class is among the three most probable."""
+
+
+def accuracy_and_nll(probs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the two scores that an epoch is judged by; see ``score``, which takes longer."""
+    outcome = _outcome(probs, labels)
+    return outcome.accuracy, outcome.nll
+
+
+def score(probs: Tensor, labels: Tensor) -> Scores:
+    """Score class probabilities against the truth, in float64.
+
+    Args:
+        probs: Shape (N, K), each row summing to 1.
+        labels: int64, shape (N,), in [0, K), on any device.
+
+    Raises:
+        ValueError: If there is not one label per row, or no row at all.
+    """
+    outcome = _outcome(probs, labels)
+    probs, labels = probs.double(), labels.to(probs.device)
+    # The sum over k of (p_k - y_k)^2, multiplied out.
+    brier = probs.square().sum(dim=1) - 2 * outcome.of_truth + 1
+    confidence, is_right = outcome.confidence, outcome.is_right
+    best = probs.topk(min(3, probs.shape[1]), dim=1).indices
+    return Scores(
+        accuracy=outcome.accuracy,
+        nll=outcome.nll,
+        brier=brier.mean().item(),
+        ece=expected_error(equal_width_bins(confidence), confidence, is_right),
+        ece_equal_mass=expected_error(equal_mass_bins(confidence), confidence, is_right),
+        top3=(best == labels[:, None]).any(dim=1).double().mean().item(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Outcome:
+    """What the scores have in common; all in float64, shape (N,)."""
+
+    of_truth: Tensor
+    """Probability of the true class."""
+    confidence: Tensor
+    """Probability of the most probable class."""
+    is_right: Tensor
+    """Whether that is the true one, bool."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.is_right.double().mean().item()
+
+    @property
+    def nll(self) -> float:
+        return -self.of_truth.clamp(min=SMALLEST_PROB).log().mean().item()
+
+
+def _outcome(probs: Tensor, labels: Tensor) -> _Outcome:
+    if probs.ndim != 2 or labels.shape != probs.shape[:1] or not len(labels):
+        raise ValueError(
+            f"scores need probs (N, K) and labels (N,), got {tuple(probs.shape)} and "
+            f"{tuple(labels.shape)}"
+        )
+    probs, labels = probs.double(), labels.to(probs.device)
+    confidence, predicted = probs.max(dim=1)
+    return _Outcome(
+        of_truth=probs.gather(1, labels[:, None]).squeeze(1),
+        confidence=confidence,
+        is_right=predicted == labels,
+    )
+
+
+def confusion_matrix(probs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Count the images of each true class (rows) that are taken for each class (columns).
+
+    Args:
+        probs: Shape (N, K).
+        labels: int64, shape (N,), on any device.
+        num_classes: K.
+
+    Returns:
+        int64, shape (K, K), summing to N.
+    """
+    cells = labels.to(probs.device) * num_classes + probs.argmax(dim=1)
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)

@@ -1,0 +1,1 @@
+"""How a search stands, drawn while it runs."""

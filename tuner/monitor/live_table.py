@@ -1,0 +1,183 @@
+"""The table of a search, drawn from its tally: the same while it runs and from its folder."""
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tuner.run.run import clock
+from tuner.run.state import Rung, RunningTrial, Tally
+from tuner.run.trial import best_row
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDE = 110
+"""Columns from which the rungs stand beside the running trials, not below."""
+CURVE_WIDTH = 40
+"""Most characters of a curve."""
+FIXED_LINES = 12
+"""Lines that are not running trials, left free of them on a low terminal."""
+MOST_RUNGS = 8
+
+
+def draw(
+    tally: Tally, slots: int, seconds_left: float | None, note: str, width: int, height: int
+) -> RenderableType:
+    """Draw how a search stands.
+
+    Args:
+        tally: What has happened.
+        slots: Trials that train at once.
+        seconds_left: As foreseen; ``None`` where nothing is known.
+        note: A line of what is going on besides; may be empty.
+        width: Of the terminal, in columns.
+        height: Of the terminal, in lines.
+    """
+    running = sorted(list(tally.running.values()), key=lambda trial: trial.number)
+    rungs = tally.rungs()[:MOST_RUNGS]
+    is_wide = width >= WIDE
+    fixed = FIXED_LINES + (0 if is_wide else len(rungs) + 1)
+    rows = max(3, height - fixed)
+    parts: list[RenderableType] = [_bar(tally, seconds_left, width), _states(tally, slots)]
+    if tally.best:
+        parts.append(_best(tally, width))
+    tables: list[RenderableType] = []
+    if running:
+        tables.append(
+            _running(running[:rows], running[rows:], width if not is_wide else width - 46)
+        )
+    if rungs and tally.num_epochs:
+        tables.append(_rungs(rungs))
+    if is_wide and len(tables) > 1:
+        beside = Table.grid(padding=(0, 4, 0, 0))
+        beside.add_row(*tables)
+        parts += [Text(), beside]
+    else:
+        for table in tables:
+            parts += [Text(), table]
+    if endings := list(tally.endings):
+        parts.append(Text())
+        parts += [
+            Text(str(ending), style="dim", no_wrap=True, overflow="ellipsis") for ending in endings
+        ]
+    if note:
+        parts.append(Text(note, style="yellow"))
+    return Group(*parts)
+
+
+def summary(tally: Tally, slots: int, seconds_left: float | None) -> str:
+    """Say how a search stands in one line."""
+    parts = [f"{tally.num_ended}/{tally.search.trials} trials", _counts(tally, slots)]
+    if tally.best:
+        number, row = tally.best
+        parts.append(f"best {row.val_accuracy:.4f} (trial {number})")
+    if seconds_left is not None:
+        parts.append(f"ETA {clock(seconds_left)}")
+    return " · ".join(parts)
+
+
+def _bar(tally: Tally, seconds_left: float | None, width: int) -> RenderableType:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    eta = "-" if seconds_left is None else clock(seconds_left)
+    grid.add_row(
+        Text(f"{tally.num_ended}/{tally.search.trials} trials", "bold"),
+        ProgressBar(
+            total=max(1, tally.search.trials),
+            completed=tally.num_ended,
+            width=min(40, max(8, width - 50)),
+        ),
+        Text(f"{tally.num_epochs} epochs · ETA {eta}"),
+    )
+    return grid
+
+
+def _states(tally: Tally, slots: int) -> Text:
+    text = Text(_counts(tally, slots), no_wrap=True, overflow="ellipsis")
+    if tally.errors:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in tally.errors.most_common())
+        text.append(f"\nerrors: {kinds}", style="red")
+    return text
+
+
+def _counts(tally: Tally, slots: int) -> str:
+    busy = (
+        f"{len(tally.running)} of {slots} slots busy" if slots else f"{len(tally.running)} running"
+    )
+    ended = [f"{count} {state.replace('_', ' ')}" for state, count in tally.ended.items() if count]
+    return " · ".join([busy, *ended])
+
+
+def _best(tally: Tally, width: int) -> Text:
+    assert tally.best is not None
+    number, row = tally.best
+    text = Text(f"best {row.val_accuracy:.4f} (trial {number})", style="green", no_wrap=True)
+    room = min(CURVE_WIDTH, width - len(text) - 4)
+    if room > 8 and len(tally.best_curve) > 1:
+        values = stretched(tally.best_curve, tally.num_epochs, room)
+        text.append(f"  {sparkline(values)}", style="not bold")
+    return text
+
+
+def _running(rows: list[RunningTrial], hidden: list[RunningTrial], width: int) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("trial", "model"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("epoch", "accuracy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("curve", no_wrap=True, overflow="ellipsis")
+    for trial in rows:
+        history = list(trial.history)
+        best = best_row(history)
+        table.add_row(
+            str(trial.number),
+            trial.family,
+            f"{len(history)}/{trial.epochs}",
+            f"{best.val_accuracy:.4f}" if best else "-",
+            sparkline(
+                [row.val_accuracy for row in history][-max(8, min(CURVE_WIDTH, width - 40)) :]
+            ),
+        )
+    if not hidden:
+        return table
+    return Group(table, Text(f"and {len(hidden)} more running", style="dim"))
+
+
+def _rungs(rungs: list[Rung]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("rung", "arrived", "passed", "stopped"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rung in rungs:
+        table.add_row(*map(str, (rung.epoch, rung.arrived, rung.passed, rung.stopped)))
+    return table
+
+
+def stretched(curve: Sequence[tuple[float, float]], end: float, width: int) -> list[float]:
+    """Read a step curve at ``width`` places, evenly from its first step to ``end``.
+
+    Args:
+        curve: Place and value of each step, by place.
+        end: The last place.
+        width: How many values to give.
+    """
+    values, index = [], 0
+    start = curve[0][0]
+    for column in range(width):
+        place = start + (end - start) * column / max(1, width - 1)
+        while index + 1 < len(curve) and curve[index + 1][0] <= place:
+            index += 1
+        values.append(curve[index][1])
+    return values
+
+
+def sparkline(values: Sequence[float], scale: tuple[float, float] | None = None) -> str:
+    """Draw a curve with one character a value, from its lowest to its highest or on ``scale``."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = scale or (min(finite), max(finite))
+    steps = (len(BARS) - 1) / (high - low) if high > low else 0
+    return "".join(
+        BARS[round((value - low) * steps)] if math.isfinite(value) else " " for value in values
+    )

@@ -1,0 +1,353 @@
+"""The run folder: what a search leaves behind, and the one interface between the commands.
+
+Every file is written whole or not at all, and none is ever unpickled.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
+
+from tuner.config import DataConfig, RefitConfig, SearchConfig
+from tuner.errors import NoUsableTrials, UsageError
+from tuner.run.trial import OPEN, TrialRecord, explaining_damage, read_history, read_status
+from tuner.schema import build, did_you_mean, to_plain
+from tuner.storage.files import append_line, replacing, write_json, write_text
+from tuner.storage.lock import locked
+from tuner.storage.paths import (
+    AnyPath,
+    check_no_link,
+    folders_with,
+    read_text,
+    to_path,
+    with_snapshot,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+"""Version of the run folder; a later one is refused."""
+
+RunStatus = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """``run.json``: what was asked for, on which data, with what, and how it went."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    command: str
+    space: str
+    """The space file, as the user named it."""
+    search: SearchConfig
+    data: DataConfig
+    data_dir: str
+    data_fingerprint: str
+    split_fingerprint: str
+    refit: RefitConfig | None = None
+    """What is trained anew, where the run is no search."""
+    study_storage: str | None = None
+    """Where Optuna's study of the run is kept, beside this folder."""
+    num_train: int
+    num_val: int
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    slots: dict[str, float] = field(default_factory=dict)
+    """``count`` trials train at once, each on so many ``cpus`` and ``gpus``, unless its status
+    says otherwise."""
+    budget_seconds: float | None = None
+    budget_gpu_hours: float | None = None
+    """What the search may spend, over all resumes; ``None`` for no end."""
+    status: RunStatus = "running"
+    started: str = ""
+    finished: str = ""
+    """ISO 8601, UTC."""
+    active_seconds: float = 0.0
+    """Time spent searching; the time between an interrupt and its resume is not in it."""
+    save_seconds: float = 10.0
+    """Most seconds between two saves of a running trial, unless an epoch takes longer."""
+    lost_gpu_seconds: float = 0.0
+    """GPU time of epochs that were cut off, or lost with their worker and trained again."""
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, path: AnyPath, record: RunRecord) -> None:
+        self.path = path
+        self.record = record
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self.record.status}>"
+
+    @classmethod
+    def create(cls, path: AnyPath, record: RunRecord, space: str) -> Self:
+        """Make the folder of a new run, with the space as resolved.
+
+        Raises:
+            UsageError: If a run, or anything else, is there already.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(
+                f"{path}: there is a run of this name. Choose another --name, or remove the folder."
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"{path}: cannot make the run folder: {error.strerror}. Choose another --storage."
+            ) from None
+        run = cls(path, record)
+        write_text(path / "space.yaml", space)
+        run.update()
+        return run
+
+    @classmethod
+    def open(cls, path: AnyPath) -> Self:
+        """Read the run in folder ``path``.
+
+        Raises:
+            UsageError: If there is none, or it was written by a later version.
+            TunerError: If it is damaged.
+        """
+        with explaining_damage(path / "run.json"):
+            try:
+                text = read_text(path / "run.json")
+            except (FileNotFoundError, NotADirectoryError):
+                text = None
+        if text is None:
+            raise UsageError(f"{path}: no run here (no run.json)")
+        with explaining_damage(path / "run.json"):
+            plain = json.loads(text)
+            is_later = plain["schema_version"] > SCHEMA_VERSION
+        if is_later:
+            raise UsageError(f"{path}: written by a later cifar-tune; upgrade to read it")
+        with explaining_damage(path / "run.json"):
+            plain["search"] = build(SearchConfig, plain["search"], "search")
+            plain["data"] = build(DataConfig, plain["data"], "data")
+            if refit := plain.get("refit"):
+                plain["refit"] = RefitConfig.from_plain(refit)
+            return cls(path, RunRecord(**plain))
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of the record and write ``run.json``."""
+        self.record = dataclasses.replace(self.record, **changes)
+        write_json(self.path / "run.json", to_plain(self.record))
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other searches out of this folder; see ``tuner.storage.lock``."""
+        return locked(self.path)
+
+    def trial_path(self, number: int) -> AnyPath:
+        """Return the folder of trial ``number``."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def trial_paths(self, *names: str) -> list[AnyPath]:
+        """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``."""
+        folder = self.path / "trials"
+        if not folder.exists():
+            return []
+        with explaining_damage(folder):
+            check_no_link(folder)
+        paths = [path for path in with_snapshot(folder, *names).iterdir() if path.name.isdecimal()]
+        return sorted(paths, key=lambda path: int(path.name))
+
+    def trial(self, number: int) -> TrialRecord:
+        """Read one trial.
+
+        Raises:
+            UsageError: If there is no such trial.
+            TunerError: If it is damaged.
+        """
+        trial = self._read(self.trial_path(number))
+        if trial is None:
+            raise UsageError(f"{self.path}: there is no trial {number}")
+        _ = trial.config  # Read now, so that damage shows here.
+        return trial
+
+    def _read(self, path: AnyPath) -> TrialRecord | None:
+        """Read one trial but for its configuration; ``None`` while it has no status."""
+        with explaining_damage(path):
+            check_no_link(path)
+            status = read_status(path)
+            if status is None:
+                return None
+            usual = self.record.slots.get("gpus", 0.0)
+            return TrialRecord(
+                path=path,
+                number=int(path.name),
+                status=status,
+                history=tuple(read_history(path)),
+                gpus=usual if status.gpus is None else status.gpus,
+                is_val_seen=self.record.data.all_data,
+            )
+
+    def trials(self) -> list[TrialRecord]:
+        """Read all trials, by number."""
+        paths = self.trial_paths("status.json", "history.csv", "config.json")
+        # A trial whose folder is being made has no status yet.
+        return [trial for path in paths if (trial := self._read(path)) is not None]
+
+    def ranked(self) -> list[TrialRecord]:
+        """Read all trials, best validation accuracy first.
+
+        Those that ended badly come after the others, those without a figure last. Where validation
+        images were trained on, accuracies say nothing: trials come by number.
+        """
+
+        def rank(trial: TrialRecord) -> tuple[int, float, float, int]:
+            best = trial.best
+            if best is None:
+                return 2, 0, 0, trial.number
+            group = 0 if trial.is_scored else 1
+            if trial.is_val_seen:
+                return group, 0, 0, trial.number
+            return group, -best.val_accuracy, best.val_loss, trial.number
+
+        return sorted(self.trials(), key=rank)
+
+    def top(self, k: int) -> list[TrialRecord]:
+        """Return the ``k`` best usable trials, best first, in the order of ``ranked``.
+
+        Raises:
+            NoUsableTrials: If there is none.
+            UsageError: If there are fewer than ``k``.
+        """
+        usable = [trial for trial in self.ranked() if trial.is_usable]
+        self.require(usable, k)
+        return usable[:k]
+
+    def require(self, usable: Sequence[TrialRecord], k: int) -> None:
+        """Make sure that there are ``k`` usable trials.
+
+        Raises:
+            NoUsableTrials: If there is none.
+            UsageError: If there are fewer than ``k``.
+        """
+        if not usable:
+            raise NoUsableTrials(
+                f"{self.path}: no trial has left a model to use; 'cifar-tune leaderboard' says why"
+            )
+        if len(usable) < k:
+            raise UsageError(
+                f"--top {k}: {self.path} has only {len(usable)} usable trials (completed, stopped "
+                f"or interrupted, checkpoint kept). Give --top {len(usable)} or less."
+            )
+
+    def check_unseen_validation(self, *choices: str) -> None:
+        """Make sure that validation images may choose or weigh.
+
+        Args:
+            choices: What would have them do so, as the user asked for it: ``--method greedy``.
+
+        Raises:
+            UsageError: If they were trained on, and there is any such choice.
+        """
+        if choices and self.record.data.all_data:
+            raise UsageError(
+                f"{choices[0]}: goes by the validation images, and {self.path} was trained on them "
+                "(refit --all-data). Leave it out, or take a run without --all-data."
+            )
+
+    def prune(self, keep: int) -> None:
+        """Remove all checkpoints but those of the ``keep`` best usable trials.
+
+        A trial that a resumed search goes on with keeps its own: its best epoch may be behind it.
+        """
+        trials = self.ranked()
+        kept = {trial.number for trial in [t for t in trials if t.is_usable][:keep]}
+        for trial in trials:
+            if trial.number not in kept and trial.status.state not in OPEN:
+                trial.checkpoint.unlink(missing_ok=True)
+
+    def write_leaderboard(self) -> None:
+        """Write ``leaderboard.csv``, best trial first."""
+        with replacing(self.path / "leaderboard.csv") as temporary:
+            self.leaderboard().to_csv(temporary, index=False)
+
+    def leaderboard(self) -> "pd.DataFrame":
+        """Return a table of all trials, best first, with their configurations and figures."""
+        return leaderboard(self.ranked())
+
+    def log_test_reading(self, entry: dict[str, Any]) -> None:
+        """Enter one reading of the test images in ``test_readings.jsonl``."""
+        line = json.dumps({"at": now(), **entry}, allow_nan=False)
+        append_line(self.path / "test_readings.jsonl", line)
+
+
+def find_run(storage: AnyPath, name: str | None) -> Run:
+    """Open a run by its name in ``storage`` or its folder; without a name, the newest.
+
+    Raises:
+        UsageError: If there is no such run.
+    """
+    if name is None:
+        if not (runs := open_runs(storage)):
+            raise UsageError(f"no run in {storage} yet. Make one: cifar-tune search --space quick")
+        return max(runs, key=lambda run: run.record.started)
+    for path in (storage / name, Path(name)) if "://" not in name else (to_path(name),):
+        if (path / "run.json").exists():
+            return Run.open(path)
+    hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
+    raise UsageError(f"no run '{name}' in {storage}{hint}")
+
+
+def free_name(storage: AnyPath, stem: str) -> str:
+    """Return ``stem``, or, where runs have that name and the next ones, with the first number."""
+    names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
+    return next(name for name in names if not (storage / name).exists())
+
+
+def list_runs(storage: AnyPath) -> list[str]:
+    """Return the names of the runs in ``storage``."""
+    return [path.name for path in folders_with(storage, "run.json")]
+
+
+def open_runs(storage: AnyPath) -> list[Run]:
+    """Open the runs in ``storage``."""
+    return [Run.open(path) for path in folders_with(storage, "run.json")]
+
+
+def leader(ranked: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the best trial of those that ``ranked`` gave, if one has an accuracy that counts."""
+    return ranked[0] if ranked and ranked[0].is_scored else None
+
+
+def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":
+    """Return one row a trial, in the order given."""
+    import pandas as pd  # A quarter of a second that only a table should wait for.
+
+    rows = [trial.as_row() for trial in trials]
+    # As objects, whole numbers stay whole where some trials have none.
+    return pd.DataFrame(rows, columns=None if rows else ["trial", "state"], dtype=object)
+
+
+def write_parquet(trials: Iterable[TrialRecord], file: BinaryIO) -> None:
+    """Write the leaderboard as Parquet, each column of the narrowest type that holds it."""
+    # Parquet takes one type a column, which columns of Python objects do not tell.
+    table = leaderboard(trials).convert_dtypes()
+    mixed = table.select_dtypes("object").columns
+    table[mixed] = table[mixed].astype("string")
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    file.write(buffer.getbuffer())
+
+
+def now() -> str:
+    """Return the present time, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def clock(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds: ``1:02:03``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

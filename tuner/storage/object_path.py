@@ -1,0 +1,216 @@
+"""Files and folders of a store of objects, which answer as those on disk do."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tuner.errors import StorageError, UsageError
+from tuner.storage.object_store import store_of
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was below a folder of a store when one looked."""
+
+    files: Mapping[str, object]
+    """Address of each file -> its stamp."""
+    contents: Mapping[str, bytes]
+    """Contents of those that were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file or folder of a store; there are no folders but those that files lie in."""
+
+    uri: str
+    """``SCHEME://BUCKET/...`` without a slash at the end."""
+    seen: Snapshot | None = field(default=None, compare=False, repr=False)
+    """What answers instead of the store; a folder hands it down."""
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __reduce__(self) -> tuple[type["Remote"], tuple[str]]:
+        # What was seen is not news elsewhere, and may be large.
+        return Remote, (self.uri,)
+
+    def __truediv__(self, name: str) -> "Remote":
+        return replace(self, uri=f"{self.uri}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Remote":
+        """The folder that it lies in."""
+        return replace(self, uri=self.uri.rpartition("/")[0])
+
+    def absolute(self) -> "Remote":
+        """Itself: a URI means the same everywhere."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is such a file, or a file below such a folder."""
+        if self.seen:
+            return self.uri in self.seen.files
+        return bool(self._ask("exists", self.uri))
+
+    def read_bytes(self) -> bytes:
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if self.seen and self.uri in self.seen.contents:
+            return self.seen.contents[self.uri]
+        if self.seen and self.uri not in self.seen.files:
+            raise FileNotFoundError(self.uri)
+        return bytes(self._ask("cat_file", self.uri))
+
+    def read_text(self) -> str:
+        """Read a file of UTF-8."""
+        return self.read_bytes().decode()
+
+    def iterdir(self) -> Iterator["Remote"]:
+        """Yield the files and folders in a folder."""
+        if self.seen:
+            below = (uri.removeprefix(f"{self.uri}/") for uri in self.seen.files)
+            names = {rest.partition("/")[0] for rest in below}
+        else:
+            names = {entry.rstrip("/").rpartition("/")[2] for entry in self._list("ls")}
+        yield from (self / name for name in sorted(names))
+
+    def files(self) -> list["Remote"]:
+        """Return all files below a folder, however deep."""
+        return [replace(self, uri=self._full(key)) for key in self._list("find")]
+
+    def mkdir(self, *, parents: bool = True) -> None:
+        """See that nothing is there yet: folders come with their first file.
+
+        Raises:
+            FileExistsError: If there is something.
+        """
+        if self.exists():
+            raise FileExistsError(self.uri)
+
+    def unlink(self, *, missing_ok: Literal[True]) -> None:
+        """Remove a file, if there is one: not every store says whether there was."""
+        if self.seen and self.uri not in self.seen.files:
+            return
+        with suppress(FileNotFoundError):
+            self._ask("rm_file", self.uri)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write a file; see ``upload``."""
+        with self._explaining_bucket():
+            self._ask("pipe_file", self.uri, content)
+
+    def upload(self, file: Path) -> None:
+        """Take a file's content: readers find the old one or the new one, never a part."""
+        with self._explaining_bucket():
+            self._ask("put_file", str(file), self.uri)
+
+    def create(self, content: bytes) -> None:
+        """Write a file that is not there yet; of several writers at once one succeeds.
+
+        Raises:
+            FileExistsError: If it is there.
+        """
+        with self._explaining_bucket():
+            self._patiently(lambda fs: _create(fs, self.uri, content))
+
+    def download(self, file: Path) -> None:
+        """Write the content into a file here."""
+        self._ask("get_file", self.uri, str(file))
+
+    def copy_to(self, other: "Remote") -> None:
+        """Have the store copy a file."""
+        self._ask("cp_file", self.uri, other.uri)
+
+    def glance(self, names: Sequence[str]) -> "Remote":
+        """Look at all below a folder at once, and read the files of some names."""
+        found = {self._full(key): _stamp(info) for key, info in self._list("find").items()}
+        wanted = [uri for uri in found if uri.rpartition("/")[2] in names]
+        return replace(self, seen=Snapshot(found, self.read_all(wanted)))
+
+    def read_all(self, uris: Sequence[str]) -> dict[str, bytes]:
+        """Read many files side by side, those that are there."""
+        return self._patiently(lambda fs: _read_all(fs, uris)) if uris else {}
+
+    def stamp(self) -> object:
+        """Return what changes when the file does; ``None`` where there is none."""
+        if self.seen:
+            return self.seen.files.get(self.uri)
+        try:
+            return _stamp(self._ask("info", self.uri))
+        except FileNotFoundError:
+            return None
+
+    def modified(self) -> float:
+        """Return when a file was written, in seconds since 1970."""
+        return float(self._ask("modified", self.uri).timestamp())
+
+    def _full(self, key: str) -> str:
+        return f"{self.uri.partition('://')[0]}://{key.lstrip('/')}"
+
+    def _list(self, how: str) -> Any:
+        """List a folder; one without files has none."""
+        try:
+            return self._ask(how, self.uri, detail=how == "find")
+        except FileNotFoundError:
+            self._require_bucket()
+            return {}
+
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._patiently(lambda fs: getattr(fs, method)(*arguments, **options))
+
+    def _patiently(self, question: Callable[[Any], Any]) -> Any:
+        return store_of(self._bucket).answer(question)
+
+    @property
+    def _bucket(self) -> str:
+        return "/".join(self.uri.split("/", 3)[:3])
+
+    def _require_bucket(self) -> None:
+        if not self._ask("exists", self._bucket):
+            raise UsageError(f"{self}: there is no {self._bucket}. Make it, or correct --storage.")
+
+    @contextmanager
+    def _explaining_bucket(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            self._require_bucket()
+            raise StorageError(f"{self.uri}: cannot be written: {error}") from error
+
+
+def _read_all(fs: Any, uris: Sequence[str]) -> dict[str, bytes]:
+    found = fs.cat(list(uris), on_error="return")
+    contents = {}
+    for uri in uris:
+        content = found[fs._strip_protocol(uri)]
+        if isinstance(content, bytes):
+            contents[uri] = content
+        elif not isinstance(content, FileNotFoundError):
+            raise content
+    return contents
+
+
+def _create(fs: Any, uri: str, content: bytes) -> None:
+    try:
+        fs.pipe_file(uri, content, mode="create")
+    except OSError as error:
+        # Of s3fs this is an error like any other.
+        if fs.exists(uri):
+            raise FileExistsError(uri) from error
+        raise
+
+
+def _stamp(info: Mapping[str, Any]) -> object:
+    """Return what changes with a file, by the words of each kind of store; times are coarse."""
+    marks = ("ETag", "etag", "LastModified", "updated", "created", "mtime", "size")
+    return tuple(str(info.get(mark)) for mark in marks)

@@ -1,0 +1,161 @@
+"""What a training starts from: weights found or fetched once, checked by hash, ready to travel."""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tuner.config import ModelConfig
+from tuner.data.datasets import quiet_network
+from tuner.errors import DataError
+from tuner.models import ImageShape, build_model, params_of, source_of
+from tuner.models.pretrained import Pretrained, PretrainedParams, find_weights, last_layer
+from tuner.run.checkpoint import load_checkpoint, read_description
+from tuner.run.run import find_run
+from tuner.run.trial import explaining_damage
+from tuner.storage.paths import AnyPath, on_disk
+
+AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
+"""Second heads of GoogLeNet and Inception, which are not built."""
+OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
+"""Names from before modules could have no dots in theirs; torchvision's DenseNet renames them, too,
+as it loads its files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialWeights:
+    """Weights to start from, with what they want of images."""
+
+    tensors: Mapping[str, Tensor]
+    """By the names of the network; without the head's, if its classes are others."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Mean and deviation a channel by which images in [0, 1] are normalized."""
+
+
+def start_key(model: ModelConfig) -> str | None:
+    """Name the weights that a model starts from, without reading them; ``None`` for random ones."""
+    if model.family != "pretrained":
+        return None
+    params: PretrainedParams = params_of(model)
+    return params.sha256 if params.run else f"{params.name}/{params.weights}"
+
+
+def load_all_initial_weights(
+    models: Iterable[ModelConfig],
+    classes: tuple[str, ...],
+    image_shape: ImageShape,
+    storage: AnyPath,
+) -> dict[str, InitialWeights]:
+    """Load what any of ``models`` starts from, by ``start_key``; see ``load_initial_weights``."""
+    wanted = {start_key(model): model for model in models}
+    starts = {
+        key: load_initial_weights(m, classes, image_shape, storage) for key, m in wanted.items()
+    }
+    return {key: start for key, start in starts.items() if key is not None and start is not None}
+
+
+def load_initial_weights(
+    model: ModelConfig, classes: tuple[str, ...], image_shape: ImageShape, storage: AnyPath
+) -> InitialWeights | None:
+    """Load the weights that a ``pretrained`` model starts from; ``None`` for any other model.
+
+    Args:
+        model: What starts from them.
+        classes: Of the images to train on.
+        image_shape: (C, H, W) of these images.
+        storage: Folder of the runs.
+
+    Raises:
+        DataError: If the weights are missing and cannot be fetched, or damaged.
+        UsageError: If there is no such run or trial, or the weights do not fit the network.
+    """
+    if model.family != "pretrained":
+        return None
+    params: PretrainedParams = params_of(model)
+    if params.run:
+        return _of_run(params, classes, storage)
+    entry = find_weights(params.name, params.weights)
+    path = _intact_file(entry.url)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a file of weights ({reason}); remove it") from error
+    tensors = {
+        OLD_DENSENET.sub(r"\1\2", name): tensor
+        for name, tensor in stored.items()
+        if not AUXILIARY.match(name)
+    }
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = build_model(model, len(classes), image_shape)
+    assert isinstance(network, Pretrained)
+    preset = entry.transforms()
+    return InitialWeights(
+        tensors=_without_head(tensors, network.head_name),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+
+
+def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath) -> InitialWeights:
+    assert params.trial is not None
+    trial = find_run(storage, params.run).trial(params.trial)
+    path, model = trial.checkpoint, source_of(params).model
+    if not path.exists():
+        raise DataError(
+            f"{path}: the weights to start from are gone; name a trial whose checkpoint was kept"
+        )
+    with explaining_damage(path):
+        found = _sha256(path)
+    if found != params.sha256:
+        raise DataError(
+            f"{path}: not the weights that were to be started from (SHA-256 {found[:8]} and not "
+            f"{params.sha256[:8]}); put them back, or name the trial anew"
+        )
+    read_description(path, trial.config.model)
+    network, checkpoint = load_checkpoint(path, model)
+    tensors = network.state_dict()
+    if checkpoint.classes != classes:
+        head_name, _ = last_layer(network)
+        tensors = _without_head(tensors, head_name)
+    return InitialWeights(tensors=tensors, mean=checkpoint.mean, std=checkpoint.std)
+
+
+def _without_head(tensors: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:
+    return {k: tensor for k, tensor in tensors.items() if not k.startswith(f"{head_name}.")}
+
+
+def _intact_file(url: str) -> Path:
+    """Return the file of a URL from torch hub's cache, checked; fetch it if it is not there."""
+    name = url.rpartition("/")[2]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / name
+    expected = name.removesuffix(".pth").rpartition("-")[2]
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with quiet_network():
+                torch.hub.download_url_to_file(url, str(path), expected)
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise DataError(
+                f"no {name} in {folder}, and it could not be fetched "
+                f"({getattr(error, 'reason', error)}). Put {url} into {folder}."
+            ) from error
+    if not (found := _sha256(path)).startswith(expected):
+        raise DataError(
+            f"{path}: damaged: its SHA-256 begins with {found[: len(expected)]} and not with "
+            f"{expected}. Remove it, to have it fetched anew."
+        )
+    return path
+
+
+def _sha256(path: AnyPath) -> str:
+    with on_disk(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

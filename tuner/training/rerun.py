@@ -1,0 +1,61 @@
+"""Train one trial of a run again, alone, and hold it against what was recorded."""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from tuner.data.splits import load_splits
+from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, threads_of
+from tuner.training.initial_weights import load_initial_weights
+from tuner.training.loop import Epoch, train
+
+
+def rerun(
+    run: Run, number: int, device: torch.device, *, trust_code: bool = False
+) -> Iterator[tuple[EpochMetrics, EpochMetrics]]:
+    """Train trial ``number`` as far as it came, with its seed, its threads and its halved batches.
+
+    Yields:
+        Each epoch as recorded and as it came out now. On the same CPU and versions, losses and
+        accuracies are the same numbers.
+
+    Raises:
+        UsageError: If there is no such trial.
+        UntrustedCodeError: If code would be run that is neither known nor said to be trusted.
+        DataError: If the images, or the weights it started from, have changed since.
+    """
+    trial = run.trial(number)
+    check_code_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
+    splits = load_splits(run.record.data, Path(run.record.data_dir))
+    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    start = load_initial_weights(
+        trial.config.model, splits.classes, splits.image_shape, run.path.parent
+    )
+    cpus = trial.status.cpus
+    usual: int = run.record.hardware["threads_per_trial"]
+    torch.set_num_threads(usual if cpus is None else threads_of(cpus))
+    train_trial = partial(train, trial.config, splits, device, start=start)
+    with contextlib.closing(_epochs(train_trial, trial.status.halved_from)) as epochs:
+        for recorded, epoch in zip(trial.history, epochs, strict=False):
+            yield recorded, epoch.figures
+
+
+def _epochs(
+    train_trial: Callable[..., Generator[Epoch]], halved_from: int | None
+) -> Generator[Epoch]:
+    """Train in whole batches, and in halves from the epoch from which the trial did."""
+    if halved_from is None:
+        yield from train_trial()
+        return
+    state = None
+    with contextlib.closing(train_trial()) as epochs:
+        for epoch in islice(epochs, halved_from - 1):
+            yield epoch
+            state = {name: tensor.clone() for name, tensor in epoch.learner.state().items()}
+    yield from train_trial(state=state, epochs_done=halved_from - 1, micro_batches=2)

@@ -1,0 +1,293 @@
+"""A trial's files, written while its training goes on.
+
+``state.safetensors`` is written first and holds all of one moment: what the training goes on from,
+the epochs that led there, and the weights and probabilities of the kept epoch, unless their own
+files hold these already. The other files follow; where a kill comes between, ``restore_files``
+writes them anew from the state.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tuner.config import ModelConfig
+from tuner.data.splits import Splits
+from tuner.run.checkpoint import (
+    Checkpoint,
+    Kept,
+    load_progress,
+    save_checkpoint,
+    save_state,
+)
+from tuner.run.trial import (
+    VAL_PROBS,
+    EpochMetrics,
+    kept_row,
+    read_history,
+    write_history,
+    write_val_probs,
+)
+from tuner.storage.paths import AnyPath
+from tuner.training.loop import Epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Snapshot:
+    """A trial at one moment, on its device."""
+
+    history: tuple[EpochMetrics, ...]
+    num_epochs: int
+    """Epochs that led to the state; one of ``history`` that diverged is not among them."""
+    state: Mapping[str, Tensor]
+    kept: Kept | None
+    """``None`` where its files are on disk."""
+    is_copied: torch.cuda.Event | None
+    """Passed when the tensors are complete; ``None`` where they are at once."""
+
+
+class Saver:
+    """Writes the files of a trial under way, from a thread of its own.
+
+    ``keep`` copies on the device what an epoch has led to, into the same tensors each time. When it
+    is to be saved, the thread copies it to the host and writes it. The training waits for a write
+    in ``save`` alone, and in ``keep`` for the copy to the host.
+
+    Args:
+        path: The trial's folder.
+        model: What is trained.
+        splits: On what.
+        history: The epochs that the trial goes on from; ``keep`` adds to it.
+        seconds: A loss of the worker is to cost no more training than this, or than one epoch.
+        check: Called before each write; may raise.
+    """
+
+    def __init__(
+        self,
+        path: AnyPath,
+        model: ModelConfig,
+        splits: Splits,
+        history: list[EpochMetrics],
+        *,
+        seconds: float = 10.0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.history = history
+        self._path = path
+        self._model = model
+        self._splits = splits
+        self._seconds = seconds
+        self._check = check
+        self._num_epochs = self._num_saved = len(history)
+        self._num_written = len(history)
+        self._state: dict[str, Tensor] = {}
+        self._kept: Kept | None = None
+        self._is_copied: torch.cuda.Event | None = None
+        self._saved_at = time.monotonic()
+        self._is_free = Event()
+        self._is_free.set()
+        self._writing: Future[None] | None = None
+        self._being_written: Kept | None = None
+        self._is_broken = False
+        self._stream: torch.cuda.Stream | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what an error has left unwritten, and end the thread."""
+        try:
+            if isinstance(error, Exception) and not self._is_broken:
+                self.save()
+        finally:
+            self._thread.shutdown()
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the newest epoch is on disk."""
+        return self._num_written == len(self.history)
+
+    def keep(self, epoch: Epoch) -> None:
+        """Copy on the device what an epoch has led to; one that diverged leaves its figures alone.
+
+        Raises:
+            Exception: What the last write raised, here and in the other methods.
+        """
+        # The thread may still be reading the copy of an earlier epoch.
+        self._is_free.wait()
+        if self._writing is not None and self._writing.done():
+            self._finish()
+        history = [*self.history, epoch.figures]
+        if epoch.is_finite:
+            # Until the copy is whole: memory may be short.
+            self._is_broken = True
+            is_val_seen = self._splits.is_val_seen
+            if kept_row(history, is_val_seen=is_val_seen) is epoch.figures:
+                self._kept = self._kept_epoch(epoch)
+            _copy(epoch.learner.state(), self._state)
+            self._is_broken = False
+            self._num_epochs = len(history)
+            if (device := epoch.learner.generator.device).type == "cuda":
+                self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                self._is_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._is_copied.record(torch.cuda.current_stream(device))
+        self.history.append(epoch.figures)
+
+    def save_if_due(self) -> None:
+        """Begin to write the newest epoch, if the next one would come too late.
+
+        Does nothing while an earlier one is being written.
+        """
+        if self._writing is not None and not self._writing.done():
+            return
+        waited = time.monotonic() - self._saved_at
+        if waited + self.history[-1].seconds > self._seconds:
+            self._finish()
+            self._begin()
+
+    def save(self) -> None:
+        """Write the newest epoch, and wait until it is on disk."""
+        self._finish()
+        if not self.is_saved:
+            self._begin()
+            self._finish()
+
+    def _begin(self) -> None:
+        snapshot = _Snapshot(
+            history=tuple(self.history),
+            num_epochs=self._num_epochs,
+            state=self._state,
+            kept=self._kept,
+            is_copied=self._is_copied,
+        )
+        self._saved_at = time.monotonic()
+        self._is_free.clear()
+        self._being_written = self._kept
+        self._writing = self._thread.submit(self._write, snapshot)
+
+    def _finish(self) -> None:
+        """Wait for the write under way, if there is one."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except BaseException:
+            self._is_broken = True
+            raise
+        if self._kept is self._being_written:
+            # Its own files hold it now.
+            self._kept = None
+        self._being_written = None
+
+    def _write(self, snapshot: _Snapshot) -> None:
+        kept = snapshot.kept
+        try:
+            with self._copying(snapshot):
+                state = _on_host(snapshot.state)
+                kept = kept and replace(kept, weights=_on_host(kept.weights))
+        finally:
+            self._is_free.set()
+        self._check()
+        if snapshot.num_epochs > self._num_saved:
+            rows = snapshot.history[: snapshot.num_epochs]
+            save_state(self._path / "state.safetensors", state, rows, kept)
+            self._num_saved = snapshot.num_epochs
+        if kept is not None:
+            save_kept(self._path, kept)
+        write_history(self._path, snapshot.history)
+        self._num_written = len(snapshot.history)
+
+    @contextlib.contextmanager
+    def _copying(self, snapshot: _Snapshot) -> Iterator[None]:
+        """Copy to the host beside the training's stream."""
+        if self._stream is None or snapshot.is_copied is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(snapshot.is_copied)
+            yield
+
+    def _kept_epoch(self, epoch: Epoch) -> Kept:
+        weights = epoch.network.state_dict()
+        return Kept(
+            checkpoint=Checkpoint(
+                model=self._model,
+                epoch=epoch.figures.epoch,
+                classes=self._splits.classes,
+                image_shape=self._splits.image_shape,
+                mean=epoch.mean,
+                std=epoch.std,
+            ),
+            weights={name: tensor.detach().clone() for name, tensor in weights.items()},
+            val_probs=epoch.val_probs.clone(),
+        )
+
+
+def save_kept(path: AnyPath, kept: Kept) -> None:
+    """Write ``checkpoint.safetensors`` and ``val_probs.npy`` of a trial."""
+    save_checkpoint(path / "checkpoint.safetensors", kept.weights, kept.checkpoint)
+    write_val_probs(path, kept.val_probs.numpy())
+
+
+def restore_files(path: AnyPath) -> list[EpochMetrics]:
+    """Bring the files of a trial that lost its worker to the moment of its saved state.
+
+    Returns:
+        The epochs that led there.
+    """
+    history, kept = load_progress(path / "state.safetensors")
+    if not history:
+        forget_progress(path)
+        return []
+    if kept is not None:
+        save_kept(path, kept)
+    if read_history(path) != history:
+        write_history(path, history)
+    return history
+
+
+def forget_progress(path: AnyPath) -> None:
+    """Remove what the training of a trial has left in its folder."""
+    # The state first: it tells what the others are.
+    for name in ("state.safetensors", "history.csv", "checkpoint.safetensors", VAL_PROBS):
+        (path / name).unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Make ``target`` equal ``source``, in the tensors that it has where they fit."""
+    for name in target.keys() - source.keys():
+        del target[name]
+    groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for name, tensor in source.items():
+        own = target.get(name)
+        if own is None or not _alike(own, tensor):
+            target[name] = tensor.detach().clone()
+        else:
+            mine, theirs = groups.setdefault((tensor.device, tensor.dtype), ([], []))
+            mine.append(own)
+            theirs.append(tensor)
+    for mine, theirs in groups.values():
+        torch._foreach_copy_(mine, theirs)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

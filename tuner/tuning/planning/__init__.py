@@ -1,0 +1,1 @@
+"""What a search would take: measured, then simulated."""

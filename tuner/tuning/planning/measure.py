@@ -1,0 +1,274 @@
+"""What configurations cost, measured in the places that trials would get, as many at once."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import OutOfMemoryError as KilledError
+from ray.exceptions import WorkerCrashedError
+
+from tuner.config import TrialConfig
+from tuner.data.splits import Splits
+from tuner.storage.paths import AnyPath, scratch, to_path
+from tuner.training.device import find_device
+from tuner.training.initial_weights import InitialWeights
+from tuner.training.loop import PROBE_STEPS, Epoch, probe_epochs
+from tuner.training.saving import Saver
+from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.ray_backend.trainable import (
+    first_line,
+    free_memory,
+    is_out_of_memory,
+    limit_memory,
+    unpack,
+    unpack_initial_weights,
+)
+
+WINDOW_SECONDS = 1.0
+"""Seconds of steps and validation, in turn, that are timed together in a longer epoch."""
+WINDOWS = 4
+"""After one to warm up; their mean counts."""
+WRITINGS = 3
+"""Times that a trial's files are written; their mean counts."""
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What one configuration costs."""
+
+    config: TrialConfig
+    share: Share
+    start_seconds: float = 0.0
+    """Until a worker was there, and what a fresh one takes longer over its first steps."""
+    setup_seconds: float = 0.0
+    """Before the first epoch; all there is of a configuration with a problem."""
+    epoch_seconds: float = 0.0
+    """Seconds of an epoch of all images, with its validation."""
+    write_seconds: float = 0.0
+    """Seconds of writing a trial's files, where the training waits for them."""
+    parameters: int = 0
+    memory: int | None = None
+    """Bytes at the most, of the GPU or else the process; ``None`` if the system does not tell."""
+    checkpoint_bytes: int = 0
+    state_bytes: int = 0
+    """Size of what a trial goes on from, there while it runs."""
+    problem: str = ""
+    """Why it could not be trained; empty if it could."""
+
+
+def measure_all(
+    configs: Sequence[TrialConfig],
+    share: Callable[[TrialConfig], Share],
+    at_once: int,
+    shipped: dict[str, Any],
+    folder: AnyPath,
+    seconds: float,
+    tell: Callable[[int], None],
+) -> list[Measured | None]:
+    """Measure configurations, the first ones first, until the time is up.
+
+    As many run at once as trials would: neighbours on a machine slow each other down. One of each
+    family is measured however long it takes.
+
+    Args:
+        configs: Which.
+        share: Gives the share of each.
+        at_once: Trials at once.
+        shipped: ``data`` and ``starts``, as ``train_trial`` takes them.
+        folder: Where files may be written as trials write theirs.
+        seconds: From the first answer, after which no other one is begun.
+        tell: Told how many have been measured.
+
+    Returns:
+        What each configuration costs; ``None`` for those that were not measured.
+    """
+    question: Callable[..., Any] = measure
+    # As Ray has it by itself for what asks for GPUs from the beginning, but not by options(): their
+    # processes end after each answer, and give back the memory that they hold.
+    tasks = [ray.remote(max_retries=0, max_calls=calls)(question) for calls in (0, 1)]
+    packed = {name: ray.put(value) for name, value in shipped.items()}
+    order = _by_turns(configs)
+    needed = len({config.model.family for config in configs})
+    found: list[Measured | None] = [None] * len(configs)
+    pending: dict[Any, int] = {}
+    deadline = math.inf
+
+    def collect() -> None:
+        nonlocal deadline
+        (promise,), _ = ray.wait(list(pending), num_returns=1)
+        index = pending.pop(promise)
+        found[index] = _answer(promise, configs[index], share(configs[index]))
+        tell(sum(measured is not None for measured in found))
+        # Until then workers have started, which takes its own time.
+        deadline = min(deadline, time.monotonic() + seconds)
+
+    for place, index in enumerate(order):
+        if time.monotonic() >= deadline and place >= needed:
+            break
+        given = share(configs[index])
+        promise = (
+            tasks[given.gpus > 0]
+            .options(num_cpus=given.cpus, num_gpus=given.gpus)
+            .remote(configs[index].to_dict(), given, str(folder), time.time(), **packed)
+        )
+        pending[promise] = index
+        while len(pending) >= at_once:
+            collect()
+    while pending:
+        collect()
+    return found
+
+
+def _answer(promise: Any, config: TrialConfig, share: Share) -> Measured:
+    try:
+        return ray.get(promise)  # type: ignore[no-any-return]
+    except (KilledError, WorkerCrashedError):
+        # Of a machine that runs low on memory, Ray kills a worker and says so at length.
+        problem = "its worker was killed, most likely for want of memory"
+        return Measured(config=config, share=share, problem=problem)
+
+
+def _by_turns(configs: Sequence[TrialConfig]) -> list[int]:
+    """Order places so that each family has its first turn before any has its second."""
+    turns: dict[str, int] = {}
+    keys = []
+    for index, config in enumerate(configs):
+        turn = turns[config.model.family] = turns.get(config.model.family, -1) + 1
+        keys.append((turn, index))
+    return [index for _, index in sorted(keys)]
+
+
+def measure(
+    plain: dict[str, Any],
+    share: Share,
+    folder: str,
+    asked: float,
+    *,
+    data: dict[str, Any],
+    starts: dict[str, Any],
+) -> Measured:
+    """Measure one configuration in this process, as ``train_trial`` would train it.
+
+    Args:
+        plain: The configuration.
+        share: What it gets.
+        folder: Where files may be written.
+        asked: When, in seconds since 1970.
+        data: What ``pack`` gave.
+        starts: What ``pack_initial_weights`` gave.
+    """
+    waited = time.time() - asked
+    began = time.perf_counter()
+    torch.set_num_threads(share.threads)
+    config = TrialConfig.from_dict(plain)
+    problem = ""
+    for micro_batches in (1, 2):
+        free_memory()
+        try:
+            device = find_device()
+            limit_memory(share, device)
+            splits = unpack(data, device)
+            start = unpack_initial_weights(starts, config.model)
+            probe = _Probe(config, splits, device, start, micro_batches)
+            return probe.run(share, waited, began, to_path(folder))
+        except Exception as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            if not is_out_of_memory(error):
+                break
+            problem = f"out of memory: {first_line(error)}"
+    spent = time.perf_counter() - began
+    return Measured(
+        config=config, share=share, start_seconds=waited, setup_seconds=spent, problem=problem
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    config: TrialConfig
+    splits: Splits
+    device: torch.device
+    start: InitialWeights | None
+    micro_batches: int
+
+    def run(self, share: Share, waited: float, began: float, folder: AnyPath) -> Measured:
+        _reset_peak(self.device)
+        whole = len(self.splits.train) // min(self.config.batch_size, len(self.splits.train))
+        with closing(self._epochs(PROBE_STEPS)) as epochs:
+            next(epochs)
+            first_setup = time.perf_counter() - began
+            seconds = next(epochs).figures.seconds
+        first_setup -= seconds * min(1.0, PROBE_STEPS / whole)
+        steps = max(PROBE_STEPS, int(whole * min(1.0, WINDOW_SECONDS / seconds)))
+        windows = max(1, round(WINDOWS * min(1.0, WINDOW_SECONDS * whole / (seconds * steps))))
+        again = time.perf_counter()
+        with closing(self._epochs(steps)) as epochs:
+            warm = next(epochs)
+            setup = time.perf_counter() - again - warm.figures.seconds * min(1.0, steps / whole)
+            timed = []
+            for epoch in islice(epochs, windows):
+                timed.append(epoch.figures.seconds)
+            # Not the median: what slows some of the steps here slows some of the search's, too.
+            seconds = statistics.fmean(timed)
+            sizes, writing = self._write(epoch, folder)
+            return Measured(
+                config=self.config,
+                share=share,
+                start_seconds=waited + max(0.0, first_setup - setup),
+                setup_seconds=max(0.0, setup),
+                epoch_seconds=seconds,
+                write_seconds=writing,
+                parameters=epoch.num_parameters,
+                memory=_peak(self.device),
+                checkpoint_bytes=sizes["checkpoint.safetensors"],
+                state_bytes=sizes["state.safetensors"],
+            )
+
+    def _epochs(self, steps: int) -> Generator[Epoch]:
+        return probe_epochs(
+            self.config,
+            self.splits,
+            self.device,
+            start=self.start,
+            micro_batches=self.micro_batches,
+            steps=steps,
+        )
+
+    def _write(self, epoch: Epoch, folder: AnyPath) -> tuple[dict[str, int], float]:
+        """Write an epoch's files as a trial does; give their sizes and the seconds."""
+        with scratch(folder, "epoch-") as path:
+            times = []
+            for _ in range(WRITINGS):
+                began = time.perf_counter()
+                with Saver(path, self.config.model, self.splits, []) as saver:
+                    saver.keep(epoch)
+                    saver.save()
+                times.append(time.perf_counter() - began)
+            sizes = {file.name: len(file.read_bytes()) for file in path.iterdir()}
+        return sizes, statistics.fmean(times)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR.exists():
+        CLEAR.write_text("5")
+
+
+def _peak(device: torch.device) -> int | None:
+    """Return the most memory since ``_reset_peak`` less what processes share: images, libraries."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not CLEAR.exists():
+        return None
+    sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    kilobytes = {key: int(sizes[key].split()[0]) for key in ("VmHWM", "RssShmem")}
+    return 1024 * (kilobytes["VmHWM"] - kilobytes["RssShmem"])

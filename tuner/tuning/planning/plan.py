@@ -1,0 +1,285 @@
+"""``plan()``: what a search would come to, from measured steps and simulated searches."""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from rich.console import Console
+
+from tuner.config import TrialConfig, rung_epochs
+from tuner.data.splits import Splits, load_splits
+from tuner.errors import UsageError
+from tuner.models.cost import count_cost
+from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
+from tuner.space import SearchSpace
+from tuner.storage.paths import AnyPath, scratch
+from tuner.training.initial_weights import load_all_initial_weights
+from tuner.tuning.budget import Budget
+from tuner.tuning.planning.measure import Measured, measure_all
+from tuner.tuning.planning.simulated import LEARNERS, Played, TrialCost, simulate
+from tuner.tuning.ray_backend.cluster import connected
+from tuner.tuning.ray_backend.driver import slots_of
+from tuner.tuning.ray_backend.resources import Slots, fitting
+from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.sampling.study import check_study_fits
+from tuner.tuning.session import excess_of, settle_code
+
+MOST_DRAWN = 100
+"""Configurations that stand for a space of more."""
+STARTUP = 10
+"""Trials before Optuna's samplers that learn begin to; up to there they draw at random."""
+MOST_SIMULATIONS, LEAST_SIMULATIONS = 300, 50
+SIMULATED_TRIALS = 30_000
+"""In all simulations together: some seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A forecast, and where it is kept for the report of the search."""
+
+    forecast: Forecast
+    path: AnyPath
+
+
+def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
+    """Foresee what a search would come to, and keep that for its report.
+
+    Args:
+        request: The search.
+        seconds: How long configurations are measured; those under way are measured to the end.
+        console: Where progress is shown.
+
+    Raises:
+        UsageError: On data or weights that cannot be read, a sampler that cannot search this space,
+            or if none of the configurations that were measured can be trained.
+        ClusterError: On a cluster that does not answer, or is too small.
+    """
+    space = request.space
+    check_study_fits(space, request.search)
+    settle_code(request)
+    splits = load_splits(request.data, request.data_dir)
+    starts = load_all_initial_weights(
+        space.starting_models(), splits.classes, splits.image_shape, request.storage
+    )
+    draws = _draw(request, splits)
+    with connected(request.address):
+        slots = slots_of(request, space.resources, splits)
+        path = request.plan_path(splits, slots).absolute()
+        console.print(f"{slots}; measuring for {seconds:.0f} s", markup=False)
+        began = time.monotonic()
+        with (
+            scratch(path.parent, ".measuring-") as folder,
+            console.status("Starting workers") as status,
+        ):
+            measured = measure_all(
+                draws.configs,
+                slots.share,
+                slots.count,
+                {"data": pack(splits), "starts": pack_initial_weights(starts)},
+                folder,
+                seconds,
+                lambda number: status.update(f"{number} configurations measured"),
+            )
+        spent = time.monotonic() - began
+        fit = fitting(slots)
+    known = [entry for entry in measured if entry is not None]
+    if all(entry.problem for entry in known):
+        raise UsageError(
+            f"{request.space_name}: none of the {len(known)} configurations that were measured can "
+            f"be trained: {known[0].problem}"
+        )
+    entries = _filled(measured, draws.configs, splits)
+    budget = Budget(
+        trials=draws.trials, seconds=request.seconds, gpu_seconds=3600 * request.gpu_hours
+    )
+    played = simulate(
+        [_cost(entry, space) for entry in entries],
+        draws.num_known,
+        request.search,
+        budget,
+        fit,
+        # A worker of each slot was a fresh one.
+        start_seconds=statistics.median(
+            sorted(entry.start_seconds for entry in known)[-slots.count :]
+        ),
+    )
+    simulations = min(MOST_SIMULATIONS, max(LEAST_SIMULATIONS, SIMULATED_TRIALS // draws.trials))
+    forecast = _forecast(
+        request,
+        draws,
+        slots,
+        splits,
+        entries,
+        known,
+        list(islice(played, simulations)),
+        spent,
+    )
+    forecast.write(path)
+    return Plan(forecast=forecast, path=path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Draws:
+    configs: list[TrialConfig]
+    trials: int
+    """Trials of the search: fewer than asked for at the end of a grid."""
+    num_known: int
+    """The first trials of the search will have the first so many of the configurations."""
+    refused: float
+    """Share of what was drawn that exceeds the space's limits."""
+
+
+def _draw(request: SearchRequest, splits: Splits) -> _Draws:
+    """Propose as the search will; at random where it will have learnt something."""
+    space, search = request.space, request.search
+    excess = excess_of(space, splits)
+    own = Sampler(space, search, excess=excess)
+    learns = search.sampler in LEARNERS
+    chance = Sampler(space, replace(search, sampler="random"), excess=excess) if learns else own
+    configs: list[TrialConfig] = []
+    for number in range(min(search.trials, MOST_DRAWN)):
+        config = chance.ask(number)
+        if learns and number < STARTUP:
+            config = own.ask(number)
+        if config is None:
+            break
+        configs.append(config)
+    is_whole = len(configs) < min(search.trials, MOST_DRAWN)
+    size = space.cardinality() if search.sampler == "grid" else None
+    return _Draws(
+        configs=configs,
+        trials=len(configs) if is_whole else min(search.trials, size or search.trials),
+        num_known=min(STARTUP, len(configs)) if learns else len(configs),
+        refused=chance.num_refused / max(1, chance.num_refused + chance.num_accepted),
+    )
+
+
+def _filled(
+    measured: Sequence[Measured | None], configs: Sequence[TrialConfig], splits: Splits
+) -> list[Measured]:
+    """Have each configuration that was not measured cost what the nearest of its family does.
+
+    Nearest by FLOPs.
+    """
+
+    def size(config: TrialConfig) -> float:
+        cost = count_cost(config.model, len(splits.classes), splits.image_shape)
+        return math.log(max(1, cost.flops))
+
+    known = [(entry, size(entry.config)) for entry in measured if entry is not None]
+    filled = []
+    for entry, config in zip(measured, configs, strict=True):
+        own_size = size(config) if entry is None else 0.0
+        peers = [
+            (abs(peer_size - own_size), place)
+            for place, (peer, peer_size) in enumerate(known)
+            if peer.config.model.family == config.model.family
+        ]
+        filled.append(entry or replace(known[min(peers)[1]][0], config=config))
+    return filled
+
+
+def _cost(entry: Measured, space: SearchSpace) -> TrialCost:
+    return TrialCost(
+        share=entry.share,
+        epochs=entry.config.epochs,
+        setup_seconds=entry.setup_seconds,
+        epoch_seconds=entry.epoch_seconds,
+        write_seconds=entry.write_seconds,
+        is_misfit=bool(_problem(entry, space)),
+    )
+
+
+def _problem(entry: Measured, space: SearchSpace) -> str:
+    """Say why a configuration cannot be trained, or would not be; nothing if it would."""
+    limit = space.constraints.epoch_seconds
+    if limit is not None and entry.epoch_seconds > limit:
+        return f"an epoch takes {entry.epoch_seconds:.3g} s, above the limit of {limit:.3g} s"
+    return entry.problem
+
+
+def _forecast(
+    request: SearchRequest,
+    draws: _Draws,
+    slots: Slots,
+    splits: Splits,
+    entries: Sequence[Measured],
+    known: Sequence[Measured],
+    played: Sequence[Played],
+    measured_seconds: float,
+) -> Forecast:
+    search = request.search
+    rungs = (
+        []
+        if search.scheduler == "none"
+        else rung_epochs(search.grace, search.reduction, search.epochs)
+    )
+    probs_bytes = 2 * len(splits.val) * len(splits.classes)
+    states = slots.count * statistics.fmean(entry.state_bytes for entry in entries)
+    most, kept = [], []
+    for search_played in played:
+        sizes = [
+            entries[index].checkpoint_bytes
+            for index, epochs in zip(search_played.drawn, search_played.epochs, strict=True)
+            if epochs
+        ]
+        probs = len(sizes) * probs_bytes
+        most.append(sum(sizes) + probs + states)
+        kept.append(sum(sizes[: request.keep]) + probs)
+    return Forecast(
+        space=request.space_name,
+        trials=draws.trials,
+        epochs=search.epochs,
+        slots=slots.to_plain(),
+        refused=draws.refused,
+        measured_seconds=measured_seconds,
+        simulations=len(played),
+        seconds=Spread.of([one.seconds for one in played]),
+        training_seconds=Spread.of([one.training_seconds for one in played]),
+        gpu_hours=Spread.of([one.gpu_seconds / 3600 for one in played]),
+        started=Spread.of([len(one.epochs) for one in played]),
+        rungs=tuple(
+            RungForecast(epoch=epoch, trials=Spread.of([one.reaching(epoch) for one in played]))
+            for epoch in (*rungs, search.epochs)
+        ),
+        families=tuple(_families([entry for entry in known if not entry.problem])),
+        disk_most=Spread.of(most),
+        disk_kept=Spread.of(kept),
+        misfits=tuple(
+            Infeasible(
+                family=entry.config.model.family,
+                parameters=count_cost(
+                    entry.config.model, len(splits.classes), splits.image_shape
+                ).parameters,
+                reason=problem,
+                config=entry.config.to_dict(),
+            )
+            for entry in known
+            if (problem := _problem(entry, request.space))
+        ),
+    )
+
+
+def _families(known: Sequence[Measured]) -> list[FamilyForecast]:
+    families = {entry.config.model.family: entry.share for entry in known}
+    forecasts = []
+    for family, share in families.items():
+        own = [entry for entry in known if entry.config.model.family == family]
+        memory = [entry.memory for entry in own if entry.memory is not None]
+        forecasts.append(
+            FamilyForecast(
+                family=family,
+                configs=len(own),
+                cpus=share.cpus,
+                gpus=share.gpus,
+                epoch_seconds=Spread.of([entry.epoch_seconds for entry in own]),
+                parameters=Spread.of([entry.parameters for entry in own]),
+                memory=Spread.of(memory) if memory else None,
+            )
+        )
+    return forecasts

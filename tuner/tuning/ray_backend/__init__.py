@@ -1,0 +1,1 @@
+"""Trials on a Ray cluster: nodes, workers, and Ray Tune's events."""

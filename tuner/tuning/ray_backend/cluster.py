@@ -1,0 +1,190 @@
+"""The Ray cluster: connect or start, with all that its nodes need, and what it has."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import safetensors
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError
+
+import tuner
+from tuner.errors import ClusterError, UsageError
+from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
+
+CONNECT_SECONDS = 5.0
+LOUD = (
+    *("ray", "ray.tune", "ray.train", "ray.air"),
+    *("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"),
+)
+"""Loggers of Ray that have a level of their own."""
+
+
+@contextmanager
+def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
+    """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray here, for a while.
+
+    A session that the caller has opened already is used as it is, and left open.
+
+    Args:
+        address: ``auto`` or ``HOST:PORT``.
+        compare: Refuse a cluster whose nodes have other versions than this machine.
+
+    Raises:
+        UsageError: If the address is of a kind that cannot be searched from.
+        ClusterError: If nobody answers there, or not as a Ray cluster, or nodes have other versions
+            than this machine.
+    """
+    silence_ray()
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+    else:
+        _check_address(address)
+        options |= {"address": address, "runtime_env": _runtime_env()}
+    try:
+        # Of a cluster that asks for no token, the workers do not answer a driver that shows one.
+        if address is not None and _asks_for_token(address):
+            use_local_token()
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+        reason = _why_not(error)
+        raise ClusterError(
+            f"--address {address}: no Ray cluster could be used: {reason}"
+            if address
+            else f"Ray could not be started here: {reason}"
+        ) from error
+    # Ray sets up its own logging as it starts.
+    silence_ray()
+    try:
+        if address is not None and compare:
+            check_versions()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def is_dashboard(address: str) -> bool:
+    """Whether this is the address of a dashboard, where jobs can be submitted."""
+    return address.startswith(("http://", "https://"))
+
+
+def py_modules() -> list[str]:
+    """Return the folders of what trials need and nodes may lack: this package, and safetensors."""
+    return [str(Path(str(module.__file__)).parent) for module in (tuner, safetensors)]
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Return what travels with this search; a job got it when it was submitted."""
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return {} if "py_modules" in job.get("runtime_env", {}) else {"py_modules": py_modules()}
+
+
+def _why_not(error: Exception) -> str:
+    """Say in a line why Ray cannot be used, and what to do where that is known."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    if is_about_token(text):
+        return TOKEN_ADVICE
+    if text.startswith("Failed to connect"):
+        # The port was tried before: somebody listens there. Of a token Ray 2.60 says no more.
+        return f"somebody answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
+    if text.startswith("Version mismatch"):
+        return f"{text}. Give this machine the versions of the cluster."
+    return lines[0] if lines else type(error).__name__
+
+
+TOKEN_ADVICE = (
+    "it wants another token than is here. Copy the file ~/.ray/auth_token of its head node to this "
+    "machine. Ray leaves such a file wherever it was once started by a program, and 'ray start' "
+    "there asks for it from then on; RAY_AUTH_MODE=disabled at 'ray start' and here does without."
+)
+
+
+def use_local_token() -> None:
+    """Have Ray show the token that lies here, if one does.
+
+    What the user says in ``RAY_AUTH_MODE`` goes before.
+    """
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _asks_for_token(address: str) -> bool:
+    """Whether a cluster answers only to who shows its token, and this process shows none."""
+    try:
+        GcsClient(address=canonicalize_bootstrap_address_or_die(address))
+    except AuthenticationError:
+        return True
+    except (RuntimeError, ConnectionError, RayError):
+        # Of whatever else is wrong, Ray's own way to connect tells more.
+        return False
+    return False
+
+
+def is_about_token(text: str) -> bool:
+    """Whether Ray's words are about its authentication."""
+    words = ("InvalidAuthToken", "Unauthenticated", "authentication token", "RAY_AUTH_MODE")
+    return any(word.lower() in text.lower() for word in words)
+
+
+def silence_ray() -> None:
+    """Keep the engine's notices off the terminal; what goes wrong is told by us."""
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what Ray would wait for, or explain in pages."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: a search cannot run over ray://, through which every result "
+            "would pass twice, and which ends it when the connection drops. Give the dashboard's "
+            "address, http://HOST:8265, or run it on a machine of the cluster with --address auto."
+        )
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(
+            f"--address {address}: not an address. Give auto, HOST:PORT, "
+            "or http://HOST:8265 to submit the search as a job."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"--address {address}: nobody answers there ({error}). Start a cluster with "
+            "'ray start --head', or leave --address out to search on this machine."
+        ) from error
+
+
+def hardware() -> dict[str, Any]:
+    """Describe the connected cluster for the run's record."""
+    nodes = alive_resources()
+    kinds = {
+        key.removeprefix("accelerator_type:")
+        for node in nodes
+        for key in node
+        if "accelerator_type:" in key
+    }
+    return {
+        "nodes": len(nodes),
+        "cpus": sum(node.get("CPU", 0) for node in nodes),
+        "gpus": sum(node.get("GPU", 0) for node in nodes),
+        "accelerators": sorted(kinds),
+    }

@@ -1,0 +1,60 @@
+"""An ensemble's networks spread over a cluster: a task for each, on a GPU where there are any."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from tuner.config import Resources
+from tuner.ensemble.members import Network, Predict, predict_network
+from tuner.errors import ClusterError
+from tuner.metrics.predict import Tta
+from tuner.training.device import find_device
+from tuner.tuning.ray_backend.cluster import connected
+from tuner.tuning.ray_backend.resources import plan_slots
+
+
+@contextmanager
+def spread(address: str) -> Iterator[Predict]:
+    """Yield what computes networks on the cluster at ``address``, while the block lasts.
+
+    Its nodes read the run folder, as they did in the search.
+
+    Raises:
+        UsageError: If the address is of a kind that cannot be used.
+        ClusterError: If nobody answers there.
+    """
+    with connected(address):
+        yield predict_on_cluster
+
+
+def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) -> Tensor:
+    """Return the class probabilities, float32 on the CPU, shape (M, N, K).
+
+    Raises:
+        TunerError: If a network's file is missing or damaged, as seen from its node.
+        ClusterError: If a worker was lost.
+    """
+    share = plan_slots(Resources()).usual
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_predict)
+    shared = ray.put(images.numpy())  # Once a node, however many networks look at them.
+    try:
+        results = ray.get([task.remote(network, shared, tta) for network in networks])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(f"the cluster lost a member's worker: {reason}. Try again.") from error
+    return torch.from_numpy(np.stack(results))
+
+
+def _predict(network: Network, images: np.ndarray, tta: Tta) -> np.ndarray:
+    with warnings.catch_warnings():
+        # The array lies read-only in shared memory; nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(images)
+    return predict_network(network, tensor, tta, find_device()).numpy()

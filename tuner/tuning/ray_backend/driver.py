@@ -1,0 +1,359 @@
+"""What a search and a refit share: the run opened, its trials run, its books closed."""
+
+import contextlib
+import math
+import os
+import platform
+import signal
+import subprocess
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from ray.exceptions import OutOfMemoryError
+from rich.console import Console
+
+from tuner import __version__
+from tuner.config import Resources
+from tuner.data.splits import Splits
+from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
+from tuner.models.cost import count_cost
+from tuner.models.trust import Code, check_code_trusted, code_of
+from tuner.run.run import Run, RunRecord, RunStatus, now
+from tuner.storage.files import write_text
+from tuner.tracking import check_installed, tracked
+from tuner.tuning.budget import Budget
+from tuner.tuning.progress import Progress
+from tuner.tuning.ray_backend.callbacks import Herald, TuneCallback, TuneScheduler, TuneSearcher
+from tuner.tuning.ray_backend.capacity import Room
+from tuner.tuning.ray_backend.cluster import connected, hardware
+from tuner.tuning.ray_backend.nodes import check_shared, versions_here
+from tuner.tuning.ray_backend.notices import NoticeBoard
+from tuner.tuning.ray_backend.resources import Slots, plan_slots
+from tuner.tuning.ray_backend.worker import place, train_if_fit
+from tuner.tuning.request import RunRequest
+from tuner.tuning.schedulers import make_scheduler
+from tuner.tuning.tuner import Conductor, Proposer
+
+
+@contextmanager
+def opened(
+    request: RunRequest,
+    splits: Splits,
+    space: str,
+    console: Console,
+    *,
+    resources: Resources | None = None,
+    **own: Any,
+) -> Iterator[tuple[Run, Slots]]:
+    """Connect to the cluster, and have the run's folder, a new one or an older one, to oneself.
+
+    Args:
+        request: What is asked for.
+        splits: The images.
+        space: What ``space.yaml`` is to hold.
+        console: Where it is said how many trials run at a time.
+        resources: What trials get, where the request does not say.
+        own: Entries of the record besides; ``None`` leaves one as it was.
+
+    Raises:
+        UsageError: On a name that is taken, or a run to resume that is missing or of other data.
+        ClusterError: On a cluster that does not answer, or is too small.
+    """
+    check_installed(request.log)
+    own = {name: value for name, value in own.items() if value is not None}
+    with connected(request.address), contextlib.ExitStack() as stack:
+        check_shared(request.storage.absolute())
+        slots = slots_of(request, resources or Resources(), splits)
+        if math.isfinite(request.gpu_hours) and not any(s.gpus for s in slots.all_shares()):
+            raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
+        # Absolute, for the workers start in folders of their own.
+        path = (request.storage / request.name).absolute()
+        if request.resume:
+            run = Run.open(path)
+            stack.enter_context(run.locked())
+            splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, path)
+            if request.search.epochs != run.record.search.epochs:
+                raise UsageError(
+                    f"--resume: the trials of {path} are planned for {run.record.search.epochs} "
+                    f"epochs, not {request.search.epochs}; start a new run with --warm-start "
+                    f"{request.name}"
+                )
+            write_text(path / "space.yaml", space)
+            run.update(status="running", search=request.search, slots=slots.to_plain(), **own)
+        else:
+            run = Run.create(path, _record(request, splits, slots, own), space)
+            stack.enter_context(run.locked())
+        console.print(f"{run.record.name}: {slots}", markup=False)
+        yield run, slots
+
+
+def conduct(
+    request: RunRequest,
+    run: Run,
+    slots: Slots,
+    sampler: Proposer,
+    shipped: dict[str, Any],
+    console: Console,
+) -> Conductor:
+    """Run the trials that ``sampler`` proposes, to the last one or a signal, and close the run.
+
+    Args:
+        request: What is asked for.
+        run: A new one, or one to go on with.
+        slots: Where trials run.
+        sampler: Proposes them.
+        shipped: Arguments of ``train_trial``.
+        console: Where progress is shown.
+
+    Raises:
+        TunerError: If the first three trials failed in the same way.
+    """
+    budget = Budget(
+        trials=request.search.trials,
+        seconds=request.seconds,
+        gpu_seconds=request.gpu_hours * 3600,
+    )
+    run.update(
+        save_seconds=request.save_seconds,
+        budget_seconds=_unless_endless(request.seconds),
+        budget_gpu_hours=_unless_endless(request.gpu_hours),
+    )
+    conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    def follow_room(line: str) -> None:
+        conductor.slots = replace(slots, count=room.count)
+        say(line)
+
+    room = Room(slots, follow_room)
+    status: RunStatus = "failed"
+    try:
+        if trials := run.trials():
+            left_out = conductor.replay(trials)
+            _tell_replay(conductor, len(trials), left_out, console)
+        with (
+            _draining_on_signals(conductor),
+            tracked(run, request.log, conductor.observers, say),
+            Progress(conductor, console),
+        ):
+            shipped["save_seconds"] = request.save_seconds
+            _run_trials(conductor, shipped, room, request.max_failures)
+        if conductor.draining != "broken":
+            status = "interrupted" if conductor.draining == "interrupted" else "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    finally:
+        if status == "finished":
+            run.prune(request.keep)
+        run.write_leaderboard()
+        run.update(status=status, finished=now(), active_seconds=conductor.spending.seconds)
+    if conductor.draining == "broken":
+        number, reason = conductor.failures[0]
+        raise TunerError(
+            f"the first trials all failed in the same way: {reason}. More is in "
+            f"{run.trial_path(number) / 'status.json'}."
+        )
+    if conductor.draining == "budget":
+        console.print(
+            f"The budget is spent: {conductor.spending.seconds:.0f} s of searching, "
+            f"{sum(conductor.ended.values())} of {budget.trials} trials.",
+            markup=False,
+        )
+    return conductor
+
+
+def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
+    """Refuse to run code that is neither known here nor trusted, before any of it is run.
+
+    Args:
+        request: What is asked for; of a run that goes on, the code of its trials is looked at, too.
+        code: What else would be run.
+        whose: What that came with.
+
+    Raises:
+        UntrustedCodeError: If there is any.
+    """
+    check_code_trusted(code, whose, trust=request.trust_code)
+    if request.resume:
+        run = Run.open(request.storage / request.name)
+        known = code_of(trial.config.model for trial in run.trials())
+        check_code_trusted(known, run.path, trust=request.trust_code)
+
+
+def require_usable_trial(conductor: Conductor) -> None:
+    """Refuse a run that is finished and has no model.
+
+    Raises:
+        NoUsableTrials: If no trial left a checkpoint.
+    """
+    run = conductor.run
+    if run.record.status == "finished" and not any(trial.is_usable for trial in run.trials()):
+        raise NoUsableTrials(
+            f"{run.path}: none of {conductor.num_started} trials left a model to use. "
+            f"{_why_none(conductor)}"
+        )
+
+
+def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
+    """Plan with the space's shares; what the request says goes before what the space says.
+
+    Raises:
+        UsageError: As ``plan_slots``.
+        ClusterError: As ``plan_slots``.
+    """
+    cpus, gpus = request.cpus_per_trial, request.gpus_per_trial
+    return plan_slots(
+        replace(
+            own,
+            cpus=own.cpus if cpus is None else cpus,
+            gpus=own.gpus if gpus is None else gpus,
+        ),
+        request.concurrent,
+        lambda config: count_cost(config.model, len(splits.classes), splits.image_shape).parameters,
+    )
+
+
+def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Console) -> None:
+    ended = sum(conductor.ended.values())
+    outside = f"; {left_out} of them lie outside the space as it is now" if left_out else ""
+    console.print(
+        f"Resuming: {ended} trials have ended, {total - ended} go on{outside}.", markup=False
+    )
+
+
+def _run_trials(
+    conductor: Conductor, shipped: dict[str, Any], room: Room, max_failures: int
+) -> None:
+    """Let the engine run the trials that the conductor starts, over losses that it cannot bear.
+
+    ``shipped`` holds arguments of ``train_trial``.
+    """
+    for _ in range(max_failures + 1):
+        try:
+            return _tune(conductor, shipped, room, max_failures)
+        except RuntimeError as error:
+            # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
+            # a worker for the trial's, but falls over this one.
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+            conductor.requeue()
+    raise ClusterError(
+        f"{conductor.run.path}: workers were killed {max_failures + 1} times because a machine ran "
+        "low on memory; go on with --resume and fewer trials at once (--concurrent)"
+    )
+
+
+def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failures: int) -> None:
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
+    # Of trials that find no place yet, Tune would by itself start one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
+    board = NoticeBoard(f"{conductor.run.path}:{uuid.uuid4().hex}")
+    trainable = tune.with_parameters(train_if_fit, versions=versions_here(), board=board, **shipped)
+    herald = Herald(conductor, room, board)
+    callback = TuneCallback(conductor, room, herald, max_failures)
+    with contextlib.closing(board), tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
+        tune.run(
+            tune.with_resources(trainable, place),
+            name="search",
+            storage_path=scratch,
+            # The conductor says when there are no more.
+            num_samples=-1,
+            search_alg=TuneSearcher(conductor, room, callback.settle),
+            scheduler=TuneScheduler(conductor, room, herald),
+            callbacks=[callback],
+            # The conductor has a trial that lost its worker go on; it knows lost nodes from others.
+            max_failures=0,
+            reuse_actors=True,
+            raise_on_failed_trial=False,
+            trial_name_creator=lambda trial: f"{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+            verbose=0,
+        )
+
+
+@contextmanager
+def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
+    """On the first SIGINT or SIGTERM end after the running epochs, on the second at once.
+
+    Outside the main thread Python handles no signals: there they stay the program's own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def drain(signum: int, frame: FrameType | None) -> None:
+        if conductor.draining == "interrupted":
+            raise KeyboardInterrupt
+        conductor.draining = "interrupted"
+
+    previous = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _record(request: RunRequest, splits: Splits, slots: Slots, own: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        name=request.name,
+        command=request.command,
+        space=request.space_name,
+        search=request.search,
+        data=request.data,
+        data_dir=str(request.data_dir),
+        data_fingerprint=splits.fingerprint,
+        split_fingerprint=splits.split_fingerprint,
+        num_train=len(splits.train.labels),
+        num_val=len(splits.val.labels),
+        versions={"python": platform.python_version(), "cifar-tune": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "ray", "optuna")},
+        git_commit=_git_commit(),
+        hardware={
+            "platform": platform.platform(),
+            "threads_per_trial": slots.usual.threads,
+            **hardware(),
+        },
+        slots=slots.to_plain(),
+        started=now(),
+        **own,
+    )
+
+
+def _git_commit() -> str:
+    """Return the commit that this package runs from; empty for an installed one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _unless_endless(budget: float) -> float | None:
+    return budget if math.isfinite(budget) else None
+
+
+def _why_none(conductor: Conductor) -> str:
+    states = ", ".join(f"{number} {state}" for state, number in conductor.ended.items())
+    last = f" Last failure: {conductor.failures[-1][1]}" if conductor.failures else ""
+    more = (
+        f" Go on with: cifar-tune search --resume --name {conductor.run.record.name}, and a larger "
+        "budget."
+        if "interrupted" in conductor.ended
+        else ""
+    )
+    return f"They ended: {states}.{last}{more}"

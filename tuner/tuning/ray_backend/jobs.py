@@ -1,0 +1,239 @@
+"""Commands as jobs of a Ray cluster: submitted over HTTP, followed, left and found again.
+
+The job's driver runs on the head node. This package, the space and what else nodes may lack travel
+with it; what the driver needs besides, such as Optuna, is installed by pip if the head lacks it.
+"""
+
+import json
+import os
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import requests
+from packaging.requirements import Requirement
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from tuner.errors import ClusterError, UsageError
+from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_ray, use_local_token
+
+POLL_SECONDS = 1.0
+LOST_SECONDS = 120.0
+"""For so long a dashboard that does not answer is asked again."""
+RUN_KEY = "cifar-tune-run"
+STORAGE_KEY = "cifar-tune-storage"
+"""Under these a job's metadata hold the run that it searches."""
+TRAVELS = ("ray", "torch", "torchvision")
+"""What a cluster must bring along itself."""
+LOOK = """
+import json, platform, sys
+from importlib.metadata import PackageNotFoundError, version
+def find(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+print(json.dumps([sys.executable, {name: find(name) for name in sys.argv[1:]}]))
+"""
+"""Prints the Python that runs it, and the versions of packages, before this package is there."""
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """Connect to a dashboard.
+
+    Args:
+        address: Such as ``http://head:8265``.
+
+    Raises:
+        UsageError: If what it takes is not installed here.
+        ClusterError: If nobody answers there, or not as a Ray dashboard.
+    """
+    # Ray lets the environment, where RAY_ADDRESS may name another cluster, go before its argument.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address.rstrip("/")
+    silence_ray()
+    use_local_token()
+    with _explaining(address):
+        return JobSubmissionClient(address.rstrip("/"))
+
+
+@contextmanager
+def _explaining(address: str) -> Iterator[None]:
+    """Say what is wrong with a dashboard, in a line."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(
+            f"--address {address}: needs what is not installed here: pip install "
+            "'cifar-tune[cluster]'"
+        ) from error
+    except AuthenticationError as error:
+        raise ClusterError(f"--address {address}: {TOKEN_ADVICE}") from error
+    except (ConnectionError, requests.RequestException) as error:
+        raise ClusterError(
+            f"--address {address}: no Ray dashboard answers there. It is started by 'ray start "
+            "--head --dashboard-host 0.0.0.0', on port 8265, where the head node has ray[default]; "
+            "from outside, forward it: ssh -L 8265:localhost:8265 HEAD, or kubectl port-forward."
+        ) from error
+    except RuntimeError as error:
+        # Ray's client raises it for a missing extra and for whatever the server refuses.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "ray[default]" in str(error):
+            reason = "needs what is not installed here: pip install 'cifar-tune[cluster]'"
+        if "No available agent" in reason:
+            reason = reason.rstrip(".") + (
+                ". If that does not help, something else on the head node, such as another Ray, "
+                "has the port of its agent: see --dashboard-agent-listen-port of 'ray start'."
+            )
+        raise ClusterError(f"--address {address}: {reason}") from error
+
+
+def submit(
+    client: JobSubmissionClient,
+    words: Sequence[str],
+    *,
+    files: Mapping[str, str],
+    metadata: Mapping[str, str],
+    tell: Callable[[str], None],
+    extra: str = "",
+) -> str:
+    """Have the cluster run ``cifar-tune`` with these words.
+
+    Args:
+        client: Of the cluster's dashboard.
+        words: The command and its arguments.
+        files: Name and text of files that lie where the command is started.
+        metadata: By which the job can be found again.
+        tell: Told what takes a while.
+        extra: Of this package, that the command needs.
+
+    Returns:
+        The job's identifier.
+
+    Raises:
+        ClusterError: If the cluster takes no job, or lacks what it has to bring along.
+    """
+    tell("Looking at what the head node has.")
+    missing = _missing(client, extra)
+    environment: dict[str, Any] = {
+        "py_modules": py_modules(),
+        "env_vars": {"PYTHONUNBUFFERED": "1"},
+    }
+    if missing:
+        environment["pip"] = missing
+        tell(f"The head node lacks {', '.join(missing)}; pip installs it there for this job.")
+    job = f"cifar-tune-{words[0]}-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
+        if files:
+            environment["working_dir"] = folder
+        with _explaining(client.get_address()):
+            client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "tuner", *words]),
+                submission_id=job,
+                runtime_env=environment,
+                metadata=dict(metadata),
+            )
+    return job
+
+
+def _missing(client: JobSubmissionClient, extra: str) -> list[str]:
+    """Return the requirements of this package that the head node does not meet, by a short job."""
+    needed = {
+        requirement.name: requirement
+        for requirement in map(Requirement, requires("cifar-tune") or ())
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+    }
+    with _explaining(client.get_address()):
+        job = client.submit_job(entrypoint=shlex.join(["python", "-c", LOOK, *needed]))
+    lines: list[str] = []
+    ended = follow(client, job, lines.append)
+    text = "".join(lines)
+    if ended.status is not JobStatus.SUCCEEDED:
+        raise ClusterError(
+            f"{client.get_address()}: its jobs cannot run: {_last_words(ended, text)}"
+        )
+    python, found = json.loads(text.strip().splitlines()[-1])
+    missing = {
+        name: requirement
+        for name, requirement in needed.items()
+        if found[name] is None or not requirement.specifier.contains(found[name], prereleases=True)
+    }
+    if own := [str(missing[name]) for name in TRAVELS if name in missing]:
+        raise ClusterError(
+            f"{client.get_address()}: {python} on the head node, which runs its jobs, has no "
+            f"{' and no '.join(own)}. All nodes need them, in the same versions; all else travels "
+            "with the search. If another environment has them, start Ray with that one activated."
+        )
+    return [str(requirement) for requirement in missing.values()]
+
+
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> Any:
+    """Pass a job's output on until it has ended; give Ray's details of it then.
+
+    Raises:
+        ClusterError: If the dashboard does not answer for ``LOST_SECONDS``.
+    """
+    shown = 0
+    heard = time.monotonic()
+    while True:
+        try:
+            # First the state, so that the output is whole when the job has ended.
+            details = client.get_job_info(job)
+            text = client.get_job_logs(job)
+        except (requests.RequestException, RuntimeError) as error:
+            if time.monotonic() - heard > LOST_SECONDS:
+                raise ClusterError(
+                    f"{client.get_address()}: no answer for {LOST_SECONDS:.0f} s; job {job} may "
+                    "go on"
+                ) from error
+        else:
+            heard = time.monotonic()
+            if len(text) > shown:
+                write(text[shown:])
+                shown = len(text)
+            if details.status.is_terminal():
+                return details
+        time.sleep(POLL_SECONDS)
+
+
+def find(client: JobSubmissionClient, name: str | None) -> Any:
+    """Return Ray's details of the newest job that searches a run, or ``None``.
+
+    Args:
+        client: Of the cluster's dashboard.
+        name: Of the run; ``None`` for any.
+    """
+    with _explaining(client.get_address()):
+        jobs = client.list_jobs()
+    runs = [(job, (job.metadata or {}).get(RUN_KEY)) for job in jobs]
+    ours = [job for job, run in runs if run is not None and name in (None, run)]
+    return max(ours, key=lambda job: job.start_time or sys.maxsize, default=None)
+
+
+def exit_code(details: Any) -> int:
+    """Return the exit code of the command that a job ran.
+
+    Raises:
+        ClusterError: If it did not end by itself.
+    """
+    if details.status is JobStatus.SUCCEEDED:
+        return 0
+    if details.driver_exit_code is not None and 0 < details.driver_exit_code < 255:
+        return int(details.driver_exit_code)
+    raise ClusterError(
+        f"job {details.submission_id} {details.status.value.lower()}: {_last_words(details, '')}"
+    )
+
+
+def _last_words(details: Any, text: str) -> str:
+    lines = (text.strip() or details.message or "it says nothing").strip().splitlines()
+    return lines[-1]

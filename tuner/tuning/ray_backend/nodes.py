@@ -1,0 +1,207 @@
+"""The nodes of the connected cluster: what they have, and whether they can run our trials."""
+
+import platform
+import secrets
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tuner.errors import ClusterError, UsageError
+from tuner.storage.files import write_text
+from tuner.storage.paths import AnyPath, remove_folder, to_path
+
+ANSWER_SECONDS = 90.0
+"""A node with nothing in memory starts a worker in about 5 s."""
+COMPARED = ("ray", "torch", "torchvision")
+"""Packages that the nodes must have as the driver has them; all else that a trial needs travels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one node said to a question."""
+
+    node: str
+    """The cluster's identifier of it."""
+    host: str
+    value: Any = None
+    problem: str = ""
+    """Why there is no value; empty if there is one."""
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return Ray's own record of each node that is alive, and takes new work.
+
+    A node that is being drained, by an autoscaler or before a spot machine is taken away, takes
+    none, and is as good as lost.
+    """
+    leaving = draining_nodes()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def draining_nodes() -> frozenset[str]:
+    """Return the identifiers of the nodes that still run what they have, and take no new work."""
+    return frozenset(state.get_draining_nodes())
+
+
+def gone_nodes() -> frozenset[str]:
+    """Return the identifiers of the nodes that have left the cluster, or leave it."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return draining_nodes() | {node["NodeID"] for node in nodes if not node["Alive"]}
+
+
+def alive_resources(but: Collection[str] = ()) -> list[dict[str, float]]:
+    """Return the resources of each node that ``alive_nodes`` gives, ``but`` for some."""
+    return [node["Resources"] for node in alive_nodes() if node["NodeID"] not in but]
+
+
+def is_gone(node: str) -> bool:
+    """Whether a node is known to have left the cluster, or leaves; empty stands for no node."""
+    return bool(node) and all(alive["NodeID"] != node for alive in alive_nodes())
+
+
+def ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Answer]:
+    """Call a function on every node of the cluster at once.
+
+    Args:
+        question: A function of this package.
+        arguments: For the function.
+
+    Returns:
+        An answer of each node, in a fixed order.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(question)
+    nodes = sorted(alive_nodes(), key=lambda node: (node["NodeManagerHostname"], node["NodeID"]))
+    asked = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*arguments)
+        for node in nodes
+    ]
+    done = set(ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)[0])
+    return [
+        _answer(node, promise) if promise in done else _late(node)
+        for node, promise in zip(nodes, asked, strict=True)
+    ]
+
+
+def _answer(node: dict[str, Any], promise: Any) -> Answer:
+    known = {"node": node["NodeID"], "host": node["NodeManagerHostname"]}
+    try:
+        return Answer(**known, value=ray.get(promise))
+    except ray.exceptions.RayError as error:
+        # Of a task that raised, the first line names the task and the last one the error.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return Answer(**known, problem=lines[-1])
+
+
+def _late(node: dict[str, Any]) -> Answer:
+    problem = f"no answer in {ANSWER_SECONDS:g} s"
+    return Answer(node=node["NodeID"], host=node["NodeManagerHostname"], problem=problem)
+
+
+def without(storage: AnyPath) -> Iterator[Answer]:
+    """Yield the nodes that do not share a storage with this machine, with the problem of each.
+
+    Raises:
+        OSError: If it cannot be written from here.
+        TunerError: Likewise.
+    """
+    folder = storage / f".doctor-{secrets.token_hex(4)}"
+    try:
+        write_text(folder / "driver", "")
+        for answer in ask_nodes(touch_marker, str(folder), "driver"):
+            is_seen = (folder / answer.node).exists()
+            problem = answer.problem or ("" if answer.value and is_seen else "is another folder")
+            if problem:
+                yield replace(answer, problem=problem)
+    finally:
+        remove_folder(folder)
+
+
+def check_shared(storage: AnyPath) -> None:
+    """Make sure that all nodes of a cluster of several write and read one storage.
+
+    Raises:
+        ClusterError: With those that do not.
+        UsageError: If it cannot be written from here.
+    """
+    if len(alive_nodes()) == 1:
+        return
+    try:
+        strangers = list(without(storage))
+    except OSError as error:
+        raise UsageError(
+            f"{storage}: cannot be written: {error.strerror}. Choose another --storage."
+        ) from None
+    if strangers:
+        hosts = "; ".join(f"{node.host} {node.node[:8]}: {node.problem}" for node in strangers)
+        raise ClusterError(
+            f"--storage {storage}: not all nodes share it: {hosts}. Give a folder that they share, "
+            "or a URI such as s3://BUCKET/runs."
+        )
+
+
+def touch_marker(folder: str, here: str) -> bool:
+    """Say whether the driver's file is seen in the storage; if so, write one of this node's."""
+    path = to_path(folder)
+    if not (path / here).exists():
+        return False
+    write_text(path / ray.get_runtime_context().get_node_id(), "")
+    return True
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions of Python and of what the nodes must share; empty for what is missing."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in COMPARED}
+
+
+def _version(name: str) -> str:
+    """Return a version without its local part: builds for CPUs and for CUDA work together."""
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return ""
+
+
+def check_versions() -> None:
+    """Make sure that every node has the versions that are installed here.
+
+    Raises:
+        ClusterError: With a table of who differs, or does not answer.
+    """
+    here = versions_here()
+    answers = ask_nodes(versions_here)
+    wrong = [answer for answer in answers if answer.problem or answer.value != here]
+    if wrong:
+        raise ClusterError(
+            f"{len(wrong)} of {len(answers)} nodes cannot run the trials; give them what this "
+            f"machine has, or leave them out:\n{table_of_versions(here, wrong)}"
+        )
+
+
+def table_of_versions(here: dict[str, str], answers: list[Answer]) -> str:
+    """Lay out versions, those of this machine first."""
+    rows = [("node", *here), ("this machine", *here.values())]
+    for answer in answers:
+        cells = [answer.problem] if answer.problem else list(_cells(here, answer.value))
+        rows.append((f"{answer.host} {answer.node[:8]}", *cells))
+    widths = [
+        max(len(row[column]) for row in rows if len(row) == len(rows[0]))
+        for column in range(len(rows[0]))
+    ]
+    return "\n".join(
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+    )
+
+
+def _cells(here: dict[str, str], there: dict[str, str]) -> Iterator[str]:
+    for name, value in there.items():
+        yield (value or "none") + ("" if value == here[name] else " !")

@@ -1,0 +1,350 @@
+"""One trial in its worker: data once a node, training, and the files that it leaves.
+
+The worker's process outlives the trial and runs the next one, so that imports and the data's way to
+the device are paid once.
+"""
+
+import contextlib
+import gc
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, replace
+from functools import cache, partial
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from tuner.config import ModelConfig, TrialConfig
+from tuner.data.datasets import Images
+from tuner.data.splits import Splits
+from tuner.errors import StorageError
+from tuner.run.checkpoint import load_state
+from tuner.run.trial import read_status
+from tuner.storage.paths import AnyPath, to_path
+from tuner.training.compilation import CompileMode
+from tuner.training.device import find_device
+from tuner.training.initial_weights import InitialWeights, start_key
+from tuner.training.learner import UnfitStateError
+from tuner.training.loop import Epoch, predict_epoch_seconds, train
+from tuner.training.saving import Saver, forget_progress, restore_files
+from tuner.tuning.ray_backend.device_fault import DeviceFaultError, is_device_fault
+from tuner.tuning.ray_backend.notices import NoticeBoard, NoticeReader
+from tuner.tuning.ray_backend.resources import Share
+
+TRACEBACK_LINES = 30
+
+# Tune gives a trial that it stops 2 s to unwind, and takes the next one for failed if a busy
+# machine needs longer.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
+
+
+class TooSlowError(Exception):
+    """An epoch would take longer than the space allows."""
+
+
+class SupersededError(Exception):
+    """This worker was taken for lost, and its trial has gone on elsewhere."""
+
+
+def train_trial(
+    params: dict[str, Any],
+    *,
+    board: NoticeBoard,
+    data: dict[str, Any],
+    starts: dict[str, Any],
+    epoch_seconds: float | None = None,
+    compile_mode: CompileMode = "never",
+    save_seconds: float = 10.0,
+) -> None:
+    """Train one trial, reporting each epoch to the engine and writing the trial's files.
+
+    Goes on from the trial's saved state, if there is one. Where another version has written it, and
+    this one cannot use it, the trial begins anew: that report holds ``back_to``, the epoch after
+    which it goes on, and ``tell``, a line for the user. The last report holds ``outcome``:
+    ``completed``, ``diverged``, ``stopped``, ``interrupted``, ``out_of_memory`` or ``failed``. An
+    error of the training itself is such an outcome: all that the engine sees raised, and tries
+    again, is a worker that was lost.
+
+    Args:
+        params: What ``Conductor.start`` returned.
+        board: Where the driver's notice is found.
+        data: What ``pack`` gave.
+        starts: What ``pack_initial_weights`` gave.
+        epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
+        compile_mode: See ``tuner.training.compilation``.
+        save_seconds: See ``Saver``.
+    """
+    began = time.monotonic()
+    share = Share(cpus=params["cpus"], gpus=params["gpus"])
+    torch.set_num_threads(share.threads)
+    reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
+    outcome: dict[str, str] = {}
+    halved_from = params["halved_from"]
+    is_second_try = False
+    while True:
+        free_memory()
+        try:
+            path = to_path(params["path"])
+            history = restore_files(path)
+            if reader.look().is_ending:
+                outcome = _interrupted(len(history), reader)
+                break
+            if is_second_try:
+                halved_from = len(history) + 1
+            is_halved = halved_from is not None and len(history) >= halved_from - 1
+            micro_batches = 2 if is_halved else 1
+            device = find_device()
+            limit_memory(share, device)
+            config = TrialConfig.from_dict(params["config"])
+            splits = unpack(data, device)
+            start = unpack_initial_weights(starts, config.model)
+            if epoch_seconds is not None and not history:
+                _check_speed(config, splits, device, start, micro_batches, epoch_seconds)
+            saver = Saver(
+                path,
+                config.model,
+                splits,
+                history,
+                seconds=save_seconds,
+                check=partial(_check_no_successor, path, params["attempt"]),
+            )
+            epochs = train(
+                config,
+                splits,
+                device,
+                start=start,
+                state=load_state(path / "state.safetensors") if history else None,
+                epochs_done=len(history),
+                micro_batches=micro_batches,
+                compile_mode=compile_mode,
+                should_stop=reader.is_over,
+                budget_seconds=params["budget_seconds"] - (time.monotonic() - began),
+            )
+            # The engine may end a trial between two epochs, by SystemExit out of report();
+            # closing() then frees what train() holds before the next trial starts in this process.
+            with saver, contextlib.closing(epochs):
+                for row in history[params["known"] :]:
+                    # Its worker was lost after it had saved them, and not heard.
+                    tune.report(asdict(row))
+                outcome = _follow(
+                    epochs, saver, reader, params["judged"], config.epochs, halved_from
+                )
+        except SupersededError:
+            raise
+        except UnfitStateError as error:
+            forget_progress(path)
+            line = f"Trial {params['number']} begins anew: {first_line(error)}."
+            tune.report({"back_to": 0, "tell": line})
+            params, halved_from = params | {"known": 0}, None
+            continue
+        except TooSlowError as error:
+            outcome = {"outcome": "stopped", "reason": str(error)}
+        except StorageError:
+            # To the search this worker is lost, and its trial has done nothing wrong.
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                outcome = {"outcome": "out_of_memory", "reason": first_line(error)}
+                if not is_second_try:
+                    # With half the memory: two parts of a batch add up to the same step.
+                    is_second_try = True
+                    continue
+            elif is_device_fault(error):
+                # Whose fault it was cannot be told here: to the search this worker is lost.
+                raise DeviceFaultError(first_line(error)) from error
+            else:
+                lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
+                outcome = {
+                    "outcome": "failed",
+                    "reason": f"{type(error).__name__}: {first_line(error)}",
+                    "traceback": "\n".join(lines),
+                }
+        break
+    tune.report(outcome)
+
+
+def _follow(
+    epochs: Iterable[Epoch],
+    saver: Saver,
+    reader: NoticeReader,
+    judged: Collection[int],
+    num_epochs: int,
+    halved_from: int | None,
+) -> dict[str, str]:
+    """Report and save the epochs of a trial, and return how it ended.
+
+    When the engine stops a trial, nothing that follows its report is sure to happen. So an epoch
+    that may be judged is on disk before it is reported; all else that ends a trial, the worker does
+    itself, and saves first.
+
+    Args:
+        epochs: Those that follow ``saver.history``.
+        saver: Writes them.
+        reader: Of the driver's notice.
+        judged: The epochs after which the trial may be stopped.
+        num_epochs: Of the whole training.
+        halved_from: See ``TrialStatus``.
+    """
+    for epoch in epochs:
+        saver.keep(epoch)
+        number = epoch.figures.epoch
+        if number in judged or number == num_epochs or not epoch.is_finite:
+            saver.save()
+        else:
+            saver.save_if_due()
+        tune.report(
+            asdict(epoch.figures)
+            | {
+                "num_parameters": epoch.num_parameters,
+                "execution": epoch.execution,
+                "halved_from": halved_from,
+            }
+        )
+        if not epoch.is_finite:
+            return {"outcome": "diverged"}
+        if number == num_epochs:
+            break
+        if reader.look().is_ending:
+            break
+        if reader.is_leaving:
+            saver.save()
+            # The engine ends this worker now.
+            tune.report({"saved": number})
+    saver.save()
+    if len(saver.history) < num_epochs:
+        return _interrupted(len(saver.history), reader)
+    return {"outcome": "completed"}
+
+
+def _interrupted(num_epochs: int, reader: NoticeReader) -> dict[str, str]:
+    cut = ", when the budget was spent" if reader.is_over() else ""
+    return {"outcome": "interrupted", "reason": f"after epoch {num_epochs}{cut}"}
+
+
+def _check_no_successor(path: AnyPath, attempt: int) -> None:
+    """Keep a worker that was taken for lost from writing over what its successor has written.
+
+    Such a worker, on a machine that slept or was cut off, is heard by nobody any more, and waits in
+    its next report until it is ended; but before that it would save an epoch.
+    """
+    status = read_status(path)
+    if status is None or status.attempts != attempt:
+        raise SupersededError(f"{path}: has gone on elsewhere")
+
+
+def _check_speed(
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    start: InitialWeights | None,
+    micro_batches: int,
+    limit: float,
+) -> None:
+    seconds = predict_epoch_seconds(
+        config, splits, device, start=start, micro_batches=micro_batches
+    )
+    if seconds > limit:
+        raise TooSlowError(f"an epoch would take {seconds:.3g} s, above the limit of {limit:.3g} s")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device, or this machine, had not the memory that was asked for."""
+    # On a CPU, PyTorch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def limit_memory(share: Share, device: torch.device) -> None:
+    """Have a trial that takes more memory than its share of a GPU fail, not its neighbours."""
+    if device.type == "cuda" and share.gpus:
+        # Of a whole GPU, too: this process may have trained on a part of one before.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share.gpus), device)
+
+
+def free_memory() -> None:
+    """Let go of what an earlier training in this process has left."""
+    # A model of an earlier trial can hang in a reference cycle and hold the device's memory.
+    gc.collect()
+    _pass_over_imports()
+    if torch.cuda.is_available():
+        # One of 32 MiB for each stream that a training has used; no graph is left that needs one.
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+@cache
+def _pass_over_imports() -> None:
+    """Have this process's later collections pass over what is there before it first trains.
+
+    That is 350,000 objects of PyTorch and Ray; to look at them took 0.17 to 0.24 s each time on a
+    busy machine, and takes none now.
+    """
+    gc.freeze()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's words."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def pack(splits: Splits) -> dict[str, Any]:
+    """Turn splits into NumPy arrays, which every worker of a node maps without a copy."""
+    return {
+        part: {"images": images.images.numpy(), "labels": images.labels.numpy()}
+        for part, images in (("train", splits.train), ("val", splits.val))
+    } | {"rest": {name: getattr(splits, name) for name in _REST}}
+
+
+_REST = ("classes", "mean", "std", "fingerprint", "split_fingerprint", "is_val_seen")
+_resident: dict[str, Splits] = {}
+"""The one data set that this process keeps on its GPU, by fingerprint."""
+
+
+def unpack(data: dict[str, Any], device: torch.device) -> Splits:
+    """Undo ``pack`` with the images on ``device``, brought there once a process."""
+    train_images, val_images = (Images(**_as_tensors(data[part])) for part in ("train", "val"))
+    splits = Splits(train=train_images, val=val_images, **data["rest"])
+    if device.type == "cpu":
+        return splits
+    key = splits.fingerprint + splits.split_fingerprint
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = replace(
+            splits, train=_to(train_images, device), val=_to(val_images, device)
+        )
+    return _resident[key]
+
+
+def pack_initial_weights(starts: Mapping[str, InitialWeights]) -> dict[str, Any]:
+    """Turn weights to start from into NumPy arrays, by ``start_key``; see ``pack``."""
+    return {
+        key: {
+            "tensors": {name: tensor.numpy() for name, tensor in start.tensors.items()},
+            "mean": start.mean,
+            "std": start.std,
+        }
+        for key, start in starts.items()
+    }
+
+
+def unpack_initial_weights(starts: dict[str, Any], model: ModelConfig) -> InitialWeights | None:
+    """Undo ``pack_initial_weights`` for what ``model`` starts from; ``None`` for random weights."""
+    packed = starts.get(start_key(model) or "")
+    return packed and InitialWeights(**packed | {"tensors": _as_tensors(packed["tensors"])})
+
+
+def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        # The arrays lie read-only in shared memory; nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _to(images: Images, device: torch.device) -> Images:
+    return Images(images=images.images.to(device), labels=images.labels.to(device))

@@ -1,0 +1,145 @@
+"""Where a worker starts, and what it does there before it trains: see that it can.
+
+Nothing here needs PyTorch, which a node that joined in mid-search may lack.
+"""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import ray
+from ray import tune
+
+from tuner.errors import UsageError
+from tuner.storage.files import write_text
+from tuner.storage.paths import AnyPath, to_path
+from tuner.tuning.ray_backend import mps
+from tuner.tuning.ray_backend.device_fault import DeviceFaultError
+from tuner.tuning.ray_backend.nodes import versions_here
+
+SEEN_SECONDS = 10.0
+"""A folder that several machines share may show a new file later on some of them."""
+FAULT = "device_fault"
+"""In the folder of a trial in whose process a GPU failed."""
+
+
+class UnfitNodeError(Exception):
+    """A node cannot run our trials."""
+
+
+def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Ask Ray for a trial's share of a node, of any but those that ``avoid`` names."""
+    return _place(params["cpus"], params["gpus"], ",".join(params["avoid"]))
+
+
+@cache  # Tune keeps what it is given with each trial; one of its own would be 2 kB a trial.
+def _place(cpus: float, gpus: float, avoid: str) -> tune.PlacementGroupFactory:
+    share = {"CPU": cpus, "GPU": gpus}
+    if not avoid:
+        return tune.PlacementGroupFactory([share])
+    others = {"ray.io/node-id": f"!in({avoid})"}
+    return tune.PlacementGroupFactory([share], bundle_label_selector=[others])
+
+
+def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped: Any) -> None:
+    """Train one trial where the node has what it takes, or hand it back.
+
+    The first report holds ``node``, Ray's identifier of it. Of a node that has not the driver's
+    versions it holds ``host`` and ``versions`` besides, of one that does not see the trial's folder
+    ``host`` and ``problem``. It holds ``tell``, a line for the user, where trials that share a GPU
+    take turns on the node.
+
+    Args:
+        params: Of ``train_trial``.
+        versions: The driver's.
+        shipped: For ``train_trial``.
+
+    Raises:
+        UnfitNodeError: Where the node cannot run trials, so that this worker gets no other one.
+        DeviceFaultError: Where this process cannot use its GPU any more, likewise.
+    """
+    where = {"node": ray.get_runtime_context().get_node_id()}
+    there = versions_here()
+    if there != versions:
+        # In pairs, for Tune flattens mappings.
+        tune.report(where | {"host": platform.node(), "versions": list(there.items())})
+        raise UnfitNodeError(f"{there}, not {versions}")
+    if problem := problem_with(params["path"]):
+        tune.report(where | {"host": platform.node(), "problem": problem})
+        raise UnfitNodeError(problem)
+    folder = to_path(params["path"])
+    sharing = share_gpu(folder) if 0 < params["gpus"] < 1 else None
+    if sharing and sharing.how == "by turns" and sharing.reason:
+        where["tell"] = f"On {platform.node()}, {sharing}."
+    tune.report(where)
+    from tuner.tuning.ray_backend.trainable import train_trial
+
+    with marking_fault(folder):
+        if sharing and sharing.how == "side by side":
+            check_gpu()
+        train_trial(params, **shipped)
+
+
+def share_gpu(folder: AnyPath) -> mps.Sharing | None:
+    """Have this process use its GPU beside others, if the node can.
+
+    Under MPS a device fault ends the processes of all trials on the GPU, and none of them can tell
+    whose it was. Each goes on by turns, where a second one is its own and harms nobody else.
+
+    Args:
+        folder: Of the trial.
+
+    Returns:
+        ``None`` for such a trial.
+    """
+    if (folder / FAULT).exists():
+        mps.stay_apart()
+        return None
+    return mps.join()
+
+
+@contextmanager
+def marking_fault(folder: AnyPath) -> Iterator[None]:
+    """Leave a mark in a trial's folder if a device fault ends the block."""
+    try:
+        yield
+    except DeviceFaultError:
+        write_text(folder / FAULT, "")
+        raise
+
+
+def check_gpu() -> None:
+    """Make sure that PyTorch sees the GPU that this process has just joined others on.
+
+    Raises:
+        DeviceFaultError: If not: a server in trouble looks like no GPU, and a CPU would be trained
+            on instead.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceFaultError("the MPS server has refused this process")
+
+
+def problem_with(folder: str) -> str:
+    """Say why a trial's folder cannot be used from here; nothing where it can.
+
+    Args:
+        folder: Where the driver has written ``status.json``.
+
+    Raises:
+        StorageError: If the storage does not answer at all, which may not be the node's fault.
+    """
+    end = time.monotonic() + SEEN_SECONDS
+    try:
+        status = to_path(folder) / "status.json"
+        while not status.exists():
+            if time.monotonic() > end:
+                return f"it does not see {status}, which was written for it"
+            time.sleep(0.5)
+    except (UsageError, OSError) as error:
+        return str(error)
+    return ""

@@ -1,0 +1,1 @@
+"""Proposals: Optuna's samplers, drawn through the search space."""

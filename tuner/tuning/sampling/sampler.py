@@ -1,0 +1,270 @@
+"""Optuna, told the truth: what ran its course, what was stopped, what failed."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState as OptunaState
+from optuna.trial import create_trial
+
+from tuner.config import SearchConfig, TrialConfig
+from tuner.errors import UsageError
+from tuner.run.trial import EpochMetrics, TrialState, best_row
+from tuner.space import RandomTrial, SearchSpace, Trial
+from tuner.tuning.sampling.reconstruct import RecordingTrial, params_of, retrace
+from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler, make_study
+
+MAX_REFUSED = 500
+"""Configurations in a row that may exceed the limits of the space before the search gives up."""
+MAX_DRAWS = 50
+"""Draws before a configuration that has been proposed already is accepted again."""
+INFORMED_DRAWS = 3
+"""Number of these draws before chance decides: a model keeps to what it takes for the best."""
+
+
+class Sampler:
+    """Proposes configurations from a space and learns from how their trials ended.
+
+    The baselines of the space come first. A configuration that was proposed before is drawn again,
+    unless the space seems to hold no other.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        search: SearchConfig,
+        *,
+        study_storage: str | None = None,
+        study_name: str = "",
+        excess: Callable[[TrialConfig], str] = lambda config: "",
+    ) -> None:
+        """Make a sampler; ``excess`` says by what a configuration exceeds the space's limits."""
+        check_study_fits(space, search)
+        self.space = space
+        self.search = search
+        self.study = make_study(study_storage, study_name)
+        self._excess = excess
+        self._refused: set[bytes] = set()
+        self.num_accepted = 0
+        self._grid = self._shuffled_grid()
+        self._baselines = list(range(len(space.baseline)))
+        self._asked: dict[int, optuna.Trial] = {}
+        self._proposed: set[bytes] = set()
+        self._seed()
+
+    def _seed(self) -> None:
+        """Make Optuna's samplers, with seeds that depend on how many trials are known.
+
+        A search that goes on would draw again what it has tried, if it began with the same seed.
+        """
+        known = (self.search.seed, len(self._proposed))
+        informed, chance = map(int, np.random.SeedSequence(known).generate_state(2))
+        self._informed = make_optuna_sampler(self.space, self.search, informed)
+        self._chance = optuna.samplers.RandomSampler(seed=chance)
+        self._has_relearnt = False
+
+    def ask(self, number: int) -> TrialConfig | None:
+        """Propose the configuration of trial ``number``; ``None`` at the end of a grid.
+
+        Raises:
+            UsageError: If the space hardly holds values that go together.
+        """
+        if self._has_relearnt:
+            self._seed()
+        refusal: UsageError | None = None
+        repeated: dict[str, Any] | None = None
+        draw = refused = 0
+        while draw <= MAX_DRAWS:
+            baseline = self._baselines.pop(0) if self._baselines else None
+            pinned: Mapping[str, Any] | None = None
+            if baseline is not None:
+                pinned = self.space.baseline_params(baseline)
+            elif self.search.sampler == "grid":
+                if (pinned := next(self._grid, None)) is None:
+                    return None
+            elif draw == MAX_DRAWS:
+                pinned = repeated
+            self.study.sampler = self._informed if draw + refused < INFORMED_DRAWS else self._chance
+            if pinned is not None:
+                self.study.enqueue_trial(dict(pinned))
+            trial = self.study.ask()
+            try:
+                config = self._sample(trial, number, baseline)
+                is_new = _key(config) not in self._proposed
+                problem = self._excess(config) if is_new else ""
+            except UsageError as error:
+                refusal = error
+            else:
+                if problem:
+                    refusal = UsageError(
+                        f"constraints: hardly any configuration keeps them; the last one drawn has "
+                        f"{problem}. Raise the limit or narrow the space."
+                    )
+                    if _key(config) not in self._refused and refused < MAX_REFUSED:
+                        self._refused.add(_key(config))
+                        refused += 1
+                        draw -= 1
+                elif is_new or draw == MAX_DRAWS:
+                    self.num_accepted += 1
+                    for key, value in _attrs(number).items():
+                        trial.set_user_attr(key, value)
+                    self._asked[number] = trial
+                    self._proposed.add(_key(config))
+                    return config
+                elif baseline is None:
+                    repeated = trial.params
+            # Says nothing of the space: PRUNED would count as a trial by which TPE ends its start.
+            self.study.tell(trial, state=OptunaState.FAIL)
+            draw += 1
+        assert refusal is not None
+        raise refusal
+
+    @property
+    def num_refused(self) -> int:
+        """Configurations that exceeded the limits, and were drawn again at no trial's cost."""
+        return len(self._refused)
+
+    def _sample(self, trial: Trial, number: int, baseline: int | None = None) -> TrialConfig:
+        seed = trial_seed(self.search.seed, number)
+        epochs = self.search.epochs
+        return self.space.sample(trial, epochs=epochs, seed=seed, baseline=baseline)
+
+    def _shuffled_grid(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the parameters of every configuration that goes together and was not tried."""
+        axes = self.space.axes
+        for index in _shuffled(int(axes.size()), random.Random(self.search.seed)):
+            params = axes.pick(index)
+            try:
+                config = self._sample(RandomTrial(params=params), 0)
+            except UsageError:
+                continue
+            if _key(config) not in self._proposed:
+                yield params
+
+    def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
+        """Tell Optuna how trial ``number`` ended; see ``_verdict``."""
+        if (trial := self._asked.pop(number, None)) is not None:
+            self._tell(trial, state, history)
+
+    def _tell(
+        self, trial: optuna.Trial, state: TrialState, history: Sequence[EpochMetrics]
+    ) -> None:
+        optuna_state, value, curve = _verdict(state, history)
+        for step, accuracy in curve.items():
+            trial.report(accuracy, step)
+        # Optuna wants to take the value of a pruned trial from its curve itself.
+        is_complete = optuna_state is OptunaState.COMPLETE
+        self.study.tell(trial, value if is_complete else None, optuna_state)
+
+    def add(
+        self,
+        config: TrialConfig,
+        state: TrialState,
+        history: Sequence[EpochMetrics],
+        number: int | None = None,
+    ) -> bool:
+        """Tell Optuna of a trial that ended earlier, in this run or, without a number, another.
+
+        Returns:
+            Whether its configuration lies in the space; one that does not is left out.
+        """
+        drawn = self._relearn(config)
+        if drawn is None:
+            return False
+        if self.search.sampler == "cmaes":
+            # What it has learnt stands beside the trials that it was asked for, and there alone.
+            self._tell(self._ask_again(drawn, number), state, history)
+            return True
+        optuna_state, value, curve = _verdict(state, history)
+        self.study.add_trial(
+            create_trial(
+                state=optuna_state,
+                value=value,
+                params=drawn.params,
+                distributions=drawn.distributions,
+                intermediate_values=curve,
+                user_attrs=_attrs(number),
+            )
+        )
+        return True
+
+    def readd(self, number: int, config: TrialConfig) -> bool:
+        """Take a trial up again that had been proposed, and has not ended.
+
+        Returns:
+            As ``add``.
+        """
+        drawn = self._relearn(config)
+        if drawn is None:
+            return False
+        self._asked[number] = self._ask_again(drawn, number)
+        return True
+
+    def _ask_again(self, drawn: RecordingTrial, number: int | None) -> optuna.Trial:
+        self.study.sampler = self._informed if self.search.sampler == "cmaes" else self._chance
+        self.study.enqueue_trial(drawn.params, _attrs(number))
+        return self.study.ask(drawn.distributions)
+
+    def _relearn(self, config: TrialConfig) -> RecordingTrial | None:
+        """Note that ``config`` was tried; give its draws, or ``None`` if the space lacks it."""
+        self._has_relearnt = True
+        self._proposed.add(_key(config))
+        if config.epochs == self.search.epochs:
+            self._baselines = [i for i in self._baselines if not self._is_baseline(i, config)]
+        return params_of(self.space, config)
+
+    def _is_baseline(self, index: int, config: TrialConfig) -> bool:
+        drawn = retrace(self.space, config, index)
+        pinned = self.space.baseline_params(index)
+        return drawn is not None and pinned.items() <= drawn.params.items()
+
+
+def _verdict(
+    state: TrialState, history: Sequence[EpochMetrics]
+) -> tuple[OptunaState, float | None, dict[int, float]]:
+    """Say what Optuna is told of a trial: its state, its value, its curve.
+
+    A trial that ran its course is COMPLETE with its best accuracy. A stopped one is PRUNED with its
+    last accuracy; TPE ranks it below the complete ones, by how far it came and how good it was.
+    A diverged one, or one out of memory or stopped before its first epoch, is PRUNED without a
+    value, the worst there is, so that its region is avoided. One that failed for another reason
+    says nothing of its configuration: FAIL.
+    """
+    best = best_row(history)
+    curve = {row.epoch: row.val_accuracy for row in history}
+    if state == "completed" and best is not None:
+        return OptunaState.COMPLETE, best.val_accuracy, curve
+    if state == "stopped" and history:
+        return OptunaState.PRUNED, history[-1].val_accuracy if history else None, curve
+    if state in ("diverged", "out_of_memory", "stopped"):
+        return OptunaState.PRUNED, None, {}
+    return OptunaState.FAIL, None, {}
+
+
+def _attrs(number: int | None) -> dict[str, Any]:
+    """Return what is noted with a trial of Optuna: which one of the run it is."""
+    return {} if number is None else {"trial": number}
+
+
+def _key(config: TrialConfig) -> bytes:
+    """Return a digest of a configuration, the same for any seed."""
+    text = json.dumps(config.to_dict() | {"seed": None}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
+    """Yield the numbers below ``size`` in random order, keeping only those that were moved."""
+    moved: dict[int, int] = {}
+    for place in range(size):
+        other = generator.randrange(place, size)
+        yield moved.get(other, other)
+        moved[other] = moved.pop(place, place)
+
+
+def trial_seed(run_seed: int, number: int) -> int:
+    """Derive the seed of a trial from the run's, so that one trial can be run again alone."""
+    return int(np.random.SeedSequence((run_seed, number)).generate_state(1)[0])

@@ -1,0 +1,130 @@
+"""``search()``: the space, the data and the cluster brought together into a run."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from tuner.config import TrialConfig
+from tuner.data.splits import Splits, load_splits
+from tuner.models.cost import excess
+from tuner.models.trust import code_of, remember
+from tuner.run.forecast import PLAN
+from tuner.run.run import Run
+from tuner.run.trial import OPEN
+from tuner.space import SearchSpace
+from tuner.storage.files import write_text
+from tuner.storage.paths import read_text
+from tuner.training.initial_weights import load_all_initial_weights
+from tuner.tuning.ray_backend.driver import check_trusted, conduct, opened, require_usable_trial
+from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
+from tuner.tuning.request import SearchRequest
+from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.sampling.study import check_study_fits, check_study_free
+
+
+def search(request: SearchRequest, console: Console) -> Run:
+    """Search a space and leave a run folder, or go on with one.
+
+    Args:
+        request: What to search, on what.
+        console: Where progress is shown.
+
+    Returns:
+        The run; its status is ``interrupted`` if a signal ended it early.
+
+    Raises:
+        UntrustedCodeError: If code that came with a run is neither known here nor trusted.
+        UsageError: On data or weights that cannot be read, a name that is taken, a sampler that
+            cannot search this space, or a run to resume that is missing or of other data.
+        ClusterError: On a cluster that does not answer, or is too small.
+        NoUsableTrials: If no trial left a checkpoint.
+        TunerError: If the first three trials failed in the same way.
+    """
+    space = request.space
+    check_study_fits(space, request.search)
+    if request.study_storage and not request.resume:
+        check_study_free(request.study_storage, request.name)
+    if request.warm_start:
+        request.warm_start.check_unseen_validation("--warm-start")
+    settle_code(request)
+    splits = load_splits(request.data, request.data_dir)
+    starts = load_all_initial_weights(
+        space.starting_models(), splits.classes, splits.image_shape, request.storage
+    )
+    with opened(
+        request,
+        splits,
+        space.resolved(),
+        console,
+        resources=space.resources,
+        study_storage=request.study_storage,
+    ) as (run, slots):
+        plan = request.plan_path(splits, slots)
+        if request.resume:
+            # It was a plan of one search, not of parts of it.
+            (run.path / PLAN).unlink(missing_ok=True)
+        elif plan.exists() and not request.warm_start:
+            write_text(run.path / PLAN, read_text(plan))
+        sampler = Sampler(
+            space,
+            request.search,
+            study_storage=run.record.study_storage,
+            study_name=request.name,
+            excess=excess_of(space, splits),
+        )
+        if request.warm_start:
+            _warm_start(sampler, request.warm_start, console)
+        shipped = {
+            "data": pack(splits),
+            "starts": pack_initial_weights(starts),
+            "compile_mode": request.compile_mode,
+            "epoch_seconds": space.constraints.epoch_seconds,
+        }
+        conductor = conduct(request, run, slots, sampler, shipped, console)
+    if (
+        run.record.status == "finished"
+        and not conductor.draining
+        and conductor.num_started < request.search.trials
+    ):
+        tried = f"{conductor.num_started} of {request.search.trials} trials"
+        console.print(f"The grid holds no more configurations: {tried}.", markup=False)
+    if sampler.num_refused:
+        console.print(_share_refused(sampler), markup=False)
+    require_usable_trial(conductor)
+    return run
+
+
+def settle_code(request: SearchRequest) -> None:
+    """Record the user's own code, and refuse other code that is neither known nor trusted.
+
+    Raises:
+        UntrustedCodeError: If there is any.
+    """
+    space = request.space
+    remember(space.own_code)
+    whose = request.storage / request.name if request.resume else request.space_name
+    check_trusted(request, code_of(space.models_with_code()), whose)
+
+
+def excess_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
+    """Return what says by what a configuration exceeds the space's limits."""
+    return lambda config: excess(
+        config.model, space.constraints, len(splits.classes), splits.image_shape
+    )
+
+
+def _share_refused(sampler: Sampler) -> str:
+    total = sampler.num_refused + sampler.num_accepted
+    share = sampler.num_refused / total
+    return (
+        f"Constraints: {sampler.num_refused} of {total} proposals ({share:.0%}) exceeded them and "
+        "were drawn again."
+    )
+
+
+def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
+    """Tell the sampler of a run's trials; they are no peers for those of this one."""
+    ended = [trial for trial in run.trials() if trial.status.state not in OPEN]
+    known = sum(sampler.add(trial.config, trial.status.state, trial.history) for trial in ended)
+    outside = f"; {len(ended) - known} lie outside this space" if known < len(ended) else ""
+    console.print(f"RunInsights from {known} trials of {run.record.name}{outside}.", markup=False)
