@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from ray.job_submission import JobStatus
 
 from tuner.cli import main
-from tuner.cli.clusters import TEMPLATES, cluster_template, split_output
-from tuner.cli.searching import search
+from tuner.cli.cluster_template import TEMPLATES, cluster_template
+from tuner.cli.doctor import split_output
+from tuner.cli.search import search
 from tuner.errors import ClusterError
 from tuner.tuning.ray_backend import jobs
 
@@ -180,12 +181,12 @@ def test_a_job_wants_a_storage_that_the_cluster_can_find(
 
 
 def test_what_was_typed_is_what_the_job_is_given() -> None:
-    from tuner.cli.clusters import FOLDED, NOT_SENT, _words
+    from tuner.cli.jobs import FOLDED, NOT_SENT, job_words
 
     typed = ["--space", "wide", "--time-budget", "1h30m", "--quiet", "--keep", "3", "--trials", "9"]
     typed += ["--log", "wandb", "--log", "mlflow"]
     context: click.Context = search.make_context("search", typed)
-    words = list(_words(context, (*NOT_SENT, *FOLDED)))
+    words = list(job_words(context, (*NOT_SENT, *FOLDED)))
     assert sorted(words) == sorted(
         ["--time-budget", "5400s", "--keep", "3", "--quiet", "--log", "wandb", "--log", "mlflow"]
     )

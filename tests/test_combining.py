@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import tuner.ensemble
-from tuner.cli import combining, main
+from tuner.cli import ensemble, main
 from tuner.ensemble import latency
 from tuner.ensemble.request import METHODS
 from tuner.run.run import Run
@@ -32,7 +32,7 @@ def call(
 
 
 def test_the_command_offers_every_method() -> None:
-    assert tuple(combining.METHODS) == METHODS
+    assert tuple(ensemble.METHODS) == METHODS
 
 
 def test_members_gain_and_the_left_out_are_shown(call: Any) -> None:

@@ -104,7 +104,7 @@ def test_a_comparison_fits_its_terminal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tuner.cli.tables.make_console", lambda: Console(width=width))
+    monkeypatch.setattr("tuner.cli.output.make_console", lambda: Console(width=width))
     assert type_command(monkeypatch, "compare", *(str(run.path) for run in runs)) == 0
     table = capsys.readouterr().out
     assert all(len(line) <= width for line in table.splitlines())

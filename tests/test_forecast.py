@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.cli.forecasts import print_forecast
+from tuner.cli.plan import print_forecast
 from tuner.errors import TunerError
 from tuner.report import write_report
 from tuner.run.forecast import (

@@ -8,13 +8,22 @@ import sys
 import click
 
 from tuner import __version__
-from tuner.cli.clusters import cluster_template, doctor
-from tuner.cli.combining import ensemble
-from tuner.cli.inputs import data, space
-from tuner.cli.refitting import refit
-from tuner.cli.reporting import compare, report
-from tuner.cli.results import leaderboard, rerun, runs, show
-from tuner.cli.searching import plan, search
+from tuner.cli import (
+    cluster_template,
+    compare,
+    data,
+    doctor,
+    ensemble,
+    leaderboard,
+    plan,
+    refit,
+    report,
+    rerun,
+    runs,
+    search,
+    show,
+    space,
+)
 from tuner.errors import TunerError, UsageError
 
 
@@ -28,8 +37,20 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(search, plan, refit, ensemble, leaderboard, runs, show, report, compare, rerun, space, data),
-    *(doctor, cluster_template),
+    search.search,
+    plan.plan,
+    refit.refit,
+    ensemble.ensemble,
+    leaderboard.leaderboard,
+    runs.runs,
+    show.show,
+    report.report,
+    compare.compare,
+    rerun.rerun,
+    space.space,
+    data.data,
+    doctor.doctor,
+    cluster_template.cluster_template,
 )
 for command in COMMANDS:
     cli.add_command(command)

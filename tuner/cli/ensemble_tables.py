@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.cli.tables import TRAINED_ON_VALIDATION, make_console, short_path
+from tuner.cli.output import TRAINED_ON_VALIDATION, make_console, short_path
 
 if TYPE_CHECKING:
     from tuner.ensemble.pool import Excluded

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
-from tuner.cli.tables import leaderboard_document, print_json, print_leaderboard, short_path
+from tuner.cli.output import leaderboard_document, print_json, print_leaderboard, short_path
 from tuner.errors import TunerError
 from tuner.storage.paths import AnyPath
 

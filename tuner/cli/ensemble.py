@@ -8,7 +8,7 @@ import click
 
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
 from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE, Amount, option
-from tuner.cli.tables import print_json
+from tuner.cli.output import print_json
 from tuner.storage.paths import AnyPath
 
 METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]

@@ -1,17 +1,63 @@
-"""A forecast on the terminal."""
+"""``plan``: what a search would take."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from tuner.cli.tables import print_table
+from tuner.cli.jobs import is_dashboard
+from tuner.cli.options import Duration, option
+from tuner.cli.output import print_json, print_table
+from tuner.cli.running import (
+    cost_options,
+)
+from tuner.cli.search_options import search_request, searched_options
+from tuner.errors import UsageError
 
 if TYPE_CHECKING:
     from tuner.run.forecast import Forecast, Spread
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@click.command(epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200")
+@option("--space", metavar="FILE|NAME", required=True, help="Search space.")
+@option(
+    "--measure",
+    type=Duration(),
+    default="60s",
+    show_default=True,
+    help="How long to train a few steps of many configurations.",
+)
+@searched_options
+@cost_options
+@click.pass_context
+def plan(context: click.Context, /, **options: Any) -> None:
+    """Foresee what a search takes: time, trials a rung, disk, memory, and what would not fit.
+
+    Give it what the search will be given; the search's report then tells how right it was.
+    """
+    if is_dashboard(options["address"] or os.environ.get("RAY_ADDRESS")):
+        raise UsageError(
+            "plan: cannot be submitted as a job. Run it on a machine of the cluster with "
+            "--address auto."
+        )
+
+    from dataclasses import asdict
+
+    from tuner.space import find_space
+    from tuner.tuning.planning.plan import plan as make_plan
+
+    request = search_request(context, find_space(options["space"]), None, name="plan")
+    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    made = make_plan(request, options["measure"], console)
+    if options["as_json"]:
+        print_json({"plan": str(made.path), **asdict(made.forecast)})
+    else:
+        print_forecast(made.forecast)
 
 
 def print_forecast(forecast: "Forecast") -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from tuner.cli.clusters import is_dashboard, submit_refit
+from tuner.cli.jobs import is_dashboard, submit_refit
 from tuner.cli.options import option
 from tuner.cli.running import (
     common_options,

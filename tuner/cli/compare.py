@@ -1,0 +1,39 @@
+"""``compare``: runs side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.cli.options import JSON, STORAGE, option
+from tuner.cli.output import print_comparison, print_json, short_path
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(epilog="Example: cifar-tune compare tpe-1 random-1 --html compare.html")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@STORAGE
+@option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
+@JSON
+def compare(runs: tuple[str, ...], storage: AnyPath, html: Path | None, as_json: bool) -> None:
+    """Set runs side by side: what they spent, and what came of it."""
+    from tuner.report.comparison import compare as describe
+    from tuner.report.comparison import differences, write_comparison
+    from tuner.run.run import find_run
+
+    if len(runs) < 2:
+        raise click.UsageError("give two runs or more; 'cifar-tune runs' lists them.")
+    described = describe([find_run(storage, name) for name in runs])
+    if html:
+        write_comparison(described, html)
+    if as_json:
+        print_json({"runs": described, "html": str(html) if html else None})
+        return
+    print_comparison(described)
+    if warning := differences(described):
+        click.echo(f"Worth a look: {warning}", err=True)
+    if html:
+        click.echo(f"\nPage: {short_path(html)}")

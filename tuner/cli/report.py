@@ -1,0 +1,34 @@
+"""``report``: a run as one page."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.cli.insights import insights_of, print_advice
+from tuner.cli.options import JSON, STORAGE
+from tuner.cli.output import print_json, short_path
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(epilog="Example: cifar-tune report")
+@click.argument("run", required=False)
+@STORAGE
+@JSON
+def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
+    """Write a run as one page, report.html in its folder, that opens without a network."""
+    from tuner.report import write_report
+    from tuner.run.run import find_run
+
+    found = find_run(storage, run)
+    ranked = found.ranked()
+    known = insights_of(found, ranked)
+    made = write_report(found, ranked, known.space, known.importance, known.advice)
+    if as_json:
+        print_json({"report": str(made.path), "verdict": made.verdict, "advice": known.advice})
+        return
+    click.echo(made.verdict)
+    print_advice(known.advice)
+    click.echo(f"Report: {short_path(made.path)}")

@@ -1,0 +1,41 @@
+"""``runs``: the runs of a storage."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.cli.options import JSON, STORAGE
+from tuner.cli.output import (
+    print_json,
+    print_table,
+)
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(epilog="Example: cifar-tune runs")
+@STORAGE
+@JSON
+def runs(storage: AnyPath, as_json: bool) -> None:
+    """List the runs."""
+    from tuner.run.run import open_runs
+
+    records = [run.record for run in open_runs(storage)]
+    records.sort(key=lambda record: record.started)
+    rows = [
+        {
+            "run": record.name,
+            "status": record.status,
+            "data": record.data.source,
+            "trials": record.search.trials,
+            "started": record.started[:19].replace("T", " "),
+        }
+        for record in records
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [{"started, UTC" if k == "started" else k: row[k] for k in row} for row in rows]
+        print_table(shown, f"Runs in {storage}" if rows else f"No run in {storage} yet.")

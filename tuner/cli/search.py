@@ -1,0 +1,72 @@
+"""``search``: a space is searched."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from tuner.cli.insights import insights_of, print_advice
+from tuner.cli.jobs import is_dashboard, submit_search
+from tuner.cli.options import option
+from tuner.cli.running import (
+    print_outcome,
+    resume_command,
+    running_options,
+)
+from tuner.cli.search_options import search_overrides, search_request, searched_options
+from tuner.errors import UsageError
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9")
+@option("--space", metavar="FILE|NAME", help="Search space; with --resume, the run's own.")
+@option("--name", help="Name of the run. [default: the space's, with the time]")
+@option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
+@option("--warm-start", metavar="RUN", help="Learn from the trials of an earlier run first.")
+@option(
+    "--study-storage",
+    metavar="FILE|URL",
+    help="Journal file or database where optuna-dashboard can watch; give it again to resume.",
+)
+@searched_options
+@running_options
+@click.pass_context
+def search(context: click.Context, /, **options: Any) -> None:
+    """Search a space, ending with the leaderboard.
+
+    KEY=VALUE overrides a value of the space file by its dotted path.
+    """
+    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
+        return submit_search(context, str(address), search_overrides(context, options["overrides"]))
+
+    from tuner.run.run import find_run
+    from tuner.space import find_space
+    from tuner.tuning.session import search as run_search
+
+    resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
+    if resumed and resumed.record.refit:
+        line = resume_command(resumed.path, "refit")
+        raise UsageError(f"--resume: {resumed.path} is a refit; go on with: {line}")
+    if options["space"]:
+        path: AnyPath = find_space(options["space"])
+    elif resumed:
+        path = resumed.path / "space.yaml"
+    else:
+        raise click.UsageError("Missing option '--space'.", context)
+    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
+    request = search_request(
+        context,
+        path,
+        resumed,
+        name=options["name"],
+        warm_start=warm_start or None,
+        study_storage=options["study_storage"],
+    )
+    run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
+    print_outcome(run, "search", as_json=options["as_json"])
+    if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
+        print_advice(insights_of(run, run.trials()).advice)

@@ -1,0 +1,96 @@
+"""What ``search`` and ``plan`` share: flags, environment and file become one request."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.options import DATA_DIR, IMAGE_SIZE, option
+from tuner.cli.running import (
+    common_options,
+)
+from tuner.config import SPACE_KEYS
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    from tuner.run.run import Run
+    from tuner.tuning.request import SearchRequest
+
+_SEARCHED = (
+    click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+    option("--data", help="cifar10, cifar100, digits, or a folder with train/ and test/."),
+    DATA_DIR,
+    IMAGE_SIZE,
+    option("--train-limit", type=int, help="Take a stratified part of the training images."),
+    option("--trials", type=int, help="How many configurations to try."),
+    option("--epochs", type=int, help="The most epochs of a trial."),
+    option("--sampler", help="tpe, random, gp, cmaes or grid."),
+    option("--scheduler", help="asha, hyperband, median or none."),
+    option("--seed", type=int, help="Of the sampler and, with its number, of each trial."),
+    option(
+        "--keep",
+        type=click.IntRange(min=1),
+        default=20,
+        show_default=True,
+        help="Checkpoints that stay on disk, the best ones.",
+    ),
+)
+
+
+def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare what says which search is meant."""
+    for declare in reversed(_SEARCHED):
+        command = declare(command)
+    return command
+
+
+def search_request(
+    context: click.Context, path: AnyPath, resumed: "Run | None", *, name: str | None, **own: Any
+) -> "SearchRequest":
+    """Bring the options of a search, and what is asked for besides, into a request.
+
+    Args:
+        context: Of a command with ``searched_options``.
+        path: Of the space.
+        resumed: The run that goes on, if one does.
+        name: Of the run; ``None`` for one from the space and the time.
+        own: Entries of the request besides.
+    """
+    from tuner.space import load_run_space, load_space
+    from tuner.tuning.request import make_search_request
+
+    options = context.params
+    storage = resumed.path.parent if resumed else options["storage"]
+    overrides = search_overrides(context, options["overrides"])
+    if options["space"]:
+        assert isinstance(path, Path)
+        space = load_space(path, overrides, storage)
+    else:
+        space = load_run_space(path, overrides, storage)
+    return make_search_request(
+        space,
+        space_name=str(path),
+        stem=PurePath(path.name).stem,
+        resumed=resumed,
+        storage=storage,
+        name=name,
+        image_size=options["image_size"],
+        train_limit=options["train_limit"],
+        data_dir=options["data_dir"],
+        keep=options["keep"],
+        **own,
+        **common_options(options),
+    )
+
+
+def search_overrides(context: click.Context, given: tuple[str, ...]) -> list[str]:
+    """Put environment, KEY=VALUE and flags into one list, in which the last word counts."""
+    sources: dict[Any, list[str]] = {}
+    for name, key in SPACE_KEYS.items():
+        if (value := context.params[name]) is not None:
+            source = context.get_parameter_source(name)
+            sources.setdefault(source, []).append(f"{key}={json.dumps(value)}")
+    environment = sources.pop(click.core.ParameterSource.ENVIRONMENT, [])
+    return [*environment, *given, *(word for words in sources.values() for word in words)]
