@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tuner.config import ModelConfig
 from tuner.errors import TunerError
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.run.checkpoint import (
     Checkpoint,
     load_checkpoint,

@@ -13,8 +13,8 @@ import yaml
 import tuner
 from tuner.config import ModelConfig, TrialConfig
 from tuner.errors import SpaceError, UsageError
-from tuner.models import build_model
-from tuner.models.custom import load_module
+from tuner.models.build import build_model
+from tuner.models.user_code import load_module
 from tuner.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.space import RandomTrial, SearchSpace, json_schema, load_space
 

@@ -38,7 +38,7 @@ from tuner.augment import augment_batch
 from tuner.augment.policies import magnitudes
 from tuner.config import AdamW, Augment, Lion, ModelConfig, Muon, Sgd, TrialConfig
 from tuner.metrics.predict import Tta, predict_probs
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device_step import Timetable
 from tuner.training.learner import Learner

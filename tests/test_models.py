@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from tuner.config import ModelConfig
 from tuner.errors import UsageError
-from tuner.models import ARCHITECTURES, FitsImages, build_model
+from tuner.models.build import FitsImages, build_model
+from tuner.models.families import FAMILIES
 from tuner.models.layers import SqueezeExcitation, StochasticDepth, drop_rates
+from tuner.models.params import ViTParams
 from tuner.models.speednet import ShiftNorm, SpeedNet
-from tuner.models.vit import Layer, ViTParams, sincos_positions
+from tuner.models.vit import Layer, sincos_positions
 from tuner.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.schema import Scalar, parse, schema_of
 
@@ -37,9 +39,9 @@ ELSEWHERE = {("pretrained", "trial")}
 """Parameters that need another network beside them; test_pretrained.py holds them."""
 NAMED: dict[str, dict[str, Any]] = {"pretrained": {"name": "resnet18"}}
 """What has no default: which network it is."""
-FAMILIES = [family for family in ARCHITECTURES if family in SMALL]
+NAMES = [family for family in FAMILIES if family in SMALL]
 """All with parameters of their own; ``custom`` is held by test_custom.py."""
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", NAMES)
 
 
 def values_of(scalar: Scalar) -> tuple[Any, ...]:
@@ -54,10 +56,10 @@ def values_of(scalar: Scalar) -> tuple[Any, ...]:
 
 
 def configs() -> Iterator[Any]:
-    for family in FAMILIES:
+    for family in NAMES:
         small = SMALL[family]
         yield pytest.param(ModelConfig(family, small), id=f"{family}-small")
-        for name, scalar in schema_of(ARCHITECTURES[family].params).fields.items():
+        for name, scalar in schema_of(FAMILIES[family]).fields.items():
             for value in () if (family, name) in ELSEWHERE else values_of(scalar):
                 config = ModelConfig(
                     family, {**small, **NEEDS.get((family, name), {}), name: value}
@@ -66,7 +68,7 @@ def configs() -> Iterator[Any]:
 
 
 def families_with(name: str) -> list[str]:
-    return [f for f in FAMILIES if name in schema_of(ARCHITECTURES[f].params).fields]
+    return [f for f in NAMES if name in schema_of(FAMILIES[f]).fields]
 
 
 every_choice = pytest.mark.parametrize("config", list(configs()))
@@ -128,11 +130,11 @@ def test_a_family_takes_images_of_any_size(family: str, shape: tuple[int, int, i
 
 @every_family
 def test_every_parameter_has_a_default_that_its_own_range_admits(family: str) -> None:
-    schema = schema_of(ARCHITECTURES[family].params)
+    schema = schema_of(FAMILIES[family])
     assert not schema.required
     named = NAMED.get(family, {})
-    defaults = dataclasses.asdict(ARCHITECTURES[family].params(**named))
-    assert parse(schema, defaults) == ARCHITECTURES[family].params(**named)
+    defaults = dataclasses.asdict(FAMILIES[family](**named))
+    assert parse(schema, defaults) == FAMILIES[family](**named)
 
 
 @every_family
@@ -423,5 +425,5 @@ def test_a_mistake_is_refused_by_its_path(config: ModelConfig, message: str) -> 
 
 
 def test_the_small_parameters_are_those_of_known_families() -> None:
-    assert SMALL.keys() <= ARCHITECTURES.keys()
+    assert SMALL.keys() <= FAMILIES.keys()
     assert {family for family, _ in NEEDS} <= SMALL.keys()

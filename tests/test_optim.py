@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, O
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tuner.config import AdamW, Cosine, Lion, ModelConfig, Muon, OneCycle, Sgd, Trapezoid
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.optim import WeightAverage, lr_factor, make_optimizer
 from tuner.optim.muon import hidden_matrices, orthogonalize
 from tuner.schema import build

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import (
 
 from tuner.config import ModelConfig
 from tuner.metrics.predict import Tta, confusion_matrix, predict_probs, score
-from tuner.models import build_model
+from tuner.models.build import build_model
 
 CPU = torch.device("cpu")
 MEAN = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)

@@ -21,9 +21,10 @@ from torchvision import models
 from tuner.config import AdamW, Augment, DataConfig, Lion, ModelConfig, Muon, Sgd, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import DataError, SpaceError, UsageError
-from tuner.models import StartsFromWeights, build_model
+from tuner.models.build import StartsFromWeights, build_model
+from tuner.models.catalogue import find_weights, model_names
 from tuner.models.cost import count_cost
-from tuner.models.pretrained import Pretrained, find_weights, model_names, stages_of
+from tuner.models.pretrained import Pretrained, stages_of
 from tuner.run.checkpoint import (
     Checkpoint,
     load_checkpoint,

@@ -11,7 +11,8 @@ import torch
 from tuner.config import DataConfig, TrialConfig
 from tuner.data.datasets import Images
 from tuner.data.splits import Splits, load_splits
-from tuner.models import ARCHITECTURES, build_model
+from tuner.models.build import build_model
+from tuner.models.families import FAMILIES
 from tuner.models.pretrained import Pretrained
 from tuner.space import RandomTrial, load_space
 from tuner.training.initial_weights import InitialWeights
@@ -77,7 +78,7 @@ def trains_a_step(config: TrialConfig, splits: Splits) -> bool:
     return epoch.is_finite
 
 
-@pytest.mark.parametrize("family", [family for family in ARCHITECTURES if family != "custom"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "custom"])
 def test_each_family_of_the_shipped_spaces_trains_a_step(family: str, large_digits: Splits) -> None:
     assert trains_a_step(first_of_each_family(*SHIPPED)[family], large_digits)
 

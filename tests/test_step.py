@@ -8,7 +8,7 @@ import torch
 
 from tuner.config import AdamW, Augment, Lion, ModelConfig, Muon, OneCycle, Sgd, TrialConfig
 from tuner.data.splits import Splits
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device_step import Timetable
 from tuner.training.learner import Learner

@@ -29,7 +29,7 @@ from tuner.config import (
 from tuner.data.datasets import Images
 from tuner.data.splits import Splits
 from tuner.metrics.predict import predict_probs, score
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.models.cnn import Cnn
 from tuner.run.checkpoint import load_state, save_state
 from tuner.training.device import compute_dtype

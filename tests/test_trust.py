@@ -19,9 +19,10 @@ from tuner.cli import main
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import TunerError, UntrustedCodeError
-from tuner.models import Source, trust
-from tuner.models.custom import load_module
+from tuner.models import trust
+from tuner.models.families import Source
 from tuner.models.trust import check_code_trusted, code_of, remember
+from tuner.models.user_code import load_module
 from tuner.run.checkpoint import load_checkpoint, read_description, save_checkpoint
 from tuner.run.run import Run
 

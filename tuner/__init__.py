@@ -55,6 +55,7 @@ MOVED = {
     "tuner.follow": "tuner.monitor.follow",
     "tuner.forecast": "tuner.run.forecast",
     "tuner.locking": "tuner.storage.lock",
+    "tuner.models": "tuner.models.build",
     "tuner.plots": "tuner.ensemble.plots",
     "tuner.remote": "tuner.storage.object_path",
     "tuner.rerun": "tuner.training.rerun",

@@ -30,7 +30,7 @@ from rich.table import Table
 from tests.benchmarks.turnover import search_digits
 from tuner.config import DataConfig, ModelConfig, SearchConfig
 from tuner.data.splits import Splits, load_splits
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
 from tuner.run.run import Run, RunRecord, now
 from tuner.run.trial import (

@@ -34,7 +34,7 @@ from tuner.config import Augment, DataConfig, ModelConfig, Sgd, TrialConfig
 from tuner.data.datasets import Images
 from tuner.data.splits import Splits, load_splits
 from tuner.metrics.predict import predict_probs
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.models.cost import count_cost
 from tuner.optim import make_optimizer
 from tuner.training.device import compute_dtype, find_device

@@ -22,7 +22,8 @@ from tests.gpu.trainings import (
 )
 from tuner.config import Augment, ModelConfig, Trapezoid, TrialConfig
 from tuner.data.splits import Splits
-from tuner.models import Source, build_model
+from tuner.models.build import build_model
+from tuner.models.families import Source
 from tuner.run.checkpoint import load_state, save_state
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import train

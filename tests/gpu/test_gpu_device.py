@@ -13,7 +13,7 @@ from tuner.augment import augment_batch
 from tuner.config import Augment, ModelConfig, Sgd
 from tuner.data.splits import Splits
 from tuner.metrics.predict import predict_probs
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.training.device import compute_dtype, find_device, find_devices
 from tuner.training.loop import train
 from tuner.tuning.ray_backend import trainable

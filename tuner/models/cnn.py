@@ -1,11 +1,7 @@
 """The convolutional network that people write by hand, with every choice they make on the way."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 from torch import Tensor, nn
 
-from tuner.config import Fraction
 from tuner.models.layers import (
     SqueezeExcitation,
     StochasticDepth,
@@ -15,7 +11,7 @@ from tuner.models.layers import (
     norm_layer,
     round_width,
 )
-from tuner.schema import Bounds
+from tuner.models.params import CnnParams
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -25,46 +21,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "mish": nn.Mish,
 }
 POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CnnParams:
-    """The searchable parameters; the defaults give 289,000 weights on CIFAR-10."""
-
-    stages: Annotated[int, Bounds(ge=1, le=6)] = 3
-    """Between two stages the side is halved, while at least 2 pixels remain."""
-    blocks: Annotated[int, Bounds(ge=1, le=16)] = 2
-    """Blocks a stage: each is convolution, norm and activation."""
-    width: Annotated[int, Bounds(ge=8, le=512)] = 32
-    """Channels of the first stage, rounded to a multiple of 8."""
-    width_growth: Annotated[float, Bounds(ge=1, le=4)] = 2.0
-    """Each stage has this many times the channels of the one before, rounded likewise."""
-    kernel: Literal[3, 5, 7] = 3
-    """Side of the convolutions in pixels."""
-    convolution: Literal["standard", "separable"] = "standard"
-    """``separable`` is one kernel a channel, then 1 x 1 across channels (Howard et al. 2017)."""
-    norm: Literal["batch", "group", "layer", "none"] = "batch"
-    activation: Literal["relu", "leaky_relu", "gelu", "silu", "mish"] = "relu"
-    pooling: Literal["max", "average", "stride"] = "max"
-    """How the side is halved; ``stride`` lets a stage's first convolution do it."""
-    residual: bool = False
-    """Add each block's input to its output, through a 1 x 1 convolution where shapes differ."""
-    squeeze_excitation: bool = False
-    """Let each block weigh its channels by their means (Hu et al. 2018)."""
-    stochastic_depth: Fraction = 0.0
-    """Share of the images that skip the last block while training, growing linearly from the first
-    (Huang et al. 2016); needs ``residual``."""
-    dropout: Fraction = 0.0
-    """Share of the features that the classifier does not see while training."""
-    head: Literal["average", "max", "hidden"] = "average"
-    """What the classifier reads: the mean of each channel, its maximum, or a hidden layer's
-    features of the mean."""
-
-    def __post_init__(self) -> None:
-        if self.stochastic_depth and not self.residual:
-            raise ValueError(
-                "stochastic_depth needs residual: true; add it or write stochastic_depth: 0"
-            )
 
 
 class Cnn(nn.Module):

@@ -1,13 +1,9 @@
 """ConvNeXt (Liu et al. 2022) with the stem and the number of stages that fit small images."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuner.config import Fraction
 from tuner.models.layers import (
     PatchEmbedding,
     StochasticDepth,
@@ -16,29 +12,7 @@ from tuner.models.layers import (
     drop_rates,
     round_width,
 )
-from tuner.schema import Bounds
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvNeXtParams:
-    """The searchable parameters; the defaults give 2.3 million weights on CIFAR-10."""
-
-    patch: Literal[1, 2, 4] = 2
-    """Side in pixels of the patches that the stem reads; 4 is the paper's, for large images."""
-    stages: Annotated[int, Bounds(ge=1, le=4)] = 3
-    """Each has twice the channels of the one before on half the side, while 2 pixels remain."""
-    blocks: Annotated[int, Bounds(ge=1, le=12)] = 3
-    """Blocks a stage."""
-    width: Annotated[int, Bounds(ge=8, le=256)] = 64
-    """Channels of the first stage, rounded to a multiple of 8."""
-    kernel: Literal[3, 5, 7] = 7
-    """Side in pixels of the depthwise convolutions."""
-    layer_scale: Annotated[float, Bounds(gt=0, le=1)] = 0.1
-    """What each branch is first scaled by. The paper's 1e-6 is for hundreds of epochs; 0.1 is what
-    Touvron et al. (2021, "CaiT") give nets of up to 18 layers."""
-    stochastic_depth: Fraction = 0.0
-    """Share of the images that skip the last block while training, growing linearly from the first
-    (Huang et al. 2016)."""
+from tuner.models.params import ConvNeXtParams
 
 
 class ConvNeXt(nn.Module):

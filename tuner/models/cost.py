@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tuner.config import Constraints, ModelConfig
-from tuner.models import ImageShape, build_model, has_own_code
+from tuner.models.build import build_model
+from tuner.models.families import ImageShape, has_own_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,12 +4,10 @@ The weights themselves are no part of this: ``tuner.training.initial_weights`` f
 ``train`` hands them to ``Pretrained.start_from``. A checkpoint is rebuilt without them.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,47 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tuner.errors import UsageError
-from tuner.schema import Bounds, did_you_mean
+from tuner.models.catalogue import find_weights
+from tuner.models.params import PretrainedParams
 
 TRUNK_SHARE = 0.9
 """A module with so much of the weights is no stage, but holds the stages."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainedParams:
-    """A torchvision classification model by its ``name``, or a trial of an earlier ``run``.
-
-    The head, its last layer, is a new one; from a run with the same classes it is kept.
-    """
-
-    name: str = ""
-    """Such as ``resnet18``, ``efficientnet_b0``, ``convnext_tiny``, ``vit_b_16``."""
-    weights: str = "DEFAULT"
-    """Weights of ``name``: torchvision's word for them, such as ``IMAGENET1K_V1``."""
-    run: str = ""
-    """Name or folder of a run."""
-    trial: Annotated[int, Bounds(ge=0)] | None = None
-    """Trial of ``run``; left out, its best one when the space is read."""
-    image_size: Annotated[int, Bounds(ge=8)] | None = None
-    """Pixels a side to which images are resized on the device; ``None`` is what the weights were
-    made for."""
-    policy: Literal["full", "linear_probe", "freeze"] = "full"
-    """What is trained: everything, the head alone, or the head alone for ``freeze_epochs``."""
-    freeze_epochs: Annotated[int, Bounds(ge=1)] = 1
-    layer_decay: Annotated[float, Bounds(gt=0, le=1)] = 1.0
-    """Each stage before the head learns at this share of the rate of the stage after it."""
-    source: str = ""
-    """The architecture of ``run``'s trial, as JSON, put there when the space is read."""
-    sha256: str = ""
-    """SHA-256 of its checkpoint, likewise."""
-
-    def __post_init__(self) -> None:
-        if bool(self.name) == bool(self.run):
-            raise ValueError("give either name, of a torchvision model, or run, of an earlier run")
-        if self.name and self.trial is not None:
-            raise ValueError("trial is one of a run; give run instead of name, or remove it")
-        if self.name and (problem := _problem(self.name, self.weights, self.image_size)):
-            raise ValueError(problem)
 
 
 class Pretrained(nn.Module):
@@ -207,76 +169,6 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
         if any(True for _ in module.parameters(recurse=False))
     ]
     return layers[-1] if layers else ("", network)
-
-
-# torchvision's networks. Importing it takes a second or two that only those who use them wait for.
-
-
-@functools.cache
-def model_names() -> tuple[str, ...]:
-    """Return the names of the classification models of torchvision that work here."""
-    from torchvision import models
-
-    # MNASNet loads no weights without a version that only torch's own files have.
-    names = models.list_models(module=models)
-    return tuple(name for name in names if not name.startswith("mnasnet"))
-
-
-@functools.cache
-def weight_names(name: str) -> tuple[str, ...]:
-    """Return the words for the weights of one of ``model_names``."""
-    from torchvision.models import get_model_weights
-
-    # Some of a VGG's have no classes, for they are meant for object detection.
-    members = [member for member in get_model_weights(name) if member.meta["categories"]]
-    return ("DEFAULT", *(member.name for member in members))
-
-
-def find_weights(name: str, weights: str) -> Any:
-    """Return torchvision's entry of weights: ``url``, ``meta``, ``transforms()``."""
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name)[weights]
-
-
-def name_problem(name: str) -> str:
-    """Say what is wrong with a model's name; nothing if it is known."""
-    if name in model_names():
-        return ""
-    if name.startswith("mnasnet"):
-        return f"{name} cannot be saved apart from torchvision's files; take mobilenet_v2"
-    hint = did_you_mean(name, model_names())
-    known = "; take one of its classification models, such as resnet18"
-    return f"torchvision has no model {name!r} to start from{hint or known}"
-
-
-def weights_problem(weights: str, *names: str) -> str:
-    """Say what is wrong with the word for weights of all these models; nothing if one has them."""
-    known = list(dict.fromkeys(word for name in names for word in weight_names(name)))
-    if weights in known:
-        return ""
-    hint = did_you_mean(weights, known) or f"; known are {', '.join(known)}"
-    return f"{', '.join(names)} has no weights {weights!r}{hint}"
-
-
-def _problem(name: str, weights: str, image_size: int | None) -> str:
-    problem = name_problem(name) or weights_problem(weights, name)
-    if problem or image_size is None:
-        return problem
-    unit, least = 1, find_weights(name, weights).meta["min_size"][0]
-    if name.startswith("vit"):
-        unit = least = int(name.rpartition("_")[2])
-    elif name.startswith("maxvit"):
-        unit = least
-    elif name.startswith("swin"):
-        # torchvision names the size of their training, but pads smaller images to its windows.
-        least = 1
-    if image_size < least:
-        return f"image_size: {name} needs images of at least {least} pixels, not {image_size}"
-    if image_size % unit:
-        near = image_size // unit * unit
-        return f"image_size: {name} needs a multiple of {unit}, not {image_size}; write {near}"
-    return ""
 
 
 def build_torchvision(params: PretrainedParams, num_classes: int) -> Pretrained:

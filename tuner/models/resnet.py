@@ -1,13 +1,9 @@
 """Residual networks of basic blocks (He et al. 2016a) with the stem that fits small images."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 from torch import Tensor, nn
 
-from tuner.config import Fraction
 from tuner.models.layers import can_halve, initialize, norm_layer, round_width
-from tuner.schema import Bounds
+from tuner.models.params import ResNetParams
 
 LAYOUTS: dict[int, tuple[int, tuple[int, ...]]] = {
     10: (64, (1, 1, 1, 1)),
@@ -20,21 +16,6 @@ LAYOUTS: dict[int, tuple[int, tuple[int, ...]]] = {
 }
 """Depth -> channels of the first stage, and blocks a stage: first the paper's ImageNet nets (its
 table 1), then its CIFAR nets (its section 4.2)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResNetParams:
-    """The searchable parameters; the defaults give the ResNet-18 of 11.2 million weights."""
-
-    depth: Literal[10, 18, 34, 20, 32, 44, 56] = 18
-    """10, 18 and 34 are the wide nets of four stages; 20 to 56 the thin CIFAR nets of three."""
-    width_factor: Annotated[float, Bounds(ge=0.125, le=4)] = 1.0
-    """Times the paper's channels, which begin at 64 or 16; rounded to a multiple of 8."""
-    preactivation: bool = False
-    """Norm and activation before each convolution and none on the sum (He et al. 2016b)."""
-    norm: Literal["batch", "group"] = "batch"
-    dropout: Fraction = 0.0
-    """Share of the features that the classifier does not see while training."""
 
 
 class ResNet(nn.Module):

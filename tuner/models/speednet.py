@@ -7,39 +7,18 @@ initialization and, for the slower and better nets, a third convolution with a s
 anew after that paper's section 3 and appendix; the defaults are the shape of its airbench94.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.models.layers import can_halve, round_width
-from tuner.schema import Bounds
+from tuner.models.params import SpeedNetParams
 
 WHITENING_FLOOR = 5e-4
 """Added to the variance of each direction, so that those without signal are not blown up without
 bound (airbench's value, for images of variance 1)."""
 NORM_MOMENTUM = 0.4
 """Momentum of the batch statistics; a few hundred steps need a quick one (airbench's value)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpeedNetParams:
-    """The searchable parameters; the defaults give 2 million weights on CIFAR-10."""
-
-    whitening_kernel: Literal[2, 3] = 2
-    """Side in pixels of the patches that the frozen first layer decorrelates."""
-    stages: Annotated[int, Bounds(ge=1, le=5)] = 3
-    """Each begins by halving the side, while at least 2 pixels remain."""
-    convolutions: Literal[2, 3] = 2
-    """Convolutions a stage; the last two of three have a shortcut around them."""
-    width: Annotated[int, Bounds(ge=8, le=512)] = 64
-    """Channels of the first stage, rounded to a multiple of 8."""
-    widening: Annotated[float, Bounds(ge=1, le=8)] = 4.0
-    """Each later stage has this many times the channels of the first, rounded likewise."""
-    logit_scale: Annotated[float, Bounds(gt=0, le=1)] = 0.11
-    """Times the classifier's output: the first loss is small, and the last sharpens late."""
 
 
 class SpeedNet(nn.Module):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tuner.config import ModelConfig
 from tuner.errors import TunerError, UntrustedCodeError
-from tuner.models import Source
+from tuner.models.families import Source
 
 Code = Mapping[str, str]
 """The text of Python files, each with the name of its file."""

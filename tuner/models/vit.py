@@ -1,41 +1,11 @@
 """Vision transformers (Dosovitskiy et al. 2021) with patches and depth that fit small images."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tuner.config import Fraction
 from tuner.models.layers import PatchEmbedding, StochasticDepth, draw_truncated, drop_rates
-from tuner.schema import Bounds
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViTParams:
-    """The searchable parameters; the defaults give 2.7 million weights on CIFAR-10."""
-
-    patch: Literal[2, 4, 8] = 4
-    """Side in pixels of the patches; halving it makes four times as many tokens."""
-    layers: Annotated[int, Bounds(ge=1, le=16)] = 6
-    """Each is attention, then a perceptron."""
-    width: Annotated[int, Bounds(ge=16, le=768)] = 192
-    """Channels of a token, rounded to a multiple of ``head_width``."""
-    head_width: Literal[16, 32, 64] = 32
-    """Channels of an attention head."""
-    mlp_ratio: Annotated[float, Bounds(ge=1, le=8)] = 4.0
-    """The perceptron's hidden layer has this many times the channels of a token."""
-    pooling: Literal["mean", "class"] = "mean"
-    """What the classifier reads: the mean of all tokens, or a token of its own."""
-    positions: Literal["sincos", "learned"] = "sincos"
-    """How a token knows its place: fixed waves in two directions, or learned vectors. Beyer et al.
-    (2022) find fixed ones, and the mean, no worse."""
-    dropout: Fraction = 0.0
-    """Share dropped of the tokens' features and of what each layer adds, while training."""
-    stochastic_depth: Fraction = 0.0
-    """Share of the images that skip the last layer while training, growing linearly from the first
-    (Huang et al. 2016)."""
+from tuner.models.params import ViTParams
 
 
 class ViT(nn.Module):

@@ -1,30 +1,13 @@
 """Wide residual networks (Zagoruyko & Komodakis 2016): fewer layers, many channels."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 from torch import Tensor, nn
 
-from tuner.config import Fraction
 from tuner.models.layers import can_halve, initialize, norm_layer
+from tuner.models.params import WideResNetParams
 from tuner.models.resnet import PreactivationBlock
-from tuner.schema import Bounds
 
 BASE_WIDTHS = (16, 32, 64)
 """Channels of the three stages at a widen factor of 1 (the paper's table 1)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WideResNetParams:
-    """The searchable parameters; the defaults give the WRN-16-4 of 2.7 million weights."""
-
-    depth: Literal[10, 16, 22, 28, 34, 40] = 16
-    """Layers, 6 n + 4 for n blocks a stage."""
-    widen_factor: Annotated[int, Bounds(ge=1, le=16)] = 4
-    """Times the channels of the thin net, which are 16, 32 and 64."""
-    norm: Literal["batch", "group"] = "batch"
-    dropout: Fraction = 0.0
-    """Share of the features dropped between a block's two convolutions while training."""
 
 
 class WideResNet(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tuner.config import ModelConfig
 from tuner.errors import TunerError, UsageError
-from tuner.models import build_model
+from tuner.models.build import build_model
 from tuner.run.trial import EpochMetrics
 from tuner.storage.files import replacing
 from tuner.storage.paths import AnyPath, on_disk

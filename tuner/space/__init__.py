@@ -27,7 +27,7 @@ from tuner.config import (
     TrialConfig,
 )
 from tuner.errors import SpaceError, UsageError
-from tuner.models import ARCHITECTURES, params_of
+from tuner.models.families import FAMILIES, params_of
 from tuner.run.trial import explaining_damage
 from tuner.schema import (
     Record,
@@ -70,7 +70,7 @@ SHIPPED = next(
     _PACKAGE / "search_spaces",
 )
 """In an installed wheel within the package, in a clone beside it; on a cluster's nodes nowhere."""
-FAMILIES = {name: schema_of(family.params) for name, family in ARCHITECTURES.items()}
+MODELS = {name: schema_of(params) for name, params in FAMILIES.items()}
 ORIGIN = ("name", "weights", "run", "trial", "source", "sha256")
 """Parameters of a ``pretrained`` model that say what it starts from."""
 CODE = ("path", "source")
@@ -82,7 +82,7 @@ RUN_KEYS = {
 TRIAL = Record(
     cls=dict,
     fields={
-        key: Tagged(options=FAMILIES) if key == "model" else schema
+        key: Tagged(options=MODELS) if key == "model" else schema
         for key, schema in schema_of(TrialConfig).fields.items()
         if key not in RUN_KEYS
     },
@@ -96,7 +96,7 @@ RESOURCES = Record(
         **schema_of(ShareConfig).fields,
         "by": Record(
             cls=dict,
-            fields=dict.fromkeys(ARCHITECTURES, schema_of(ShareConfig)),
+            fields=dict.fromkeys(FAMILIES, schema_of(ShareConfig)),
             required=frozenset(),
         ),
         "large": schema_of(LargeShareConfig),
@@ -157,7 +157,7 @@ class SearchSpace:
         if baseline is not None:
             plain = self.baseline[baseline].complete(plain)
         ((family, params),) = plain["model"].items()
-        complete = to_plain(build(ARCHITECTURES[family].params, params, f"model.{family}"))
+        complete = to_plain(build(FAMILIES[family], params, f"model.{family}"))
         if plain.get("epochs", 0) > epochs:
             raise UsageError(
                 f"epochs: {plain['epochs']} is more than the search allows; write "

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tuner.errors import UsageError
-from tuner.models.custom import check_arguments, load_callable, load_module
+from tuner.models.user_code import check_arguments, load_callable, load_module
 from tuner.schema import join
 from tuner.space.source import descend, words
 from tuner.space.tree import FORMS, Node

@@ -3,9 +3,8 @@
 import hashlib
 
 from tuner.errors import TunerError
-from tuner.models import Source
-from tuner.models.pretrained import name_problem, weights_problem
-from tuner.run.checkpoint import read_description
+from tuner.models.catalogue import why_not_name, why_not_weights
+from tuner.models.families import Source
 from tuner.schema import Scalar, join
 from tuner.space.source import descend, words
 from tuner.space.tree import Node
@@ -32,11 +31,11 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
     assert isinstance(node.value, dict)
     names = list(words(node.value.get("name")))
     for name in names:
-        if problem := name_problem(str(name.value)):
+        if problem := why_not_name(str(name.value)):
             raise name.error(problem)
     for weights in words(node.value.get("weights")):
         known = [str(name.value) for name in names]
-        if known and (problem := weights_problem(str(weights.value), *known)):
+        if known and (problem := why_not_weights(str(weights.value), *known)):
             raise weights.error(problem)
     if "run" not in node.value or "source" in node.value:
         return node
@@ -44,9 +43,9 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
 
 
 def _with_run(node: Node, storage: AnyPath) -> Node:
-    from tuner.run.run import (
-        find_run,  # Half a second of pandas that only such spaces should wait for.
-    )
+    # Torch, which only such spaces should wait for.
+    from tuner.run.checkpoint import read_description
+    from tuner.run.run import find_run
 
     assert isinstance(node.value, dict)
     run, trial = node.value["run"], node.value.get("trial")

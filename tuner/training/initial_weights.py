@@ -14,8 +14,11 @@ from torch import Tensor
 from tuner.config import ModelConfig
 from tuner.data.datasets import quiet_network
 from tuner.errors import DataError
-from tuner.models import ImageShape, build_model, params_of, source_of
-from tuner.models.pretrained import Pretrained, PretrainedParams, find_weights, last_layer
+from tuner.models.build import build_model
+from tuner.models.catalogue import find_weights
+from tuner.models.families import ImageShape, params_of, source_of
+from tuner.models.params import PretrainedParams
+from tuner.models.pretrained import Pretrained, last_layer
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.run import find_run
 from tuner.run.trial import explaining_damage

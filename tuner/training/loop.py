@@ -19,7 +19,7 @@ from tuner.data.datasets import Images
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.metrics.predict import accuracy_and_nll, predict_probs
-from tuner.models import FitsImages, StartsFromWeights, build_model
+from tuner.models.build import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.run.trial import EpochMetrics
 from tuner.training.compilation import CompileMode

@@ -23,7 +23,7 @@ from tests.benchmarks.gpu_parts.workers import WorkerError, WorkerProcess
 from tuner.augment import normalize
 from tuner.config import TrialConfig
 from tuner.data.splits import Splits
-from tuner.models import FitsImages, build_model
+from tuner.models.build import FitsImages, build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device import compute_dtype, find_device
 from tuner.training.device_step import DeviceSteps

@@ -1,0 +1,96 @@
+"""Networks built from their configuration."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from tuner.config import ModelConfig
+from tuner.errors import UsageError
+from tuner.models.cnn import Cnn
+from tuner.models.convnext import ConvNeXt
+from tuner.models.custom import build_custom
+from tuner.models.families import ImageShape, params_of, source_of
+from tuner.models.params import PretrainedParams
+from tuner.models.pretrained import Pretrained, build_torchvision
+from tuner.models.resnet import ResNet
+from tuner.models.speednet import SpeedNet
+from tuner.models.vit import ViT
+from tuner.models.wide_resnet import WideResNet
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, image_shape: ImageShape = (3, 32, 32)
+) -> nn.Module:
+    """Build the network that ``config`` names, its weights drawn from torch's global generator.
+
+    Raises:
+        UsageError: On an unknown family, or a parameter that the family lacks or refuses.
+    """
+    params = params_of(config)
+    return BUILDERS[config.family](params, num_classes, image_shape)
+
+
+def _build_pretrained(
+    params: PretrainedParams, num_classes: int, image_shape: ImageShape
+) -> nn.Module:
+    """Build the network of ``params``, its weights random.
+
+    Raises:
+        UsageError: If a run's network takes other images, or has no head to replace.
+    """
+    if params.name:
+        return build_torchvision(params, num_classes)
+    source = source_of(params)
+    channels, height, width = source.image_shape
+    if image_shape[0] not in (1, channels):
+        raise UsageError(
+            f"model.pretrained: {params.run} was trained on images of {channels} channel, not of "
+            f"{image_shape[0]}; start from a run on colour images"
+        )
+    size = params.image_size
+    shape = (channels, size, size) if size else (channels, height, width)
+    network = build_model(source.model, num_classes, shape)
+    return Pretrained(network, params, num_classes, shape)
+
+
+BUILDERS: dict[str, Callable[[Any, int, ImageShape], nn.Module]] = {
+    "cnn": Cnn,
+    "resnet": ResNet,
+    "wide_resnet": WideResNet,
+    "speednet": SpeedNet,
+    "convnext": ConvNeXt,
+    "vit": ViT,
+    "custom": build_custom,
+    "pretrained": _build_pretrained,
+}
+"""Family -> what builds its network from the parameters, the number of classes K and the shape of
+an image. The network maps normalized images (N, C, H, W) to logits (N, K)."""
+
+
+@runtime_checkable
+class FitsImages(Protocol):
+    """A network that takes some of its weights from the training images themselves."""
+
+    def fit_to(self, images: Tensor) -> None:
+        """Set such weights, once, before the first step.
+
+        They have to be buffers or frozen parameters, so that checkpoints hold them.
+
+        Args:
+            images: Some thousands, normalized, float32, shape (N, C, H, W), on any device.
+        """
+
+
+@runtime_checkable
+class StartsFromWeights(Protocol):
+    """A network that starts from the weights of an earlier training; see ``initial_weights``."""
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights, once, before the first step."""
+
+    def start_epoch(self, number: int) -> None:
+        """Freeze or thaw weights for epoch ``number``, from 1."""
+
+    def lr_shares(self) -> Mapping[str, float]:
+        """Return each parameter's share of the learning rate, by name; 1 for those left out."""

@@ -1,0 +1,90 @@
+"""The families of networks by name, and the parameters of a configuration."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tuner.config import ModelConfig
+from tuner.errors import UsageError
+from tuner.models.params import (
+    CnnParams,
+    ConvNeXtParams,
+    CustomParams,
+    PretrainedParams,
+    ResNetParams,
+    SpeedNetParams,
+    ViTParams,
+    WideResNetParams,
+)
+from tuner.schema import did_you_mean, parse, schema_of
+
+ImageShape = tuple[int, int, int]
+"""Channels, height and width."""
+
+FAMILIES: dict[str, type] = {
+    "cnn": CnnParams,
+    "resnet": ResNetParams,
+    "wide_resnet": WideResNetParams,
+    "speednet": SpeedNetParams,
+    "convnext": ConvNeXtParams,
+    "vit": ViTParams,
+    "custom": CustomParams,
+    "pretrained": PretrainedParams,
+}
+"""Family -> dataclass of its searchable parameters, each with a default and its range."""
+
+
+def params_of(config: ModelConfig) -> Any:
+    """Return the parameters as the family's dataclass, complete and checked.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
+    if config.family not in FAMILIES:
+        hint = did_you_mean(config.family, FAMILIES)
+        known = f"; known are {', '.join(FAMILIES)}"
+        raise UsageError(f"model: unknown family {config.family!r}{hint or known}")
+    schema = schema_of(FAMILIES[config.family])
+    return parse(schema, config.params, f"model.{config.family}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The network of an earlier run's trial, as ``PretrainedParams.source`` holds it."""
+
+    model: ModelConfig
+    image_shape: ImageShape
+
+    def to_json(self) -> str:
+        """Return the text that ``from_json`` reads."""
+        plain = {"model": self.model.to_plain(), "image_shape": self.image_shape}
+        return json.dumps(plain, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote."""
+        plain = json.loads(text)
+        ((family, given),) = plain["model"].items()
+        return cls(model=ModelConfig(family, given), image_shape=tuple(plain["image_shape"]))
+
+
+def source_of(params: PretrainedParams) -> Source:
+    """Read the architecture that a model which starts from a run has.
+
+    Raises:
+        UsageError: If it is missing.
+    """
+    if not params.source:
+        raise UsageError(
+            f"model.pretrained: the architecture of {params.run} is missing; read the "
+            "configuration from a space file"
+        )
+    return Source.from_json(params.source)
+
+
+def has_own_code(config: ModelConfig) -> bool:
+    """Whether a user's own code builds the network, or the one that it starts from."""
+    if config.family == "pretrained" and config.params.get("source"):
+        params: PretrainedParams = params_of(config)
+        return has_own_code(source_of(params).model)
+    return config.family == "custom"

@@ -1,0 +1,132 @@
+"""A user's Python file: run as a module, and what it offers looked up."""
+
+import functools
+import hashlib
+import inspect
+import linecache
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import tuner
+from tuner.errors import UsageError
+from tuner.schema import did_you_mean
+
+OURS = ("num_classes", "image_shape")
+"""What the network is told besides its parameters."""
+
+
+def load_callable(path: str, name: str, source: str) -> Callable[..., Any]:
+    """Run the source and give what ``name`` is there.
+
+    Args:
+        path: The source's file, for messages.
+        name: Of a class or function.
+        source: Python.
+
+    Raises:
+        UsageError: If the source is no Python or fails, or has no such class or function.
+    """
+    if not source:
+        raise UsageError(f"{path}: its text is missing; read the configuration from a space file")
+    module = load_module(path, source)
+    if callable(found := getattr(module, name, None)):
+        return found  # type: ignore[no-any-return]
+    if found is not None:
+        raise UsageError(f"{path}: {name} is {found!r}, not a class or function")
+    own = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+    hint = did_you_mean(name, own) or f"; it has {', '.join(own) or 'none'}"
+    raise UsageError(f"{path}: there is no class or function {name!r}{hint}")
+
+
+def check_arguments(make: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Say which argument is unknown or missing, and what to do, or ``None``."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (ValueError, TypeError):
+        return None
+    kinds = {parameter.kind for parameter in parameters.values()}
+    named = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    is_open = inspect.Parameter.VAR_KEYWORD in kinds
+    for name in OURS:
+        if name not in named and not is_open:
+            return "", f"the network does not take {name}; add the argument to it"
+    for name in given:
+        if name in OURS:
+            return name, "is given by the data; remove it"
+        if name not in named and not is_open:
+            known = [argument for argument in named if argument not in OURS]
+            hint = did_you_mean(name, known) or f"; it takes {', '.join(known) or 'none'}"
+            return name, f"the network takes no such argument{hint}"
+    for name in named:
+        is_needed = parameters[name].default is inspect.Parameter.empty
+        if is_needed and name not in given and name not in OURS:
+            return "", f"the network needs '{name}'; add it"
+    return None
+
+
+@functools.lru_cache(maxsize=8)
+def load_module(path: str, source: str) -> ModuleType:
+    """Run the source as a module, once a process; see ``load_callable``."""
+    try:
+        code = compile(source, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise UsageError(f"{path}:{line}: not Python: {getattr(error, 'msg', error)}") from error
+    name = f"cifar_tune_custom_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    module = ModuleType(name)
+    # Dataclasses look their module up there; tracebacks find their lines in linecache.
+    sys.modules[name] = module
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    # Not before: spaces without networks of the user's own are read without torch.
+    import torch
+
+    try:
+        # Run once a process, it may not move the random numbers of the training that comes first.
+        with torch.random.fork_rng(devices=[]):
+            exec(code, vars(module))
+    except Exception as error:
+        del sys.modules[name]
+        hint = ""
+        if isinstance(error, ImportError):
+            hint = _moved(error)
+            hint = hint or "; it may import installed packages alone, for only this file travels"
+        raise UsageError(f"{place_of(path, error)}: {first_line_of(error)}{hint}") from error
+    return module
+
+
+def _moved(error: ImportError) -> str:
+    """Say where that is now which an import has not found; empty where that is not known."""
+    name = error.name or ""
+    if missing := re.match(r"cannot import name '(\w+)'", error.msg or ""):
+        name = f"{name}.{missing[1]}"
+    for old, new in tuner.MOVED.items():
+        # A package may stand today where a module stood: only what it lacks itself has moved.
+        is_elsewhere = name.rpartition(".")[0] in sys.modules.keys() - {old}
+        if name == old or (name.startswith(f"{old}.") and not is_elsewhere):
+            return f"; {old} is {new} now"
+    return ""
+
+
+def place_of(path: str, error: BaseException) -> str:
+    """Return the file with the deepest line of it that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f"{path}:{lines[-1]}" if lines else path
+
+
+def first_line_of(error: BaseException) -> str:
+    """Return an error's kind and the first line of its message."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
