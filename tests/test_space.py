@@ -420,6 +420,14 @@ def test_bases_form_a_chain_relative_to_each_file() -> None:
     assert (drawn["batch_size"], drawn["ema_decay"]) == (2, 0.5)
 
 
+def test_a_shipped_space_is_a_base_by_its_name() -> None:
+    space = load("extends: quick\nsearch: {trials: 3}\n")
+    assert space.search.trials == 3
+    assert space.axes == load_space(find_space("quick")).axes
+    with pytest.raises(SpaceError, match="did you mean 'quick'"):
+        load("extends: quik\n" + HEAD)
+
+
 def test_an_error_in_a_base_names_the_base() -> None:
     Path("deep").mkdir()
     Path("deep/base.yaml").write_text(HEAD + "  batch_sise: 3\n")
@@ -555,15 +563,15 @@ baseline: [{batch_size: {choice: [1, 2]}}]
 baseline: [{batch_size: 17}, {batch_size: 17}]
   => 1:30: baseline[1]: is the same as one before it; remove one
 extends: nope.yaml
-  => 1:10: extends: there is no file nope.yaml; the name is relative to this file's folder
+  => 1:10: extends: no file nope.yaml from this file's folder, and no shipped space of that name
 extends: 3
-  => 1:10: extends: is not a file name; write one, such as base.yaml
+  => 1:10: extends: is not a name; write that of a file, or of a shipped space as cnn
 extends: s.yaml
   => 1:10: extends: s.yaml extends this file in turn; break the circle
 extends:
-  => 1:1: extends: is not a file name; write one, such as base.yaml
+  => 1:1: extends: is not a name; write that of a file, or of a shipped space as cnn
 extends: .
-  => 1:10: extends: there is no file .; the name is relative to this file's folder
+  => 1:10: extends: no file . from this file's folder, and no shipped space of that name
 """
 
 INSIDE_A_SPACE = """\
@@ -849,6 +857,61 @@ def test_what_is_not_yaml_is_refused_in_one_line(text: str, place: str) -> None:
     assert message.startswith(f"s.yaml{place}: not YAML: ")
     assert message.endswith("; check brackets, colons, quotes and indentation")
     assert "\n" not in message
+
+
+def test_every_mistake_is_told_in_one_pass_in_the_order_of_the_lines() -> None:
+    text = """\
+serach: {trials: 3}
+search: {epochs: 0, sampler: tpee}
+constraints: {max_params: 1}
+baseline:
+  - {model: {cnn: {stages: 9}}}
+  - {model: {resnett: {depth: 18}}}
+space:
+  batch_size: {choice: [128, 128, many]}
+  model:
+    choice:
+      cnn: {stages: {int: [4, 2]}, widht: 3, dropout: 1e-3}
+      vgg: {}
+  optimizer: {choice: {sgd: {lr: {float: [-1, 9000]}}, adam: {}}}
+  label_smoothing: yes
+  seed: 3
+"""
+    with pytest.raises(SpaceError) as caught:
+        load(text, "space.epochs=-1", "spade")
+    places = [line.split(": ")[0] for line in str(caught.value).splitlines()]
+    assert places == ["s.yaml:14:20"], "what is not read is told alone"
+    with pytest.raises(SpaceError) as caught:
+        load(text.replace("yes", "2.0"), "space.ema_decay=7")
+    lines = str(caught.value).splitlines()
+    places = [tuple(line.split(": ")[:2]) for line in lines]
+    assert places == [
+        ("s.yaml:1:1", "serach"),
+        ("s.yaml:2:18", "search.epochs"),
+        ("s.yaml:2:30", "search.sampler"),
+        ("s.yaml:3:15", "constraints.max_params"),
+        ("s.yaml:5:28", "baseline[0].model.cnn.stages"),
+        ("s.yaml:6:14", "baseline[1].model.resnett"),
+        ("s.yaml:8:30", "space.batch_size"),
+        ("s.yaml:8:35", "space.batch_size"),
+        ("s.yaml:11:27", "space.model.cnn.stages"),
+        ("s.yaml:11:36", "space.model.cnn.widht"),
+        ("s.yaml:11:55", "space.model.cnn.dropout"),
+        ("s.yaml:12:7", "space.model.vgg"),
+        ("s.yaml:13:43", "space.optimizer.sgd.lr"),
+        ("s.yaml:13:56", "space.optimizer.adam"),
+        ("s.yaml:14:20", "space.label_smoothing"),
+        ("s.yaml:15:3", "space.seed"),
+        ("space.ema_decay=7", "7 is out of range; it must be at least 0 and below 1"),
+    ]
+
+
+def test_no_more_mistakes_are_told_than_can_be_read() -> None:
+    choices = ", ".join(f"b{number}" for number in range(50))
+    with pytest.raises(SpaceError) as caught:
+        load(f"space: {{model: cnn, batch_size: {{choice: [{choices}]}}}}\n")
+    assert len(lines := str(caught.value).splitlines()) == 21
+    assert lines[-1] == "and 30 more mistakes"
 
 
 def test_a_file_that_cannot_be_read_is_refused() -> None:

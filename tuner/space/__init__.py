@@ -26,7 +26,7 @@ from tuner.config import (
     ShareConfig,
     TrialConfig,
 )
-from tuner.errors import SpaceError, UsageError
+from tuner.errors import UsageError
 from tuner.models.families import FAMILIES, params_of
 from tuner.run.trial import explaining_damage
 from tuner.schema import (
@@ -34,7 +34,6 @@ from tuner.schema import (
     Scalar,
     Tagged,
     build,
-    did_you_mean,
     parse,
     schema_of,
     to_plain,
@@ -45,9 +44,9 @@ from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
 from tuner.space.plugin import with_sources
-from tuner.space.source import check_no_files, load
+from tuner.space.source import check_no_files, find_space, load
 from tuner.space.transfer import with_origins
-from tuner.space.tree import Node, dump
+from tuner.space.tree import Mistakes, Node, dump
 from tuner.storage.paths import AnyPath, on_disk
 
 __all__ = [
@@ -60,16 +59,6 @@ __all__ = [
     "load_space",
 ]
 
-_PACKAGE = Path(__file__).parents[1]
-SHIPPED = next(
-    (
-        folder / "search_spaces"
-        for folder in (_PACKAGE, _PACKAGE.parent)
-        if (folder / "search_spaces").is_dir()
-    ),
-    _PACKAGE / "search_spaces",
-)
-"""In an installed wheel within the package, in a clone beside it; on a cluster's nodes nowhere."""
 MODELS = {name: schema_of(params) for name, params in FAMILIES.items()}
 ORIGIN = ("name", "weights", "run", "trial", "source", "sha256")
 """Parameters of a ``pretrained`` model that say what it starts from."""
@@ -118,6 +107,9 @@ FILE = Record(
     required=frozenset(),
 )
 """The top level of a file, but for ``baseline``, a list."""
+TOP_LEVEL = (*FILE.fields, "baseline")
+MOST_MISTAKES = 20
+"""Of a space, told at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,22 +206,6 @@ class SearchSpace:
         return None if math.isinf(size) else int(size)
 
 
-def find_space(name: str) -> Path:
-    """Find a space by its file or, if it comes with the program, by its name, such as ``quick``.
-
-    Raises:
-        SpaceError: If no space has that name.
-    """
-    path = Path(name)
-    if path.is_file() or path.suffix or len(path.parts) != 1:
-        return path
-    known = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
-    if name not in known:
-        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
-        raise SpaceError(f"{name}: neither a file nor the name of a space{hint}")
-    return known[name]
-
-
 def load_space(
     path: Path,
     overrides: Sequence[str] = (),
@@ -247,52 +223,66 @@ def load_space(
             relative to where that would be.
 
     Raises:
-        SpaceError: At the first mistake, as ``file:line:column: path: what; how to mend``.
+        SpaceError: With every mistake, one a line, as
+            ``file:line:column: path: what; how to mend``.
     """
     if text is None and (path.parent / "run.json").exists():
         check_no_files(path)
-    root, own_code = with_sources(load(path, overrides, FILE, text), path)
-    root = with_origins(root, storage)
-    assert isinstance(root.value, dict)
-    nodes = root.value
-    known = (*FILE.fields, "baseline")
-    for key in (key for key in nodes if key not in known):
-        blocks = [name for name in ("space", "search") if key in BLOCKS[name].fields]
-        hint = (
-            f"belongs elsewhere; put it under {blocks[0]}:" if blocks else unknown_key(key, known)
-        )
-        raise root.key_error(key, hint)
-    if "space" not in nodes:
-        raise root.error("'space' is missing; add it, with a 'model:' below it")
-    head = {key: node for key, node in nodes.items() if key not in ("space", "baseline")}
-    for key in ("constraints", "resources"):
-        if key in head:
-            head[key] = _with_large_numbers(head[key])
-    plain = read_record(root.with_value(head), FILE, searched=False).sample(RandomTrial())
-    if "parameters" not in plain.get("resources", {}).get("large", {"parameters": 0}):
-        raise nodes["resources"].error("'large' needs 'parameters'; add it")
-    axes = read_record(_without_run_keys(nodes["space"]), TRIAL)
-    entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
-    if plain.get("search", {}).get("scheduler", SearchConfig().scheduler) != "none":
-        _check_epochs(nodes["space"], *entries)
+    own_code: dict[str, str] = {}
+    axes, plain = None, None
+    baseline: list[Baseline] = []
+    with Mistakes(MOST_MISTAKES) as mistakes:
+        root = load(path, overrides, FILE, text)
+        with mistakes.collected():
+            root, own_code = with_sources(root, path)
+        with mistakes.collected():
+            root = with_origins(root, storage)
+        assert isinstance(root.value, dict)
+        nodes = root.value
+        with mistakes.collected():
+            plain = _read_head(root, mistakes)
+        if "space" in nodes:
+            with mistakes.collected():
+                axes = read_record(_without_run_keys(nodes["space"], mistakes), TRIAL)
+        elif nodes.keys() <= {*TOP_LEVEL}:
+            # Else an unknown key may be this one, misspelt.
+            mistakes.add(root.error("'space' is missing; add it, with a 'model:' below it"))
+        entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
+        if (
+            plain is not None
+            and plain.get("search", {}).get("scheduler", SearchConfig().scheduler) != "none"
+        ):
+            _check_epochs(mistakes, *entries, *([nodes["space"]] if "space" in nodes else []))
+        for node in entries:
+            with mistakes.collected():
+                entry = _without_run_keys(node, mistakes)
+                if axes is None:
+                    read_record(entry, TRIAL, searched=False)
+                else:
+                    baseline.append(read_baseline(entry, TRIAL, axes))
+    assert plain is not None
+    assert axes is not None
     space = SearchSpace(
         description=plain.get("description", ""),
         dataset=plain.get("dataset"),
         search=build(SearchConfig, plain.get("search", {}), "search"),
         constraints=build(Constraints, plain.get("constraints", {}), "constraints"),
         resources=parse(RESOURCES, plain.get("resources", {}), "resources"),
-        baseline=tuple(read_baseline(_without_run_keys(node), TRIAL, axes) for node in entries),
+        baseline=tuple(baseline),
         axes=axes,
         text=dump(root),
         own_code=own_code,
     )
     draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
-    check_possible(nodes["space"], draw, {})
-    for index, node in enumerate(entries):
-        if space.baseline[index] in space.baseline[:index]:
-            raise node.error("is the same as one before it; remove one")
-        pinned = functools.partial(draw, baseline=index)
-        check_possible(node, pinned, space.baseline_params(index))
+    with Mistakes() as mistakes:
+        with mistakes.collected():
+            check_possible(nodes["space"], draw, {})
+        for index, node in enumerate(entries):
+            with mistakes.collected():
+                if space.baseline[index] in space.baseline[:index]:
+                    raise node.error("is the same as one before it; remove one")
+                pinned = functools.partial(draw, baseline=index)
+                check_possible(node, pinned, space.baseline_params(index))
     return space
 
 
@@ -352,22 +342,42 @@ def _with_large_numbers(node: Node) -> Node:
     return node
 
 
-def _without_run_keys(node: Node) -> Node:
-    for key in RUN_KEYS:
-        if isinstance(node.value, dict) and key in node.value:
-            raise node.key_error(key, RUN_KEYS[key])
-    return node
+def _read_head(root: Node, mistakes: Mistakes) -> dict[str, Any]:
+    """Read what stands beside ``space`` and ``baseline``."""
+    assert isinstance(root.value, dict)
+    head = {}
+    for key, node in root.value.items():
+        if key not in TOP_LEVEL:
+            blocks = [name for name in ("space", "search") if key in BLOCKS[name].fields]
+            elsewhere = f"belongs elsewhere; put it under {blocks[0]}:" if blocks else ""
+            mistakes.add(root.key_error(key, elsewhere or unknown_key(key, TOP_LEVEL)))
+        elif key in ("constraints", "resources"):
+            head[key] = _with_large_numbers(node)
+        elif key not in ("space", "baseline"):
+            head[key] = node
+    plain = read_record(root.with_value(head), FILE, searched=False).sample(RandomTrial())
+    if "parameters" not in plain.get("resources", {}).get("large", {"parameters": 0}):
+        raise root.value["resources"].error("'large' needs 'parameters'; add it")
+    return plain
 
 
-def _check_epochs(*nodes: Node) -> None:
+def _without_run_keys(node: Node, mistakes: Mistakes) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    for key in RUN_KEYS.keys() & node.value.keys():
+        mistakes.add(node.key_error(key, RUN_KEYS[key]))
+    return node.with_value({k: v for k, v in node.value.items() if k not in RUN_KEYS})
+
+
+def _check_epochs(mistakes: Mistakes, *nodes: Node) -> None:
     # At one rung, a short schedule has all but ended and a long one has hardly begun.
+    what = (
+        "trials of different lengths cannot be compared midway; write "
+        "search: {scheduler: none} too, or all trials' epochs as search: {epochs: 27}"
+    )
     for node in nodes:
         if isinstance(node.value, dict) and "epochs" in node.value:
-            raise node.key_error(
-                "epochs",
-                "trials of different lengths cannot be compared midway; write "
-                "search: {scheduler: none} too, or all trials' epochs as search: {epochs: 27}",
-            )
+            mistakes.add(node.key_error("epochs", what))
 
 
 def json_schema() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tuner.space.axes import (
     remainder,
     to_yaml,
 )
-from tuner.space.tree import FORMS, Node
+from tuner.space.tree import FORMS, Mistakes, Node
 
 MODIFIERS = ("log", "step")
 MAX_STEPS = 10**9
@@ -47,7 +47,7 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
         searched: Whether axes are allowed. If not, the values are fixed, and need not make a whole.
 
     Raises:
-        SpaceError: At the first mistake.
+        SpaceError: With every mistake, one a line.
     """
     if searched and isinstance(node.value, tuple) and not isinstance(schema, Record | Free):
         raise node.error("a list is not a plain value; to choose from it, write {choice: [...]}")
@@ -55,10 +55,11 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
         case Record():
             return read_record(node, schema, searched=searched)
         case Tagged():
-            options = {
-                name: read_record(params, schema.options[name], searched=searched)
-                for name, params in _names(node, schema, searched).items()
-            }
+            options = {}
+            with Mistakes() as mistakes:
+                for name, params in _names(node, schema, searched, mistakes).items():
+                    with mistakes.collected():
+                        options[name] = read_record(params, schema.options[name], searched=searched)
             return Branch(name=_name(node), options=options)
         case Scalar():
             return _read_scalar(node, schema, searched)
@@ -74,18 +75,20 @@ def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
         raise node.error(
             f"{_not(node.value, 'a mapping')}; write keys such as {next(iter(schema.fields))}:"
         )
-    for key in node.value:
-        if key not in schema.fields:
-            raise node.key_error(key, unknown_key(key, schema.fields))
-    group = Group(
-        entries={
-            key: read(child, schema.fields[key], searched=searched)
-            for key, child in node.value.items()
-        }
-    )
+    entries: dict[str, Axis] = {}
+    with Mistakes() as mistakes:
+        for key, child in node.value.items():
+            if key not in schema.fields:
+                mistakes.add(node.key_error(key, unknown_key(key, schema.fields)))
+                continue
+            with mistakes.collected():
+                entries[key] = read(child, schema.fields[key], searched=searched)
+        # Where there is an unknown key, it may be the missing one, misspelt.
+        if searched and node.value.keys() <= schema.fields.keys():
+            for key in sorted(schema.required - node.value.keys()):
+                mistakes.add(node.error(f"'{key}' is missing; add it"))
+    group = Group(entries=entries)
     if searched:
-        for key in sorted(schema.required - node.value.keys()):
-            raise node.error(f"'{key}' is missing; add it")
         check_possible(node, lambda trial: parse(schema, group.sample(trial)), {})
     return group
 
@@ -95,16 +98,18 @@ def _read_free(node: Node, schema: Free, searched: bool) -> Group:
     if not isinstance(node.value, dict):
         raise node.error(f"{_not(node.value, 'a mapping')}; write keys with values or axes")
     entries: dict[str, Axis] = {}
-    for key, child in node.value.items():
-        if problem := schema.problem(key):
-            raise node.key_error(key, problem)
-        if key in FORMS:
-            what = "an axis, where a whole mapping stands; write one for each of its keys"
-            raise node.key_error(key, what)
-        if isinstance(child.value, tuple):
-            what = "a list is not a plain value; to choose from it, write {choice: [...]}"
-            raise child.error(what)
-        entries[key] = _read_scalar(child, _kind_as_written(child), searched)
+    with Mistakes() as mistakes:
+        for key, child in node.value.items():
+            with mistakes.collected():
+                if problem := schema.problem(key):
+                    raise node.key_error(key, problem)
+                if key in FORMS:
+                    what = "an axis, where a whole mapping stands; write one for each of its keys"
+                    raise node.key_error(key, what)
+                if isinstance(child.value, tuple):
+                    what = "a list is not a plain value; to choose from it, write {choice: [...]}"
+                    raise child.error(what)
+                entries[key] = _read_scalar(child, _kind_as_written(child), searched)
     return Group(entries=entries)
 
 
@@ -138,8 +143,8 @@ def check_possible(
     raise node.error(problem)
 
 
-def _names(node: Node, schema: Tagged, searched: bool) -> dict[str, Node]:
-    """Return the names that may be chosen, each with the node of its parameters."""
+def _names(node: Node, schema: Tagged, searched: bool, mistakes: Mistakes) -> dict[str, Node]:
+    """Return the known names that may be chosen, each with the node of its parameters."""
     known = Scalar(kind=str, words=tuple(schema.options))
     if not isinstance(node.value, dict):
         return {str(_value(node, known)): node.with_value({})}
@@ -156,7 +161,7 @@ def _names(node: Node, schema: Tagged, searched: bool) -> dict[str, Node]:
         )
     for name in source.value:
         if name not in schema.options:
-            raise source.key_error(name, unknown_key(name, schema.options))
+            mistakes.add(source.key_error(name, unknown_key(name, schema.options)))
     if source is node and len(source.value) > 1:
         first, second, *_ = source.value
         what = f"a second name beside '{first}'; to choose between them, put them under choice:"
@@ -164,6 +169,7 @@ def _names(node: Node, schema: Tagged, searched: bool) -> dict[str, Node]:
     return {
         name: params.with_value({}) if params.value is None else params
         for name, params in source.value.items()
+        if name in schema.options
     }
 
 
@@ -204,10 +210,12 @@ def _form(node: Node, searched: bool) -> str:
 def _distinct(source: Node, schema: Scalar) -> tuple[Plain, ...]:
     assert isinstance(source.value, tuple)
     values: list[Plain] = []
-    for item in source.value:
-        if (value := _value(item, schema)) in values:
-            raise item.error(f"{to_yaml(value)} stands in the choice twice; remove one")
-        values.append(value)
+    with Mistakes() as mistakes:
+        for item in source.value:
+            with mistakes.collected():
+                if (value := _value(item, schema)) in values:
+                    raise item.error(f"{to_yaml(value)} stands in the choice twice; remove one")
+                values.append(value)
     if not values:
         raise source.error("the choice is empty; write the values to choose from")
     return tuple(values)
@@ -225,7 +233,12 @@ def _read_range(node: Node, form: str, schema: Scalar) -> Range:
     if not isinstance(ends.value, tuple) or len(ends.value) != 2:
         raise ends.error(f"a range has two ends; write {{{form}: [low, high]}}")
     number = Scalar(kind=int if whole else float, bounds=schema.bounds)
-    low, high = (_value(end, number) for end in ends.value)
+    values = []
+    with Mistakes() as mistakes:
+        for end in ends.value:
+            with mistakes.collected():
+                values.append(_value(end, number))
+    low, high = values
     assert not isinstance(low, str)
     assert not isinstance(high, str)
     if low > high:

@@ -6,9 +6,36 @@ from pathlib import Path
 import yaml
 
 from tuner.errors import SpaceError
-from tuner.schema import Free, Record, Schema, Tagged
-from tuner.space.tree import Node, below, compose
+from tuner.schema import Free, Record, Schema, Tagged, did_you_mean
+from tuner.space.tree import Mistakes, Node, below, compose
 from tuner.storage.paths import read_text
+
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = next(
+    (
+        folder / "search_spaces"
+        for folder in (_PACKAGE, _PACKAGE.parent)
+        if (folder / "search_spaces").is_dir()
+    ),
+    _PACKAGE / "search_spaces",
+)
+"""In an installed wheel within the package, in a clone beside it; on a cluster's nodes nowhere."""
+
+
+def find_space(name: str) -> Path:
+    """Find a space by its file or, if it comes with the program, by its name, such as ``quick``.
+
+    Raises:
+        SpaceError: If no space has that name.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix or len(path.parts) != 1:
+        return path
+    known = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        raise SpaceError(f"{name}: neither a file nor the name of a space{hint}")
+    return known[name]
 
 
 def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None = None) -> Node:
@@ -28,8 +55,10 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
         SpaceError: If a file or an override cannot be read.
     """
     root = _load_file(path, schema, (), text)
-    for override in overrides:
-        root = _override(root, override)
+    with Mistakes() as mistakes:
+        for override in overrides:
+            with mistakes.collected():
+                root = _override(root, override)
     return root
 
 
@@ -123,12 +152,18 @@ def _load_file(
     if (extends := root.value.get("extends")) is None:
         return root
     if not isinstance(extends.value, str):
-        raise extends.error("is not a file name; write one, such as base.yaml")
+        raise extends.error("is not a name; write that of a file, or of a shipped space as cnn")
     base = path.parent / extends.value
+    if not base.exists() and (SHIPPED / f"{extends.value}.yaml").is_file():
+        base = SHIPPED / f"{extends.value}.yaml"
     if base.resolve() in (path.resolve(), *chain):
         raise extends.error(f"{base} extends this file in turn; break the circle")
     if not base.is_file():
-        raise extends.error(f"there is no file {base}; the name is relative to this file's folder")
+        known = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
+        hint = did_you_mean(extends.value, known) or f"; shipped spaces are {', '.join(known)}"
+        raise extends.error(
+            f"no file {base} from this file's folder, and no shipped space of that name{hint}"
+        )
     own = {key: child for key, child in root.value.items() if key != "extends"}
     return merge(_load_file(base, schema, (path.resolve(), *chain)), root.with_value(own), schema)
 

@@ -7,9 +7,11 @@ the composed nodes are read one by one, and what would be quietly wrong is refus
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import yaml
 
@@ -22,6 +24,58 @@ MAX_NODES = 10_000
 _PREFIX = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _FLOAT = re.compile(r"[-+.0-9_eE]+")
+
+
+class Mistakes:
+    """Collects the mistakes of a space, to tell them all in one pass.
+
+    As a context it raises, at its end, one ``SpaceError`` of a line for each mistake that was
+    collected, in the order of their places.
+
+    Args:
+        most: How many are told; ``None`` for all.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, SpaceError):
+            self.add(error)
+        elif error is not None:
+            return
+        if self._lines:
+            lines = sorted(dict.fromkeys(self._lines), key=_position)
+            if self._most is not None and len(lines) > self._most:
+                lines[self._most :] = [f"and {len(lines) - self._most} more mistakes"]
+            raise SpaceError("\n".join(lines)) from error
+
+    def add(self, error: SpaceError) -> None:
+        """Collect a mistake."""
+        self._lines += str(error).splitlines()
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Collect the mistake that the block raises, and go on after the block."""
+        try:
+            yield
+        except SpaceError as error:
+            self.add(error)
+
+
+def _position(line: str) -> tuple[str, int, int]:
+    """Return the file, line and column that a message begins with."""
+    found = re.match(r"(.*?):([0-9]+):([0-9]+): ", line)
+    return (found[1], int(found[2]), int(found[3])) if found else (line, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,44 +183,62 @@ class _Reader:
         self.num_nodes += 1
         if node in self.open:
             raise _error(place, path, "the alias contains itself; write the values out")
+        if self.num_nodes > MAX_NODES + 1:
+            # Told already; aliases of aliases would take for ever.
+            return Node(value=None, path=path, place=place, key_place=place)
         if self.num_nodes > MAX_NODES:
             raise _error(place, path, f"more than {MAX_NODES} values; use fewer aliases")
         self.open.append(node)
-        value: Any
-        if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
-            value = self.read_mapping(node, path)
-        elif isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
-            # The entries of an axis have the path of the axis; only baselines need an index.
-            paths = [f"{path}[{i}]" if path == "baseline" else path for i in range(len(node.value))]
-            value = tuple(map(self.read, node.value, paths))
-        else:
-            try:
-                value = _scalar(node)
-            except ValueError as error:
-                raise _error(place, path, str(error)) from None
-        self.open.pop()
+        try:
+            value = self.read_value(node, path, place)
+        finally:
+            self.open.pop()
         key_place = key_place or place
         # An empty value has no place that an eye could find.
         place = key_place if value is None else place
         return Node(value=value, path=path, place=place, key_place=key_place)
 
+    def read_value(self, node: yaml.Node, path: str, place: str) -> Any:
+        if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
+            return self.read_mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
+            # The entries of an axis have the path of the axis; only baselines need an index.
+            paths = [f"{path}[{i}]" if path == "baseline" else path for i in range(len(node.value))]
+            entries = []
+            with Mistakes() as mistakes:
+                for child, child_path in zip(node.value, paths, strict=True):
+                    with mistakes.collected():
+                        entries.append(self.read(child, child_path))
+            return tuple(entries)
+        try:
+            return _scalar(node)
+        except ValueError as error:
+            raise _error(place, path, str(error)) from None
+
     def read_mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Node]:
         children: dict[str, Node] = {}
         lines: dict[str, int] = {}
-        for key_node, child in node.value:
-            place, key = self.place(key_node.start_mark), key_node.value
-            if key_node.tag == _PREFIX + "merge":
-                raise _error(place, path, "'<<' is not supported; use extends, or write it out")
-            if key_node.tag == _PREFIX + "bool":
-                raise _error(place, path, f"the key '{key}' is read as a truth value; quote it")
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _PREFIX + "str":
-                raise _error(place, path, "a key is not a word; write 'name: value'")
-            if key in children:
-                what = f"duplicate key; it is on line {lines[key]} already; keep one"
-                raise _error(place, join(path, key), what)
-            lines[key] = key_node.start_mark.line + 1
-            children[key] = self.read(child, below(path, key), place)
+        with Mistakes() as mistakes:
+            for key_node, child in node.value:
+                with mistakes.collected():
+                    key = self.read_key(key_node, path, lines)
+                    lines[key] = key_node.start_mark.line + 1
+                    place = self.place(key_node.start_mark)
+                    children[key] = self.read(child, below(path, key), place)
         return children
+
+    def read_key(self, node: yaml.Node, path: str, lines: dict[str, int]) -> str:
+        place, key = self.place(node.start_mark), node.value
+        if node.tag == _PREFIX + "merge":
+            raise _error(place, path, "'<<' is not supported; use extends, or write it out")
+        if node.tag == _PREFIX + "bool":
+            raise _error(place, path, f"the key '{key}' is read as a truth value; quote it")
+        if not isinstance(node, yaml.ScalarNode) or node.tag != _PREFIX + "str":
+            raise _error(place, path, "a key is not a word; write 'name: value'")
+        if key in lines:
+            what = f"duplicate key; it is on line {lines[key]} already; keep one"
+            raise _error(place, join(path, key), what)
+        return str(key)
 
 
 def _scalar(node: yaml.Node) -> Any:
