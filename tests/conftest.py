@@ -25,7 +25,7 @@ from tuner.run.trial import (
     write_trial,
     write_val_probs,
 )
-from tuner.storage.object_path import Remote
+from tuner.storage.object_path import ObjectPath
 from tuner.storage.paths import to_path
 from tuner.training.loop import train
 
@@ -175,15 +175,15 @@ def server(shared_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server
 
 
 @pytest.fixture
-def bucket(server: S3Server, tmp_path: Path) -> Remote:
+def bucket(server: S3Server, tmp_path: Path) -> ObjectPath:
     """Return an empty folder of a bucket."""
     place = to_path(f"s3://bucket/{tmp_path.name}")
-    assert isinstance(place, Remote)
+    assert isinstance(place, ObjectPath)
     return place
 
 
 @pytest.fixture
-def stored_run(trained_run: Run, bucket: Remote, server: S3Server) -> Run:
+def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
     """Return a copy in the store of a run of three trials; its storage is ``bucket``."""
     shutil.copytree(trained_run.path, server.folder / bucket.uri.removeprefix("s3://") / "tiny")
     return Run.open(bucket / "tiny")

@@ -13,16 +13,20 @@ import pytest
 from tests.stores import S3Server
 from tuner.errors import StorageError, UsageError
 from tuner.storage import object_store as store
-from tuner.storage.files import append_line, replacing, write_text
-from tuner.storage.object_path import Remote
+from tuner.storage.files import append_line, remove_leftovers, replacing, write_text
+from tuner.storage.object_path import ObjectPath
 from tuner.storage.paths import (
     AnyPath,
     copy_file,
+    etag,
     folders_with,
+    locked,
+    modified,
     on_disk,
+    read_bytes,
+    remove_folder,
     replace_folder,
     scratch,
-    stamp,
     to_path,
     with_snapshot,
 )
@@ -60,7 +64,7 @@ def test_what_is_not_there_is_not_found(place: AnyPath) -> None:
     with pytest.raises(FileNotFoundError):
         (place / "file.txt").read_text()
     (place / "file.txt").unlink(missing_ok=True)
-    assert stamp(place / "file.txt") is None
+    assert etag(place / "file.txt") is None
 
 
 def test_lines_are_added_at_the_end(place: AnyPath) -> None:
@@ -78,7 +82,7 @@ def test_folders_are_found_by_a_file_in_them(place: AnyPath) -> None:
     assert not folders_with(place / "nowhere", "run.json")
 
 
-def test_a_glance_knows_a_folder_as_it_was_seen(bucket: Remote) -> None:
+def test_a_snapshot_knows_a_folder_as_it_was_seen(bucket: ObjectPath) -> None:
     write_text(bucket / "trials" / "0001" / "status.json", "old")
     write_text(bucket / "trials" / "0001" / "large.bin", "")
     seen = with_snapshot(bucket / "trials", "status.json")
@@ -96,11 +100,11 @@ def test_a_glance_knows_a_folder_as_it_was_seen(bucket: Remote) -> None:
 
 def test_a_stamp_changes_with_the_file(place: AnyPath) -> None:
     write_text(place / "file", "one")
-    first = stamp(place / "file")
-    assert first == stamp(place / "file")
+    first = etag(place / "file")
+    assert first == etag(place / "file")
     time.sleep(0.02)
     write_text(place / "file", "one more")
-    assert stamp(place / "file") != first
+    assert etag(place / "file") != first
 
 
 def test_a_file_on_disk_is_the_file_or_a_copy_for_a_while(place: AnyPath) -> None:
@@ -109,6 +113,46 @@ def test_a_file_on_disk_is_the_file_or_a_copy_for_a_while(place: AnyPath) -> Non
         assert file.read_text() == "weights"
         assert file.name == "weights.bin"
     assert file.exists() == (file == place / "weights.bin")
+
+
+def test_a_file_that_is_too_large_is_not_read(place: AnyPath) -> None:
+    write_text(place / "file", "12345")
+    assert read_bytes(place / "file", most=5) == b"12345"
+    with pytest.raises(OSError, match=r"file .* more than|file is larger than"):
+        read_bytes(place / "file", most=4)
+
+
+def test_a_file_says_when_it_was_written(place: AnyPath) -> None:
+    write_text(place / "file", "")
+    assert modified(place / "file") == pytest.approx(time.time(), abs=60)
+
+
+def test_a_folder_is_made_once(place: AnyPath) -> None:
+    write_text(place / "run" / "run.json", "")
+    with pytest.raises(FileExistsError):
+        (place / "run").mkdir(parents=True)
+    (place / "other").mkdir(parents=True)
+
+
+def test_a_folder_is_removed_with_all_in_it(place: AnyPath) -> None:
+    write_text(place / "run" / "trials" / "status.json", "")
+    remove_folder(place / "run")
+    remove_folder(place / "nowhere")
+    assert not (place / "run").exists()
+
+
+def test_one_search_at_a_time_has_a_folder(place: AnyPath) -> None:
+    write_text(place / "run.json", "")
+    with locked(place), pytest.raises(UsageError, match="is searching this run; wait for it"):
+        locked(place).__enter__()
+    with locked(place):
+        pass
+
+
+def test_whole_files_are_no_leftovers(place: AnyPath) -> None:
+    write_text(place / "status.json", "")
+    remove_leftovers(place)
+    assert [path.name for path in place.iterdir()] == ["status.json"]
 
 
 def test_a_file_is_copied_between_all_kinds(place: AnyPath, tmp_path: Path) -> None:
@@ -140,7 +184,7 @@ def test_a_scratch_folder_is_gone_after_its_block(place: AnyPath) -> None:
     assert [path.name for path in place.iterdir()] == ["run.json"]
 
 
-def test_of_writers_at_once_one_creates_a_file(bucket: Remote) -> None:
+def test_of_writers_at_once_one_creates_a_file(bucket: ObjectPath) -> None:
     won: list[int] = []
 
     def create(number: int) -> None:
@@ -196,7 +240,7 @@ def test_missing_credentials_are_told_at_once(
     assert time.monotonic() - began < store.FIRST_SECONDS / 2
 
 
-def test_access_that_is_lost_is_no_mistake_of_the_trial(bucket: Remote) -> None:
+def test_access_that_is_lost_is_no_mistake_of_the_trial(bucket: ObjectPath) -> None:
     """So that its worker counts as lost, and it goes on when the search does."""
 
     def refuse(fs: object) -> None:
@@ -211,7 +255,7 @@ def test_access_that_is_lost_is_no_mistake_of_the_trial(bucket: Remote) -> None:
 
 
 def test_an_outage_is_waited_out_and_told(
-    bucket: Remote, server: S3Server, capfd: pytest.CaptureFixture[str]
+    bucket: ObjectPath, server: S3Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_text(bucket / "before", "kept")
     server.kill()
@@ -227,7 +271,7 @@ def test_an_outage_is_waited_out_and_told(
 
 
 def test_an_outage_is_waited_out_once(
-    bucket: Remote, server: S3Server, monkeypatch: pytest.MonkeyPatch
+    bucket: ObjectPath, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = 0
 

@@ -21,9 +21,9 @@ from tuner.run.checkpoint import read_description
 from tuner.run.run import Run, find_run, open_runs
 from tuner.run.trial import TrialStatus, write_status
 from tuner.storage.files import write_text
-from tuner.storage.lock import NAME
-from tuner.storage.object_path import Remote
+from tuner.storage.object_path import ObjectPath
 from tuner.storage.paths import to_path
+from tuner.storage.protocol import LOCK_NAME
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -133,7 +133,7 @@ def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
-def search(tmp_path: Path, bucket: Remote, *options: str) -> Search:
+def search(tmp_path: Path, bucket: ObjectPath, *options: str) -> Search:
     (tmp_path / "space.yaml").write_text(SPACE)
     return Search(
         tmp_path,
@@ -145,7 +145,7 @@ def search(tmp_path: Path, bucket: Remote, *options: str) -> Search:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_outlives_the_death_of_its_storage(
-    call: Call, bucket: Remote, server: S3Server, tmp_path: Path
+    call: Call, bucket: ObjectPath, server: S3Server, tmp_path: Path
 ) -> None:
     trials = server.folder / bucket.uri.removeprefix("s3://") / "run" / "trials"
     with search(tmp_path, bucket, "--trials", "6") as running:
@@ -178,7 +178,7 @@ def test_a_search_outlives_the_death_of_its_storage(
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a folder for one node alone")
 def test_a_cluster_that_shares_no_folder_searches_into_a_store(
-    bucket: Remote, tmp_path: Path
+    bucket: ObjectPath, tmp_path: Path
 ) -> None:
     folder = tmp_path / "local" / "runs"
     folder.mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_a_cluster_that_shares_no_folder_searches_into_a_store(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_search_goes_on_from_its_storage(
-    bucket: Remote, server: S3Server, tmp_path: Path
+    bucket: ObjectPath, server: S3Server, tmp_path: Path
 ) -> None:
     run = bucket / "run"
     trials = server.folder / bucket.uri.removeprefix("s3://") / "run" / "trials"
@@ -217,7 +217,7 @@ def test_a_killed_search_goes_on_from_its_storage(
     with search(tmp_path, bucket, "--trials", "4", "--save-seconds", "0") as running:
         wait_until(lambda: [*trials.glob("*/state.safetensors")])
         running.kill_everything()
-    assert (run / NAME).exists(), "the lock outlives its process"
+    assert (run / LOCK_NAME).exists(), "the lock outlives its process"
     with search(tmp_path, bucket, "--resume", "--trials", "4") as resumed:
         assert resumed.wait(200) == 0, resumed.errors
     found = Run.open(run)
@@ -226,6 +226,6 @@ def test_a_killed_search_goes_on_from_its_storage(
     for trial in found.trials():
         assert [row.epoch for row in trial.history] == [*range(1, 9)]
         assert not trial.state.exists()
-    assert not (run / NAME).exists()
+    assert not (run / LOCK_NAME).exists()
     left = {path.name for path in run.iterdir()}
     assert left == {"run.json", "space.yaml", "trials", "tensorboard", "leaderboard.csv"}

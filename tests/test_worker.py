@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.storage.object_path import Remote
+from tuner.storage.object_path import ObjectPath
 from tuner.tuning.ray_backend import mps, worker
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
 from tuner.tuning.ray_backend.worker import marking_fault, problem_with, share_gpu
@@ -24,7 +24,7 @@ def test_a_worker_says_whether_it_sees_what_the_driver_has_written(tmp_path: Pat
     assert not problem_with(str(tmp_path))
 
 
-def test_a_worker_sees_a_trial_in_a_store(bucket: Remote) -> None:
+def test_a_worker_sees_a_trial_in_a_store(bucket: ObjectPath) -> None:
     assert f"does not see {bucket}/status.json" in problem_with(str(bucket))
     (bucket / "status.json").write_bytes(b"{}")
     assert not problem_with(str(bucket))

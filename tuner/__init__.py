@@ -54,7 +54,7 @@ MOVED = {
     "tuner.files": "tuner.storage.files",
     "tuner.follow": "tuner.monitor.follow",
     "tuner.forecast": "tuner.run.forecast",
-    "tuner.locking": "tuner.storage.lock",
+    "tuner.locking": "tuner.storage.paths",
     "tuner.models": "tuner.models.build",
     "tuner.plots": "tuner.ensemble.plots",
     "tuner.remote": "tuner.storage.object_path",

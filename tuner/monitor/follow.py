@@ -9,7 +9,7 @@ from tuner.monitor.terminal import LiveTable
 from tuner.run.run import Run, clock
 from tuner.run.state import Tally
 from tuner.run.trial import TrialRecord
-from tuner.storage.paths import AnyPath, modified, stamp
+from tuner.storage.paths import AnyPath, etag, modified
 
 SECONDS = 1.0
 """Between two looks at the folder."""
@@ -31,12 +31,12 @@ class Folder:
         """Trial -> GPUs that it holds."""
         self._gpu_hours: dict[int, float] = {}
         """Trial -> what it has spent."""
-        self._stamps: dict[int, tuple[object, object]] = {}
+        self._etags: dict[int, tuple[object, object]] = {}
         """Trial -> when its status and its history were written last."""
         trials = self.run.trials()
         self.tally.add(trials)
         for trial in trials:
-            self._stamps[trial.number] = _stamps(trial.path)
+            self._etags[trial.number] = _etags(trial.path)
             if trial.status.state == "running":
                 self.tally.trial_began(trial.number, trial.config, trial.history)
             self._hear(trial)
@@ -58,10 +58,10 @@ class Folder:
         self.tally.search = self.run.record.search
         ended = []
         for path in self.run.trial_paths():
-            number, stamps = int(path.name), _stamps(path)
-            if stamps[0] is None or self._stamps.get(number) == stamps:
+            number, etags = int(path.name), _etags(path)
+            if etags[0] is None or self._etags.get(number) == etags:
                 continue
-            self._stamps[number] = stamps
+            self._etags[number] = etags
             trial = self.run.trial(number)
             is_running = trial.status.state == "running"
             known = self.tally.running.get(number)
@@ -109,9 +109,9 @@ class Folder:
         return max((row.seconds for row in rows), default=0.0)
 
 
-def _stamps(path: AnyPath) -> tuple[object, object]:
+def _etags(path: AnyPath) -> tuple[object, object]:
     """Return what changes when the status or the history of a trial is written."""
-    return stamp(path / "status.json"), stamp(path / "history.csv")
+    return etag(path / "status.json"), etag(path / "history.csv")
 
 
 def follow(path: AnyPath, console: Console) -> Run:

@@ -19,11 +19,11 @@ from tuner.errors import NoUsableTrials, UsageError
 from tuner.run.trial import OPEN, TrialRecord, explaining_damage, read_history, read_status
 from tuner.schema import build, did_you_mean, to_plain
 from tuner.storage.files import append_line, replacing, write_json, write_text
-from tuner.storage.lock import locked
 from tuner.storage.paths import (
     AnyPath,
     check_no_link,
     folders_with,
+    locked,
     read_text,
     to_path,
     with_snapshot,
@@ -144,7 +144,7 @@ class Run:
         write_json(self.path / "run.json", to_plain(self.record))
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other searches out of this folder; see ``tuner.storage.lock``."""
+        """Keep other searches out of this folder; see ``tuner.storage.paths.locked``."""
         return locked(self.path)
 
     def trial_path(self, number: int) -> AnyPath:

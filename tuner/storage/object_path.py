@@ -15,28 +15,28 @@ class Snapshot:
     """What was below a folder of a store when one looked."""
 
     files: Mapping[str, object]
-    """Address of each file -> its stamp."""
+    """Address of each file -> its etag."""
     contents: Mapping[str, bytes]
     """Contents of those that were read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class ObjectPath:
     """A file or folder of a store; there are no folders but those that files lie in."""
 
     uri: str
     """``SCHEME://BUCKET/...`` without a slash at the end."""
-    seen: Snapshot | None = field(default=None, compare=False, repr=False)
+    snapshot: Snapshot | None = field(default=None, compare=False, repr=False)
     """What answers instead of the store; a folder hands it down."""
 
     def __str__(self) -> str:
         return self.uri
 
-    def __reduce__(self) -> tuple[type["Remote"], tuple[str]]:
+    def __reduce__(self) -> tuple[type["ObjectPath"], tuple[str]]:
         # What was seen is not news elsewhere, and may be large.
-        return Remote, (self.uri,)
+        return ObjectPath, (self.uri,)
 
-    def __truediv__(self, name: str) -> "Remote":
+    def __truediv__(self, name: str) -> "ObjectPath":
         return replace(self, uri=f"{self.uri}/{name}")
 
     @property
@@ -45,18 +45,18 @@ class Remote:
         return self.uri.rpartition("/")[2]
 
     @property
-    def parent(self) -> "Remote":
+    def parent(self) -> "ObjectPath":
         """The folder that it lies in."""
         return replace(self, uri=self.uri.rpartition("/")[0])
 
-    def absolute(self) -> "Remote":
+    def absolute(self) -> "ObjectPath":
         """Itself: a URI means the same everywhere."""
         return self
 
     def exists(self) -> bool:
         """Whether there is such a file, or a file below such a folder."""
-        if self.seen:
-            return self.uri in self.seen.files
+        if self.snapshot:
+            return self.uri in self.snapshot.files
         return bool(self._ask("exists", self.uri))
 
     def read_bytes(self) -> bytes:
@@ -65,9 +65,9 @@ class Remote:
         Raises:
             FileNotFoundError: If there is none.
         """
-        if self.seen and self.uri in self.seen.contents:
-            return self.seen.contents[self.uri]
-        if self.seen and self.uri not in self.seen.files:
+        if self.snapshot and self.uri in self.snapshot.contents:
+            return self.snapshot.contents[self.uri]
+        if self.snapshot and self.uri not in self.snapshot.files:
             raise FileNotFoundError(self.uri)
         return bytes(self._ask("cat_file", self.uri))
 
@@ -75,16 +75,16 @@ class Remote:
         """Read a file of UTF-8."""
         return self.read_bytes().decode()
 
-    def iterdir(self) -> Iterator["Remote"]:
+    def iterdir(self) -> Iterator["ObjectPath"]:
         """Yield the files and folders in a folder."""
-        if self.seen:
-            below = (uri.removeprefix(f"{self.uri}/") for uri in self.seen.files)
+        if self.snapshot:
+            below = (uri.removeprefix(f"{self.uri}/") for uri in self.snapshot.files)
             names = {rest.partition("/")[0] for rest in below}
         else:
             names = {entry.rstrip("/").rpartition("/")[2] for entry in self._list("ls")}
         yield from (self / name for name in sorted(names))
 
-    def files(self) -> list["Remote"]:
+    def files(self) -> list["ObjectPath"]:
         """Return all files below a folder, however deep."""
         return [replace(self, uri=self._full(key)) for key in self._list("find")]
 
@@ -99,7 +99,7 @@ class Remote:
 
     def unlink(self, *, missing_ok: Literal[True]) -> None:
         """Remove a file, if there is one: not every store says whether there was."""
-        if self.seen and self.uri not in self.seen.files:
+        if self.snapshot and self.uri not in self.snapshot.files:
             return
         with suppress(FileNotFoundError):
             self._ask("rm_file", self.uri)
@@ -127,26 +127,26 @@ class Remote:
         """Write the content into a file here."""
         self._ask("get_file", self.uri, str(file))
 
-    def copy_to(self, other: "Remote") -> None:
+    def copy_to(self, other: "ObjectPath") -> None:
         """Have the store copy a file."""
         self._ask("cp_file", self.uri, other.uri)
 
-    def glance(self, names: Sequence[str]) -> "Remote":
+    def with_snapshot(self, names: Sequence[str]) -> "ObjectPath":
         """Look at all below a folder at once, and read the files of some names."""
-        found = {self._full(key): _stamp(info) for key, info in self._list("find").items()}
+        found = {self._full(key): _etag(info) for key, info in self._list("find").items()}
         wanted = [uri for uri in found if uri.rpartition("/")[2] in names]
-        return replace(self, seen=Snapshot(found, self.read_all(wanted)))
+        return replace(self, snapshot=Snapshot(found, self.read_all(wanted)))
 
     def read_all(self, uris: Sequence[str]) -> dict[str, bytes]:
         """Read many files side by side, those that are there."""
         return self._patiently(lambda fs: _read_all(fs, uris)) if uris else {}
 
-    def stamp(self) -> object:
+    def etag(self) -> object:
         """Return what changes when the file does; ``None`` where there is none."""
-        if self.seen:
-            return self.seen.files.get(self.uri)
+        if self.snapshot:
+            return self.snapshot.files.get(self.uri)
         try:
-            return _stamp(self._ask("info", self.uri))
+            return _etag(self._ask("info", self.uri))
         except FileNotFoundError:
             return None
 
@@ -210,7 +210,7 @@ def _create(fs: Any, uri: str, content: bytes) -> None:
         raise
 
 
-def _stamp(info: Mapping[str, Any]) -> object:
+def _etag(info: Mapping[str, Any]) -> object:
     """Return what changes with a file, by the words of each kind of store; times are coarse."""
     marks = ("ETag", "etag", "LastModified", "updated", "created", "mtime", "size")
     return tuple(str(info.get(mark)) for mark in marks)

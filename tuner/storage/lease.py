@@ -1,6 +1,5 @@
-"""A folder that one process at a time works in."""
+"""A folder of a bucket that one process at a time works in: its lock has a holder and an end."""
 
-import fcntl
 import json
 import os
 import signal
@@ -10,59 +9,31 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
-from tuner.errors import StorageError, TunerError, UsageError
-from tuner.storage.object_path import Remote
-from tuner.storage.paths import AnyPath, check_file
+from tuner.errors import StorageError, UsageError
+from tuner.storage.object_path import ObjectPath
+from tuner.storage.protocol import LOCK_NAME
 
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0
-"""A lock in a store that was not renewed for so long belongs to nobody."""
+"""A lock that was not renewed for so long belongs to nobody."""
 SETTLE_SECONDS = 2.0
 """After this, of all who took a stale lock at once, the last one has it."""
-NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: AnyPath) -> Iterator[None]:
-    """Keep other searches out of a run folder until the block, or the process, ends.
+def leased(folder: ObjectPath) -> Iterator[None]:
+    """Keep other searches out of a run folder until the block ends.
 
-    A lock in a store outlives a process that is killed: on the same machine that is seen, elsewhere
-    it is waited for until the lock is stale.
+    The lock outlives a process that is killed: on the same machine that is seen, elsewhere it is
+    waited for until the lock is stale.
 
     Raises:
         UsageError: If another process is searching this run.
     """
-    if isinstance(folder, Remote):
-        with _leased(folder):
-            yield
-        return
-    with _opened(folder / NAME) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{folder}: another process is searching this run; wait for it, or stop it"
-            ) from None
-        yield
-
-
-def _opened(lock: Path) -> IO[str]:
-    # A link would have another file emptied.
-    try:
-        if lock.exists() or lock.is_symlink():
-            check_file(lock)
-        return lock.open("w")
-    except OSError as error:
-        raise TunerError(f"{lock}: damaged or unreadable: {error}") from error
-
-
-@contextmanager
-def _leased(folder: Remote) -> Iterator[None]:
-    lock = folder / NAME
+    lock = folder / LOCK_NAME
     mine = {"token": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
     _take(lock, mine)
     is_over = threading.Event()
@@ -79,7 +50,7 @@ def _leased(folder: Remote) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
 
 
-def _take(lock: Remote, mine: dict[str, Any]) -> None:
+def _take(lock: ObjectPath, mine: dict[str, Any]) -> None:
     try:
         lock.create(_content(mine))
     except FileExistsError:
@@ -88,7 +59,7 @@ def _take(lock: Remote, mine: dict[str, Any]) -> None:
             _take_over(lock, mine)
 
 
-def _take_over(lock: Remote, mine: dict[str, Any]) -> None:
+def _take_over(lock: ObjectPath, mine: dict[str, Any]) -> None:
     """Take a lock that nobody holds any more.
 
     Raises:
@@ -108,7 +79,7 @@ def _take_over(lock: Remote, mine: dict[str, Any]) -> None:
         raise UsageError(f"{lock.parent}: another process began to search this run just now")
 
 
-def _renew(lock: Remote, mine: dict[str, Any], is_over: threading.Event) -> None:
+def _renew(lock: ObjectPath, mine: dict[str, Any], is_over: threading.Event) -> None:
     while not is_over.wait(RENEW_SECONDS):
         with suppress(StorageError, UsageError):  # Whoever works in the folder meets it, too.
             if _token(lock) != mine["token"]:
@@ -125,7 +96,7 @@ def _content(mine: dict[str, Any]) -> bytes:
     return json.dumps(mine | {"renewed": time.time()}).encode()
 
 
-def _holder(lock: Remote) -> dict[str, Any]:
+def _holder(lock: ObjectPath) -> dict[str, Any]:
     """Return who has a lock; nothing if nobody."""
     try:
         holder: dict[str, Any] = json.loads(lock.read_bytes())
@@ -134,7 +105,7 @@ def _holder(lock: Remote) -> dict[str, Any]:
     return holder
 
 
-def _token(lock: Remote) -> object:
+def _token(lock: ObjectPath) -> object:
     return _holder(lock).get("token")
 
 

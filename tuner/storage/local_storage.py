@@ -1,0 +1,144 @@
+"""The storage that is this machine's file system."""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tuner.errors import TunerError, UsageError
+from tuner.storage.protocol import LOCK_NAME
+
+MOST_TENSORS = 32 * 2**30
+"""Bytes of a file of numbers, at most."""
+
+
+class LocalStorage:
+    """Folders on a disk of this machine, or one that it shares; see ``Storage``."""
+
+    def check_file(self, path: Path, *, most: int = MOST_TENSORS, is_own: bool = False) -> None:
+        """Make sure that a file can be opened without harm."""
+        info = path.stat(follow_symlinks=is_own)
+        if stat.S_ISLNK(info.st_mode):
+            raise OSError(f"{path.name} is a link; put the file itself in its place")
+        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
+            raise OSError(f"{path.name} is a pipe or a device, not a file")
+        if info.st_size > most:
+            raise OSError(
+                f"{path.name} has {info.st_size} bytes, more than the {most} that are read"
+            )
+
+    def check_no_link(self, folder: Path) -> None:
+        """Make sure that a folder is where it seems to be."""
+        if folder.is_symlink():
+            raise OSError(f"{folder.name} is a link; put the folder itself in its place")
+
+    def etag(self, path: Path) -> object:
+        """Return the time of the last change; ``None`` where there is no file."""
+        try:
+            return path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def modified(self, path: Path) -> float:
+        """Return when a file was written, in seconds since 1970."""
+        return path.stat().st_mtime
+
+    def with_snapshot(self, folder: Path, *names: str) -> Path:
+        """Return the folder itself: to ask a disk takes no time."""
+        return folder
+
+    def folders_with(self, folder: Path, name: str) -> list[Path]:
+        """Return the folders in ``folder`` with a file of this name, sorted by their names."""
+        return [path.parent for path in sorted(folder.glob(f"*/{name}"))]
+
+    @contextmanager
+    def on_disk(self, path: Path) -> Iterator[Path]:
+        """Yield the file itself."""
+        self.check_file(path)
+        yield path
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """Yield a path beside ``path`` that is flushed and renamed at the end."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def append(self, path: Path, content: bytes) -> None:
+        """Add to the end of a file, or begin one."""
+        self._check_if_there(path)
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def put(self, file: Path, target: Path) -> None:
+        """Copy a file."""
+        shutil.copyfile(file, target)
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a plain file."""
+        with self.on_disk(source) as file:
+            self.put(file, target)
+
+    def replace_folder(self, new: Path, folder: Path, *, last: str = "") -> None:
+        """Move a folder to the place of another one beside it, or of none."""
+        old = new.with_name("old")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Remove a folder with all in it, if it is there."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_leftovers(self, folder: Path) -> None:
+        """Remove what ``replacing`` left in a folder when its process was killed."""
+        for leftover in folder.glob(".*"):
+            leftover.unlink()
+
+    @contextmanager
+    def scratch(self, beside: Path, prefix: str) -> Iterator[Path]:
+        """Yield a folder in the folder ``beside``, for as long as the block lasts."""
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as folder:
+            yield Path(folder)
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Keep other searches out of a run folder; the system ends the lock with its process."""
+        with self._lock_file(folder) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"{folder}: another process is searching this run; wait for it, or stop it"
+                ) from None
+            yield
+
+    def _lock_file(self, folder: Path) -> IO[str]:
+        lock = folder / LOCK_NAME
+        try:
+            # A link would have another file emptied.
+            self._check_if_there(lock)
+            return lock.open("w")
+        except OSError as error:
+            raise TunerError(f"{lock}: damaged or unreadable: {error}") from error
+
+    def _check_if_there(self, path: Path) -> None:
+        if path.exists() or path.is_symlink():
+            self.check_file(path)

@@ -1,0 +1,96 @@
+"""The storage that is a bucket of objects."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from tuner.storage.lease import leased
+from tuner.storage.object_path import ObjectPath
+
+
+class ObjectStorage:
+    """Buckets of S3, Google Cloud Storage and their like; see ``Storage``."""
+
+    def check_file(self, path: ObjectPath, *, most: int, is_own: bool = False) -> None:
+        """Do nothing: objects are plain files, and their size is known once they are read."""
+
+    def check_no_link(self, folder: ObjectPath) -> None:
+        """Do nothing: buckets have no links."""
+
+    def etag(self, path: ObjectPath) -> object:
+        """Return what changes when a file does; ``None`` where there is none."""
+        return path.etag()
+
+    def modified(self, path: ObjectPath) -> float:
+        """Return when a file was written, in seconds since 1970."""
+        return path.modified()
+
+    def with_snapshot(self, folder: ObjectPath, *names: str) -> ObjectPath:
+        """Return a folder that answers from what is in it now."""
+        return folder.with_snapshot(names)
+
+    def folders_with(self, folder: ObjectPath, name: str) -> list[ObjectPath]:
+        """Return the folders in ``folder`` with a file of this name, which is known from now on."""
+        found = folder.read_all([f"{path.uri}/{name}" for path in folder.iterdir()])
+        return [ObjectPath(uri).parent for uri in found]
+
+    @contextmanager
+    def on_disk(self, path: ObjectPath) -> Iterator[Path]:
+        """Yield a copy that is there for as long as the block lasts."""
+        with tempfile.TemporaryDirectory(prefix="cifar-tune-") as folder:
+            copy = Path(folder) / path.name
+            path.download(copy)
+            yield copy
+
+    @contextmanager
+    def replacing(self, path: ObjectPath) -> Iterator[Path]:
+        """Yield a path on disk whose file is uploaded at the end."""
+        with tempfile.TemporaryDirectory(prefix="cifar-tune-") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.upload(temporary)
+
+    def append(self, path: ObjectPath, content: bytes) -> None:
+        """Write a file anew with more at its end: of two writers at once one may lose its part."""
+        before = path.read_bytes() if path.exists() else b""
+        path.write_bytes(before + content)
+
+    def put(self, file: Path, target: ObjectPath) -> None:
+        """Upload a file."""
+        target.upload(file)
+
+    def copy(self, source: ObjectPath, target: ObjectPath) -> None:
+        """Have the bucket copy a file."""
+        source.copy_to(target)
+
+    def replace_folder(self, new: Path, folder: ObjectPath, *, last: str = "") -> None:
+        """Upload a folder in place of another one, the file ``last`` at the end."""
+        if last:
+            (folder / last).unlink(missing_ok=True)
+        self.remove_folder(folder)
+        names = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
+        for name in sorted(names, key=lambda name: name == Path(last)):
+            (folder / name.as_posix()).upload(new / name)
+
+    def remove_folder(self, folder: ObjectPath) -> None:
+        """Remove all files of a folder."""
+        for file in folder.files():
+            file.unlink(missing_ok=True)
+
+    def remove_leftovers(self, folder: ObjectPath) -> None:
+        """Do nothing: a file is there once all of it is."""
+
+    @contextmanager
+    def scratch(self, beside: ObjectPath, prefix: str) -> Iterator[ObjectPath]:
+        """Yield a folder in the folder ``beside``, for as long as the block lasts."""
+        folder = beside / f"{prefix}{uuid4().hex[:8]}"
+        try:
+            yield folder
+        finally:
+            self.remove_folder(folder)
+
+    def locked(self, folder: ObjectPath) -> AbstractContextManager[None]:
+        """Keep other searches out of a run folder; see ``leased``."""
+        return leased(folder)
