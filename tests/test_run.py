@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +25,7 @@ from tuner.run.run import (
     leader,
     leaderboard,
     list_runs,
+    open_runs,
     write_parquet,
 )
 from tuner.run.trial import (
@@ -528,6 +531,33 @@ def test_without_a_name_the_newest_run_is_found(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     assert find_run(tmp_path, None).record.name == "b"
     assert list_runs(tmp_path) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda file: file.write_text(file.read_text()[:-20]),
+        lambda file: file.write_bytes(b"\xff\xfe"),
+        lambda file: file.write_text("[]"),
+        lambda file: file.write_text(file.read_text().replace(": 1,", ": 99,", 1)),
+        lambda file: file.rename(file.with_name("other")) and file.symlink_to("other"),
+    ],
+    ids=["cut off", "no text", "no record", "newer", "link"],
+)
+def test_a_run_that_cannot_be_read_is_named_and_stops_no_other(
+    tmp_path: Path, spoil: Callable[[Path], object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, "good", started="2026-01-02T00:00:00.000+00:00")
+    make_run(tmp_path, "bad", started="2026-03-01T00:00:00.000+00:00")
+    spoil(tmp_path / "bad" / "run.json")
+    assert find_run(tmp_path, None).record.name == "good"
+    assert [run.record.name for run in open_runs(tmp_path)] == ["good"]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(str(tmp_path / "bad") in line for line in lines)
+    shutil.rmtree(tmp_path / "good")
+    with pytest.raises(UsageError, match="no run here can be read"):
+        find_run(tmp_path, None)
 
 
 def test_a_run_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:

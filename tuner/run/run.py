@@ -6,6 +6,7 @@ Every file is written whole or not at all, and none is ever unpickled.
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from tuner.config import DataConfig, RefitConfig, SearchConfig
-from tuner.errors import NoUsableTrials, UsageError
+from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.run.trial import OPEN, TrialRecord, explaining_damage, read_history, read_status
 from tuner.schema import build, did_you_mean, to_plain
 from tuner.storage.files import append_line, replacing, write_json, write_text
@@ -292,6 +293,8 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
     """
     if name is None:
         if not (runs := open_runs(storage)):
+            if list_runs(storage):
+                raise UsageError(f"{storage}: no run here can be read; remove or mend those named")
             raise UsageError(f"no run in {storage} yet. Make one: cifar-tune search --space quick")
         return max(runs, key=lambda run: run.record.started)
     for path in (storage / name, Path(name)) if "://" not in name else (to_path(name),):
@@ -313,8 +316,20 @@ def list_runs(storage: AnyPath) -> list[str]:
 
 
 def open_runs(storage: AnyPath) -> list[Run]:
-    """Open the runs in ``storage``."""
-    return [Run.open(path) for path in folders_with(storage, "run.json")]
+    """Open the runs in ``storage``; those that cannot be read are named on stderr and left out.
+
+    Raises:
+        StorageError: If the storage does not answer any more.
+    """
+    runs = []
+    for path in folders_with(storage, "run.json"):
+        try:
+            runs.append(Run.open(path))
+        except StorageError:
+            raise
+        except TunerError as error:
+            print(f"Left out: {error}", file=sys.stderr)
+    return runs
 
 
 def leader(ranked: Sequence[TrialRecord]) -> TrialRecord | None:
