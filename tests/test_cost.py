@@ -9,7 +9,7 @@ import torch
 from tuner.config import Constraints, ModelConfig
 from tuner.errors import SpaceError, UsageError
 from tuner.models.build import build_model
-from tuner.models.cost import Cost, count_cost, excess
+from tuner.models.cost import Cost, count_cost, count_parameters, excess
 from tuner.models.families import FAMILIES
 from tuner.space import load_space
 
@@ -24,6 +24,7 @@ def test_the_parameters_are_those_of_the_network_that_is_built(family: str) -> N
     network = build_model(config, 7, (1, 8, 8))
     expected = sum(parameter.numel() for parameter in network.parameters())
     assert count_cost(config, 7, (1, 8, 8)).parameters == expected
+    assert count_parameters(config, 7, (1, 8, 8)) == expected
 
 
 @pytest.mark.parametrize("family", NAMES)

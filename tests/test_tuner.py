@@ -33,7 +33,7 @@ space:
   optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
 """
 SEARCH = SearchConfig(trials=6, epochs=4, grace=1, reduction=2, sampler="random")
-SLOTS = Slots(usual=Share(cpus=1, gpus=0.5), count=2)
+SLOTS = Slots(usual=Share(cpus=1, gpus=0.5), count=2, count_parameters=lambda config: 7)
 
 
 @functools.cache
@@ -212,6 +212,15 @@ def test_a_worker_lost_before_it_reported_is_heard_in_its_place(world: World) ->
     assert conductor.scheduler.rungs[1] == [0.5]
     assert again.step(0.6)
     assert world.run.trial(0).status.num_parameters == 7
+
+
+def test_a_trial_that_ends_unheard_has_the_parameters_of_its_configuration(world: World) -> None:
+    conductor = world.conductor()
+    worker = world.begin(conductor)
+    worker.train(0.5)
+    conductor.lose(worker.number, "its worker was lost too often")
+    record = world.run.trial(0)
+    assert (len(record.history), record.status.num_parameters) == (1, 7)
 
 
 def test_an_epoch_that_diverged_is_not_judged(world: World) -> None:

@@ -32,15 +32,40 @@ def count_cost(config: ModelConfig, num_classes: int, image_shape: ImageShape) -
     return _count(json.dumps(config.to_plain(), sort_keys=True), num_classes, tuple(image_shape))
 
 
+def count_parameters(config: ModelConfig, num_classes: int, image_shape: ImageShape) -> int:
+    """Count the parameters alone, which takes less time.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
+    plain = json.dumps(config.to_plain(), sort_keys=True)
+    return _count_parameters(plain, num_classes, tuple(image_shape))
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_parameters(model: str, num_classes: int, image_shape: ImageShape) -> int:
+    ((family, params),) = json.loads(model).items()
+    config = ModelConfig(family, params)
+    with torch.random.fork_rng(devices=[]), torch.device(_device_of(config)):
+        network = build_model(config, num_classes, image_shape)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _device_of(config: ModelConfig) -> str:
+    """Return where a network is built to be counted.
+
+    Tensors on the meta device have shapes and no numbers, so that counting takes no memory; what
+    a user's own code does with numbers is unknown.
+    """
+    return "cpu" if has_own_code(config) else "meta"
+
+
 @functools.lru_cache(maxsize=4096)
 def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
     ((family, params),) = json.loads(model).items()
-    # Tensors on the meta device have shapes and no numbers, so that counting takes no memory; what
-    # a user's own code does with numbers is unknown.
     config = ModelConfig(family, params)
-    device = "cpu" if has_own_code(config) else "meta"
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        with torch.device(device):
+        with torch.device(_device_of(config)):
             network = build_model(config, num_classes, image_shape).eval()
             images = torch.zeros(1, *image_shape)
         with FlopCounterMode(display=False) as counter:

@@ -200,7 +200,13 @@ class Conductor:
         else:
             return None
         path = self.run.trial_path(trial.number)
-        trial.status = replace(trial.status, cpus=trial.share.cpus, gpus=trial.share.gpus)
+        trial.status = replace(
+            trial.status,
+            cpus=trial.share.cpus,
+            gpus=trial.share.gpus,
+            # Counted here: a worker may be lost with its epochs saved and none of them reported.
+            num_parameters=self.slots.num_parameters(trial.config),
+        )
         write_status(path, trial.status)
         trial.began = time.monotonic()
         self.live[trial.number] = trial

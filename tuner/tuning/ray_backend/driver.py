@@ -22,10 +22,10 @@ from ray.exceptions import OutOfMemoryError
 from rich.console import Console
 
 from tuner import __version__
-from tuner.config import Resources
+from tuner.config import Resources, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
-from tuner.models.cost import count_cost
+from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.run import Run, RunRecord, RunStatus, now
 from tuner.storage.files import write_text
@@ -212,6 +212,14 @@ def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
         UsageError: As ``plan_slots``.
         ClusterError: As ``plan_slots``.
     """
+
+    def count(config: TrialConfig) -> int:
+        try:
+            return count_parameters(config.model, len(splits.classes), splits.image_shape)
+        except UsageError:
+            # A network that cannot be built; its worker says why.
+            return 0
+
     cpus, gpus = request.cpus_per_trial, request.gpus_per_trial
     return plan_slots(
         replace(
@@ -220,7 +228,7 @@ def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
             gpus=own.gpus if gpus is None else gpus,
         ),
         request.concurrent,
-        lambda config: count_cost(config.model, len(splits.classes), splits.image_shape).parameters,
+        count,
     )
 
 

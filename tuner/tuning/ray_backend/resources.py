@@ -43,7 +43,7 @@ class Slots:
     resources: Resources = field(default_factory=Resources)
     """Other shares for some trials."""
     count_parameters: Callable[[TrialConfig], int] | None = None
-    """Needed where large networks have a share of their own."""
+    """Counts a network's parameters; ``None`` where nobody asks."""
 
     def to_plain(self) -> dict[str, float]:
         """Return the usual share and the number of trials, for the run's record."""
@@ -54,8 +54,11 @@ class Slots:
         share = self._of_family(config.model.family)
         if (large := self.resources.large) is None:
             return share
-        assert self.count_parameters is not None
-        return _larger(share, large) if self.count_parameters(config) >= large.parameters else share
+        return _larger(share, large) if self.num_parameters(config) >= large.parameters else share
+
+    def num_parameters(self, config: TrialConfig) -> int:
+        """Return the number of parameters of a trial's network; 0 where it cannot be built."""
+        return self.count_parameters(config) if self.count_parameters else 0
 
     def all_shares(self) -> Iterator[Share]:
         """Yield every share that a trial may get."""
