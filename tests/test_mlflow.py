@@ -124,7 +124,7 @@ def test_each_trial_is_a_run_with_its_parameters_curves_and_end(
 def test_a_trial_is_seen_while_it_runs(tmp_path: Path, server: Server) -> None:
     world = World(tmp_path)
     conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.observers):
+    with tracked(world.run, ["mlflow"], conductor.state, conductor.observers):
         worker = world.begin(conductor)
         worker.step(0.5)
         deadline = time.monotonic() + 30
@@ -143,13 +143,13 @@ def test_a_trial_is_seen_while_it_runs(tmp_path: Path, server: Server) -> None:
 def test_a_trial_that_was_interrupted_goes_on_in_its_run(tmp_path: Path, server: Server) -> None:
     world = World(tmp_path)
     conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.observers):
+    with tracked(world.run, ["mlflow"], conductor.state, conductor.observers):
         worker = world.begin(conductor)
         worker.step(0.5)
         worker.train(0.6)
     assert server.told(world.run)[0].info.status == "KILLED"
     conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.observers) as tracking:
+    with tracked(world.run, ["mlflow"], conductor.state, conductor.observers) as tracking:
         worker = world.begin(conductor)
         for accuracy in (0.7, 0.8):
             worker.step(accuracy)
@@ -169,7 +169,7 @@ def test_a_server_that_answers_no_more_is_left_at_the_end(
     server.signal(signal.SIGSTOP)
     try:
         start = time.perf_counter()
-        with tracked(world.run, ["mlflow"], conductor.observers) as tracking:
+        with tracked(world.run, ["mlflow"], conductor.state, conductor.observers) as tracking:
             worker = world.begin(conductor)
             for accuracy in (0.5, 0.6, 0.7, 0.8):
                 worker.step(accuracy)
@@ -190,7 +190,7 @@ def test_a_server_that_is_killed_ends_no_search(
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         world = World(tmp_path)
         conductor = world.conductor()
-        with tracked(world.run, ["mlflow"], conductor.observers) as tracking:
+        with tracked(world.run, ["mlflow"], conductor.state, conductor.observers) as tracking:
             worker = world.begin(conductor)
             worker.step(0.5)
             server.signal(signal.SIGKILL)

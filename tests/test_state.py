@@ -1,8 +1,9 @@
-"""A tally counts a search alike from its events and from its run folder."""
+"""The state of a search is the same from its events and from its run watcher."""
 
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from tests.test_tuner import SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
-from tuner.monitor.follow import Folder, follow
-from tuner.run.state import Tally, best_so_far, error_kind
+from tuner.monitor.follow import RunWatcher, follow
+from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
+from tuner.run.state import SearchState, error_kind
 from tuner.run.trial import EpochMetrics, Stop, TrialStatus
 from tuner.tuning.ray_backend.resources import Share
 
@@ -31,62 +33,105 @@ def row(epoch: int, accuracy: float = 0.5, seconds: float = 2.0) -> EpochMetrics
     )
 
 
-def run_trial(tally: Tally, number: int, epochs: int, status: TrialStatus | None = None) -> None:
-    tally.trial_began(number, CONFIG, [])
-    rows = [row(epoch) for epoch in range(1, epochs + 1)]
-    for one in rows:
-        tally.epoch_ended(number, one)
-    if status:
-        tally.trial_ended(number, status, rows)
+def start(number: int, *history: EpochMetrics, config: TrialConfig = CONFIG) -> TrialStarted:
+    return TrialStarted(number=number, config=config, history=history)
 
 
-def stopped(rung: int) -> TrialStatus:
-    return TrialStatus(state="stopped", stop=Stop(rung=rung, value=0.1, cut=0.2, peers=3))
+def end_epoch(number: int, metrics: EpochMetrics) -> EpochEnded:
+    return EpochEnded(number=number, metrics=metrics)
 
 
-def facts(tally: Tally) -> object:
+def run_trial(search: SearchState, number: int, epochs: int, **ending: Any) -> None:
+    search.apply(start(number))
+    for epoch in range(1, epochs + 1):
+        search.apply(end_epoch(number, row(epoch)))
+    if ending:
+        search.apply(TrialEnded(number=number, **ending))
+
+
+def stopped(rung: int) -> dict[str, Any]:
+    return {"state": "stopped", "stop": Stop(rung=rung, value=0.1, cut=0.2, peers=3)}
+
+
+def facts(state: SearchState) -> object:
     return (
-        tally.rungs(),
-        tally.num_epochs,
-        tally.best,
-        tally.best_curve,
-        {key: value for key, value in tally.ended.items() if value},
-        dict(tally.errors),
-        {number: trial.history for number, trial in tally.running.items()},
+        state.rungs(),
+        state.num_epochs,
+        state.gpu_seconds,
+        state.best,
+        state.best_curve,
+        state.best_so_far(),
+        state.ended,
+        state.errors,
+        state.endings,
+        state.running.keys(),
+        {n: (trial.status, trial.gpus, trial.history) for n, trial in state.trials.items()},
     )
 
 
 def test_rungs_tell_who_came_who_was_stopped_and_who_went_on() -> None:
-    tally = Tally(SEARCH)
-    run_trial(tally, 0, 4, TrialStatus(state="completed"))
-    run_trial(tally, 1, 1, stopped(1))
-    run_trial(tally, 2, 2, stopped(2))
-    run_trial(tally, 3, 2, TrialStatus(state="failed", reason="OSError: disk full"))
-    run_trial(tally, 4, 1)
-    assert [(r.epoch, r.arrived, r.stopped, r.passed) for r in tally.rungs()] == [
+    state = SearchState(SEARCH)
+    run_trial(state, 0, 4, state="completed")
+    run_trial(state, 1, 1, **stopped(1))
+    run_trial(state, 2, 2, **stopped(2))
+    run_trial(state, 3, 2, state="failed", reason="OSError: disk full")
+    run_trial(state, 4, 1)
+    assert [(r.epoch, r.arrived, r.stopped, r.passed) for r in state.rungs()] == [
         (1, 5, 1, 4),
         (2, 3, 1, 1),
     ]
-    assert tally.errors == {"OSError": 1}
+    assert state.errors == {"OSError": 1}
 
 
 def test_a_trial_that_is_taken_up_again_is_counted_once() -> None:
-    tally = Tally(SEARCH)
-    run_trial(tally, 0, 2, TrialStatus(state="interrupted"))
-    assert tally.num_ended == 1
+    state = SearchState(SEARCH)
+    run_trial(state, 0, 2, state="interrupted")
+    assert state.num_ended == 1
     # Its last epoch was not saved and is trained again.
-    tally.trial_began(0, CONFIG, [row(1)])
-    assert tally.num_ended == 0
-    tally.epoch_ended(0, row(2))
-    tally.epoch_ended(0, row(3))
-    assert tally.num_epochs == 3
-    assert len(tally.running[0].history) == 3
+    state.apply(start(0, row(1)))
+    assert state.num_ended == 0
+    state.apply(end_epoch(0, row(2)))
+    state.apply(end_epoch(0, row(3)))
+    assert state.num_epochs == 3
+    assert len(state.running[0].history) == 3
+
+
+def test_an_epoch_that_is_trained_again_leaves_nothing_of_the_one_before() -> None:
+    def goes(*events: TrialStarted | EpochEnded) -> SearchState:
+        state = SearchState(SEARCH)
+        for event in events:
+            state.apply(event)
+        return state
+
+    first, lost, again = row(1, 0.5), row(2, 0.9), replace(row(2, 0.7), time=4.0)
+    other = replace(row(1, 0.6), time=3.0)
+    before = (start(0), end_epoch(0, first), end_epoch(0, lost), start(1), end_epoch(1, other))
+    # A worker was lost: the trial starts again. Out of memory: its worker repeats the epoch.
+    for repeated in ((start(0, first), end_epoch(0, again)), (end_epoch(0, again),)):
+        state = goes(*before, *repeated)
+        assert state.best == (0, again)
+        assert state.best_curve == [(1, 0.5), (2, 0.6), (3, 0.7)]
+        assert facts(state) == facts(
+            goes(start(0), end_epoch(0, first), start(1), end_epoch(1, other), repeated[-1])
+        )
+    assert goes(*before, start(0, first)).best == (1, other)
+
+
+def test_a_trial_that_ended_badly_leads_no_more() -> None:
+    state = SearchState(SEARCH)
+    run_trial(state, 0, 2, state="completed")
+    state.apply(start(1))
+    state.apply(end_epoch(1, row(1, 0.9)))
+    assert state.best == (1, row(1, 0.9))
+    state.apply(TrialEnded(number=1, state="out_of_memory"))
+    assert state.best == (0, row(1))
+    assert state.best_curve == [(1, 0.5)]
 
 
 def test_nothing_is_foreseen_before_an_epoch_has_ended() -> None:
-    tally = Tally(SEARCH)
-    tally.trial_began(0, CONFIG, [])
-    assert tally.seconds_left(2) is None
+    state = SearchState(SEARCH)
+    state.apply(start(0))
+    assert state.seconds_left(2) is None
 
 
 @given(st.integers(1, 30), st.integers(1, 27), st.integers(1, 8), st.floats(0.1, 100))
@@ -95,21 +140,21 @@ def test_where_none_is_stopped_all_epochs_are_to_come(
 ) -> None:
     search = SearchConfig(trials=trials, epochs=epochs, scheduler="none")
     config = TrialConfig(model=ModelConfig("cnn", {}), epochs=epochs)
-    tally = Tally(search)
-    tally.trial_began(0, config, [])
-    tally.epoch_ended(0, row(1, seconds=seconds))
+    state = SearchState(search)
+    state.apply(start(0, config=config))
+    state.apply(end_epoch(0, row(1, seconds=seconds)))
     expected = (trials * epochs - 1) * seconds / slots
-    assert tally.seconds_left(slots) == pytest.approx(expected)
+    assert state.seconds_left(slots) == pytest.approx(expected)
 
 
 def test_trials_to_come_are_taken_to_be_stopped_as_those_before_were() -> None:
     search = SearchConfig(trials=1000, epochs=9, grace=3, reduction=3)
-    tally = Tally(search)
+    state = SearchState(search)
     for number in range(900):
-        state = TrialStatus(state="completed") if number % 3 == 0 else stopped(3)
-        run_trial(tally, number, 9 if number % 3 == 0 else 3, state)
+        ending = {"state": "completed"} if number % 3 == 0 else stopped(3)
+        run_trial(state, number, 9 if number % 3 == 0 else 3, **ending)
     # 100 trials of 3 epochs, and of 6 more for a third of them, 2 s each.
-    assert tally.seconds_left(1) == pytest.approx(100 * (3 + 6 / 3) * 2, rel=0.01)
+    assert state.seconds_left(1) == pytest.approx(100 * (3 + 6 / 3) * 2, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +176,11 @@ def test_an_error_has_a_kind(status: TrialStatus, kind: str) -> None:
 def test_the_folder_tells_what_the_events_tell(tmp_path: Path) -> None:
     world = World(tmp_path)
     conductor = world.conductor()
-    live = Tally(SEARCH)
-    conductor.observers.append(live)
+    live = SearchState(SEARCH)
+    conductor.observers.append(live.apply)
     first = world.begin(conductor)
     first.step(0.5)
-    early = Folder(world.run.path)
+    early = RunWatcher(world.run.path)
     second = world.begin(conductor)
     first.step(0.6)
     early.look()
@@ -146,8 +191,8 @@ def test_the_folder_tells_what_the_events_tell(tmp_path: Path) -> None:
     fourth = world.begin(conductor)
     fourth.step(0.95)
     ended = early.look()
-    assert facts(early.tally) == facts(live) == facts(Folder(world.run.path).tally)
-    assert [trial.number for trial in ended] == [1, 2]
+    assert facts(early.state) == facts(live) == facts(SearchState.of(world.run))
+    assert [ending.number for ending in ended] == [1, 2]
     assert early.look() == []
     assert not early.has_ended
     world.run.update(status="finished")
@@ -166,24 +211,25 @@ def test_the_time_left_ends_with_the_recorded_budget(
     world = World(tmp_path)
     conductor = world.conductor()
     conductor.run.update(slots=conductor.slots.to_plain(), **budget)
-    folder = Folder(world.run.path)
+    watcher = RunWatcher(world.run.path)
     world.begin(conductor).step(0.5)
-    folder.look()
-    left = folder.seconds_left()
+    watcher.look()
+    left = watcher.seconds_left()
     assert left is not None
     assert 0 < left <= latest
     assert budget or left > 6
     world.run.update(status="finished")
-    folder.look()
-    assert folder.seconds_left() is None
+    watcher.look()
+    assert watcher.seconds_left() is None
 
 
 def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.begin(world.conductor()).step(0.5)
-    folder = Folder(world.run.path)
-    assert folder.note(folder.news + 30) == ""
-    assert folder.note(folder.news + 90) == "No news for 0:01:30; was the search killed?"
+    watcher = RunWatcher(world.run.path)
+    news = watcher.state.last_epoch_time
+    assert watcher.note(news + 30) == ""
+    assert watcher.note(news + 90) == "No news for 0:01:30; was the search killed?"
 
 
 def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
@@ -193,10 +239,10 @@ def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
     for accuracy in (0.3, 0.2, 0.5):
         first.step(accuracy)
     second.step(0.4)
-    points = best_so_far(world.run.trials())
+    points = SearchState.of(world.run).best_so_far()
     assert [(epochs, best) for epochs, _, best in points] == [(1, 0.3), (3, 0.5), (4, 0.5)]
     assert points[-1][1] == pytest.approx(4 * 2.0 * 0.5 / 3600)
-    assert best_so_far([]) == []
+    assert SearchState(SEARCH).best_so_far() == []
 
 
 def test_each_trial_spends_the_gpus_that_it_held(tmp_path: Path) -> None:
@@ -208,8 +254,9 @@ def test_each_trial_spends_the_gpus_that_it_held(tmp_path: Path) -> None:
     world.begin(conductor).step(0.5)
     whole, none = world.run.trials()
     assert (whole.gpu_hours, none.gpu_hours) == (2 / 3600, 0)
-    assert [hours for _, hours, _ in best_so_far([whole, none])] == [2 / 3600, 2 / 3600]
-    assert [hours for _, hours, _ in best_so_far([none])] == [2 / 3600], "of training"
+    both, second = (SearchState.from_trials(SEARCH, some) for some in ([whole, none], [none]))
+    assert [hours for _, hours, _ in both.best_so_far()] == [2 / 3600, 2 / 3600]
+    assert [hours for _, hours, _ in second.best_so_far()] == [2 / 3600], "of training"
 
 
 def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:
@@ -220,6 +267,5 @@ def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:
     world.run.update(status="finished", slots={"count": 2, "cpus": 1, "gpus": 0})
     screen = io.StringIO()
     assert follow(world.run.path, Console(file=screen, width=200)).record.status == "finished"
-    assert screen.getvalue() == (
-        "1/6 trials · 0 of 2 slots busy · 1 failed · best 0.5000 (trial 0)\n"
-    )
+    # As on the leaderboard, a trial that ended badly does not lead.
+    assert screen.getvalue() == "1/6 trials · 0 of 2 slots busy · 1 failed\n"

@@ -16,7 +16,7 @@ from tests.raylets import Raylets
 from tests.stores import S3Server
 from tuner.cli import main
 from tuner.errors import UsageError
-from tuner.monitor.follow import Folder
+from tuner.monitor.follow import RunWatcher
 from tuner.run.checkpoint import read_description
 from tuner.run.run import Run, find_run, open_runs
 from tuner.run.trial import TrialStatus, write_status
@@ -90,11 +90,11 @@ def test_pruning_removes_checkpoints_from_a_store(stored_run: Run) -> None:
 
 def test_a_search_in_a_store_can_be_watched(stored_run: Run) -> None:
     write_status(stored_run.trial_path(0), TrialStatus(state="running"))
-    folder = Folder(stored_run.path)
-    assert [*folder.tally.running] == [0]
-    assert not folder.look()
+    watcher = RunWatcher(stored_run.path)
+    assert [*watcher.state.running] == [0]
+    assert not watcher.look()
     write_status(stored_run.trial_path(0), TrialStatus(state="completed"))
-    assert [trial.number for trial in folder.look()] == [0]
+    assert [ending.number for ending in watcher.look()] == [0]
 
 
 @pytest.mark.parametrize(

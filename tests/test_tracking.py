@@ -14,7 +14,9 @@ import pytest
 from tests.test_tuner import World
 from tuner.config import ModelConfig, TrialConfig
 from tuner.errors import UsageError
+from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.run import Run
+from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, TrialStatus
 from tuner.tracking import Target, Tracking, check_installed, make_trackers, tracked
 from tuner.tracking.figures import hyperparameters
@@ -33,7 +35,7 @@ def search(folder: Path, targets: Sequence[Target] = ()) -> Run:
     """Leave a search of three trials: one completed, one stopped, one diverged."""
     world = World(folder)
     conductor = world.conductor()
-    with tracked(world.run, targets, conductor.observers) as tracking:
+    with tracked(world.run, targets, conductor.state, conductor.observers) as tracking:
         first, second = world.begin(conductor), world.begin(conductor)
         for accuracy in (0.5, 0.6, 0.7, 0.65):
             first.step(accuracy)
@@ -82,7 +84,7 @@ def test_tensorboard_has_a_column_for_each_parameter_of_any_trial(tmp_path: Path
 
     world = World(tmp_path, text=TWO_FAMILIES)
     conductor = world.conductor()
-    with tracked(world.run, (), conductor.observers):
+    with tracked(world.run, (), conductor.state, conductor.observers):
         for number in range(4):
             worker = world.begin(conductor)
             worker.step(0.5)
@@ -116,13 +118,13 @@ def test_a_trial_that_goes_on_is_told_once(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     world = World(tmp_path)
     conductor = world.conductor()
-    with tracked(world.run, (), conductor.observers):
+    with tracked(world.run, (), conductor.state, conductor.observers):
         worker = world.begin(conductor)
         worker.step(0.5)
         worker.train(0.6)
         # Its search is killed here: the second epoch is saved, and was not told.
     conductor = world.conductor()
-    with tracked(world.run, (), conductor.observers):
+    with tracked(world.run, (), conductor.state, conductor.observers):
         worker = world.begin(conductor)
         for accuracy in (0.7, 0.8):
             worker.step(accuracy)
@@ -203,7 +205,7 @@ def test_the_text_of_a_model_is_told_to_no_target(
     }
     run = World(tmp_path).run
     tracker = WeightsAndBiases(run)
-    tracker.trial_began(0, config, [])
+    tracker.trial_started(0, config, [])
     tracker.close()
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (header,) = [r.run for r in read_wandb(folder) if r.WhichOneof("record_type") == "run"][:1]
@@ -228,7 +230,7 @@ class Slow:
         self.told: list[int] = []
         self.thread = ""
 
-    def trial_began(self, number: int, *rest: object) -> None:
+    def trial_started(self, number: int, *rest: object) -> None:
         self.thread = threading.current_thread().name
 
     def epoch_ended(self, number: int, row: EpochMetrics) -> None:
@@ -251,12 +253,13 @@ def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Pa
     slow = Slow()
     trackers = make_trackers(world.run, ())
     warnings: list[str] = []
-    tracking = Tracking({"slow": slow, **trackers}, warnings.append)
+    state = SearchState.of(world.run)
+    tracking = Tracking(state, {"slow": slow, **trackers}, warnings.append)
     start = time.perf_counter()
-    tracking.trial_began(0, world.run.trial(0).config, [])
+    tracking.on(TrialStarted(number=0, config=world.run.trial(0).config))
     for epoch in range(1, 5):
-        tracking.epoch_ended(0, replace(row, epoch=epoch))
-    tracking.trial_ended(0, TrialStatus(state="completed"), [])
+        tracking.on(EpochEnded(number=0, metrics=replace(row, epoch=epoch)))
+    tracking.on(TrialEnded(number=0, state="completed"))
     assert time.perf_counter() - start < 0.1
     deadline = time.monotonic() + 10
     while not warnings and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ from optuna.trial import TrialState as OptunaState
 
 from tuner.config import DataConfig, SearchConfig
 from tuner.run.checkpoint import load_progress, save_state
+from tuner.run.events import EpochEnded, Event, TrialStarted
 from tuner.run.run import Run, RunRecord, now
 from tuner.run.trial import OPEN, EpochMetrics, Stop, read_history, write_history
 from tuner.space import SearchSpace, load_space
@@ -186,9 +187,9 @@ def test_a_trial_that_runs_its_course(world: World) -> None:
     assert record.status.node == "n"
     assert record.status.started <= record.status.finished
     assert not record.state.exists()
-    assert conductor.ended == {"completed": 1}
-    assert conductor.best is not None
-    assert (conductor.best[0], conductor.best[1].epoch) == (0, 4)
+    assert conductor.state.ended == {"completed": 1}
+    assert conductor.state.best is not None
+    assert (conductor.state.best[0], conductor.state.best[1].epoch) == (0, 4)
 
 
 def test_an_epoch_that_is_told_again_counts_once(world: World) -> None:
@@ -197,7 +198,7 @@ def test_an_epoch_that_is_told_again_counts_once(world: World) -> None:
     row = worker.train(0.5)
     for _ in range(3):
         assert worker.report(row)
-    assert conductor.num_epochs == 1
+    assert conductor.state.num_epochs == 1
     assert conductor.scheduler.rungs == {1: [0.5], 2: []}
     assert conductor.live[0].history == [row]
 
@@ -231,11 +232,11 @@ def test_an_epoch_that_diverged_is_not_judged(world: World) -> None:
     second.finish("diverged")
     assert conductor.scheduler.rungs[1] == [0.9]
     assert world.run.trial(1).status.state == "diverged"
-    assert conductor.best is not None
-    assert conductor.best[0] == 0
+    assert conductor.state.best is not None
+    assert conductor.state.best[0] == 0
     resumed = world.conductor()
     assert resumed.scheduler.rungs[1] == [0.9]
-    assert resumed.best == conductor.best
+    assert resumed.state.best == conductor.state.best
 
 
 def test_a_trial_that_is_stopped_says_why(world: World) -> None:
@@ -381,11 +382,12 @@ def test_an_interrupt_lets_running_trials_end_their_epoch(world: World) -> None:
     assert conductor.start() is None
     assert not first.step(0.5)
     assert not second.step(0.4)
-    assert conductor.ended == {"interrupted": 2}
+    assert conductor.state.ended == {"interrupted": 2}
     resumed = unstopped(world)
-    assert resumed.ended == {}
+    assert resumed.state.ended == {"interrupted": 2}
     workers = [world.begin(resumed), world.begin(resumed)]
     assert [len(worker.history) for worker in workers] == [2, 1]
+    assert resumed.state.ended == {}
     assert world.run.trial(0).status.state == "running"
     assert world.run.trial(0).status.reason == ""
 
@@ -463,23 +465,20 @@ def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: W
     conductor = world.conductor()
     told: list[tuple[int, list[int]]] = []
 
-    class Listener:
-        def trial_began(self, number: int, config: object, history: list[EpochMetrics]) -> None:
-            told.append((number, [row.epoch for row in history]))
+    def listen(event: Event) -> None:
+        match event:
+            case TrialStarted(number=number, history=history):
+                told.append((number, [row.epoch for row in history]))
+            case EpochEnded(metrics=row):
+                told[-1][1].append(row.epoch)
 
-        def epoch_ended(self, number: int, row: EpochMetrics) -> None:
-            told[-1][1].append(row.epoch)
-
-        def trial_ended(self, *ignored: object) -> None:
-            pass
-
-    conductor.observers.append(Listener())
+    conductor.observers.append(listen)
     worker = world.begin(conductor)
     for _ in range(3):
         assert worker.step(0.5)
-    assert conductor.num_epochs == 3
+    assert conductor.state.num_epochs == 3
     conductor.lose(0)
-    assert conductor.num_epochs == 2, "the third was not saved"
+    assert conductor.state.num_epochs == 2, "the third was not saved"
     again = world.begin(conductor)
     assert [row.epoch for row in again.history] == [1, 2]
     while len(again.history) < 8:
@@ -487,7 +486,7 @@ def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: W
     again.finish()
     assert told == [(0, [1, 2, 3]), (0, [1, 2, 3, 4, 5, 6, 7, 8])]
     assert read_history(worker.path) == list(world.run.trial(0).history) == again.history
-    assert conductor.num_epochs == 8
+    assert conductor.state.num_epochs == 8
     assert conductor.scheduler.rungs == {2: [0.5], 4: [0.6]}
     # Nine epochs of two seconds, on half a GPU, over all resumes.
     assert conductor.spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
@@ -504,11 +503,11 @@ def test_an_epoch_that_is_told_twice_counts_once(world: World) -> None:
     worker.history = restore_files(worker.path)
     for row in worker.history:
         assert conductor.keeps_going(0, asdict(row))
-    assert conductor.num_epochs == 3
+    assert conductor.state.num_epochs == 3
     assert conductor.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
     assert worker.step(0.6)
     assert [row.val_accuracy for row in conductor.live[0].history] == [0.5, 0.5, 0.6]
-    assert conductor.num_epochs == 3
+    assert conductor.state.num_epochs == 3
     # The third epoch was trained twice.
     assert conductor.spending.gpu_seconds == pytest.approx(4.0, abs=0.5)
 
@@ -526,7 +525,7 @@ def test_a_trial_whose_state_cannot_be_used_is_trained_from_its_first_epoch(worl
     again.history.clear()
     assert conductor.keeps_going(0, {"back_to": 0, "tell": "Trial 0 begins anew."})
     assert not conductor.live[0].history
-    assert conductor.num_epochs == 0
+    assert conductor.state.num_epochs == 0
     assert again.step(0.4)
     assert [row.val_accuracy for row in world.run.trial(0).history] == [0.4]
     # Three epochs of two seconds on half a GPU.
@@ -552,7 +551,7 @@ def test_a_worker_short_of_memory_may_go_back_to_its_saved_epoch(world: World) -
     del worker.history[1:]
     worker.step(0.7)
     assert [row.val_accuracy for row in conductor.live[0].history] == [0.5, 0.7]
-    assert conductor.num_epochs == 2
+    assert conductor.state.num_epochs == 2
 
 
 def test_the_budget_knows_the_epochs_under_way(
@@ -597,7 +596,7 @@ def test_unfinished_trials_are_taken_up_first_from_their_saved_states(world: Wor
     write_history(second.path, [*second.history, replace(second.history[0], epoch=2)])
     configs = [trial.config for trial in world.run.trials()]
     resumed = world.conductor()
-    assert resumed.num_epochs == 3, "what was not saved is trained again"
+    assert resumed.state.num_epochs == 3, "what was not saved is trained again"
     one, two = world.begin(resumed), world.begin(resumed)
     assert [(w.number, len(w.history)) for w in (one, two)] == [(0, 2), (1, 1)]
     assert [resumed.live[n].config for n in (0, 1)] == configs
@@ -619,7 +618,7 @@ def test_an_epoch_that_was_not_judged_is_judged_on_replay(world: World) -> None:
     first.step(0.9)
     second.train(0.1)
     resumed = world.conductor()
-    assert resumed.ended == {"stopped": 1}
+    assert resumed.state.ended == {"stopped": 1}
     record = world.run.trial(1)
     assert record.status.stop == Stop(rung=1, value=0.1, cut=0.9, peers=1)
     assert not record.state.exists()
@@ -635,7 +634,7 @@ def test_an_interrupted_epoch_is_not_judged_again(world: World) -> None:
     first.step(0.9)
     # Against the better one it would not pass any more.
     resumed = world.conductor()
-    assert resumed.ended == {}
+    assert resumed.state.ended == {"interrupted": 2}
     assert resumed.scheduler.rungs[1] == [0.1, 0.9]
 
 
@@ -660,7 +659,7 @@ def test_a_changed_space_keeps_the_trials_that_it_holds(world: World) -> None:
     )
     assert changed.replay(world.run.trials()) == 5 - len(kept)
     assert {t.user_attrs["trial"] for t in changed.sampler.study.trials} == kept
-    assert changed.ended == {"completed": 4}, "all of them stay in the run"
+    assert changed.state.ended == {"completed": 4}, "all of them stay in the run"
     last = world.begin(changed)
     assert last.number == 4
     for _ in range(3):
@@ -690,7 +689,7 @@ def test_a_warm_start_teaches_the_sampler_and_makes_no_peers(tmp_path: Path) -> 
     assert worker.number == 0
     config = world.run.trial(0).config
     assert all(replace(t.config, seed=config.seed) != config for t in tried)
-    assert started.best is None
+    assert started.state.best is None
 
 
 # A kill at any moment
@@ -782,8 +781,8 @@ def books(conductor: Conductor, run: Run) -> object:
             seen = averages
         case asha:
             seen = asha.rungs
-    best = conductor.best and (conductor.best[0], conductor.best[1].epoch)
-    return trials, seen, conductor.ended, best, conductor.num_epochs
+    best = conductor.state.best and (conductor.state.best[0], conductor.state.best[1].epoch)
+    return trials, seen, conductor.state.ended, best, conductor.state.num_epochs
 
 
 @pytest.mark.parametrize(

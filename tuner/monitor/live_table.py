@@ -1,4 +1,4 @@
-"""The table of a search, drawn from its tally: the same while it runs and from its folder."""
+"""The table of a search, drawn from its state: the same while it runs and from its folder."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.run.run import clock
-from tuner.run.state import Rung, RunningTrial, Tally
-from tuner.run.trial import best_row
+from tuner.run.state import Rung, SearchState, TrialProgress
+from tuner.run.trial import EpochMetrics, best_row
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 110
@@ -23,32 +23,33 @@ MOST_RUNGS = 8
 
 
 def draw(
-    tally: Tally, slots: int, seconds_left: float | None, note: str, width: int, height: int
+    state: SearchState, slots: int, seconds_left: float | None, note: str, width: int, height: int
 ) -> RenderableType:
     """Draw how a search stands.
 
     Args:
-        tally: What has happened.
+        state: How it stands.
         slots: Trials that train at once.
         seconds_left: As foreseen; ``None`` where nothing is known.
         note: A line of what is going on besides; may be empty.
         width: Of the terminal, in columns.
         height: Of the terminal, in lines.
     """
-    running = sorted(list(tally.running.values()), key=lambda trial: trial.number)
-    rungs = tally.rungs()[:MOST_RUNGS]
+    running = sorted(list(state.running.values()), key=lambda trial: trial.number)
+    rungs = state.rungs()[:MOST_RUNGS]
     is_wide = width >= WIDE
     fixed = FIXED_LINES + (0 if is_wide else len(rungs) + 1)
     rows = max(3, height - fixed)
-    parts: list[RenderableType] = [_bar(tally, seconds_left, width), _states(tally, slots)]
-    if tally.best:
-        parts.append(_best(tally, width))
+    parts: list[RenderableType] = [_bar(state, seconds_left, width), _states(state, slots)]
+    # Read once: another thread may take it back.
+    if best := state.best:
+        parts.append(_best(state, best, width))
     tables: list[RenderableType] = []
     if running:
         tables.append(
             _running(running[:rows], running[rows:], width if not is_wide else width - 46)
         )
-    if rungs and tally.num_epochs:
+    if rungs and state.num_epochs:
         tables.append(_rungs(rungs))
     if is_wide and len(tables) > 1:
         beside = Table.grid(padding=(0, 4, 0, 0))
@@ -57,7 +58,7 @@ def draw(
     else:
         for table in tables:
             parts += [Text(), table]
-    if endings := list(tally.endings):
+    if endings := list(state.endings):
         parts.append(Text())
         parts += [
             Text(str(ending), style="dim", no_wrap=True, overflow="ellipsis") for ending in endings
@@ -67,60 +68,60 @@ def draw(
     return Group(*parts)
 
 
-def summary(tally: Tally, slots: int, seconds_left: float | None) -> str:
+def summary(state: SearchState, slots: int, seconds_left: float | None) -> str:
     """Say how a search stands in one line."""
-    parts = [f"{tally.num_ended}/{tally.search.trials} trials", _counts(tally, slots)]
-    if tally.best:
-        number, row = tally.best
+    parts = [f"{state.num_ended}/{state.search.trials} trials", _counts(state, slots)]
+    if state.best:
+        number, row = state.best
         parts.append(f"best {row.val_accuracy:.4f} (trial {number})")
     if seconds_left is not None:
         parts.append(f"ETA {clock(seconds_left)}")
     return " · ".join(parts)
 
 
-def _bar(tally: Tally, seconds_left: float | None, width: int) -> RenderableType:
+def _bar(state: SearchState, seconds_left: float | None, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 2, 0, 0))
     eta = "-" if seconds_left is None else clock(seconds_left)
     grid.add_row(
-        Text(f"{tally.num_ended}/{tally.search.trials} trials", "bold"),
+        Text(f"{state.num_ended}/{state.search.trials} trials", "bold"),
         ProgressBar(
-            total=max(1, tally.search.trials),
-            completed=tally.num_ended,
+            total=max(1, state.search.trials),
+            completed=state.num_ended,
             width=min(40, max(8, width - 50)),
         ),
-        Text(f"{tally.num_epochs} epochs · ETA {eta}"),
+        Text(f"{state.num_epochs} epochs · ETA {eta}"),
     )
     return grid
 
 
-def _states(tally: Tally, slots: int) -> Text:
-    text = Text(_counts(tally, slots), no_wrap=True, overflow="ellipsis")
-    if tally.errors:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in tally.errors.most_common())
+def _states(state: SearchState, slots: int) -> Text:
+    text = Text(_counts(state, slots), no_wrap=True, overflow="ellipsis")
+    if state.errors:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in state.errors.most_common())
         text.append(f"\nerrors: {kinds}", style="red")
     return text
 
 
-def _counts(tally: Tally, slots: int) -> str:
+def _counts(state: SearchState, slots: int) -> str:
     busy = (
-        f"{len(tally.running)} of {slots} slots busy" if slots else f"{len(tally.running)} running"
+        f"{len(state.running)} of {slots} slots busy" if slots else f"{len(state.running)} running"
     )
-    ended = [f"{count} {state.replace('_', ' ')}" for state, count in tally.ended.items() if count]
+    ended = [f"{count} {name.replace('_', ' ')}" for name, count in state.ended.items()]
     return " · ".join([busy, *ended])
 
 
-def _best(tally: Tally, width: int) -> Text:
-    assert tally.best is not None
-    number, row = tally.best
+def _best(state: SearchState, best: tuple[int, EpochMetrics], width: int) -> Text:
+    number, row = best
     text = Text(f"best {row.val_accuracy:.4f} (trial {number})", style="green", no_wrap=True)
     room = min(CURVE_WIDTH, width - len(text) - 4)
-    if room > 8 and len(tally.best_curve) > 1:
-        values = stretched(tally.best_curve, tally.num_epochs, room)
+    curve = list(state.best_curve)
+    if room > 8 and len(curve) > 1:
+        values = stretched(curve, state.num_epochs, room)
         text.append(f"  {sparkline(values)}", style="not bold")
     return text
 
 
-def _running(rows: list[RunningTrial], hidden: list[RunningTrial], width: int) -> RenderableType:
+def _running(rows: list[TrialProgress], hidden: list[TrialProgress], width: int) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("trial", "model"):
         table.add_column(heading, no_wrap=True)
@@ -130,10 +131,11 @@ def _running(rows: list[RunningTrial], hidden: list[RunningTrial], width: int) -
     for trial in rows:
         history = list(trial.history)
         best = best_row(history)
+        assert trial.config is not None, "it runs"
         table.add_row(
             str(trial.number),
-            trial.family,
-            f"{len(history)}/{trial.epochs}",
+            trial.config.model.family,
+            f"{len(history)}/{trial.config.epochs}",
             f"{best.val_accuracy:.4f}" if best else "-",
             sparkline(
                 [row.val_accuracy for row in history][-max(8, min(CURVE_WIDTH, width - 40)) :]

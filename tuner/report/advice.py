@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from scipy.stats import binom
 
 from tuner.config import SearchConfig
-from tuner.run.state import Tally
+from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord
 from tuner.space import SearchSpace
 from tuner.space.axes import Range, parameters, to_yaml, value_of
@@ -37,19 +37,18 @@ def advise(
         trials: Of the run.
         importance: Share of each parameter; empty where it is not known.
     """
+    state = SearchState.from_trials(search, trials)
     return [
-        *_errors(search, trials),
+        *_errors(state),
         *_edges(space, trials),
         *_unimportant(importance, trials),
-        *_rungs(search, trials),
+        *_rungs(state),
     ]
 
 
-def _errors(search: SearchConfig, trials: Sequence[TrialRecord]) -> Iterator[str]:
-    tally = Tally(search)
-    tally.add(trials)
-    for kind, count in tally.errors.most_common():
-        yield f"{count} of {len(trials)} trials ended with an error: {kind}."
+def _errors(state: SearchState) -> Iterator[str]:
+    for kind, count in state.errors.most_common():
+        yield f"{count} of {len(state.trials)} trials ended with an error: {kind}."
 
 
 def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
@@ -105,10 +104,8 @@ def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord])
         )
 
 
-def _rungs(search: SearchConfig, trials: Sequence[TrialRecord]) -> Iterator[str]:
-    tally = Tally(search)
-    tally.add(trials)
-    for rung in tally.rungs():
+def _rungs(state: SearchState) -> Iterator[str]:
+    for rung in state.rungs():
         if rung.arrived < MIN_TRIALS:
             continue
         if not rung.stopped:

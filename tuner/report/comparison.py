@@ -6,7 +6,7 @@ from typing import Any
 
 from tuner.report.page import render
 from tuner.run.run import Run, leader
-from tuner.run.state import best_so_far
+from tuner.run.state import SearchState
 from tuner.storage.files import write_text
 
 
@@ -24,6 +24,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _describe(run: Run) -> dict[str, Any]:
     ranked = run.ranked()
     record = run.record
+    state = SearchState.from_trials(record.search, ranked)
     first = leader(ranked)
     return {
         "run": record.name,
@@ -35,15 +36,15 @@ def _describe(run: Run) -> dict[str, Any]:
         "sampler": record.search.sampler,
         "scheduler": record.search.scheduler,
         "trials": len(ranked),
-        "stopped": sum(trial.status.state == "stopped" for trial in ranked),
-        "epochs": sum(len(trial.history) for trial in ranked),
+        "stopped": state.ended["stopped"],
+        "epochs": state.num_epochs,
         "seconds": round(record.active_seconds, 1),
         "training_hours": sum(trial.seconds for trial in ranked) / 3600,
-        "gpu_hours": sum(trial.gpu_hours for trial in ranked),
+        "gpu_hours": state.gpu_seconds / 3600,
         "best": first.best.val_accuracy if first and first.best else None,
         "best_trial": first.number if first else None,
         "model": first.config.model.family if first else None,
-        "best_so_far": best_so_far(ranked),
+        "best_so_far": state.best_so_far(),
     }
 
 

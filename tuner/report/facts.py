@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuner.config import SearchConfig
 from tuner.run.run import Run
-from tuner.run.state import Tally, best_so_far
+from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, TrialState
 from tuner.space import SearchSpace
 from tuner.space.axes import Branch, Choice, Range, parameters, to_yaml, value_of
@@ -81,9 +82,9 @@ def _value(value: Any, fact: Plain) -> str | float | None:
     return to_yaml(value) if "values" in fact else float(f"{value:.5g}")
 
 
-def spending(run: Run, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
+def spending(search: SearchConfig, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
     """Say where the time went: by family, and by how far trials came."""
-    marks = [rung.epoch for rung in Tally(run.record.search).rungs()]
+    marks = [rung.epoch for rung in SearchState(search).rungs()]
     by_family: dict[str, list[TrialRecord]] = {}
     by_rung: dict[str, list[TrialRecord]] = {f"stopped at rung {mark}": [] for mark in marks}
     names: dict[TrialState, str] = {"completed": "ran its course", "stopped": "stopped elsewhere"}
@@ -124,19 +125,18 @@ def run_facts(
 ) -> Plain:
     """Return what the script of a run's page draws."""
     facts = parameter_facts(space)
-    tally = Tally(run.record.search)
-    tally.add(ranked)
+    state = SearchState.from_trials(run.record.search, ranked)
     return {
         "epochs": run.record.search.epochs,
-        "rungs": [rung.epoch for rung in tally.rungs()],
+        "rungs": [rung.epoch for rung in state.rungs()],
         "parameters": facts,
         "trials": trial_facts(ranked, facts),
         "best_so_far": [
-            [epochs, round(hours, 5), round(best, 4)] for epochs, hours, best in best_so_far(ranked)
+            [epochs, round(hours, 5), round(best, 4)] for epochs, hours, best in state.best_so_far()
         ],
         "importance": {
             group: [[name, round(share, 4)] for name, share in shares.items()]
             for group, shares in importance.items()
         },
-        "spending": spending(run, ranked),
+        "spending": spending(run.record.search, ranked),
     }

@@ -1,50 +1,52 @@
-"""How a search stands, counted event by event: what its live table shows.
+"""How a search stands, folded from its events.
 
-A search tells its tally of each event as it happens; a reader of the run folder tells another one
-of what has changed there. Both show the same.
+``SearchState.of`` reads a run folder, ``apply`` goes on from there: the tuner, the live table, a
+reader of the folder, the report and the comparison of runs all hold this one fold.
 """
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Self
 
 from tuner.config import SearchConfig, TrialConfig, rung_epochs
-from tuner.run.trial import EpochMetrics, TrialRecord, TrialState, TrialStatus, best_row
+from tuner.run.events import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialPaused,
+    TrialPlaced,
+    TrialStarted,
+)
+from tuner.run.run import Run
+from tuner.run.trial import (
+    ENDED_BADLY,
+    EpochMetrics,
+    TrialRecord,
+    TrialState,
+    TrialStatus,
+    best_row,
+)
 
 RECENT = 4
-"""Ended trials that are remembered one by one."""
+"""Number of ended trials that are remembered one by one."""
 RECENT_EPOCHS = 200
-"""Epochs from whose times the time left is foreseen."""
-
-
-class Observer(Protocol):
-    """Is told what happens in a search."""
-
-    def trial_began(
-        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
-    ) -> None:
-        """A trial starts, or goes on after the epochs of ``history``."""
-
-    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
-        """A trial has come to the end of an epoch."""
-
-    def trial_ended(
-        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
-    ) -> None:
-        """A trial has ended, for now or for good."""
+"""Number of epochs from whose durations the remaining time is estimated."""
 
 
 @dataclass(slots=True)
-class RunningTrial:
-    """A trial under way."""
+class TrialProgress:
+    """How far a trial has come."""
 
     number: int
-    family: str
-    epochs: int
-    """The most it is trained for."""
-    history: list[EpochMetrics]
+    status: TrialStatus
+    gpus: float
+    """GPUs, or a share of one, that it holds in its epochs."""
+    config: TrialConfig | None = None
+    """``None`` where the trial was read from the folder and does not run: nobody asks for it."""
+    history: list[EpochMetrics] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,18 +78,26 @@ class Rung:
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts the events of a search of ``trials`` trials."""
+class SearchState:
+    """How a search of ``search.trials`` trials stands."""
 
     search: SearchConfig
-    running: dict[int, RunningTrial] = field(default_factory=dict)
+    trials: dict[int, TrialProgress] = field(default_factory=dict)
+    """Every trial that has been started, by number."""
+    running: dict[int, TrialProgress] = field(default_factory=dict)
+    """The trials that a worker has been given, and that have neither ended nor been paused."""
     ended: Counter[TrialState] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    """Trials that failed, diverged or had not the memory, by the kind of error."""
+    """Kind of error -> trials that failed, diverged or ran out of memory by it."""
     endings: deque[Ending] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last trials that ended, the newest one last."""
     num_epochs: int = 0
+    gpu_seconds: float = 0.0
+    """GPU time of these epochs."""
+    last_epoch_time: float = 0.0
+    """When the last epoch ended, in seconds since 1970; 0 before the first."""
     best: tuple[int, EpochMetrics] | None = None
-    """Number and best epoch of the leading trial."""
+    """Number and best epoch of the leading trial, of those that did not end badly."""
     best_curve: list[tuple[int, float]] = field(default_factory=list)
     """Epochs trained in all, and the best accuracy from then on, at each improvement."""
     _reached: Counter[int] = field(default_factory=Counter)
@@ -96,84 +106,210 @@ class Tally:
     """Epoch -> trials that ended after it, for good."""
     _stopped: Counter[int] = field(default_factory=Counter)
     """Epoch -> trials that the scheduler stopped there."""
-    _counted: dict[int, int] = field(default_factory=dict)
-    """Trial that has not ended for good -> its epochs that are counted."""
-    _interrupted: set[int] = field(default_factory=set)
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPOCHS))
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return how the search of a run stands, as its folder tells it."""
+        return cls.from_trials(run.record.search, run.trials())
+
+    @classmethod
+    def from_trials(cls, search: SearchConfig, trials: Sequence[TrialRecord]) -> Self:
+        """Return how a search stands whose trials are ``trials``."""
+        state = cls(search)
+        state.add(trials)
+        return state
 
     @property
     def num_ended(self) -> int:
-        """How many trials have ended, for now or for good."""
+        """Number of trials that have ended, for now or for good."""
         return sum(self.ended.values())
 
-    def add(self, trials: Sequence[TrialRecord]) -> None:
-        """Count what trials have been through already, in the order in which it happened."""
+    def add(self, trials: Sequence[TrialRecord], *, have_workers: bool = True) -> None:
+        """Count what trials have been through already, in the order in which it happened.
+
+        Args:
+            trials: Records of trials that are not known yet.
+            have_workers: Whether those whose state is ``running`` do run; if not, their search was
+                killed.
+        """
+        for record in trials:
+            runs = have_workers and record.status.state == "running"
+            trial = TrialProgress(
+                number=record.number,
+                status=record.status,
+                gpus=record.gpus,
+                config=record.config if runs else None,
+            )
+            self.trials[trial.number] = trial
+            if runs:
+                self.running[trial.number] = trial
         rows = [(row.time, trial.number, row) for trial in trials for row in trial.history]
         for _, number, row in sorted(rows, key=lambda entry: entry[:2]):
-            self._count(number, row)
-        for trial in trials:
-            if trial.status.state != "running":
-                self._close(trial.number, trial.status, trial.history)
+            self._count(self.trials[number], row)
+        closed = [record for record in trials if record.status.state != "running"]
+        for record in sorted(closed, key=lambda record: (record.status.finished, record.number)):
+            self._close(self.trials[record.number])
 
-    def trial_began(
-        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
-    ) -> None:
-        """See ``Observer``."""
-        family = config.model.family
-        if number in self._interrupted:
-            self._interrupted.remove(number)
-            self.ended["interrupted"] -= 1
-        self.running[number] = RunningTrial(number, family, config.epochs, list(history))
+    def apply(self, event: Event) -> None:
+        """Take note of an event."""
+        match event:
+            case TrialStarted():
+                self._start(event)
+            case TrialPlaced():
+                trial = self.trials[event.number]
+                trial.status = replace(trial.status, node=event.node)
+            case TrialPaused():
+                self.running.pop(event.number, None)
+                self._take_back(self.trials[event.number], event.num_epochs)
+            case EpochEnded():
+                self._end_epoch(event)
+            case TrialEnded():
+                trial = self.trials[event.number]
+                trial.status = replace(
+                    trial.status,
+                    state=event.state,
+                    reason=event.reason,
+                    stop=event.stop,
+                    traceback=event.traceback,
+                    finished=event.time,
+                )
+                self.running.pop(event.number, None)
+                self._close(trial)
 
-    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
-        """See ``Observer``."""
-        # An epoch that was lost with its worker is trained, and told, again.
-        if row.epoch > self._counted.get(number, 0):
-            self._count(number, row)
-        self._seconds.append(row.seconds)
-        self.running[number].history.append(row)
-
-    def trial_ended(
-        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
-    ) -> None:
-        """See ``Observer``."""
-        self.running.pop(number, None)
-        self._close(number, status, history)
-        self.endings.append(self.ending(number, status, history))
-
-    @staticmethod
-    def ending(number: int, status: TrialStatus, history: Sequence[EpochMetrics]) -> Ending:
-        """Say how a trial ended."""
-        best = best_row(history)
-        return Ending(
-            number=number,
-            state=status.state,
-            epochs=len(history),
-            accuracy=best.val_accuracy if best else None,
-            reason=status.reason,
+    def _start(self, event: TrialStarted) -> None:
+        trial = self.trials.get(event.number)
+        if trial is None:
+            status = TrialStatus(state="running", started=event.time)
+            trial = self.trials[event.number] = TrialProgress(event.number, status, 0.0)
+        elif trial.number not in self.running and trial.status.state != "running":
+            self._reopen(trial)
+        is_same_worker = trial.status.attempts == event.attempt
+        trial.status = replace(
+            trial.status,
+            state="running",
+            reason="",
+            node=trial.status.node if is_same_worker else "",
+            attempts=event.attempt,
+            cpus=event.cpus,
+            gpus=event.gpus,
+            num_parameters=event.num_parameters,
         )
+        trial.config = event.config
+        trial.gpus = event.gpus or 0.0
+        self._take_back(trial, num_alike(trial.history, event.history))
+        for row in event.history[len(trial.history) :]:
+            self._count(trial, row)
+        self.running[trial.number] = trial
 
-    def _count(self, number: int, row: EpochMetrics) -> None:
+    def _end_epoch(self, event: EpochEnded) -> None:
+        trial, row = self.trials[event.number], event.metrics
+        trial.status = replace(
+            trial.status,
+            num_parameters=event.num_parameters,
+            execution=event.execution,
+            halved_from=event.halved_from,
+        )
+        if not any(is_same(row, known) for known in trial.history):
+            self._take_back(trial, row.epoch - 1)
+            self._count(trial, row)
+
+    def _count(self, trial: TrialProgress, row: EpochMetrics) -> None:
+        trial.history.append(row)
         self.num_epochs += 1
-        self._counted[number] = row.epoch
+        self.gpu_seconds += row.seconds * trial.gpus
+        self.last_epoch_time = max(self.last_epoch_time, row.time)
         self._reached[row.epoch] += 1
-        best = best_row([row] if self.best is None else [self.best[1], row])
-        if best is row:
+        self._seconds.append(row.seconds)
+        if trial.status.state in ENDED_BADLY:
+            return
+        if improves(row, self.best):
             if self.best is None or row.val_accuracy > self.best[1].val_accuracy:
                 self.best_curve.append((self.num_epochs, row.val_accuracy))
-            self.best = (number, row)
+            self.best = (trial.number, row)
 
-    def _close(self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]) -> None:
-        self.ended[status.state] += 1
-        if status.state == "interrupted":
-            self._interrupted.add(number)
+    def _take_back(self, trial: TrialProgress, num_epochs: int) -> None:
+        """Forget the epochs of a trial after the first ``num_epochs``: they are trained again."""
+        gone = trial.history[num_epochs:]
+        if not gone:
             return
-        self._counted.pop(number, None)
-        self._left[len(history)] += 1
+        del trial.history[num_epochs:]
+        self.num_epochs -= len(gone)
+        self.gpu_seconds -= sum(row.seconds for row in gone) * trial.gpus
+        self._reached.subtract(row.epoch for row in gone)
+        self._find_best()
+
+    def _close(self, trial: TrialProgress) -> None:
+        status = trial.status
+        self.ended[status.state] += 1
+        best = best_row(trial.history)
+        self.endings.append(
+            Ending(
+                number=trial.number,
+                state=status.state,
+                epochs=len(trial.history),
+                accuracy=best.val_accuracy if best else None,
+                reason=status.reason,
+            )
+        )
+        self._count_ending(trial, 1)
+        if status.state in ENDED_BADLY and trial.history:
+            self._find_best()
+
+    def _reopen(self, trial: TrialProgress) -> None:
+        self.ended[trial.status.state] -= 1
+        # Without what is zero, that it equals a mapping of what there is.
+        self.ended = +self.ended
+        self._count_ending(trial, -1)
+        self.errors = +self.errors
+
+    def _count_ending(self, trial: TrialProgress, change: int) -> None:
+        status = trial.status
+        if status.state == "interrupted":
+            return
+        self._left[len(trial.history)] += change
         if status.stop is not None:
-            self._stopped[status.stop.rung] += 1
+            self._stopped[status.stop.rung] += change
         if kind := error_kind(status):
-            self.errors[kind] += 1
+            self.errors[kind] += change
+
+    def _find_best(self) -> None:
+        """Find the leading trial again, and how it came to lead."""
+        best: tuple[int, EpochMetrics] | None = None
+        curve: list[tuple[int, float]] = []
+        for epochs, (row, trial) in enumerate(self._rows(), 1):
+            if trial.status.state not in ENDED_BADLY and improves(row, best):
+                if best is None or row.val_accuracy > best[1].val_accuracy:
+                    curve.append((epochs, row.val_accuracy))
+                best = (trial.number, row)
+        # Each whole at once: the live table is drawn in a thread of its own.
+        self.best, self.best_curve = best, curve
+
+    def _rows(self) -> list[tuple[EpochMetrics, TrialProgress]]:
+        """Return all epochs in the order in which they ended."""
+        rows = [(row, trial) for trial in self.trials.values() for row in trial.history]
+        return sorted(rows, key=lambda entry: (entry[0].time, entry[1].number, entry[0].epoch))
+
+    def best_so_far(self) -> list[tuple[int, float, float]]:
+        """Return the best accuracy so far at each improvement, over what had been spent by then.
+
+        Returns:
+            Epochs trained, GPU-hours spent (training hours where no trial held a GPU) and the best
+            validation accuracy of a trial that did not end badly, in the order of time; a last
+            entry is where the search ended.
+        """
+        has_gpus = any(trial.gpus for trial in self.trials.values())
+        rows = self._rows()
+        points: list[tuple[int, float, float]] = []
+        seconds, best = 0.0, -math.inf
+        for epochs, (row, trial) in enumerate(rows, 1):
+            seconds += row.seconds * (trial.gpus if has_gpus else 1)
+            is_scored = trial.status.state not in ENDED_BADLY and math.isfinite(row.val_loss)
+            is_better = is_scored and row.val_accuracy > best
+            best = row.val_accuracy if is_better else best
+            if is_better or (epochs == len(rows) and points):
+                points.append((epochs, seconds / 3600, best))
+        return points
 
     def rungs(self) -> list[Rung]:
         """Return the rungs of the search, the lowest first; none where nothing is stopped early."""
@@ -191,7 +327,7 @@ class Tally:
         return rungs
 
     def seconds_left(self, slots: int) -> float | None:
-        """Foresee the time left, in seconds, from how long epochs take and how far trials come.
+        """Estimate the remaining time, in seconds, from the length of epochs and of trials.
 
         Trials to come are taken to end after each epoch as often as those that came so far did;
         a rung that few came to counts with one trial as the scheduler means it to stop them.
@@ -207,24 +343,80 @@ class Tally:
         most = self.search.epochs
         rungs = self.rungs()
         prior = {rung.epoch: 1 - 1 / self.search.reduction for rung in rungs}
-        to_come = [0.0] * (most + 1)
+        remaining = [0.0] * (most + 1)
         for epoch in range(most - 1, -1, -1):
             doubt = 1 if epoch in prior else 0
             reached = self._reached[epoch] + doubt
             ends = (self._left[epoch] + prior.get(epoch, 0.0)) / reached if reached else 0.0
             # A trial that has come here, and is under way, was not ended here.
             goes_on = 1 - ends if epoch else 1.0
-            to_come[epoch] = goes_on * (1 + to_come[epoch + 1])
+            remaining[epoch] = goes_on * (1 + remaining[epoch + 1])
         epochs = 0.0
         running = list(self.running.values())
         for trial in running:
             done = len(trial.history)
-            if done < trial.epochs:
-                epochs += 1 + to_come[min(done + 1, most)]
+            assert trial.config is not None
+            if done < trial.config.epochs:
+                epochs += 1 + remaining[min(done + 1, most)]
         waiting = max(0, self.search.trials - self.num_ended - len(running))
-        epochs += waiting * to_come[0]
+        epochs += waiting * remaining[0]
         mean = sum(self._seconds) / len(self._seconds)
         return mean * epochs / max(1, slots)
+
+    def news_of(self, record: TrialRecord) -> Iterator[Event]:
+        """Yield the events by which a trial has come from where it is known to be to ``record``."""
+        number, status = record.number, record.status
+        known = self.trials.get(number)
+        history = known.history if known else []
+        kept = num_alike(history, record.history)
+        if known and known.status == status and kept == len(history) == len(record.history):
+            return
+        goes_on = number in self.running and kept == len(history)
+        if known is None or not goes_on or known.status.attempts != status.attempts:
+            yield TrialStarted(
+                number=number,
+                config=record.config,
+                history=record.history[:kept],
+                attempt=status.attempts,
+                cpus=status.cpus,
+                gpus=record.gpus,
+                num_parameters=status.num_parameters,
+                time=status.started,
+            )
+        yield TrialPlaced(number=number, node=status.node)
+        for row in record.history[kept:]:
+            yield EpochEnded(
+                number=number,
+                metrics=row,
+                num_parameters=status.num_parameters,
+                execution=status.execution,
+                halved_from=status.halved_from,
+            )
+        if status.state != "running":
+            yield TrialEnded(
+                number=number,
+                state=status.state,
+                reason=status.reason,
+                stop=status.stop,
+                traceback=status.traceback,
+                time=status.finished,
+            )
+
+
+def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> bool:
+    """Whether an epoch is better than the best one so far."""
+    return best_row([row] if best is None else [best[1], row]) is row
+
+
+def is_same(row: EpochMetrics, other: EpochMetrics) -> bool:
+    """Whether two rows tell of the same training of an epoch; NaN figures equal nothing."""
+    return (row.epoch, row.time) == (other.epoch, other.time)
+
+
+def num_alike(one: Sequence[EpochMetrics], other: Sequence[EpochMetrics]) -> int:
+    """Return how many epochs two histories have in common, from the first on."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: is_same(*pair), pairs))
 
 
 def error_kind(status: TrialStatus) -> str:
@@ -238,30 +430,3 @@ def error_kind(status: TrialStatus) -> str:
             return status.state.replace("_", " ")
         case _:
             return ""
-
-
-def best_so_far(trials: Sequence[TrialRecord]) -> list[tuple[int, float, float]]:
-    """Return the best accuracy so far at each improvement, over what had been spent by then.
-
-    Args:
-        trials: Of one run.
-
-    Returns:
-        Epochs trained, GPU-hours spent (training hours where no trial held a GPU) and the best
-        validation accuracy of a trial that did not end badly, in the order of time; a last entry is
-        where the search ended.
-    """
-    has_gpus = any(trial.gpus for trial in trials)
-    rows = sorted(
-        ((row, trial) for trial in trials for row in trial.history),
-        key=lambda entry: (entry[0].time, entry[0].epoch),
-    )
-    points: list[tuple[int, float, float]] = []
-    seconds, best = 0.0, -math.inf
-    for epochs, (row, trial) in enumerate(rows, 1):
-        seconds += row.seconds * (trial.gpus if has_gpus else 1)
-        improves = trial.is_scored and math.isfinite(row.val_loss) and row.val_accuracy > best
-        best = row.val_accuracy if improves else best
-        if improves or (epochs == len(rows) and points):
-            points.append((epochs, seconds / 3600, best))
-    return points

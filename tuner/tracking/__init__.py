@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 from tuner.config import TrialConfig
 from tuner.errors import UsageError
+from tuner.run.events import EpochEnded, Event, Observer, TrialEnded, TrialStarted
 from tuner.run.run import Run
-from tuner.run.state import Observer
+from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, TrialStatus
 
 Target = Literal["wandb", "mlflow"]
@@ -23,14 +24,27 @@ PATIENCE_SECONDS = 60.0
 """A tracker that takes nothing for so long, once the search has ended, is left."""
 
 
-class Tracker(Observer, Protocol):
-    """An observer of a search that has to be closed."""
+class Tracker(Protocol):
+    """Records the trials of a search in a program of its own."""
+
+    def trial_started(
+        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
+    ) -> None:
+        """Take note that a trial starts, or goes on after the epochs of ``history``."""
+
+    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
+        """Take note of an epoch."""
+
+    def trial_ended(
+        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
+    ) -> None:
+        """Take note that a trial has ended, for now or for good."""
 
     def close(self) -> None:
         """Write what has not been written."""
 
 
-Event = Callable[[Tracker], None]
+Call = Callable[[Tracker], None]
 
 
 def check_installed(targets: Sequence[Target]) -> None:
@@ -67,13 +81,18 @@ class Tracking:
     """An observer that tells each tracker in a thread of its own, in the order of events.
 
     Args:
+        state: Of the search, with each event applied before it is told here.
         trackers: By name.
         warn: Given a line when a tracker cannot go on, once each, in that tracker's thread.
     """
 
     def __init__(
-        self, trackers: dict[str, Tracker], warn: Callable[[str], None] | None = None
+        self,
+        state: SearchState,
+        trackers: dict[str, Tracker],
+        warn: Callable[[str], None] | None = None,
     ) -> None:
+        self._state = state
         self._tellers = {name: _Teller(name, tracker, warn) for name, tracker in trackers.items()}
 
     @property
@@ -81,23 +100,19 @@ class Tracking:
         """Name of each tracker that could not go on -> why. A search does not end for it."""
         return {name: teller.problem for name, teller in self._tellers.items() if teller.problem}
 
-    def trial_began(
-        self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
-    ) -> None:
-        """See ``Observer``."""
-        rows = tuple(history)
-        self._tell(lambda tracker: tracker.trial_began(number, config, rows))
-
-    def epoch_ended(self, number: int, row: EpochMetrics) -> None:
-        """See ``Observer``."""
-        self._tell(lambda tracker: tracker.epoch_ended(number, row))
-
-    def trial_ended(
-        self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
-    ) -> None:
-        """See ``Observer``."""
-        rows = tuple(history)
-        self._tell(lambda tracker: tracker.trial_ended(number, status, rows))
+    def on(self, event: Event) -> None:
+        """Tell the trackers of an event; see ``Observer``."""
+        number = event.number
+        match event:
+            case TrialStarted(config=config, history=history):
+                self._tell(lambda tracker: tracker.trial_started(number, config, history))
+            case EpochEnded(metrics=row):
+                self._tell(lambda tracker: tracker.epoch_ended(number, row))
+            case TrialEnded():
+                # As they are now: the trial may go on before a slow tracker is told.
+                trial = self._state.trials[number]
+                status, rows = trial.status, tuple(trial.history)
+                self._tell(lambda tracker: tracker.trial_ended(number, status, rows))
 
     def close(self) -> None:
         """Wait until all is told, and close the trackers; leave one that has stopped answering."""
@@ -105,9 +120,9 @@ class Tracking:
         for teller in self._tellers.values():
             teller.wait()
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, call: Call) -> None:
         for teller in self._tellers.values():
-            teller.tell(event)
+            teller.tell(call)
 
 
 class _Teller:
@@ -118,28 +133,28 @@ class _Teller:
         self._name = name
         self._warn = warn
         self._tracker = tracker
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         # As a daemon, a server that never answers cannot keep an interrupted program alive.
         self._thread = threading.Thread(target=self._work, name=f"tracking: {name}", daemon=True)
         self._thread.start()
 
-    def tell(self, event: Event) -> None:
+    def tell(self, call: Call) -> None:
         if not self.problem:
-            self._events.put(event)
+            self._calls.put(call)
 
     def wait(self) -> None:
-        self._events.put(None)
+        self._calls.put(None)
         while self._thread.is_alive():
-            left = self._events.qsize()
+            left = self._calls.qsize()
             self._thread.join(PATIENCE_SECONDS)
-            if self._thread.is_alive() and self._events.qsize() == left:
+            if self._thread.is_alive() and self._calls.qsize() == left:
                 self._give_up(f"no answer for {PATIENCE_SECONDS:.0f} s")
                 return
 
     def _work(self) -> None:
-        while (event := self._events.get()) is not None:
+        while (call := self._calls.get()) is not None:
             try:
-                event(self._tracker)
+                call(self._tracker)
             except Exception as error:
                 # Whatever a client or its server raises: the run folder has all of it anyway.
                 self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
@@ -157,14 +172,15 @@ class _Teller:
 def tracked(
     run: Run,
     targets: Sequence[Target],
+    state: SearchState,
     observers: list[Observer],
     warn: Callable[[str], None] | None = None,
 ) -> Iterator[Tracking]:
     """Record a search, from its observers' list, until the block ends; see ``Tracking``."""
-    tracking = Tracking(make_trackers(run, targets), warn)
-    observers.append(tracking)
+    tracking = Tracking(state, make_trackers(run, targets), warn)
+    observers.append(tracking.on)
     try:
         yield tracking
     finally:
-        observers.remove(tracking)
+        observers.remove(tracking.on)
         tracking.close()

@@ -29,7 +29,7 @@ class MLflow:
         self._experiment = ""
         self._runs: dict[int, str] = {}
 
-    def trial_began(
+    def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
         """Open the trial's run, or open it again."""

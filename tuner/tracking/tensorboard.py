@@ -36,7 +36,7 @@ class TensorBoard:
         self._folder = self._kept if isinstance(self._kept, Path) else Path(self._scratch.name)
         self._writers: dict[int, EventsWriter] = {}
 
-    def trial_began(
+    def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
         """Write the hyperparameters, and again the epochs that the trial goes on from."""

@@ -25,7 +25,7 @@ class WeightsAndBiases:
         self._key = hashlib.sha256(f"{run.record.name} {run.record.started}".encode()).hexdigest()
         self._runs: dict[int, Any] = {}
 
-    def trial_began(
+    def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
         """Open the trial's run, or open it again."""

@@ -12,15 +12,23 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from tuner.config import TrialConfig
+from tuner.run.events import (
+    EpochEnded,
+    Event,
+    Observer,
+    TrialEnded,
+    TrialPaused,
+    TrialPlaced,
+    TrialStarted,
+)
 from tuner.run.run import Run, now
-from tuner.run.state import Observer
+from tuner.run.state import SearchState
 from tuner.run.trial import (
     OPEN,
     EpochMetrics,
     TrialRecord,
     TrialState,
     TrialStatus,
-    best_row,
     write_status,
     write_trial,
 )
@@ -64,8 +72,7 @@ class Conductor:
 
     Attributes:
         live: Trials under way, by number.
-        ended: How many trials ended in which state.
-        best: Number and best epoch of the leading trial.
+        state: How the search stands.
         observers: Told of what happens.
         draining: Why no trial is started any more and running ones end, if so.
     """
@@ -83,15 +90,13 @@ class Conductor:
         )
         self.slots = slots
         self.live: dict[int, LiveTrial] = {}
-        self.ended: dict[TrialState, int] = {}
-        self.best: tuple[int, EpochMetrics] | None = None
+        self.state = SearchState(run.record.search)
         self.observers: list[Observer] = []
         self.draining: DrainReason = ""
         self._spending_noted = time.monotonic()
         self.failures: list[tuple[int, str]] = []
         """Number and reason of each trial that failed since this search began or went on."""
         self.num_started = 0
-        self.num_epochs = 0
         self._waiting: deque[LiveTrial] = deque()
 
     @property
@@ -117,7 +122,9 @@ class Conductor:
         """
         num_outside = 0
         arrivals: list[tuple[LiveTrial, EpochMetrics, bool]] = []
-        for record in trials:
+        mended = [self._mended(record) for record in trials]
+        self.state.add(mended, have_workers=False)
+        for record in mended:
             trial = LiveTrial(
                 record.number,
                 record.config,
@@ -127,18 +134,12 @@ class Conductor:
             )
             state = record.status.state
             if state in OPEN:
-                remove_leftovers(record.path)
-                # What was not saved has to be trained again.
-                trial.history = restore_files(record.path)
                 num_outside += not self.sampler.readd(trial.number, trial.config)
                 self._waiting.append(trial)
             else:
                 num_outside += not self.sampler.add(
                     trial.config, state, trial.history, trial.number
                 )
-                self.ended[state] = self.ended.get(state, 0) + 1
-                # There still if the search was killed while it closed this trial's books.
-                record.state.unlink(missing_ok=True)
             for row in trial.history:
                 # An epoch of which the scheduler's word was lost is judged again; one that was
                 # interrupted had passed.
@@ -146,7 +147,7 @@ class Conductor:
                 arrivals.append((trial, row, state == "running" and is_last))
             self.num_started = max(self.num_started, record.number + 1)
         for trial, row, is_unjudged in sorted(arrivals, key=lambda arrival: arrival[1].time):
-            self._count(trial, row)
+            self.spending.end_epoch(trial.number, row.seconds, trial.share.gpus)
             trial.num_judged = max(trial.num_judged, row.epoch)
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
@@ -158,6 +159,17 @@ class Conductor:
                 self.live[trial.number] = trial
                 self.end(trial.number)
         return num_outside
+
+    @staticmethod
+    def _mended(record: TrialRecord) -> TrialRecord:
+        """Bring the folder of an earlier session's trial to where it goes on, or ended."""
+        if record.status.state not in OPEN:
+            # There still if the search was killed while it closed this trial's books.
+            record.state.unlink(missing_ok=True)
+            return record
+        remove_leftovers(record.path)
+        # What was not saved has to be trained again.
+        return replace(record, history=tuple(restore_files(record.path)))
 
     @property
     def has_more(self) -> bool:
@@ -210,8 +222,7 @@ class Conductor:
         write_status(path, trial.status)
         trial.began = time.monotonic()
         self.live[trial.number] = trial
-        for observer in self.observers:
-            observer.trial_began(trial.number, trial.config, trial.history)
+        self._tell_start(trial)
         return {
             "number": trial.number,
             "path": str(path),
@@ -260,6 +271,7 @@ class Conductor:
             remove_leftovers(path)
             saved = restore_files(path)
             self._go_back(trial, len(saved))
+            self._tell(TrialPaused(number=trial.number, num_epochs=len(trial.history)))
             for row in saved[len(trial.history) :]:
                 # The worker was lost between saving and reporting it.
                 self._hear(trial, row)
@@ -301,6 +313,7 @@ class Conductor:
         if "node" in report:
             # The first word of every worker: where it is.
             trial.status = replace(trial.status, node=report["node"])
+            self._tell(TrialPlaced(number=number, node=report["node"]))
             self.spending.begin_epoch(number, trial.share.gpus)
             write_status(self.run.trial_path(number), trial.status)
             return True
@@ -327,9 +340,16 @@ class Conductor:
     def _hear(self, trial: LiveTrial, row: EpochMetrics) -> bool:
         """Take note of an epoch; say whether the trial goes on."""
         trial.history.append(row)
-        self._count(trial, row)
-        for observer in self.observers:
-            observer.epoch_ended(trial.number, row)
+        self.spending.end_epoch(trial.number, row.seconds, trial.share.gpus)
+        self._tell(
+            EpochEnded(
+                number=trial.number,
+                metrics=row,
+                num_parameters=trial.status.num_parameters,
+                execution=trial.status.execution,
+                halved_from=trial.status.halved_from,
+            )
+        )
         is_known = row.epoch <= trial.num_judged
         trial.num_judged = max(trial.num_judged, row.epoch)
         if is_known or not math.isfinite(row.train_loss + row.val_loss):
@@ -342,14 +362,12 @@ class Conductor:
     def _take_back(self, trial: LiveTrial, num_epochs: int) -> None:
         """Go back with a trial that has a worker."""
         self._go_back(trial, num_epochs)
-        for observer in self.observers:
-            observer.trial_began(trial.number, trial.config, trial.history)
+        self._tell_start(trial)
 
     def _go_back(self, trial: LiveTrial, num_epochs: int) -> None:
         """Leave a trial's later epochs out of the books: they are trained again."""
         gone = trial.history[num_epochs:]
         del trial.history[num_epochs:]
-        self.num_epochs -= len(gone)
         self.spending.write_off(sum(row.seconds for row in gone), trial.share.gpus)
 
     def end(self, number: int, lost: str = "") -> None:
@@ -377,15 +395,23 @@ class Conductor:
         if state != "interrupted":
             (path / "state.safetensors").unlink(missing_ok=True)
             self.sampler.tell(number, state, trial.history)
-        self.ended[state] = self.ended.get(state, 0) + 1
+        self._tell(
+            TrialEnded(
+                number=number,
+                state=state,
+                reason=outcome.reason,
+                stop=outcome.stop,
+                traceback=outcome.traceback,
+                time=trial.status.finished,
+            )
+        )
         if state == "failed":
             self.failures.append((number, outcome.reason))
             reasons = [reason for _, reason in self.failures]
-            if list(self.ended) == ["failed"] and reasons == 3 * reasons[:1]:
+            others = self.state.ended.keys() - {"failed", "interrupted"}
+            if not others and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
         self._record_spending()
-        for observer in self.observers:
-            observer.trial_ended(number, trial.status, trial.history)
 
     def note_spending(self) -> None:
         """Record what was spent, once in a while: a kill of the driver may forget no more."""
@@ -399,16 +425,28 @@ class Conductor:
             lost_gpu_seconds=self.spending.lost_gpu_seconds,
         )
 
+    def _tell_start(self, trial: LiveTrial) -> None:
+        self._tell(
+            TrialStarted(
+                number=trial.number,
+                config=trial.config,
+                history=tuple(trial.history),
+                attempt=trial.status.attempts,
+                cpus=trial.share.cpus,
+                gpus=trial.share.gpus,
+                num_parameters=trial.status.num_parameters,
+                time=trial.status.started,
+            )
+        )
+
+    def _tell(self, event: Event) -> None:
+        self.state.apply(event)
+        for observer in self.observers:
+            observer(event)
+
     def _share(self, record: TrialRecord) -> Share:
         """Return what a trial of an earlier session held, or what it is to go on with."""
         status = record.status
         if status.state in OPEN or status.cpus is None or status.gpus is None:
             return self.slots.share(record.config)
         return Share(cpus=status.cpus, gpus=status.gpus)
-
-    def _count(self, trial: LiveTrial, row: EpochMetrics) -> None:
-        self.num_epochs += 1
-        self.spending.end_epoch(trial.number, row.seconds, trial.share.gpus)
-        best = best_row([row] if self.best is None else [self.best[1], row])
-        if best is row:
-            self.best = (trial.number, row)

@@ -144,7 +144,7 @@ def conduct(
             _tell_replay(conductor, len(trials), left_out, console)
         with (
             _draining_on_signals(conductor),
-            tracked(run, request.log, conductor.observers, say),
+            tracked(run, request.log, conductor.state, conductor.observers, say),
             Progress(conductor, console),
         ):
             shipped["save_seconds"] = request.save_seconds
@@ -167,7 +167,7 @@ def conduct(
     if conductor.draining == "budget":
         console.print(
             f"The budget is spent: {conductor.spending.seconds:.0f} s of searching, "
-            f"{sum(conductor.ended.values())} of {budget.trials} trials.",
+            f"{conductor.state.num_ended} of {budget.trials} trials.",
             markup=False,
         )
     return conductor
@@ -233,7 +233,7 @@ def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
 
 
 def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Console) -> None:
-    ended = sum(conductor.ended.values())
+    ended = conductor.state.num_ended - conductor.state.ended["interrupted"]
     outside = f"; {left_out} of them lie outside the space as it is now" if left_out else ""
     console.print(
         f"Resuming: {ended} trials have ended, {total - ended} go on{outside}.", markup=False
@@ -356,12 +356,12 @@ def _unless_endless(budget: float) -> float | None:
 
 
 def _why_none(conductor: Conductor) -> str:
-    states = ", ".join(f"{number} {state}" for state, number in conductor.ended.items())
+    states = ", ".join(f"{number} {state}" for state, number in conductor.state.ended.items())
     last = f" Last failure: {conductor.failures[-1][1]}" if conductor.failures else ""
     more = (
         f" Go on with: cifar-tune search --resume --name {conductor.run.record.name}, and a larger "
         "budget."
-        if "interrupted" in conductor.ended
+        if "interrupted" in conductor.state.ended
         else ""
     )
     return f"They ended: {states}.{last}{more}"

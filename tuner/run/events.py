@@ -1,0 +1,73 @@
+"""What happens in a search, as typed events: between workers, tuner, run folder and displays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tuner.config import TrialConfig
+from tuner.run.trial import EpochMetrics, Stop, TrialState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialStarted:
+    """A trial starts, or goes on, or goes back to fewer epochs because it has to repeat some."""
+
+    number: int
+    config: TrialConfig
+    history: tuple[EpochMetrics, ...] = ()
+    """The epochs after which it goes on; later ones that are known are trained again."""
+    attempt: int = 1
+    """How often a worker was given the trial, with this time."""
+    cpus: float | None = None
+    gpus: float | None = None
+    """Its resources; ``None`` where they were not recorded."""
+    num_parameters: int = 0
+    """As in ``TrialStatus``."""
+    time: str = ""
+    """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPlaced:
+    """The worker of a trial has said on which node of the cluster it is."""
+
+    number: int
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPaused:
+    """A trial has no worker any more, and waits to be taken up again."""
+
+    number: int
+    num_epochs: int
+    """The epochs after which it will go on; later ones were lost with its worker."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochEnded:
+    """A trial has come to the end of an epoch, with what is known of its network by then."""
+
+    number: int
+    metrics: EpochMetrics
+    num_parameters: int = 0
+    execution: str = ""
+    halved_from: int | None = None
+    """As in ``TrialStatus``, all three."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialEnded:
+    """A trial has ended, for good unless ``state`` is ``interrupted``."""
+
+    number: int
+    state: TrialState
+    reason: str = ""
+    stop: Stop | None = None
+    traceback: str = ""
+    time: str = ""
+    """ISO 8601, UTC."""
+
+
+Event = TrialStarted | TrialPlaced | TrialPaused | EpochEnded | TrialEnded
+Observer = Callable[[Event], None]
+"""Is told of each event, after it was applied to the state of the search."""
