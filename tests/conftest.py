@@ -147,15 +147,12 @@ def finished_run(trained_run: Run, tmp_path: Path) -> Run:
 def pretended_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """Return the nodes that a cluster without autoscaler is said to have, to be changed."""
     have = [{"CPU": 4.0, "GPU": 1.0}]
-    backend = "tuner.tuning.ray_backend"
-    for module in ("resources", "capacity"):
-        monkeypatch.setattr(
-            f"{backend}.{module}.alive_resources", lambda *but: [dict(node) for node in have]
-        )
-        monkeypatch.setattr(f"{backend}.{module}.growth", lambda: None)
+    capacity = "tuner.tuning.ray_backend.capacity"
+    monkeypatch.setattr(f"{capacity}.alive_resources", lambda *but: [dict(node) for node in have])
+    monkeypatch.setattr(f"{capacity}.find_autoscaler", lambda: None)
     for name in ("draining_nodes", "gone_nodes"):
-        monkeypatch.setattr(f"{backend}.capacity.{name}", frozenset)
-    monkeypatch.setattr(f"{backend}.capacity.LOOK_SECONDS", 0)
+        monkeypatch.setattr(f"{capacity}.{name}", frozenset)
+    monkeypatch.setattr(f"{capacity}.LOOK_SECONDS", 0)
     return have
 
 

@@ -1,6 +1,6 @@
 """The engine's events without the engine: what it is told, and what becomes of trials then."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +9,20 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from tests.test_tuner import World
+from tests.test_tuner import PLAN, World, start
+from tuner.run.events import TrialPlaced
 from tuner.tuning.ray_backend import callbacks as engine
-from tuner.tuning.ray_backend import capacity as rooms
-from tuner.tuning.ray_backend.callbacks import Herald, TuneCallback, TuneScheduler, TuneSearcher
-from tuner.tuning.ray_backend.capacity import Room
+from tuner.tuning.ray_backend import capacity as capacities
+from tuner.tuning.ray_backend.callbacks import (
+    NoticePoster,
+    TuneCallback,
+    TuneScheduler,
+    TuneSearcher,
+)
+from tuner.tuning.ray_backend.capacity import Capacity
+from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.notices import Notice
-from tuner.tuning.tuner import Conductor
+from tuner.tuning.tuner import Tuner
 
 
 @pytest.fixture
@@ -23,8 +30,9 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def searcher_of(conductor: Conductor) -> TuneSearcher:
-    return TuneSearcher(conductor, Room(conductor.slots, lambda line: None), lambda: None)
+def searcher_of(world: World, tuner: Tuner) -> TuneSearcher:
+    capacity = Capacity(PLAN, lambda line: None)
+    return TuneSearcher(tuner, capacity, world.run.trial_path, lambda: None)
 
 
 class Board:
@@ -37,37 +45,37 @@ class Board:
         self.posted.append(notice)
 
 
-def herald_of(conductor: Conductor, room: Room) -> tuple[Herald, list[Notice]]:
+def poster_of(tuner: Tuner, capacity: Capacity) -> tuple[NoticePoster, list[Notice]]:
     board: Any = Board()
-    return Herald(conductor, room, board), board.posted
+    return NoticePoster(tuner, capacity, board), board.posted
 
 
 def test_a_search_that_has_no_room_ends_when_it_is_told_to(
     world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
-    conductor = world.conductor()
-    searcher = searcher_of(conductor)
+    tuner = world.tuner()
+    searcher = searcher_of(world, tuner)
     pretended_nodes.clear()
     assert searcher.suggest("") is None
-    conductor.draining = "interrupted"
+    tuner.draining = "interrupted"
     assert searcher.suggest("") == Searcher.FINISHED
 
 
 def test_a_search_that_has_no_room_ends_with_its_budget(
     world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
-    conductor = world.conductor(seconds=0.0)
+    tuner = world.tuner(seconds=0.0)
     pretended_nodes.clear()
-    assert searcher_of(conductor).suggest("") == Searcher.FINISHED
-    assert conductor.draining == "budget"
+    assert searcher_of(world, tuner).suggest("") == Searcher.FINISHED
+    assert tuner.draining == "budget"
 
 
 def test_a_search_whose_trials_have_ended_needs_no_room_to_end(
     world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
-    conductor = world.conductor(trials=1)
-    searcher = searcher_of(conductor)
-    worker = world.begin(conductor)
+    tuner = world.tuner(trials=1)
+    searcher = searcher_of(world, tuner)
+    worker = world.begin(tuner)
     pretended_nodes.clear()
     assert searcher.suggest("") is None, "its worker may still be lost"
     worker.finish("completed")
@@ -77,14 +85,14 @@ def test_a_search_whose_trials_have_ended_needs_no_room_to_end(
 def test_a_trial_that_lost_its_worker_and_gets_no_other_is_interrupted(
     world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
-    conductor = world.conductor()
-    searcher = searcher_of(conductor)
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    searcher = searcher_of(world, tuner)
+    worker = world.begin(tuner)
     worker.step(0.5)
-    conductor.lose(worker.number)
+    world.lose(tuner, worker.number)
     pretended_nodes.clear()
     assert searcher.suggest("") is None
-    conductor.draining = "interrupted"
+    tuner.draining = "interrupted"
     assert searcher.suggest("") == Searcher.FINISHED
     assert world.run.trial(worker.number).status.state == "interrupted"
     assert world.run.trial(worker.number).status.reason == "after epoch 1, with its worker"
@@ -93,8 +101,8 @@ def test_a_trial_that_lost_its_worker_and_gets_no_other_is_interrupted(
 class Controller:
     """Ray's own, as far as a scheduler sees it."""
 
-    def __init__(self, conductor: Conductor, trials: list[Any]) -> None:
-        self._conductor = conductor
+    def __init__(self, tuner: Tuner, trials: list[Any]) -> None:
+        self._tuner = tuner
         self._trials = trials
 
     def get_trials(self) -> list[Any]:
@@ -102,14 +110,14 @@ class Controller:
 
     def stop_trial(self, trial: Any) -> None:
         trial.status = Trial.TERMINATED
-        self._conductor.end(trial.config["number"])
+        self._tuner.end(trial.config["number"])
 
 
 def test_trials_that_wait_for_a_node_end_with_the_search(
     world: World, pretended_nodes: list[dict[str, float]]
 ) -> None:
-    conductor = world.conductor()
-    numbers = [params["number"] for _ in range(3) if (params := conductor.start())]
+    tuner = world.tuner()
+    numbers = [given.number for _ in range(3) if (given := start(tuner))]
     waiting, about_to_run, running = (
         SimpleNamespace(
             config={"number": number},
@@ -123,13 +131,13 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
             strict=True,
         )
     )
-    controller = Controller(conductor, [waiting, about_to_run, running])
-    room = Room(conductor.slots, lambda line: None)
-    scheduler = TuneScheduler(conductor, room, herald_of(conductor, room)[0])
+    controller = Controller(tuner, [waiting, about_to_run, running])
+    capacity = Capacity(PLAN, lambda line: None)
+    scheduler = TuneScheduler(tuner, capacity, poster_of(tuner, capacity)[0])
     assert scheduler.choose_trial_to_run(controller) is waiting
-    conductor.draining = "interrupted"
+    tuner.draining = "interrupted"
     assert scheduler.choose_trial_to_run(controller) is None
-    assert set(conductor.live) == set(numbers[1:])
+    assert set(tuner.live) == set(numbers[1:])
     assert world.run.trial(0).status.reason == "after epoch 0, before it had a worker"
 
 
@@ -149,19 +157,19 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
 ) -> None:
     killed: list[str] = []
     monkeypatch.setattr("ray.kill", killed.append)
-    conductor, said = world.conductor(), []
-    room = Room(conductor.slots, said.append)
-    scheduler = TuneScheduler(conductor, room, herald_of(conductor, room)[0])
+    tuner, said = world.tuner(), []
+    capacity = Capacity(PLAN, said.append)
+    scheduler = TuneScheduler(tuner, capacity, poster_of(tuner, capacity)[0])
     for _ in range(2):
-        params = conductor.start()
-        assert params is not None
-        trial: Any = SimpleNamespace(config=params)
+        given = start(tuner)
+        assert given is not None
+        trial: Any = SimpleNamespace(config={"number": given.number})
         trial.temporary_state = SimpleNamespace(ray_actor="worker")
-        result = {"node": "n", "host": "h", **word}
+        result = to_report(TrialPlaced(number=given.number, node="n"), host="h", **word)
         assert scheduler.on_trial_result(None, trial, result) == TuneScheduler.CONTINUE
     assert killed == ["worker"] * 2
-    assert room.refused == ["n"]
-    assert room.has_lost("n")
+    assert capacity.refused == ["n"]
+    assert capacity.has_lost("n")
     (line,) = said
     assert text in line
 
@@ -172,48 +180,51 @@ class Kept(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def started(conductor: Conductor) -> Any:
+def started(tuner: Tuner) -> Any:
     """Start a trial whose worker has not said a word; give what Ray keeps of it."""
-    params = conductor.start()
-    assert params is not None
-    figures = SimpleNamespace(metric_analysis={}, metric_n_steps={}, last_result={})
-    return Kept(config=params, run_metadata=figures, error_file="", evaluated_params={})
+    given = start(tuner)
+    assert given is not None
+    metadata = SimpleNamespace(metric_analysis={}, metric_n_steps={}, last_result={})
+    config = {"number": given.number}
+    return Kept(config=config, run_metadata=metadata, error_file="", evaluated_params={})
 
 
 def test_a_worker_lost_at_its_start_with_a_node_is_no_failure_of_its_trial(
     world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = {"long ago"}
-    monkeypatch.setattr(rooms, "gone_nodes", lambda: frozenset(gone))
-    monkeypatch.setattr(rooms, "is_gone", gone.__contains__)
-    conductor = world.conductor()
-    room = Room(conductor.slots, lambda line: None)
-    assert room.takes_another([])
-    trial = started(conductor)
-    callback = TuneCallback(conductor, room, herald_of(conductor, room)[0], max_failures=0)
+    monkeypatch.setattr(capacities, "gone_nodes", lambda: frozenset(gone))
+    monkeypatch.setattr(capacities, "is_gone", gone.__contains__)
+    tuner = world.tuner()
+    capacity = Capacity(PLAN, lambda line: None)
+    assert capacity.has_room([])
+    trial = started(tuner)
+    poster = poster_of(tuner, capacity)[0]
+    callback = TuneCallback(tuner, world.recorder, capacity, poster, max_failures=0)
     callback.on_trial_error(0, [], trial)
     callback.settle()
-    assert set(conductor.live) == {0}, "its node may be missed later than it"
+    assert set(tuner.live) == {0}, "its node may be missed later than it"
     gone.add("just now")
     callback.settle()
-    assert not conductor.live
-    assert not conductor.failures
-    again = conductor.start()
+    assert not tuner.live
+    assert not tuner.failures
+    again = start(tuner)
     assert again is not None
-    assert (again["number"], again["attempt"]) == (0, 2)
+    assert (again.number, again.attempt) == (0, 2)
 
 
 def test_a_worker_lost_at_its_start_on_nodes_that_all_stay_is_a_failure(
     world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "DOUBT_SECONDS", 0.0)
-    monkeypatch.setattr(rooms, "is_gone", lambda node: False)
-    conductor = world.conductor()
-    room = Room(conductor.slots, lambda line: None)
-    callback = TuneCallback(conductor, room, herald_of(conductor, room)[0], max_failures=0)
-    callback.on_trial_error(0, [], started(conductor))
+    monkeypatch.setattr(capacities, "is_gone", lambda node: False)
+    tuner = world.tuner()
+    capacity = Capacity(PLAN, lambda line: None)
+    poster = poster_of(tuner, capacity)[0]
+    callback = TuneCallback(tuner, world.recorder, capacity, poster, max_failures=0)
+    callback.on_trial_error(0, [], started(tuner))
     callback.settle()
-    assert conductor.failures == [(0, "its worker was lost, 1 time")]
+    assert tuner.failures == [(0, "its worker was lost, 1 time")]
 
 
 def test_workers_are_told_once_of_what_changes(
@@ -221,28 +232,28 @@ def test_workers_are_told_once_of_what_changes(
 ) -> None:
     killed: list[str] = []
     monkeypatch.setattr("ray.kill", killed.append)
-    conductor = world.conductor(seconds=60.0)
-    room = Room(conductor.slots, lambda line: None)
-    herald, posted = herald_of(conductor, room)
-    scheduler = TuneScheduler(conductor, room, herald)
-    worker = world.begin(conductor)
-    trial: Any = SimpleNamespace(config=worker.params)
+    tuner = world.tuner(seconds=60.0)
+    capacity = Capacity(PLAN, lambda line: None)
+    poster, posted = poster_of(tuner, capacity)
+    scheduler = TuneScheduler(tuner, capacity, poster)
+    worker = world.begin(tuner)
+    trial: Any = SimpleNamespace(config={"number": worker.number})
     trial.temporary_state = SimpleNamespace(ray_actor="worker")
-    herald.look()
+    poster.look()
     assert posted == []
     monkeypatch.setattr(
         "tuner.tuning.ray_backend.capacity.draining_nodes", lambda: frozenset({"n"})
     )
-    row = asdict(worker.train(0.5))
-    assert scheduler.on_trial_result(None, trial, row) == TuneScheduler.CONTINUE
+    report = to_report(worker.ended(worker.train(0.5)))
+    assert scheduler.on_trial_result(None, trial, report) == TuneScheduler.CONTINUE
     assert not killed, "the epoch may not be saved"
     scheduler.on_trial_result(None, trial, {"saved": 1})
     assert killed == ["worker"]
     monkeypatch.setattr("tuner.tuning.ray_backend.capacity.draining_nodes", frozenset)
-    conductor.draining = "interrupted"
-    herald.look()
-    conductor.spending.budget = replace(conductor.spending.budget, seconds=0.0)
-    herald.look()
+    tuner.draining = "interrupted"
+    poster.look()
+    tuner.spending.budget = replace(tuner.spending.budget, seconds=0.0)
+    poster.look()
     assert posted == [
         Notice(leaving=("n",)),
         Notice(is_ending=True),

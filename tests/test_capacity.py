@@ -3,45 +3,44 @@ from collections.abc import Iterator
 import pytest
 
 from tuner.config import Resources, ShareConfig
-from tuner.tuning.ray_backend import capacity as rooms
-from tuner.tuning.ray_backend import resources as slots
-from tuner.tuning.ray_backend.autoscaler import Growth, NodeKind
-from tuner.tuning.ray_backend.capacity import Room
-from tuner.tuning.ray_backend.resources import Share, plan_slots
+from tuner.tuning.ray_backend import capacity as capacities
+from tuner.tuning.ray_backend.autoscaler import Autoscaler, NodeKind
+from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
+from tuner.tuning.resources import TrialResources
 
 
 def test_room_follows_the_nodes_that_join_and_leave(
     pretended_nodes: list[dict[str, float]],
 ) -> None:
     said: list[str] = []
-    plan = plan_slots(Resources(gpus=0.5))
-    room = Room(plan, said.append)
-    running = [plan.usual] * 2
-    assert room.takes_another(running[:1])
-    assert not room.takes_another(running)
+    plan = plan_capacity(Resources(gpus=0.5))
+    capacity = Capacity(plan, said.append)
+    running = [plan.default] * 2
+    assert capacity.has_room(running[:1])
+    assert not capacity.has_room(running)
     pretended_nodes.append({"CPU": 4.0, "GPU": 2.0})
-    assert room.takes_another(running)
+    assert capacity.has_room(running)
     assert said == ["The cluster has 2 nodes now, room for 6 trials at a time."]
     pretended_nodes.clear()
-    assert not room.takes_another([])
+    assert not capacity.has_room([])
 
 
 def test_room_counts_different_shares_together(pretended_nodes: list[dict[str, float]]) -> None:
-    plan = plan_slots(Resources(gpus=0.25, by={"vit": ShareConfig(gpus=0.75)}))
-    room = Room(plan, lambda line: None)
-    large, small = Share(cpus=1, gpus=0.75), Share(cpus=1, gpus=0.25)
-    assert room.takes_another([large])
-    assert not room.takes_another([large, small])
-    assert room.takes_another([small] * 3)
-    assert not room.takes_another([small] * 4)
+    plan = plan_capacity(Resources(gpus=0.25, by={"vit": ShareConfig(gpus=0.75)}))
+    capacity = Capacity(plan, lambda line: None)
+    large, small = TrialResources(cpus=1, gpus=0.75), TrialResources(cpus=1, gpus=0.25)
+    assert capacity.has_room([large])
+    assert not capacity.has_room([large, small])
+    assert capacity.has_room([small] * 3)
+    assert not capacity.has_room([small] * 4)
 
 
 def test_no_more_run_than_the_user_wants(pretended_nodes: list[dict[str, float]]) -> None:
-    room = Room(plan_slots(Resources(gpus=0), concurrent=2), lambda line: None)
-    share = Share(cpus=1, gpus=0)
+    capacity = Capacity(plan_capacity(Resources(gpus=0), concurrent=2), lambda line: None)
+    share = TrialResources(cpus=1, gpus=0)
     pretended_nodes.append({"CPU": 64.0})
-    assert room.takes_another([share])
-    assert not room.takes_another([share] * 2)
+    assert capacity.has_room([share])
+    assert not capacity.has_room([share] * 2)
 
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}
@@ -54,20 +53,19 @@ def growing(
 ) -> Iterator[list[dict[str, float]]]:
     """Return the nodes of a cluster that starts with its head and grows to three workers."""
     pretended_nodes[:] = [HEAD]
-    grown = Growth(kinds=(NodeKind(resources=WORKER, most=3),))
-    for module in (slots, rooms):
-        monkeypatch.setattr(module, "growth", lambda: grown)
+    autoscaler = Autoscaler(kinds=(NodeKind(resources=WORKER, most=3),))
+    monkeypatch.setattr(capacities, "find_autoscaler", lambda: autoscaler)
     return pretended_nodes
 
 
 def test_as_many_trials_wait_as_run_until_the_cluster_has_grown(
     growing: list[dict[str, float]],
 ) -> None:
-    plan = plan_slots(Resources())
-    room = Room(plan, lambda line: None)
+    plan = plan_capacity(Resources())
+    capacity = Capacity(plan, lambda line: None)
 
     def most() -> int:
-        return next(n for n in range(100) if not room.takes_another([plan.usual] * n))
+        return next(n for n in range(100) if not capacity.has_room([plan.default] * n))
 
     demands = [most()]
     for _ in range(3):
@@ -77,31 +75,31 @@ def test_as_many_trials_wait_as_run_until_the_cluster_has_grown(
 
 
 def test_it_is_said_once_that_a_search_waits_for_nodes(growing: list[dict[str, float]]) -> None:
-    plan = plan_slots(Resources())
+    plan = plan_capacity(Resources())
     said: list[str] = []
-    room = Room(plan, said.append)
-    assert room.takes_another([])
+    capacity = Capacity(plan, said.append)
+    assert capacity.has_room([])
     for _ in range(2):
-        assert not room.takes_another([plan.usual])
+        assert not capacity.has_room([plan.default])
     assert said == ["Waiting for a node that has 1 CPU, from the autoscaler."]
     growing.append(WORKER)
-    assert room.takes_another([plan.usual])
+    assert capacity.has_room([plan.default])
     assert said[1:] == ["The cluster has 2 nodes now, room for 2 trials at a time."]
 
 
 def test_trials_of_other_shares_wait_too(growing: list[dict[str, float]]) -> None:
-    plan = plan_slots(Resources(by={"vit": ShareConfig(cpus=2)}))
-    room = Room(plan, lambda line: None)
+    plan = plan_capacity(Resources(by={"vit": ShareConfig(cpus=2)}))
+    capacity = Capacity(plan, lambda line: None)
     growing.append(WORKER)
-    small, large = Share(cpus=1, gpus=0), Share(cpus=2, gpus=0)
-    assert room.takes_another([small] * 2)
-    assert room.takes_another([large] * 2)
-    assert not room.takes_another([large] * 3)
+    small, large = TrialResources(cpus=1, gpus=0), TrialResources(cpus=2, gpus=0)
+    assert capacity.has_room([small] * 2)
+    assert capacity.has_room([large] * 2)
+    assert not capacity.has_room([large] * 3)
 
 
 def test_a_line_of_several_workers_is_told_once(pretended_nodes: list[dict[str, float]]) -> None:
     said: list[str] = []
-    room = Room(plan_slots(Resources(gpus=0.5)), said.append)
+    capacity = Capacity(plan_capacity(Resources(gpus=0.5)), said.append)
     for line in ("On a, they take turns.", "On b, they take turns.", "On a, they take turns."):
-        room.tell_once(line)
+        capacity.tell_once(line)
     assert said == ["On a, they take turns.", "On b, they take turns."]

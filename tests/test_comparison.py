@@ -13,16 +13,16 @@ from tests.test_tuner import World
 from tuner.cli import main
 from tuner.report.comparison import compare, differences, verdict
 from tuner.run.run import Run
-from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.resources import TrialResources
 
 
 def search(storage: Path, name: str, *accuracies: list[float], gpus: float = 0.5) -> Run:
     """Leave a run of one trial for each list of accuracies."""
     world = World(storage)
-    conductor = world.conductor()
-    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=gpus))
+    tuner = world.tuner()
+    tuner.resources_of = lambda config: TrialResources(cpus=1, gpus=gpus)
     for curve in accuracies:
-        worker = world.begin(conductor)
+        worker = world.begin(tuner)
         if all([worker.step(accuracy) for accuracy in curve]):
             worker.finish()
     world.run.path.rename(storage / name)

@@ -12,8 +12,8 @@ import torch
 from tuner.config import ModelConfig, TrialConfig
 from tuner.tuning.planning import measure as probe
 from tuner.tuning.planning.measure import Measured, measure_all
-from tuner.tuning.ray_backend.resources import Share
 from tuner.tuning.ray_backend.trainable import limit_memory
+from tuner.tuning.resources import TrialResources
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,15 @@ def test_a_process_that_has_held_a_gpu_measures_once(
     gpus: float,
     processes: int,
 ) -> None:
-    def tell_process(plain: dict[str, Any], share: Share, *unused: Any, **none: Any) -> Measured:
+    def tell_process(
+        plain: dict[str, Any], resources: TrialResources, *unused: Any, **none: Any
+    ) -> Measured:
         config = TrialConfig.from_dict(plain)
-        return Measured(config=config, share=share, problem=str(os.getpid()))
+        return Measured(config=config, resources=resources, problem=str(os.getpid()))
 
     monkeypatch.setattr(probe, "measure", tell_process)
     configs = [TrialConfig(model=ModelConfig("cnn"), epochs=1)] * 2
-    share = Share(cpus=1, gpus=gpus)
+    share = TrialResources(cpus=1, gpus=gpus)
     found = measure_all(configs, lambda config: share, 1, {}, tmp_path, 60, lambda number: None)
     assert len({measured.problem for measured in found if measured}) == processes
 
@@ -53,6 +55,6 @@ def test_a_trial_on_a_whole_gpu_is_rid_of_the_limit_of_an_earlier_one(
         torch.cuda, "set_per_process_memory_fraction", lambda part, device: limits.append(part)
     )
     for gpus in (0.5, 1.0, 2.0):
-        limit_memory(Share(cpus=1, gpus=gpus), torch.device("cuda"))
-        limit_memory(Share(cpus=1, gpus=gpus), torch.device("cpu"))
+        limit_memory(TrialResources(cpus=1, gpus=gpus), torch.device("cuda"))
+        limit_memory(TrialResources(cpus=1, gpus=gpus), torch.device("cpu"))
     assert limits == [0.5, 1.0, 1.0]

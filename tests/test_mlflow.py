@@ -123,9 +123,9 @@ def test_each_trial_is_a_run_with_its_parameters_curves_and_end(
 
 def test_a_trial_is_seen_while_it_runs(tmp_path: Path, server: Server) -> None:
     world = World(tmp_path)
-    conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.state, conductor.observers):
-        worker = world.begin(conductor)
+    tuner = world.tuner()
+    with tracked(world.run, ["mlflow"], tuner.state, tuner.observers):
+        worker = world.begin(tuner)
         worker.step(0.5)
         deadline = time.monotonic() + 30
         while True:
@@ -142,15 +142,15 @@ def test_a_trial_is_seen_while_it_runs(tmp_path: Path, server: Server) -> None:
 
 def test_a_trial_that_was_interrupted_goes_on_in_its_run(tmp_path: Path, server: Server) -> None:
     world = World(tmp_path)
-    conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.state, conductor.observers):
-        worker = world.begin(conductor)
+    tuner = world.tuner()
+    with tracked(world.run, ["mlflow"], tuner.state, tuner.observers):
+        worker = world.begin(tuner)
         worker.step(0.5)
         worker.train(0.6)
     assert server.told(world.run)[0].info.status == "KILLED"
-    conductor = world.conductor()
-    with tracked(world.run, ["mlflow"], conductor.state, conductor.observers) as tracking:
-        worker = world.begin(conductor)
+    tuner = world.tuner()
+    with tracked(world.run, ["mlflow"], tuner.state, tuner.observers) as tracking:
+        worker = world.begin(tuner)
         for accuracy in (0.7, 0.8):
             worker.step(accuracy)
         worker.finish()
@@ -165,12 +165,12 @@ def test_a_server_that_answers_no_more_is_left_at_the_end(
 ) -> None:
     monkeypatch.setattr("tuner.tracking.PATIENCE_SECONDS", 2.0)
     world = World(tmp_path)
-    conductor = world.conductor()
+    tuner = world.tuner()
     server.signal(signal.SIGSTOP)
     try:
         start = time.perf_counter()
-        with tracked(world.run, ["mlflow"], conductor.state, conductor.observers) as tracking:
-            worker = world.begin(conductor)
+        with tracked(world.run, ["mlflow"], tuner.state, tuner.observers) as tracking:
+            worker = world.begin(tuner)
             for accuracy in (0.5, 0.6, 0.7, 0.8):
                 worker.step(accuracy)
             worker.finish()
@@ -189,9 +189,9 @@ def test_a_server_that_is_killed_ends_no_search(
         # Five minutes else, as MLflow is made.
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         world = World(tmp_path)
-        conductor = world.conductor()
-        with tracked(world.run, ["mlflow"], conductor.state, conductor.observers) as tracking:
-            worker = world.begin(conductor)
+        tuner = world.tuner()
+        with tracked(world.run, ["mlflow"], tuner.state, tuner.observers) as tracking:
+            worker = world.begin(tuner)
             worker.step(0.5)
             server.signal(signal.SIGKILL)
             server.process.wait()

@@ -52,10 +52,10 @@ def test_a_reader_asks_twice_a_second_and_keeps_what_it_has_read(
         clock += 0.02
         assert not reader.is_over()
     assert board.num_reads == 4
-    assert not reader.is_leaving
+    assert not reader.should_migrate
     board.notice = ENDING
     clock += 0.5
     assert reader.is_over()
-    assert reader.is_leaving
+    assert reader.should_migrate
     board.is_away = True
     assert reader.look() == ENDING

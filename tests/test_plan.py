@@ -13,8 +13,8 @@ from tuner.run.forecast import PLAN
 from tuner.run.run import Run
 from tuner.training.loop import probe_epochs
 from tuner.tuning.planning.measure import measure
-from tuner.tuning.ray_backend.resources import Share
 from tuner.tuning.ray_backend.trainable import pack
+from tuner.tuning.resources import TrialResources
 
 SPACE = """
 dataset: digits
@@ -47,7 +47,7 @@ class Greedy(nn.Module):
 """
 """A network that needs more memory than Linux promises to anybody, while it is trained."""
 CPU = torch.device("cpu")
-SHARE = Share(cpus=1, gpus=0)
+SHARE = TrialResources(cpus=1, gpus=0)
 
 
 def config(**params: object) -> TrialConfig:

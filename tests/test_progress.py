@@ -17,7 +17,6 @@ from tests.benchmarks.processes import PROGRAM
 from tests.test_tuner import World
 from tuner.monitor.live_table import sparkline, stretched
 from tuner.tuning.progress import Progress
-from tuner.tuning.tuner import Conductor
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -29,13 +28,13 @@ def shown(folder: Path, width: int, *, live: bool = True, **budget: float) -> st
         file=screen, force_terminal=live, width=width, height=40, no_color=True, _environ={}
     )
     world = World(folder)
-    conductor: Conductor = world.conductor(**budget)
-    with Progress(conductor, console):
-        first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner(**budget)
+    with Progress(tuner, console, lambda: 2):
+        first, second = world.begin(tuner), world.begin(tuner)
         first.step(0.5)
         first.step(0.6)
         second.step(0.1)
-        third = world.begin(conductor)
+        third = world.begin(tuner)
         third.finish("failed", reason="RuntimeError: broken")
     return screen.getvalue()
 
@@ -158,8 +157,8 @@ needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux
 @needs_tmux
 def test_a_terminal_made_narrower_keeps_one_table_and_what_stood_above_it(tmp_path: Path) -> None:
     world = World(tmp_path / "runs")
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     for accuracy in (0.4, 0.5, 0.6):
         first.step(accuracy)
     second.step(0.5)

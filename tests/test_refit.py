@@ -28,14 +28,15 @@ from tuner.config import (
 )
 from tuner.data.splits import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
+from tuner.run.events import TrialEnded
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status
 from tuner.training.loop import train
 from tuner.tuning.budget import Budget
-from tuner.tuning.ray_backend.resources import Share, Slots
-from tuner.tuning.refit import Finalists, begin_refit, plan_refit, refit, resume_refit
-from tuner.tuning.schedulers import make_scheduler
-from tuner.tuning.tuner import Conductor
+from tuner.tuning.recorder import make_tuner
+from tuner.tuning.refit import begin_refit, finalists, plan_refit, refit, resume_refit
+from tuner.tuning.resources import CapacityPlan, TrialResources
+from tuner.tuning.tuner import Assignment, FixedProposer, Tuner
 
 CPU = torch.device("cpu")
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
@@ -54,18 +55,16 @@ def test_every_configuration_is_trained_once_a_round_with_a_seed_of_its_own(
     widths: int, seeds: int, seed: int
 ) -> None:
     plan = plan_of(widths, seeds)
-    asked = [Finalists(plan, seed).ask(number) for number in range(plan.num_trials)]
-    configs = [config for config in asked if config is not None]
+    configs = finalists(plan, seed)
     assert [replace(config, seed=0) for config in configs] == seeds * list(plan.configs)
     assert len({config.seed for config in configs}) == plan.num_trials
-    assert Finalists(plan, seed).ask(plan.num_trials) is None
+    assert FixedProposer(configs).ask(plan.num_trials) is None
 
 
 @given(seeds=st.integers(1, 4), more=st.integers(1, 3))
 def test_more_seeds_leave_the_earlier_trials_as_they_were(seeds: int, more: int) -> None:
-    short, long = (Finalists(plan_of(3, n), 7) for n in (seeds, seeds + more))
-    for number in range(short.plan.num_trials):
-        assert short.ask(number) == long.ask(number)
+    short, long = (finalists(plan_of(3, n), 7) for n in (seeds, seeds + more))
+    assert short == long[: len(short)]
 
 
 def test_the_best_configurations_are_taken_with_the_epochs_asked_for(finished_run: Run) -> None:
@@ -163,38 +162,40 @@ def test_trials_get_what_the_space_gives_them(finished_run: Run) -> None:
     )
 
 
-def conductor_of(run: Run) -> Conductor:
+def tuner_of(run: Run) -> Tuner:
     search, plan = run.record.search, run.record.refit
     assert plan is not None
-    conductor = Conductor(
+    tuner, recorder = make_tuner(
         run,
-        Finalists(plan, search.seed),
-        make_scheduler(search),
+        FixedProposer(finalists(plan, search.seed)),
         Budget(trials=search.trials),
-        Slots(usual=Share(cpus=1, gpus=0), count=2),
+        CapacityPlan(default=TrialResources(cpus=1, gpus=0), count=2),
     )
-    conductor.replay(run.trials())
-    return conductor
+    tuner.restore(recorder.restore())
+    return tuner
+
+
+def start(tuner: Tuner) -> Assignment:
+    given = tuner.next(lambda running: True)
+    assert isinstance(given, Assignment)
+    return given
 
 
 def test_a_killed_refit_goes_on_with_what_is_left_of_its_list(finished_run: Run) -> None:
     made = started(finished_run)
     plan = made.record.refit
     assert plan is not None
-    wanted = [Finalists(plan, 5).ask(number) for number in range(4)]
+    wanted = finalists(plan, 5)[:4]
     shutil.rmtree(finished_run.path)
-    conductor = conductor_of(made)
-    for number in (0, 1):
-        params = conductor.start()
-        assert params is not None
-        assert TrialConfig.from_dict(params["config"]) == wanted[number]
-    conductor.keeps_going(0, {"outcome": "completed"})
-    conductor.end(0)
-    resumed = conductor_of(Run.open(made.path))
-    left = [resumed.start() for _ in range(3)]
-    assert [params and params["number"] for params in left] == [1, 2, 3]
-    assert [params and TrialConfig.from_dict(params["config"]) for params in left] == wanted[1:]
-    assert resumed.start() is None
+    tuner = tuner_of(made)
+    assert [start(tuner).config for _ in range(2)] == wanted[:2]
+    tuner.on(TrialEnded(number=0, state="completed"))
+    tuner.end(0)
+    resumed = tuner_of(Run.open(made.path))
+    left = [start(resumed) for _ in range(3)]
+    assert [given.number for given in left] == [1, 2, 3]
+    assert [given.config for given in left] == wanted[1:]
+    assert resumed.next(lambda running: True) == "wait"
 
 
 def test_all_data_are_the_training_and_the_validation_images(

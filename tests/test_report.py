@@ -233,7 +233,7 @@ def test_time_by_family_and_by_rung_adds_up_to_all_epochs(run: Run) -> None:
 def test_time_that_nothing_divides_has_no_section(tmp_path: Path, run: Run) -> None:
     assert 'id="spending"' in write(run)
     world = World(tmp_path)
-    worker = world.begin(world.conductor())
+    worker = world.begin(world.tuner())
     for accuracy in (0.3, 0.4, 0.5, 0.6):
         worker.step(accuracy)
     worker.finish()

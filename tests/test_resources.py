@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from tuner.config import LargeShareConfig, ModelConfig, Resources, ShareConfig, TrialConfig
 from tuner.errors import ClusterError, SpaceError, UsageError
 from tuner.space import load_space
-from tuner.tuning.ray_backend import capacity as room
-from tuner.tuning.ray_backend import resources as slots
-from tuner.tuning.ray_backend.autoscaler import Growth, NodeKind
-from tuner.tuning.ray_backend.resources import Packing, Share, Slots, fitting, plan_slots
+from tuner.tuning.ray_backend import capacity
+from tuner.tuning.ray_backend.autoscaler import Autoscaler, NodeKind
+from tuner.tuning.ray_backend.capacity import fits_together, plan_capacity
+from tuner.tuning.resources import CapacityPlan, Packing, TrialResources
 
 nodes = st.lists(
     st.fixed_dictionaries({"CPU": st.integers(0, 16), "GPU": st.integers(0, 4)}), max_size=5
 )
 shares = st.builds(
-    Share,
+    TrialResources,
     cpus=st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0]),
     gpus=st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.75, 1.0, 2.0]),
 )
@@ -26,7 +26,7 @@ shares = st.builds(
 
 @given(nodes, st.lists(shares, max_size=30))
 def test_what_is_packed_never_exceeds_what_there_is(
-    have: list[dict[str, float]], asked: Sequence[Share]
+    have: list[dict[str, float]], asked: Sequence[TrialResources]
 ) -> None:
     packing = Packing(have)
     packed = [share for share in asked if packing.add(share)]
@@ -37,7 +37,7 @@ def test_what_is_packed_never_exceeds_what_there_is(
 
 @given(nodes, shares)
 def test_as_many_of_one_share_fit_as_each_node_takes_by_itself(
-    have: list[dict[str, float]], share: Share
+    have: list[dict[str, float]], share: TrialResources
 ) -> None:
     def takes(node: dict[str, float]) -> int:
         by_cpu = int(node["CPU"] / share.cpus)
@@ -51,37 +51,37 @@ def test_as_many_of_one_share_fit_as_each_node_takes_by_itself(
 
 
 def test_a_share_of_a_gpu_lies_on_one_gpu() -> None:
-    assert Packing([{"CPU": 8, "GPU": 2}]).add_all(Share(cpus=1, gpus=0.6)) == 2
+    assert Packing([{"CPU": 8, "GPU": 2}]).add_all(TrialResources(cpus=1, gpus=0.6)) == 2
 
 
 def trial(family: str) -> TrialConfig:
     return TrialConfig(model=ModelConfig(family), epochs=1)
 
 
-def test_the_usual_share_gives_way_to_the_familys_and_both_to_what_large_networks_need() -> None:
+def test_the_default_gives_way_to_the_familys_and_both_to_what_large_networks_need() -> None:
     counts = {"cnn": 10, "resnet": 10, "vit": 1000}
-    plan = Slots(
-        usual=Share(cpus=1, gpus=0.5),
+    plan = CapacityPlan(
+        default=TrialResources(cpus=1, gpus=0.5),
         count=1,
-        resources=Resources(
+        own=Resources(
             by={"cnn": ShareConfig(gpus=0.25), "vit": ShareConfig(cpus=4)},
             large=LargeShareConfig(parameters=1000, gpus=1.0, cpus=2),
         ),
         count_parameters=lambda config: counts[config.model.family],
     )
-    assert plan.share(trial("resnet")) == Share(cpus=1, gpus=0.5)
-    assert plan.share(trial("cnn")) == Share(cpus=1, gpus=0.25)
-    assert plan.share(trial("vit")) == Share(cpus=4, gpus=1.0)
-    assert {plan.share(trial(name)) for name in counts} <= set(plan.all_shares())
+    assert plan.resources_of(trial("resnet")) == TrialResources(cpus=1, gpus=0.5)
+    assert plan.resources_of(trial("cnn")) == TrialResources(cpus=1, gpus=0.25)
+    assert plan.resources_of(trial("vit")) == TrialResources(cpus=4, gpus=1.0)
+    assert {plan.resources_of(trial(name)) for name in counts} <= set(plan.all_resources())
 
 
 def test_a_family_that_no_node_could_train_is_refused(
     pretended_nodes: list[dict[str, float]],
 ) -> None:
     with pytest.raises(ClusterError, match="asks for 1 CPU and 2 GPUs, but the largest of 1 node"):
-        plan_slots(Resources(by={"vit": ShareConfig(gpus=2)}))
+        plan_capacity(Resources(by={"vit": ShareConfig(gpus=2)}))
     with pytest.raises(UsageError, match="only whole GPUs"):
-        plan_slots(Resources(by={"vit": ShareConfig(gpus=1.5)}))
+        plan_capacity(Resources(by={"vit": ShareConfig(gpus=1.5)}))
 
 
 def test_as_many_as_fit_of_the_smallest_share_may_be_wanted(
@@ -89,43 +89,42 @@ def test_as_many_as_fit_of_the_smallest_share_may_be_wanted(
 ) -> None:
     pretended_nodes[:] = [{"CPU": 32.0, "GPU": 1.0}]
     by_family = Resources(by={"cnn": ShareConfig(gpus=0)})
-    plan = plan_slots(by_family, concurrent=8)
+    plan = plan_capacity(by_family, concurrent=8)
     assert plan.concurrent == 8
-    assert plan.count == 1, "of the usual share"
+    assert plan.count == 1, "of the default resources"
     with pytest.raises(ClusterError, match="only 32 trials of 1 CPU can run at once"):
-        plan_slots(by_family, concurrent=33)
+        plan_capacity(by_family, concurrent=33)
     with pytest.raises(ClusterError, match="only 1 trial of 1 CPU and 1 GPU can run at once"):
-        plan_slots(Resources(), concurrent=2)
+        plan_capacity(Resources(), concurrent=2)
 
 
 GPU_NODE = NodeKind(resources={"CPU": 8, "GPU": 1}, most=8)
 
 
-def grow(monkeypatch: pytest.MonkeyPatch, growth: Growth) -> None:
-    for module in (slots, room):
-        monkeypatch.setattr(module, "growth", lambda: growth)
+def have(monkeypatch: pytest.MonkeyPatch, autoscaler: Autoscaler) -> None:
+    monkeypatch.setattr(capacity, "find_autoscaler", lambda: autoscaler)
 
 
 def test_what_an_autoscaler_could_bring_is_waited_for(
     pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended_nodes[:] = [{"CPU": 0.0, "node:__internal_head__": 1.0}]
-    grow(monkeypatch, Growth(kinds=(GPU_NODE,)))
-    assert plan_slots(Resources()).usual == Share(cpus=1, gpus=1)
-    assert plan_slots(Resources()).count == 8
-    assert plan_slots(Resources(gpus=0.5)).count == 16
-    assert plan_slots(Resources(gpus=0.5), concurrent=12).count == 12
+    have(monkeypatch, Autoscaler(kinds=(GPU_NODE,)))
+    assert plan_capacity(Resources()).default == TrialResources(cpus=1, gpus=1)
+    assert plan_capacity(Resources()).count == 8
+    assert plan_capacity(Resources(gpus=0.5)).count == 16
+    assert plan_capacity(Resources(gpus=0.5), concurrent=12).count == 12
     with pytest.raises(ClusterError, match=r"adds none that has more .at most 8 of 8 CPUs"):
-        plan_slots(Resources(gpus=2))
+        plan_capacity(Resources(gpus=2))
 
 
 def test_an_autoscaler_that_does_not_tell_what_it_adds_may_bring_anything(
     pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended_nodes.clear()
-    grow(monkeypatch, Growth())
-    assert plan_slots(Resources(gpus=8)).count == 1
-    assert plan_slots(Resources(gpus=8), concurrent=50).count == 50
+    have(monkeypatch, Autoscaler())
+    assert plan_capacity(Resources(gpus=8)).count == 1
+    assert plan_capacity(Resources(gpus=8), concurrent=50).count == 50
 
 
 SPACE = "space: {model: {choice: [cnn, vit]}}\nresources: {gpus: 0.25, by: {vit: {gpus: 1}}"
@@ -166,21 +165,23 @@ def test_mistakes_in_resources_are_told_where_they_stand(
 def test_trials_fit_together_as_the_nodes_take_them(
     pretended_nodes: list[dict[str, float]],
 ) -> None:
-    fit = fitting(plan_slots(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))
-    small, large = Share(cpus=1, gpus=0.5), Share(cpus=1, gpus=1)
+    fit = fits_together(plan_capacity(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))
+    small, large = TrialResources(cpus=1, gpus=0.5), TrialResources(cpus=1, gpus=1)
     assert fit([small, small])
     assert fit([large])
     assert not fit([small, large])
     pretended_nodes[0]["GPU"] = 2.0
     assert not fit([small, large])
-    assert fitting(plan_slots(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))([small, large])
+    assert fits_together(plan_capacity(Resources(by={"vit": ShareConfig(gpus=1)}, gpus=0.5)))(
+        [small, large]
+    )
 
 
 def test_no_more_trials_fit_together_than_are_wanted_and_one_always_does(
     pretended_nodes: list[dict[str, float]],
 ) -> None:
-    usual = Share(cpus=1, gpus=0.5)
-    assert not fitting(plan_slots(Resources(gpus=0.5), concurrent=1))([usual, usual])
+    default = TrialResources(cpus=1, gpus=0.5)
+    assert not fits_together(plan_capacity(Resources(gpus=0.5), concurrent=1))([default, default])
     by_family = Resources(by={"vit": ShareConfig(cpus=2)}, gpus=0.5)
-    assert not fitting(plan_slots(by_family, concurrent=1))([usual, usual])
-    assert fitting(plan_slots(by_family))([Share(cpus=64, gpus=0)])
+    assert not fits_together(plan_capacity(by_family, concurrent=1))([default, default])
+    assert fits_together(plan_capacity(by_family))([TrialResources(cpus=64, gpus=0)])

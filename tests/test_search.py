@@ -19,8 +19,8 @@ from tuner.run.run import Run
 from tuner.run.trial import TrialRecord, read_history, write_status
 from tuner.space import load_space
 from tuner.training.device import compute_dtype
+from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
-from tuner.tuning.ray_backend.resources import plan_slots
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.session import search
 
@@ -214,13 +214,13 @@ def test_what_the_cluster_lacks_is_refused_before_a_run_is_made(
 
 
 def test_a_fraction_of_a_cpu_lets_more_trials_run_at_once(session: None) -> None:
-    assert plan_slots(Resources(cpus=0.5)).count == 4
-    assert plan_slots(Resources(cpus=2)).usual.threads == 2
+    assert plan_capacity(Resources(cpus=0.5)).count == 4
+    assert plan_capacity(Resources(cpus=2)).usual.threads == 2
 
 
 def test_a_share_between_one_and_two_gpus_is_refused(session: None) -> None:
     with pytest.raises(UsageError, match="whole GPUs"):
-        plan_slots(Resources(gpus=1.5))
+        plan_capacity(Resources(gpus=1.5))
 
 
 def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> None:

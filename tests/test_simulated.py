@@ -7,22 +7,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.config import SearchConfig
+from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.tuning.budget import Budget
-from tuner.tuning.planning.simulated import TURNOVER_SECONDS, Played, TrialCost, play, simulate
-from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.planning.simulated import (
+    TURNOVER_SECONDS,
+    SimulatedSearch,
+    TrialCost,
+    simulate,
+    simulate_search,
+)
+from tuner.tuning.resources import TrialResources
 
-CPU = Share(cpus=1, gpus=0)
+CPU = TrialResources(cpus=1, gpus=0)
 seconds = st.floats(0.01, 100)
+
+
+def config_of(epochs: int) -> TrialConfig:
+    return TrialConfig(model=ModelConfig("cnn", {}), epochs=epochs)
+
+
 costs = st.lists(
     st.builds(
         TrialCost,
-        share=st.just(CPU),
-        epochs=st.integers(1, 9),
+        config=st.integers(1, 9).map(config_of),
+        resources=st.just(CPU),
         setup_seconds=seconds,
         epoch_seconds=seconds,
         write_seconds=seconds,
-        is_misfit=st.booleans(),
+        is_infeasible=st.booleans(),
     ),
     min_size=1,
     max_size=20,
@@ -30,7 +42,7 @@ costs = st.lists(
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 
-def at_once(number: int) -> Callable[[Sequence[Share]], bool]:
+def at_once(number: int) -> Callable[[Sequence[TrialResources]], bool]:
     return lambda shares: len(shares) <= number
 
 
@@ -38,15 +50,15 @@ def searched(scheduler: str = "none", **given: object) -> SearchConfig:
     return SearchConfig(scheduler=scheduler, epochs=9, grace=1, reduction=3, **given)
 
 
-def played(
+def simulated(
     costs: Sequence[TrialCost],
     slots: int,
     *,
     search: SearchConfig | None = None,
     seconds: float = math.inf,
     gpu_seconds: float = math.inf,
-) -> Played:
-    return play(
+) -> SimulatedSearch:
+    return simulate_search(
         range(len(costs)),
         costs,
         np.random.default_rng(0).standard_normal(len(costs)),
@@ -60,8 +72,8 @@ def played(
 
 def alone(cost: TrialCost) -> float:
     """Return the seconds that a trial holds its slot when nothing stops it."""
-    epochs = 0 if cost.is_misfit else cost.epochs
-    writing = 0.0 if cost.is_misfit else cost.write_seconds
+    epochs = 0 if cost.is_infeasible else cost.config.epochs
+    writing = 0.0 if cost.is_infeasible else cost.write_seconds
     return TURNOVER_SECONDS + cost.setup_seconds + epochs * cost.epoch_seconds + writing
 
 
@@ -69,9 +81,9 @@ def alone(cost: TrialCost) -> float:
 def test_one_slot_without_a_scheduler_takes_the_sum_of_the_trials(
     costs: list[TrialCost],
 ) -> None:
-    came = played(costs, 1)
+    came = simulated(costs, 1)
     assert came.seconds == pytest.approx(5.0 + sum(map(alone, costs)))
-    assert came.epochs == tuple(0 if cost.is_misfit else cost.epochs for cost in costs)
+    assert came.epochs == tuple(0 if cost.is_infeasible else cost.config.epochs for cost in costs)
     expected = sum(done * cost.epoch_seconds for done, cost in zip(came.epochs, costs, strict=True))
     assert came.training_seconds == pytest.approx(expected)
 
@@ -80,13 +92,13 @@ def test_one_slot_without_a_scheduler_takes_the_sum_of_the_trials(
 def test_twice_the_slots_never_take_longer_and_never_less_than_half(
     costs: list[TrialCost], slots: int
 ) -> None:
-    few, many = (played(costs, number).seconds - 5.0 for number in (slots, 2 * slots))
+    few, many = (simulated(costs, number).seconds - 5.0 for number in (slots, 2 * slots))
     assert few / 2 - 1e-6 <= many <= few + 1e-6
 
 
 @given(costs)
 def test_a_slot_for_each_trial_takes_as_long_as_the_longest(costs: list[TrialCost]) -> None:
-    assert played(costs, len(costs)).seconds == pytest.approx(5.0 + max(map(alone, costs)))
+    assert simulated(costs, len(costs)).seconds == pytest.approx(5.0 + max(map(alone, costs)))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -94,18 +106,20 @@ def test_a_slot_for_each_trial_takes_as_long_as_the_longest(costs: list[TrialCos
 def test_no_more_trials_come_to_a_rung_than_to_the_one_before(
     scheduler: str, costs: list[TrialCost], slots: int
 ) -> None:
-    came = played(costs, slots, search=searched(scheduler))
+    came = simulated(costs, slots, search=searched(scheduler))
     reached = [came.reaching(epoch) for epoch in range(11)]
     assert reached[0] == len(costs)
     assert reached[10] == 0
     assert all(more >= fewer for more, fewer in itertools.pairwise(reached))
-    assert all(done <= cost.epochs for done, cost in zip(came.epochs, costs, strict=True))
+    assert all(done <= cost.config.epochs for done, cost in zip(came.epochs, costs, strict=True))
     assert sum(reached[1:]) == sum(came.epochs)
 
 
 def test_asha_stops_about_two_of_three_at_its_first_rung() -> None:
-    cost = TrialCost(share=CPU, epochs=9, setup_seconds=0, epoch_seconds=1, write_seconds=0)
-    came = played([cost] * 300, 4, search=searched("asha"))
+    cost = TrialCost(
+        config=config_of(9), resources=CPU, setup_seconds=0, epoch_seconds=1, write_seconds=0
+    )
+    came = simulated([cost] * 300, 4, search=searched("asha"))
     assert came.reaching(1) == 300
     assert 80 <= came.reaching(2) <= 130
     assert came.reaching(4) < came.reaching(2)
@@ -113,21 +127,25 @@ def test_asha_stops_about_two_of_three_at_its_first_rung() -> None:
 
 @given(costs, st.floats(5, 500))
 def test_a_budget_of_time_ends_the_search_on_time(costs: list[TrialCost], limit: float) -> None:
-    came = played(costs, 2, seconds=limit)
+    came = simulated(costs, 2, seconds=limit)
     assert came.seconds <= limit
-    assert came.seconds >= min(limit, played(costs, 2).seconds) - 1e-6
+    assert came.seconds >= min(limit, simulated(costs, 2).seconds) - 1e-6
 
 
 def test_a_budget_of_gpus_is_spent_by_the_share_that_trials_hold() -> None:
-    half = Share(cpus=1, gpus=0.5)
-    cost = TrialCost(share=half, epochs=9, setup_seconds=0, epoch_seconds=2, write_seconds=1)
-    came = played([cost] * 10, 1, gpu_seconds=5.0)
+    half = TrialResources(cpus=1, gpus=0.5)
+    cost = TrialCost(
+        config=config_of(9), resources=half, setup_seconds=0, epoch_seconds=2, write_seconds=1
+    )
+    came = simulated([cost] * 10, 1, gpu_seconds=5.0)
     assert came.gpu_seconds == 5.0
     assert came.epochs == (5,)
 
 
-def drawn(costs: Sequence[TrialCost], num_known: int, search: SearchConfig) -> list[Played]:
-    searches = simulate(
+def searches(
+    costs: Sequence[TrialCost], num_known: int, search: SearchConfig
+) -> list[SimulatedSearch]:
+    found = simulate(
         costs,
         num_known,
         search,
@@ -135,34 +153,36 @@ def drawn(costs: Sequence[TrialCost], num_known: int, search: SearchConfig) -> l
         at_once(2),
         start_seconds=0.0,
     )
-    return list(itertools.islice(searches, 20))
+    return list(itertools.islice(found, 20))
 
 
 TWO = [
-    TrialCost(share=CPU, epochs=9, setup_seconds=0, epoch_seconds=each, write_seconds=0)
+    TrialCost(
+        config=config_of(9), resources=CPU, setup_seconds=0, epoch_seconds=each, write_seconds=0
+    )
     for each in (1.0, 4.0)
 ]
 
 
 def test_simulated_searches_are_the_same_by_their_seed_and_differ_among_each_other() -> None:
     search = searched("asha", trials=12)
-    first = drawn(TWO, 2, search)
-    assert first == drawn(TWO, 2, search)
-    assert first != drawn(TWO, 2, searched("asha", trials=12, seed=1))
+    first = searches(TWO, 2, search)
+    assert first == searches(TWO, 2, search)
+    assert first != searches(TWO, 2, searched("asha", trials=12, seed=1))
     assert len({one.seconds for one in first}) > 10
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_trials_whose_configuration_is_known_have_it(sampler: str) -> None:
-    for one in drawn(TWO, 2, searched(trials=12, sampler=sampler)):
-        assert one.drawn[:2] == (0, 1)
-        assert len(one.drawn) == 12
-        assert set(one.drawn) <= {0, 1}
+    for one in searches(TWO, 2, searched(trials=12, sampler=sampler)):
+        assert one.config_indices[:2] == (0, 1)
+        assert len(one.config_indices) == 12
+        assert set(one.config_indices) <= {0, 1}
 
 
 def test_nobody_knows_which_configurations_a_sampler_that_learns_comes_to_prefer() -> None:
     def spread(sampler: str) -> float:
-        found = drawn(TWO, 0, searched(trials=200, sampler=sampler))
-        return float(np.std([np.mean(one.drawn) for one in found]))
+        found = searches(TWO, 0, searched(trials=200, sampler=sampler))
+        return float(np.std([np.mean(one.config_indices) for one in found]))
 
     assert spread("tpe") > spread("random")

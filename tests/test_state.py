@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.test_tuner import SEARCH, World
+from tests.test_tuner import PLAN, SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.monitor.follow import RunWatcher, follow
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.state import SearchState, error_kind
 from tuner.run.trial import EpochMetrics, Stop, TrialStatus
-from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.resources import TrialResources
 
 CONFIG = TrialConfig(model=ModelConfig("cnn", {}), epochs=4)
 
@@ -175,20 +175,20 @@ def test_an_error_has_a_kind(status: TrialStatus, kind: str) -> None:
 
 def test_the_folder_tells_what_the_events_tell(tmp_path: Path) -> None:
     world = World(tmp_path)
-    conductor = world.conductor()
+    tuner = world.tuner()
     live = SearchState(SEARCH)
-    conductor.observers.append(live.apply)
-    first = world.begin(conductor)
+    tuner.observers.append(live.apply)
+    first = world.begin(tuner)
     first.step(0.5)
     early = RunWatcher(world.run.path)
-    second = world.begin(conductor)
+    second = world.begin(tuner)
     first.step(0.6)
     early.look()
     second.step(0.1)
-    third = world.begin(conductor)
+    third = world.begin(tuner)
     third.step(0.9)
     third.finish("failed", reason="RuntimeError: broken")
-    fourth = world.begin(conductor)
+    fourth = world.begin(tuner)
     fourth.step(0.95)
     ended = early.look()
     assert facts(early.state) == facts(live) == facts(SearchState.of(world.run))
@@ -209,10 +209,10 @@ def test_the_time_left_ends_with_the_recorded_budget(
     tmp_path: Path, budget: dict[str, float], latest: float
 ) -> None:
     world = World(tmp_path)
-    conductor = world.conductor()
-    conductor.run.update(slots=conductor.slots.to_plain(), **budget)
+    tuner = world.tuner()
+    world.recorder.run.update(slots=PLAN.to_plain(), **budget)
     watcher = RunWatcher(world.run.path)
-    world.begin(conductor).step(0.5)
+    world.begin(tuner).step(0.5)
     watcher.look()
     left = watcher.seconds_left()
     assert left is not None
@@ -225,7 +225,7 @@ def test_the_time_left_ends_with_the_recorded_budget(
 
 def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.begin(world.conductor()).step(0.5)
+    world.begin(world.tuner()).step(0.5)
     watcher = RunWatcher(world.run.path)
     news = watcher.state.last_epoch_time
     assert watcher.note(news + 30) == ""
@@ -234,8 +234,8 @@ def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
 
 def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
     world = World(tmp_path)
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     for accuracy in (0.3, 0.2, 0.5):
         first.step(accuracy)
     second.step(0.4)
@@ -247,11 +247,11 @@ def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:
 
 def test_each_trial_spends_the_gpus_that_it_held(tmp_path: Path) -> None:
     world = World(tmp_path)
-    conductor = world.conductor()
-    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=1))
-    world.begin(conductor).step(0.3)
-    conductor.slots = replace(conductor.slots, usual=Share(cpus=1, gpus=0))
-    world.begin(conductor).step(0.5)
+    tuner = world.tuner()
+    tuner.resources_of = lambda config: TrialResources(cpus=1, gpus=1)
+    world.begin(tuner).step(0.3)
+    tuner.resources_of = lambda config: TrialResources(cpus=1, gpus=0)
+    world.begin(tuner).step(0.5)
     whole, none = world.run.trials()
     assert (whole.gpu_hours, none.gpu_hours) == (2 / 3600, 0)
     both, second = (SearchState.from_trials(SEARCH, some) for some in ([whole, none], [none]))
@@ -261,7 +261,7 @@ def test_each_trial_spends_the_gpus_that_it_held(tmp_path: Path) -> None:
 
 def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:
     world = World(tmp_path)
-    worker = world.begin(world.conductor())
+    worker = world.begin(world.tuner())
     worker.step(0.5)
     worker.finish("failed", reason="OSError: full")
     world.run.update(status="finished", slots={"count": 2, "cpus": 1, "gpus": 0})

@@ -34,18 +34,18 @@ space:
 def search(folder: Path, targets: Sequence[Target] = ()) -> Run:
     """Leave a search of three trials: one completed, one stopped, one diverged."""
     world = World(folder)
-    conductor = world.conductor()
-    with tracked(world.run, targets, conductor.state, conductor.observers) as tracking:
-        first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    with tracked(world.run, targets, tuner.state, tuner.observers) as tracking:
+        first, second = world.begin(tuner), world.begin(tuner)
         for accuracy in (0.5, 0.6, 0.7, 0.65):
             first.step(accuracy)
         first.finish()
         second.step(0.1)
-        third = world.begin(conductor)
+        third = world.begin(tuner)
         third.step(0.9, math.nan)
         third.finish("diverged", reason="the loss is not finite")
     assert tracking.problems == {}
-    assert conductor.observers == []
+    assert tuner.observers == [world.recorder.on]
     return world.run
 
 
@@ -83,10 +83,10 @@ def test_tensorboard_has_a_column_for_each_parameter_of_any_trial(tmp_path: Path
     from tensorboard.plugins.hparams import metadata
 
     world = World(tmp_path, text=TWO_FAMILIES)
-    conductor = world.conductor()
-    with tracked(world.run, (), conductor.state, conductor.observers):
+    tuner = world.tuner()
+    with tracked(world.run, (), tuner.state, tuner.observers):
         for number in range(4):
-            worker = world.begin(conductor)
+            worker = world.begin(tuner)
             worker.step(0.5)
             worker.finish(["completed", "diverged"][number % 2])
     trials = world.run.trials()
@@ -117,15 +117,15 @@ def test_tensorboard_has_a_column_for_each_parameter_of_any_trial(tmp_path: Path
 def test_a_trial_that_goes_on_is_told_once(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     world = World(tmp_path)
-    conductor = world.conductor()
-    with tracked(world.run, (), conductor.state, conductor.observers):
-        worker = world.begin(conductor)
+    tuner = world.tuner()
+    with tracked(world.run, (), tuner.state, tuner.observers):
+        worker = world.begin(tuner)
         worker.step(0.5)
         worker.train(0.6)
         # Its search is killed here: the second epoch is saved, and was not told.
-    conductor = world.conductor()
-    with tracked(world.run, (), conductor.state, conductor.observers):
-        worker = world.begin(conductor)
+    tuner = world.tuner()
+    with tracked(world.run, (), tuner.state, tuner.observers):
+        worker = world.begin(tuner)
         for accuracy in (0.7, 0.8):
             worker.step(accuracy)
         worker.finish()
@@ -248,7 +248,7 @@ class Slow:
 
 def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Path) -> None:
     world = World(tmp_path)
-    worker = world.begin(world.conductor())
+    worker = world.begin(world.tuner())
     row = worker.train(0.5)
     slow = Slow()
     trackers = make_trackers(world.run, ())

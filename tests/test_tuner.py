@@ -4,8 +4,8 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from optuna.trial import TrialState as OptunaState
 
 from tuner.config import DataConfig, SearchConfig
 from tuner.run.checkpoint import load_progress, save_state
-from tuner.run.events import EpochEnded, Event, TrialStarted
+from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
 from tuner.run.run import Run, RunRecord, now
-from tuner.run.trial import OPEN, EpochMetrics, Stop, read_history, write_history
+from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialState, read_history, write_history
 from tuner.space import SearchSpace, load_space
 from tuner.training.saving import forget_progress, restore_files
-from tuner.tuning import budget
 from tuner.tuning.budget import Budget
-from tuner.tuning.ray_backend.resources import Share, Slots
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.recorder import Recorder, make_tuner
+from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.schedulers import Hyperband, Median, make_scheduler
-from tuner.tuning.tuner import Conductor
+from tuner.tuning.schedulers import Hyperband, Median
+from tuner.tuning.tuner import Assignment, Tuner
 
 SPACE = """
 space:
@@ -34,7 +35,9 @@ space:
   optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
 """
 SEARCH = SearchConfig(trials=6, epochs=4, grace=1, reduction=2, sampler="random")
-SLOTS = Slots(usual=Share(cpus=1, gpus=0.5), count=2, count_parameters=lambda config: 7)
+PLAN = CapacityPlan(
+    default=TrialResources(cpus=1, gpus=0.5), count=2, count_parameters=lambda config: 7
+)
 
 
 @functools.cache
@@ -57,6 +60,10 @@ class World:
     """Trial and epoch -> how often."""
     is_lazy: bool = False
     """Whether workers save an epoch where they have to alone."""
+    recorder: Recorder = field(init=False)
+    sampler: Sampler = field(init=False)
+    num_outside: int = field(init=False)
+    """Of the last tuner: trials that its space did not hold."""
 
     @property
     def run(self) -> Run:
@@ -82,22 +89,37 @@ class World:
     def space(self) -> SearchSpace:
         return read_space(self.text)
 
-    def conductor(self, **budget: Any) -> Conductor:
-        """Return the conductor of a search that begins, or goes on where the run folder ends."""
-        conductor = Conductor(
-            self.run,
-            Sampler(self.space, self.search),
-            make_scheduler(self.search),
-            Budget(**{"trials": self.search.trials, **budget}),
-            SLOTS,
-        )
-        conductor.replay(self.run.trials())
-        return conductor
+    def tuner(
+        self,
+        sampler: Sampler | None = None,
+        plan: CapacityPlan = PLAN,
+        clock: Callable[[], float] = time.monotonic,
+        **budget: Any,
+    ) -> Tuner:
+        """Return the tuner of a search that begins, or goes on where the run folder ends."""
+        self.sampler = sampler or Sampler(self.space, self.search)
+        whole = Budget(**{"trials": self.search.trials, **budget})
+        tuner, self.recorder = make_tuner(self.run, self.sampler, whole, plan, clock)
+        self.num_outside = tuner.restore(self.recorder.restore())
+        return tuner
 
-    def begin(self, conductor: Conductor) -> "Worker":
-        params = conductor.start()
-        assert params is not None
-        return Worker(self, conductor, params)
+    def begin(self, tuner: Tuner) -> "Worker":
+        given = start(tuner)
+        assert given is not None
+        worker = Worker(self, tuner, given)
+        for event in worker.first_words():
+            assert tuner.on(event) == "continue"
+        return worker
+
+    def lose(self, tuner: Tuner, number: int, fatal: str = "") -> None:
+        """Have a trial lose its worker."""
+        tuner.lose(number, self.recorder.saved_epochs(number), fatal)
+
+
+def start(tuner: Tuner) -> Assignment | None:
+    """Start a trial, if there is one."""
+    given = tuner.next(lambda running: True)
+    return given if isinstance(given, Assignment) else None
 
 
 @dataclass
@@ -105,17 +127,36 @@ class Worker:
     """Does to the folder of a trial, and reports, what ``ray_backend.trainable`` does."""
 
     world: World
-    conductor: Conductor
-    params: dict[str, Any]
+    tuner: Tuner
+    given: Assignment
     history: list[EpochMetrics] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.number: int = self.params["number"]
-        self.path = Path(self.params["path"])
-        assert self.conductor.keeps_going(self.number, {"node": "n"})
+    @property
+    def number(self) -> int:
+        return self.given.number
+
+    @property
+    def path(self) -> Path:
+        return self.world.recorder.run.trial_path(self.number)
+
+    def first_words(self) -> Iterator[Event]:
+        """Yield what is reported before the first epoch."""
+        yield TrialPlaced(number=self.number, node="n")
         self.history = restore_files(self.path)
-        for row in self.history[self.params["known"] :]:
-            assert self.conductor.keeps_going(self.number, asdict(row))
+        if len(self.history) != self.given.num_epochs:
+            yield self.started()
+
+    def started(self) -> TrialStarted:
+        """Return what is reported where the tuner knows other epochs than ``history``."""
+        return TrialStarted(
+            number=self.number,
+            config=self.given.config,
+            history=tuple(self.history),
+            attempt=self.given.attempt,
+            cpus=self.given.resources.cpus,
+            gpus=self.given.resources.gpus,
+            num_parameters=self.given.num_parameters,
+        )
 
     def train(self, accuracy: float, loss: float = 1.0) -> EpochMetrics:
         """Train an epoch, and keep it."""
@@ -132,7 +173,7 @@ class Worker:
         self.world.trained[self.number, row.epoch] += 1
         self.history.append(row)
         is_last = row.epoch == self.world.search.epochs or not math.isfinite(loss)
-        if not self.world.is_lazy or row.epoch in self.params["judged"] or is_last:
+        if not self.world.is_lazy or row.epoch in self.given.judged_epochs or is_last:
             self.save()
         return row
 
@@ -143,13 +184,16 @@ class Worker:
             save_state(self.path / "state.safetensors", {"w": torch.zeros(1)}, rows)
         write_history(self.path, self.history)
 
+    def ended(self, row: EpochMetrics) -> EpochEnded:
+        """Return what is reported of an epoch."""
+        return EpochEnded(number=self.number, metrics=row, num_parameters=7, execution="eager")
+
     def report(self, row: EpochMetrics) -> bool:
         """Report an epoch; close the books if the trial may not go on."""
-        told = {"num_parameters": 7, "execution": "eager"}
-        goes_on = self.conductor.keeps_going(self.number, asdict(row) | told)
+        goes_on = self.tuner.on(self.ended(row)) == "continue"
         if not goes_on:
-            self.conductor.end(self.number)
-        elif self.conductor.is_draining() and row.epoch < self.world.search.epochs:
+            self.tuner.end(self.number)
+        elif self.tuner.is_draining() and row.epoch < self.world.search.epochs:
             self.save()
             self.finish("interrupted", reason=f"after epoch {row.epoch}")
             goes_on = False
@@ -158,9 +202,10 @@ class Worker:
     def step(self, accuracy: float, loss: float = 1.0) -> bool:
         return self.report(self.train(accuracy, loss))
 
-    def finish(self, outcome: str = "completed", **words: str) -> None:
-        assert self.conductor.keeps_going(self.number, {"outcome": outcome, **words})
-        self.conductor.end(self.number)
+    def finish(self, state: TrialState = "completed", **words: str) -> None:
+        ending = TrialEnded(number=self.number, state=state, **words)
+        assert self.tuner.on(ending) == "continue"
+        self.tuner.end(self.number)
 
 
 @pytest.fixture
@@ -168,17 +213,17 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def unstopped(world: World, **budget: Any) -> Conductor:
+def unstopped(world: World, **given: Any) -> Tuner:
     world.search = replace(world.search, scheduler="none")
-    return world.conductor(**budget)
+    return world.tuner(**given)
 
 
 # One trial
 
 
 def test_a_trial_that_runs_its_course(world: World) -> None:
-    conductor = unstopped(world)
-    worker = world.begin(conductor)
+    tuner = unstopped(world)
+    worker = world.begin(tuner)
     assert world.run.trial(0).status.state == "running"
     assert all(worker.step(epoch / 10) for epoch in range(1, 5))
     worker.finish()
@@ -187,61 +232,63 @@ def test_a_trial_that_runs_its_course(world: World) -> None:
     assert record.status.node == "n"
     assert record.status.started <= record.status.finished
     assert not record.state.exists()
-    assert conductor.state.ended == {"completed": 1}
-    assert conductor.state.best is not None
-    assert (conductor.state.best[0], conductor.state.best[1].epoch) == (0, 4)
+    assert tuner.state.ended == {"completed": 1}
+    assert tuner.state.best is not None
+    assert (tuner.state.best[0], tuner.state.best[1].epoch) == (0, 4)
 
 
 def test_an_epoch_that_is_told_again_counts_once(world: World) -> None:
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     row = worker.train(0.5)
     for _ in range(3):
         assert worker.report(row)
-    assert conductor.state.num_epochs == 1
-    assert conductor.scheduler.rungs == {1: [0.5], 2: []}
-    assert conductor.live[0].history == [row]
+    assert tuner.state.num_epochs == 1
+    assert tuner.scheduler.rungs == {1: [0.5], 2: []}
+    assert tuner.state.trials[0].history == [row]
 
 
 def test_a_worker_lost_before_it_reported_is_heard_in_its_place(world: World) -> None:
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     row = worker.train(0.5)
     # The engine starts another one for the same trial; its first word is the unheard epoch.
-    again = Worker(world, conductor, worker.params)
-    assert conductor.live[0].history == [row]
-    assert conductor.scheduler.rungs[1] == [0.5]
+    again = Worker(world, tuner, worker.given)
+    for event in again.first_words():
+        assert tuner.on(event) == "continue"
+    assert tuner.state.trials[0].history == [row]
+    assert tuner.scheduler.rungs[1] == [0.5]
     assert again.step(0.6)
     assert world.run.trial(0).status.num_parameters == 7
 
 
 def test_a_trial_that_ends_unheard_has_the_parameters_of_its_configuration(world: World) -> None:
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     worker.train(0.5)
-    conductor.lose(worker.number, "its worker was lost too often")
+    world.lose(tuner, worker.number, "its worker was lost too often")
     record = world.run.trial(0)
     assert (len(record.history), record.status.num_parameters) == (1, 7)
 
 
 def test_an_epoch_that_diverged_is_not_judged(world: World) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     first.step(0.9)
     assert second.step(0.1, loss=math.nan)
     second.finish("diverged")
-    assert conductor.scheduler.rungs[1] == [0.9]
+    assert tuner.scheduler.rungs[1] == [0.9]
     assert world.run.trial(1).status.state == "diverged"
-    assert conductor.state.best is not None
-    assert conductor.state.best[0] == 0
-    resumed = world.conductor()
+    assert tuner.state.best is not None
+    assert tuner.state.best[0] == 0
+    resumed = world.tuner()
     assert resumed.scheduler.rungs[1] == [0.9]
-    assert resumed.state.best == conductor.state.best
+    assert resumed.state.best == tuner.state.best
 
 
 def test_a_trial_that_is_stopped_says_why(world: World) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     assert first.step(0.9)
     assert not second.step(0.1)
     status = world.run.trial(1).status
@@ -252,28 +299,28 @@ def test_a_trial_that_is_stopped_says_why(world: World) -> None:
 
 
 def test_a_trial_whose_workers_are_lost_has_failed(world: World) -> None:
-    conductor = world.conductor()
-    world.begin(conductor).step(0.5)
-    conductor.end(0, lost="its worker was lost: killed")
+    tuner = world.tuner()
+    world.begin(tuner).step(0.5)
+    tuner.end(0, lost="its worker was lost: killed")
     status = world.run.trial(0).status
     assert (status.state, status.reason) == ("failed", "its worker was lost: killed")
-    assert not conductor.live
+    assert not tuner.live
 
 
 def test_the_study_holds_the_truth_of_every_ending(world: World) -> None:
-    conductor = world.conductor()
-    completed = world.begin(conductor)
+    tuner = world.tuner()
+    completed = world.begin(tuner)
     for _ in range(4):
         completed.step(0.8)
     completed.finish()
-    world.begin(conductor).step(0.3)
-    diverged = world.begin(conductor)
+    world.begin(tuner).step(0.3)
+    diverged = world.begin(tuner)
     diverged.step(0.9)
     diverged.step(0.1, loss=math.inf)
     diverged.finish("diverged")
-    world.begin(conductor).finish("out_of_memory", reason="2 GiB")
-    world.begin(conductor).finish("failed", reason="ValueError: no", traceback="Traceback")
-    world.begin(conductor).step(0.95)
+    world.begin(tuner).finish("out_of_memory", reason="2 GiB")
+    world.begin(tuner).finish("failed", reason="ValueError: no", traceback="Traceback")
+    world.begin(tuner).step(0.95)
     expected = [
         (OptunaState.COMPLETE, 0.8, [1, 2, 3, 4]),
         (OptunaState.PRUNED, 0.3, [1]),
@@ -282,8 +329,8 @@ def test_the_study_holds_the_truth_of_every_ending(world: World) -> None:
         (OptunaState.FAIL, None, []),
         (OptunaState.RUNNING, None, []),
     ]
-    for study in (conductor.sampler.study, world.conductor().sampler.study):
-        trials = sorted(study.trials, key=lambda trial: trial.user_attrs["trial"])
+    for sampler in (world.sampler, world.tuner().proposer):
+        trials = sorted(sampler.study.trials, key=lambda trial: trial.user_attrs["trial"])
         assert [(t.state, t.value, list(t.intermediate_values)) for t in trials] == expected
     assert world.run.trial(4).status.traceback == "Traceback"
 
@@ -292,39 +339,39 @@ def test_the_study_holds_the_truth_of_every_ending(world: World) -> None:
 
 
 def test_a_search_ends_with_the_asked_number_of_trials(world: World) -> None:
-    conductor = unstopped(world, trials=2)
+    tuner = unstopped(world, trials=2)
     for _ in range(2):
-        world.begin(conductor).finish()
-    assert conductor.start() is None
-    assert not conductor.draining
+        world.begin(tuner).finish()
+    assert start(tuner) is None
+    assert not tuner.draining
     more = unstopped(world, trials=3)
     assert world.begin(more).number == 2
-    assert more.start() is None
+    assert start(more) is None
 
 
 def test_a_grid_ends_the_search_before_the_trials_do(tmp_path: Path) -> None:
     text = "space: {model: {cnn: {stages: 2}}, batch_size: {choice: [32, 64]}}"
     world = World(tmp_path, replace(SEARCH, sampler="grid", scheduler="none"), text)
-    conductor = world.conductor()
+    tuner = world.tuner()
     for _ in range(2):
-        world.begin(conductor).finish()
-    assert conductor.start() is None
+        world.begin(tuner).finish()
+    assert start(tuner) is None
     assert {trial.config.batch_size for trial in world.run.trials()} == {32, 64}
-    assert world.conductor().start() is None
+    assert start(world.tuner()) is None
 
 
 def test_a_spent_time_budget_ends_trials_after_their_epoch(world: World) -> None:
-    conductor = unstopped(world)
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = unstopped(world)
+    first, second = world.begin(tuner), world.begin(tuner)
     assert first.step(0.5)
     for _ in range(3):
         assert second.step(0.5)
-    conductor.spending.budget = Budget(trials=6, seconds=0)
+    tuner.spending.budget = Budget(trials=6, seconds=0)
     assert not first.step(0.6)
     assert second.step(0.5), "its last epoch: it has run its course"
     second.finish()
-    assert conductor.draining == "budget"
-    assert conductor.start() is None
+    assert tuner.draining == "budget"
+    assert start(tuner) is None
     record = world.run.trial(0)
     assert (record.status.state, record.status.reason) == ("interrupted", "after epoch 2")
     assert len(load_progress(record.state)[0]) == 2, "it can go on from there"
@@ -335,54 +382,49 @@ def test_time_spent_in_earlier_searches_counts_and_time_between_them_does_not(
     world: World,
 ) -> None:
     world.run.update(active_seconds=100.0)
-    assert unstopped(world, seconds=99.0).start() is None
-    conductor = unstopped(world, seconds=160.0)
-    assert conductor.start() is not None
-    assert 100 <= conductor.spending.seconds < 130
+    assert start(unstopped(world, seconds=99.0)) is None
+    tuner = unstopped(world, seconds=160.0)
+    assert start(tuner) is not None
+    assert 100 <= tuner.spending.seconds < 130
 
 
 def test_gpu_seconds_are_those_of_epochs_over_all_resumes(world: World) -> None:
-    conductor = unstopped(world, gpu_seconds=3.5)
-    worker = world.begin(conductor)
+    tuner = unstopped(world, gpu_seconds=3.5)
+    worker = world.begin(tuner)
     for _ in range(3):
         # Two seconds on half a GPU.
         assert worker.step(0.5)
     assert worker.step(0.5), "the last epoch"
-    assert conductor.draining == "budget"
+    assert tuner.draining == "budget"
     worker.finish()
-    assert unstopped(world, gpu_seconds=3.5).start() is None
-    assert unstopped(world, gpu_seconds=4.5).start() is not None
+    assert start(unstopped(world, gpu_seconds=3.5)) is None
+    assert start(unstopped(world, gpu_seconds=4.5)) is not None
 
 
 def test_the_budget_counts_the_gpus_that_a_trial_held(world: World) -> None:
-    conductor = unstopped(world)
-    worker = world.begin(conductor)
+    tuner = unstopped(world)
+    worker = world.begin(tuner)
     assert all([worker.step(0.5) for _ in range(4)])
     worker.finish()
     resumed = unstopped(world, gpu_seconds=4.5)
-    assert resumed.start() is not None, "eight seconds on half a GPU"
+    assert start(resumed) is not None, "eight seconds on half a GPU"
     (trial, begun) = world.run.trials()
     assert (trial.status.cpus, trial.status.gpus) == (begun.status.cpus, begun.status.gpus)
-    large = Conductor(
-        world.run,
-        resumed.sampler,
-        resumed.scheduler,
-        resumed.spending.budget,
-        replace(SLOTS, usual=Share(cpus=1, gpus=1)),
+    large = unstopped(
+        world, plan=replace(PLAN, default=TrialResources(cpus=1, gpus=1)), gpu_seconds=4.5
     )
-    large.replay([trial])
-    assert large.start() is not None
+    assert start(large) is not None
 
 
 def test_an_interrupt_lets_running_trials_end_their_epoch(world: World) -> None:
-    conductor = unstopped(world)
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = unstopped(world)
+    first, second = world.begin(tuner), world.begin(tuner)
     first.step(0.5)
-    conductor.draining = "interrupted"
-    assert conductor.start() is None
+    tuner.draining = "interrupted"
+    assert start(tuner) is None
     assert not first.step(0.5)
     assert not second.step(0.4)
-    assert conductor.state.ended == {"interrupted": 2}
+    assert tuner.state.ended == {"interrupted": 2}
     resumed = unstopped(world)
     assert resumed.state.ended == {"interrupted": 2}
     workers = [world.begin(resumed), world.begin(resumed)]
@@ -392,51 +434,52 @@ def test_an_interrupt_lets_running_trials_end_their_epoch(world: World) -> None:
     assert world.run.trial(0).status.reason == ""
 
 
-def fail(world: World, conductor: Conductor, reason: str) -> None:
-    world.begin(conductor).finish("failed", reason=reason)
+def fail(world: World, tuner: Tuner, reason: str) -> None:
+    world.begin(tuner).finish("failed", reason=reason)
 
 
 def test_three_first_trials_that_fail_alike_break_the_search(world: World) -> None:
-    conductor = world.conductor()
+    tuner = world.tuner()
     for _ in range(2):
-        fail(world, conductor, "ValueError: no")
-        assert not conductor.draining
-    fail(world, conductor, "ValueError: no")
-    assert conductor.draining == "broken"
-    assert conductor.start() is None
+        fail(world, tuner, "ValueError: no")
+        assert not tuner.draining
+    fail(world, tuner, "ValueError: no")
+    assert tuner.draining == "broken"
+    assert start(tuner) is None
 
 
 @pytest.mark.parametrize("reasons", [["a", "a", "b", "b", "b"], ["a", "b", "a", "a", "a"]])
 def test_failures_of_several_kinds_do_not_break_the_search(
     world: World, reasons: list[str]
 ) -> None:
-    conductor = world.conductor()
+    tuner = world.tuner()
     for reason in reasons:
-        fail(world, conductor, reason)
-    assert not conductor.draining
+        fail(world, tuner, reason)
+    assert not tuner.draining
 
 
 def test_failures_after_another_ending_do_not_break_the_search(world: World) -> None:
-    conductor = world.conductor()
-    fail(world, conductor, "a")
-    world.begin(conductor).finish("out_of_memory")
+    tuner = world.tuner()
+    fail(world, tuner, "a")
+    world.begin(tuner).finish("out_of_memory")
     for _ in range(4):
-        fail(world, conductor, "a")
-    assert not conductor.draining
+        fail(world, tuner, "a")
+    assert not tuner.draining
 
 
 def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopped(
     world: World,
 ) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     assert first.step(0.9)
     # Stopped, but lost before the engine said that it had ended.
-    assert not conductor.keeps_going(1, asdict(second.train(0.1)) | {"num_parameters": 7})
-    conductor.requeue()
-    assert not conductor.live
+    assert tuner.on(second.ended(second.train(0.1))) == "stop"
+    for number in list(tuner.live):
+        tuner.requeue(number, world.recorder.saved_epochs(number))
+    assert not tuner.live
     assert world.run.trial(1).status.state == "stopped"
-    again = world.begin(conductor)
+    again = world.begin(tuner)
     assert again.number == 0
     assert [row.epoch for row in again.history] == [1]
     again.step(0.95)
@@ -444,25 +487,25 @@ def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopp
 
 
 def test_a_trial_that_lost_its_worker_goes_on_first_unless_it_may_not(world: World) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     first.step(0.5)
     second.step(0.6)
-    conductor.lose(0)
+    world.lose(tuner, 0)
     assert world.run.trial(0).status.state == "running"
-    again = world.begin(conductor)
+    again = world.begin(tuner)
     assert (again.number, [row.epoch for row in again.history]) == (0, [1])
-    conductor.lose(1, "its worker was lost, 4 times")
+    world.lose(tuner, 1, "its worker was lost, 4 times")
     assert world.run.trial(1).status.state == "failed"
-    conductor.draining = "interrupted"
-    conductor.lose(0)
+    tuner.draining = "interrupted"
+    world.lose(tuner, 0)
     assert world.run.trial(0).status.state == "interrupted"
-    assert not conductor.live
+    assert not tuner.live
 
 
 def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: World) -> None:
     world.search, world.is_lazy = replace(SEARCH, epochs=8, grace=2), True
-    conductor = world.conductor()
+    tuner = world.tuner()
     told: list[tuple[int, list[int]]] = []
 
     def listen(event: Event) -> None:
@@ -472,112 +515,109 @@ def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: W
             case EpochEnded(metrics=row):
                 told[-1][1].append(row.epoch)
 
-    conductor.observers.append(listen)
-    worker = world.begin(conductor)
+    tuner.observers.append(listen)
+    worker = world.begin(tuner)
     for _ in range(3):
         assert worker.step(0.5)
-    assert conductor.state.num_epochs == 3
-    conductor.lose(0)
-    assert conductor.state.num_epochs == 2, "the third was not saved"
-    again = world.begin(conductor)
+    assert tuner.state.num_epochs == 3
+    world.lose(tuner, 0)
+    assert tuner.state.num_epochs == 2, "the third was not saved"
+    again = world.begin(tuner)
     assert [row.epoch for row in again.history] == [1, 2]
     while len(again.history) < 8:
         assert again.step(0.6)
     again.finish()
     assert told == [(0, [1, 2, 3]), (0, [1, 2, 3, 4, 5, 6, 7, 8])]
     assert read_history(worker.path) == list(world.run.trial(0).history) == again.history
-    assert conductor.state.num_epochs == 8
-    assert conductor.scheduler.rungs == {2: [0.5], 4: [0.6]}
+    assert tuner.state.num_epochs == 8
+    assert tuner.scheduler.rungs == {2: [0.5], 4: [0.6]}
     # Nine epochs of two seconds, on half a GPU, over all resumes.
-    assert conductor.spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
-    assert world.conductor().spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
+    assert tuner.spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
+    assert world.tuner().spending.gpu_seconds == pytest.approx(9.0, abs=0.5)
 
 
 def test_an_epoch_that_is_told_twice_counts_once(world: World) -> None:
     world.search, world.is_lazy = replace(SEARCH, epochs=8, grace=2), True
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     for _ in range(3):
         assert worker.step(0.5)
     # Short of memory: the worker goes back to the second epoch, which was saved.
     worker.history = restore_files(worker.path)
-    for row in worker.history:
-        assert conductor.keeps_going(0, asdict(row))
-    assert conductor.state.num_epochs == 3
-    assert conductor.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
+    assert tuner.on(worker.started()) == "continue"
+    assert tuner.state.num_epochs == 2
+    assert tuner.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
     assert worker.step(0.6)
-    assert [row.val_accuracy for row in conductor.live[0].history] == [0.5, 0.5, 0.6]
-    assert conductor.state.num_epochs == 3
+    assert [row.val_accuracy for row in tuner.state.trials[0].history] == [0.5, 0.5, 0.6]
+    assert tuner.state.num_epochs == 3
     # The third epoch was trained twice.
-    assert conductor.spending.gpu_seconds == pytest.approx(4.0, abs=0.5)
+    assert tuner.spending.gpu_seconds == pytest.approx(4.0, abs=0.5)
 
 
 def test_a_trial_whose_state_cannot_be_used_is_trained_from_its_first_epoch(world: World) -> None:
     world.search, world.is_lazy = replace(SEARCH, epochs=8, grace=2), False
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     assert worker.step(0.5)
     assert worker.step(0.5)
-    conductor.lose(0)
-    again = world.begin(conductor)
-    assert len(conductor.live[0].history) == 2
+    world.lose(tuner, 0)
+    again = world.begin(tuner)
+    assert len(tuner.state.trials[0].history) == 2
     forget_progress(again.path)
     again.history.clear()
-    assert conductor.keeps_going(0, {"back_to": 0, "tell": "Trial 0 begins anew."})
-    assert not conductor.live[0].history
-    assert conductor.state.num_epochs == 0
+    assert tuner.on(again.started()) == "continue"
+    assert not tuner.state.trials[0].history
+    assert tuner.state.num_epochs == 0
     assert again.step(0.4)
     assert [row.val_accuracy for row in world.run.trial(0).history] == [0.4]
     # Three epochs of two seconds on half a GPU.
-    assert conductor.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
+    assert tuner.spending.gpu_seconds == pytest.approx(3.0, abs=0.5)
 
 
 def test_a_repeated_epoch_is_no_peer_of_its_own(world: World) -> None:
     world.search, world.is_lazy = replace(SEARCH, scheduler="median", grace=3), True
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     worker.step(0.5)
-    conductor.lose(0)
-    assert world.begin(conductor).step(0.5)
-    assert conductor.scheduler.averages == {1: [0.5]}
+    world.lose(tuner, 0)
+    assert world.begin(tuner).step(0.5)
+    assert tuner.scheduler.averages == {1: [0.5]}
 
 
 def test_a_worker_short_of_memory_may_go_back_to_its_saved_epoch(world: World) -> None:
     world.search, world.is_lazy = replace(SEARCH, scheduler="none"), True
-    conductor = world.conductor()
-    worker = world.begin(conductor)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
     for _ in range(3):
         worker.step(0.5)
     del worker.history[1:]
     worker.step(0.7)
-    assert [row.val_accuracy for row in conductor.live[0].history] == [0.5, 0.7]
-    assert conductor.state.num_epochs == 2
+    assert [row.val_accuracy for row in tuner.state.trials[0].history] == [0.5, 0.7]
+    assert tuner.state.num_epochs == 2
 
 
-def test_the_budget_knows_the_epochs_under_way(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conductor = unstopped(world, gpu_seconds=1.5)
-    worker = world.begin(conductor)
+def test_the_budget_knows_the_epochs_under_way(world: World) -> None:
+    clock = SimulatedClock()
+    tuner = unstopped(world, clock=clock, gpu_seconds=1.5)
+    worker = world.begin(tuner)
     assert worker.step(0.5)
-    assert not conductor.is_draining()
-    passed = time.monotonic() + 1.1
-    monkeypatch.setattr(budget.time, "monotonic", lambda: passed)
-    assert conductor.is_draining()
-    assert conductor.is_over
+    assert not tuner.is_draining()
+    clock.now += 1.1
+    assert tuner.is_draining()
+    assert tuner.is_over
     worker.finish("interrupted", reason="after epoch 1, when the budget was spent")
     # A second of an epoch, and half a second of one that does not count.
-    assert world.conductor().spending.gpu_seconds == pytest.approx(1.55, abs=0.2)
+    assert world.tuner().spending.gpu_seconds == pytest.approx(1.55)
 
 
 def test_a_trial_cut_before_its_first_epoch_begins_anew(world: World) -> None:
-    conductor = unstopped(world)
-    worker = world.begin(conductor)
+    tuner = unstopped(world)
+    worker = world.begin(tuner)
     worker.finish("interrupted", reason="after epoch 0, when the budget was spent")
     record = world.run.trial(0)
     assert (record.status.state, record.is_usable, record.best) == ("interrupted", False, None)
-    assert [t.state for t in conductor.sampler.study.trials] == [OptunaState.RUNNING]
-    assert not conductor.failures
+    assert [t.state for t in world.sampler.study.trials] == [OptunaState.RUNNING]
+    assert not tuner.failures
     resumed = unstopped(world)
     again = world.begin(resumed)
     assert (again.number, again.history) == (0, [])
@@ -588,36 +628,36 @@ def test_a_trial_cut_before_its_first_epoch_begins_anew(world: World) -> None:
 
 
 def test_unfinished_trials_are_taken_up_first_from_their_saved_states(world: World) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     first.step(0.5)
     second.step(0.6)
     first.step(0.6)
     write_history(second.path, [*second.history, replace(second.history[0], epoch=2)])
     configs = [trial.config for trial in world.run.trials()]
-    resumed = world.conductor()
+    resumed = world.tuner()
     assert resumed.state.num_epochs == 3, "what was not saved is trained again"
     one, two = world.begin(resumed), world.begin(resumed)
     assert [(w.number, len(w.history)) for w in (one, two)] == [(0, 2), (1, 1)]
-    assert [resumed.live[n].config for n in (0, 1)] == configs
+    assert [resumed.state.trials[n].config for n in (0, 1)] == configs
     assert world.begin(resumed).number == 2
 
 
 def test_a_trial_without_a_status_was_never_begun(world: World) -> None:
-    conductor = world.conductor()
-    world.begin(conductor)
-    world.begin(conductor)
+    tuner = world.tuner()
+    world.begin(tuner)
+    world.begin(tuner)
     (world.run.trial_path(1) / "status.json").unlink()
-    resumed = world.conductor()
+    resumed = world.tuner()
     assert [world.begin(resumed).number for _ in range(3)] == [0, 1, 2]
 
 
 def test_an_epoch_that_was_not_judged_is_judged_on_replay(world: World) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
     first.step(0.9)
     second.train(0.1)
-    resumed = world.conductor()
+    resumed = world.tuner()
     assert resumed.state.ended == {"stopped": 1}
     record = world.run.trial(1)
     assert record.status.stop == Stop(rung=1, value=0.1, cut=0.9, peers=1)
@@ -627,38 +667,32 @@ def test_an_epoch_that_was_not_judged_is_judged_on_replay(world: World) -> None:
 
 
 def test_an_interrupted_epoch_is_not_judged_again(world: World) -> None:
-    conductor = world.conductor()
-    first, second = world.begin(conductor), world.begin(conductor)
-    conductor.draining = "interrupted"
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
+    tuner.draining = "interrupted"
     second.step(0.1)
     first.step(0.9)
     # Against the better one it would not pass any more.
-    resumed = world.conductor()
+    resumed = world.tuner()
     assert resumed.state.ended == {"interrupted": 2}
     assert resumed.scheduler.rungs[1] == [0.1, 0.9]
 
 
 def test_a_changed_space_keeps_the_trials_that_it_holds(world: World) -> None:
-    conductor = unstopped(world)
+    tuner = unstopped(world)
     for accuracy in (0.3, 0.4, 0.5, 0.6):
-        worker = world.begin(conductor)
+        worker = world.begin(tuner)
         for _ in range(4):
             worker.step(accuracy)
         worker.finish()
-    world.begin(conductor).step(0.9)
+    world.begin(tuner).step(0.9)
     trials = world.run.trials()
     kept = {trial.number for trial in trials if trial.config.batch_size != 64}
     assert 0 < len(kept) < 5
     world.text = SPACE.replace("[32, 64, 128]", "[32, 128, 256]")
-    changed = Conductor(
-        world.run,
-        Sampler(world.space, world.search),
-        make_scheduler(world.search),
-        Budget(trials=8),
-        SLOTS,
-    )
-    assert changed.replay(world.run.trials()) == 5 - len(kept)
-    assert {t.user_attrs["trial"] for t in changed.sampler.study.trials} == kept
+    changed = world.tuner(trials=8)
+    assert world.num_outside == 5 - len(kept)
+    assert {t.user_attrs["trial"] for t in world.sampler.study.trials} == kept
     assert changed.state.ended == {"completed": 4}, "all of them stay in the run"
     last = world.begin(changed)
     assert last.number == 4
@@ -672,19 +706,18 @@ def test_a_warm_start_teaches_the_sampler_and_makes_no_peers(tmp_path: Path) -> 
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     earlier, world = World(tmp_path / "one"), World(tmp_path / "two")
-    conductor = earlier.conductor(trials=3)
+    tuner = earlier.tuner(trials=3)
     for accuracy in (0.3, 0.6, 0.9):
-        worker = earlier.begin(conductor)
+        worker = earlier.begin(tuner)
         while worker.step(accuracy) and len(worker.history) < 4:
             pass
         worker.finish()
     sampler = Sampler(world.space, world.search)
     tried = earlier.run.trials()
     assert all(sampler.add(t.config, t.status.state, t.history) for t in tried)
-    scheduler = make_scheduler(world.search)
-    started = Conductor(world.run, sampler, scheduler, Budget(trials=3), SLOTS)
+    started = world.tuner(sampler, trials=3)
     assert [t.value for t in sampler.study.trials] == [0.3, 0.6, 0.9]
-    assert scheduler.rungs == {1: [], 2: []}
+    assert started.scheduler.rungs == {1: [], 2: []}
     worker = world.begin(started)
     assert worker.number == 0
     config = world.run.trial(0).config
@@ -716,24 +749,25 @@ class Script:
         return number == 3
 
 
-def play(world: World, script: Script) -> Conductor:
-    """Search to the end, as the engine does with two slots."""
-    conductor = world.conductor()
-    workers: dict[int, Worker] = {}
-    while True:
-        while len(workers) < SLOTS.count and (params := conductor.start()) is not None:
-            number = params["number"]
-            workers[number] = Worker(world, conductor, params)
-        if not workers:
-            return conductor
-        number = min(workers, key=lambda n: script.due(n, len(workers[n].history) + 1))
-        worker = workers[number]
-        epoch = len(worker.history) + 1
-        if epoch > world.search.epochs or script.fails(number):
-            worker.finish("failed" if script.fails(number) else "completed")
-            del workers[number]
-        elif not worker.step(script.accuracy(number, epoch)):
-            del workers[number]
+def play(world: World, script: Script) -> Tuner:
+    """Search to the end, with two trials at a time, on a simulated clock."""
+    clock = SimulatedClock()
+    tuner = world.tuner(clock=clock)
+
+    def train(given: Assignment) -> Iterator[Step]:
+        worker = Worker(world, tuner, given)
+        yield from worker.first_words()
+        while not script.fails(given.number) and len(worker.history) < world.search.epochs:
+            epoch = len(worker.history) + 1
+            # What was due before the search was killed goes on in the order in which it was.
+            yield script.due(given.number, epoch) - clock.now
+            yield worker.ended(worker.train(script.accuracy(given.number, epoch)))
+        state = "failed" if script.fails(given.number) else "completed"
+        yield TrialEnded(number=given.number, state=state)
+
+    for _ in run_trials(tuner, clock, train, lambda running: len(running) < PLAN.count):
+        pass
+    return tuner
 
 
 @pytest.fixture
@@ -767,22 +801,22 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return kill_before
 
 
-def books(conductor: Conductor, run: Run) -> object:
+def books(tuner: Tuner, run: Run) -> object:
     """Return all that must not depend on whether, and when, a search was killed."""
     assert not list(run.path.glob("trials/*/state.safetensors"))
     trials = [
         (t.number, t.status.state, t.status.stop, [(r.epoch, r.val_accuracy) for r in t.history])
         for t in run.trials()
     ]
-    match conductor.scheduler:
+    match tuner.scheduler:
         case Hyperband(brackets=brackets):
             seen: object = [bracket.rungs for bracket in brackets]
         case Median(averages=averages):
             seen = averages
         case asha:
             seen = asha.rungs
-    best = conductor.state.best and (conductor.state.best[0], conductor.state.best[1].epoch)
-    return trials, seen, conductor.state.ended, best, conductor.state.num_epochs
+    best = tuner.state.best and (tuner.state.best[0], tuner.state.best[1].epoch)
+    return trials, seen, tuner.state.ended, best, tuner.state.num_epochs
 
 
 @pytest.mark.parametrize(
@@ -819,17 +853,17 @@ def test_a_search_killed_at_any_moment_decides_as_one_that_was_not(
         kill(math.inf)
         ended = {t.number for t in world.run.trials() if t.status.state not in OPEN}
         trained = Counter(world.trained)
-        conductor = play(world, script)
-        assert books(conductor, world.run) == expected, f"killed before change {moment}"
+        tuner = play(world, script)
+        assert books(tuner, world.run) == expected, f"killed before change {moment}"
         assert not [key for key in world.trained - trained if key[0] in ended]
         # No more than two epochs lie between two rungs.
-        most = SLOTS.count * (2 if is_lazy else 1)
+        most = PLAN.count * (2 if is_lazy else 1)
         assert world.trained.total() <= num_whole + num_kills * most
         for trial in world.run.trials():
             assert read_history(trial.path) == list(trial.history)
             trained_to = max((e for n, e in world.trained if n == trial.number), default=0)
             assert trained_to == len(trial.history)
-        told = Counter(t.user_attrs["trial"] for t in conductor.sampler.study.trials)
+        told = Counter(t.user_attrs["trial"] for t in world.sampler.study.trials)
         assert told == dict.fromkeys(range(6), 1)
         if not num_kills:
             break

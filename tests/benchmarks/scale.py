@@ -43,10 +43,9 @@ from tuner.run.trial import (
 )
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.tuning.budget import Budget
-from tuner.tuning.ray_backend.resources import Share, Slots
+from tuner.tuning.recorder import make_tuner
+from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.schedulers import make_scheduler
-from tuner.tuning.tuner import Conductor
 
 SPACE = """
 dataset: digits
@@ -175,15 +174,14 @@ def command_seconds(run: Run, *words: str) -> float:
 def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> float:
     """Return the seconds in which a resumed search learns of all recorded trials."""
     search: SearchConfig = replace(run.record.search, sampler=sampler)
-    conductor = Conductor(
+    tuner, recorder = make_tuner(
         run,
         Sampler(space, search),
-        make_scheduler(search),
         Budget(trials=search.trials),
-        Slots(usual=Share(cpus=1, gpus=0), count=1),
+        CapacityPlan(default=TrialResources(cpus=1, gpus=0), count=1),
     )
     began = time.perf_counter()
-    conductor.replay(run.trials())
+    tuner.restore(recorder.restore())
     return time.perf_counter() - began
 
 

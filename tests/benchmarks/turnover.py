@@ -32,7 +32,7 @@ from tests.benchmarks.overhead import own_environment
 from tuner.config import DataConfig, Resources, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.space import RandomTrial, load_space
-from tuner.tuning.ray_backend.resources import plan_slots
+from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.trainable import pack, unpack
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.session import search
@@ -216,7 +216,7 @@ def main() -> None:
         "local", num_cpus=os.cpu_count(), num_gpus=0, include_dashboard=False, log_to_driver=False
     )
     try:
-        slots = plan_slots(Resources()).count
+        slots = plan_capacity(Resources()).count
         with tempfile.TemporaryDirectory(prefix="turnover-") as name:
             folder = Path(name)
             half = options.trials // 2

@@ -17,8 +17,8 @@ from tuner.models.build import build_model
 from tuner.training.device import compute_dtype, find_device, find_devices
 from tuner.training.loop import train
 from tuner.tuning.ray_backend import trainable
-from tuner.tuning.ray_backend.resources import Share
 from tuner.tuning.ray_backend.trainable import limit_memory
+from tuner.tuning.resources import TrialResources
 
 EVERYTHING = Augment(
     crop=2,
@@ -61,11 +61,11 @@ def unlimited() -> Any:
 
 def test_a_trial_gets_no_more_memory_than_its_share(unlimited: None) -> None:
     device = find_device()
-    limit_memory(Share(cpus=1, gpus=0.25), device)
+    limit_memory(TrialResources(cpus=1, gpus=0.25), device)
     total = torch.cuda.get_device_properties(device).total_memory
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(int(0.3 * total), dtype=torch.uint8, device=device)
-    limit_memory(Share(cpus=1, gpus=1), device)
+    limit_memory(TrialResources(cpus=1, gpus=1), device)
     torch.empty(int(0.3 * total), dtype=torch.uint8, device=device)
 
 
@@ -185,7 +185,7 @@ def test_a_batch_that_does_not_fit_is_trained_on_in_two_parts(
     assert enough < needed
     total = torch.cuda.get_device_properties(device).total_memory
     trainable.free_memory()
-    limit_memory(Share(cpus=1, gpus=(enough + needed) / 2 / total), device)
+    limit_memory(TrialResources(cpus=1, gpus=(enough + needed) / 2 / total), device)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         list(train(config, splits, device))
     assert trainable.is_out_of_memory(caught.value)

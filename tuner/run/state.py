@@ -23,6 +23,7 @@ from tuner.run.events import (
 from tuner.run.run import Run
 from tuner.run.trial import (
     ENDED_BADLY,
+    OPEN,
     EpochMetrics,
     TrialRecord,
     TrialState,
@@ -45,7 +46,7 @@ class TrialProgress:
     gpus: float
     """GPUs, or a share of one, that it holds in its epochs."""
     config: TrialConfig | None = None
-    """``None`` where the trial was read from the folder and does not run: nobody asks for it."""
+    """``None`` where the trial was read from its folder, and had ended for good."""
     history: list[EpochMetrics] = field(default_factory=list)
 
 
@@ -139,7 +140,7 @@ class SearchState:
                 number=record.number,
                 status=record.status,
                 gpus=record.gpus,
-                config=record.config if runs else None,
+                config=record.config if record.status.state in OPEN else None,
             )
             self.trials[trial.number] = trial
             if runs:
@@ -203,14 +204,17 @@ class SearchState:
         self.running[trial.number] = trial
 
     def _end_epoch(self, event: EpochEnded) -> None:
-        trial, row = self.trials[event.number], event.metrics
-        trial.status = replace(
-            trial.status,
-            num_parameters=event.num_parameters,
-            execution=event.execution,
-            halved_from=event.halved_from,
+        trial, row, status = (
+            self.trials[event.number],
+            event.metrics,
+            self.trials[event.number].status,
         )
-        if not any(is_same(row, known) for known in trial.history):
+        told = (event.num_parameters, event.execution, event.halved_from)
+        if told != (status.num_parameters, status.execution, status.halved_from):
+            trial.status = replace(
+                status, num_parameters=told[0], execution=told[1], halved_from=told[2]
+            )
+        if not is_known(row, trial.history):
             self._take_back(trial, row.epoch - 1)
             self._count(trial, row)
 
@@ -404,13 +408,21 @@ class SearchState:
 
 
 def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> bool:
-    """Whether an epoch is better than the best one so far."""
-    return best_row([row] if best is None else [best[1], row]) is row
+    """Whether an epoch is better than the best one so far, as ``best_row`` has it."""
+    if best is None or row.val_accuracy >= best[1].val_accuracy:
+        return best_row([row] if best is None else [best[1], row]) is row
+    # As it is for most of many.
+    return False
 
 
 def is_same(row: EpochMetrics, other: EpochMetrics) -> bool:
     """Whether two rows tell of the same training of an epoch; NaN figures equal nothing."""
     return (row.epoch, row.time) == (other.epoch, other.time)
+
+
+def is_known(row: EpochMetrics, history: Sequence[EpochMetrics]) -> bool:
+    """Whether an epoch is in the history of its trial."""
+    return row.epoch <= len(history) and is_same(row, history[row.epoch - 1])
 
 
 def num_alike(one: Sequence[EpochMetrics], other: Sequence[EpochMetrics]) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -26,36 +27,59 @@ class Spending:
         budget: What it may spend.
         seconds: Spent by earlier sessions.
         lost_gpu_seconds: GPU time of earlier sessions that no epoch of a trial accounts for.
+        clock: Returns the time, in seconds.
     """
 
-    def __init__(self, budget: Budget, *, seconds: float, lost_gpu_seconds: float) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        seconds: float = 0.0,
+        lost_gpu_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.budget = budget
+        self.clock = clock
         self.lost_gpu_seconds = lost_gpu_seconds
         self._gpu_seconds = lost_gpu_seconds
         self._earlier_seconds = seconds
-        self._began = time.monotonic()
+        self._began = clock()
         self._under_way: dict[int, tuple[float, float]] = {}
         """Trial -> when its epoch under way began, and the GPUs that it holds."""
 
     @property
     def seconds(self) -> float:
         """Time spent searching."""
-        return self._earlier_seconds + time.monotonic() - self._began
+        return self._earlier_seconds + self.clock() - self._began
 
     @property
     def gpu_seconds(self) -> float:
         """GPU time spent in epochs, those under way as far as they have come."""
-        now = time.monotonic()
+        now = self.clock()
         under_way = list(self._under_way.values())
         return self._gpu_seconds + sum((now - began) * gpus for began, gpus in under_way)
 
     @property
+    def gpus_under_way(self) -> float:
+        """GPUs of the trials whose time counts at present."""
+        return sum(gpus for _, gpus in self._under_way.values())
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether there is no end to what may be spent."""
+        return self.budget.seconds == self.budget.gpu_seconds == math.inf
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing of the budget is left."""
+        if self.is_endless:
+            return False
         return self.seconds >= self.budget.seconds or self.gpu_seconds >= self.budget.gpu_seconds
 
     def seconds_left(self, gpus: float) -> float:
         """Return the time until the budget is spent with ``gpus`` held; infinite without one."""
+        if self.is_endless:
+            return math.inf
         left = self.budget.seconds - self.seconds
         if gpus:
             left = min(left, (self.budget.gpu_seconds - self.gpu_seconds) / gpus)
@@ -63,7 +87,7 @@ class Spending:
 
     def begin_epoch(self, number: int, gpus: float) -> None:
         """Count the time of a trial from now on."""
-        self._under_way[number] = (time.monotonic(), gpus)
+        self._under_way[number] = (self.clock(), gpus)
 
     def end_epoch(self, number: int, seconds: float, gpus: float) -> None:
         """Count an epoch; if its trial is under way, its next one begins."""
@@ -74,7 +98,7 @@ class Spending:
     def leave_epoch(self, number: int) -> None:
         """Count the time of an epoch that is not trained to its end, if one is under way."""
         began, gpus = self._under_way.pop(number, (0.0, 0.0))
-        spent = (time.monotonic() - began) * gpus
+        spent = (self.clock() - began) * gpus
         self._gpu_seconds += spent
         self.lost_gpu_seconds += spent
 

@@ -1,5 +1,6 @@
 """What a running search shows: one live table on a terminal, plain lines elsewhere."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -8,24 +9,31 @@ from rich.console import Console, RenderableType
 from tuner.monitor.live_table import draw, summary
 from tuner.monitor.terminal import LiveTable
 from tuner.run.events import Event, TrialEnded
-from tuner.tuning.tuner import Conductor
+from tuner.tuning.tuner import Tuner
 
 
 class Progress:
-    """Shows a search from ``with`` to the end of its block, on ``console``."""
+    """Shows a search from ``with`` to the end of its block.
 
-    def __init__(self, conductor: Conductor, console: Console) -> None:
-        self.conductor = conductor
+    Args:
+        tuner: Decides what its trials do.
+        console: Where it is shown.
+        slots: Returns how many trials fit at once.
+    """
+
+    def __init__(self, tuner: Tuner, console: Console, slots: Callable[[], int]) -> None:
+        self.tuner = tuner
         self.console = console
+        self._slots = slots
         self._is_live = console.is_terminal and not console.is_dumb_terminal
         self._live = LiveTable(self._table, console)
 
     def __enter__(self) -> Self:
-        self.conductor.observers.append(self._on)
+        self.tuner.observers.append(self._on)
         if self._is_live:
             self._live.start()
         else:
-            line = summary(self.conductor.state, self.conductor.slots.count, None)
+            line = summary(self.tuner.state, self._slots(), None)
             self.console.print(line, markup=False)
         return self
 
@@ -37,21 +45,21 @@ class Progress:
     ) -> None:
         if self._is_live:
             self._live.stop()
-        self.conductor.observers.remove(self._on)
+        self.tuner.observers.remove(self._on)
 
     def _on(self, event: Event) -> None:
         """Say in a line how a trial ended, where there is no table."""
         if isinstance(event, TrialEnded) and not self._is_live:
-            line = str(self.conductor.state.endings[-1])
+            line = str(self.tuner.state.endings[-1])
             self.console.print(line, soft_wrap=True, markup=False)
 
     def _table(self, width: int, height: int) -> RenderableType:
-        slots = self.conductor.slots.count
+        slots = self._slots()
         note = ""
-        if self.conductor.draining:
-            when = "" if self.conductor.is_over else ": running trials finish their epoch"
+        if self.tuner.draining:
+            when = "" if self.tuner.is_over else ": running trials finish their epoch"
             note = f"Ending{when}. Ctrl-C aborts."
-        left = self.conductor.state.seconds_left(slots)
+        left = self.tuner.state.seconds_left(slots)
         if left is not None:
-            left = min(left, self.conductor.budget_seconds)
-        return draw(self.conductor.state, slots, left, note, width, height)
+            left = min(left, self.tuner.budget_seconds)
+        return draw(self.tuner.state, slots, left, note, width, height)

@@ -4,7 +4,6 @@ Members that differ in their configuration and in their seed vote better than me
 one of the two alone: hyper-deep ensembles (Wenzel et al. 2020).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,20 @@ from tuner.data.splits import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
 from tuner.run.run import Run, free_name
-from tuner.run.trial import USABLE, EpochMetrics, TrialState, explaining_damage
+from tuner.run.trial import USABLE, explaining_damage
 from tuner.space import load_resources
 from tuner.storage.paths import on_disk, read_text
 from tuner.training.initial_weights import load_all_initial_weights
-from tuner.tuning.ray_backend.driver import check_trusted, conduct, opened, require_usable_trial
+from tuner.tuning.ray_backend.driver import (
+    check_trusted,
+    open_run,
+    require_usable_trial,
+    run_trials,
+)
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
 from tuner.tuning.request import RunRequest
 from tuner.tuning.sampling.sampler import trial_seed
+from tuner.tuning.tuner import FixedProposer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,32 +235,12 @@ def _resources(run: Run) -> Resources:
         return load_resources(file)
 
 
-class Finalists:
-    """Gives the trials of a refit their configurations, in place of a sampler."""
-
-    def __init__(self, plan: RefitConfig, seed: int) -> None:
-        self.plan = plan
-        self.seed = seed
-
-    def ask(self, number: int) -> TrialConfig | None:
-        """Return the configuration of trial ``number``, with a seed of its own."""
-        if number >= self.plan.num_trials:
-            return None
-        config = self.plan.configs[number % len(self.plan.configs)]
-        return replace(config, seed=trial_seed(self.seed, number))
-
-    def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
-        """Do nothing: what is to be trained was chosen before."""
-
-    def add(
-        self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
-    ) -> bool:
-        """Do nothing."""
-        return True
-
-    def readd(self, number: int, config: TrialConfig) -> bool:
-        """Do nothing."""
-        return True
+def finalists(plan: RefitConfig, seed: int) -> list[TrialConfig]:
+    """Return the configuration of each trial of a refit, with a seed of its own."""
+    return [
+        replace(plan.configs[number % len(plan.configs)], seed=trial_seed(seed, number))
+        for number in range(plan.num_trials)
+    ]
 
 
 def refit(request: RefitRequest, console: Console) -> Run:
@@ -287,9 +272,9 @@ def refit(request: RefitRequest, console: Console) -> Run:
     whose = request.source.path if request.source else request.storage / request.name
     check_trusted(request, code_of(models), whose)
     starts = load_all_initial_weights(models, splits.classes, splits.image_shape, request.storage)
-    with opened(
+    with open_run(
         request, splits, request.space, console, resources=request.resources, refit=plan
-    ) as (run, slots):
+    ) as (run, capacity):
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
             f"{epochs} epochs{_left_out(plan)}.",
@@ -301,14 +286,14 @@ def refit(request: RefitRequest, console: Console) -> Run:
                 "of each trial is kept.",
                 markup=False,
             )
-        shipped = {
+        payload = {
             "data": pack(splits),
             "starts": pack_initial_weights(starts),
             "compile_mode": request.compile_mode,
         }
-        finalists = Finalists(plan, request.search.seed)
-        conductor = conduct(request, run, slots, finalists, shipped, console)
-    require_usable_trial(conductor)
+        proposer = FixedProposer(finalists(plan, request.search.seed))
+        tuner = run_trials(request, run, capacity, proposer, payload, console)
+    require_usable_trial(run, tuner)
     return run
 
 

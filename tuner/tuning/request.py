@@ -18,7 +18,7 @@ from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath
 from tuner.tracking import Target
 from tuner.training.compilation import CompileMode
-from tuner.tuning.ray_backend.resources import Slots
+from tuner.tuning.resources import CapacityPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,18 +71,18 @@ class SearchRequest(RunRequest):
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
 
-    def plan_path(self, splits: Splits, slots: Slots) -> AnyPath:
+    def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
         """Return where the plan of this search is kept: under a key of all that bears on its cost.
 
         Args:
             splits: Its images.
-            slots: Where its trials run.
+            capacity: What its trials get.
         """
         fixed = {
             "space": self.space.resolved(),
             "search": to_plain(self.search),
             "data": [splits.fingerprint, splits.split_fingerprint, len(splits.train)],
-            "slots": slots.to_plain(),
+            "slots": capacity.to_plain(),
             "budget": [str(self.seconds), str(self.gpu_hours)],
             "compile": self.compile_mode,
         }

@@ -15,7 +15,12 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import read_text
 from tuner.training.initial_weights import load_all_initial_weights
-from tuner.tuning.ray_backend.driver import check_trusted, conduct, opened, require_usable_trial
+from tuner.tuning.ray_backend.driver import (
+    check_trusted,
+    open_run,
+    require_usable_trial,
+    run_trials,
+)
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.sampling.sampler import Sampler
@@ -51,15 +56,15 @@ def search(request: SearchRequest, console: Console) -> Run:
     starts = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
-    with opened(
+    with open_run(
         request,
         splits,
         space.resolved(),
         console,
         resources=space.resources,
         study_storage=request.study_storage,
-    ) as (run, slots):
-        plan = request.plan_path(splits, slots)
+    ) as (run, capacity):
+        plan = request.plan_path(splits, capacity)
         if request.resume:
             # It was a plan of one search, not of parts of it.
             (run.path / PLAN).unlink(missing_ok=True)
@@ -74,23 +79,23 @@ def search(request: SearchRequest, console: Console) -> Run:
         )
         if request.warm_start:
             _warm_start(sampler, request.warm_start, console)
-        shipped = {
+        payload = {
             "data": pack(splits),
             "starts": pack_initial_weights(starts),
             "compile_mode": request.compile_mode,
             "epoch_seconds": space.constraints.epoch_seconds,
         }
-        conductor = conduct(request, run, slots, sampler, shipped, console)
+        tuner = run_trials(request, run, capacity, sampler, payload, console)
     if (
         run.record.status == "finished"
-        and not conductor.draining
-        and conductor.num_started < request.search.trials
+        and not tuner.draining
+        and tuner.num_started < request.search.trials
     ):
-        tried = f"{conductor.num_started} of {request.search.trials} trials"
+        tried = f"{tuner.num_started} of {request.search.trials} trials"
         console.print(f"The grid holds no more configurations: {tried}.", markup=False)
     if sampler.num_refused:
         console.print(_share_refused(sampler), markup=False)
-    require_usable_trial(conductor)
+    require_usable_trial(run, tuner)
     return run
 
 

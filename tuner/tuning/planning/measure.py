@@ -22,7 +22,6 @@ from tuner.training.device import find_device
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import PROBE_STEPS, Epoch, probe_epochs
 from tuner.training.saving import Saver
-from tuner.tuning.ray_backend.resources import Share
 from tuner.tuning.ray_backend.trainable import (
     first_line,
     free_memory,
@@ -31,6 +30,7 @@ from tuner.tuning.ray_backend.trainable import (
     unpack,
     unpack_initial_weights,
 )
+from tuner.tuning.resources import TrialResources
 
 WINDOW_SECONDS = 1.0
 """Seconds of steps and validation, in turn, that are timed together in a longer epoch."""
@@ -46,7 +46,7 @@ class Measured:
     """What one configuration costs."""
 
     config: TrialConfig
-    share: Share
+    resources: TrialResources
     start_seconds: float = 0.0
     """Until a worker was there, and what a fresh one takes longer over its first steps."""
     setup_seconds: float = 0.0
@@ -67,9 +67,9 @@ class Measured:
 
 def measure_all(
     configs: Sequence[TrialConfig],
-    share: Callable[[TrialConfig], Share],
+    resources_of: Callable[[TrialConfig], TrialResources],
     at_once: int,
-    shipped: dict[str, Any],
+    payload: dict[str, Any],
     folder: AnyPath,
     seconds: float,
     tell: Callable[[int], None],
@@ -81,9 +81,9 @@ def measure_all(
 
     Args:
         configs: Which.
-        share: Gives the share of each.
+        resources_of: Returns what each gets.
         at_once: Trials at once.
-        shipped: ``data`` and ``starts``, as ``train_trial`` takes them.
+        payload: ``data`` and ``starts``, as ``train_trial`` takes them.
         folder: Where files may be written as trials write theirs.
         seconds: From the first answer, after which no other one is begun.
         tell: Told how many have been measured.
@@ -95,7 +95,7 @@ def measure_all(
     # As Ray has it by itself for what asks for GPUs from the beginning, but not by options(): their
     # processes end after each answer, and give back the memory that they hold.
     tasks = [ray.remote(max_retries=0, max_calls=calls)(question) for calls in (0, 1)]
-    packed = {name: ray.put(value) for name, value in shipped.items()}
+    packed = {name: ray.put(value) for name, value in payload.items()}
     order = _by_turns(configs)
     needed = len({config.model.family for config in configs})
     found: list[Measured | None] = [None] * len(configs)
@@ -106,7 +106,7 @@ def measure_all(
         nonlocal deadline
         (promise,), _ = ray.wait(list(pending), num_returns=1)
         index = pending.pop(promise)
-        found[index] = _answer(promise, configs[index], share(configs[index]))
+        found[index] = _answer(promise, configs[index], resources_of(configs[index]))
         tell(sum(measured is not None for measured in found))
         # Until then workers have started, which takes its own time.
         deadline = min(deadline, time.monotonic() + seconds)
@@ -114,7 +114,7 @@ def measure_all(
     for place, index in enumerate(order):
         if time.monotonic() >= deadline and place >= needed:
             break
-        given = share(configs[index])
+        given = resources_of(configs[index])
         promise = (
             tasks[given.gpus > 0]
             .options(num_cpus=given.cpus, num_gpus=given.gpus)
@@ -128,13 +128,13 @@ def measure_all(
     return found
 
 
-def _answer(promise: Any, config: TrialConfig, share: Share) -> Measured:
+def _answer(promise: Any, config: TrialConfig, resources: TrialResources) -> Measured:
     try:
         return ray.get(promise)  # type: ignore[no-any-return]
     except (KilledError, WorkerCrashedError):
         # Of a machine that runs low on memory, Ray kills a worker and says so at length.
         problem = "its worker was killed, most likely for want of memory"
-        return Measured(config=config, share=share, problem=problem)
+        return Measured(config=config, resources=resources, problem=problem)
 
 
 def _by_turns(configs: Sequence[TrialConfig]) -> list[int]:
@@ -149,7 +149,7 @@ def _by_turns(configs: Sequence[TrialConfig]) -> list[int]:
 
 def measure(
     plain: dict[str, Any],
-    share: Share,
+    resources: TrialResources,
     folder: str,
     asked: float,
     *,
@@ -160,7 +160,7 @@ def measure(
 
     Args:
         plain: The configuration.
-        share: What it gets.
+        resources: What it gets.
         folder: Where files may be written.
         asked: When, in seconds since 1970.
         data: What ``pack`` gave.
@@ -168,18 +168,18 @@ def measure(
     """
     waited = time.time() - asked
     began = time.perf_counter()
-    torch.set_num_threads(share.threads)
+    torch.set_num_threads(resources.threads)
     config = TrialConfig.from_dict(plain)
     problem = ""
     for micro_batches in (1, 2):
         free_memory()
         try:
             device = find_device()
-            limit_memory(share, device)
+            limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(starts, config.model)
             probe = _Probe(config, splits, device, start, micro_batches)
-            return probe.run(share, waited, began, to_path(folder))
+            return probe.run(resources, waited, began, to_path(folder))
         except Exception as error:
             problem = f"{type(error).__name__}: {first_line(error)}"
             if not is_out_of_memory(error):
@@ -187,7 +187,11 @@ def measure(
             problem = f"out of memory: {first_line(error)}"
     spent = time.perf_counter() - began
     return Measured(
-        config=config, share=share, start_seconds=waited, setup_seconds=spent, problem=problem
+        config=config,
+        resources=resources,
+        start_seconds=waited,
+        setup_seconds=spent,
+        problem=problem,
     )
 
 
@@ -199,7 +203,9 @@ class _Probe:
     start: InitialWeights | None
     micro_batches: int
 
-    def run(self, share: Share, waited: float, began: float, folder: AnyPath) -> Measured:
+    def run(
+        self, resources: TrialResources, waited: float, began: float, folder: AnyPath
+    ) -> Measured:
         _reset_peak(self.device)
         whole = len(self.splits.train) // min(self.config.batch_size, len(self.splits.train))
         with closing(self._epochs(PROBE_STEPS)) as epochs:
@@ -221,7 +227,7 @@ class _Probe:
             sizes, writing = self._write(epoch, folder)
             return Measured(
                 config=self.config,
-                share=share,
+                resources=resources,
                 start_seconds=waited + max(0.0, first_setup - setup),
                 setup_seconds=max(0.0, setup),
                 epoch_seconds=seconds,

@@ -19,12 +19,13 @@ from tuner.storage.paths import AnyPath, scratch
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.tuning.budget import Budget
 from tuner.tuning.planning.measure import Measured, measure_all
-from tuner.tuning.planning.simulated import LEARNERS, Played, TrialCost, simulate
+from tuner.tuning.planning.simulated import LEARNERS, SimulatedSearch, TrialCost, simulate
+from tuner.tuning.ray_backend.capacity import fits_together
 from tuner.tuning.ray_backend.cluster import connected
-from tuner.tuning.ray_backend.driver import slots_of
-from tuner.tuning.ray_backend.resources import Slots, fitting
+from tuner.tuning.ray_backend.driver import capacity_of
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest
+from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.session import excess_of, settle_code
@@ -68,9 +69,9 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     )
     draws = _draw(request, splits)
     with connected(request.address):
-        slots = slots_of(request, space.resources, splits)
-        path = request.plan_path(splits, slots).absolute()
-        console.print(f"{slots}; measuring for {seconds:.0f} s", markup=False)
+        capacity = capacity_of(request, space.resources, splits)
+        path = request.plan_path(splits, capacity).absolute()
+        console.print(f"{capacity}; measuring for {seconds:.0f} s", markup=False)
         began = time.monotonic()
         with (
             scratch(path.parent, ".measuring-") as folder,
@@ -78,15 +79,15 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         ):
             measured = measure_all(
                 draws.configs,
-                slots.share,
-                slots.count,
+                capacity.resources_of,
+                capacity.count,
                 {"data": pack(splits), "starts": pack_initial_weights(starts)},
                 folder,
                 seconds,
                 lambda number: status.update(f"{number} configurations measured"),
             )
         spent = time.monotonic() - began
-        fit = fitting(slots)
+        fit = fits_together(capacity)
     known = [entry for entry in measured if entry is not None]
     if all(entry.problem for entry in known):
         raise UsageError(
@@ -97,7 +98,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     budget = Budget(
         trials=draws.trials, seconds=request.seconds, gpu_seconds=3600 * request.gpu_hours
     )
-    played = simulate(
+    searches = simulate(
         [_cost(entry, space) for entry in entries],
         draws.num_known,
         request.search,
@@ -105,18 +106,18 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         fit,
         # A worker of each slot was a fresh one.
         start_seconds=statistics.median(
-            sorted(entry.start_seconds for entry in known)[-slots.count :]
+            sorted(entry.start_seconds for entry in known)[-capacity.count :]
         ),
     )
     simulations = min(MOST_SIMULATIONS, max(LEAST_SIMULATIONS, SIMULATED_TRIALS // draws.trials))
     forecast = _forecast(
         request,
         draws,
-        slots,
+        capacity,
         splits,
         entries,
         known,
-        list(islice(played, simulations)),
+        list(islice(searches, simulations)),
         spent,
     )
     forecast.write(path)
@@ -186,12 +187,12 @@ def _filled(
 
 def _cost(entry: Measured, space: SearchSpace) -> TrialCost:
     return TrialCost(
-        share=entry.share,
-        epochs=entry.config.epochs,
+        config=entry.config,
+        resources=entry.resources,
         setup_seconds=entry.setup_seconds,
         epoch_seconds=entry.epoch_seconds,
         write_seconds=entry.write_seconds,
-        is_misfit=bool(_problem(entry, space)),
+        is_infeasible=bool(_problem(entry, space)),
     )
 
 
@@ -206,11 +207,11 @@ def _problem(entry: Measured, space: SearchSpace) -> str:
 def _forecast(
     request: SearchRequest,
     draws: _Draws,
-    slots: Slots,
+    capacity: CapacityPlan,
     splits: Splits,
     entries: Sequence[Measured],
     known: Sequence[Measured],
-    played: Sequence[Played],
+    searches: Sequence[SimulatedSearch],
     measured_seconds: float,
 ) -> Forecast:
     search = request.search
@@ -220,12 +221,12 @@ def _forecast(
         else rung_epochs(search.grace, search.reduction, search.epochs)
     )
     probs_bytes = 2 * len(splits.val) * len(splits.classes)
-    states = slots.count * statistics.fmean(entry.state_bytes for entry in entries)
+    states = capacity.count * statistics.fmean(entry.state_bytes for entry in entries)
     most, kept = [], []
-    for search_played in played:
+    for one in searches:
         sizes = [
             entries[index].checkpoint_bytes
-            for index, epochs in zip(search_played.drawn, search_played.epochs, strict=True)
+            for index, epochs in zip(one.config_indices, one.epochs, strict=True)
             if epochs
         ]
         probs = len(sizes) * probs_bytes
@@ -235,16 +236,16 @@ def _forecast(
         space=request.space_name,
         trials=draws.trials,
         epochs=search.epochs,
-        slots=slots.to_plain(),
+        slots=capacity.to_plain(),
         refused=draws.refused,
         measured_seconds=measured_seconds,
-        simulations=len(played),
-        seconds=Spread.of([one.seconds for one in played]),
-        training_seconds=Spread.of([one.training_seconds for one in played]),
-        gpu_hours=Spread.of([one.gpu_seconds / 3600 for one in played]),
-        started=Spread.of([len(one.epochs) for one in played]),
+        simulations=len(searches),
+        seconds=Spread.of([one.seconds for one in searches]),
+        training_seconds=Spread.of([one.training_seconds for one in searches]),
+        gpu_hours=Spread.of([one.gpu_seconds / 3600 for one in searches]),
+        started=Spread.of([len(one.epochs) for one in searches]),
         rungs=tuple(
-            RungForecast(epoch=epoch, trials=Spread.of([one.reaching(epoch) for one in played]))
+            RungForecast(epoch=epoch, trials=Spread.of([one.reaching(epoch) for one in searches]))
             for epoch in (*rungs, search.epochs)
         ),
         families=tuple(_families([entry for entry in known if not entry.problem])),
@@ -266,17 +267,17 @@ def _forecast(
 
 
 def _families(known: Sequence[Measured]) -> list[FamilyForecast]:
-    families = {entry.config.model.family: entry.share for entry in known}
+    families = {entry.config.model.family: entry.resources for entry in known}
     forecasts = []
-    for family, share in families.items():
+    for family, resources in families.items():
         own = [entry for entry in known if entry.config.model.family == family]
         memory = [entry.memory for entry in own if entry.memory is not None]
         forecasts.append(
             FamilyForecast(
                 family=family,
                 configs=len(own),
-                cpus=share.cpus,
-                gpus=share.gpus,
+                cpus=resources.cpus,
+                gpus=resources.gpus,
                 epoch_seconds=Spread.of([entry.epoch_seconds for entry in own]),
                 parameters=Spread.of([entry.parameters for entry in own]),
                 memory=Spread.of(memory) if memory else None,

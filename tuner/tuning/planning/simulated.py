@@ -1,17 +1,21 @@
-"""Searches played without training: the program's own schedulers over trials of known cost."""
+"""Searches on a simulated clock: the program's own tuner over trials that are not trained."""
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
-from tuner.config import SearchConfig
-from tuner.tuning.budget import Budget
-from tuner.tuning.ray_backend.resources import Share
+from tuner.config import SearchConfig, TrialConfig
+from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced
+from tuner.run.state import SearchState
+from tuner.run.trial import EpochMetrics
+from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.resources import TrialResources
 from tuner.tuning.schedulers import make_scheduler
+from tuner.tuning.tuner import Assignment, FixedProposer, Tuner
 
 TURNOVER_SECONDS = 0.25
 """Between the last epoch of a trial and the setup of the next one in its place: the engine, and the
@@ -20,31 +24,122 @@ DECAY = 0.5
 """The simulated error falls with this power of the epochs; only the median rule sees it."""
 NOISE = 0.3
 """Deviation of an epoch's result, where that of the trials' true quality is 1."""
-LEANING = 0.25
+CONCENTRATION = 0.25
 """A sampler that learns comes to prefer some configurations, nobody knows which: in each simulation
 they get weights from a Dirichlet distribution of this concentration, of which few stand out."""
-LEARNT = 1.0
-"""By so many deviations at the most is better, on average, what such a sampler proposes."""
-DRIFT = 0.05
+MOST_LEARNED = 1.0
+"""What such a sampler proposes is better on average, by at most this many deviations."""
+SPEED_DEVIATION = 0.05
 """Deviation of the machine's speed between measurement and search, as a share."""
 LEARNERS = frozenset({"tpe", "gp", "cmaes"})
 """Samplers that learn from the trials."""
+
+
+class SimulatedClock:
+    """A clock that stands still until it is set; ``now`` is in seconds."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+Step = float | Event
+"""What a simulated worker does next: let some seconds pass, or report an event."""
+
+
+def run_trials(
+    tuner: Tuner,
+    clock: SimulatedClock,
+    train: Callable[[Assignment], Iterator[Step]],
+    has_room: Callable[[Collection[TrialResources]], bool],
+) -> Iterator[Event]:
+    """Run the trials of a search on a simulated clock, as ``ray_backend`` does on a cluster.
+
+    Args:
+        tuner: Decides what the trials do; its spending goes by ``clock``.
+        clock: Is set to the time of each report.
+        train: Yields what the worker of a trial does, up to its report of ``TrialEnded``; it is
+            resumed when its seconds have passed, or its trial goes on after a report. Seconds below
+            0 have it go on before others that are waiting.
+        has_room: See ``Tuner.next``.
+
+    Yields:
+        Each report, after the tuner has answered it.
+    """
+    workers: dict[int, tuple[Assignment, Iterator[Step]]] = {}
+    due: list[tuple[float, int]] = []
+
+    def start() -> Iterator[Event]:
+        while isinstance(given := tuner.next(has_room), Assignment):
+            workers[given.number] = given, train(given)
+            yield from resume(given.number)
+
+    def resume(number: int) -> Iterator[Event]:
+        given, steps = workers[number]
+        for step in steps:
+            if isinstance(step, int | float):
+                heapq.heappush(due, (clock.now + step, number))
+                return
+            if tuner.on(step) == "stop" or isinstance(step, TrialEnded):
+                end(number)
+            elif _ends_here(tuner, given, step):
+                end(number, _interrupted(tuner, number))
+            yield step
+            if number not in workers:
+                return
+
+    def end(number: int, event: TrialEnded | None = None) -> None:
+        if event is not None:
+            tuner.on(event)
+        tuner.end(number)
+        del workers[number]
+
+    yield from start()
+    while due:
+        moment, number = due[0]
+        spent = clock.now + tuner.spending.seconds_left(tuner.spending.gpus_under_way)
+        if spent < moment:
+            # Running trials end after their step under way.
+            clock.now = spent
+            tuner.draining = tuner.draining or "budget"
+            due.clear()
+            for running in sorted(workers):
+                end(running, _interrupted(tuner, running, ", when the budget was spent"))
+            return
+        heapq.heappop(due)
+        clock.now = max(clock.now, moment)
+        yield from resume(number)
+        if number not in workers:
+            yield from start()
+
+
+def _ends_here(tuner: Tuner, given: Assignment, event: Event) -> bool:
+    """Whether a worker sees after its epoch that the search ends."""
+    is_epoch = isinstance(event, EpochEnded) and event.metrics.epoch < given.config.epochs
+    return is_epoch and tuner.is_draining()
+
+
+def _interrupted(tuner: Tuner, number: int, why: str = "") -> TrialEnded:
+    epoch = len(tuner.state.trials[number].history)
+    return TrialEnded(number=number, state="interrupted", reason=f"after epoch {epoch}{why}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialCost:
     """What a trial costs, however good it is."""
 
-    share: Share
-    epochs: int
-    """The most that it is trained."""
+    config: TrialConfig
+    resources: TrialResources
     setup_seconds: float
     """Before its first epoch."""
     epoch_seconds: float
     """Seconds of training and validation."""
     write_seconds: float
     """Seconds of writing a trial's files, where it waits for them: at its rungs and at its end."""
-    is_misfit: bool = False
+    is_infeasible: bool = False
     """Whether it ends before its first epoch."""
 
     def slower(self, factor: float) -> Self:
@@ -58,10 +153,10 @@ class TrialCost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Played:
+class SimulatedSearch:
     """What a simulated search came to."""
 
-    drawn: tuple[int, ...]
+    config_indices: tuple[int, ...]
     """Which of the configurations each trial had that was begun."""
     seconds: float
     epochs: tuple[int, ...]
@@ -79,11 +174,11 @@ def simulate(
     num_known: int,
     search: SearchConfig,
     budget: Budget,
-    fit: Callable[[Sequence[Share]], bool],
+    fit: Callable[[Sequence[TrialResources]], bool],
     *,
     start_seconds: float,
-) -> Iterator[Played]:
-    """Play searches without end, each with other trials, qualities and speed of the machine.
+) -> Iterator[SimulatedSearch]:
+    """Simulate searches without end, each with other trials, qualities and speed of the machine.
 
     Of how good trials are nothing is known. They are exchangeable, but that in each simulation slow
     ones are better or worse to another degree, and that a sampler which learns proposes better ones
@@ -93,35 +188,35 @@ def simulate(
         costs: Of configurations of the space.
         num_known: The first trials have the first so many of these, in their order; the other
             trials have any.
-        search: What is played.
+        search: What is simulated.
         budget: May end it.
-        fit: See ``play``.
-        start_seconds: See ``play``.
+        fit: See ``simulate_search``.
+        start_seconds: See ``simulate_search``.
     """
     generator = np.random.default_rng(search.seed)
     learns = search.sampler in LEARNERS
     num_known = min(num_known, budget.trials)
-    trained = np.log([cost.epoch_seconds for cost in costs if not cost.is_misfit] or [1.0])
+    trained = np.log([cost.epoch_seconds for cost in costs if not cost.is_infeasible] or [1.0])
     sizes = np.array(
         [
             0.0
-            if cost.is_misfit
+            if cost.is_infeasible
             else (math.log(cost.epoch_seconds) - trained.mean()) / (trained.std() or 1.0)
             for cost in costs
         ]
     )
     while True:
-        weights = generator.dirichlet(np.full(len(costs), LEANING if learns else 1.0))
+        weights = generator.dirichlet(np.full(len(costs), CONCENTRATION if learns else 1.0))
         others = generator.choice(len(costs), budget.trials - num_known, p=weights)
-        drawn = [*range(num_known), *map(int, others)]
-        leaning = generator.uniform(-1, 1)
-        qualities = leaning * sizes[drawn]
-        qualities += math.sqrt(1 - leaning**2) * generator.standard_normal(len(drawn))
+        indices = [*range(num_known), *map(int, others)]
+        correlation = generator.uniform(-1, 1)
+        qualities = correlation * sizes[indices]
+        qualities += math.sqrt(1 - correlation**2) * generator.standard_normal(len(indices))
         if learns:
-            qualities[num_known:] += generator.uniform(0, LEARNT)
-        factor = math.exp(DRIFT * generator.standard_normal())
-        yield play(
-            drawn,
+            qualities[num_known:] += generator.uniform(0, MOST_LEARNED)
+        factor = math.exp(SPEED_DEVIATION * generator.standard_normal())
+        yield simulate_search(
+            indices,
             [cost.slower(factor) for cost in costs],
             list(map(float, qualities)),
             search,
@@ -132,82 +227,77 @@ def simulate(
         )
 
 
-def play(
-    drawn: Sequence[int],
+def simulate_search(
+    indices: Sequence[int],
     costs: Sequence[TrialCost],
     qualities: Sequence[float],
     search: SearchConfig,
     budget: Budget,
-    fit: Callable[[Sequence[Share]], bool],
+    fit: Callable[[Sequence[TrialResources]], bool],
     generator: np.random.Generator,
     *,
     start_seconds: float = 0.0,
-) -> Played:
-    """Play a search.
+) -> SimulatedSearch:
+    """Simulate a search.
 
     Args:
-        drawn: Which of the configurations each trial has, in the order of their starts.
+        indices: Which of the configurations each trial has, in the order of their starts.
         costs: Of the configurations.
         qualities: Of each trial, standard normal or so: the larger, the better.
         search: Its scheduler judges the trials.
-        budget: May end the search early, as it does a real one; its ``trials`` are not looked at.
-        fit: Whether trials of these shares can run at once; always so for one alone.
+        budget: May end the search early, as it does a real one.
+        fit: Whether trials of these resources can run at once; always so for one alone.
         generator: Of the noise.
         start_seconds: Until the workers are there.
     """
+    clock = SimulatedClock()
+    spending = Spending(replace(budget, trials=len(indices)), clock=clock)
     scheduler = make_scheduler(search)
-    events: list[tuple[float, int]] = []
-    done: list[int] = []
-    running: dict[int, Share] = {}
-    training = gpus = 0.0
-    now = start_seconds
+    own = [costs[index] for index in indices]
+    tuner = Tuner(
+        SearchState(search),
+        FixedProposer([cost.config for cost in own]),
+        scheduler,
+        spending,
+        # The next trial's: asked for when it is about to start.
+        lambda config: own[tuner.num_started - 1].resources,
+    )
 
-    def is_over() -> bool:
-        return now >= budget.seconds or gpus >= budget.gpu_seconds
+    def has_room(running: Collection[TrialResources]) -> bool:
+        return fit([*running, own[tuner.num_started].resources])
 
-    def seconds(number: int, epoch: int) -> float:
-        """Return the time from the end of the epoch before to the report of this one."""
-        cost = costs[drawn[number]]
-        is_awaited = epoch == cost.epochs or epoch in scheduler.judged_epochs(number)
-        return cost.epoch_seconds + (cost.write_seconds if is_awaited else 0.0)
-
-    def start() -> None:
-        while len(done) < len(drawn) and not is_over():
-            cost = costs[drawn[len(done)]]
-            if not fit([*running.values(), cost.share]):
-                return
-            first = 0.0 if cost.is_misfit else seconds(len(done), 1)
-            ready = now + TURNOVER_SECONDS + cost.setup_seconds + first
-            heapq.heappush(events, (ready, len(done)))
-            running[len(done)] = cost.share
-            done.append(0)
-
-    start()
-    while events:
-        now, number = heapq.heappop(events)
-        cost = costs[drawn[number]]
-        is_ended = cost.is_misfit
-        if now > budget.seconds:
-            # The epoch is cut off, and does not count.
-            now = budget.seconds
-            is_ended = True
-        if not is_ended:
-            done[number] += 1
-            training += cost.epoch_seconds
-            gpus += cost.epoch_seconds * cost.share.gpus
+    def train(given: Assignment) -> Iterator[Step]:
+        number, cost = given.number, own[given.number]
+        yield TURNOVER_SECONDS
+        yield TrialPlaced(number=number, node="simulated")
+        yield cost.setup_seconds
+        if cost.is_infeasible:
+            yield TrialEnded(number=number, state="out_of_memory")
+        for epoch in range(1, given.config.epochs + 1):
+            is_awaited = epoch == given.config.epochs or epoch in given.judged_epochs
+            yield cost.epoch_seconds + (cost.write_seconds if is_awaited else 0.0)
             error = math.exp(-qualities[number] - NOISE * generator.standard_normal())
-            accuracy = 1 - error * done[number] ** -DECAY
-            stop = scheduler.judge(number, done[number], accuracy)
-            is_ended = stop is not None or done[number] >= cost.epochs or is_over()
-        if is_ended:
-            del running[number]
-            start()
-        else:
-            heapq.heappush(events, (now + seconds(number, done[number] + 1), number))
-    return Played(
-        drawn=tuple(drawn[: len(done)]),
-        seconds=now,
-        epochs=tuple(done),
-        training_seconds=training,
-        gpu_seconds=gpus,
+            metrics = EpochMetrics(
+                epoch=epoch,
+                train_loss=0.0,
+                val_loss=0.0,
+                val_accuracy=1 - error * epoch**-DECAY,
+                lr=0.0,
+                seconds=cost.epoch_seconds,
+                time=clock.now,
+            )
+            yield EpochEnded(number=number, metrics=metrics)
+        yield TrialEnded(number=number, state="completed")
+
+    # The clock of the budget starts before the workers do.
+    clock.now = start_seconds
+    for _ in run_trials(tuner, clock, train, has_room):
+        pass
+    trials = tuner.state.trials.values()
+    return SimulatedSearch(
+        config_indices=tuple(indices[: tuner.num_started]),
+        seconds=min(clock.now, budget.seconds),
+        epochs=tuple(len(trial.history) for trial in trials),
+        training_seconds=sum(row.seconds for trial in trials for row in trial.history),
+        gpu_seconds=tuner.state.gpu_seconds,
     )

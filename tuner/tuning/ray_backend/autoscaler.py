@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._private.state import state
-from ray._raylet import (  # type: ignore[attr-defined]
+
+from tuner.tuning.ray_backend.private import (
+    DEBUG_AUTOSCALING_STATUS,
     GCS_AUTOSCALER_STATE_NAMESPACE,
     GCS_AUTOSCALER_V2_ENABLED_KEY,
+    _internal_kv_get,
+    state,
 )
-from ray.experimental.internal_kv import _internal_kv_get
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """On the head of a cluster that ``ray up`` started: its file, with what each machine has."""
-FORESEEN = 1000
-"""Nodes that are looked ahead to, where there is no limit to them."""
+LOOKAHEAD = 1000
+"""Nodes that are counted on where there is no limit to them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,15 +33,15 @@ class NodeKind:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Growth:
-    """What an autoscaler may add."""
+class Autoscaler:
+    """An autoscaler, by what it may add."""
 
     kinds: tuple[NodeKind, ...] = ()
     """Empty where an autoscaler runs and nobody tells what it may add."""
-    most: int = FORESEEN
+    most: int = LOOKAHEAD
     """Nodes of all kinds at once, the head left out."""
 
-    def to_come(
+    def addable_nodes(
         self, nodes: Sequence[Mapping[str, float]], worth: Callable[[Mapping[str, float]], float]
     ) -> list[dict[str, float]]:
         """Return the nodes that may still be added.
@@ -70,7 +71,7 @@ def _is_of(node: Mapping[str, float], kind: NodeKind) -> bool:
     return all(node.get(name, 0) == kind.resources.get(name, 0) for name in ("CPU", "GPU"))
 
 
-def growth() -> Growth | None:
+def find_autoscaler() -> Autoscaler | None:
     """Return what the connected cluster's autoscaler may add; ``None`` if it has none."""
     # Ray's own store has a place for it, which is filled by some who host Ray, and not by Ray.
     if (own := state.get_cluster_config()) is not None and (groups := own.node_group_configs):
@@ -78,29 +79,29 @@ def growth() -> Growth | None:
     names, config = _names(), _bootstrap()
     if config is not None and (config["head_node_type"] in names or (not names and _is_second())):
         return read_kinds(config)
-    return Growth() if names or _is_scaled_by_kuberay() else None
+    return Autoscaler() if names or _is_scaled_by_kuberay() else None
 
 
-def read_kinds(config: Mapping[str, Any]) -> Growth | None:
+def read_kinds(config: Mapping[str, Any]) -> Autoscaler | None:
     """Read the file of ``ray up``, as it lies on the head; ``None`` if it lets nothing be added."""
-    most = config.get("max_workers", FORESEEN)
+    most = config.get("max_workers", LOOKAHEAD)
     return _of_kinds(
         [
             (kind.get("resources", {}), kind.get("max_workers", most))
             for name, kind in config["available_node_types"].items()
             if name != config["head_node_type"]
         ],
-        min(most, FORESEEN),
+        min(most, LOOKAHEAD),
     )
 
 
 def _of_kinds(
-    kinds: Sequence[tuple[Mapping[str, float], int]], most: int = FORESEEN
-) -> Growth | None:
+    kinds: Sequence[tuple[Mapping[str, float], int]], most: int = LOOKAHEAD
+) -> Autoscaler | None:
     # Some write -1 for no limit.
-    limits = [(resources, limit if limit >= 0 else FORESEEN) for resources, limit in kinds]
+    limits = [(resources, limit if limit >= 0 else LOOKAHEAD) for resources, limit in kinds]
     found = [
-        NodeKind(resources=resources, most=min(limit, FORESEEN))
+        NodeKind(resources=resources, most=min(limit, LOOKAHEAD))
         for resources, limit in limits
         if limit
     ]
@@ -108,7 +109,7 @@ def _of_kinds(
         return None
     # Of machines of one's own, Ray's file does not say what they have.
     is_told = all("CPU" in kind.resources for kind in found)
-    return Growth(kinds=tuple(found), most=most) if is_told else Growth()
+    return Autoscaler(kinds=tuple(found), most=most) if is_told else Autoscaler()
 
 
 def _names() -> set[str]:

@@ -1,4 +1,4 @@
-"""Ray Tune's searcher, scheduler and callback: each passes its events on to the conductor."""
+"""Ray Tune's searcher, scheduler and callback: each passes its events on to the tuner."""
 
 import time
 from collections import deque
@@ -13,44 +13,70 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tuner.tuning.ray_backend.capacity import Room
+from tuner.run.events import TrialPlaced
+from tuner.tuning.ray_backend.capacity import Capacity
+from tuner.tuning.ray_backend.messages import event_in
 from tuner.tuning.ray_backend.nodes import Answer
 from tuner.tuning.ray_backend.notices import Notice, NoticeBoard
-from tuner.tuning.tuner import Conductor
+from tuner.tuning.recorder import Recorder
+from tuner.tuning.tuner import Assignment, Tuner
 
 DOUBT_SECONDS = 30.0
 """A worker is missed before its node is: Ray asks a node five times, 3 s apart."""
 
 
 class TuneSearcher(Searcher):
-    """Starts trials where there is room; what became of them reaches the conductor elsewhere."""
+    """Starts trials where there is room; what becomes of them reaches the tuner elsewhere.
 
-    def __init__(self, conductor: Conductor, room: Room, settle: Callable[[], None]) -> None:
+    Args:
+        tuner: Says which trial starts next.
+        capacity: Says whether there is room for it.
+        path_of: Returns the folder of a trial.
+        settle: Closes the books of what ended.
+    """
+
+    def __init__(
+        self,
+        tuner: Tuner,
+        capacity: Capacity,
+        path_of: Callable[[int], object],
+        settle: Callable[[], None],
+    ) -> None:
         super().__init__()
-        self._conductor = conductor
-        self._room = room
+        self._tuner = tuner
+        self._capacity = capacity
+        self._path_of = path_of
         self._settle = settle
 
     def suggest(self, trial_id: str) -> Any:
         """Return the parameters of the next trial, or nothing for now, or say that there is none.
 
-        More trials than there is room for would be proposed before they could learn from those
-        under way.
+        Returns:
+            ``number`` of the trial, ``path``, its folder, ``config``, its plain configuration,
+            ``attempt``, the number of this taking up, ``known``, how many of its epochs are in the
+            books, ``cpus`` and ``gpus``, its resources, ``num_parameters`` and ``halved_from`` of
+            its status, ``judged``, the epochs after which it may be stopped, ``budget_seconds``,
+            the time until the budget is spent, and ``avoid``, the nodes that get no trials.
         """
         # Where no trial is left running, the engine asks again and again and goes no step further.
         self._settle()
-        live = self._conductor.live
-        # Asked before there is room: no node need come for a search to end.
-        if self._conductor.is_draining() or not self._conductor.has_more:
-            if not live:
-                self._conductor.end_waiting()
-            return None if live else Searcher.FINISHED
-        if not self._room.takes_another([trial.share for trial in live.values()]):
-            return None
-        if params := self._conductor.start():
-            return params | {"avoid": list(self._room.refused)}
-        # A trial under way may lose its worker, and has to be started again then.
-        return None if live else Searcher.FINISHED
+        given = self._tuner.next(self._capacity.has_room)
+        if not isinstance(given, Assignment):
+            return None if given == "wait" else Searcher.FINISHED
+        return {
+            "number": given.number,
+            "path": str(self._path_of(given.number)),
+            "attempt": given.attempt,
+            "known": given.num_epochs,
+            "config": given.config.to_dict(),
+            "cpus": given.resources.cpus,
+            "gpus": given.resources.gpus,
+            "num_parameters": given.num_parameters,
+            "halved_from": given.halved_from,
+            "judged": list(given.judged_epochs),
+            "budget_seconds": given.budget_seconds,
+            "avoid": list(self._capacity.refused),
+        }
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -65,21 +91,21 @@ class TuneSearcher(Searcher):
         raise AssertionError("a search is resumed from its run folder")
 
 
-class Herald:
+class NoticePoster:
     """Posts to the workers what has changed for all of them."""
 
-    def __init__(self, conductor: Conductor, room: Room, board: NoticeBoard) -> None:
-        self._conductor = conductor
-        self._room = room
+    def __init__(self, tuner: Tuner, capacity: Capacity, board: NoticeBoard) -> None:
+        self._tuner = tuner
+        self._capacity = capacity
         self._board = board
         self._posted = Notice()
 
     def look(self) -> None:
         """Post a notice, if another one holds than before."""
         notice = Notice(
-            is_ending=self._conductor.is_draining(),
-            is_over=self._conductor.is_over,
-            leaving=self._room.closing,
+            is_ending=self._tuner.is_draining(),
+            is_over=self._tuner.is_over,
+            leaving=self._capacity.closing_nodes,
         )
         if notice != self._posted:
             self._board.post(notice)
@@ -87,54 +113,56 @@ class Herald:
 
 
 class TuneScheduler(FIFOScheduler):
-    """Sees every epoch and decides whether the trial goes on, and whether where it is."""
+    """Sees every report and decides whether the trial goes on, and whether where it is."""
 
-    def __init__(self, conductor: Conductor, room: Room, herald: Herald) -> None:
+    def __init__(self, tuner: Tuner, capacity: Capacity, poster: NoticePoster) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._conductor = conductor
-        self._room = room
-        self._herald = herald
+        self._tuner = tuner
+        self._capacity = capacity
+        self._poster = poster
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Choose the first of those that wait; end them where no trial is started any more."""
-        if not self._conductor.is_draining():
+        if not self._tuner.is_draining():
             return super().choose_trial_to_run(tune_controller)
         for trial in tune_controller.get_trials():
             # One that has a worker is about to run, whatever its state.
             if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
-                self._conductor.withdraw(trial.config["number"], "before it had a worker")
+                self._tuner.withdraw(trial.config["number"], "before it had a worker")
                 tune_controller.stop_trial(trial)
         return None
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Let the conductor decide."""
+        """Let the tuner decide."""
         # After the worker's last word the engine repeats its report, marked as done.
         if result.get(DONE):
             return TrialScheduler.CONTINUE
+        event = event_in(result)
         if "host" in result:
             # The first and last word of a worker on a node that cannot run trials.
-            self._room.refuse(
+            assert isinstance(event, TrialPlaced)
+            self._capacity.refuse(
                 Answer(
-                    node=result["node"],
+                    node=event.node,
                     host=result["host"],
                     value=dict(result.get("versions", ())),
                     problem=result.get("problem", ""),
                 )
             )
         if "tell" in result:
-            self._room.tell_once(result["tell"])
-        number = trial.config["number"]
-        if not self._conductor.keeps_going(number, result):
+            self._capacity.tell_once(result["tell"])
+        if event is not None and self._tuner.on(event) == "stop":
             return TrialScheduler.STOP
         # The worker reads the notice when its report is answered.
-        self._herald.look()
-        if "node" in result or "saved" in result:
-            self._move(trial)
+        self._poster.look()
+        if isinstance(event, TrialPlaced) or "saved" in result:
+            self._migrate(trial)
         return TrialScheduler.CONTINUE
 
-    def _move(self, trial: Trial) -> None:
+    def _migrate(self, trial: Trial) -> None:
         """End the worker of a trial that is saved, if the trial is to go on on another node."""
-        if self._conductor.live[trial.config["number"]].status.node in self._room.closing:
+        status = self._tuner.state.trials[trial.config["number"]].status
+        if status.node in self._capacity.closing_nodes:
             # Ended in any other way, this worker would be given the next trial.
             worker = trial.temporary_state.ray_actor
             assert worker is not None, "it has just reported"
@@ -148,10 +176,18 @@ class TuneCallback(Callback):
     ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
     """
 
-    def __init__(self, conductor: Conductor, room: Room, herald: Herald, max_failures: int) -> None:
-        self._conductor = conductor
-        self._room = room
-        self._herald = herald
+    def __init__(
+        self,
+        tuner: Tuner,
+        recorder: Recorder,
+        capacity: Capacity,
+        poster: NoticePoster,
+        max_failures: int,
+    ) -> None:
+        self._tuner = tuner
+        self._recorder = recorder
+        self._capacity = capacity
+        self._poster = poster
         self._max_failures = max_failures
         self._endings: deque[Trial] = deque()
         self._losses: dict[Trial, float] = {}
@@ -172,36 +208,38 @@ class TuneCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Close the books of what ended in this step, and tell the workers what has changed."""
         self.settle()
-        self._herald.look()
-        self._conductor.note_spending()
+        self._poster.look()
+        self._recorder.note_spending()
 
     def settle(self) -> None:
         """Close the books of what ended, and have go on what lost its worker and may."""
         while self._endings:
             trial = self._endings.popleft()
-            self._conductor.end(trial.config["number"])
-            _forget_figures(trial)
+            self._tuner.end(trial.config["number"])
+            _forget_metrics(trial)
         for trial, noticed in list(self._losses.items()):
             number = trial.config["number"]
-            live = self._conductor.live[number]
-            if not live.status.node and (node := self._room.lost_since(live.began)):
+            live, progress = self._tuner.live[number], self._tuner.state.trials[number]
+            if not progress.status.node and (node := self._capacity.lost_since(live.began)):
                 # It has not said where it was; most likely there.
-                self._conductor.keeps_going(number, {"node": node})
+                self._tuner.on(TrialPlaced(number=number, node=node))
             # A worker that went with its node, or whose node went later, says nothing of the trial.
-            workers = (*live.lost_on, live.status.node)
-            num_lost = sum(not self._room.has_lost(node) for node in workers)
-            is_fatal = num_lost > self._max_failures and live.outcome is None
-            is_doubtful = is_fatal or not live.status.node
+            node = progress.status.node
+            num_lost = sum(not self._capacity.has_lost(one) for one in (*live.lost_on, node))
+            is_fatal = num_lost > self._max_failures and live.ending is None
+            is_doubtful = is_fatal or not node
             if is_doubtful and time.monotonic() - noticed < DOUBT_SECONDS:
                 continue
             del self._losses[trial]
             times = f"{num_lost} time{'' if num_lost == 1 else 's'}"
             reason = f"its worker was lost, {times}: {_last_error(trial)}".removesuffix(": ")
-            self._conductor.lose(number, reason if is_fatal else "")
-            _forget_figures(trial)
+            # Of a trial that had ended, nothing is left to be taken up.
+            saved = self._recorder.saved_epochs(number) if live.ending is None else []
+            self._tuner.lose(number, saved, reason if is_fatal else "")
+            _forget_metrics(trial)
 
 
-def _forget_figures(trial: Trial) -> None:
+def _forget_metrics(trial: Trial) -> None:
     """Let go of what Ray keeps of an ended trial and nobody reads: 40 kB, and it keeps them all."""
     trial.run_metadata.metric_analysis.clear()
     trial.run_metadata.metric_n_steps.clear()

@@ -1,10 +1,13 @@
-"""Whether the cluster can take one more trial, as nodes join and leave."""
+"""How many trials the connected cluster takes, as nodes join and leave."""
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
-from tuner.tuning.ray_backend.autoscaler import growth
+from tuner.config import Resources, TrialConfig
+from tuner.errors import ClusterError, UsageError
+from tuner.tuning.ray_backend.autoscaler import Autoscaler, find_autoscaler
 from tuner.tuning.ray_backend.nodes import (
     Answer,
     alive_resources,
@@ -14,24 +17,135 @@ from tuner.tuning.ray_backend.nodes import (
     table_of_versions,
     versions_here,
 )
-from tuner.tuning.ray_backend.resources import Packing, Share, Slots, count_of, most_at_once
+from tuner.tuning.resources import (
+    CapacityPlan,
+    Packing,
+    TrialResources,
+    count_of,
+    resources_from,
+)
 
 LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""
 
 
-class Room:
+def plan_capacity(
+    resources: Resources,
+    concurrent: int | None = None,
+    count_parameters: Callable[[TrialConfig], int] | None = None,
+) -> CapacityPlan:
+    """Decide what each trial gets of the connected cluster.
+
+    By default a trial gets one GPU where there are any, and one CPU.
+
+    Args:
+        resources: What was asked for.
+        concurrent: The most trials at once; ``None`` for as many as fit.
+        count_parameters: Of a configuration's network.
+
+    Raises:
+        ClusterError: If no node could ever run a trial, or not so many at once. Nodes that an
+            autoscaler may add count too.
+    """
+    nodes, autoscaler = alive_resources(), find_autoscaler()
+    kinds = [kind.resources for kind in autoscaler.kinds] if autoscaler else []
+    plan = CapacityPlan(
+        default=resources_from(
+            resources, TrialResources(cpus=1.0, gpus=float(_have_gpus([*nodes, *kinds])))
+        ),
+        count=0,
+        concurrent=concurrent,
+        own=resources,
+        count_parameters=count_parameters,
+    )
+    for one in plan.all_resources():
+        _check_possible(one, nodes, autoscaler)
+    # More than the default resources may fit of smaller ones.
+    most = {one: most_at_once(one, nodes, autoscaler) for one in plan.all_resources()}
+    smallest = max(most, key=lambda one: most[one])
+    if concurrent is not None and concurrent > most[smallest]:
+        raise ClusterError(
+            f"--concurrent {concurrent}: only {count_of(most[smallest], 'trial')} of {smallest} "
+            f"can run at once. Give --concurrent {most[smallest]} or less, or less to each trial."
+        )
+    count = most[plan.default]
+    if math.isinf(count):
+        count = max(1, Packing(nodes).add_all(plan.default), concurrent or 0)
+    return replace(plan, count=int(min(count, concurrent or count)))
+
+
+def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
+    return any(node.get("GPU", 0) for node in nodes)
+
+
+def _check_possible(
+    resources: TrialResources, nodes: list[dict[str, float]], autoscaler: Autoscaler | None
+) -> None:
+    if resources.gpus > 1 and resources.gpus != int(resources.gpus):
+        raise UsageError(
+            f"a trial asks for {resources.gpus:g} GPUs: above 1, only whole GPUs can be given; "
+            "change --gpus-per-trial, or resources: in the space"
+        )
+    if most_at_once(resources, nodes, autoscaler):
+        return
+    autoscaled = f", and the autoscaler adds none that has more ({autoscaler})" * bool(autoscaler)
+    largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+    raise ClusterError(
+        f"a trial asks for {resources}, but the largest of "
+        f"{count_of(len(nodes), 'node')} has {count_of(largest.get('CPU', 0), 'CPU')} and "
+        f"{count_of(largest.get('GPU', 0), 'GPU')}{autoscaled}. Lower "
+        "--cpus-per-trial or --gpus-per-trial (0 trains on CPUs), or resources: in the space."
+    )
+
+
+def most_at_once(
+    resources: TrialResources, nodes: list[dict[str, float]], autoscaler: Autoscaler | None
+) -> float:
+    """Count the trials of the same resources that fit at once, on nodes that may be added, too.
+
+    Infinitely many may fit where an autoscaler does not tell what it may add.
+    """
+
+    def taken_by(node: Mapping[str, float]) -> int:
+        return Packing([node]).add_all(resources)
+
+    if autoscaler is not None and not autoscaler.kinds:
+        return math.inf
+    added = autoscaler.addable_nodes(nodes, taken_by) if autoscaler else []
+    return sum(map(taken_by, [*nodes, *added]))
+
+
+def fits_together(plan: CapacityPlan) -> Callable[[Sequence[TrialResources]], bool]:
+    """Return what says whether some trials can run at once on the cluster as it is now.
+
+    One trial alone always can: a node for it may be still to come.
+    """
+    nodes = alive_resources()
+    is_uniform = len(set(plan.all_resources())) == 1 or find_autoscaler() is not None
+
+    def fit(trials: Sequence[TrialResources]) -> bool:
+        if len(trials) <= 1:
+            return True
+        if is_uniform or len(trials) > (plan.concurrent or math.inf):
+            return len(trials) <= plan.count
+        packing = Packing(nodes)
+        return all(packing.add(resources) for resources in sorted(trials, reverse=True))
+
+    return fit
+
+
+class Capacity:
     """Whether the connected cluster can take one more trial.
 
     Attributes:
         refused: The nodes that joined and cannot run trials.
-        count: Trials of the usual share that fit at present.
+        count: Trials of the default resources that fit at present.
     """
 
-    def __init__(self, slots: Slots, tell: Callable[[str], None]) -> None:
-        self._slots = slots
+    def __init__(self, plan: CapacityPlan, tell: Callable[[str], None]) -> None:
+        self._plan = plan
         self._tell = tell
-        self._shares = sorted(set(slots.all_shares()))
+        self._kinds = sorted(set(plan.all_resources()))
         self._nodes: list[dict[str, float]] | None = None
         self._leaving: frozenset[str] = frozenset()
         self._gone: dict[str, float] = {}
@@ -39,34 +153,34 @@ class Room:
         self._looked = -math.inf
         self._ahead = 0.0
         """Trials that may wait for nodes, so that an autoscaler sees what it is to add."""
-        self._placeless: set[Share] = set()
-        """The shares that no node has, as it is now."""
-        self._awaited: set[Share] = set()
+        self._placeless: set[TrialResources] = set()
+        """What no node has, as it is now."""
+        self._awaited: set[TrialResources] = set()
         self._autoscaler = ""
         self._told: set[str] = set()
         self.refused: list[str] = []
-        self.count = slots.count
+        self.count = plan.count
 
-    def takes_another(self, running: Collection[Share]) -> bool:
-        """Whether a trial of the smallest share would find its place beside those that run.
+    def has_room(self, running: Collection[TrialResources]) -> bool:
+        """Whether a trial of the smallest resources would find its place beside those that run.
 
         Where an autoscaler may add nodes, as many again are to wait for them: what is proposed
         early has learned nothing of what runs, and what never waits lets no cluster grow.
         """
         self._look()
-        for share in self._placeless.intersection(running) - self._awaited:
-            self._awaited.add(share)
-            self._tell(f"Waiting for a node that has {share}{self._autoscaler}.")
-        if self._slots.concurrent is not None and len(running) >= self._slots.concurrent:
+        for resources in self._placeless.intersection(running) - self._awaited:
+            self._awaited.add(resources)
+            self._tell(f"Waiting for a node that has {resources}{self._autoscaler}.")
+        if self._plan.concurrent is not None and len(running) >= self._plan.concurrent:
             return False
-        if len(self._shares) == 1:
+        if len(self._kinds) == 1:
             return len(running) < self.count + self._ahead
         packing = Packing(self._nodes or [])
-        num_waiting = sum(not packing.add(share) for share in sorted(running, reverse=True))
-        return packing.add(self._shares[0]) or num_waiting < self._ahead
+        num_waiting = sum(not packing.add(one) for one in sorted(running, reverse=True))
+        return packing.add(self._kinds[0]) or num_waiting < self._ahead
 
     def refuse(self, node: Answer) -> None:
-        """Return no trials to a node of other versions, or with a problem."""
+        """Give no trials to a node of other versions, or with a problem."""
         if node.node in self.refused:
             return
         self.refused.append(node.node)
@@ -86,7 +200,7 @@ class Room:
             self._tell(line)
 
     @property
-    def closing(self) -> tuple[str, ...]:
+    def closing_nodes(self) -> tuple[str, ...]:
         """The nodes whose trials should go on elsewhere, while they still can."""
         self._look()
         return tuple(sorted(self._leaving.union(self.refused)))
@@ -113,14 +227,15 @@ class Room:
         self._looked = now
 
     def _measure(self, nodes: list[dict[str, float]]) -> None:
-        usual, grown = self._slots.usual, growth()
-        count = Packing(nodes).add_all(usual)
+        default, autoscaler = self._plan.default, find_autoscaler()
+        count = Packing(nodes).add_all(default)
         is_first, changed = self._nodes is None, count != self.count
         self._nodes, self.count = nodes, count
-        self._ahead = min(max(1, count), most_at_once(usual, nodes, grown) - count) if grown else 0
-        self._placeless = {share for share in self._shares if not Packing(nodes).add(share)}
+        most = most_at_once(default, nodes, autoscaler)
+        self._ahead = min(max(1, count), most - count) if autoscaler else 0
+        self._placeless = {one for one in self._kinds if not Packing(nodes).add(one)}
         self._awaited &= self._placeless
-        self._autoscaler = ", from the autoscaler" if grown else ""
+        self._autoscaler = ", from the autoscaler" if autoscaler else ""
         if changed and not is_first:
             self._tell(
                 f"The cluster has {count_of(len(nodes), 'node')} now, room for "

@@ -11,17 +11,17 @@ from typing import Any
 
 import ray
 import safetensors
-from ray._private.authentication.authentication_token_setup import (
-    maybe_enable_token_auth_if_token_available,
-)
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 
 import tuner
 from tuner.errors import ClusterError, UsageError
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
+from tuner.tuning.ray_backend.private import (
+    RAY_JOB_CONFIG_JSON_ENV_VAR,
+    GcsClient,
+    canonicalize_bootstrap_address_or_die,
+    maybe_enable_token_auth_if_token_available,
+)
 
 CONNECT_SECONDS = 5.0
 LOUD = (

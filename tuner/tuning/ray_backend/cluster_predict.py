@@ -14,8 +14,8 @@ from tuner.ensemble.members import Network, Predict, predict_network
 from tuner.errors import ClusterError
 from tuner.metrics.predict import Tta
 from tuner.training.device import find_device
+from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
-from tuner.tuning.ray_backend.resources import plan_slots
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
         TunerError: If a network's file is missing or damaged, as seen from its node.
         ClusterError: If a worker was lost.
     """
-    share = plan_slots(Resources()).usual
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_predict)
+    resources = plan_capacity(Resources()).default
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_predict)
     shared = ray.put(images.numpy())  # Once a node, however many networks look at them.
     try:
         results = ray.get([task.remote(network, shared, tta) for network in networks])

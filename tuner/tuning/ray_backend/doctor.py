@@ -17,7 +17,8 @@ from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, TunerError
 from tuner.storage.paths import AnyPath
 from tuner.tuning.ray_backend import mps
-from tuner.tuning.ray_backend.autoscaler import growth
+from tuner.tuning.ray_backend.autoscaler import find_autoscaler
+from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.ray_backend.nodes import (
     Answer,
@@ -28,7 +29,6 @@ from tuner.tuning.ray_backend.nodes import (
     versions_here,
     without,
 )
-from tuner.tuning.ray_backend.resources import plan_slots
 from tuner.tuning.ray_backend.trainable import pack
 
 Level = Literal["ok", "warning", "failure"]
@@ -112,8 +112,8 @@ def _sum(nodes: list[dict[str, Any]]) -> str:
         f"{total.get('GPU', 0):g} GPUs, {total.get('memory', 0) / GB:.0f} GB of memory, "
         f"{total.get('object_store_memory', 0) / GB:.1f} GB of object store"
     )
-    grown = growth()
-    return text + (f"; an autoscaler adds nodes, {grown}" if grown else "")
+    autoscaler = find_autoscaler()
+    return text + (f"; an autoscaler adds nodes, {autoscaler}" if autoscaler else "")
 
 
 def _node(answer: Answer) -> Finding:
@@ -232,11 +232,11 @@ def _is_kept(source: str, data_dir: Path) -> bool:
 
 def _slots() -> Iterator[Finding]:
     try:
-        slots = plan_slots(Resources())
+        plan = plan_capacity(Resources())
     except ClusterError as error:
         yield Finding(level="failure", about="trials", text=str(error))
         return
-    yield Finding(level="ok", about="trials", text=str(slots))
+    yield Finding(level="ok", about="trials", text=str(plan))
     free = ray.available_resources()  # type: ignore[no-untyped-call]
     for name in ("CPU", "GPU"):
         total = sum(node.get(name, 0) for node in alive_resources())

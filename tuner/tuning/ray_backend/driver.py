@@ -32,20 +32,25 @@ from tuner.storage.files import write_text
 from tuner.tracking import check_installed, tracked
 from tuner.tuning.budget import Budget
 from tuner.tuning.progress import Progress
-from tuner.tuning.ray_backend.callbacks import Herald, TuneCallback, TuneScheduler, TuneSearcher
-from tuner.tuning.ray_backend.capacity import Room
+from tuner.tuning.ray_backend.callbacks import (
+    NoticePoster,
+    TuneCallback,
+    TuneScheduler,
+    TuneSearcher,
+)
+from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
 from tuner.tuning.ray_backend.cluster import connected, hardware
 from tuner.tuning.ray_backend.nodes import check_shared, versions_here
 from tuner.tuning.ray_backend.notices import NoticeBoard
-from tuner.tuning.ray_backend.resources import Slots, plan_slots
 from tuner.tuning.ray_backend.worker import place, train_if_fit
+from tuner.tuning.recorder import Recorder, make_tuner
 from tuner.tuning.request import RunRequest
-from tuner.tuning.schedulers import make_scheduler
-from tuner.tuning.tuner import Conductor, Proposer
+from tuner.tuning.resources import CapacityPlan
+from tuner.tuning.tuner import Proposer, Tuner
 
 
 @contextmanager
-def opened(
+def open_run(
     request: RunRequest,
     splits: Splits,
     space: str,
@@ -53,7 +58,7 @@ def opened(
     *,
     resources: Resources | None = None,
     **own: Any,
-) -> Iterator[tuple[Run, Slots]]:
+) -> Iterator[tuple[Run, CapacityPlan]]:
     """Connect to the cluster, and have the run's folder, a new one or an older one, to oneself.
 
     Args:
@@ -72,8 +77,8 @@ def opened(
     own = {name: value for name, value in own.items() if value is not None}
     with connected(request.address), contextlib.ExitStack() as stack:
         check_shared(request.storage.absolute())
-        slots = slots_of(request, resources or Resources(), splits)
-        if math.isfinite(request.gpu_hours) and not any(s.gpus for s in slots.all_shares()):
+        plan = capacity_of(request, resources or Resources(), splits)
+        if math.isfinite(request.gpu_hours) and not any(one.gpus for one in plan.all_resources()):
             raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
         # Absolute, for the workers start in folders of their own.
         path = (request.storage / request.name).absolute()
@@ -88,30 +93,30 @@ def opened(
                     f"{request.name}"
                 )
             write_text(path / "space.yaml", space)
-            run.update(status="running", search=request.search, slots=slots.to_plain(), **own)
+            run.update(status="running", search=request.search, slots=plan.to_plain(), **own)
         else:
-            run = Run.create(path, _record(request, splits, slots, own), space)
+            run = Run.create(path, _record(request, splits, plan, own), space)
             stack.enter_context(run.locked())
-        console.print(f"{run.record.name}: {slots}", markup=False)
-        yield run, slots
+        console.print(f"{run.record.name}: {plan}", markup=False)
+        yield run, plan
 
 
-def conduct(
+def run_trials(
     request: RunRequest,
     run: Run,
-    slots: Slots,
-    sampler: Proposer,
-    shipped: dict[str, Any],
+    plan: CapacityPlan,
+    proposer: Proposer,
+    payload: dict[str, Any],
     console: Console,
-) -> Conductor:
-    """Run the trials that ``sampler`` proposes, to the last one or a signal, and close the run.
+) -> Tuner:
+    """Run the trials that ``proposer`` proposes, to the last one or a signal, and close the run.
 
     Args:
         request: What is asked for.
         run: A new one, or one to go on with.
-        slots: Where trials run.
-        sampler: Proposes them.
-        shipped: Arguments of ``train_trial``.
+        plan: What trials get, and how many run at once.
+        proposer: Proposes them.
+        payload: What every worker gets: arguments of ``train_trial``.
         console: Where progress is shown.
 
     Raises:
@@ -127,50 +132,45 @@ def conduct(
         budget_seconds=_unless_endless(request.seconds),
         budget_gpu_hours=_unless_endless(request.gpu_hours),
     )
-    conductor = Conductor(run, sampler, make_scheduler(request.search), budget, slots)
+    tuner, recorder = make_tuner(run, proposer, budget, plan)
 
     def say(line: str) -> None:
         console.print(line, markup=False)
 
-    def follow_room(line: str) -> None:
-        conductor.slots = replace(slots, count=room.count)
-        say(line)
-
-    room = Room(slots, follow_room)
+    capacity = Capacity(plan, say)
     status: RunStatus = "failed"
     try:
-        if trials := run.trials():
-            left_out = conductor.replay(trials)
-            _tell_replay(conductor, len(trials), left_out, console)
+        if trials := recorder.restore():
+            num_outside = tuner.restore(trials)
+            say(_resuming(tuner, num_outside))
         with (
-            _draining_on_signals(conductor),
-            tracked(run, request.log, conductor.state, conductor.observers, say),
-            Progress(conductor, console),
+            _draining_on_signals(tuner),
+            tracked(run, request.log, tuner.state, tuner.observers, say),
+            Progress(tuner, console, lambda: capacity.count),
         ):
-            shipped["save_seconds"] = request.save_seconds
-            _run_trials(conductor, shipped, room, request.max_failures)
-        if conductor.draining != "broken":
-            status = "interrupted" if conductor.draining == "interrupted" else "finished"
+            payload = payload | {"save_seconds": request.save_seconds}
+            _run_over_losses(tuner, recorder, payload, capacity, request.max_failures)
+        if tuner.draining != "broken":
+            status = "interrupted" if tuner.draining == "interrupted" else "finished"
     except KeyboardInterrupt:
         status = "interrupted"
     finally:
         if status == "finished":
             run.prune(request.keep)
         run.write_leaderboard()
-        run.update(status=status, finished=now(), active_seconds=conductor.spending.seconds)
-    if conductor.draining == "broken":
-        number, reason = conductor.failures[0]
+        run.update(status=status, finished=now(), active_seconds=tuner.spending.seconds)
+    if tuner.draining == "broken":
+        number, reason = tuner.failures[0]
         raise TunerError(
             f"the first trials all failed in the same way: {reason}. More is in "
             f"{run.trial_path(number) / 'status.json'}."
         )
-    if conductor.draining == "budget":
-        console.print(
-            f"The budget is spent: {conductor.spending.seconds:.0f} s of searching, "
-            f"{conductor.state.num_ended} of {budget.trials} trials.",
-            markup=False,
+    if tuner.draining == "budget":
+        say(
+            f"The budget is spent: {tuner.spending.seconds:.0f} s of searching, "
+            f"{tuner.state.num_ended} of {budget.trials} trials."
         )
-    return conductor
+    return tuner
 
 
 def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
@@ -191,26 +191,25 @@ def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
         check_code_trusted(known, run.path, trust=request.trust_code)
 
 
-def require_usable_trial(conductor: Conductor) -> None:
+def require_usable_trial(run: Run, tuner: Tuner) -> None:
     """Refuse a run that is finished and has no model.
 
     Raises:
         NoUsableTrials: If no trial left a checkpoint.
     """
-    run = conductor.run
     if run.record.status == "finished" and not any(trial.is_usable for trial in run.trials()):
         raise NoUsableTrials(
-            f"{run.path}: none of {conductor.num_started} trials left a model to use. "
-            f"{_why_none(conductor)}"
+            f"{run.path}: none of {tuner.num_started} trials left a model to use. "
+            f"{_why_none(run, tuner)}"
         )
 
 
-def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
-    """Plan with the space's shares; what the request says goes before what the space says.
+def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> CapacityPlan:
+    """Plan with the space's resources; what the request says goes before what the space says.
 
     Raises:
-        UsageError: As ``plan_slots``.
-        ClusterError: As ``plan_slots``.
+        UsageError: As ``plan_capacity``.
+        ClusterError: As ``plan_capacity``.
     """
 
     def count(config: TrialConfig) -> int:
@@ -221,7 +220,7 @@ def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
             return 0
 
     cpus, gpus = request.cpus_per_trial, request.gpus_per_trial
-    return plan_slots(
+    return plan_capacity(
         replace(
             own,
             cpus=own.cpus if cpus is None else cpus,
@@ -232,58 +231,72 @@ def slots_of(request: RunRequest, own: Resources, splits: Splits) -> Slots:
     )
 
 
-def _tell_replay(conductor: Conductor, total: int, left_out: int, console: Console) -> None:
-    ended = conductor.state.num_ended - conductor.state.ended["interrupted"]
-    outside = f"; {left_out} of them lie outside the space as it is now" if left_out else ""
-    console.print(
-        f"Resuming: {ended} trials have ended, {total - ended} go on{outside}.", markup=False
-    )
+def _resuming(tuner: Tuner, num_outside: int) -> str:
+    ended = tuner.state.num_ended - tuner.state.ended["interrupted"]
+    others = len(tuner.state.trials) - ended
+    outside = f"; {num_outside} of them lie outside the space as it is now" if num_outside else ""
+    return f"Resuming: {ended} trials have ended, {others} go on{outside}."
 
 
-def _run_trials(
-    conductor: Conductor, shipped: dict[str, Any], room: Room, max_failures: int
+def _run_over_losses(
+    tuner: Tuner,
+    recorder: Recorder,
+    payload: dict[str, Any],
+    capacity: Capacity,
+    max_failures: int,
 ) -> None:
-    """Let the engine run the trials that the conductor starts, over losses that it cannot bear.
-
-    ``shipped`` holds arguments of ``train_trial``.
-    """
+    """Let the engine run the trials that the tuner starts, over losses that it cannot bear."""
     for _ in range(max_failures + 1):
         try:
-            return _tune(conductor, shipped, room, max_failures)
+            return _tune(tuner, recorder, payload, capacity, max_failures)
         except RuntimeError as error:
             # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
             # a worker for the trial's, but falls over this one.
             if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
-            conductor.requeue()
+            requeue(tuner, recorder)
     raise ClusterError(
-        f"{conductor.run.path}: workers were killed {max_failures + 1} times because a machine ran "
+        f"{recorder.run.path}: workers were killed {max_failures + 1} times because a machine ran "
         "low on memory; go on with --resume and fewer trials at once (--concurrent)"
     )
 
 
-def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failures: int) -> None:
+def requeue(tuner: Tuner, recorder: Recorder) -> None:
+    """Have all trials under way taken up again, for their workers are gone."""
+    for number, trial in list(tuner.live.items()):
+        saved = recorder.saved_epochs(number) if trial.ending is None else []
+        tuner.requeue(number, saved)
+
+
+def _tune(
+    tuner: Tuner,
+    recorder: Recorder,
+    payload: dict[str, Any],
+    capacity: Capacity,
+    max_failures: int,
+) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     # Of trials that find no place yet, Tune would by itself start one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
-    board = NoticeBoard(f"{conductor.run.path}:{uuid.uuid4().hex}")
-    trainable = tune.with_parameters(train_if_fit, versions=versions_here(), board=board, **shipped)
-    herald = Herald(conductor, room, board)
-    callback = TuneCallback(conductor, room, herald, max_failures)
+    run = recorder.run
+    board = NoticeBoard(f"{run.path}:{uuid.uuid4().hex}")
+    trainable = tune.with_parameters(train_if_fit, versions=versions_here(), board=board, **payload)
+    poster = NoticePoster(tuner, capacity, board)
+    callback = TuneCallback(tuner, recorder, capacity, poster, max_failures)
     with contextlib.closing(board), tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
         tune.run(
             tune.with_resources(trainable, place),
             name="search",
             storage_path=scratch,
-            # The conductor says when there are no more.
+            # The tuner says when there are no more.
             num_samples=-1,
-            search_alg=TuneSearcher(conductor, room, callback.settle),
-            scheduler=TuneScheduler(conductor, room, herald),
+            search_alg=TuneSearcher(tuner, capacity, run.trial_path, callback.settle),
+            scheduler=TuneScheduler(tuner, capacity, poster),
             callbacks=[callback],
-            # The conductor has a trial that lost its worker go on; it knows lost nodes from others.
+            # The tuner has a trial that lost its worker go on; it knows lost nodes from others.
             max_failures=0,
             reuse_actors=True,
             raise_on_failed_trial=False,
@@ -294,7 +307,7 @@ def _tune(conductor: Conductor, shipped: dict[str, Any], room: Room, max_failure
 
 
 @contextmanager
-def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
+def _draining_on_signals(tuner: Tuner) -> Iterator[None]:
     """On the first SIGINT or SIGTERM end after the running epochs, on the second at once.
 
     Outside the main thread Python handles no signals: there they stay the program's own.
@@ -304,9 +317,9 @@ def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
         return
 
     def drain(signum: int, frame: FrameType | None) -> None:
-        if conductor.draining == "interrupted":
+        if tuner.draining == "interrupted":
             raise KeyboardInterrupt
-        conductor.draining = "interrupted"
+        tuner.draining = "interrupted"
 
     previous = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -316,7 +329,9 @@ def _draining_on_signals(conductor: Conductor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _record(request: RunRequest, splits: Splits, slots: Slots, own: dict[str, Any]) -> RunRecord:
+def _record(
+    request: RunRequest, splits: Splits, plan: CapacityPlan, own: dict[str, Any]
+) -> RunRecord:
     return RunRecord(
         name=request.name,
         command=request.command,
@@ -333,10 +348,10 @@ def _record(request: RunRequest, splits: Splits, slots: Slots, own: dict[str, An
         git_commit=_git_commit(),
         hardware={
             "platform": platform.platform(),
-            "threads_per_trial": slots.usual.threads,
+            "threads_per_trial": plan.default.threads,
             **hardware(),
         },
-        slots=slots.to_plain(),
+        slots=plan.to_plain(),
         started=now(),
         **own,
     )
@@ -355,13 +370,12 @@ def _unless_endless(budget: float) -> float | None:
     return budget if math.isfinite(budget) else None
 
 
-def _why_none(conductor: Conductor) -> str:
-    states = ", ".join(f"{number} {state}" for state, number in conductor.state.ended.items())
-    last = f" Last failure: {conductor.failures[-1][1]}" if conductor.failures else ""
+def _why_none(run: Run, tuner: Tuner) -> str:
+    states = ", ".join(f"{number} {state}" for state, number in tuner.state.ended.items())
+    last = f" Last failure: {tuner.failures[-1][1]}" if tuner.failures else ""
     more = (
-        f" Go on with: cifar-tune search --resume --name {conductor.run.record.name}, and a larger "
-        "budget."
-        if "interrupted" in conductor.state.ended
+        f" Go on with: cifar-tune search --resume --name {run.record.name}, and a larger budget."
+        if "interrupted" in tuner.state.ended
         else ""
     )
     return f"They ended: {states}.{last}{more}"

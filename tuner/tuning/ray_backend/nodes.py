@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
-from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.errors import ClusterError, UsageError
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, remove_folder, to_path
+from tuner.tuning.ray_backend.private import state
 
 ANSWER_SECONDS = 90.0
 """A node with nothing in memory starts a worker in about 5 s."""

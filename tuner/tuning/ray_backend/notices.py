@@ -12,7 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from ray.exceptions import RayError
-from ray.experimental import internal_kv
+
+from tuner.tuning.ray_backend.private import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_put,
+)
 
 NAMESPACE = "cifar-tune"
 LOOK_SECONDS = 0.5
@@ -47,16 +52,16 @@ class NoticeBoard:
     def post(self, notice: Notice) -> None:
         """Replace the notice."""
         text = json.dumps(asdict(notice))
-        internal_kv._internal_kv_put(self.key, text, overwrite=True, namespace=NAMESPACE)
+        _internal_kv_put(self.key, text, overwrite=True, namespace=NAMESPACE)
 
     def read(self) -> Notice | None:
         """Return the notice, if there is one."""
-        text = internal_kv._internal_kv_get(self.key, namespace=NAMESPACE)
+        text = _internal_kv_get(self.key, namespace=NAMESPACE)
         return Notice.from_json(text) if text else None
 
     def close(self) -> None:
         """Remove the notice, after the last worker has ended."""
-        internal_kv._internal_kv_del(self.key, namespace=NAMESPACE)
+        _internal_kv_del(self.key, namespace=NAMESPACE)
 
 
 class NoticeReader:
@@ -77,7 +82,7 @@ class NoticeReader:
         return self._last
 
     @property
-    def is_leaving(self) -> bool:
+    def should_migrate(self) -> bool:
         """Whether the trial is to go on on another node, as of the last look."""
         return self._node in self._last.leaving
 

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from tuner.data.datasets import Images
 from tuner.data.splits import Splits
 from tuner.errors import StorageError
 from tuner.run.checkpoint import load_state
+from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.trial import read_status
 from tuner.storage.paths import AnyPath, to_path
 from tuner.training.compilation import CompileMode
@@ -33,8 +34,9 @@ from tuner.training.learner import UnfitStateError
 from tuner.training.loop import Epoch, predict_epoch_seconds, train
 from tuner.training.saving import Saver, forget_progress, restore_files
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError, is_device_fault
+from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.notices import NoticeBoard, NoticeReader
-from tuner.tuning.ray_backend.resources import Share
+from tuner.tuning.resources import TrialResources
 
 TRACEBACK_LINES = 30
 
@@ -63,15 +65,15 @@ def train_trial(
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
-    Goes on from the trial's saved state, if there is one. Where another version has written it, and
-    this one cannot use it, the trial begins anew: that report holds ``back_to``, the epoch after
-    which it goes on, and ``tell``, a line for the user. The last report holds ``outcome``:
-    ``completed``, ``diverged``, ``stopped``, ``interrupted``, ``out_of_memory`` or ``failed``. An
-    error of the training itself is such an outcome: all that the engine sees raised, and tries
-    again, is a worker that was lost.
+    Goes on from the trial's saved state, if there is one, and reports ``TrialStarted`` where it
+    goes on after other epochs than the driver knows: ones that were saved and not heard, or fewer,
+    short of memory. Where another version has written the state, and this one cannot use it, the
+    trial begins anew: that report holds ``tell``, a line for the user. The last report is of
+    ``TrialEnded``. An error of the training itself is such an ending: all that the engine sees
+    raised, and tries again, is a worker that was lost.
 
     Args:
-        params: What ``Conductor.start`` returned.
+        params: What ``TuneSearcher.suggest`` returned.
         board: Where the driver's notice is found.
         data: What ``pack`` gave.
         starts: What ``pack_initial_weights`` gave.
@@ -80,27 +82,39 @@ def train_trial(
         save_seconds: See ``Saver``.
     """
     began = time.monotonic()
-    share = Share(cpus=params["cpus"], gpus=params["gpus"])
-    torch.set_num_threads(share.threads)
+    resources = TrialResources(cpus=params["cpus"], gpus=params["gpus"])
+    torch.set_num_threads(resources.threads)
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
-    outcome: dict[str, str] = {}
+    number, path = params["number"], to_path(params["path"])
+    config = TrialConfig.from_dict(params["config"])
     halved_from = params["halved_from"]
+    is_known, more = True, dict[str, str]()
     is_second_try = False
     while True:
         free_memory()
         try:
-            path = to_path(params["path"])
             history = restore_files(path)
+            if not is_known or len(history) != params["known"]:
+                started = TrialStarted(
+                    number=number,
+                    config=config,
+                    history=tuple(history),
+                    attempt=params["attempt"],
+                    cpus=params["cpus"],
+                    gpus=params["gpus"],
+                    num_parameters=params["num_parameters"],
+                )
+                tune.report(to_report(started, **more))
+                more = {}
             if reader.look().is_ending:
-                outcome = _interrupted(len(history), reader)
+                ending = _interrupted(number, len(history), reader)
                 break
             if is_second_try:
                 halved_from = len(history) + 1
             is_halved = halved_from is not None and len(history) >= halved_from - 1
             micro_batches = 2 if is_halved else 1
             device = find_device()
-            limit_memory(share, device)
-            config = TrialConfig.from_dict(params["config"])
+            limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(starts, config.model)
             if epoch_seconds is not None and not history:
@@ -128,54 +142,53 @@ def train_trial(
             # The engine may end a trial between two epochs, by SystemExit out of report();
             # closing() then frees what train() holds before the next trial starts in this process.
             with saver, contextlib.closing(epochs):
-                for row in history[params["known"] :]:
-                    # Its worker was lost after it had saved them, and not heard.
-                    tune.report(asdict(row))
-                outcome = _follow(
-                    epochs, saver, reader, params["judged"], config.epochs, halved_from
+                ending = _follow(
+                    number, epochs, saver, reader, params["judged"], config.epochs, halved_from
                 )
         except SupersededError:
             raise
         except UnfitStateError as error:
             forget_progress(path)
-            line = f"Trial {params['number']} begins anew: {first_line(error)}."
-            tune.report({"back_to": 0, "tell": line})
-            params, halved_from = params | {"known": 0}, None
+            more = {"tell": f"Trial {number} begins anew: {first_line(error)}."}
+            is_known, halved_from = False, None
             continue
         except TooSlowError as error:
-            outcome = {"outcome": "stopped", "reason": str(error)}
+            ending = TrialEnded(number=number, state="stopped", reason=str(error))
         except StorageError:
             # To the search this worker is lost, and its trial has done nothing wrong.
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                outcome = {"outcome": "out_of_memory", "reason": first_line(error)}
+                reason = first_line(error)
+                ending = TrialEnded(number=number, state="out_of_memory", reason=reason)
                 if not is_second_try:
                     # With half the memory: two parts of a batch add up to the same step.
-                    is_second_try = True
+                    is_known, is_second_try = False, True
                     continue
             elif is_device_fault(error):
                 # Whose fault it was cannot be told here: to the search this worker is lost.
                 raise DeviceFaultError(first_line(error)) from error
             else:
                 lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
-                outcome = {
-                    "outcome": "failed",
-                    "reason": f"{type(error).__name__}: {first_line(error)}",
-                    "traceback": "\n".join(lines),
-                }
+                ending = TrialEnded(
+                    number=number,
+                    state="failed",
+                    reason=f"{type(error).__name__}: {first_line(error)}",
+                    traceback="\n".join(lines),
+                )
         break
-    tune.report(outcome)
+    tune.report(to_report(ending))
 
 
 def _follow(
+    number: int,
     epochs: Iterable[Epoch],
     saver: Saver,
     reader: NoticeReader,
     judged: Collection[int],
     num_epochs: int,
     halved_from: int | None,
-) -> dict[str, str]:
+) -> TrialEnded:
     """Report and save the epochs of a trial, and return how it ended.
 
     When the engine stops a trial, nothing that follows its report is sure to happen. So an epoch
@@ -183,6 +196,7 @@ def _follow(
     itself, and saves first.
 
     Args:
+        number: Of the trial.
         epochs: Those that follow ``saver.history``.
         saver: Writes them.
         reader: Of the driver's notice.
@@ -192,38 +206,39 @@ def _follow(
     """
     for epoch in epochs:
         saver.keep(epoch)
-        number = epoch.figures.epoch
-        if number in judged or number == num_epochs or not epoch.is_finite:
+        place = epoch.figures.epoch
+        if place in judged or place == num_epochs or not epoch.is_finite:
             saver.save()
         else:
             saver.save_if_due()
-        tune.report(
-            asdict(epoch.figures)
-            | {
-                "num_parameters": epoch.num_parameters,
-                "execution": epoch.execution,
-                "halved_from": halved_from,
-            }
+        ended = EpochEnded(
+            number=number,
+            metrics=epoch.figures,
+            num_parameters=epoch.num_parameters,
+            execution=epoch.execution,
+            halved_from=halved_from,
         )
+        tune.report(to_report(ended))
         if not epoch.is_finite:
-            return {"outcome": "diverged"}
-        if number == num_epochs:
+            return TrialEnded(number=number, state="diverged")
+        if place == num_epochs:
             break
         if reader.look().is_ending:
             break
-        if reader.is_leaving:
+        if reader.should_migrate:
             saver.save()
             # The engine ends this worker now.
-            tune.report({"saved": number})
+            tune.report({"saved": place})
     saver.save()
     if len(saver.history) < num_epochs:
-        return _interrupted(len(saver.history), reader)
-    return {"outcome": "completed"}
+        return _interrupted(number, len(saver.history), reader)
+    return TrialEnded(number=number, state="completed")
 
 
-def _interrupted(num_epochs: int, reader: NoticeReader) -> dict[str, str]:
+def _interrupted(number: int, num_epochs: int, reader: NoticeReader) -> TrialEnded:
     cut = ", when the budget was spent" if reader.is_over() else ""
-    return {"outcome": "interrupted", "reason": f"after epoch {num_epochs}{cut}"}
+    reason = f"after epoch {num_epochs}{cut}"
+    return TrialEnded(number=number, state="interrupted", reason=reason)
 
 
 def _check_no_successor(path: AnyPath, attempt: int) -> None:
@@ -260,11 +275,11 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def limit_memory(share: Share, device: torch.device) -> None:
+def limit_memory(resources: TrialResources, device: torch.device) -> None:
     """Have a trial that takes more memory than its share of a GPU fail, not its neighbours."""
-    if device.type == "cuda" and share.gpus:
+    if device.type == "cuda" and resources.gpus:
         # Of a whole GPU, too: this process may have trained on a part of one before.
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share.gpus), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, resources.gpus), device)
 
 
 def free_memory() -> None:

@@ -14,10 +14,12 @@ import ray
 from ray import tune
 
 from tuner.errors import UsageError
+from tuner.run.events import TrialPlaced
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, to_path
 from tuner.tuning.ray_backend import mps
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
+from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.nodes import versions_here
 
 SEEN_SECONDS = 10.0
@@ -44,43 +46,45 @@ def _place(cpus: float, gpus: float, avoid: str) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([share], bundle_label_selector=[others])
 
 
-def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **shipped: Any) -> None:
+def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload: Any) -> None:
     """Train one trial where the node has what it takes, or hand it back.
 
-    The first report holds ``node``, Ray's identifier of it. Of a node that has not the driver's
-    versions it holds ``host`` and ``versions`` besides, of one that does not see the trial's folder
-    ``host`` and ``problem``. It holds ``tell``, a line for the user, where trials that share a GPU
-    take turns on the node.
+    The first report is of ``TrialPlaced``. Of a node that has not the driver's versions it holds
+    ``host`` and ``versions`` besides, of one that does not see the trial's folder ``host`` and
+    ``problem``. It holds ``tell``, a line for the user, where trials that share a GPU take turns on
+    the node.
 
     Args:
         params: Of ``train_trial``.
         versions: The driver's.
-        shipped: For ``train_trial``.
+        payload: For ``train_trial``.
 
     Raises:
         UnfitNodeError: Where the node cannot run trials, so that this worker gets no other one.
         DeviceFaultError: Where this process cannot use its GPU any more, likewise.
     """
-    where = {"node": ray.get_runtime_context().get_node_id()}
+    placed = TrialPlaced(number=params["number"], node=ray.get_runtime_context().get_node_id())
     there = versions_here()
     if there != versions:
         # In pairs, for Tune flattens mappings.
-        tune.report(where | {"host": platform.node(), "versions": list(there.items())})
+        versions_there = list(there.items())
+        tune.report(to_report(placed, host=platform.node(), versions=versions_there))
         raise UnfitNodeError(f"{there}, not {versions}")
     if problem := problem_with(params["path"]):
-        tune.report(where | {"host": platform.node(), "problem": problem})
+        tune.report(to_report(placed, host=platform.node(), problem=problem))
         raise UnfitNodeError(problem)
     folder = to_path(params["path"])
     sharing = share_gpu(folder) if 0 < params["gpus"] < 1 else None
+    more = {}
     if sharing and sharing.how == "by turns" and sharing.reason:
-        where["tell"] = f"On {platform.node()}, {sharing}."
-    tune.report(where)
+        more["tell"] = f"On {platform.node()}, {sharing}."
+    tune.report(to_report(placed, **more))
     from tuner.tuning.ray_backend.trainable import train_trial
 
     with marking_fault(folder):
         if sharing and sharing.how == "side by side":
             check_gpu()
-        train_trial(params, **shipped)
+        train_trial(params, **payload)
 
 
 def share_gpu(folder: AnyPath) -> mps.Sharing | None:

@@ -192,7 +192,7 @@ class Sampler:
         )
         return True
 
-    def readd(self, number: int, config: TrialConfig) -> bool:
+    def restore(self, number: int, config: TrialConfig) -> bool:
         """Take a trial up again that had been proposed, and has not ended.
 
         Returns:

@@ -1,0 +1,33 @@
+"""All of Ray that is used here and is not public: a new version of it is held against this list."""
+
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._private.state import state
+from ray._raylet import (  # type: ignore[attr-defined]
+    GCS_AUTOSCALER_STATE_NAMESPACE,
+    GCS_AUTOSCALER_V2_ENABLED_KEY,
+    GcsClient,
+)
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_put,
+)
+
+__all__ = [
+    "DEBUG_AUTOSCALING_STATUS",
+    "GCS_AUTOSCALER_STATE_NAMESPACE",
+    "GCS_AUTOSCALER_V2_ENABLED_KEY",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "GcsClient",
+    "_internal_kv_del",
+    "_internal_kv_get",
+    "_internal_kv_put",
+    "canonicalize_bootstrap_address_or_die",
+    "maybe_enable_token_auth_if_token_available",
+    "state",
+]

@@ -1,0 +1,120 @@
+"""The run folder as a search writes it: each event is on disk before anything follows from it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from tuner.run.events import Event, TrialEnded, TrialStarted
+from tuner.run.run import Run
+from tuner.run.state import SearchState
+from tuner.run.trial import (
+    OPEN,
+    EpochMetrics,
+    TrialRecord,
+    TrialStatus,
+    write_status,
+    write_trial,
+)
+from tuner.storage.files import remove_leftovers
+from tuner.training.saving import restore_files
+from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.resources import CapacityPlan
+from tuner.tuning.schedulers import make_scheduler
+from tuner.tuning.tuner import Proposer, Tuner
+
+NOTE_SECONDS = 10.0
+"""Between two records of what a search has spent."""
+
+
+class Recorder:
+    """Writes what happens in a search into its run folder: the first observer of the tuner.
+
+    Args:
+        run: The run.
+        state: How its search stands, with each event applied before it is told here.
+        spending: What it has spent.
+    """
+
+    def __init__(self, run: Run, state: SearchState, spending: Spending) -> None:
+        self.run = run
+        self._state = state
+        self._spending = spending
+        self._spending_noted = time.monotonic()
+        self._written: dict[int, TrialStatus] = {}
+        """Trial that has not ended -> its status as it was written last."""
+
+    def on(self, event: Event) -> None:
+        """Record an event; see ``Observer``."""
+        number = event.number
+        path = self.run.trial_path(number)
+        if isinstance(event, TrialStarted) and event.attempt == 1 and number not in self._written:
+            write_trial(path, event.config)
+        status = self._state.trials[number].status
+        if status != self._written.get(number):
+            write_status(path, status)
+            self._written[number] = status
+        if isinstance(event, TrialEnded):
+            del self._written[number]
+            if event.state != "interrupted":
+                (path / "state.safetensors").unlink(missing_ok=True)
+            self.record_spending()
+
+    def note_spending(self) -> None:
+        """Record what was spent, once in a while: a kill of the driver may forget no more."""
+        if time.monotonic() - self._spending_noted >= NOTE_SECONDS:
+            self.record_spending()
+
+    def record_spending(self) -> None:
+        """Record what was spent."""
+        self._spending_noted = time.monotonic()
+        self.run.update(
+            active_seconds=self._spending.seconds,
+            lost_gpu_seconds=self._spending.lost_gpu_seconds,
+        )
+
+    def saved_epochs(self, number: int) -> list[EpochMetrics]:
+        """Bring the files of a trial that lost its worker to its saved state; return its epochs."""
+        path = self.run.trial_path(number)
+        remove_leftovers(path)
+        return restore_files(path)
+
+    def restore(self) -> list[TrialRecord]:
+        """Bring the folder to where an earlier session can be gone on with; return its trials."""
+        return [self._restored(record) for record in self.run.trials()]
+
+    def _restored(self, record: TrialRecord) -> TrialRecord:
+        if record.status.state in OPEN:
+            # What was not saved has to be trained again.
+            return replace(record, history=tuple(self.saved_epochs(record.number)))
+        # There still if the search was killed while it closed this trial's books.
+        record.state.unlink(missing_ok=True)
+        return record
+
+
+def make_tuner(
+    run: Run,
+    proposer: Proposer,
+    budget: Budget,
+    plan: CapacityPlan,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Tuner, Recorder]:
+    """Return the tuner of a run, and what records it there."""
+    record = run.record
+    state = SearchState(record.search)
+    spending = Spending(
+        budget,
+        seconds=record.active_seconds,
+        lost_gpu_seconds=record.lost_gpu_seconds,
+        clock=clock,
+    )
+    tuner = Tuner(
+        state,
+        proposer,
+        make_scheduler(record.search),
+        spending,
+        plan.resources_of,
+        count_parameters=plan.num_parameters,
+    )
+    recorder = Recorder(run, state, spending)
+    tuner.observers.append(recorder.on)
+    return tuner, recorder

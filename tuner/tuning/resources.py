@@ -1,0 +1,127 @@
+"""What each trial gets of a cluster, and how trials fill its nodes."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tuner.config import Resources, ShareConfig, TrialConfig
+from tuner.run.trial import threads_of
+
+ROUNDING = 1e-6
+"""Three thirds of a GPU are one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class TrialResources:
+    """What one trial gets."""
+
+    gpus: float
+    cpus: float
+
+    @property
+    def threads(self) -> int:
+        """See ``threads_of``."""
+        return threads_of(self.cpus)
+
+    def __str__(self) -> str:
+        gpus = f" and {count_of(self.gpus, 'GPU')}" if self.gpus else ""
+        return count_of(self.cpus, "CPU") + gpus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CapacityPlan:
+    """What each trial gets, and how many trials fit at once."""
+
+    default: TrialResources
+    count: int
+    """Trials of the default resources at once, on the cluster as it was when the search began."""
+    concurrent: int | None = None
+    """The most trials at once that the user wants."""
+    own: Resources = field(default_factory=Resources)
+    """Other resources for some trials."""
+    count_parameters: Callable[[TrialConfig], int] | None = None
+    """Counts a network's parameters; ``None`` where nobody asks."""
+
+    def to_plain(self) -> dict[str, float]:
+        """Return the default resources and the number of trials, for the run's record."""
+        return {"cpus": self.default.cpus, "gpus": self.default.gpus, "count": self.count}
+
+    def resources_of(self, config: TrialConfig) -> TrialResources:
+        """Return what a trial gets: what its family gets, or more if its network is large."""
+        resources = self._of_family(config.model.family)
+        if (large := self.own.large) is None:
+            return resources
+        is_large = self.num_parameters(config) >= large.parameters
+        return _larger(resources, large) if is_large else resources
+
+    def num_parameters(self, config: TrialConfig) -> int:
+        """Return the number of parameters of a trial's network; 0 where it cannot be built."""
+        return self.count_parameters(config) if self.count_parameters else 0
+
+    def all_resources(self) -> Iterator[TrialResources]:
+        """Yield all that a trial may get."""
+        for family in ("", *self.own.by):
+            resources = self._of_family(family)
+            yield resources
+            if self.own.large:
+                yield _larger(resources, self.own.large)
+
+    def _of_family(self, family: str) -> TrialResources:
+        return resources_from(self.own.by.get(family, ShareConfig()), self.default)
+
+    def __str__(self) -> str:
+        others = len(set(self.all_resources())) > 1
+        exception = "; some networks have shares of their own" if others else ""
+        return f"{count_of(self.count, 'trial')} at a time, each on {self.default}{exception}"
+
+
+def resources_from(own: ShareConfig, default: TrialResources) -> TrialResources:
+    """Return what is asked for, and the default for what is not."""
+    return TrialResources(
+        cpus=default.cpus if own.cpus is None else own.cpus,
+        gpus=default.gpus if own.gpus is None else own.gpus,
+    )
+
+
+def _larger(resources: TrialResources, least: ShareConfig) -> TrialResources:
+    required = resources_from(least, resources)
+    return TrialResources(
+        cpus=max(resources.cpus, required.cpus), gpus=max(resources.gpus, required.gpus)
+    )
+
+
+class Packing:
+    """Nodes as trials fill them, each trial on the first node that has its resources left."""
+
+    def __init__(self, nodes: Sequence[Mapping[str, float]]) -> None:
+        self._cpus = [node.get("CPU", 0.0) for node in nodes]
+        # A share of a GPU lies on one GPU.
+        self._gpus = [[1.0] * int(node.get("GPU", 0)) for node in nodes]
+
+    def add(self, resources: TrialResources) -> bool:
+        """Put a trial where it fits; say whether it does."""
+        for index, gpus in enumerate(self._gpus):
+            if self._cpus[index] + ROUNDING < resources.cpus:
+                continue
+            part = resources.gpus if resources.gpus < 1 else 1.0
+            fitting = [number for number, free in enumerate(gpus) if free + ROUNDING >= part]
+            needed = math.ceil(resources.gpus)
+            if len(fitting) < needed:
+                continue
+            for number in fitting[:needed]:
+                gpus[number] -= part
+            self._cpus[index] -= resources.cpus
+            return True
+        return False
+
+    def add_all(self, resources: TrialResources) -> int:
+        """Put as many trials as fit; return their number."""
+        count = 0
+        while self.add(resources):
+            count += 1
+        return count
+
+
+def count_of(number: float, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is one."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
