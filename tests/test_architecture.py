@@ -1,7 +1,9 @@
 """Hold the floors: who may import whom, read from the imports of every module."""
 
 import ast
+import importlib
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -105,6 +107,50 @@ def test_the_engine_is_known_to_the_tuning_folder_alone(name: str) -> None:
     source = MODULES[name].read_text(encoding="utf-8")
     if not name.startswith("tuner.tuning"):
         assert not {module.split(".")[0] for module in imports_of(source)} & ENGINE
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("tuner.tuning.tuner", {"ray", "optuna", "torch"}),
+        ("tuner.tuning.planning.simulated", {"ray", "optuna", "torch"}),
+        ("tuner.tuning.recorder", {"ray", "optuna"}),
+        ("tuner.monitor.follow", {"ray", "optuna", "torch"}),
+        # A node that joined in mid-search may lack PyTorch.
+        ("tuner.tuning.ray_backend.worker", {"torch"}),
+    ],
+)
+def test_a_module_and_what_it_imports_do_without(name: str, others: set[str]) -> None:
+    code = f"import sys, {name}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not others & set(loaded.split())
+
+
+PRIVATE = "tuner.tuning.ray_backend.private"
+
+
+def private_names() -> list[tuple[str, str]]:
+    """Return module and name of all of Ray that is used and not public."""
+    tree = ast.parse(MODULES[PRIVATE].read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return [(str(node.module), alias.name) for node in imports for alias in node.names]
+
+
+@pytest.mark.parametrize(("module", "name"), private_names())
+def test_what_is_private_in_ray_is_there(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
+
+
+@every_module
+def test_what_is_private_in_ray_is_imported_in_one_place(name: str) -> None:
+    imported = set(imports_of(MODULES[name].read_text(encoding="utf-8")))
+    private = {
+        module
+        for module in imported
+        if module.startswith(("ray._", "ray.experimental")) and name != PRIVATE
+    }
+    assert not private
 
 
 @every_module

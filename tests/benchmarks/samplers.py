@@ -3,24 +3,22 @@
     python -m tests.benchmarks.samplers --seeds 10
 
 Every configuration of a small space is trained once on 80 digits (minutes on one core; kept in
-``--table`` for the next time). Searches are then played over these curves: four trials at a time,
-the recorded seconds of each epoch as the clock, until the budget of epochs is spent. A search
+``--table`` for the next time). Searches are then simulated over these curves: four trials at a
+time, the recorded seconds of each epoch as the clock, until the budget of epochs is spent. A search
 proposes, stops and chooses by what it saw; it is measured by what the configurations that it chose
 reach at their last epoch.
 """
 
 import argparse
-import heapq
-import itertools
 import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -32,59 +30,40 @@ from rich.table import Table
 
 from tests.benchmarks.curves import Curves, recorded
 from tuner.config import TrialConfig
-from tuner.run.trial import EpochMetrics
+from tuner.run.events import EpochEnded, TrialEnded
+from tuner.run.state import SearchState
+from tuner.run.trial import EpochMetrics, Stop, TrialState
 from tuner.space import SearchSpace
+from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.resources import TrialResources
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.schedulers import make_scheduler
+from tuner.tuning.schedulers import Scheduler, make_scheduler
+from tuner.tuning.tuner import Assignment, Proposer, Tuner
 
 SLOTS = 4
 METRIC = "val_accuracy"
 
 
-class Method(Protocol):
-    """A way to search."""
-
-    def propose(self, number: int) -> TrialConfig:
-        """Return the configuration of trial ``number``."""
-
-    def goes_on(self, number: int, history: Sequence[EpochMetrics]) -> bool:
-        """Take a trial's latest epoch; say whether it goes on. Not asked about a last epoch."""
-
-    def complete(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """Take the latest epoch of a trial that ran its course."""
+Method = tuple[Proposer, Scheduler]
+"""A way to search."""
 
 
-class Ours:
-    """The sampler and the scheduler of this package."""
+def ours(
+    space: SearchSpace,
+    seed: int,
+    sampler: Literal["tpe", "random"],
+    scheduler: Literal["asha", "none"],
+) -> Method:
+    """Return the sampler and the scheduler of this package."""
+    search = replace(space.search, seed=seed, sampler=sampler, scheduler=scheduler)
+    return Sampler(space, search), make_scheduler(search)
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        seed: int,
-        sampler: Literal["tpe", "random"],
-        scheduler: Literal["asha", "none"],
-    ) -> None:
-        search = replace(space.search, seed=seed, sampler=sampler, scheduler=scheduler)
-        self._sampler = Sampler(space, search)
-        self._scheduler = make_scheduler(search)
 
-    def propose(self, number: int) -> TrialConfig:
-        """See ``Method``."""
-        config = self._sampler.ask(number)
-        assert config is not None
-        return config
-
-    def goes_on(self, number: int, history: Sequence[EpochMetrics]) -> bool:
-        """See ``Method``."""
-        stop = self._scheduler.judge(number, history[-1].epoch, history[-1].val_accuracy)
-        if stop:
-            self._sampler.tell(number, "stopped", history)
-        return stop is None
-
-    def complete(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """See ``Method``."""
-        is_finite = math.isfinite(history[-1].train_loss + history[-1].val_loss)
-        self._sampler.tell(number, "completed" if is_finite else "diverged", history)
+def stock(space: SearchSpace, seed: int) -> Method:
+    """Return Ray's ``OptunaSearch`` and ``AsyncHyperBandScheduler``."""
+    both = Stock(space, seed)
+    return both, both
 
 
 class Stock:
@@ -113,33 +92,47 @@ class Stock:
     def _sample(self, trial: Any) -> TrialConfig:
         return self._space.sample(trial, epochs=self._space.search.epochs, seed=0)
 
-    def propose(self, number: int) -> TrialConfig:
-        """See ``Method``."""
+    def ask(self, number: int) -> TrialConfig:
+        """See ``Proposer``."""
         params = self._searcher.suggest(str(number))
         assert params is not None
         self._scheduler.on_trial_add(None, _trial(number))
         return self._sample(optuna.trial.FixedTrial(params))
 
-    def goes_on(self, number: int, history: Sequence[EpochMetrics]) -> bool:
-        """See ``Method``."""
-        result = _result(history)
-        goes_on = (
-            self._scheduler.on_trial_result(None, _trial(number), result) != TrialScheduler.STOP
-        )
-        if goes_on:
-            self._searcher.on_trial_result(str(number), result)
-        else:
-            self._end(number, result)
-        return goes_on
+    def judged_epochs(self, number: int) -> Collection[int]:
+        """See ``Scheduler``."""
+        return range(1, self._space.search.epochs + 1)
 
-    def complete(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """See ``Method``."""
-        self._scheduler.on_trial_result(None, _trial(number), _result(history))
-        self._end(number, _result(history))
+    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+        """See ``Scheduler``."""
+        result = {TRAINING_ITERATION: epoch, METRIC: value}
+        decision = self._scheduler.on_trial_result(None, _trial(number), result)
+        # After the last epoch it stops every trial.
+        if decision == TrialScheduler.STOP:
+            return Stop(rung=epoch, value=value, cut=math.nan, peers=0)
+        self._searcher.on_trial_result(str(number), result)
+        return None
 
-    def _end(self, number: int, result: dict[str, Any]) -> None:
+    def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
+        """See ``Proposer``."""
+        result = {TRAINING_ITERATION: history[-1].epoch, METRIC: history[-1].val_accuracy}
+        if state == "diverged":
+            # Unlike ours, it is told of accuracies whose loss is not finite.
+            self._scheduler.on_trial_result(None, _trial(number), result)
         self._scheduler.on_trial_complete(None, _trial(number), result)
         self._searcher.on_trial_complete(str(number), result)
+
+    def enter(self, number: int, epoch: int, value: float) -> None:
+        """Refuse, as do the other two, what is for searches that are resumed."""
+        raise AssertionError("no search is resumed here")
+
+    def add(self, *ignored: Any) -> bool:
+        """See ``enter``."""
+        raise AssertionError("no search is resumed here")
+
+    def restore(self, *ignored: Any) -> bool:
+        """See ``enter``."""
+        raise AssertionError("no search is resumed here")
 
 
 def _trial(number: int) -> Any:
@@ -147,65 +140,60 @@ def _trial(number: int) -> Any:
     return SimpleNamespace(trial_id=str(number))
 
 
-def _result(history: Sequence[EpochMetrics]) -> dict[str, Any]:
-    return {TRAINING_ITERATION: history[-1].epoch, METRIC: history[-1].val_accuracy}
-
-
 METHODS: dict[str, Callable[[SearchSpace, int], Method]] = {
-    "TPE + ASHA, this bridge": lambda space, seed: Ours(space, seed, "tpe", "asha"),
-    "random + ASHA, this bridge": lambda space, seed: Ours(space, seed, "random", "asha"),
-    "Ray's OptunaSearch + ASHA": Stock,
-    "random, none stopped": lambda space, seed: Ours(space, seed, "random", "none"),
+    "TPE + ASHA, this bridge": lambda space, seed: ours(space, seed, "tpe", "asha"),
+    "random + ASHA, this bridge": lambda space, seed: ours(space, seed, "random", "asha"),
+    "Ray's OptunaSearch + ASHA": stock,
+    "random, none stopped": lambda space, seed: ours(space, seed, "random", "none"),
 }
 
 
-@dataclass(slots=True)
-class Played:
-    """One trial of a played search."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchedTrial:
+    """One trial of a simulated search."""
 
-    config: TrialConfig
     curve: Sequence[EpochMetrics]
-    history: list[EpochMetrics] = field(default_factory=list)
+    history: Sequence[EpochMetrics]
 
 
-def play(method: Method, curves: Curves, budget: int) -> list[Played]:
+def simulate(method: Method, curves: Curves, budget: int) -> list[SearchedTrial]:
     """Search over recorded curves until ``budget`` epochs are spent.
 
     Returns:
         The trials, in the order of their starts.
     """
-    trials: list[Played] = []
-    events: list[tuple[float, int, int]] = []
-    order = itertools.count()
+    proposer, scheduler = method
+    clock = SimulatedClock()
+    state = SearchState(curves.space.search)
+    spending = Spending(Budget(trials=budget), clock=clock)
+    one_slot = TrialResources(cpus=1, gpus=0)
+    tuner = Tuner(state, proposer, scheduler, spending, lambda config: one_slot)
 
-    def start(now: float) -> None:
-        config = method.propose(len(trials))
-        trials.append(Played(config, curves.of(config)))
-        heapq.heappush(events, (now + trials[-1].curve[0].seconds, next(order), len(trials) - 1))
+    def train(given: Assignment) -> Iterator[Step]:
+        curve = curves.of(given.config)
+        for row in curve:
+            yield row.seconds
+            yield EpochEnded(number=given.number, metrics=row)
+        is_finite = math.isfinite(curve[-1].train_loss + curve[-1].val_loss)
+        yield TrialEnded(number=given.number, state="completed" if is_finite else "diverged")
 
-    for _ in range(SLOTS):
-        start(0.0)
-    for _ in range(budget):
-        now, _, number = heapq.heappop(events)
-        trial = trials[number]
-        trial.history.append(trial.curve[len(trial.history)])
-        if len(trial.history) == len(trial.curve):
-            method.complete(number, trial.history)
-        elif method.goes_on(number, trial.history):
-            seconds = trial.curve[len(trial.history)].seconds
-            heapq.heappush(events, (now + seconds, next(order), number))
-            continue
-        start(now)
+    for _ in run_trials(tuner, clock, train, lambda running: len(running) < SLOTS):
+        if state.num_epochs == budget:
+            break
+    trials = []
+    for trial in state.trials.values():
+        assert trial.config is not None
+        trials.append(SearchedTrial(curve=curves.of(trial.config), history=trial.history))
     return trials
 
 
 def measure(curves: Curves, seeds: int, budget: int) -> dict[str, dict[str, Any]]:
-    """Play every method with every seed."""
+    """Search by every method with every seed."""
     # Stock Ray logs what it could not tell its study.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     found: dict[str, dict[str, Any]] = {}
     for name, make in METHODS.items():
-        runs = [play(make(curves.space, seed), curves, budget) for seed in range(seeds)]
+        runs = [simulate(make(curves.space, seed), curves, budget) for seed in range(seeds)]
         chosen = [[last(trial) for trial in top(trials, 5)] for trials in runs]
         found[name] = {
             "trials": [len(trials) for trials in runs],
@@ -215,17 +203,17 @@ def measure(curves: Curves, seeds: int, budget: int) -> dict[str, dict[str, Any]
     return found
 
 
-def top(trials: Sequence[Played], count: int) -> list[Played]:
+def top(trials: Sequence[SearchedTrial], count: int) -> list[SearchedTrial]:
     """Return the trials whose best seen epoch is the best, of each configuration one."""
     seen = {id(trial.curve): trial for trial in trials if trial.history}.values()
 
-    def best(trial: Played) -> tuple[float, float]:
+    def best(trial: SearchedTrial) -> tuple[float, float]:
         return max((row.val_accuracy, -row.val_loss) for row in trial.history)
 
     return sorted(seen, key=best, reverse=True)[:count]
 
 
-def last(trial: Played) -> float:
+def last(trial: SearchedTrial) -> float:
     """Return the accuracy that a configuration has in its last epoch, seen or not."""
     return trial.curve[-1].val_accuracy
 
