@@ -33,10 +33,11 @@ from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status
 from tuner.training.loop import train
 from tuner.tuning.budget import Budget
+from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.refit import begin_refit, finalists, plan_refit, refit, resume_refit
 from tuner.tuning.resources import CapacityPlan, TrialResources
-from tuner.tuning.tuner import Assignment, FixedProposer, Tuner
+from tuner.tuning.tuner import Assignment, Tuner
 
 CPU = torch.device("cpu")
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")

@@ -16,6 +16,7 @@ from tuner.monitor.follow import RunWatcher, follow
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.state import SearchState, error_kind
 from tuner.run.trial import EpochMetrics, Stop, TrialStatus
+from tuner.training.saving import forget_progress
 from tuner.tuning.resources import TrialResources
 
 CONFIG = TrialConfig(model=ModelConfig("cnn", {}), epochs=4)
@@ -198,6 +199,25 @@ def test_the_folder_tells_what_the_events_tell(tmp_path: Path) -> None:
     world.run.update(status="finished")
     early.look()
     assert early.has_ended
+
+
+def test_a_watcher_forgets_epochs_that_are_trained_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
+    worker.step(0.5)
+    worker.step(0.9)
+    watcher = RunWatcher(world.run.path)
+    world.lose(tuner, 0)
+    again = world.begin(tuner)
+    # Its saved state is of no use to this worker.
+    forget_progress(again.path)
+    again.history.clear()
+    tuner.on(again.started())
+    again.step(0.4)
+    watcher.look()
+    assert watcher.state.best == tuner.state.best == (0, again.history[0])
+    assert facts(watcher.state) == facts(tuner.state)
 
 
 @pytest.mark.parametrize(

@@ -517,11 +517,12 @@ def test_epochs_that_were_lost_with_a_worker_are_trained_and_told_again(world: W
 
     tuner.observers.append(listen)
     worker = world.begin(tuner)
-    for _ in range(3):
-        assert worker.step(0.5)
+    for accuracy in (0.5, 0.5, 0.9):
+        assert worker.step(accuracy)
     assert tuner.state.num_epochs == 3
     world.lose(tuner, 0)
     assert tuner.state.num_epochs == 2, "the third was not saved"
+    assert tuner.state.best == (0, worker.history[0])
     again = world.begin(tuner)
     assert [row.epoch for row in again.history] == [1, 2]
     while len(again.history) < 8:

@@ -36,10 +36,11 @@ from tuner.run.trial import EpochMetrics, Stop, TrialState
 from tuner.space import SearchSpace
 from tuner.tuning.budget import Budget, Spending
 from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import Scheduler, make_scheduler
-from tuner.tuning.tuner import Assignment, Proposer, Tuner
+from tuner.tuning.tuner import Assignment, Tuner
 
 SLOTS = 4
 METRIC = "val_accuracy"

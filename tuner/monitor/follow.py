@@ -1,14 +1,16 @@
 """Watching a search from its run folder alone: from another terminal, or another machine."""
 
 import time
+from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 
 from tuner.monitor.live_table import draw, summary
 from tuner.monitor.terminal import LiveTable
-from tuner.run.events import TrialEnded
+from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
 from tuner.run.run import Run, clock
-from tuner.run.state import Ending, SearchState
+from tuner.run.state import Ending, SearchState, num_alike
+from tuner.run.trial import TrialRecord
 from tuner.storage.paths import AnyPath, etag, modified
 
 SECONDS = 1.0
@@ -50,7 +52,7 @@ class RunWatcher:
             if etags[0] is None or self._etags.get(number) == etags:
                 continue
             self._etags[number] = etags
-            for event in list(self.state.news_of(self.run.trial(number))):
+            for event in list(_news(self.state, self.run.trial(number))):
                 self.state.apply(event)
                 if isinstance(event, TrialEnded):
                     ended.append(self.state.endings[-1])
@@ -87,6 +89,46 @@ class RunWatcher:
 def _etags(path: AnyPath) -> tuple[object, object]:
     """Return what changes when the status or the history of a trial is written."""
     return etag(path / "status.json"), etag(path / "history.csv")
+
+
+def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:
+    """Yield the events by which a trial has come from where it is known to be to ``record``."""
+    number, status = record.number, record.status
+    known = state.trials.get(number)
+    history = known.history if known else []
+    kept = num_alike(history, record.history)
+    if known and known.status == status and kept == len(history) == len(record.history):
+        return
+    goes_on = number in state.running and kept == len(history)
+    if known is None or not goes_on or known.status.attempts != status.attempts:
+        yield TrialStarted(
+            number=number,
+            config=record.config,
+            history=record.history[:kept],
+            attempt=status.attempts,
+            cpus=status.cpus,
+            gpus=record.gpus,
+            num_parameters=status.num_parameters,
+            time=status.started,
+        )
+    yield TrialPlaced(number=number, node=status.node)
+    for row in record.history[kept:]:
+        yield EpochEnded(
+            number=number,
+            metrics=row,
+            num_parameters=status.num_parameters,
+            execution=status.execution,
+            halved_from=status.halved_from,
+        )
+    if status.state != "running":
+        yield TrialEnded(
+            number=number,
+            state=status.state,
+            reason=status.reason,
+            stop=status.stop,
+            traceback=status.traceback,
+            time=status.finished,
+        )
 
 
 def follow(path: AnyPath, console: Console) -> Run:

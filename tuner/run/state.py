@@ -6,7 +6,7 @@ reader of the folder, the report and the comparison of runs all hold this one fo
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Self
@@ -366,45 +366,6 @@ class SearchState:
         epochs += waiting * remaining[0]
         mean = sum(self._seconds) / len(self._seconds)
         return mean * epochs / max(1, slots)
-
-    def news_of(self, record: TrialRecord) -> Iterator[Event]:
-        """Yield the events by which a trial has come from where it is known to be to ``record``."""
-        number, status = record.number, record.status
-        known = self.trials.get(number)
-        history = known.history if known else []
-        kept = num_alike(history, record.history)
-        if known and known.status == status and kept == len(history) == len(record.history):
-            return
-        goes_on = number in self.running and kept == len(history)
-        if known is None or not goes_on or known.status.attempts != status.attempts:
-            yield TrialStarted(
-                number=number,
-                config=record.config,
-                history=record.history[:kept],
-                attempt=status.attempts,
-                cpus=status.cpus,
-                gpus=record.gpus,
-                num_parameters=status.num_parameters,
-                time=status.started,
-            )
-        yield TrialPlaced(number=number, node=status.node)
-        for row in record.history[kept:]:
-            yield EpochEnded(
-                number=number,
-                metrics=row,
-                num_parameters=status.num_parameters,
-                execution=status.execution,
-                halved_from=status.halved_from,
-            )
-        if status.state != "running":
-            yield TrialEnded(
-                number=number,
-                state=status.state,
-                reason=status.reason,
-                stop=status.stop,
-                traceback=status.traceback,
-                time=status.finished,
-            )
 
 
 def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> bool:

@@ -18,9 +18,10 @@ from tuner.run.trial import (
 from tuner.storage.files import remove_leftovers
 from tuner.training.saving import restore_files
 from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.schedulers import make_scheduler
-from tuner.tuning.tuner import Proposer, Tuner
+from tuner.tuning.tuner import Tuner
 
 NOTE_SECONDS = 10.0
 """Between two records of what a search has spent."""

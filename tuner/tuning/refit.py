@@ -19,6 +19,7 @@ from tuner.run.trial import USABLE, explaining_damage
 from tuner.space import load_resources
 from tuner.storage.paths import on_disk, read_text
 from tuner.training.initial_weights import load_all_initial_weights
+from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
     open_run,
@@ -28,7 +29,6 @@ from tuner.tuning.ray_backend.driver import (
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
 from tuner.tuning.request import RunRequest
 from tuner.tuning.sampling.sampler import trial_seed
-from tuner.tuning.tuner import FixedProposer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

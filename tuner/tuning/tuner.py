@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from tuner.config import TrialConfig
 from tuner.run.events import (
@@ -23,53 +23,11 @@ from tuner.run.events import (
 )
 from tuner.run.run import now
 from tuner.run.state import SearchState, TrialProgress, is_known, num_alike
-from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, TrialState
+from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord
 from tuner.tuning.budget import Spending
+from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
 from tuner.tuning.schedulers import Scheduler
-
-
-class Proposer(Protocol):
-    """Gives trials their configurations: ``Sampler``, or ``FixedProposer``."""
-
-    def ask(self, number: int) -> TrialConfig | None:
-        """Propose the configuration of trial ``number``; ``None`` if there are no more."""
-
-    def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
-        """Take note of how trial ``number`` ended."""
-
-    def add(
-        self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
-    ) -> bool:
-        """Take note of a trial of an earlier session that ended; say whether it may be known."""
-
-    def restore(self, number: int, config: TrialConfig) -> bool:
-        """Take note of one that has not ended, and goes on; say as ``add``."""
-
-
-class FixedProposer:
-    """Proposes configurations that were chosen before."""
-
-    def __init__(self, configs: Sequence[TrialConfig]) -> None:
-        self.configs = configs
-
-    def ask(self, number: int) -> TrialConfig | None:
-        """See ``Proposer``."""
-        return self.configs[number] if number < len(self.configs) else None
-
-    def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
-        """Do nothing."""
-
-    def add(
-        self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
-    ) -> bool:
-        """Do nothing."""
-        return True
-
-    def restore(self, number: int, config: TrialConfig) -> bool:
-        """Do nothing."""
-        return True
-
 
 DrainReason = Literal["", "interrupted", "budget", "broken"]
 Decision = Literal["continue", "stop"]

@@ -13,9 +13,10 @@ from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
 from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.resources import TrialResources
 from tuner.tuning.schedulers import make_scheduler
-from tuner.tuning.tuner import Assignment, FixedProposer, Tuner
+from tuner.tuning.tuner import Assignment, Tuner
 
 TURNOVER_SECONDS = 0.25
 """Between the last epoch of a trial and the setup of the next one in its place: the engine, and the

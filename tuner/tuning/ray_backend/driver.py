@@ -32,6 +32,7 @@ from tuner.storage.files import write_text
 from tuner.tracking import check_installed, tracked
 from tuner.tuning.budget import Budget
 from tuner.tuning.progress import Progress
+from tuner.tuning.proposers import Proposer
 from tuner.tuning.ray_backend.callbacks import (
     NoticePoster,
     TuneCallback,
@@ -46,7 +47,7 @@ from tuner.tuning.ray_backend.worker import place, train_if_fit
 from tuner.tuning.recorder import Recorder, make_tuner
 from tuner.tuning.request import RunRequest
 from tuner.tuning.resources import CapacityPlan
-from tuner.tuning.tuner import Proposer, Tuner
+from tuner.tuning.tuner import Tuner
 
 
 @contextmanager
