@@ -215,7 +215,7 @@ def test_what_the_cluster_lacks_is_refused_before_a_run_is_made(
 
 def test_a_fraction_of_a_cpu_lets_more_trials_run_at_once(session: None) -> None:
     assert plan_capacity(Resources(cpus=0.5)).count == 4
-    assert plan_capacity(Resources(cpus=2)).usual.threads == 2
+    assert plan_capacity(Resources(cpus=2)).default.threads == 2
 
 
 def test_a_share_between_one_and_two_gpus_is_refused(session: None) -> None:
