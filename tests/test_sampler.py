@@ -293,7 +293,7 @@ def test_a_resumed_grid_tries_only_what_is_left(num_tried: int, tmp_path: Path) 
         if number % 3:
             resumed.add(config, "failed", [], number)
         else:
-            resumed.readd(number, config)
+            resumed.restore(number, config)
     left = drain(resumed, num_tried)
     assert {*map(without_seed, left)} == {*map(without_seed, everything[num_tried:])}
     assert len(left) == NUM_FINITE - num_tried
@@ -390,7 +390,7 @@ def test_a_trial_that_is_taken_up_again_is_told_of_once(tmp_path: Path) -> None:
     config = make(space, "tpe").ask(0)
     assert config is not None
     resumed = make(space, "tpe")
-    assert resumed.readd(0, config)
+    assert resumed.restore(0, config)
     (running,) = resumed.study.trials
     assert running.state is OptunaState.RUNNING
     assert running.params["model.cnn.width"] == config.model.params["width"]
@@ -405,7 +405,7 @@ def test_a_configuration_from_outside_the_space_is_left_out(tmp_path: Path) -> N
     assert config is not None
     narrow = make(read(tmp_path, BRANCHED, "space.batch_size=64"), "tpe")
     assert not narrow.add(config, "completed", curve(0.4), 0)
-    assert not narrow.readd(0, config)
+    assert not narrow.restore(0, config)
     narrow.tell(0, "completed", curve(0.4))
     assert not narrow.study.trials
 

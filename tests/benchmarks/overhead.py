@@ -29,10 +29,13 @@ from rich.table import Table
 
 from tuner.config import DataConfig
 from tuner.errors import NoUsableTrials
+from tuner.run.events import EpochEnded, TrialEnded, TrialPlaced
 from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics
 from tuner.space import load_space
 from tuner.tuning import session as driver
 from tuner.tuning.ray_backend import driver as running
+from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.request import SearchRequest
 
 SPACE = """
@@ -63,11 +66,19 @@ def report_only(params: dict[str, Any], **unused: Any) -> None:
 def report_bare(params: dict[str, Any], **unused: Any) -> None:
     """Do so without PyTorch."""
     accuracy = params["config"]["seed"] % 1000 / 1000
-    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": accuracy, "lr": 0.1}
-    times = {"seconds": 0.01, "time": time.time()}
-    tune.report({"node": ray.get_runtime_context().get_node_id()})
-    tune.report(row | times | {"num_parameters": 1})
-    tune.report({"outcome": "completed"})
+    row = EpochMetrics(
+        epoch=1,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_accuracy=accuracy,
+        lr=0.1,
+        seconds=0.01,
+        time=time.time(),
+    )
+    number, node = params["number"], ray.get_runtime_context().get_node_id()
+    tune.report(to_report(TrialPlaced(number=number, node=node)))
+    tune.report(to_report(EpochEnded(number=number, metrics=row, num_parameters=1)))
+    tune.report(to_report(TrialEnded(number=number, state="completed")))
 
 
 def report_plainly(config: dict[str, Any]) -> None:
