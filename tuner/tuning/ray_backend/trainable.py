@@ -85,14 +85,13 @@ def train_trial(
     resources = TrialResources(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(resources.threads)
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
-    number, path = params["number"], to_path(params["path"])
-    config = TrialConfig.from_dict(params["config"])
-    halved_from = params["halved_from"]
+    number, halved_from = params["number"], params["halved_from"]
     is_known, more = True, dict[str, str]()
     is_second_try = False
     while True:
         free_memory()
         try:
+            path, config = to_path(params["path"]), TrialConfig.from_dict(params["config"])
             history = restore_files(path)
             if not is_known or len(history) != params["known"]:
                 started = TrialStarted(
