@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.report.ensembles import ensemble_folders, read_ensemble
+from tuner.report.ensembles import read_ensemble
 from tuner.report.facts import run_facts
 from tuner.report.page import points, render
+from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import outcomes
 from tuner.run.run import Run, leader
 from tuner.run.trial import TrialRecord

@@ -10,9 +10,7 @@ from tuner.run.trial import explaining_damage
 from tuner.storage.paths import (
     AnyPath,
     check_no_link,
-    folders_with,
     inside,
-    modified,
     read_bytes,
     read_text,
 )
@@ -22,12 +20,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 """With which such a picture begins."""
 MOST_IMAGE_BYTES = 1_500_000
 """Most bytes of the mistakes' pictures together, before they are written as text."""
-
-
-def ensemble_folders(run: AnyPath) -> list[AnyPath]:
-    """Return the folders of a run's ensembles, the one that was made last first."""
-    folders = folders_with(run / "ensembles", "metrics.json")
-    return sorted(folders, key=lambda path: -modified(path / "metrics.json"))
 
 
 def read_ensemble(folder: AnyPath) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 RANGE = (0.05, 20.0)
@@ -61,6 +60,8 @@ def fit_temperature(probs: Tensor, labels: Tensor) -> float:
         probs: Of a vote or a member, shape (N, K).
         labels: int64, shape (N,).
     """
+    from scipy.optimize import minimize_scalar  # A fifth of a second; to predict needs none of it.
+
     num_images, num_classes = probs.shape
     logs = probs.double().clamp(min=SMALLEST_NORMAL).log()
     of_truth = logs.gather(1, labels.to(probs.device)[:, None]).mean()
