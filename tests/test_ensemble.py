@@ -33,6 +33,8 @@ NUM_TEST = 359
 FILES = {
     "ensemble.json",
     "metrics.json",
+    "model_card.md",
+    "probe.safetensors",
     "confusion.csv",
     "confusion.png",
     "reliability.png",

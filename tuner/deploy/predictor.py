@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,22 +15,29 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tuner.config import ModelConfig, Precision
-from tuner.data.datasets import ImageMode, decode_file, resized, resized_pixels
+from tuner.deploy.explanation import Explanation, explain
+from tuner.deploy.preprocessing import ImageLike, Preprocessing
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import Tta, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
+from tuner.run.probe import Probe, read_probe, total_variation
 from tuner.run.trial import explaining_damage
 from tuner.storage.paths import AnyPath, inside, on_disk, read_text
-from tuner.training.device import compute_dtype
+from tuner.training.device import prediction_dtype
 from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
 
 SCHEMA_VERSION = 1
 """Version of ``ensemble.json``; a later one is refused."""
 BATCH = 500
-
-ImageLike = Image.Image | str | os.PathLike[str]
+"""Images at a time at most; fewer where they are larger than CIFAR's."""
+BATCH_PIXELS = BATCH * 32 * 32
+SAME, OTHER = 0.001, 0.02
+"""Most mean difference from a probe that was computed in the same way, and in another."""
+PROBE_STEP, PROBE_SECONDS = 8, 1.0
+"""So many of a probe's images are compared at once, and more of them until this time is over:
+large networks take seconds for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +56,13 @@ class EnsembleMember:
     floor: float
     """Probabilities are raised to it before they are mixed."""
 
+    @property
+    def name(self) -> str:
+        """What it is called in tables: ``trial 3``, or ``soup of 1, 4``."""
+        if self.soup_of:
+            return f"soup of {', '.join(map(str, self.soup_of))}"
+        return f"trial {self.trial}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedNetwork:
@@ -57,6 +72,22 @@ class LoadedNetwork:
     mean: Tensor
     """Per channel, shape (1, C, 1, 1)."""
     std: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vote:
+    """What an ensemble says of images, and what each of its members does."""
+
+    probs: Tensor
+    """Of the ensemble, float64, shape (N, K)."""
+    members: Tensor
+    """Of each member alone, before its temperature, shape (M, N, K)."""
+
+    @property
+    def disagreement(self) -> Tensor:
+        """Share of members whose class is another than the ensemble's, float64, shape (N,)."""
+        others = self.members.argmax(dim=2) != self.probs.argmax(dim=1)
+        return others.double().mean(dim=0)
 
 
 class Ensemble:
@@ -72,23 +103,40 @@ class Ensemble:
         networks: Sequence[LoadedNetwork],
         device: torch.device,
     ) -> None:
-        preprocessing = description["preprocessing"]
         self.path = path
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.members = tuple(members)
+        self.description = description
+        """What ``ensemble.json`` holds."""
         self.metrics = metrics
         """What ``metrics.json`` holds: the figures of the ensemble and of its members."""
         self.temperature: float = description["temperature"]
-        self.image_shape: tuple[int, int, int] = tuple(preprocessing["image_shape"])
-        """(C, H, W) of the images that the networks take; others are resized."""
-        self.tta: Tta = preprocessing["tta"]
+        self.preprocessing = Preprocessing.from_plain(description["preprocessing"])
+        self.tta: Tta = description["preprocessing"]["tta"]
+        """Views of an image that each member averages, unless ``predict`` is told otherwise."""
+        if self.tta not in get_args(Tta):
+            raise ValueError(f"preprocessing: tta {self.tta!r} is not known to this version")
+        self.weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
+        """Shares in the vote, shape (M,), summing to 1."""
         self._networks = networks
         self._device = device
 
     def __repr__(self) -> str:
         return f"<Ensemble {self.path}: members {len(self.members)}, classes {len(self.classes)}>"
 
-    def predict(self, images: np.ndarray | ImageLike | Sequence[ImageLike]) -> np.ndarray:
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the networks take; others are resized."""
+        return self.preprocessing.image_shape
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are computed at a time."""
+        return max(16, min(BATCH, BATCH_PIXELS // self.preprocessing.size**2))
+
+    def predict(
+        self, images: np.ndarray | ImageLike | Sequence[ImageLike], *, tta: Tta | None = None
+    ) -> np.ndarray:
         """Return the class probabilities of images, float32, shape (N, K), as ``classes`` stand.
 
         Images are prepared as those that the networks were trained on. The CPU computes in float32,
@@ -96,69 +144,143 @@ class Ensemble:
 
         Args:
             images: uint8, shape (N, H, W, C), or Pillow's images, or files; or one of these alone.
+            tta: Views of an image that each member averages: ``none``, ``flip``, ``flip+shift``;
+                ``None`` is as the ensemble was made.
 
         Raises:
             UsageError: On an array of another type or shape.
             DataError: On a file that cannot be read.
         """
-        probs = [self._vote(batch).float() for batch in self._batches(images)]
+        probs = [self.vote(batch, tta=tta).probs.float() for batch in self._batches(images)]
         return torch.cat([torch.empty(0, len(self.classes)), *probs]).numpy()
 
-    def _vote(self, images: Tensor) -> Tensor:
-        """Return the probabilities, float64 (N, K), of images uint8 (N, C, H, W)."""
-        alone = [
-            floored(
-                predict_probs(
-                    loaded.network,
-                    images,
-                    loaded.mean,
-                    loaded.std,
-                    device=self._device,
-                    dtype=self._dtype(member.precision),
-                    tta=self.tta,
-                ),
-                member.floor,
-            )
-            for member, loaded in zip(self.members, self._networks, strict=True)
-        ]
-        softened = soften_each(torch.stack(alone), [m.temperature for m in self.members])
-        weights = torch.tensor([member.weight for member in self.members], dtype=torch.float64)
-        return soften(soft_vote(softened, weights), self.temperature)
+    def explain(
+        self, images: np.ndarray | ImageLike | Sequence[ImageLike], *, tta: Tta | None = None
+    ) -> list[Explanation]:
+        """Return how the ensemble came to its answer, an ``Explanation`` an image.
 
-    def _dtype(self, precision: Precision) -> torch.dtype:
-        is_on_gpu = self._device.type == "cuda"
-        return compute_dtype(precision, self._device) if is_on_gpu else torch.float32
+        It explains the vote, not what the networks saw: each member's class, confidence and share,
+        how many agree, the class that came second and by how much, the members without whom the
+        answer would be another, and how the image was prepared. ``print`` shows it as text.
+
+        Args:
+            images: As for ``predict``.
+            tta: As for ``predict``.
+
+        Raises:
+            UsageError: As ``predict``.
+            DataError: As ``predict``.
+        """
+        return [
+            explanation
+            for batch in self._batches(images)
+            for explanation in self._explain(self.vote(batch, tta=tta))
+        ]
+
+    def _explain(self, vote: Vote) -> Iterator[Explanation]:
+        channels, height, width = self.image_shape
+        colours = "grey" if channels == 1 else "RGB"
+        prepared = f"{colours}, {self.preprocessing.resize} to {height} x {width} pixels"
+        mixed = soften_each(vote.members, [member.temperature for member in self.members])
+        for number, probs in enumerate(vote.probs):
+            yield explain(
+                probs,
+                mixed[:, number],
+                self.weights,
+                classes=self.classes,
+                names=[member.name for member in self.members],
+                prepared=prepared,
+            )
+
+    def vote(self, images: Tensor, *, tta: Tta | None = None) -> Vote:
+        """Return what the ensemble and its members say of prepared images.
+
+        Args:
+            images: uint8, shape (N, C, H, W), with C, H and W as ``image_shape`` has them.
+            tta: As for ``predict``.
+        """
+        alone = torch.stack(
+            [
+                floored(probs, member.floor)
+                for member, probs in zip(
+                    self.members,
+                    self._alone(images, self.tta if tta is None else tta),
+                    strict=True,
+                )
+            ]
+        )
+        return Vote(probs=self.mix(alone), members=alone)
+
+    def _alone(self, images: Tensor, tta: Tta = "none") -> Iterator[Tensor]:
+        """Yield each network's softmax outputs, float32, shape (N, K)."""
+        for member, loaded in zip(self.members, self._networks, strict=True):
+            yield predict_probs(
+                loaded.network,
+                images,
+                loaded.mean,
+                loaded.std,
+                device=self._device,
+                dtype=prediction_dtype(member.precision, self._device),
+                batch_size=self.batch_size,
+                tta=tta,
+            )
+
+    def mix(self, alone: Tensor) -> Tensor:
+        """Return the ensemble's probabilities, float64 (N, K), from its members', (M, N, K)."""
+        softened = soften_each(alone, [member.temperature for member in self.members])
+        return soften(soft_vote(softened, self.weights), self.temperature)
+
+    def check_against(self, probe: Probe) -> None:
+        """Make sure that the networks say of a probe's images what they did when it was made.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        if len(probe.probs) != len(self.members):
+            raise ValueError(f"has {len(probe.probs)} members, not {len(self.members)}")
+        differences = torch.zeros(len(self.members), 0)
+        began = time.monotonic()
+        for part in torch.arange(len(probe.images)).split(PROBE_STEP):
+            if part[0] and time.monotonic() - began > PROBE_SECONDS:
+                break
+            found = zip(self._alone(probe.images[part]), probe.probs[:, part], strict=True)
+            new = torch.stack([total_variation(now, then) for now, then in found])
+            differences = torch.cat([differences, new], dim=1)
+        for number, (member, difference) in enumerate(
+            zip(self.members, differences.mean(dim=1).tolist(), strict=True)
+        ):
+            dtype = prediction_dtype(member.precision, self._device)
+            made = (probe.device, probe.dtypes[number])
+            most = SAME if made == (self._device.type, str(dtype)) else OTHER
+            if not difference <= most:
+                raise ValueError(
+                    f"{member.name} differs by {difference:.4f} from what it said of these images "
+                    f"when the ensemble was made; at most {most} is rounding"
+                )
 
     def _batches(self, images: np.ndarray | ImageLike | Sequence[ImageLike]) -> Iterator[Tensor]:
-        """Prepare images, uint8 (N, C, H, W), at most ``BATCH`` at a time."""
-        channels, size, _ = self.image_shape
+        """Prepare images, uint8 (N, C, H, W), at most ``batch_size`` at a time."""
+        prepare, size = self.preprocessing, self.batch_size
         if isinstance(images, np.ndarray):
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
-                raise UsageError(
-                    f"images: {images.dtype} of shape {images.shape}; an array has to be uint8 of "
-                    f"shape (N, height, width, {channels})"
-                )
-            for start in range(0, len(images), BATCH):
-                batch = np.ascontiguousarray(images[start : start + BATCH].transpose(0, 3, 1, 2))
-                yield resized(torch.from_numpy(batch), size)
+            if not len(images):
+                prepare.array_pixels(images)
+            for start in range(0, len(images), size):
+                yield prepare.array_pixels(images[start : start + size])
             return
         if isinstance(images, Image.Image | str | os.PathLike):
             images = [images]
-        for start in range(0, len(images), BATCH):
-            pixels = [self._pixels(image) for image in images[start : start + BATCH]]
-            batch = np.stack(pixels).reshape(len(pixels), size, size, channels)
-            yield torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-
-    def _pixels(self, image: ImageLike) -> np.ndarray:
-        channels, size, _ = self.image_shape
-        mode: ImageMode = "L" if channels == 1 else "RGB"
-        if isinstance(image, Image.Image):
-            return resized_pixels(image, size, mode)
-        return decode_file(image, size, mode)
+        for start in range(0, len(images), size):
+            pixels = [
+                prepare.image_pixels(image)
+                if isinstance(image, Image.Image)
+                else prepare.file_pixels(image)
+                for image in images[start : start + size]
+            ]
+            yield torch.from_numpy(np.stack(pixels))
 
 
 def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = False) -> Ensemble:
-    """Load an ensemble from its folder.
+    """Load an ensemble from its folder, and have it check itself by the images kept there.
 
     Args:
         path: The folder.
@@ -185,6 +307,9 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
         members = [_member(plain) for plain in description["members"]]
         files = [inside(path, member.file) for member in members]
         told = [_model(plain.get("model")) for plain in description["members"]]
+        # Ensembles of earlier versions have none.
+        probe_record = description.get("probe")
+        probe_file = inside(path, probe_record["file"]) if probe_record else None
     # Ensembles of earlier versions do not say what their members are.
     models = [
         model or read_description(file).model for file, model in zip(files, told, strict=True)
@@ -195,7 +320,7 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
         for network, model, digest in zip(files, models, digests, strict=True)
     ]
     with explaining_damage(file):
-        return Ensemble(
+        ensemble = Ensemble(
             path=path,
             description=description,
             metrics=metrics,
@@ -203,6 +328,11 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
             networks=networks,
             device=device,
         )
+    if probe_file is not None:
+        _check_digest(probe_file, probe_record["sha256"])
+        with explaining_damage(probe_file):
+            ensemble.check_against(read_probe(probe_file))
+    return ensemble
 
 
 def _member(plain: Mapping[str, Any]) -> EnsembleMember:
@@ -228,6 +358,13 @@ def _load(
     file: AnyPath, model: ModelConfig, digest: str | None, device: torch.device
 ) -> LoadedNetwork:
     """Load a network, having made sure that its file is the one that was written."""
+    _check_digest(file, digest)
+    network, checkpoint = load_checkpoint(file, model)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+    return LoadedNetwork(network=network.to(device), mean=mean, std=std)
+
+
+def _check_digest(file: AnyPath, digest: str | None) -> None:
     with explaining_damage(file), on_disk(file) as local:
         found = _sha256(local)
     if digest is not None and found != digest:
@@ -235,9 +372,6 @@ def _load(
             f"{file}: is not the file that the ensemble was made with (its SHA-256 differs); make "
             "the ensemble again"
         )
-    network, checkpoint = load_checkpoint(file, model)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
-    return LoadedNetwork(network=network.to(device), mean=mean, std=std)
 
 
 def _sha256(file: Path) -> str:

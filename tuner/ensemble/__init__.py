@@ -98,7 +98,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     probs = dict(zip(networks, predicted, strict=True))
     path = run.path / "ensembles" / request.folder_name
     result = assess(plan, probs, test.images.labels, path=path, latencies=latencies, listed=listed)
-    write_ensemble(result, plan, networks, test.images, vote_on_test(plan.choice, probs))
+    write_ensemble(result, plan, networks, test, vote_on_test(plan.choice, probs))
     return result
 
 

@@ -8,19 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from tuner.data.datasets import Images
+from tuner import __version__
+from tuner.data.datasets import DatasetPart, Images
 from tuner.ensemble.members import Network
+from tuner.ensemble.model_card import model_card
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.plots import plot_confusion, plot_reliability
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.result import EnsembleResult
-from tuner.run.checkpoint import read_description
+from tuner.metrics.predict import predict_probs
+from tuner.run import probe
+from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.run import now
 from tuner.storage.files import replacing, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
+from tuner.training.device import prediction_dtype
 
 MOST_MISTAKES = 24
 
@@ -29,7 +35,7 @@ def write_ensemble(
     result: EnsembleResult,
     plan: Plan,
     networks: Mapping[tuple[int, ...], Network],
-    test: Images,
+    test: DatasetPart,
     vote: Tensor,
 ) -> None:
     """Write the folder, whole, then put it in its place.
@@ -47,7 +53,13 @@ def write_ensemble(
     with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=beside) as scratch:
         folder = Path(scratch) / "new"
         members = _write_members(folder, result, plan, networks)
-        write_json(folder / "ensemble.json", _description(result, plan, networks[0,], members))
+        probe.write_probe(folder / probe.FILE, _make_probe(plan, networks))
+        description = _description(result, plan, networks[0,], members) | {
+            "data": _data(plan, test),
+            "probe": {"file": probe.FILE, "sha256": _sha256(folder / probe.FILE)},
+        }
+        write_json(folder / "ensemble.json", description)
+        write_text(folder / "model_card.md", model_card(result, plan, description))
         write_json(folder / "metrics.json", result.to_plain())
         rows = zip(result.classes, result.confusion.tolist(), strict=True)
         _write_csv(
@@ -59,7 +71,7 @@ def write_ensemble(
         title = f"{result.run}: {result.method} of {len(result.members)}, {accuracy}"
         plot_confusion(folder / "confusion.png", result.confusion, result.classes, title)
         plot_reliability(folder / "reliability.png", result.reliability, title)
-        _write_mistakes(folder / "mistakes", test, vote, result.classes)
+        _write_mistakes(folder / "mistakes", test.images, vote, result.classes)
         replace_folder(folder, result.path, last="metrics.json")
 
 
@@ -82,7 +94,7 @@ def _write_members(
             {
                 "file": name,
                 "model": networks[key].model.to_plain(),
-                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+                "sha256": _sha256(folder / name),
                 "trial": None if is_soup else trials[key[0]],
                 **({"soup_of": [trials[i] for i in key]} if is_soup else {}),
                 "weight": 1.0 if plan.choice.method in SOUPS else weights[key[0]],
@@ -103,18 +115,54 @@ def _description(
         "schema_version": 1,
         "run": result.run,
         "made": now(),
+        "made_by": f"cifar-tune {__version__}",
         "method": result.method,
         "classes": result.classes,
         "image_size": plan.run.record.data.image_size,
         "temperature": result.temperature,
         "preprocessing": {
             "image_shape": checkpoint.image_shape,
+            "resize": "squash",
             "mean": checkpoint.mean,
             "std": checkpoint.std,
             "tta": result.tta,
         },
         "members": members,
     }
+
+
+def _data(plan: Plan, test: DatasetPart) -> dict[str, Any]:
+    """Return what the ensemble was trained, chosen and tested on."""
+    record = plan.run.record
+    return {
+        "source": record.data.source,
+        "fingerprint": record.data_fingerprint,
+        "split_fingerprint": record.split_fingerprint,
+        "test_fingerprint": test.fingerprint,
+        "train_images": record.num_train,
+        "val_images": record.num_val,
+        "test_images": len(test.images),
+    }
+
+
+def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> probe.Probe:
+    """Have each member look at a few validation images, as a loaded ensemble computes it."""
+    images = probe.choose_images(plan.splits.val.images)
+    device = plan.kitchen.device
+    probs, dtypes = [], []
+    for key in plan.networks(plan.choice):
+        model, checkpoint = load_checkpoint(networks[key].file, networks[key].model)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+        dtype = prediction_dtype(networks[key].precision, device)
+        probs.append(predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype))
+        dtypes.append(str(dtype))
+    return probe.Probe(
+        images=images, probs=torch.stack(probs), device=device.type, dtypes=tuple(dtypes)
+    )
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _write_mistakes(folder: Path, test: Images, vote: Tensor, classes: Sequence[str]) -> None:

@@ -52,3 +52,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
             torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         )
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def prediction_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type in which ``device`` computes a finished network.
+
+    A GPU takes that of the training, a CPU float32, the same on every machine.
+    """
+    return compute_dtype(precision, device) if device.type == "cuda" else torch.float32

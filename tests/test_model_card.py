@@ -1,0 +1,41 @@
+"""The model card: what it says is what the folder holds, and its commands work."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tuner.cli import main
+from tuner.run.run import Run
+
+
+def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("options", ["", "--method greedy --calibrate", "--method soup --name x"])
+def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
+    options: str, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished_run.path.parent.parent)
+    top = 1 if "soup" in options else 2
+    run_command(f"cifar-tune ensemble --run tiny --top {top} {options}", monkeypatch)
+    (folder,) = (finished_run.path / "ensembles").iterdir()
+    card = (folder / "model_card.md").read_text()
+    described = json.loads((folder / "ensemble.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert f"`{described['data']['fingerprint']}`" in card
+    assert f"`{described['data']['test_fingerprint']}`" in card
+    assert f"| ensemble | {metrics['ensemble']['test']['accuracy']:.2%} (" in card
+    assert all(f"| trial {member['trial']} | cnn |" in card for member in metrics["members"])
+    (command,) = re.findall(r"^    (cifar-tune ensemble .*)$", card, re.MULTILINE)
+    (folder / "model_card.md").unlink()
+    run_command(command, monkeypatch)
+    assert json.loads((folder / "ensemble.json").read_text())["members"] == described["members"]
+    assert Path(folder / "model_card.md").exists()

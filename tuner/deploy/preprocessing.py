@@ -1,0 +1,91 @@
+"""From any image to the pixels that an ensemble's networks take, as for the training images."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tuner.data.datasets import ImageMode, decode_file, resized, resized_pixels
+from tuner.errors import DataError, UsageError
+from tuner.storage.paths import check_file
+
+ImageLike = Image.Image | str | os.PathLike[str]
+Resize = Literal["squash"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How images are prepared; ``preprocessing`` in ``ensemble.json`` records it."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images that the networks take; height and width are the same."""
+    resize: Resize = "squash"
+    """How other shapes become a square: ``squash`` changes the ratio of their sides."""
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Read the record; that of earlier versions does not name what had no other choice.
+
+        Raises:
+            ValueError: If it is not one that this version knows.
+        """
+        channels, height, width = plain["image_shape"]
+        resize = plain.get("resize", "squash")
+        if channels not in (1, 3) or height != width or resize not in get_args(Resize):
+            raise ValueError(
+                f"preprocessing: images of shape {[channels, height, width]}, resized by "
+                f"{resize!r}, are not known to this version"
+            )
+        return cls(image_shape=(channels, height, width), resize=resize)
+
+    @property
+    def mode(self) -> ImageMode:
+        """Pillow's mode of the images."""
+        return "L" if self.image_shape[0] == 1 else "RGB"
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self.image_shape[1]
+
+    def file_pixels(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """Return the pixels of an image file, uint8, shape (C, H, W).
+
+        Raises:
+            DataError: If it is missing or unreadable, or no plain file.
+        """
+        try:
+            check_file(Path(path), is_own=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+        return self._planes(decode_file(path, self.size, self.mode))
+
+    def image_pixels(self, image: Image.Image) -> np.ndarray:
+        """Return the pixels of an image of Pillow's, uint8, shape (C, H, W)."""
+        return self._planes(resized_pixels(image, self.size, self.mode))
+
+    def array_pixels(self, images: np.ndarray) -> Tensor:
+        """Return the pixels of images uint8 (N, H, W, C), uint8, shape (N, C, H, W).
+
+        Raises:
+            UsageError: On an array of another type or shape.
+        """
+        channels = self.image_shape[0]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
+            raise UsageError(
+                f"images: {images.dtype} of shape {images.shape}; an array has to be uint8 of "
+                f"shape (N, height, width, {channels})"
+            )
+        planes = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return resized(planes, self.size) if len(planes) else planes
+
+    def _planes(self, pixels: np.ndarray) -> np.ndarray:
+        """Move channels, which a grey image lacks, to the front."""
+        return pixels.reshape(self.size, self.size, -1).transpose(2, 0, 1)

@@ -1,0 +1,224 @@
+"""The model card of an ensemble: ``model_card.md``, what it is for those who are to use it."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.ensemble.plan import Plan
+from tuner.ensemble.request import SOUPS, EnsembleRequest
+from tuner.ensemble.result import EnsembleResult
+from tuner.metrics.predict import Scores
+from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
+from tuner.storage.paths import read_text
+
+MOST_CLASSES = 50
+"""Class names that are written out."""
+HARDEST = 3
+"""Classes, and confusions, that are named as limits."""
+
+
+def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        result: The ensemble's figures.
+        plan: What it came of.
+        description: What ``ensemble.json`` holds.
+    """
+    place = f"{result.run}/{result.name}"
+    channels, height, width = description["preprocessing"]["image_shape"]
+    kind = "grey" if channels == 1 else "colour"
+    sections = {
+        "Data": _data(result, plan, description),
+        "Members": _members(result),
+        "Figures": _figures(result, plan),
+        "Calibration": _calibration(result),
+        "Limits": _limits(result),
+        "Use": f"""\
+    cifar-tune predict photo.jpg --ensemble {shlex.quote(place)}
+
+```python
+import tuner
+
+ensemble = tuner.load_ensemble("FOLDER")  # the folder of this card, here or a URI
+probs = ensemble.predict(["photo.jpg"])  # (N, {len(result.classes)}), as ensemble.classes stand
+```
+
+The folder is all that is needed. Files are checked by their hashes, and the networks by
+`probe.safetensors`, when it is loaded.""",
+        "Made by": _recipe(plan, description),
+    }
+    head = f"""\
+# {_text(place)}
+
+{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} pixels, and returns the probabilities of \
+{len(result.classes)} classes. Made by {description["made_by"]}, {description["made"][:10]}.
+"""
+    return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
+
+
+def _kind(result: EnsembleResult) -> str:
+    count = len(result.members)
+    if result.method in SOUPS:
+        return f"The averaged weights of {count} image classifiers ({result.method})"
+    if count == 1:
+        return f"One image classifier, chosen by {result.method}"
+    return f"{count} image classifiers that vote ({result.method})"
+
+
+def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) -> str:
+    data = description["data"]
+    names = ", ".join(map(_text, result.classes[:MOST_CLASSES]))
+    more = len(result.classes) - MOST_CLASSES
+    rows = [
+        # Of a folder on somebody's disk its name says enough.
+        ("source", _text(Path(data["source"]).name)),
+        ("training images", data["train_images"]),
+        ("validation images, for choosing", data["val_images"]),
+        ("test images, for the figures below", data["test_images"]),
+        ("fingerprint, training and validation", f"`{data['fingerprint']}`"),
+        ("fingerprint, test", f"`{data['test_fingerprint']}`"),
+        ("classes", names + (f" and {more} more" if more > 0 else "")),
+    ]
+    seen = (
+        "\n\nThe networks were trained on the validation images, too: figures on them say nothing."
+        if result.is_val_seen
+        else ""
+    )
+    return _table(("", ""), rows) + seen
+
+
+def _members(result: EnsembleResult) -> str:
+    rows = [
+        (
+            f"trial {member.trial}",
+            member.family,
+            f"{member.weight:.3f}",
+            f"{member.temperature:.3f}",
+            f"{member.val.accuracy:.2%}",
+            f"{member.test.accuracy:.2%}",
+        )
+        for member in result.members
+    ]
+    return _table(("", "model", "weight", "temperature", "validation", "test"), rows)
+
+
+def _figures(result: EnsembleResult, plan: Plan) -> str:
+    hits = int(result.confusion.trace())
+    low, high = accuracy_interval(torch.arange(result.test_images) < hits)
+    single, gain = result.best_single_figures.test, result.gain
+
+    def row(name: str, scores: Scores, interval: str) -> tuple[str, ...]:
+        figures = (scores.nll, scores.brier, scores.ece)
+        return (
+            name,
+            f"{scores.accuracy:.2%}{interval}",
+            f"{scores.top3:.2%}",
+            *(f"{figure:.4f}" for figure in figures),
+        )
+
+    rows = [
+        row("ensemble", result.ensemble.test, f" ({low:.2%} to {high:.2%})"),
+        row(f"best single, trial {result.best_single}", single, ""),
+        row("mean member", result.mean_member["test"], ""),
+    ]
+    readings = len(read_text(plan.run.path / "test_readings.jsonl").splitlines())
+    times = "once" if readings == 1 else f"{readings} times"
+    return f"""\
+On the {result.test_images} test images; in brackets the {LEVEL:.0%} interval.
+
+{_table(("", "accuracy", "top-3", "NLL", "Brier", "ECE"), rows)}
+
+Gain in accuracy over the best single network {_interval(gain.over_best_single)} points (McNemar \
+p = {gain.mcnemar_p:.2g}), over the mean member {_interval(gain.over_mean_member)}. At least one \
+member is right on {result.oracle:.2%}. This run has read its test images {times}."""
+
+
+def _calibration(result: EnsembleResult) -> str:
+    test = result.ensemble.test
+    is_fitted = result.temperature != 1 or any(m.temperature != 1 for m in result.members)
+    fitted = (
+        f"Temperatures were fitted on validation images; that of the vote is "
+        f"{result.temperature:.3f}."
+        if is_fitted
+        else "No temperature was fitted."
+    )
+    half = next(row for row in result.coverage if row.coverage >= 0.5)
+    return (
+        f"{fitted} Expected calibration error on the test images {test.ece:.4f}, in bins of equal "
+        f"mass {test.ece_equal_mass:.4f}; see `reliability.png`. The surest {half.coverage:.0%} of "
+        f"the images are classified with an accuracy of {half.accuracy:.2%}."
+    )
+
+
+def _limits(result: EnsembleResult) -> str:
+    seen = [entry for entry in result.per_class if entry.accuracy is not None]
+    hardest = sorted(seen, key=lambda entry: entry.accuracy or 0)[:HARDEST]
+    mistaken = result.confusion.clone().fill_diagonal_(0)
+    counts, cells = mistaken.flatten().topk(min(HARDEST, mistaken.numel()))
+    pairs = [
+        f"{_text(result.classes[cell // len(mistaken)])} taken for "
+        f"{_text(result.classes[cell % len(mistaken)])} ({count})"
+        for count, cell in zip(counts.tolist(), cells.tolist(), strict=True)
+        if count
+    ]
+    lines = [
+        "An image of anything else is given one of these classes, too, and may be given it with "
+        "confidence.",
+        "The figures hold for images like those of the data set. How they fall with noise, blur "
+        "and compression is told by `cifar-tune evaluate DATA --corrupt`.",
+        "Hardest classes: "
+        + ", ".join(f"{_text(entry.label)} {entry.accuracy:.2%}" for entry in hardest)
+        + ".",
+        *([f"Most frequent mistakes: {', '.join(pairs)}."] if pairs else []),
+    ]
+    if note := result.duplicates:
+        lines.append(
+            f"{note.images} test images have near-duplicates in the training data; without them "
+            f"the accuracy is {note.accuracy_of_others:.2%}."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
+    record = plan.run.record
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    commit = f" at commit {record.git_commit}" if record.git_commit else ""
+    return f"""\
+    {" ".join(record.command.split())}
+    {_command(record.name, plan.request)}
+
+The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions else ""}. \
+`ensemble.json` has the SHA-256 of every network."""
+
+
+def _command(run: str, request: EnsembleRequest) -> str:
+    """Return the command that combines the same members again."""
+    words = ["cifar-tune", "ensemble", "--run", run, "--top", str(request.top)]
+    valued = ("method", "tta", "pool", "diverse", "max_parameters", "max_latency_ms", "name")
+    for field in valued:
+        value = getattr(request, field)
+        if value is not None and value != getattr(EnsembleRequest(), field):
+            words += [f"--{field.replace('_', '-')}", str(value)]
+    return shlex.join([*words, *(["--calibrate"] if request.calibrate else [])])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """Return a user's word so that it is no mark-up and stays on its line."""
+    plain = " ".join(text.split())
+    for mark in "\\`*_[]<>|#":
+        plain = plain.replace(mark, f"\\{mark}")
+    return plain
+
+
+def _interval(interval: Interval) -> str:
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.gain:+.2f} ({low:+.2f} to {high:+.2f})"
