@@ -62,8 +62,8 @@ class Preprocessing:
         """
         try:
             check_file(Path(path), is_own=True)
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path}: cannot be read as an image ({reason})") from error
         return self._planes(decode_file(path, self.size, self.mode))
 

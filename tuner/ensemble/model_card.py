@@ -54,8 +54,9 @@ The folder is all that is needed. Files are checked by their hashes, and the net
     head = f"""\
 # {_text(place)}
 
-{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} pixels, and returns the probabilities of \
-{len(result.classes)} classes. Made by {description["made_by"]}, {description["made"][:10]}.
+{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} pixels, and \
+returns the probabilities of {len(result.classes)} classes. \
+Made by {description["made_by"]}, {description["made"][:10]}.
 """
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
 
