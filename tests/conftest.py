@@ -13,6 +13,8 @@ from hypothesis import settings
 from tests.stores import S3Server, s3_server
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits, load_splits
+from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble.request import EnsembleRequest
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
 from tuner.run.run import Run, RunRecord, now
 from tuner.run.trial import (
@@ -141,6 +143,18 @@ def finished_run(trained_run: Run, tmp_path: Path) -> Run:
     """Return a copy of ``trained_run`` that the test may change, in ``tmp_path/runs``."""
     shutil.copytree(trained_run.path, tmp_path / "runs" / "tiny")
     return Run.open(tmp_path / "runs" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def run_with_ensemble(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a copy of ``trained_run`` with an ensemble of all three, ``all``, to be read alone."""
+    folder = tmp_path_factory.mktemp("combined") / "tiny"
+    shutil.copytree(trained_run.path, folder)
+    run = Run.open(folder)
+    request = EnsembleRequest(top=3, name="all", calibrate=True)
+    with planned(run, request, devices=[torch.device("cpu")]) as plan:
+        make_ensemble(plan)
+    return run
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 What a command needs is imported when it runs: torch and Ray take seconds, ``--help`` should not.
 """
 
+import os
 import sys
 
 import click
@@ -14,8 +15,10 @@ from tuner.cli import (
     data,
     doctor,
     ensemble,
+    evaluate,
     leaderboard,
     plan,
+    predict,
     refit,
     report,
     rerun,
@@ -41,6 +44,8 @@ COMMANDS = (
     plan.plan,
     refit.refit,
     ensemble.ensemble,
+    predict.predict,
+    evaluate.evaluate,
     leaderboard.leaderboard,
     runs.runs,
     show.show,
@@ -60,6 +65,7 @@ def main() -> None:
     """Run the program; a mistake that the user can mend is told in a line or two."""
     try:
         code = cli.main(prog_name="cifar-tune", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = UsageError.exit_code
@@ -69,6 +75,10 @@ def main() -> None:
         _fail(f"{error.format_message()}{hint}", UsageError.exit_code)
     except TunerError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever reads the output has read enough; what is left of it has to go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,5 +1,6 @@
 """An ensemble on the terminal: its members, its worth, and what it was compared with."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def print_ensemble(result: "EnsembleResult") -> None:
     calibrated = f", temperature {result.temperature:.3f}" if result.temperature != 1 else ""
     tta = f", --tta {result.tta}" if result.tta != "none" else ""
     title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}"
-    table = _table(title, ("", "model", "weight", "val", "cross-fit", "test", "NLL", "ECE"), 2)
+    table = make_table(title, ("", "model", "weight", "val", "cross-fit", "test", "NLL", "ECE"), 2)
     for member in result.members:
         table.add_row(
             f"trial {member.trial}",
@@ -72,7 +73,11 @@ def print_ensemble(result: "EnsembleResult") -> None:
     else:
         _print_sizes(console, result)
         if len(result.classes) <= MOST_CLASSES:
-            console.print(_confusion_table(result.classes, result.confusion.tolist()))
+            console.print(
+                confusion_table(
+                    result.classes, result.confusion.tolist(), "true \\ predicted, test images"
+                )
+            )
             console.print()
     if result.frontier:
         _print_frontier(console, result)
@@ -83,9 +88,24 @@ def print_ensemble(result: "EnsembleResult") -> None:
             f"{_interval(note.gain_of_others)}.\n"
         )
     _print_left_out(console, result.left_out)
+    place = short_path(result.path)
     console.print(
-        f"Ensemble: {short_path(result.path)}  (metrics.json, mistakes/, *.png)", soft_wrap=True
+        f"Ensemble: {place}  (metrics.json, model_card.md, mistakes/, *.png)", soft_wrap=True
     )
+    _print_next(console, result)
+
+
+def _print_next(console: Console, result: "EnsembleResult") -> None:
+    """Name what is done with an ensemble next."""
+    place = shlex.quote(short_path(result.path))
+    run = shlex.quote(short_path(result.path.parent.parent))
+    for command in (
+        f"predict IMAGE... --ensemble {place}",
+        f"evaluate DATA --ensemble {place}",
+        f"export --format onnx --output model.onnx --ensemble {place}",
+        f"report {run}",
+    ):
+        console.print(f"Next: cifar-tune {command}", soft_wrap=True, markup=False)
 
 
 def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
@@ -106,7 +126,7 @@ def print_plan(plan: dict[str, Any], left_out: Sequence["Excluded"]) -> None:
     """Print choices with their figures on the validation images; no test image was read."""
     console = make_console()
     headings = ("", "trials: weights", "val", "cross-fit", "NLL, cross-fit")
-    table = _table(f"{plan['run']}: chosen, not tested", headings, 2)
+    table = make_table(f"{plan['run']}: chosen, not tested", headings, 2)
     table.columns[1].no_wrap = False
     for choice in plan["choices"]:
         weights = [f"{member['trial']}: {member['weight']:.2f}" for member in choice["members"]]
@@ -134,7 +154,7 @@ def _print_sizes(console: Console, result: "EnsembleResult") -> None:
         "McNemar p",
         "adds",
     )
-    table = _table("The first members together", headings, 0)
+    table = make_table("The first members together", headings, 0)
     for row, member in zip(result.by_size, result.members, strict=True):
         added = member.contribution
         table.add_row(
@@ -155,7 +175,7 @@ def _print_sizes(console: Console, result: "EnsembleResult") -> None:
 
 def _print_comparison(console: Console, result: "EnsembleResult") -> None:
     headings = ("", "n", "val %", "cross-fit", "test %", "gain over best single", "NLL", "ECE")
-    table = _table("All methods, by the same reading of the test images", headings, 1)
+    table = make_table("All methods, by the same reading of the test images", headings, 1)
     for row in result.comparison:
         val, crossfit, test = row.figures.val, row.figures.crossfit, row.figures.test
         table.add_row(
@@ -178,7 +198,7 @@ def _print_comparison(console: Console, result: "EnsembleResult") -> None:
 def _print_frontier(console: Console, result: "EnsembleResult") -> None:
     from tuner.ensemble.latency import MOST_COMBINED
 
-    table = _table("Best for their time", ("ms", "ms, 256 images", "val", "test", "trials"), 0)
+    table = make_table("Best for their time", ("ms", "ms, 256 images", "val", "test", "trials"), 0)
     for point in result.frontier or ():
         table.add_row(
             f"{point.latency_ms:.2f}",
@@ -210,9 +230,9 @@ def _print_left_out(console: Console, left_out: Sequence["Excluded"]) -> None:
     console.print()
 
 
-def _table(title: str, headings: Iterable[str], num_text: int) -> Table:
+def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
     """Return a table whose first ``num_text`` columns are words."""
-    table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < num_text else "right", no_wrap=True)
     return table
@@ -233,8 +253,9 @@ def _interval(interval: "Interval") -> str:
     return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _confusion_table(classes: tuple[str, ...], rows: list[list[int]]) -> Table:
-    table = Table(title="true \\ predicted, test images", title_justify="left", box=None)
+def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -> Table:
+    """Return a confusion matrix, rows true."""
+    table = Table(title=title, title_justify="left", box=None)
     table.add_column("", style="bold", no_wrap=True)
     for label in classes:
         table.add_column(escape(label[:4]), justify="right", no_wrap=True)

@@ -71,6 +71,16 @@ STORAGE = option(
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+ENSEMBLE = option(
+    "--ensemble",
+    metavar="E",
+    help="Folder or URI of an ensemble, RUN/NAME, or a run. [default: the newest]",
+)
+TTA = option(
+    "--tta",
+    type=click.Choice(["none", "flip", "flip+shift"]),
+    help="Views of an image that each member averages. [default: as the ensemble was made]",
+)
 TRUST_CODE = option(
     "--trust-code", is_flag=True, help="Run code that came with a run, not searched with here."
 )

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,37 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 def make_console() -> Console:
     """Return a console for stdout; off a terminal nothing has to fit a width."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+@contextmanager
+def progress_bar(
+    console: Console, count: int | None, *, is_free: bool
+) -> Iterator[Callable[[int], None]]:
+    """Yield what shows how many images are done, on a terminal, gone when all are.
+
+    Args:
+        console: For stderr.
+        count: Of all images; ``None`` where nobody knows.
+        is_free: Whether nothing else is written to the terminal in the meantime.
+    """
+    from rich import progress
+
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("images, left:"),
+        progress.TimeRemainingColumn(),
+    )
+    is_live = console.is_terminal and not console.is_dumb_terminal and not console.no_color
+    with progress.Progress(
+        *columns, console=console, transient=True, disable=not (is_live and is_free)
+    ) as bar:
+        task = bar.add_task("", total=count)
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+
+        yield show
 
 
 def print_json(document: Any) -> None:

@@ -261,12 +261,37 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 def _official(images: Tensor, labels: Tensor, classes: Sequence[str]) -> DatasetPart:
-    described = json.dumps([*images.shape, *classes]).encode()
+    fingerprint = Fingerprint()
+    fingerprint.add(images)
     return DatasetPart(
         images=Images(images=images, labels=labels),
         classes=tuple(classes),
-        fingerprint=sha256(images.numpy().data, labels.numpy().data, described),
+        fingerprint=fingerprint.of(labels, classes),
     )
+
+
+class Fingerprint:
+    """SHA-256 of images, which may come in batches, and of their labels and classes."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._shape = [0]
+
+    def add(self, images: Tensor) -> None:
+        """Take the next images, uint8, shape (N, C, H, W)."""
+        self._shape = [self._shape[0] + len(images), *images.shape[1:]]
+        self._digest.update(images.contiguous().numpy().data)
+
+    def of(self, labels: Tensor, classes: Sequence[str]) -> str:
+        """Return the fingerprint in hexadecimal.
+
+        Args:
+            labels: int64, shape (N,), one an image.
+            classes: Names of all classes, in the order of the labels.
+        """
+        self._digest.update(labels.numpy().data)
+        self._digest.update(json.dumps([*self._shape, *classes]).encode())
+        return self._digest.hexdigest()
 
 
 def _cached(

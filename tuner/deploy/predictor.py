@@ -240,9 +240,10 @@ class Ensemble:
             raise ValueError(f"has {len(probe.probs)} members, not {len(self.members)}")
         differences = torch.zeros(len(self.members), 0)
         began = time.monotonic()
-        for part in torch.arange(len(probe.images)).split(PROBE_STEP):
-            if part[0] and time.monotonic() - began > PROBE_SECONDS:
+        for start in range(0, len(probe.images), PROBE_STEP):
+            if start and time.monotonic() - began > PROBE_SECONDS:
                 break
+            part = slice(start, start + PROBE_STEP)
             found = zip(self._alone(probe.images[part]), probe.probs[:, part], strict=True)
             new = torch.stack([total_variation(now, then) for now, then in found])
             differences = torch.cat([differences, new], dim=1)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tuner.data.datasets import ImageMode, decode_file, resized, resized_pixels
 from tuner.errors import DataError, UsageError
-from tuner.storage.paths import check_file
+from tuner.storage.local_storage import MOST_TENSORS
+from tuner.storage.paths import LOCAL
 
 ImageLike = Image.Image | str | os.PathLike[str]
 Resize = Literal["squash"]
@@ -61,7 +62,7 @@ class Preprocessing:
             DataError: If it is missing or unreadable, or no plain file.
         """
         try:
-            check_file(Path(path), is_own=True)
+            LOCAL.check_file(Path(path), most=MOST_TENSORS, is_own=True)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path}: cannot be read as an image ({reason})") from error

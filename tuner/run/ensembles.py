@@ -39,14 +39,16 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
         )
     text = name.rstrip("/") or name
     places = (to_path(text),) if "://" in text else (storage / text, Path(text))
+    names_both = "/" in text.rpartition("://")[2]
     for place in places:
         if (place / "ensemble.json").exists():
             return place
         if (place / "run.json").exists():
             return _newest(place)
-        inside_run = place.parent / FOLDER / place.name
-        if (inside_run / "ensemble.json").exists():
-            return inside_run
+        if names_both:
+            inside_run = place.parent / FOLDER / place.name
+            if (inside_run / "ensemble.json").exists():
+                return inside_run
     hint = did_you_mean(text, _names(storage))
     raise UsageError(
         f"no ensemble '{name}' in {storage}{hint or '; give its folder, RUN/NAME, or a run'}"

@@ -1,0 +1,196 @@
+"""``evaluate``: what an ensemble is worth on labelled images."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, make_table
+from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
+from tuner.cli.output import make_console, print_json, progress_bar, short_path
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tuner.deploy.evaluation import Evaluation, Share
+    from tuner.metrics.significance import Interval
+
+MOST_MISTAKES = 10
+"""Mistakes that are printed; ``--output`` and ``--json`` have all."""
+
+
+@click.command(epilog="Example: cifar-tune evaluate photos/ --corrupt --output evaluation/")
+@click.argument("data")
+@ENSEMBLE
+@STORAGE
+@TTA
+@option(
+    "--corrupt",
+    is_flag=True,
+    help="Also as noise, blur, light and compression leave the images, as in CIFAR-10-C.",
+)
+@option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for evaluation.json, the confusion matrix (CSV, PNG) and all mistakes.",
+)
+@DATA_DIR
+@DEVICE
+@TRUST_CODE
+@JSON
+def evaluate(
+    data: str,
+    ensemble: str | None,
+    storage: AnyPath,
+    tta: str | None,
+    corrupt: bool,
+    output: Path | None,
+    data_dir: Path,
+    device: str,
+    trust_code: bool,
+    as_json: bool,
+) -> None:
+    """Measure an ensemble on labelled images: a data set, or a folder of class folders.
+
+    Where there are parts for training and testing, the test part is read, otherwise all. Classes
+    are known by their names and may be some of the ensemble's. Each evaluation is entered in
+    evaluations.jsonl in the ensemble's folder.
+    """
+    from rich.console import Console
+
+    from tuner.data.labelled import find_labelled
+    from tuner.deploy.evaluation import enter
+    from tuner.deploy.evaluation import evaluate as measure
+    from tuner.deploy.evaluation_folder import write_evaluation
+    from tuner.deploy.predictor import read_ensemble
+    from tuner.run.ensembles import find_ensemble
+    from tuner.training.device import find_device
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
+    place = find_ensemble(storage, ensemble)
+    found = read_ensemble(place, find_device(device), trust_code=trust_code)
+    labelled = find_labelled(data, found.preprocessing.size, data_dir)
+    console = Console(stderr=True, highlight=False)
+    with progress_bar(console, len(labelled), is_free=True) as show:
+        evaluation = measure(found, labelled, tta=tta, corrupt=corrupt, progress=show)  # type: ignore[arg-type]
+    enter(evaluation)
+    if output:
+        write_evaluation(evaluation, output)
+    if as_json:
+        print_json(evaluation.to_plain())
+    else:
+        _print_evaluation(make_console(), evaluation)
+        if output:
+            click.echo(f"Evaluation: {short_path(output)}")
+    for error in evaluation.unreadable:
+        console.print(error, markup=False, soft_wrap=True)
+    if evaluation.is_trained_on:
+        console.print(
+            "Worth a look: the ensemble was trained on most of these images; on others it is less "
+            "accurate.",
+            soft_wrap=True,
+        )
+    if evaluation.unreadable:
+        console.print(f"Could not be read: {len(evaluation.unreadable)} of {len(labelled)}")
+        sys.exit(1)
+
+
+def _print_evaluation(console: "Console", found: "Evaluation") -> None:
+    part = "test images" if found.part == "test" else "images"
+    title = f"{short_path(found.ensemble)} on {found.images} {part} of {found.source}"
+    console.print(title, markup=False, soft_wrap=True)
+    table = make_table("", ("", "weight", "accuracy", "interval", "NLL", "ECE", "adds"), 1)
+    for member in found.members:
+        added = member.contribution
+        table.add_row(
+            member.member,
+            f"{member.weight:.3f}",
+            f"{member.scores.accuracy:.2%}",
+            _range(member.interval),
+            f"{member.scores.nll:.4f}",
+            f"{member.scores.ece:.4f}",
+            "-" if added is None else f"{100 * added:+.2f}",
+        )
+    scores = found.scores
+    table.add_section()
+    table.add_row(
+        "ensemble",
+        "",
+        f"{scores.accuracy:.2%}",
+        _range(found.interval),
+        f"{scores.nll:.4f}",
+        f"{scores.ece:.4f}",
+        "",
+        style="bold",
+    )
+    console.print(table)
+    half = next(row for row in found.coverage if row.coverage >= 0.5)
+    console.print(
+        f"\nGain in accuracy over {found.members[0].member}, the best on validation images, in "
+        f"points:\n  {_gain(found.gain_over_best_member)}  McNemar p = {found.mcnemar_p:.2g}; over "
+        f"the mean member {_gain(found.gain_over_mean_member)}\n"
+        f"Top-3 {scores.top3:.2%}, Brier {scores.brier:.4f}, ECE by equal mass "
+        f"{scores.ece_equal_mass:.4f};\nthe surest {half.coverage:.0%} {half.accuracy:.2%}; at "
+        f"least one member is right on {found.oracle:.2%}.\n",
+        markup=False,
+    )
+    _print_classes(console, found)
+    if found.corrupted:
+        _print_corrupted(console, found)
+    if found.mistakes:
+        _print_mistakes(console, found)
+
+
+def _print_classes(console: "Console", found: "Evaluation") -> None:
+    if len(found.classes) <= MOST_CLASSES:
+        title = "true \\ predicted"
+        console.print(confusion_table(found.classes, found.confusion.tolist(), title))
+        console.print()
+    rows = [(entry.label, entry.interval) for entry in found.per_class if entry.interval]
+    hardest = sorted(rows, key=lambda row: row[1].accuracy)[:3]
+    told = ", ".join(f"{label} {share.accuracy:.2%} ({_range(share)})" for label, share in hardest)
+    console.print(f"Hardest classes: {told}\n", markup=False)
+
+
+def _print_corrupted(console: "Console", found: "Evaluation") -> None:
+    from tuner.deploy.corruption import KINDS, SEVERITIES
+
+    table = make_table("Accuracy on corrupted images", ("severity", *map(str, SEVERITIES)), 1)
+    accuracy = {(entry.kind, entry.severity): entry.accuracy for entry in found.corrupted}
+    for kind in KINDS:
+        cells = (f"{accuracy[kind, severity]:.2%}" for severity in SEVERITIES)
+        table.add_row(kind.replace("_", " "), *cells)
+    console.print(table)
+    console.print(f"\nMean over all: {found.corrupted_accuracy:.2%}\n")
+
+
+def _print_mistakes(console: "Console", found: "Evaluation") -> None:
+    shown = found.mistakes[:MOST_MISTAKES]
+    table = make_table("Mistakes, the surest first", ("true", "predicted", "", "image"), 2)
+    table.columns[3].justify, table.columns[3].overflow = "left", "fold"
+    table.columns[3].no_wrap = False
+    for mistake in shown:
+        row = (mistake.true[:24], mistake.predicted[:24], f"{mistake.confidence:.1%}", mistake.path)
+        table.add_row(*map(_plain, row))
+    console.print(table)
+    if (more := len(found.mistakes) - len(shown)) > 0:
+        console.print(f"and {more} more; --output FOLDER writes them all")
+    console.print()
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _range(share: "Share") -> str:
+    return f"{100 * share.low:.2f} - {100 * share.high:.2f}"
+
+
+def _gain(interval: "Interval") -> str:
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,0 +1,129 @@
+"""``predict``: what an ensemble says of image files."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
+from tuner.cli.output import progress_bar
+from tuner.storage.paths import AnyPath
+
+
+@click.command(epilog="Example: cifar-tune predict photos/ --reject 0.8 --format csv")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@ENSEMBLE
+@STORAGE
+@option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="What to write; jsonl has the probability of every class.",
+)
+@option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Classes of each image, the most probable ones.",
+)
+@TTA
+@option("--reject", type=Amount(min=0, max=1), help="Mark what is less confident than this.")
+@option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file, whole or not at all. [default: stdout]",
+)
+@DEVICE
+@TRUST_CODE
+def predict(
+    paths: tuple[str, ...],
+    ensemble: str | None,
+    storage: AnyPath,
+    form: str,
+    top: int,
+    tta: str | None,
+    reject: float | None,
+    output: Path | None,
+    device: str,
+    trust_code: bool,
+) -> None:
+    """Classify images: files, folders with all below them, or - for a list of files on stdin.
+
+    Images may be of any size and kind; they are prepared as those that the networks were trained
+    on. One that cannot be read is named on stderr, the rest goes on, and the exit code is 1.
+    """
+    from rich.console import Console
+
+    from tuner.deploy.predictor import read_ensemble
+    from tuner.deploy.rows import Rows
+    from tuner.deploy.stream import predict_files
+    from tuner.run.ensembles import find_ensemble
+    from tuner.training.device import find_device
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
+    place = find_ensemble(storage, ensemble)
+    found = read_ensemble(place, find_device(device), trust_code=trust_code)
+    rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
+    console = Console(stderr=True, highlight=False)
+    files, count = _files(paths)
+    seen = failed = 0
+    is_free = output is not None or not sys.stdout.isatty()
+    with _opened(output) as out, progress_bar(console, count, is_free=is_free) as show:
+        out.write(rows.head())
+        for batch in predict_files(found, files, tta=tta):  # type: ignore[arg-type]
+            out.writelines(rows.lines(batch))
+            out.flush()
+            for error in filter(None, batch.errors):
+                console.print(error, markup=False, soft_wrap=True)
+                failed += 1
+            seen += len(batch.paths)
+            show(seen)
+    if failed:
+        console.print(f"Could not be read: {failed} of {seen}", soft_wrap=True)
+        sys.exit(1)
+
+
+def _files(paths: tuple[str, ...]) -> tuple[Iterable[str], int | None]:
+    """Return the files to look at, and how many, which of a list on stdin nobody knows."""
+    from tuner.deploy.stream import find_images
+
+    if "-" not in paths:
+        files = list(find_images(paths))
+        return files, len(files)
+    named = (_stdin() if path == "-" else (path,) for path in paths)
+    return find_images(chain.from_iterable(named)), None
+
+
+def _stdin() -> Iterator[str]:
+    for line in sys.stdin.buffer:
+        if name := line.rstrip(b"\r\n"):
+            yield os.fsdecode(name)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Yield where to write; names of files that are no text go through as they are."""
+    from tuner.storage.files import replacing
+
+    if output is None:
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        yield sys.stdout
+    elif output.exists() and not output.is_file():
+        # A pipe or a device, which no file may take the place of.
+        with output.open("w", errors="surrogateescape") as file:
+            yield file
+    else:
+        with (
+            replacing(output) as temporary,
+            temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            yield file

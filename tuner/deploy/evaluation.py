@@ -1,0 +1,363 @@
+"""A finished ensemble on labelled images: all its figures, its mistakes, and how robust it is."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuner.data.datasets import Fingerprint
+from tuner.data.labelled import Labelled, LabelledPart, check_classes
+from tuner.deploy.corruption import Corruption, Kind, all_corruptions
+from tuner.deploy.predictor import Ensemble, Vote
+from tuner.deploy.stream import predict_files
+from tuner.errors import DataError
+from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
+from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
+from tuner.metrics.significance import (
+    LEVEL,
+    NO_GAIN,
+    Interval,
+    accuracy_interval,
+    contributions,
+    disagreement,
+    error_correlation,
+    mcnemar,
+    oracle_accuracy,
+    paired_gain,
+)
+from tuner.run.ensembles import run_of
+from tuner.run.run import now
+from tuner.storage.files import append_line
+from tuner.storage.paths import AnyPath, read_text
+from tuner.voting.temperature import soften_each
+
+LEDGER = "evaluations.jsonl"
+"""In the ensemble's folder: a line for each evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """An accuracy with its interval (Wilson 1927)."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberFigures:
+    """One member alone, as it was trained."""
+
+    member: str
+    """Such as ``trial 3``."""
+    weight: float
+    scores: Scores
+    interval: Share
+    contribution: float | None
+    """Accuracy with it less that without it; ``None`` of a member alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassFigures:
+    """The images of one class."""
+
+    label: str
+    count: int
+    interval: Share | None
+    """``None`` without an image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mistake:
+    """An image that was taken for another class."""
+
+    path: str
+    """The user's own; of a data set that is known by name, the image's position in it."""
+    true: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corrupted:
+    """Accuracy on corrupted images."""
+
+    kind: Kind
+    severity: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What an ensemble is worth on some labelled images."""
+
+    ensemble: AnyPath
+    source: str
+    part: LabelledPart
+    fingerprint: str
+    """SHA-256 of the prepared images, their labels and classes, as of a data set's part."""
+    is_own_test: bool
+    """Whether these are the test images of the run that the ensemble was made in."""
+    is_trained_on: bool
+    """Whether the ensemble may have been trained on some of them."""
+    tta: Tta
+    images: int
+    unreadable: tuple[str, ...]
+    """Why files could not be read, with their names; they are not among ``images``."""
+    classes: tuple[str, ...]
+    scores: Scores
+    interval: Share
+    members: tuple[MemberFigures, ...]
+    gain_over_best_member: Interval
+    """In accuracy, over the member that was best on validation images: the first."""
+    gain_over_mean_member: Interval
+    mcnemar_p: float
+    """Against the best member."""
+    per_class: tuple[ClassFigures, ...]
+    reliability: tuple[Bin, ...]
+    coverage: tuple[Coverage, ...]
+    oracle: float
+    """Share of images that at least one member gets right."""
+    disagreement: list[list[float]]
+    error_correlation: list[list[float | None]]
+    confusion: Tensor
+    """Counts, shape (K, K), rows true."""
+    mistakes: tuple[Mistake, ...]
+    """All of them, those of the highest confidence first."""
+    corrupted: tuple[Corrupted, ...]
+    """Empty unless asked for."""
+
+    @property
+    def corrupted_accuracy(self) -> float | None:
+        """Mean over kinds and severities."""
+        shares = [entry.accuracy for entry in self.corrupted]
+        return sum(shares) / len(shares) if shares else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        plain = asdict(self)
+        for entry in plain["per_class"]:
+            entry["class"] = entry.pop("label")
+        return plain | {
+            "ensemble": str(self.ensemble),
+            "level": LEVEL,
+            "confusion": self.confusion.tolist(),
+            "corrupted_accuracy": self.corrupted_accuracy,
+        }
+
+
+Progress = Callable[[int], None]
+
+
+def evaluate(
+    ensemble: Ensemble,
+    labelled: Labelled,
+    *,
+    tta: Tta | None = None,
+    corrupt: bool = False,
+    progress: Progress = lambda done: None,
+) -> Evaluation:
+    """Measure an ensemble on labelled images; ``enter`` then keeps the books.
+
+    Args:
+        ensemble: Is measured.
+        labelled: Of the ensemble's classes or some of them, in any order.
+        tta: As for ``Ensemble.predict``.
+        corrupt: Measure it on corrupted images, too.
+        progress: Is told how many images are done.
+
+    Raises:
+        DataError: If there is a class that the ensemble lacks, or no image can be read.
+    """
+    truth = check_classes(labelled, ensemble.classes)
+    corruptions = list(all_corruptions()) if corrupt else []
+    hits = torch.zeros(len(corruptions), dtype=torch.long)
+    fingerprint = Fingerprint()
+    votes: list[Vote] = []
+    readable: list[Tensor] = []
+    unreadable: list[str] = []
+    done = 0
+    for pixels, vote, errors in _votes(ensemble, labelled, tta):
+        is_read = torch.tensor([error is None for error in errors], dtype=torch.bool)
+        positions = done + is_read.nonzero().squeeze(1)
+        fingerprint.add(pixels)
+        votes.append(vote)
+        readable.append(positions)
+        unreadable += filter(None, errors)
+        done += len(errors)
+        for number, corruption in enumerate(corruptions if len(pixels) else ()):
+            hits[number] += _hits(ensemble, corruption, pixels, truth[positions], tta)
+        progress(done)
+    kept = torch.cat(readable)
+    if not len(kept):
+        raise DataError(f"{labelled.source}: no image could be read, such as {unreadable[0]}")
+    return _assess(
+        ensemble,
+        labelled,
+        Vote(
+            probs=torch.cat([vote.probs for vote in votes]),
+            members=torch.cat([vote.members for vote in votes], dim=1),
+        ),
+        truth[kept],
+        kept,
+        fingerprint=fingerprint.of(labelled.labels[kept], labelled.classes),
+        unreadable=tuple(unreadable),
+        tta=ensemble.tta if tta is None else tta,
+        corrupted=tuple(
+            Corrupted(kind=c.kind, severity=c.severity, accuracy=count / len(kept))
+            for c, count in zip(corruptions, hits.tolist(), strict=True)
+        ),
+    )
+
+
+def enter(evaluation: Evaluation) -> None:
+    """Enter an evaluation in the ensemble's ledger; of the run's test images in the run's, too.
+
+    Raises:
+        OSError: If a ledger cannot be written.
+    """
+    entry = {
+        "by": "evaluate",
+        "data": evaluation.source,
+        "part": evaluation.part,
+        "fingerprint": evaluation.fingerprint,
+        "images": evaluation.images,
+        "unreadable": len(evaluation.unreadable),
+        "tta": evaluation.tta,
+        "accuracy": evaluation.scores.accuracy,
+        "nll": evaluation.scores.nll,
+        "corrupted_accuracy": evaluation.corrupted_accuracy,
+    }
+    line = json.dumps({"at": now(), **entry}, allow_nan=False)
+    append_line(evaluation.ensemble / LEDGER, line)
+    if evaluation.is_own_test and (run := run_of(evaluation.ensemble)) is not None:
+        run.log_test_reading({"name": evaluation.ensemble.name, **entry})
+
+
+def _votes(
+    ensemble: Ensemble, labelled: Labelled, tta: Tta | None
+) -> Iterator[tuple[Tensor, Vote, tuple[str | None, ...]]]:
+    """Yield prepared images, the vote on them, and why others of the batch could not be read."""
+    if labelled.images is None:
+        for batch in predict_files(ensemble, labelled.files, tta=tta):
+            yield batch.pixels, batch.vote, batch.errors
+        return
+    channels = labelled.images.shape[1]
+    if channels != ensemble.image_shape[0]:
+        raise DataError(
+            f"{labelled.source}: has images of {channels} channels, the ensemble takes "
+            f"{ensemble.image_shape[0]}"
+        )
+    for start in range(0, len(labelled), ensemble.batch_size):
+        pixels = labelled.images[start : start + ensemble.batch_size]
+        yield pixels, ensemble.vote(pixels, tta=tta), (None,) * len(pixels)
+
+
+def _hits(
+    ensemble: Ensemble, corruption: Corruption, pixels: Tensor, truth: Tensor, tta: Tta | None
+) -> int:
+    predicted = ensemble.vote(corruption(pixels), tta=tta).probs.argmax(dim=1)
+    return int((predicted == truth).sum())
+
+
+def _assess(
+    ensemble: Ensemble,
+    labelled: Labelled,
+    vote: Vote,
+    truth: Tensor,
+    kept: Tensor,
+    *,
+    fingerprint: str,
+    unreadable: tuple[str, ...],
+    tta: Tta,
+    corrupted: tuple[Corrupted, ...],
+) -> Evaluation:
+    """Score a vote on images of known classes."""
+    confusion = confusion_matrix(vote.probs, truth, len(ensemble.classes))
+    correct = vote.probs.argmax(dim=1) == truth
+    alone = vote.members.argmax(dim=2) == truth
+    mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
+    changes = contributions(mixed, ensemble.weights, truth)
+    is_single = len(ensemble.members) == 1
+    data = ensemble.description.get("data", {})
+    is_same_place = labelled.source == data.get("source")
+    return Evaluation(
+        ensemble=ensemble.path,
+        source=labelled.source,
+        part=labelled.part,
+        fingerprint=fingerprint,
+        is_own_test=fingerprint in _test_fingerprints(ensemble),
+        is_trained_on=is_same_place and labelled.part == "all",
+        tta=tta,
+        images=len(truth),
+        unreadable=unreadable,
+        classes=ensemble.classes,
+        scores=score(vote.probs, truth),
+        interval=_share(correct),
+        members=tuple(
+            MemberFigures(
+                member=member.name,
+                weight=member.weight,
+                scores=score(probs, truth),
+                interval=_share(right),
+                contribution=change,
+            )
+            for member, probs, right, change in zip(
+                ensemble.members, vote.members, alone, changes, strict=True
+            )
+        ),
+        gain_over_best_member=NO_GAIN if is_single else paired_gain(correct, alone[0]),
+        gain_over_mean_member=(
+            NO_GAIN if is_single else paired_gain(correct, alone.double().mean(dim=0))
+        ),
+        mcnemar_p=mcnemar(correct, alone[0]),
+        per_class=tuple(
+            ClassFigures(
+                label=label,
+                count=int((truth == index).sum()),
+                interval=_share(correct[truth == index]) if (truth == index).any() else None,
+            )
+            for index, label in enumerate(ensemble.classes)
+        ),
+        reliability=tuple(reliability(vote.probs, truth)),
+        coverage=tuple(accuracy_at_coverage(vote.probs, truth)),
+        oracle=oracle_accuracy(vote.members, truth),
+        disagreement=disagreement(vote.members).tolist(),
+        error_correlation=error_correlation(vote.members, truth),
+        confusion=confusion,
+        mistakes=tuple(_mistakes(ensemble, labelled, vote, truth, kept)),
+        corrupted=corrupted,
+    )
+
+
+def _share(correct: Tensor) -> Share:
+    low, high = accuracy_interval(correct)
+    return Share(accuracy=correct.double().mean().item(), low=low, high=high)
+
+
+def _mistakes(
+    ensemble: Ensemble, labelled: Labelled, vote: Vote, truth: Tensor, kept: Tensor
+) -> Iterator[Mistake]:
+    confidence, predicted = vote.probs.max(dim=1)
+    wrong = (predicted != truth).nonzero().squeeze(1)
+    for index in wrong[confidence[wrong].argsort(descending=True, stable=True)].tolist():
+        position = int(kept[index])
+        yield Mistake(
+            path=labelled.files[position] if labelled.files else str(position),
+            true=ensemble.classes[int(truth[index])],
+            predicted=ensemble.classes[int(predicted[index])],
+            confidence=confidence[index].item(),
+        )
+
+
+def _test_fingerprints(ensemble: Ensemble) -> set[str]:
+    """Return what is known of the test images of the ensemble's run."""
+    known = {ensemble.description.get("data", {}).get("test_fingerprint")}
+    run = run_of(ensemble.path)
+    if run is not None and (run.path / "test_readings.jsonl").exists():
+        lines = read_text(run.path / "test_readings.jsonl").splitlines()
+        known |= {json.loads(line).get("fingerprint") for line in lines}
+    return {fingerprint for fingerprint in known if fingerprint}
