@@ -43,6 +43,7 @@ def test_members_gain_and_the_left_out_are_shown(call: Any) -> None:
     assert "McNemar p" in out
     assert "below the top 2 by validation accuracy" in out
     assert "Ensemble: tiny/ensembles/top2" in out
+    assert "Next, with --ensemble tiny/ensembles/top2:\n  cifar-tune predict IMAGE...\n" in out
     assert err == "reading the test images: 359, by networks: 2\n"
 
 

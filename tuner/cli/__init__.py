@@ -3,7 +3,6 @@
 What a command needs is imported when it runs: torch and Ray take seconds, ``--help`` should not.
 """
 
-import os
 import sys
 
 import click
@@ -65,7 +64,6 @@ def main() -> None:
     """Run the program; a mistake that the user can mend is told in a line or two."""
     try:
         code = cli.main(prog_name="cifar-tune", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = UsageError.exit_code
@@ -75,10 +73,6 @@ def main() -> None:
         _fail(f"{error.format_message()}{hint}", UsageError.exit_code)
     except TunerError as error:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # Whoever reads the output has read enough; what is left of it has to go somewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)

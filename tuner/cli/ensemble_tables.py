@@ -88,9 +88,8 @@ def print_ensemble(result: "EnsembleResult") -> None:
             f"{_interval(note.gain_of_others)}.\n"
         )
     _print_left_out(console, result.left_out)
-    place = short_path(result.path)
     console.print(
-        f"Ensemble: {place}  (metrics.json, model_card.md, mistakes/, *.png)", soft_wrap=True
+        f"Ensemble: {short_path(result.path)}  (model_card.md, metrics.json, *.png)", soft_wrap=True
     )
     _print_next(console, result)
 
@@ -99,13 +98,14 @@ def _print_next(console: Console, result: "EnsembleResult") -> None:
     """Name what is done with an ensemble next."""
     place = shlex.quote(short_path(result.path))
     run = shlex.quote(short_path(result.path.parent.parent))
-    for command in (
-        f"predict IMAGE... --ensemble {place}",
-        f"evaluate DATA --ensemble {place}",
-        f"export --format onnx --output model.onnx --ensemble {place}",
-        f"report {run}",
-    ):
-        console.print(f"Next: cifar-tune {command}", soft_wrap=True, markup=False)
+    lines = (
+        f"Next, with --ensemble {place}:",
+        "  cifar-tune predict IMAGE...",
+        "  cifar-tune evaluate DATA",
+        "  cifar-tune export --format onnx --output model.onnx",
+        f"and for the whole run: cifar-tune report {run}",
+    )
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
 
 
 def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
