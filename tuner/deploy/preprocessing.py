@@ -56,7 +56,7 @@ class Preprocessing:
         return self.image_shape[1]
 
     def file_pixels(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """Return the pixels of an image file, uint8, shape (C, H, W).
+        """Return the pixels of an image file, uint8, shape (H, W, C).
 
         Raises:
             DataError: If it is missing or unreadable, or no plain file.
@@ -66,11 +66,11 @@ class Preprocessing:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path}: cannot be read as an image ({reason})") from error
-        return self._planes(decode_file(path, self.size, self.mode))
+        return self._shaped(decode_file(path, self.size, self.mode))
 
     def image_pixels(self, image: Image.Image) -> np.ndarray:
-        """Return the pixels of an image of Pillow's, uint8, shape (C, H, W)."""
-        return self._planes(resized_pixels(image, self.size, self.mode))
+        """Return the pixels of an image of Pillow's, uint8, shape (H, W, C)."""
+        return self._shaped(resized_pixels(image, self.size, self.mode))
 
     def array_pixels(self, images: np.ndarray) -> Tensor:
         """Return the pixels of images uint8 (N, H, W, C), uint8, shape (N, C, H, W).
@@ -84,9 +84,17 @@ class Preprocessing:
                 f"images: {images.dtype} of shape {images.shape}; an array has to be uint8 of "
                 f"shape (N, height, width, {channels})"
             )
-        planes = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        planes = channels_first(np.ascontiguousarray(images))
         return resized(planes, self.size) if len(planes) else planes
 
-    def _planes(self, pixels: np.ndarray) -> np.ndarray:
-        """Move channels, which a grey image lacks, to the front."""
-        return pixels.reshape(self.size, self.size, -1).transpose(2, 0, 1)
+    def _shaped(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels with their channels, which grey ones lack."""
+        return pixels.reshape(self.size, self.size, -1)
+
+
+def channels_first(pixels: np.ndarray) -> Tensor:
+    """Return pixels (N, H, W, C) as images (N, C, H, W), in memory as they are.
+
+    That is the order in which the networks compute, so that nothing has to be moved.
+    """
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tuner.data.datasets import SUFFIXES
 from tuner.deploy.predictor import Ensemble, Vote
-from tuner.deploy.preprocessing import Preprocessing
+from tuner.deploy.preprocessing import Preprocessing, channels_first
 from tuner.errors import DataError
 from tuner.metrics.predict import Tta
 
@@ -84,7 +84,7 @@ def predict_files(
         paths: Of the files; may be endless.
         tta: As for ``Ensemble.predict``.
     """
-    for names, errors, pixels in _decoded(ensemble.preprocessing, paths, ensemble.batch_size):
+    for names, errors, pixels in decode_files(ensemble.preprocessing, paths, ensemble.batch_size):
         if len(pixels):
             vote = ensemble.vote(pixels, tta=tta)
         else:
@@ -98,8 +98,14 @@ def predict_files(
 Decoded = tuple[tuple[str, ...], tuple[str | None, ...], Tensor]
 
 
-def _decoded(prepare: Preprocessing, paths: Iterable[str], size: int) -> Iterator[Decoded]:
-    """Yield batches of ``size`` files, with what could be read of them."""
+def decode_files(prepare: Preprocessing, paths: Iterable[str], size: int) -> Iterator[Decoded]:
+    """Yield batches of about ``size`` files: their names, why some cannot be read, the pixels.
+
+    Args:
+        prepare: How.
+        paths: Of the files; may be endless.
+        size: At most so many at a time, rounded down to whole chunks.
+    """
     threads = min(MOST_THREADS, torch.get_num_threads())
     left = iter(paths)
     chunks: deque[Future[Decoded]] = deque()
@@ -127,7 +133,8 @@ def _decoded(prepare: Preprocessing, paths: Iterable[str], size: int) -> Iterato
 
 
 def _decode_chunk(prepare: Preprocessing, names: tuple[str, ...], alone: Lock) -> Decoded:
-    pixels = np.empty((len(names), *prepare.image_shape), dtype=np.uint8)
+    channels, height, width = prepare.image_shape
+    pixels = np.empty((len(names), height, width, channels), dtype=np.uint8)
     errors: list[str | None] = []
     count = 0
     with alone if _are_small(names) else nullcontext():
@@ -139,7 +146,7 @@ def _decode_chunk(prepare: Preprocessing, names: tuple[str, ...], alone: Lock) -
             else:
                 errors.append(None)
                 count += 1
-    return names, tuple(errors), torch.from_numpy(pixels[:count])
+    return names, tuple(errors), channels_first(pixels[:count])
 
 
 def _are_small(names: tuple[str, ...]) -> bool:
