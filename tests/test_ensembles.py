@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tuner
 from tuner.errors import UsageError
 from tuner.run.ensembles import find_ensemble, run_of
 from tuner.run.run import Run
@@ -66,14 +68,17 @@ def test_without_any_ensemble_the_command_that_makes_one_is_named(tmp_path: Path
         find_ensemble(tmp_path)
 
 
-def test_ensembles_of_a_bucket_are_found_by_uri_and_by_name(
+def test_ensembles_of_a_bucket_are_found_and_loaded_by_uri_and_by_name(
     stored_run: Run, run_with_ensemble: Run
 ) -> None:
     assert isinstance(stored_run.path, ObjectPath)
-    kept = stored_run.path / "ensembles" / "all"
-    for file in (run_with_ensemble.path / "ensembles" / "all").iterdir():
+    here, kept = (run.path / "ensembles" / "all" for run in (run_with_ensemble, stored_run))
+    for file in here.rglob("*"):
         if file.is_file():
-            (kept / file.name).write_bytes(file.read_bytes())
+            (kept / file.relative_to(here).as_posix()).write_bytes(file.read_bytes())
     bucket = stored_run.path.parent
     for name in (None, "tiny", "tiny/all", f"{bucket}/tiny", f"{bucket}/tiny/all", str(kept)):
         assert find_ensemble(bucket, name) == kept
+    image = np.zeros((1, 8, 8, 1), dtype=np.uint8)
+    probs = [tuner.load_ensemble(place, device="cpu").predict(image) for place in (here, str(kept))]
+    np.testing.assert_array_equal(*probs)

@@ -1,10 +1,12 @@
 """A loaded ensemble: what it checks, what it explains, where it works."""
 
 import hashlib
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tuner
@@ -198,6 +201,23 @@ def test_views_asked_for_replace_those_of_the_ensemble(loaded: Ensemble) -> None
     # Both views of the one are those of the other.
     np.testing.assert_allclose(loaded.predict(images[:, :, ::-1], tta="flip"), flipped, atol=1e-5)
     assert np.abs(flipped - loaded.predict(images)).max() > 0.01
+
+
+def test_the_example_of_the_documentation_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = folder.parent
+    shutil.copytree(folder, home / "runs" / "first" / "ensembles" / "top5")
+    image = next((folder / "mistakes").glob("*.png"))
+    monkeypatch.chdir(home)
+    with Image.open(image) as picture:
+        picture.convert("RGB").resize((640, 480)).save("photo.jpg")
+    text = inspect.cleandoc(tuner.load_ensemble.__doc__ or "")
+    example = text.split("::\n\n")[1].split("\n\n")[0]
+    exec(textwrap.dedent(example), {"tuner": tuner})
+    label, confidence, *_ = capsys.readouterr().out.split()
+    assert label in "0123456789"
+    assert 0.1 < float(confidence) < 1
 
 
 # Where it works

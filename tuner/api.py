@@ -408,8 +408,17 @@ def load_ensemble(
 ) -> "Ensemble":
     """Load an ensemble from its folder, ready to predict.
 
-    The code of a user's own networks, which lies in their files, is run if it was searched with
-    here, or is trusted.
+    ::
+
+        ensemble = tuner.load_ensemble("runs/first/ensembles/top5")
+        probs = ensemble.predict(["photo.jpg"])  # or Pillow's images, or uint8 (N, H, W, C)
+        print(ensemble.classes[probs[0].argmax()], probs[0].max())
+        print(ensemble.explain("photo.jpg")[0])
+
+    It needs torch, numpy, pillow, safetensors, pyyaml, click and rich; torchvision only for members
+    that started from its weights. Files are checked by their hashes, and the networks by a few
+    images, of which the folder holds what they said. The code of a user's own networks, which lies
+    in their files, is run if it was searched with here, or is trusted.
 
     Args:
         path: Such as ``runs/first/ensembles/top5``, here or a URI.

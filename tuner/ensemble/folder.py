@@ -1,10 +1,8 @@
 """The ensemble's folder: the networks with their weights, figures, pictures and mistakes."""
 
-import csv
 import hashlib
-import io
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from tuner.metrics.predict import predict_probs
 from tuner.run import probe
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.run import now
-from tuner.storage.files import replacing, write_json, write_text
+from tuner.storage.files import replacing, write_csv, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
 from tuner.training.device import prediction_dtype
 
@@ -62,7 +60,7 @@ def write_ensemble(
         write_text(folder / "model_card.md", model_card(result, plan, description))
         write_json(folder / "metrics.json", result.to_plain())
         rows = zip(result.classes, result.confusion.tolist(), strict=True)
-        _write_csv(
+        write_csv(
             folder / "confusion.csv",
             ["true \\ predicted", *result.classes],
             ([label, *row] for label, row in rows),
@@ -179,12 +177,4 @@ def _write_mistakes(folder: Path, test: Images, vote: Tensor, classes: Sequence[
             image.save(temporary, format="PNG")
         true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]
         rows.append([name, index, true, taken_for, f"{confidence[index].item():.6f}"])
-    _write_csv(folder / "mistakes.csv", ["file", "index", "true", "predicted", "confidence"], rows)
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
+    write_csv(folder / "mistakes.csv", ["file", "index", "true", "predicted", "confidence"], rows)
