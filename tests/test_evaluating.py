@@ -168,6 +168,18 @@ def test_what_cannot_be_read_is_named_and_left_out(
     assert err.splitlines()[-1] == "Could not be read: 1 of 61"
 
 
+def test_what_cannot_be_written_is_told_in_a_line(call: Call, run: Run, folder: Path) -> None:
+    code, _, err = call(folder, "--output", "/dev/null/evaluation")
+    assert code == 2
+    assert err.startswith("cifar-tune: --output /dev/null/evaluation: cannot be written: ")
+    (run.path / "ensembles" / "all" / "evaluations.jsonl").unlink()
+    (run.path / "ensembles" / "all" / "evaluations.jsonl").mkdir()
+    code, out, err = call(folder)
+    assert (code, out) == (1, "")
+    assert "Copy the ensemble to a folder of your own." in err
+    assert len(err.splitlines()) == 1
+
+
 def test_images_that_were_trained_on_are_told(run: Run, folder: Path, call: Call) -> None:
     file = run.path / "ensembles" / "all" / "ensemble.json"
     plain = json.loads(file.read_text())

@@ -191,6 +191,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(
         (["--reject", "1.5"], "--reject"),
         (["--reject", "nan"], "--reject"),
         (["--ensemble", "nothing"], "no ensemble 'nothing'"),
+        (["--output", "/dev/null/a.csv"], "--output /dev/null/a.csv: cannot be written: "),
     ],
 )
 def test_wrong_usage_is_told(call: Call, photos: Path, words: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ import click
 from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, make_table
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import make_console, print_json, progress_bar, short_path
+from tuner.errors import UsageError
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -78,15 +79,18 @@ def evaluate(
         evaluation = measure(found, labelled, tta=tta, corrupt=corrupt, progress=show)  # type: ignore[arg-type]
     enter(evaluation)
     if output:
-        write_evaluation(evaluation, output)
+        try:
+            write_evaluation(evaluation, output)
+        except OSError as error:
+            raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
     if as_json:
         print_json(evaluation.to_plain())
     else:
         _print_evaluation(make_console(), evaluation)
         if output:
             click.echo(f"Evaluation: {short_path(output)}")
-    for error in evaluation.unreadable:
-        console.print(error, markup=False, soft_wrap=True)
+    for line in evaluation.unreadable:
+        console.print(line, markup=False, soft_wrap=True)
     if evaluation.is_trained_on:
         console.print(
             "Worth a look: the ensemble was trained on most of these images; on others it is less "

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +13,7 @@ import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
 from tuner.cli.output import progress_bar
+from tuner.errors import UsageError
 from tuner.storage.paths import AnyPath
 
 
@@ -111,19 +112,23 @@ def _stdin() -> Iterator[str]:
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Yield where to write; names of files that are no text go through as they are."""
+    """Yield where to write; names of files that are no text go through as they are.
+
+    Raises:
+        UsageError: If it cannot be written there.
+    """
     from tuner.storage.files import replacing
 
     if output is None:
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         yield sys.stdout
-    elif output.exists() and not output.is_file():
-        # A pipe or a device, which no file may take the place of.
-        with output.open("w", errors="surrogateescape") as file:
-            yield file
-    else:
-        with (
-            replacing(output) as temporary,
-            temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            yield file
+        return
+    with ExitStack() as stack:
+        try:
+            # No file may take the place of a pipe or a device.
+            is_special = output.exists() and not output.is_file()
+            target = output if is_special else stack.enter_context(replacing(output))
+            file = target.open("w", encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
+        yield stack.enter_context(file)

@@ -13,7 +13,7 @@ from tuner.data.labelled import Labelled, LabelledPart, check_classes
 from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.stream import predict_files
-from tuner.errors import DataError
+from tuner.errors import DataError, StorageError
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
 from tuner.metrics.significance import (
@@ -217,7 +217,7 @@ def enter(evaluation: Evaluation) -> None:
     """Enter an evaluation in the ensemble's ledger; of the run's test images in the run's, too.
 
     Raises:
-        OSError: If a ledger cannot be written.
+        StorageError: If a ledger cannot be written.
     """
     entry = {
         "by": "evaluate",
@@ -232,7 +232,14 @@ def enter(evaluation: Evaluation) -> None:
         "corrupted_accuracy": evaluation.corrupted_accuracy,
     }
     line = json.dumps({"at": now(), **entry}, allow_nan=False)
-    append_line(evaluation.ensemble / LEDGER, line)
+    ledger = evaluation.ensemble / LEDGER
+    try:
+        append_line(ledger, line)
+    except OSError as error:
+        raise StorageError(
+            f"{ledger}: cannot be written ({error.strerror or error}), and every evaluation is "
+            "entered there. Copy the ensemble to a folder of your own."
+        ) from error
     if evaluation.is_own_test and (run := run_of(evaluation.ensemble)) is not None:
         run.log_test_reading({"name": evaluation.ensemble.name, **entry})
 
