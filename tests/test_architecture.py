@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "space": "errors schema config storage models run",
     "training": "errors schema config storage augment optim models metrics data run",
     "ensemble": "errors voting config storage augment models metrics data run training",
-    "deploy": "errors voting config storage models metrics data run training ensemble",
+    "deploy": "errors voting config storage augment models metrics data run training ensemble",
     "tracking": "errors config storage run",
     "monitor": "storage run",
     "report": "config storage run space",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from tuner.config import ModelConfig, Precision
 from tuner.deploy.explanation import Explanation, explain
+from tuner.deploy.graph import EnsembleGraph, MemberGraph
 from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
+from tuner.deploy.samples import Sample, samples_in, samples_of
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import Tta, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
@@ -27,6 +29,9 @@ from tuner.storage.paths import AnyPath, inside, on_disk, read_text
 from tuner.training.device import prediction_dtype
 from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
+
+if TYPE_CHECKING:
+    from tuner.deploy.export import Export
 
 SCHEMA_VERSION = 1
 """Version of ``ensemble.json``; a later one is refused."""
@@ -192,6 +197,81 @@ class Ensemble:
                 names=[member.name for member in self.members],
                 prepared=prepared,
             )
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        check: str | os.PathLike[str] | None = None,
+    ) -> "Export":
+        """Write the ensemble as one file that needs nothing of this program, and compare the two.
+
+        The file takes images uint8 (N, H, W, C), N of one size, and gives probabilities float32
+        (N, K); ``tuner.deploy.export`` shows how it is used. It computes in float32.
+
+        Args:
+            path: The file; replaced if it exists.
+            format: ``onnx`` or ``pt2``, a program of ``torch.export``; ``None`` is what the path
+                ends in.
+            check: A folder of images for the comparison; ``None`` is those kept with the ensemble.
+
+        Raises:
+            UsageError: If the ensemble is not on the CPU or cannot be exported, or something that
+                is needed is not installed.
+            TunerError: If the file gives other probabilities.
+        """
+        from tuner.deploy.export import export_graph, format_of
+
+        file = Path(path)
+        to = format_of(file, format)
+        if self._device.type != "cpu":
+            raise UsageError("only an ensemble on the CPU is exported: load it with device='cpu'")
+        return export_graph(
+            self.graph(),
+            file,
+            to,
+            name=self.path.name,
+            description=self.description,
+            predict=self.predict,
+            samples=self._kept_samples()
+            if check is None
+            else samples_in(Path(check), self.preprocessing.mode),
+        )
+
+    def graph(self) -> EnsembleGraph:
+        """Return the ensemble as one module that can be exported; it shares the networks."""
+        members = [
+            MemberGraph(
+                loaded.network,
+                file=member.file,
+                mean=loaded.mean,
+                std=loaded.std,
+                weight=member.weight,
+                temperature=member.temperature,
+                floor=member.floor,
+                tta=self.tta,
+            )
+            for member, loaded in zip(self.members, self._networks, strict=True)
+        ]
+        return EnsembleGraph(
+            members,
+            image_shape=self.image_shape,
+            resize=self.preprocessing.resize,
+            temperature=self.temperature,
+        )
+
+    def _kept_samples(self) -> Iterator[Sample]:
+        record = self.description.get("probe")
+        if record is None:
+            raise UsageError(
+                f"{self.path}: keeps no images, as it was made by an earlier cifar-tune; name a "
+                "folder of some for the comparison (--check)"
+            )
+        file = inside(self.path, record["file"])
+        with explaining_damage(file):
+            images = read_probe(file).images
+        return samples_of(images.permute(0, 2, 3, 1).numpy())
 
     def vote(self, images: Tensor, *, tta: Tta | None = None) -> Vote:
         """Return what the ensemble and its members say of prepared images.

@@ -59,7 +59,7 @@ def predict_probs(
                 batch = images[done : done + batch_size]
                 try:
                     inputs = normalize(batch.to(device, non_blocking=True), mean, std)
-                    seen = [_probs(model, view) for view in _views(inputs, tta)]
+                    seen = [_probs(model, view) for view in views(inputs, tta)]
                 except torch.OutOfMemoryError:
                     if batch_size == 1:
                         raise
@@ -78,7 +78,7 @@ def _probs(model: nn.Module, inputs: Tensor) -> Tensor:
     return logits.float().softmax(dim=1)
 
 
-def _views(inputs: Tensor, tta: Tta) -> list[Tensor]:
+def views(inputs: Tensor, tta: Tta) -> list[Tensor]:
     """Return what is looked at: the images, mirrored, shifted by a pixel along both diagonals."""
     views = [inputs]
     if tta == "flip+shift":

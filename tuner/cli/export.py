@@ -1,0 +1,89 @@
+"""``export``: an ensemble as one file for other programs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner.cli.options import ENSEMBLE, JSON, STORAGE, TRUST_CODE, option
+from tuner.cli.output import print_json, print_table
+from tuner.storage.paths import AnyPath
+
+if TYPE_CHECKING:
+    from tuner.deploy.export import Export
+
+
+@click.command(epilog="Example: cifar-tune export --ensemble first/top5 --output ensemble.onnx")
+@ENSEMBLE
+@STORAGE
+@option(
+    "--format",
+    "to",
+    type=click.Choice(["onnx", "pt2"]),
+    help="For ONNX's runtimes, or a program of torch.export. [default: what the file ends in]",
+)
+@option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The file; replaced if it exists.",
+)
+@option(
+    "--check",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Compare on the images of a folder, at their full size. [default: those kept with the "
+    "ensemble]",
+)
+@TRUST_CODE
+@JSON
+def export(
+    ensemble: str | None,
+    storage: AnyPath,
+    to: str | None,
+    output: Path,
+    check: Path | None,
+    trust_code: bool,
+    as_json: bool,
+) -> None:
+    """Write a whole ensemble as one file: images of any size in, probabilities out.
+
+    The file holds resizing, normalization, members, weights and temperatures. It is run at once,
+    and written only if it gives the ensemble's own probabilities.
+    """
+    from tuner.deploy.predictor import read_ensemble
+    from tuner.run.ensembles import find_ensemble
+    from tuner.training.device import find_device
+
+    folder = find_ensemble(storage, ensemble)
+    loaded = read_ensemble(folder, find_device("cpu"), trust_code=trust_code)
+    # Large ensembles take a minute.
+    click.echo(f"Exporting {folder}: {len(loaded.members)} members", err=True)
+    made = loaded.export(output, format=to, check=check)
+    if as_json:
+        print_json(made.to_plain())
+    else:
+        _print(made)
+
+
+def _print(made: "Export") -> None:
+    compared = made.compared
+    print(
+        f"{made.file}: {made.num_bytes / 1e6:.1f} MB, {made.num_members} members\n"
+        f"Run by {made.runtime} on {compared.num_images} images: probabilities differ by "
+        f"{compared.max_difference:.1g} at most, all labels are equal."
+    )
+    if compared.num_files:
+        print(
+            f"predict, which decodes large JPEGs at a smaller scale, gives {compared.num_files} "
+            f"files the same label in {compared.equal_labels_of_files} cases."
+        )
+    print()
+    rows = [
+        {
+            "images": str(latency.num_images),
+            f"{made.runtime}, ms": f"{latency.exported_ms:.3g}",
+            "torch, ms": f"{latency.torch_ms:.3g}",
+        }
+        for latency in made.latency
+    ]
+    print_table(rows, "Time on the CPU")

@@ -1,0 +1,341 @@
+"""An ensemble as one file for another program: pixels in, probabilities out.
+
+What an ONNX file needs to be run is onnxruntime and NumPy::
+
+    import json
+
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("ensemble.onnx")
+    images = np.load("images.npy")  # uint8, (N, H, W, C): N images of one size, any size
+    (probs,) = session.run(None, {"images": images})  # float32, (N, K)
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    print([classes[best] for best in probs.argmax(axis=1)])
+
+A program of ``torch.export`` needs torch alone::
+
+    metadata = {"classes": ""}
+    program = torch.export.load("ensemble.pt2", extra_files=metadata).module()
+    probs = program(torch.from_numpy(images))
+"""
+
+import importlib.util
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.export import Dim, ExportedProgram
+
+from tuner import __version__
+from tuner.deploy.graph import EnsembleGraph, MemberGraph
+from tuner.deploy.samples import Sample
+from tuner.errors import TunerError, UsageError
+from tuner.storage.files import replacing
+
+Format = Literal["onnx", "pt2"]
+"""A file for ONNX's runtimes, or a program of ``torch.export``."""
+RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "pt2": "torch.export"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+"""Most difference of a probability from torch's."""
+ONNX_MOST_BYTES = 2**31 - 2**24
+"""Of weights: a file may not reach 2 GiB, and its graph needs some room, too."""
+TIMED_BATCHES = (1, 32)
+MOST_REASON = 200
+"""Characters of what a network could not be exported for."""
+MIN_SECONDS, MIN_CALLS = 0.1, 5
+"""Of each measurement."""
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""From images, uint8 (N, H, W, C), to probabilities, float32 (N, K)."""
+Predict = Callable[[np.ndarray | Path], np.ndarray]
+"""The same, also for the image of a file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Median milliseconds from uint8 images of the networks' own size to probabilities."""
+
+    num_images: int
+    exported_ms: float
+    torch_ms: float
+    """Of the ensemble itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """How what a file gives compares with what the ensemble gives."""
+
+    num_images: int
+    """Images that both were given, the same pixels."""
+    max_difference: float
+    """Largest difference of a probability."""
+    equal_labels: int
+    """Images with the same most probable class."""
+    num_files: int
+    """Images that came of files, decoded at full size."""
+    equal_labels_of_files: int
+    """Those with the class that ``predict`` gives for the file; it decodes a large JPEG at a
+    smaller scale."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """A file that was written, and how it compares with the ensemble itself."""
+
+    file: str
+    format: Format
+    runtime: str
+    """The library that ran it for the comparison."""
+    num_bytes: int
+    num_members: int
+    compared: Comparison
+    latency: tuple[Latency, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+def format_of(path: Path, asked: str | None) -> Format:
+    """Return the format that is asked for or, by the path's suffix, meant.
+
+    Raises:
+        UsageError: If there is no such format.
+    """
+    for known in get_args(Format):
+        if known == (path.suffix.removeprefix(".") if asked is None else asked):
+            return known  # type: ignore[no-any-return]
+    if asked is not None:
+        raise UsageError(f"format: {asked!r} is none of {', '.join(get_args(Format))}")
+    raise UsageError(f"{path}: name it .onnx or .pt2, or say which by --format")
+
+
+def export_graph(
+    graph: EnsembleGraph,
+    path: Path,
+    to: Format,
+    *,
+    name: str,
+    description: Mapping[str, Any],
+    predict: Predict,
+    samples: Iterable[Sample],
+) -> Export:
+    """Write an ensemble as one file, run it, and compare.
+
+    Args:
+        graph: On the CPU.
+        path: Replaced if it exists, once the comparison has shown no difference.
+        to: The format.
+        name: Of the ensemble.
+        description: What ``ensemble.json`` holds.
+        predict: The ensemble itself.
+        samples: Images for the comparison, at least one.
+
+    Raises:
+        UsageError: If what it needs is not installed, the file would be too large, or a member's
+            network cannot be exported.
+        TunerError: If the file gives other probabilities than the ensemble.
+    """
+    if to == "onnx":
+        check_installed()
+        check_fits_onnx(graph)
+    shape = (graph.size, graph.size, graph.channels)
+    batches = [np.zeros((count, *shape), dtype=np.uint8) for count in TIMED_BATCHES]
+    with replacing(path) as temporary:
+        _write(graph, temporary, to, metadata_of(graph, name, description))
+        # Before there is another runtime, whose threads wait for work by spinning.
+        torch_ms = [_milliseconds(predict, images) for images in batches]
+        run = open_exported(temporary, to)
+        compared = _compare(run, predict, samples)
+        if not compared.max_difference <= TOLERANCE or compared.equal_labels < compared.num_images:
+            raise TunerError(
+                f"{path}: not written, for {RUNTIMES[to]} gives other probabilities than the "
+                f"ensemble: by up to {compared.max_difference:.2g} (at most {TOLERANCE:g} is "
+                f"rounding), with another class for "
+                f"{compared.num_images - compared.equal_labels} of {compared.num_images} images"
+            )
+        exported_ms = [_milliseconds(run, images) for images in batches]
+        return Export(
+            file=str(path),
+            format=to,
+            runtime=RUNTIMES[to],
+            num_bytes=temporary.stat().st_size,
+            num_members=len(graph.members),
+            compared=compared,
+            latency=tuple(
+                Latency(num_images=count, exported_ms=ours, torch_ms=theirs)
+                for count, ours, theirs in zip(TIMED_BATCHES, exported_ms, torch_ms, strict=True)
+            ),
+        )
+
+
+def metadata_of(graph: EnsembleGraph, name: str, description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts that a file says of itself; ``classes`` and ``provenance`` are JSON."""
+    colours = "grey" if graph.channels == 1 else "RGB"
+    origin = {key: description[key] for key in ("run", "made", "method", "temperature", "members")}
+    versions = {"cifar_tune": __version__, "torch": torch.__version__}
+    tta = description["preprocessing"]["tta"]
+    return {
+        "images": f"uint8 (N, H, W, {graph.channels}), {colours}, of any one size",
+        "probabilities": "float32 (N, K), in the order of the classes",
+        "classes": json.dumps(list(description["classes"])),
+        "provenance": json.dumps({"ensemble": name, **origin, "tta": tta, **versions}),
+    }
+
+
+def check_installed() -> None:
+    """Make sure that there is what ONNX files are written and run with.
+
+    Raises:
+        UsageError: If something is missing.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"--format onnx needs what is not installed ({', '.join(missing)}): pip install "
+            "'cifar-tune[export]'"
+        )
+
+
+def check_fits_onnx(graph: EnsembleGraph) -> None:
+    """Make sure that the weights leave room in a file of less than 2 GiB, ONNX's limit.
+
+    Raises:
+        UsageError: If they do not.
+    """
+    tensors = graph.state_dict().values()
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if num_bytes > ONNX_MOST_BYTES:
+        raise UsageError(
+            f"one ONNX file holds less than 2 GiB, and the weights of these {len(graph.members)} "
+            f"members take {num_bytes / 2**30:.2f} GiB; take --format pt2, or fewer members"
+        )
+
+
+def open_exported(path: Path, to: Format) -> Run:
+    """Load a file that was exported, to run it on the CPU."""
+    if to == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+        def run_session(images: np.ndarray) -> np.ndarray:
+            (probs,) = session.run(None, {"images": images})
+            return np.asarray(probs)
+
+        return run_session
+    with path.open("rb") as file:
+        program = torch.export.load(file).module()
+
+    def run_program(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(program(torch.from_numpy(images)))
+
+    return run_program
+
+
+def _write(graph: EnsembleGraph, path: Path, to: Format, metadata: Mapping[str, str]) -> None:
+    write = {"onnx": _write_onnx, "pt2": _write_program}[to]
+    try:
+        write(_trace(graph), path, metadata)
+    # What a network of a user's own raises when it is traced, or an operation that ONNX lacks.
+    except Exception:
+        for member in graph.members:
+            assert isinstance(member, MemberGraph)
+            alone = EnsembleGraph(
+                [member],
+                image_shape=(graph.channels, graph.size, graph.size),
+                resize=graph.resize,
+                temperature=graph.temperature,
+            )
+            try:
+                write(_trace(alone), path, {})
+            except Exception as error:
+                reason = " ".join(str(error).split("\n\n")[0].split())[:MOST_REASON]
+                raise UsageError(
+                    f"{member.file}: its network cannot be exported to {to} "
+                    f"({type(error).__name__}: {reason}); leave it out, or mend its code"
+                ) from error
+        raise
+
+
+def _trace(graph: EnsembleGraph) -> ExportedProgram:
+    # Neither square nor of the networks' own size, nor a single one: nothing of it is a constant.
+    images = torch.zeros(2, graph.size + 8, graph.size + 16, graph.channels, dtype=torch.uint8)
+    sides = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
+    program = torch.export.export(graph, (images,), dynamic_shapes=(sides,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # Paths of this machine.
+    return program
+
+
+def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    exported = torch.onnx.export(program, output_names=["probabilities"], verbose=False)
+    assert exported is not None
+    model = exported.model_proto
+    # Names of tensors' sides, and notes about where in the code a node comes from.
+    model.graph.ClearField("value_info")
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output):
+        part.ClearField("metadata_props")
+    (images,), (probs,) = model.graph.input, model.graph.output
+    for side, name in zip(images.type.tensor_type.shape.dim, "NHW", strict=False):
+        side.dim_param = name
+    probs.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.helper.set_model_props(model, dict(metadata))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
+    with path.open("wb") as file, warnings.catch_warnings():
+        # It takes channels-last weights for parts of larger ones, and then writes them whole.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        torch.export.save(program, file, extra_files=dict(metadata))
+
+
+def _compare(
+    run: Run,
+    predict: Predict,
+    samples: Iterable[Sample],
+) -> Comparison:
+    num_images = equal = num_files = equal_of_files = 0
+    most = 0.0
+    for sample in samples:
+        probs, expected = run(sample.images), predict(sample.images)
+        difference = np.abs(probs - expected).max()
+        # Written so that NaN is kept, which no maximum would be.
+        most = most if difference <= most else float(difference)
+        labels = probs.argmax(axis=1)
+        num_images += len(labels)
+        equal += int((labels == expected.argmax(axis=1)).sum())
+        if sample.file is not None:
+            num_files += 1
+            equal_of_files += int(labels[0] == predict(sample.file)[0].argmax())
+    return Comparison(
+        num_images=num_images,
+        max_difference=most,
+        equal_labels=equal,
+        num_files=num_files,
+        equal_labels_of_files=equal_of_files,
+    )
+
+
+def _milliseconds(function: Run, images: np.ndarray) -> float:
+    """Return the median time of a call, after a first one that does not count."""
+    function(images)
+    times: list[float] = []
+    while sum(times) < MIN_SECONDS or len(times) < MIN_CALLS:
+        began = time.perf_counter()
+        function(images)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)

@@ -1,0 +1,160 @@
+"""An ensemble as one module, from pixels to probabilities, in operations that can be exported."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tuner.augment import normalize
+from tuner.metrics.predict import Tta, views
+from tuner.voting import floored
+from tuner.voting.temperature import soften
+
+Resize = Literal["squash", "crop", "pad"]
+"""How an image becomes a square: by another ratio of its sides, by the middle alone, or with black
+beside it."""
+MAX_PRECISION = 22
+"""Bits of a resize's fixed-point weights at most."""
+TINY = 1e-9
+"""Far below the sum of the weights of any pixel, which is 0 only in what is padded."""
+
+
+class MemberGraph(nn.Module):
+    """A network with all that its vote depends on.
+
+    Args:
+        network: From normalized images (N, C, H, W) to logits (N, K).
+        file: Of its weights, for messages.
+        mean: Per channel, shape (1, C, 1, 1).
+        std: As ``mean``.
+        weight: Its share of the vote.
+        temperature: By which its probabilities are softened.
+        floor: To which they are raised before that.
+        tta: Views of an image whose probabilities it averages.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        file: str,
+        mean: Tensor,
+        std: Tensor,
+        weight: float,
+        temperature: float,
+        floor: float,
+        tta: Tta,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.file = file
+        self.mean: Tensor
+        self.std: Tensor
+        self.weight: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.register_buffer("weight", torch.tensor(weight))
+        self.temperature = temperature
+        self.floor = floor
+        self.tta: Tta = tta
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the probabilities times the weight, (N, K), of images uint8 (N, C, H, W)."""
+        inputs = normalize(pixels, self.mean, self.std)
+        # All views as one batch: a graph of one pass through the network.
+        seen = torch.stack(views(inputs, self.tta))
+        batch = seen.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        probs = self.network(batch).softmax(dim=1).unflatten(0, (len(seen), -1)).mean(dim=0)
+        probs = floored(probs, self.floor)
+        return self.weight * soften(probs, self.temperature).float()
+
+
+class EnsembleGraph(nn.Module):
+    """Images in, class probabilities out: what ``Ensemble.predict`` computes, in float32.
+
+    The networks are shared, not copied, and frozen.
+
+    Args:
+        members: At least one; their weights sum to 1.
+        image_shape: (C, H, W) of the images that the networks take; H and W are the same.
+        resize: How others become as large.
+        temperature: Of the vote.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[MemberGraph],
+        *,
+        image_shape: tuple[int, int, int],
+        resize: Resize,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.channels, self.size, _ = image_shape
+        self.resize: Resize = resize
+        self.temperature = temperature
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probabilities, float32 (N, K), of images, uint8 (N, H, W, C)."""
+        pixels = resize(images.permute(0, 3, 1, 2), self.size, self.resize)
+        votes = torch.stack([member(pixels) for member in self.members])
+        return soften(votes.sum(dim=0), self.temperature).float()
+
+
+def resize(images: Tensor, size: int, how: Resize) -> Tensor:
+    """Return images, uint8 (N, C, H, W), with sides of ``size`` pixels, to the last bit as torch.
+
+    ``F.interpolate(..., mode="bilinear", antialias=True)`` computes with uint8 in fixed point, the
+    columns first, and rounds after each of the two passes. Here each is a product with a matrix of
+    whole numbers, which float64 adds up exactly. The operation itself cannot be exported for sides
+    known only when the graph runs, and ONNX's ``Resize`` does not round as it does.
+    """
+    height, width = (torch.scalar_tensor(n, dtype=torch.float64) for n in images.shape[2:])
+    # Tensors rather than numbers, by which a graph could branch.
+    whole = torch.scalar_tensor(size, dtype=torch.float64)
+    read, written = (height, width), (whole, whole)
+    if how == "crop":
+        read = (torch.minimum(height, width),) * 2
+    elif how == "pad":
+        scale = whole / torch.maximum(height, width)
+        written = ((height * scale).round().clamp(min=1), (width * scale).round().clamp(min=1))
+    columns, one = _fixed_point_weights(images.shape[3], size, read[1], written[1])
+    pixels = ((images.double() @ columns) / one + 0.5).floor()
+    rows, one = _fixed_point_weights(images.shape[2], size, read[0], written[0])
+    pixels = ((rows.T @ pixels) / one + 0.5).floor()
+    return pixels.to(torch.uint8)
+
+
+def _fixed_point_weights(
+    before: int, after: int, read: Tensor, written: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the weight of each pixel of a row of ``before`` in each of ``after``, and what is 1.
+
+    Args:
+        before: Pixels of the row.
+        after: Pixels of the new row.
+        read: As many of ``before``, those in the middle, are resized.
+        written: To as many of ``after``, those in the middle.
+
+    Returns:
+        Whole numbers as float64, shape (before, after), and the power of 2 that stands for 1.
+    """
+    first_read = ((before - read) / 2).floor()
+    first_written = ((after - written) / 2).floor()
+    source = torch.arange(before, dtype=torch.float64)[:, None] - first_read
+    target = torch.arange(after, dtype=torch.float64) - first_written
+    scale = read / written
+    # The triangle of bilinear interpolation, as wide as a pixel of the result if that is wider.
+    distances = source - (target + 0.5) * scale + 0.5
+    weights = (1 - (distances * (1 / scale.clamp(min=1))).abs()).clamp(min=0)
+    weights = weights * ((source >= 0) & (source < read) & (target >= 0) & (target < written))
+    weights = weights / weights.sum(dim=0).clamp(min=TINY)
+    # As many bits as leave the largest weight below 2 ** 15: _compute_index_ranges_int16_weights
+    # in ATen's UpSampleKernel.cpp.
+    powers = 2.0 ** torch.arange(1, MAX_PRECISION + 1, dtype=torch.float64)
+    precision = ((weights.max() * powers + 0.5).floor() < 2**15).sum()
+    one = 2.0 ** precision.double()
+    return (weights * one + 0.5).floor(), one

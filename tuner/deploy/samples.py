@@ -1,0 +1,80 @@
+"""Real images by which an exported ensemble is compared with the ensemble itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tuner.data.datasets import SUFFIXES, ImageMode
+from tuner.errors import DataError
+
+MOST_FILES = 100
+STRETCH = (2, 3)
+"""How many times as high and as wide images are made, to have others than of the networks' size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Images of one size."""
+
+    images: np.ndarray
+    """uint8, shape (N, H, W, C)."""
+    file: Path | None = None
+    """Where the image comes from, if it is one and comes from a file of the user's."""
+
+
+def samples_of(images: np.ndarray) -> Iterator[Sample]:
+    """Yield images as they are, and enlarged to oblongs by a filter that the program never uses.
+
+    Args:
+        images: uint8, shape (N, H, W, C).
+    """
+    yield Sample(images=images)
+    _, height, width, _ = images.shape
+    size = (STRETCH[1] * width + 1, STRETCH[0] * height)
+    enlarged = [_image(pixels).resize(size, Image.Resampling.BICUBIC) for pixels in images]
+    yield Sample(images=np.stack([_pixels(image) for image in enlarged]))
+
+
+def samples_in(folder: Path, mode: ImageMode) -> Iterator[Sample]:
+    """Return images of a folder and those in it, at their full size: up to 100, evenly chosen.
+
+    They are read one by one, as they are asked for.
+
+    Raises:
+        DataError: If there is none or, later, if one is unreadable.
+    """
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not files:
+        raise DataError(f"{folder}: no images there; they end in {' '.join(SUFFIXES)}")
+    count = min(len(files), MOST_FILES)
+    chosen = (files[number * len(files) // count] for number in range(count))
+    return (Sample(images=read_pixels(file, mode)[None], file=file) for file in chosen)
+
+
+def read_pixels(path: Path, mode: ImageMode) -> np.ndarray:
+    """Return an image's pixels at full size, uint8, shape (H, W, C).
+
+    Raises:
+        DataError: If it is missing or unreadable.
+    """
+    try:
+        with Image.open(path) as image:
+            return _pixels(image.convert(mode))
+    # As for decode_file: damaged files raise whatever Pillow's parsers run into.
+    except Exception as error:
+        raise DataError(
+            f"{path}: cannot be read as an image ({error}). Mend or remove it."
+        ) from error
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.array(image).reshape(image.height, image.width, -1)
