@@ -20,12 +20,16 @@ A program of ``torch.export`` needs torch alone::
     probs = program(torch.from_numpy(images))
 """
 
+import contextlib
 import importlib.util
+import io
 import json
+import logging
 import statistics
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -260,19 +264,43 @@ def _write(graph: EnsembleGraph, path: Path, to: Format, metadata: Mapping[str, 
             try:
                 write(_trace(alone), path, {})
             except Exception as error:
-                reason = " ".join(str(error).split("\n\n")[0].split())[:MOST_REASON]
                 raise UsageError(
-                    f"{member.file}: its network cannot be exported to {to} "
-                    f"({type(error).__name__}: {reason}); leave it out, or mend its code"
+                    f"{member.file}: its network cannot be exported to {to} ({_reason(error)}); "
+                    "leave it out, or mend its code"
                 ) from error
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Say in a line where in a user's own code an export has failed, and why."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # That code is known by a mere name; other files have whole paths.
+    own = [frame for frame in frames if not frame.filename.startswith(("/", "<"))]
+    place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = (str(error).splitlines() or [""])[0].strip()
+    return f"{place}{type(error).__name__}: {first[:MOST_REASON]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep away what torch prints and logs of an export that fails: hundreds of lines."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _trace(graph: EnsembleGraph) -> ExportedProgram:
     # Neither square nor of the networks' own size, nor a single one: nothing of it is a constant.
     images = torch.zeros(2, graph.size + 8, graph.size + 16, graph.channels, dtype=torch.uint8)
     sides = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
-    program = torch.export.export(graph, (images,), dynamic_shapes=(sides,))
+    with _quiet():
+        program = torch.export.export(graph, (images,), dynamic_shapes=(sides,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # Paths of this machine.
     return program
@@ -281,7 +309,8 @@ def _trace(graph: EnsembleGraph) -> ExportedProgram:
 def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
     import onnx
 
-    exported = torch.onnx.export(program, output_names=["probabilities"], verbose=False)
+    with _quiet():
+        exported = torch.onnx.export(program, output_names=["probabilities"], verbose=False)
     assert exported is not None
     model = exported.model_proto
     # Names of tensors' sides, and notes about where in the code a node comes from.
