@@ -100,7 +100,10 @@ class SearchState:
     best: tuple[int, EpochMetrics] | None = None
     """Number and best epoch of the leading trial, of those that did not end badly."""
     best_curve: list[tuple[int, float]] = field(default_factory=list)
-    """Epochs trained in all, and the best accuracy from then on, at each improvement."""
+    """Epochs trained in all, some that were lost included, and the best accuracy from then on, at
+    each improvement."""
+    _leaders: set[int] = field(default_factory=set)
+    """The trials that have led."""
     _reached: Counter[int] = field(default_factory=Counter)
     """Epoch -> trials that were trained so far, or further."""
     _left: Counter[int] = field(default_factory=Counter)
@@ -231,6 +234,7 @@ class SearchState:
             if self.best is None or row.val_accuracy > self.best[1].val_accuracy:
                 self.best_curve.append((self.num_epochs, row.val_accuracy))
             self.best = (trial.number, row)
+            self._leaders.add(trial.number)
 
     def _take_back(self, trial: TrialProgress, num_epochs: int) -> None:
         """Forget the epochs of a trial after the first ``num_epochs``: they are trained again."""
@@ -241,7 +245,7 @@ class SearchState:
         self.num_epochs -= len(gone)
         self.gpu_seconds -= sum(row.seconds for row in gone) * trial.gpus
         self._reached.subtract(row.epoch for row in gone)
-        self._find_best()
+        self._find_best_without(trial)
 
     def _close(self, trial: TrialProgress) -> None:
         status = trial.status
@@ -257,8 +261,8 @@ class SearchState:
             )
         )
         self._count_ending(trial, 1)
-        if status.state in ENDED_BADLY and trial.history:
-            self._find_best()
+        if status.state in ENDED_BADLY:
+            self._find_best_without(trial)
 
     def _reopen(self, trial: TrialProgress) -> None:
         self.ended[trial.status.state] -= 1
@@ -277,17 +281,21 @@ class SearchState:
         if kind := error_kind(status):
             self.errors[kind] += change
 
-    def _find_best(self) -> None:
-        """Find the leading trial again, and how it came to lead."""
+    def _find_best_without(self, trial: TrialProgress) -> None:
+        """Find the leading trial again after another one, that may have led, has lost epochs."""
+        if trial.number not in self._leaders:
+            return
         best: tuple[int, EpochMetrics] | None = None
         curve: list[tuple[int, float]] = []
-        for epochs, (row, trial) in enumerate(self._rows(), 1):
-            if trial.status.state not in ENDED_BADLY and improves(row, best):
+        leaders: set[int] = set()
+        for epochs, (row, other) in enumerate(self._rows(), 1):
+            if other.status.state not in ENDED_BADLY and improves(row, best):
                 if best is None or row.val_accuracy > best[1].val_accuracy:
                     curve.append((epochs, row.val_accuracy))
-                best = (trial.number, row)
+                best = (other.number, row)
+                leaders.add(other.number)
         # Each whole at once: the live table is drawn in a thread of its own.
-        self.best, self.best_curve = best, curve
+        self.best, self.best_curve, self._leaders = best, curve, leaders
 
     def _rows(self) -> list[tuple[EpochMetrics, TrialProgress]]:
         """Return all epochs in the order in which they ended."""
