@@ -95,7 +95,8 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> No
 
 def _mistakes(folder: Path, file: str) -> None:
     (folder / "mistakes").mkdir(parents=True)
-    plain = {"ensemble": {"test": {"accuracy": 0.9}}}
+    scores = {"accuracy": 0.9, "nll": 0.3, "brier": 0.1, "ece": 0.1}
+    plain = {"ensemble": {"val": scores, "test": scores}, "members": [], "best_single": 1}
     (folder / "metrics.json").write_text(json.dumps(plain))
     row = f"file,index,true,predicted,confidence\n{file},1,a,b,0.5\n"
     (folder / "mistakes" / "mistakes.csv").write_text(row)
@@ -132,7 +133,17 @@ def test_the_mistakes_are_not_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["../0001/checkpoint.safetensors", "/tmp/x.safetensors"])
 def test_the_members_of_an_ensemble_lie_in_it(file: str, tmp_path: Path) -> None:
     member = {"file": file, "trial": 1, "weight": 1.0, "temperature": 1.0, "precision": "auto"}
-    plain = {"schema_version": 1, "members": [member]}
+    preprocessing = {"image_shape": [1, 8, 8], "mean": [0.5], "std": [0.5], "tta": "none"}
+    plain = {
+        "schema_version": 1,
+        "run": "tiny",
+        "made": "",
+        "method": "vote",
+        "classes": ["0", "1"],
+        "temperature": 1.0,
+        "preprocessing": preprocessing,
+        "members": [member],
+    }
     (tmp_path / "ensemble.json").write_text(json.dumps(plain))
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(TunerError, match=r"ensemble\.json: damaged .* is no name of a file in"):

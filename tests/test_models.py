@@ -52,7 +52,7 @@ def values_of(scalar: Scalar) -> tuple[Any, ...]:
     ends = [end for end in (bounds.ge, bounds.le) if end is not None]
     if len(ends) == 1 and (opposite := bounds.lt or bounds.gt) is not None:
         ends.append((ends[0] + opposite) / 2)
-    return scalar.words or tuple(scalar.kind(end) for end in ends)
+    return scalar.choices or tuple(scalar.kind(end) for end in ends)
 
 
 def configs() -> Iterator[Any]:

@@ -30,7 +30,7 @@ from tuner.data.splits import Splits, load_splits
 from tuner.errors import DataError, NoUsableTrials, UsageError
 from tuner.run.events import TrialEnded
 from tuner.run.run import Run
-from tuner.run.trial import EpochMetrics, read_history, write_history, write_status
+from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_trial
 from tuner.training.loop import train
 from tuner.tuning.budget import Budget
 from tuner.tuning.proposers import FixedProposer
@@ -88,7 +88,7 @@ def copy_trial(run: Run, number: int, **changes: object) -> int:
 
 def test_a_configuration_that_differs_in_the_seed_alone_is_taken_once(finished_run: Run) -> None:
     best, second, third = (trial.number for trial in finished_run.ranked())
-    copies = copy_trial(finished_run, best, seed=99), copy_trial(finished_run, second, epochs=1)
+    copies = copy_trial(finished_run, best, seed=99), copy_trial(finished_run, second, epochs=7)
     plan = plan_refit(finished_run, top=2, seeds=1, epochs=5)
     assert plan.trials == (best, second)
     assert plan.duplicates == copies[:1], "what ranks below the last one taken does not count"
@@ -234,6 +234,7 @@ def test_where_validation_was_trained_on_the_last_epoch_counts_and_numbers_rank(
     first = finished_run.trial(0)
     worse = replace(first.history[-1], epoch=3, val_accuracy=0.01)
     lost = replace(worse, epoch=4, train_loss=float("nan"))
+    write_trial(first.path, replace(first.config, epochs=4))
     write_history(first.path, [*first.history, worse, lost])
     best = finished_run.trial(0).best
     assert best is not None

@@ -19,6 +19,7 @@ from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConf
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.run.run import (
     SCHEMA_VERSION,
+    Reading,
     Run,
     RunRecord,
     find_run,
@@ -43,11 +44,12 @@ from tuner.run.trial import (
 CONFIG = TrialConfig(
     model=ModelConfig("cnn", {"stages": 2, "norm": "none"}), epochs=3, optimizer=AdamW(lr=0.01)
 )
-NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+LOSSES = st.floats(allow_nan=True, allow_infinity=True)
+NUMBERS = st.floats(0, allow_infinity=False)
 ROWS = st.builds(
     EpochMetrics,
     epoch=st.integers(1, 1000),
-    train_loss=NUMBERS,
+    train_loss=LOSSES,
     # From few values, so that ties come up.
     val_loss=st.sampled_from([0.1, 0.5, 0.5000001, 3.0, math.nan, math.inf]),
     val_accuracy=st.sampled_from([0.0, 0.3, 0.7, 0.7000001, 1.0]),
@@ -199,11 +201,8 @@ def test_no_nan_reaches_a_json_file(run: Run, number: float) -> None:
         run.update(hardware={"speed": number})
     with pytest.raises(ValueError, match="JSON"):
         write_status(run.trial_path(0), status)
-    with pytest.raises(ValueError, match="JSON"):
-        run.log_test_reading({"accuracy": number})
     assert Run.open(run.path).record == record()
     assert not (run.trial_path(0) / "status.json").exists()
-    assert not (run.path / "test_readings.jsonl").exists()
 
 
 # Trials
@@ -330,8 +329,47 @@ def test_a_history_comes_back_to_the_last_bit(
     tmp_path_factory: pytest.TempPathFactory, history: list[EpochMetrics]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "history"
+    history = [dataclasses.replace(row, epoch=epoch) for epoch, row in enumerate(history, 1)]
     write_history(path, history)
     assert repr(read_history(path)) == repr(history)
+
+
+HEAD = "epoch,train_loss,val_loss,val_accuracy,lr,seconds,time\n"
+FIRST = "1,2.0,2.1,0.5,0.1,3.0,1000.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has the columns ''"),
+        ("epoch,loss\n", "has the columns 'epoch,loss'"),
+        (f"{HEAD}2{FIRST[1:]}\n", "line 2: epoch '2' stands where 1 should"),
+        (f"{HEAD}{FIRST}\n{FIRST}\n", "line 3: epoch '1' stands where 2 should"),
+        (f"{HEAD}{FIRST},7\n", "line 2: '.*' is not an epoch's figures"),
+        (f"{HEAD}1,2.0\n", "line 2: '1,2.0' is not an epoch's figures"),
+        (f"{HEAD}{FIRST.replace('2.1', 'x')}\n", "is not an epoch's figures"),
+        (f"{HEAD}{FIRST.replace('0.5', '7.5')}\n", r"the accuracy 7.5 is not in \[0, 1\]"),
+        (f"{HEAD}{FIRST.replace('0.5', 'nan')}\n", r"the accuracy nan is not in \[0, 1\]"),
+        (f"{HEAD}{FIRST.replace('3.0', '-3')}\n", "seconds is -3.0, not a number from 0"),
+        (f"{HEAD}{FIRST.replace('1000.0', 'inf')}\n", "time is inf, not a number from 0"),
+        (f"{HEAD}{FIRST.replace('0.1', '1e400')}\n", "lr is inf, not a number from 0"),
+    ],
+)
+def test_a_history_that_cannot_be_is_told_in_a_line(run: Run, text: str, message: str) -> None:
+    add_trial(run, 0)
+    file = run.trial_path(0) / "history.csv"
+    file.write_text(text)
+    with pytest.raises(TunerError, match=f"{file}: damaged or unreadable: .*{message}") as caught:
+        run.trials()
+    assert "\n" not in str(caught.value)
+
+
+def test_more_epochs_than_the_configuration_has_are_damage(run: Run) -> None:
+    add_trial(run, 0)
+    rows = [row(epoch, 0.5) for epoch in range(1, CONFIG.epochs + 2)]
+    write_history(run.trial_path(0), rows)
+    with pytest.raises(TunerError, match=r"history\.csv: .* has \d+ epochs where config\.json has"):
+        run.trial(0)
 
 
 def test_a_history_is_a_table_for_pandas(tmp_path: Path) -> None:
@@ -602,8 +640,8 @@ def test_where_no_run_is_yet_the_message_says_how_to_make_one(tmp_path: Path, st
 
 
 def test_each_reading_of_the_test_images_is_a_line_of_json(run: Run) -> None:
-    run.log_test_reading({"by": "ensemble", "name": "räv\nny rad", "trials": [3, 1]})
-    run.log_test_reading({"by": "evaluate"})
+    run.log_test_reading(Reading(by="ensemble", name="räv\nny rad", trials=(3, 1)))
+    run.log_test_reading(Reading(by="evaluate"))
     lines = (run.path / "test_readings.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
     assert first["name"] == "räv\nny rad"

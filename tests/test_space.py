@@ -213,14 +213,14 @@ def test_optuna_takes_every_axis_without_a_warning() -> None:
 
 def leaf(schema: Scalar) -> st.SearchStrategy[Any]:
     """Return plain values and axes that the schema allows."""
-    if schema.words:
-        plain = st.sampled_from(schema.words)
+    if schema.choices:
+        plain = st.sampled_from(schema.choices)
     elif schema.kind in (bool, str):
         plain = st.booleans() if schema.kind is bool else st.text("abc")
     else:
         plain = numbers(schema)
     choice = st.lists(plain, min_size=1, max_size=4, unique=True).map(lambda c: {"choice": c})
-    if schema.words or schema.kind in (bool, str):
+    if schema.choices or schema.kind in (bool, str):
         return plain | choice
     form = schema.kind.__name__
     ends = st.lists(plain, min_size=2, max_size=2, unique=True).map(sorted)

@@ -16,6 +16,7 @@ import yaml
 
 from tuner.config import DATA_DIR, SPACE_KEYS
 from tuner.errors import SpaceError, UsageError
+from tuner.run.layout import SPACE
 from tuner.schema import Bounds, Scalar, parse_duration
 from tuner.storage.paths import AnyPath, to_path
 
@@ -185,7 +186,7 @@ def search(
     home = resumed.path.parent if resumed else _place(storage)
     words = [f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()]
     if resumed and space is None:
-        found = load_run_space(resumed.path / "space.yaml", [*overrides, *words], home)
+        found = load_run_space(resumed.path / SPACE, [*overrides, *words], home)
     else:
         found = _load_space(space, [*overrides, *words], home)
     named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
@@ -510,7 +511,7 @@ def _check_numbers(**given: float | None) -> None:
 
 
 def _expect(name: str, word: str, known: Sequence[str]) -> None:
-    if problem := Scalar(kind=str, words=tuple(known)).problem(word):
+    if problem := Scalar(kind=str, choices=tuple(known)).problem(word):
         raise UsageError(f"{name}: {problem}")
 
 

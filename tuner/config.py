@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from tuner.schema import Bounds, OneOf, Open, build, to_plain
+from tuner.schema import Bounds, OneOf, Opaque, build, to_plain
 
 Fraction = Annotated[float, Bounds(ge=0, lt=1)]
 Positive = Annotated[float, Bounds(gt=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Count = Annotated[int, Bounds(ge=1)]
+Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -186,8 +187,8 @@ SCHEDULES: dict[str, type] = {"cosine": Cosine, "one_cycle": OneCycle, "trapezoi
 class TrialConfig:
     """One training: the same config, data, seed and device give the same model."""
 
-    model: Annotated[ModelConfig, Open]
-    epochs: Count
+    model: Annotated[ModelConfig, Opaque]
+    epochs: Epochs
     """Epochs that the schedule spans; a scheduler may stop the trial before."""
     seed: Annotated[int, Bounds(ge=0)] = 0
     batch_size: Count = 128
@@ -230,7 +231,7 @@ class SearchConfig:
     """How a space is searched; the ``search:`` part of a space file."""
 
     trials: Count = 32
-    epochs: Count = 27
+    epochs: Epochs = 27
     """The most epochs that a trial is trained."""
     grace: Count = 3
     """Epochs before a trial may be stopped; the first rung of ASHA."""
@@ -299,31 +300,6 @@ class RefitConfig:
     def num_trials(self) -> int:
         """Number of trials of the refit."""
         return len(self.configs) * self.seeds
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Undo ``to_plain``.
-
-        Raises:
-            UsageError: On a configuration that cannot be trained.
-        """
-        return cls(
-            run=plain["run"],
-            trials=tuple(plain["trials"]),
-            configs=tuple(TrialConfig.from_dict(config) for config in plain["configs"]),
-            seeds=plain["seeds"],
-            duplicates=tuple(plain["duplicates"]),
-        )
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds."""
-        return {
-            "run": self.run,
-            "trials": self.trials,
-            "configs": [config.to_dict() for config in self.configs],
-            "seeds": self.seeds,
-            "duplicates": self.duplicates,
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,16 @@
 """What a dataclass may be built from: its keys, their types and ranges, read off its annotations.
 
-One description serves three readers: ``parse`` builds the dataclass from plain values, the search
-space checks every axis against it before a trial runs, and the JSON schema for editors is printed
-from it.
+One description serves all readers: ``parse`` builds the dataclass from plain values and
+``to_plain`` turns it into them again, ``from_json`` and ``to_json`` do the same for every record on
+disk, the search space checks every axis against it before a trial runs, and the JSON schema for
+editors is printed from it.
 """
 
+import collections.abc
 import dataclasses
 import difflib
 import functools
+import json
 import re
 import sys
 import types
@@ -28,6 +31,8 @@ class Bounds:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    is_finite: bool = True
+    """Whether NaN and infinities are refused."""
 
     def __str__(self) -> str:
         signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -35,7 +40,7 @@ class Bounds:
         return " and ".join(f"{signs[k]} {v:g}" for k, v in limits.items() if v is not None)
 
     def admits(self, value: float) -> bool:
-        """Whether ``value`` lies in the range; NaN never does."""
+        """Whether ``value`` lies in the range; NaN lies in none."""
         return (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
@@ -52,25 +57,18 @@ class Scalar:
     kind: type
     """``bool``, ``int``, ``float`` or ``str``."""
     bounds: Bounds = Bounds()
-    words: tuple[str | int, ...] = ()
+    choices: tuple[str | int, ...] = ()
     """The words that a ``str``, or the numbers that an ``int``, may be; empty for any."""
 
     def problem(self, value: object) -> str | None:
         """Say what is wrong with ``value`` and what to write instead, or ``None``."""
-        shown = repr(value).lower() if isinstance(value, bool) else repr(value)
-        if self.words:
-            if type(value) is self.kind and value in self.words:
+        shown = quoted(value).lower() if isinstance(value, bool) else quoted(value)
+        if self.choices:
+            if type(value) is self.kind and value in self.choices:
                 return None
-            known = [str(word) for word in self.words]
+            known = [str(word) for word in self.choices]
             return f"{shown} is not one of {', '.join(known)}{did_you_mean(value, known)}"
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = {
-            bool: isinstance(value, bool),
-            int: is_number and isinstance(value, int),
-            float: is_number,
-            str: isinstance(value, str),
-        }[self.kind]
-        if not fits:
+        if not _is_a(value, self.kind):
             needs = {
                 bool: "true or false",
                 int: "a whole number",
@@ -80,11 +78,41 @@ class Scalar:
             is_whole = isinstance(value, float) and value.is_integer() and self.kind is int
             hint = f"; write {value:.0f}" if is_whole else ""
             return f"{shown} is not {needs[self.kind]}{hint}"
-        if is_number and not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
-            return f"{value!r} is not a finite number"
-        if is_number and not self.bounds.admits(value):  # type: ignore[arg-type]
-            return f"{value!r} is out of range; it must be {self.bounds}"
+        if isinstance(value, str):
+            return None if _is_text(value) else f"{shown} holds half of a character"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        if not abs(value) <= sys.float_info.max:
+            if isinstance(value, float) and not self.bounds.is_finite:
+                return None
+            return f"{shown} is not a finite number"
+        if not self.bounds.admits(value):
+            return f"{shown} is out of range; it must be {self.bounds}"
+        if self.kind is int and not -LARGEST_WHOLE <= value <= LARGEST_WHOLE:
+            return f"{shown} is out of range; it must fit 64 bits"
         return None
+
+
+LARGEST_WHOLE = 2**63 - 1
+"""What tables and files of columns hold at the most."""
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Whether a value is of a kind; a whole number is a number, true and false are none."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be written: JSON spells halves of characters that no file can hold."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +122,10 @@ class Record:
     cls: type
     fields: Mapping[str, "Schema"]
     required: frozenset[str]
+    nullable: frozenset[str] = frozenset()
+    """Keys whose value may be ``None``; that of others is left out then."""
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Key -> name of the field, where the two differ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,14 +136,14 @@ class Tagged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Open:
+class Opaque:
     """A name with parameters that another module knows; ``cls(name, params)`` is built from it."""
 
     cls: type
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Free:
+class FreeForm:
     """A mapping of any words to plain values; an annotation, too, of such a field."""
 
     def problem(self, key: object) -> str | None:
@@ -121,9 +153,50 @@ class Free:
         return "is not a name; write letters, digits and _, as in num_layers"
 
 
-PLAIN = (bool, int, float, str)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListOf:
+    """Values of one kind, one after the other."""
 
-Schema = Scalar | Record | Tagged | Open | Free
+    item: "Schema"
+    cls: type
+    """``tuple`` or ``list``."""
+    length: int | None = None
+    """How many; ``None`` for any number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MappingOf:
+    """Any words, each with a value of one kind."""
+
+    value: "Schema"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Maybe:
+    """A value, or ``None``."""
+
+    schema: "Schema"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnyOf:
+    """A value of one of several kinds, the first that fits."""
+
+    options: tuple["Schema", ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anything:
+    """Plain values, nested as they like to be, down to ``MOST_LEVELS``."""
+
+
+PLAIN = (bool, int, float, str)
+MOST_LEVELS = 20
+"""Of mappings and lists in each other, where nothing else says what may stand there."""
+
+Schema = (
+    Scalar | Record | Tagged | Opaque | FreeForm | ListOf | MappingOf | Maybe | AnyOf | Anything
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,82 +206,180 @@ class OneOf:
     options: Mapping[str, type]
 
 
-def to_plain(value: Any, annotation: Any = None) -> Any:
-    """Turn a dataclass into mappings, words and numbers; ``parse`` is the way back."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    if hasattr(value, "to_plain"):
-        return value.to_plain()
-    hints = _hints_of(type(value))
-    plain = {
-        field.name: to_plain(getattr(value, field.name), hints[field.name])
-        for field in dataclasses.fields(value)
-    }
-    if get_origin(annotation) is Annotated and isinstance(note := get_args(annotation)[1], OneOf):
-        return {tag: plain for tag, cls in note.options.items() if cls is type(value)}
-    return plain
-
-
-@functools.cache
-def _hints_of(cls: type) -> dict[str, Any]:
-    """Read a dataclass's annotations, which takes longer than all else that is done with them."""
-    return get_type_hints(cls, include_extras=True)
-
-
 @functools.cache
 def schema_of(cls: type) -> Record:
     """Describe the dataclass ``cls``.
 
+    The key of a field is its name, or the ``key`` in its metadata.
+
     Raises:
-        TypeError: If a field has an annotation that plain YAML cannot hold.
+        TypeError: If a field has an annotation that plain values cannot hold.
     """
-    hints = _hints_of(cls)
-    fields = dataclasses.fields(cls)
+    hints = get_type_hints(cls, include_extras=True)
+    fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}
+    schemas = {key: schema_for(hints[field.name]) for key, field in fields.items()}
     return Record(
         cls=cls,
-        fields={field.name: _schema_of_annotation(hints[field.name]) for field in fields},
+        fields={
+            key: schema.schema if isinstance(schema, Maybe) else schema
+            for key, schema in schemas.items()
+        },
         required=frozenset(
-            field.name
-            for field in fields
+            key
+            for key, field in fields.items()
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         ),
+        nullable=frozenset(key for key, schema in schemas.items() if isinstance(schema, Maybe)),
+        names={key: field.name for key, field in fields.items() if key != field.name},
     )
 
 
-def _schema_of_annotation(annotation: Any) -> Schema:
-    if get_origin(annotation) is Annotated:
-        inner, note = get_args(annotation)
-        if isinstance(note, OneOf):
-            return Tagged(options={tag: schema_of(cls) for tag, cls in note.options.items()})
-        if isinstance(note, Free):
-            return note
-        return Scalar(kind=inner, bounds=note) if isinstance(note, Bounds) else Open(cls=inner)
-    if get_origin(annotation) is Literal:
-        words = get_args(annotation)
-        return Scalar(kind=type(words[0]), words=words)
-    if get_origin(annotation) in (Union, types.UnionType):
-        present = [arg for arg in get_args(annotation) if arg is not type(None)]
-        if len(present) == 1:
-            return _schema_of_annotation(present[0])
-    if annotation in (bool, int, float, str):
+def schema_for(annotation: Any) -> Schema:
+    """Describe what is annotated so.
+
+    Raises:
+        TypeError: If plain values cannot hold it.
+    """
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _schema_of_annotated(*args)
+    if origin is Literal:
+        return Scalar(kind=type(args[0]), choices=args)
+    if origin in (Union, types.UnionType):
+        options = tuple(schema_for(arg) for arg in args if arg is not types.NoneType)
+        schema = options[0] if len(options) == 1 else AnyOf(options=options)
+        return Maybe(schema=schema) if types.NoneType in args else schema
+    if origin is list:
+        return ListOf(item=schema_for(args[0]), cls=list)
+    if origin is tuple:
+        length = None if args[-1] is ... else len(args)
+        item, *others = (schema_for(arg) for arg in args if arg is not ...)
+        if all(other == item for other in others):
+            return ListOf(item=item, cls=tuple, length=length)
+    if origin in (dict, collections.abc.Mapping) and args[0] is str:
+        return MappingOf(value=schema_for(args[1]))
+    if annotation in PLAIN:
         return Scalar(kind=annotation)
+    if annotation is Any:
+        return Anything()
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return schema_of(annotation)
     raise TypeError(f"no schema for the annotation {annotation!r}")
 
 
-def build(cls: type[T], plain: object, path: str = "") -> T:
-    """Build the dataclass ``cls`` from plain values; see ``parse``."""
-    return parse(schema_of(cls), plain, path)  # type: ignore[arg-type, no-any-return]
+def _schema_of_annotated(inner: Any, note: object) -> Schema:
+    match note:
+        case OneOf():
+            return Tagged(options={tag: schema_of(cls) for tag, cls in note.options.items()})
+        case FreeForm():
+            return note
+        case Bounds():
+            return Scalar(kind=inner, bounds=note)
+        case _:
+            return Opaque(cls=inner)
 
 
-def parse(schema: Schema, value: object, path: str = "") -> Any:
-    """Build what ``schema`` describes from plain mappings, words and numbers.
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses into mappings, lists, words and numbers; ``build`` is the way back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _to_plain(schema_of(type(value)), value)
+    if isinstance(value, Mapping):
+        return {key: to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
+    return value
+
+
+def _to_plain(schema: Schema, value: Any) -> Any:
+    """Do the same for what ``schema`` describes: a record knows the names of its parts."""
+    if value is None:
+        return None
+    match schema:
+        case Record():
+            return {
+                key: _to_plain(field, getattr(value, schema.names.get(key, key)))
+                for key, field in schema.fields.items()
+            }
+        case Tagged():
+            (tag,) = (tag for tag, option in schema.options.items() if option.cls is type(value))
+            return {tag: _to_plain(schema.options[tag], value)}
+        case Opaque():
+            return value.to_plain()
+        case Maybe():
+            return _to_plain(schema.schema, value)
+        case ListOf():
+            return [_to_plain(schema.item, entry) for entry in value]
+        case MappingOf():
+            return {key: _to_plain(schema.value, entry) for key, entry in value.items()}
+        case _:
+            return to_plain(value)
+
+
+def build(cls: type[T], plain: object, path: str = "", *, is_strict: bool = True) -> T:
+    """Build the dataclass ``cls``, or what else an annotation names, from plain values.
+
+    See ``parse``.
+    """
+    return parse(schema_for(cls), plain, path, is_strict=is_strict)  # type: ignore[no-any-return]
+
+
+def from_json(cls: type[T], text: str | bytes, *, is_strict: bool = True) -> T:
+    """Build the dataclass ``cls``, or what else an annotation names, from a text of JSON.
 
     Args:
-        schema: As ``schema_of`` gives it.
+        cls: What to build.
+        text: As ``to_json`` writes it.
+        is_strict: As for ``parse``.
+
+    Raises:
+        UsageError: If it is no such text, with the dotted path and what is wrong.
+    """
+    return build(cls, parse_json(text), is_strict=is_strict)
+
+
+def parse_json(text: str | bytes) -> object:
+    """Read JSON as plain values, which ``build`` has to check.
+
+    Raises:
+        UsageError: If it is none, is nested too deep, or has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise UsageError("brackets are nested too deep") from None
+    except ValueError as error:
+        raise UsageError(f"not JSON: {error}") from None
+
+
+def to_json(
+    value: Any, *, indent: int | None = None, sort_keys: bool = False, allow_nan: bool = False
+) -> str:
+    """Write dataclasses, and what holds them, as JSON.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, for which JSON has no word, unless allowed.
+    """
+    plain = to_plain(value)
+    return json.dumps(plain, indent=indent, sort_keys=sort_keys, allow_nan=allow_nan)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {quoted(key)} stands twice")
+    return found
+
+
+def parse(schema: Schema, value: object, path: str = "", *, is_strict: bool = True) -> Any:
+    """Build what ``schema`` describes from plain mappings, lists, words and numbers.
+
+    Args:
+        schema: As ``schema_of`` returns it.
         value: Plain data, as YAML or JSON holds it.
         path: Dotted path of ``value``, for messages.
+        is_strict: Whether unknown keys are refused; else they are passed by.
 
     Raises:
         UsageError: With the dotted path, what is wrong, and how to mend it.
@@ -220,41 +391,116 @@ def parse(schema: Schema, value: object, path: str = "") -> Any:
                 raise UsageError(f"{where}{problem}")
             return float(value) if schema.kind is float else value  # type: ignore[arg-type]
         case Record():
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{where}{value!r} is not a mapping")
-            given = {key: entry for key, entry in value.items() if entry is not None}
-            for key in given:
-                if key not in schema.fields:
-                    raise UsageError(f"{join(path, key)}: {unknown_key(key, schema.fields)}")
-            for key in sorted(schema.required - given.keys()):
-                raise UsageError(f"{join(path, key)}: is missing")
-            parsed = {
-                key: parse(schema.fields[key], entry, join(path, key))
-                for key, entry in given.items()
-            }
-            try:
-                return schema.cls(**parsed)
-            except ValueError as error:
-                raise UsageError(f"{where}{error}") from error
+            return _parse_record(schema, value, path, is_strict)
         case Tagged():
             tag, params = split_tag(value, path)
             if tag not in schema.options:
                 raise UsageError(f"{where}{unknown_key(tag, schema.options)}")
-            return parse(schema.options[tag], params, join(path, tag))
-        case Open():
-            return schema.cls(*split_tag(value, path))
-        case Free():
+            return parse(schema.options[tag], params, join(path, tag), is_strict=is_strict)
+        case Opaque():
+            tag, params = split_tag(value, path)
+            if not isinstance(params, Mapping):
+                raise UsageError(f"{join(path, tag)}: {quoted(params)} is not a mapping")
+            _check_plain(params, join(path, tag))
+            return schema.cls(tag, params)
+        case FreeForm():
+            return _parse_free(schema, value, path)
+        case ListOf():
+            if not isinstance(value, list | tuple):
+                raise UsageError(f"{where}{quoted(value)} is not a list")
+            if schema.length not in (None, len(value)):
+                raise UsageError(f"{where}has {len(value)} entries; it must have {schema.length}")
+            return schema.cls(
+                parse(schema.item, entry, f"{path}[{place}]", is_strict=is_strict)
+                for place, entry in enumerate(value)
+            )
+        case MappingOf():
             if not isinstance(value, Mapping):
-                raise UsageError(f"{where}{value!r} is not a mapping")
+                raise UsageError(f"{where}{quoted(value)} is not a mapping")
+            return {
+                parse(WORD, key, path): parse(
+                    schema.value, entry, join(path, key), is_strict=is_strict
+                )
+                for key, entry in value.items()
+            }
+        case Maybe():
+            if value is None:
+                return None
+            return parse(schema.schema, value, path, is_strict=is_strict)
+        case AnyOf():
+            *options, last = schema.options
+            for option in options:
+                try:
+                    return parse(option, value, path, is_strict=is_strict)
+                except UsageError:
+                    continue
+            return parse(last, value, path, is_strict=is_strict)
+        case Anything():
+            _check_plain(value, path)
+            return value
+
+
+WORD = Scalar(kind=str)
+
+
+def _parse_record(schema: Record, value: object, path: str, is_strict: bool) -> Any:
+    where = f"{path}: " if path else ""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where}{quoted(value)} is not a mapping")
+    given = {k: entry for k, entry in value.items() if entry is not None or k in schema.nullable}
+    for key in given.keys() - schema.fields.keys():
+        if is_strict:
+            raise UsageError(f"{join(path, key)}: {unknown_key(key, schema.fields)}")
+        del given[key]
+    for key in sorted(schema.required - given.keys()):
+        raise UsageError(f"{join(path, key)}: is missing")
+    parsed = {
+        schema.names.get(key, key): entry
+        if entry is None
+        else parse(schema.fields[key], entry, join(path, key), is_strict=is_strict)
+        for key, entry in given.items()
+    }
+    try:
+        return schema.cls(**parsed)
+    except ValueError as error:
+        raise UsageError(f"{where}{error}") from error
+
+
+def _parse_free(schema: FreeForm, value: object, path: str) -> dict[str, Any]:
+    where = f"{path}: " if path else ""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where}{quoted(value)} is not a mapping")
+    for key, entry in value.items():
+        problem = schema.problem(key)
+        if not problem and not isinstance(entry, PLAIN):
+            problem = f"{quoted(entry)} is not a plain value"
+        elif not problem:
+            problem = Scalar(kind=type(entry)).problem(entry)
+        if problem:
+            raise UsageError(f"{join(path, key)}: {problem}")
+    return dict(value)
+
+
+def _check_plain(value: object, path: str, level: int = 0) -> None:
+    """Make sure that a value is plain, can be written, and is not nested too deep."""
+    where = f"{path}: " if path else ""
+    if level > MOST_LEVELS:
+        raise UsageError(f"{where}is nested deeper than {MOST_LEVELS} levels")
+    match value:
+        case Mapping():
             for key, entry in value.items():
-                problem = schema.problem(key)
-                if not problem and not isinstance(entry, PLAIN):
-                    problem = f"{entry!r} is not a plain value"
-                elif not problem:
-                    problem = Scalar(kind=type(entry)).problem(entry)
-                if problem:
-                    raise UsageError(f"{join(path, key)}: {problem}")
-            return dict(value)
+                parse(WORD, key, path)
+                _check_plain(entry, join(path, key), level + 1)
+        case list() | tuple():
+            for place, entry in enumerate(value):
+                _check_plain(entry, f"{path}[{place}]", level + 1)
+        case bool() | int() | float() | str():
+            if problem := Scalar(kind=type(value)).problem(value):
+                raise UsageError(f"{where}{problem}")
+        case None:
+            pass
+        case _:
+            raise UsageError(f"{where}{quoted(value)} is not a plain value")
 
 
 def split_tag(value: object, path: str) -> tuple[str, object]:
@@ -263,15 +509,31 @@ def split_tag(value: object, path: str) -> tuple[str, object]:
         return value, {}
     if isinstance(value, Mapping) and len(value) == 1:
         ((tag, params),) = value.items()
-        return tag, {} if params is None else params
+        if isinstance(tag, str):
+            return tag, {} if params is None else params
     raise UsageError(
-        f"{path}: {value!r} is not one name with its parameters, as in {{name: {{...}}}}"
+        f"{path}: {quoted(value)} is not one name with its parameters, as in {{name: {{...}}}}"
     )
 
 
 def join(path: str, key: object) -> str:
     """Return the dotted path of ``key`` below ``path``."""
-    return f"{path}.{key}" if path else str(key)
+    word = str(key)[:MOST_QUOTED]
+    return f"{path}.{word}" if path else word
+
+
+MOST_QUOTED = 200
+"""Characters of an input that a message repeats."""
+
+
+def quoted(value: object) -> str:
+    """Return how a value is written, cut where it is long, for messages."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Lists in lists without end, or a whole number of thousands of digits.
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def unknown_key(key: object, known: Iterable[str]) -> str:

@@ -28,10 +28,11 @@ class RunInsights:
 def insights_of(run: "Run", trials: "Sequence[TrialRecord]") -> RunInsights:
     """Look at what a run's trials tell about its space."""
     from tuner.report.advice import advise
+    from tuner.run.layout import SPACE
     from tuner.space import load_run_space
     from tuner.tuning.sampling.importance import ALL, importances
 
-    space = load_run_space(run.path / "space.yaml")
+    space = load_run_space(run.path / SPACE)
     if run.record.refit:
         # Its trials were not drawn from the space, but chosen.
         advice = [TRAINED_ON_VALIDATION.replace("\n", " ")] if run.record.data.all_data else []

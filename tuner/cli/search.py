@@ -43,6 +43,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         return submit_search(context, str(address), search_overrides(context, options["overrides"]))
 
+    from tuner.run.layout import SPACE
     from tuner.run.run import find_run
     from tuner.space import find_space
     from tuner.tuning.session import search as run_search
@@ -54,7 +55,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     if options["space"]:
         path: AnyPath = find_space(options["space"])
     elif resumed:
-        path = resumed.path / "space.yaml"
+        path = resumed.path / SPACE
     else:
         raise click.UsageError("Missing option '--space'.", context)
     warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])

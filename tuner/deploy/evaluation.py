@@ -1,6 +1,5 @@
 """A finished ensemble on labelled images: all its figures, its mistakes, and how robust it is."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,9 +28,10 @@ from tuner.metrics.significance import (
     paired_gain,
 )
 from tuner.run.ensembles import run_of
-from tuner.run.run import now
+from tuner.run.run import Reading
+from tuner.schema import to_json
 from tuner.storage.files import append_line
-from tuner.storage.paths import AnyPath, read_text
+from tuner.storage.paths import AnyPath
 from tuner.voting.temperature import soften_each
 
 LEDGER = "evaluations.jsonl"
@@ -219,29 +219,29 @@ def enter(evaluation: Evaluation) -> None:
     Raises:
         StorageError: If a ledger cannot be written.
     """
-    entry = {
-        "by": "evaluate",
-        "data": evaluation.source,
-        "part": evaluation.part,
-        "fingerprint": evaluation.fingerprint,
-        "images": evaluation.images,
-        "unreadable": len(evaluation.unreadable),
-        "tta": evaluation.tta,
-        "accuracy": evaluation.scores.accuracy,
-        "nll": evaluation.scores.nll,
-        "corrupted_accuracy": evaluation.corrupted_accuracy,
-    }
-    line = json.dumps({"at": now(), **entry}, allow_nan=False)
+    reading = Reading(
+        by="evaluate",
+        name=evaluation.ensemble.name,
+        data=evaluation.source,
+        part=evaluation.part,
+        fingerprint=evaluation.fingerprint,
+        images=evaluation.images,
+        unreadable=len(evaluation.unreadable),
+        tta=evaluation.tta,
+        accuracy=evaluation.scores.accuracy,
+        nll=evaluation.scores.nll,
+        corrupted_accuracy=evaluation.corrupted_accuracy,
+    )
     ledger = evaluation.ensemble / LEDGER
     try:
-        append_line(ledger, line)
+        append_line(ledger, to_json(reading))
     except OSError as error:
         raise StorageError(
             f"{ledger}: cannot be written ({error.strerror or error}), and every evaluation is "
             "entered there. Copy the ensemble to a folder of your own."
         ) from error
     if evaluation.is_own_test and (run := run_of(evaluation.ensemble)) is not None:
-        run.log_test_reading({"name": evaluation.ensemble.name, **entry})
+        run.log_test_reading(reading)
 
 
 def _votes(
@@ -362,9 +362,9 @@ def _mistakes(
 
 def _test_fingerprints(ensemble: Ensemble) -> set[str]:
     """Return what is known of the test images of the ensemble's run."""
-    known = {ensemble.description.get("data", {}).get("test_fingerprint")}
+    data = ensemble.description["data"]
+    known = {data["test_fingerprint"] if data else ""}
     run = run_of(ensemble.path)
-    if run is not None and (run.path / "test_readings.jsonl").exists():
-        lines = read_text(run.path / "test_readings.jsonl").splitlines()
-        known |= {json.loads(line).get("fingerprint") for line in lines}
+    if run is not None:
+        known |= {reading.fingerprint for reading in run.test_readings()}
     return {fingerprint for fingerprint in known if fingerprint}

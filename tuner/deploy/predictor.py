@@ -1,7 +1,6 @@
 """An ensemble loaded from its folder: images in, class probabilities out."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuner.config import ModelConfig, Precision
+from tuner.config import ModelConfig
 from tuner.deploy.explanation import Explanation, explain
 from tuner.deploy.graph import EnsembleGraph, MemberGraph
 from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
@@ -23,9 +22,12 @@ from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import Tta, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
+from tuner.run.ensemble_record import EnsembleMember, find_ensemble_record
+from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
-from tuner.run.trial import explaining_damage
-from tuner.storage.paths import AnyPath, inside, on_disk, read_text
+from tuner.schema import to_plain
+from tuner.storage.paths import AnyPath, inside, on_disk
+from tuner.storage.records import explaining_damage, read_record
 from tuner.training.device import prediction_dtype
 from tuner.voting import floored, soft_vote
 from tuner.voting.temperature import soften, soften_each
@@ -33,8 +35,6 @@ from tuner.voting.temperature import soften, soften_each
 if TYPE_CHECKING:
     from tuner.deploy.export import Export
 
-SCHEMA_VERSION = 1
-"""Version of ``ensemble.json``; a later one is refused."""
 BATCH = 256
 """Images at a time at most; fewer where they are larger than CIFAR's. Of twice as many, what small
 networks compute leaves a CPU's caches: they take up to 1.4 times as long."""
@@ -44,30 +44,6 @@ SAME, OTHER = 0.001, 0.02
 PROBE_STEP, PROBE_SECONDS = 8, 1.0
 """So many of a probe's images are compared at once, and more of them until this time is over:
 large networks take seconds for all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EnsembleMember:
-    """One network of an ensemble."""
-
-    file: str
-    """Relative to the ensemble's folder."""
-    trial: int | None
-    """``None`` for a soup."""
-    soup_of: tuple[int, ...]
-    """The trials of a soup; empty for any other."""
-    weight: float
-    temperature: float
-    precision: Precision
-    floor: float
-    """Probabilities are raised to it before they are mixed."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables: ``trial 3``, or ``soup of 1, 4``."""
-        if self.soup_of:
-            return f"soup of {', '.join(map(str, self.soup_of))}"
-        return f"trial {self.trial}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -374,74 +350,54 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
         UntrustedCodeError: If code would be run that is neither known nor trusted.
         TunerError: If a file is damaged, or is not the one that was written.
     """
-    file = path / "ensemble.json"
-    if not file.exists():
-        raise UsageError(f"{path}: no ensemble here (no ensemble.json)")
-    with explaining_damage(file):
-        description = json.loads(read_text(file))
-        is_later = description["schema_version"] > SCHEMA_VERSION
-    if is_later:
-        raise UsageError(f"{path}: written by a later cifar-tune; upgrade to read it")
-    with explaining_damage(path / "metrics.json"):
-        metrics = json.loads(read_text(path / "metrics.json"))
-    with explaining_damage(file):
-        digests = [plain.get("sha256") for plain in description["members"]]
-        members = [_member(plain) for plain in description["members"]]
-        files = [inside(path, member.file) for member in members]
-        told = [_model(plain.get("model")) for plain in description["members"]]
+    record = find_ensemble_record(path)
+    if record is None:
+        raise UsageError(f"{path}: no ensemble here (no {ENSEMBLE})")
+    metrics = read_record(path / METRICS, dict[str, Any])
+    with explaining_damage(path / ENSEMBLE):
+        files = [inside(path, member.file) for member in record.members]
         # Ensembles of earlier versions have none.
-        probe_record = description.get("probe")
-        probe_file = inside(path, probe_record["file"]) if probe_record else None
+        probe_file = inside(path, record.probe.file) if record.probe else None
     # Ensembles of earlier versions do not say what their members are.
     models = [
-        model or read_description(file).model for file, model in zip(files, told, strict=True)
+        member.model or read_description(file).model
+        for file, member in zip(files, record.members, strict=True)
     ]
     check_code_trusted(code_of(models), path, trust=trust_code)
     networks = [
-        _load(network, model, digest, device)
-        for network, model, digest in zip(files, models, digests, strict=True)
+        _load(file, model, member.sha256, record.classes, device)
+        for file, model, member in zip(files, models, record.members, strict=True)
     ]
-    with explaining_damage(file):
+    with explaining_damage(path / ENSEMBLE):
         ensemble = Ensemble(
             path=path,
-            description=description,
+            description=to_plain(record),
             metrics=metrics,
-            members=members,
+            members=record.members,
             networks=networks,
             device=device,
         )
-    if probe_file is not None:
-        _check_digest(probe_file, probe_record["sha256"])
+    if record.probe is not None and probe_file is not None:
+        _check_digest(probe_file, record.probe.sha256)
         with explaining_damage(probe_file):
             ensemble.check_against(read_probe(probe_file))
     return ensemble
 
 
-def _member(plain: Mapping[str, Any]) -> EnsembleMember:
-    return EnsembleMember(
-        file=plain["file"],
-        trial=plain["trial"],
-        soup_of=tuple(plain.get("soup_of", ())),
-        weight=plain["weight"],
-        temperature=plain["temperature"],
-        precision=plain["precision"],
-        floor=plain.get("floor", 0.0),
-    )
-
-
-def _model(plain: Mapping[str, Any] | None) -> ModelConfig | None:
-    if plain is None:
-        return None
-    ((family, params),) = plain.items()
-    return ModelConfig(family, params)
-
-
 def _load(
-    file: AnyPath, model: ModelConfig, digest: str | None, device: torch.device
+    file: AnyPath,
+    model: ModelConfig,
+    digest: str | None,
+    classes: tuple[str, ...],
+    device: torch.device,
 ) -> LoadedNetwork:
     """Load a network, having made sure that its file is the one that was written."""
     _check_digest(file, digest)
     network, checkpoint = load_checkpoint(file, model)
+    if checkpoint.classes != classes:
+        raise TunerError(
+            f"{file}: its classes are not those of {ENSEMBLE}; make the ensemble again"
+        )
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     return LoadedNetwork(network=network.to(device), mean=mean, std=std)
 

@@ -17,9 +17,10 @@ from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
-from tuner.run.run import Run
-from tuner.run.trial import explaining_damage
+from tuner.run.layout import ENSEMBLES
+from tuner.run.run import Reading, Run
 from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
+from tuner.storage.records import explaining_damage
 
 Key = tuple[int, ...]
 """The candidates in a network, by position: one, or several for a soup."""
@@ -73,8 +74,8 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     run, request, kitchen = plan.run, plan.request, plan.kitchen
     check_code_trusted(code_of(plan.models()), run.path, trust=request.trust_code)
     source = run.record.data.source
-    with explaining_damage(run.path / "ensembles"):
-        check_no_link(run.path / "ensembles")
+    with explaining_damage(run.path / ENSEMBLES):
+        check_no_link(run.path / ENSEMBLES)
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
     # Before the test images are read, so that a damaged file does not cost a reading.
     networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
@@ -83,20 +84,20 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     if listed is not None:
         listed.expect(len(test.images))
     run.log_test_reading(
-        {
-            "by": "ensemble",
-            "name": request.folder_name,
-            "method": request.method,
-            "trials": [plan.pool.trials[i].number for i in plan.choice.members],
-            "compared": [rival.label for rival in plan.others if rival.is_calibrated],
-            "tta": request.tta,
-            "fingerprint": test.fingerprint,
-        }
+        Reading(
+            by="ensemble",
+            name=request.folder_name,
+            method=request.method,
+            trials=tuple(plan.pool.trials[i].number for i in plan.choice.members),
+            compared=tuple(rival.label for rival in plan.others if rival.is_calibrated),
+            tta=request.tta,
+            fingerprint=test.fingerprint,
+        )
     )
     say(f"reading the test images: {len(test.images)}, by networks: {len(networks)}")
     predicted = kitchen.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
-    path = run.path / "ensembles" / request.folder_name
+    path = run.path / ENSEMBLES / request.folder_name
     result = assess(plan, probs, test.images.labels, path=path, latencies=latencies, listed=listed)
     write_ensemble(result, plan, networks, test, vote_on_test(plan.choice, probs))
     return result

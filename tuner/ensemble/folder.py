@@ -3,8 +3,8 @@
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -19,11 +19,20 @@ from tuner.ensemble.plots import plot_confusion, plot_reliability
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.result import EnsembleResult
 from tuner.metrics.predict import predict_probs
-from tuner.run import probe
+from tuner.run import layout, probe
 from tuner.run.checkpoint import load_checkpoint, read_description
+from tuner.run.ensemble_record import (
+    DataRecord,
+    EnsembleMember,
+    EnsembleRecord,
+    PreprocessingRecord,
+    ProbeRecord,
+)
 from tuner.run.run import now
+from tuner.schema import to_plain
 from tuner.storage.files import replacing, write_csv, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
+from tuner.storage.records import write_record
 from tuner.training.device import prediction_dtype
 
 MOST_MISTAKES = 24
@@ -52,95 +61,92 @@ def write_ensemble(
         folder = Path(scratch) / "new"
         members = _write_members(folder, result, plan, networks)
         probe.write_probe(folder / probe.FILE, _make_probe(plan, networks))
-        description = _description(result, plan, networks[0,], members) | {
-            "data": _data(plan, test),
-            "probe": {"file": probe.FILE, "sha256": _sha256(folder / probe.FILE)},
-        }
-        write_json(folder / "ensemble.json", description)
-        write_text(folder / "model_card.md", model_card(result, plan, description))
-        write_json(folder / "metrics.json", result.to_plain())
+        record = replace(
+            _record(result, plan, networks[0,], members),
+            data=_data(plan, test),
+            probe=ProbeRecord(file=probe.FILE, sha256=_sha256(folder / probe.FILE)),
+        )
+        write_record(folder / layout.ENSEMBLE, record)
+        write_text(folder / layout.MODEL_CARD, model_card(result, plan, to_plain(record)))
+        write_json(folder / layout.METRICS, result.to_plain())
         rows = zip(result.classes, result.confusion.tolist(), strict=True)
         write_csv(
-            folder / "confusion.csv",
+            folder / layout.CONFUSION,
             ["true \\ predicted", *result.classes],
             ([label, *row] for label, row in rows),
         )
         accuracy = f"test accuracy {result.ensemble.test.accuracy:.2%}"
         title = f"{result.run}: {result.method} of {len(result.members)}, {accuracy}"
-        plot_confusion(folder / "confusion.png", result.confusion, result.classes, title)
-        plot_reliability(folder / "reliability.png", result.reliability, title)
-        _write_mistakes(folder / "mistakes", test.images, vote, result.classes)
-        replace_folder(folder, result.path, last="metrics.json")
+        plot_confusion(folder / layout.CONFUSION_PLOT, result.confusion, result.classes, title)
+        plot_reliability(folder / layout.RELIABILITY_PLOT, result.reliability, title)
+        _write_mistakes(folder / layout.MISTAKES, test.images, vote, result.classes)
+        replace_folder(folder, result.path, last=layout.METRICS)
 
 
 def _write_members(
     folder: Path, result: EnsembleResult, plan: Plan, networks: Mapping[tuple[int, ...], Network]
-) -> list[dict[str, Any]]:
+) -> tuple[EnsembleMember, ...]:
     """Copy the checkpoints and describe each."""
     described = []
     trials = {i: plan.pool.trials[i].number for i in plan.choice.members}
     weights = dict(zip(plan.choice.members, plan.choice.weights.tolist(), strict=True))
     temperatures = dict(zip(plan.choice.members, plan.choice.temperatures, strict=True))
-    for key in plan.networks(plan.choice):
-        is_soup = len(key) > 1
-        name = (
-            "members/soup.safetensors" if is_soup else f"members/{trials[key[0]]:04d}.safetensors"
-        )
+    for key, network in plan.networks(plan.choice).items():
+        trial = trials[key[0]] if len(key) == 1 else None
+        name = layout.member_file(trial)
         with replacing(folder / name) as temporary:
             copy_file(networks[key].file, temporary)
         described.append(
-            {
-                "file": name,
-                "model": networks[key].model.to_plain(),
-                "sha256": _sha256(folder / name),
-                "trial": None if is_soup else trials[key[0]],
-                **({"soup_of": [trials[i] for i in key]} if is_soup else {}),
-                "weight": 1.0 if plan.choice.method in SOUPS else weights[key[0]],
-                "temperature": temperatures[key[0]],
-                "precision": networks[key].precision,
-                **({"floor": networks[key].floor} if networks[key].floor else {}),
-            }
+            EnsembleMember(
+                file=name,
+                model=network.model,
+                sha256=_sha256(folder / name),
+                trial=trial,
+                soup_of=() if trial is not None else tuple(trials[i] for i in key),
+                weight=1.0 if plan.choice.method in SOUPS else weights[key[0]],
+                temperature=temperatures[key[0]],
+                precision=network.precision,
+                floor=network.floor,
+            )
         )
-    return described
+    return tuple(described)
 
 
-def _description(
-    result: EnsembleResult, plan: Plan, best_single: Network, members: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _record(
+    result: EnsembleResult, plan: Plan, best_single: Network, members: tuple[EnsembleMember, ...]
+) -> EnsembleRecord:
     """Return what is needed to predict with the ensemble, and what it came of."""
     checkpoint = read_description(best_single.file, best_single.model)
-    return {
-        "schema_version": 1,
-        "run": result.run,
-        "made": now(),
-        "made_by": f"cifar-tune {__version__}",
-        "method": result.method,
-        "classes": result.classes,
-        "image_size": plan.run.record.data.image_size,
-        "temperature": result.temperature,
-        "preprocessing": {
-            "image_shape": checkpoint.image_shape,
-            "resize": "squash",
-            "mean": checkpoint.mean,
-            "std": checkpoint.std,
-            "tta": result.tta,
-        },
-        "members": members,
-    }
+    return EnsembleRecord(
+        run=result.run,
+        made=now(),
+        made_by=f"cifar-tune {__version__}",
+        method=result.method,
+        classes=result.classes,
+        image_size=plan.run.record.data.image_size,
+        temperature=result.temperature,
+        preprocessing=PreprocessingRecord(
+            image_shape=checkpoint.image_shape,
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            tta=result.tta,
+        ),
+        members=members,
+    )
 
 
-def _data(plan: Plan, test: DatasetPart) -> dict[str, Any]:
+def _data(plan: Plan, test: DatasetPart) -> DataRecord:
     """Return what the ensemble was trained, chosen and tested on."""
     record = plan.run.record
-    return {
-        "source": record.data.source,
-        "fingerprint": record.data_fingerprint,
-        "split_fingerprint": record.split_fingerprint,
-        "test_fingerprint": test.fingerprint,
-        "train_images": record.num_train,
-        "val_images": record.num_val,
-        "test_images": len(test.images),
-    }
+    return DataRecord(
+        source=record.data.source,
+        fingerprint=record.data_fingerprint,
+        split_fingerprint=record.split_fingerprint,
+        test_fingerprint=test.fingerprint,
+        train_images=record.num_train,
+        val_images=record.num_val,
+        test_images=len(test.images),
+    )
 
 
 def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> probe.Probe:
@@ -177,4 +183,5 @@ def _write_mistakes(folder: Path, test: Images, vote: Tensor, classes: Sequence[
             image.save(temporary, format="PNG")
         true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]
         rows.append([name, index, true, taken_for, f"{confidence[index].item():.6f}"])
-    write_csv(folder / "mistakes.csv", ["file", "index", "true", "predicted", "confidence"], rows)
+    head = ["file", "index", "true", "predicted", "confidence"]
+    write_csv(folder / layout.MISTAKES_TABLE, head, rows)

@@ -12,6 +12,7 @@ from tuner.ensemble.request import SOUPS, EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
+from tuner.run.layout import TEST_READINGS
 from tuner.storage.paths import read_text
 
 MOST_CLASSES = 50
@@ -126,7 +127,7 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
         row(f"best single, trial {result.best_single}", single, ""),
         row("mean member", result.mean_member["test"], ""),
     ]
-    readings = len(read_text(plan.run.path / "test_readings.jsonl").splitlines())
+    readings = len(read_text(plan.run.path / TEST_READINGS).splitlines())
     times = "once" if readings == 1 else f"{readings} times"
     return f"""\
 On the {result.test_images} test images; in brackets the {LEVEL:.0%} interval.

@@ -1,7 +1,7 @@
 """Everything about an ensemble that is decided before a test image is read."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tuner.errors import UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.run import Run
+from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
 
 Say = Callable[[str], None]
@@ -82,8 +83,8 @@ class Plan:
             "choices": [
                 self._described(choice) for choice in (self.choice, self.single, *self.others)
             ],
-            "left_out": [asdict(entry) for entry in self.left_out],
-            "skipped": [asdict(entry) for entry in self.skipped],
+            "left_out": to_plain(self.left_out),
+            "skipped": to_plain(self.skipped),
         }
 
     def _described(self, choice: Choice) -> dict[str, Any]:
@@ -103,8 +104,8 @@ class Plan:
                     trials, choice.weights.tolist(), choice.temperatures, strict=True
                 )
             ],
-            "val": asdict(score(choice.val, self.pool.labels)),
-            "crossfit": asdict(score(choice.crossfit, self.pool.labels)),
+            "val": to_plain(score(choice.val, self.pool.labels)),
+            "crossfit": to_plain(score(choice.crossfit, self.pool.labels)),
         }
 
 

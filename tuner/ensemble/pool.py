@@ -12,8 +12,9 @@ from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import TunerError, UsageError
+from tuner.run.layout import VAL_PROBS
 from tuner.run.run import Run
-from tuner.run.trial import USABLE, VAL_PROBS, TrialRecord
+from tuner.run.trial import USABLE, TrialRecord
 from tuner.voting import floored, rank
 
 HALF_FLOOR = 2.0**-25

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from tuner.errors import UsageError
 from tuner.metrics.predict import Tta
+from tuner.run.layout import why_not_name
+from tuner.schema import quoted
 
 Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -53,9 +55,9 @@ class EnsembleRequest:
         if self.frontier and self.method in SOUPS:
             raise UsageError(f"--frontier: a {self.method} is one network; choose another method")
         # What is there under this name is removed, so it must lie in the folder of ensembles.
-        name = self.folder_name
-        if name != Path(name).name or name.startswith(".") or not name:
-            raise UsageError(f"--name {name!r}: is not a plain name, such as top{self.top}")
+        if reason := why_not_name(self.folder_name):
+            name = quoted(self.folder_name)
+            raise UsageError(f"--name {name}: {reason}; write one such as top{self.top}")
 
     @property
     def pool_size(self) -> int:

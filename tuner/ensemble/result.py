@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from tuner.metrics.significance import (
     oracle_accuracy,
     paired_gain,
 )
+from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
 from tuner.voting import soft_vote
 from tuner.voting.temperature import soften, soften_each
@@ -75,7 +76,7 @@ class Gain:
 class ClassResult:
     """The test images of one class."""
 
-    label: str
+    label: str = field(metadata={"key": "class"})
     accuracy: float | None
     count: int
 
@@ -136,19 +137,9 @@ class EnsembleResult:
 
     def to_plain(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds."""
-        names = [field.name for field in fields(self) if field.name != "confusion"]
-        plain = {name: _plain(getattr(self, name)) for name in names}
-        for entry in plain["per_class"]:
-            entry["class"] = entry.pop("label")
+        names = [entry.name for entry in fields(self) if entry.name != "confusion"]
+        plain = {name: to_plain(getattr(self, name)) for name in names}
         return plain | {"path": str(self.path)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Tensor:
@@ -322,7 +313,7 @@ def _figures(choice: Choice, vote: Tensor, val_labels: Tensor, labels: Tensor) -
 def _mean(scores: Iterable[Scores]) -> Scores:
     rows = torch.tensor([dataclasses.astuple(entry) for entry in scores], dtype=torch.float64)
     means = rows.mean(dim=0).tolist()
-    return Scores(**dict(zip((field.name for field in fields(Scores)), means, strict=True)))
+    return Scores(**dict(zip((entry.name for entry in fields(Scores)), means, strict=True)))
 
 
 def _gain(correct: Tensor, baseline: Tensor, *, is_same: bool) -> Interval:

@@ -1,10 +1,9 @@
 """The families of networks by name, and the parameters of a configuration."""
 
-import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from tuner.config import ModelConfig
+from tuner.config import Count, ModelConfig
 from tuner.errors import UsageError
 from tuner.models.params import (
     CnnParams,
@@ -16,9 +15,9 @@ from tuner.models.params import (
     ViTParams,
     WideResNetParams,
 )
-from tuner.schema import did_you_mean, parse, schema_of
+from tuner.schema import Opaque, did_you_mean, from_json, parse, schema_of, to_json
 
-ImageShape = tuple[int, int, int]
+ImageShape = tuple[Count, Count, Count]
 """Channels, height and width."""
 
 FAMILIES: dict[str, type] = {
@@ -52,20 +51,21 @@ def params_of(config: ModelConfig) -> Any:
 class Source:
     """The network of an earlier run's trial, as ``PretrainedParams.source`` holds it."""
 
-    model: ModelConfig
+    model: Annotated[ModelConfig, Opaque]
     image_shape: ImageShape
 
     def to_json(self) -> str:
         """Return the text that ``from_json`` reads."""
-        plain = {"model": self.model.to_plain(), "image_shape": self.image_shape}
-        return json.dumps(plain, sort_keys=True)
+        return to_json(self, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what ``to_json`` wrote."""
-        plain = json.loads(text)
-        ((family, given),) = plain["model"].items()
-        return cls(model=ModelConfig(family, given), image_shape=tuple(plain["image_shape"]))
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            UsageError: If it is something else.
+        """
+        return from_json(cls, text)
 
 
 def source_of(params: PretrainedParams) -> Source:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tuner.config import Fraction
 from tuner.models.catalogue import why_not_pretrained
-from tuner.schema import Bounds, Free
+from tuner.schema import Bounds, FreeForm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ class CustomParams:
     """A Python file, relative to the space; it may import installed packages, not its neighbours.
     Of a configuration that holds ``source``, it is a mere name."""
     name: str
-    params: Annotated[Mapping[str, Any], Free()] = field(default_factory=dict)
+    params: Annotated[Mapping[str, Any], FreeForm()] = field(default_factory=dict)
     """Arguments by name: plain values, or axes to search."""
     source: str = ""
     """The file's text, put there when the space is read."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tuner.config import ModelConfig
-from tuner.errors import TunerError, UntrustedCodeError
+from tuner.errors import TunerError, UntrustedCodeError, UsageError
 from tuner.models.families import Source
 
 Code = Mapping[str, str]
@@ -40,7 +40,7 @@ def _pairs(model: ModelConfig) -> Iterator[tuple[str, str]]:
     elif model.family == "pretrained":
         try:
             start = Source.from_json(source)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UsageError as error:
             raise TunerError(f"model.pretrained.source: damaged: {error}") from error
         yield from _pairs(start.model)
 

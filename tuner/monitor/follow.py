@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from tuner.monitor.live_table import draw, summary
 from tuner.monitor.terminal import LiveTable
 from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
+from tuner.run.layout import HISTORY, RUN, STATUS
 from tuner.run.run import Run, clock
 from tuner.run.state import Ending, SearchState, num_alike
 from tuner.run.trial import TrialRecord
@@ -24,7 +25,7 @@ class RunWatcher:
 
     def __init__(self, path: AnyPath) -> None:
         self.run = Run.open(path)
-        self._written = modified(path / "run.json")
+        self._written = modified(path / RUN)
         """When the search last wrote for how long it had been active."""
         # Looked at first: what is written while the trials are read is read again.
         self._etags = {int(path.name): _etags(path) for path in self.run.trial_paths()}
@@ -44,7 +45,7 @@ class RunWatcher:
     def look(self) -> list[Ending]:
         """Bring the state up to date; return how the trials ended that have ended since."""
         self.run = Run.open(self.run.path)
-        self._written = modified(self.run.path / "run.json")
+        self._written = modified(self.run.path / RUN)
         self.state.search = self.run.record.search
         ended = []
         for path in self.run.trial_paths():
@@ -88,7 +89,7 @@ class RunWatcher:
 
 def _etags(path: AnyPath) -> tuple[object, object]:
     """Return what changes when the status or the history of a trial is written."""
-    return etag(path / "status.json"), etag(path / "history.csv")
+    return etag(path / STATUS), etag(path / HISTORY)
 
 
 def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:

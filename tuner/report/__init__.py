@@ -13,6 +13,7 @@ from tuner.report.facts import run_facts
 from tuner.report.page import points, render
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import outcomes
+from tuner.run.layout import REPORT, SPACE
 from tuner.run.run import Run, leader
 from tuner.run.trial import TrialRecord
 from tuner.space import SearchSpace
@@ -71,9 +72,9 @@ def write_report(
         ensemble=ensemble,
         others=ensembles[1:],
         facts_of=facts,
-        space=read_text(run.path / "space.yaml"),
+        space=read_text(run.path / SPACE),
     )
-    path = run.path / "report.html"
+    path = run.path / REPORT
     write_text(path, page)
     return Report(path=path, verdict=sentence)
 

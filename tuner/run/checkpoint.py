@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Annotated
 
 import safetensors.numpy
 import safetensors.torch
@@ -10,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tuner.config import ModelConfig
+from tuner.config import Count, ModelConfig, Positive
 from tuner.errors import TunerError, UsageError
 from tuner.models.build import build_model
 from tuner.run.trial import EpochMetrics
+from tuner.schema import Opaque, from_json, to_json
 from tuner.storage.files import replacing
 from tuner.storage.paths import AnyPath, on_disk
 
@@ -22,14 +24,14 @@ from tuner.storage.paths import AnyPath, on_disk
 class Checkpoint:
     """What stands beside the weights in a checkpoint file."""
 
-    model: ModelConfig
-    epoch: int
+    model: Annotated[ModelConfig, Opaque]
+    epoch: Count
     """The epoch after which the weights were saved, from 1."""
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[Count, Count, Count]
     """(C, H, W) of the images that the model takes."""
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
     """Mean and deviation a channel by which images in [0, 1] are normalized."""
 
 
@@ -52,7 +54,7 @@ def save_checkpoint(
 ) -> None:
     """Write weights and description as one safetensors file, whole or not at all."""
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    _write(path, tensors, {"checkpoint": _describe(checkpoint)})
+    _write(path, tensors, {"checkpoint": to_json(checkpoint)})
 
 
 def save_state(
@@ -70,16 +72,13 @@ def save_state(
         kept: The epoch of these whose weights are kept, unless they are on disk elsewhere.
     """
     tensors = dict(state)
-    metadata = {"history": json.dumps([asdict(row) for row in history])}
+    # An epoch whose loss is infinite may have been followed by better ones.
+    metadata = {"history": to_json(history, allow_nan=True)}
     if kept is not None:
         tensors |= {_WEIGHTS + name: tensor for name, tensor in kept.weights.items()}
         tensors[_VAL_PROBS] = kept.val_probs
-        metadata["kept"] = _describe(kept.checkpoint)
+        metadata["kept"] = to_json(kept.checkpoint)
     _write(path, tensors, metadata)
-
-
-def _describe(checkpoint: Checkpoint) -> str:
-    return json.dumps(asdict(checkpoint) | {"model": checkpoint.model.to_plain()})
 
 
 def _write(path: AnyPath, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -111,12 +110,12 @@ def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
         return [], None
     with on_disk(path) as local, safe_open(local, framework="pt") as file:
         metadata = file.metadata()
-        history = [EpochMetrics(**row) for row in json.loads(metadata["history"])]
+        history = from_json(list[EpochMetrics], metadata["history"])
         if "kept" not in metadata:
             return history, None
         names = [name for name in file.keys() if name.startswith(_WEIGHTS)]  # noqa: SIM118
         return history, Kept(
-            checkpoint=_parse(metadata["kept"]),
+            checkpoint=_description(metadata["kept"]),
             weights={name.removeprefix(_WEIGHTS): file.get_tensor(name) for name in names},
             val_probs=file.get_tensor(_VAL_PROBS),
         )
@@ -135,7 +134,7 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
     """
     try:
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
-            checkpoint = _parse((file.metadata() or {}).get("checkpoint", "{}"))
+            checkpoint = _description((file.metadata() or {}).get("checkpoint", "{}"))
             _check_model(checkpoint, model)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.random.fork_rng(devices=[]):
@@ -159,10 +158,10 @@ def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpo
     """
     try:
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
-            checkpoint = _parse((file.metadata() or {}).get("checkpoint", "{}"))
+            checkpoint = _description((file.metadata() or {}).get("checkpoint", "{}"))
         if model is not None:
             _check_model(checkpoint, model)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, UsageError) as error:
         raise TunerError(f"{path}: not a usable checkpoint: {error}") from error
     return checkpoint
 
@@ -183,19 +182,10 @@ def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
         )
 
 
-def _parse(description: str) -> Checkpoint:
+def _description(text: str) -> Checkpoint:
     """Read what ``save_checkpoint`` wrote beside the weights.
 
     Raises:
-        ValueError: If it is something else.
+        UsageError: If it is something else.
     """
-    try:
-        plain = json.loads(description)
-        ((family, params),) = plain["model"].items()
-        return Checkpoint(
-            model=ModelConfig(family, params),
-            epoch=plain["epoch"],
-            **{name: tuple(plain[name]) for name in ("classes", "image_shape", "mean", "std")},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its description is not ours ({error})") from error
+    return from_json(Checkpoint, text, is_strict=False)

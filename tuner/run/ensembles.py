@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tuner.errors import UsageError
+from tuner.run.layout import ENSEMBLE, ENSEMBLES, METRICS, RUN
 from tuner.run.run import Run, open_runs
 from tuner.schema import did_you_mean
 from tuner.storage.paths import AnyPath, folders_with, modified, to_path
-
-FOLDER = "ensembles"
-"""In the folder of the run."""
+from tuner.storage.records import explaining_damage
 
 
 def ensemble_folders(run: AnyPath) -> list[AnyPath]:
     """Return the folders of a run's ensembles, the one that was made last first."""
-    folders = folders_with(run / FOLDER, "metrics.json")
-    return sorted(folders, key=lambda path: -modified(path / "metrics.json"))
+    with explaining_damage(run / ENSEMBLES):
+        folders = folders_with(run / ENSEMBLES, METRICS)
+        return sorted(folders, key=lambda path: -modified(path / METRICS))
 
 
 def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
@@ -38,16 +38,17 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
             "--ensemble"
         )
     text = name.rstrip("/") or name
-    places = (to_path(text),) if "://" in text else (storage / text, Path(text))
+    named = to_path(text)
+    places = (storage / text, named) if isinstance(named, Path) else (named,)
     names_both = "/" in text.rpartition("://")[2]
     for place in places:
-        if (place / "ensemble.json").exists():
+        if (place / ENSEMBLE).exists():
             return place
-        if (place / "run.json").exists():
+        if (place / RUN).exists():
             return _newest(place)
         if names_both:
-            inside_run = place.parent / FOLDER / place.name
-            if (inside_run / "ensemble.json").exists():
+            inside_run = place.parent / ENSEMBLES / place.name
+            if (inside_run / ENSEMBLE).exists():
                 return inside_run
     hint = did_you_mean(text, _names(storage))
     raise UsageError(
@@ -59,7 +60,7 @@ def run_of(folder: AnyPath) -> Run | None:
     """Return the run that an ensemble's folder lies in; ``None`` where it lies elsewhere."""
     place = folder.absolute()
     run = place.parent.parent
-    if place.parent.name != FOLDER or not (run / "run.json").exists():
+    if place.parent.name != ENSEMBLES or not (run / RUN).exists():
         return None
     return Run.open(run)
 
@@ -72,6 +73,6 @@ def _newest(run: AnyPath) -> AnyPath:
 
 def _names(storage: AnyPath) -> Iterator[str]:
     """Yield the names of all ensembles, as ``find_ensemble`` takes them."""
-    for run in folders_with(storage, "run.json"):
+    for run in folders_with(storage, RUN):
         for folder in ensemble_folders(run):
             yield f"{run.name}/{folder.name}"

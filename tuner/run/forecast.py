@@ -1,30 +1,29 @@
 """What a plan foresees of a search, and how it compares with what came."""
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 import numpy as np
 
+from tuner.config import Count, NonNegative
+from tuner.run.layout import PLAN
 from tuner.run.run import Run
-from tuner.run.trial import TrialRecord, explaining_damage
-from tuner.storage.files import write_json
-from tuner.storage.paths import AnyPath, read_text
-
-PLAN = "plan.json"
-"""The forecast in the folder of a run that was planned."""
+from tuner.run.trial import Amount, TrialRecord
+from tuner.schema import Bounds
+from tuner.storage.paths import AnyPath
+from tuner.storage.records import read_record, write_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
     """A figure with the range in which four of five lie."""
 
-    low: float
+    low: NonNegative
     """Tenth percentile."""
-    median: float
-    high: float
+    median: NonNegative
+    high: NonNegative
     """Ninetieth percentile."""
 
     @classmethod
@@ -39,10 +38,10 @@ class FamilyForecast:
     """What the measured configurations of one family cost; ranges are over configurations."""
 
     family: str
-    configs: int
+    configs: Count
     """How many were measured."""
-    cpus: float
-    gpus: float
+    cpus: NonNegative
+    gpus: NonNegative
     epoch_seconds: Spread
     """Seconds of an epoch of all training images, with its validation."""
     parameters: Spread
@@ -55,7 +54,7 @@ class FamilyForecast:
 class RungForecast:
     """How many trials are trained for so many epochs; the last one is that of whole trials."""
 
-    epoch: int
+    epoch: Count
     trials: Spread
 
 
@@ -64,7 +63,7 @@ class Infeasible:
     """A configuration that the search would draw, and that could not be trained."""
 
     family: str
-    parameters: int
+    parameters: Amount
     reason: str
     config: Mapping[str, Any]
 
@@ -74,15 +73,15 @@ class Forecast:
     """What a search will come to, each figure with its range over simulated searches."""
 
     space: str
-    trials: int
-    epochs: int
-    slots: Mapping[str, float]
+    trials: Amount
+    epochs: Count
+    slots: Mapping[str, Amount | NonNegative]
     """As in the run's record."""
-    refused: float
+    refused: Annotated[float, Bounds(ge=0, le=1)]
     """Share of the drawn configurations that exceeded the space's limits."""
-    measured_seconds: float
+    measured_seconds: NonNegative
     """What the measuring took."""
-    simulations: int
+    simulations: Amount
     seconds: Spread
     """Seconds of the whole search, as ``active_seconds`` of a run."""
     training_seconds: Spread
@@ -100,7 +99,7 @@ class Forecast:
 
     def write(self, path: AnyPath) -> None:
         """Write the forecast as JSON."""
-        write_json(path, asdict(self))
+        write_record(path, self)
 
     @classmethod
     def read(cls, path: AnyPath) -> Self:
@@ -109,23 +108,7 @@ class Forecast:
         Raises:
             TunerError: If the file is missing or damaged.
         """
-        with explaining_damage(path):
-            plain = json.loads(read_text(path))
-            for family in plain["families"]:
-                for name in ("epoch_seconds", "parameters", "memory"):
-                    family[name] = family[name] and Spread(**family[name])
-            for rung in plain["rungs"]:
-                rung["trials"] = Spread(**rung["trials"])
-            figures = ("seconds", "training_seconds", "gpu_hours", "started")
-            return cls(
-                **plain
-                | {name: Spread(**plain[name]) for name in (*figures, "disk_most", "disk_kept")}
-                | {
-                    "rungs": tuple(RungForecast(**rung) for rung in plain["rungs"]),
-                    "families": tuple(FamilyForecast(**family) for family in plain["families"]),
-                    "misfits": tuple(Infeasible(**misfit) for misfit in plain["misfits"]),
-                }
-            )
+        return read_record(path, cls)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

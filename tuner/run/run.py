@@ -5,7 +5,6 @@ Every file is written whole or not at all, and none is ever unpickled.
 
 import dataclasses
 import io
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -13,13 +12,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self
 
-from tuner.config import DataConfig, RefitConfig, SearchConfig
+from tuner.config import DataConfig, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
-from tuner.run.trial import OPEN, TrialRecord, explaining_damage, read_history, read_status
-from tuner.schema import build, did_you_mean, to_plain
-from tuner.storage.files import append_line, replacing, write_json, write_text
+from tuner.run import layout
+from tuner.run.trial import OPEN, Amount, TrialRecord, read_history, read_status
+from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
+from tuner.storage.files import append_line, replacing, write_text
 from tuner.storage.paths import (
     AnyPath,
     check_no_link,
@@ -29,6 +29,7 @@ from tuner.storage.paths import (
     to_path,
     with_snapshot,
 )
+from tuner.storage.records import explaining_damage, find_record, write_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ RunStatus = Literal["running", "finished", "interrupted", "failed"]
 class RunRecord:
     """``run.json``: what was asked for, on which data, with what, and how it went."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Bounds(ge=1)] = SCHEMA_VERSION
     name: str
     command: str
     space: str
@@ -57,27 +58,55 @@ class RunRecord:
     """What is trained anew, where the run is no search."""
     study_storage: str | None = None
     """Where Optuna's study of the run is kept, beside this folder."""
-    num_train: int
-    num_val: int
+    num_train: Amount
+    num_val: Amount
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
-    slots: dict[str, float] = field(default_factory=dict)
+    slots: dict[str, Amount | NonNegative] = field(default_factory=dict)
     """``count`` trials train at once, each on so many ``cpus`` and ``gpus``, unless its status
     says otherwise."""
-    budget_seconds: float | None = None
-    budget_gpu_hours: float | None = None
+    budget_seconds: NonNegative | None = None
+    budget_gpu_hours: NonNegative | None = None
     """What the search may spend, over all resumes; ``None`` for no end."""
     status: RunStatus = "running"
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""
-    active_seconds: float = 0.0
+    active_seconds: NonNegative = 0.0
     """Time spent searching; the time between an interrupt and its resume is not in it."""
-    save_seconds: float = 10.0
+    save_seconds: NonNegative = 10.0
     """Most seconds between two saves of a running trial, unless an epoch takes longer."""
-    lost_gpu_seconds: float = 0.0
+    lost_gpu_seconds: NonNegative = 0.0
     """GPU time of epochs that were cut off, or lost with their worker and trained again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A line of a ledger, such as ``test_readings.jsonl``: once that labelled images were read."""
+
+    at: str = field(default_factory=lambda: now())
+    """ISO 8601, UTC."""
+    by: str
+    """The command."""
+    name: str = ""
+    """Of the ensemble."""
+    method: str = ""
+    trials: tuple[int, ...] = ()
+    """Its members."""
+    compared: tuple[str, ...] = ()
+    """The methods that were scored by the same reading."""
+    tta: str = "none"
+    fingerprint: str = ""
+    """Of the images."""
+    data: str | None = None
+    part: str | None = None
+    images: Amount | None = None
+    unreadable: Amount | None = None
+    accuracy: float | None = None
+    nll: float | None = None
+    corrupted_accuracy: float | None = None
+    """What ``evaluate`` read, and how it went."""
 
 
 class Run:
@@ -108,7 +137,7 @@ class Run:
                 f"{path}: cannot make the run folder: {error.strerror}. Choose another --storage."
             ) from None
         run = cls(path, record)
-        write_text(path / "space.yaml", space)
+        write_text(path / layout.SPACE, space)
         run.update()
         return run
 
@@ -120,29 +149,15 @@ class Run:
             UsageError: If there is none, or it was written by a later version.
             TunerError: If it is damaged.
         """
-        with explaining_damage(path / "run.json"):
-            try:
-                text = read_text(path / "run.json")
-            except (FileNotFoundError, NotADirectoryError):
-                text = None
-        if text is None:
-            raise UsageError(f"{path}: no run here (no run.json)")
-        with explaining_damage(path / "run.json"):
-            plain = json.loads(text)
-            is_later = plain["schema_version"] > SCHEMA_VERSION
-        if is_later:
-            raise UsageError(f"{path}: written by a later cifar-tune; upgrade to read it")
-        with explaining_damage(path / "run.json"):
-            plain["search"] = build(SearchConfig, plain["search"], "search")
-            plain["data"] = build(DataConfig, plain["data"], "data")
-            if refit := plain.get("refit"):
-                plain["refit"] = RefitConfig.from_plain(refit)
-            return cls(path, RunRecord(**plain))
+        record = find_record(path / layout.RUN, RunRecord, version=SCHEMA_VERSION)
+        if record is None:
+            raise UsageError(f"{path}: no run here (no {layout.RUN})")
+        return cls(path, record)
 
     def update(self, **changes: Any) -> None:
         """Change entries of the record and write ``run.json``."""
         self.record = dataclasses.replace(self.record, **changes)
-        write_json(self.path / "run.json", to_plain(self.record))
+        write_record(self.path / layout.RUN, self.record)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other searches out of this folder; see ``tuner.storage.paths.locked``."""
@@ -150,11 +165,11 @@ class Run:
 
     def trial_path(self, number: int) -> AnyPath:
         """Return the folder of trial ``number``."""
-        return self.path / "trials" / f"{number:04d}"
+        return self.path / layout.TRIALS / layout.trial_folder(number)
 
     def trial_paths(self, *names: str) -> list[AnyPath]:
         """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``."""
-        folder = self.path / "trials"
+        folder = self.path / layout.TRIALS
         if not folder.exists():
             return []
         with explaining_damage(folder):
@@ -194,7 +209,7 @@ class Run:
 
     def trials(self) -> list[TrialRecord]:
         """Read all trials, by number."""
-        paths = self.trial_paths("status.json", "history.csv", "config.json")
+        paths = self.trial_paths(layout.STATUS, layout.HISTORY, layout.CONFIG)
         # A trial whose folder is being made has no status yet.
         return [trial for path in paths if (trial := self._read(path)) is not None]
 
@@ -272,17 +287,27 @@ class Run:
 
     def write_leaderboard(self) -> None:
         """Write ``leaderboard.csv``, best trial first."""
-        with replacing(self.path / "leaderboard.csv") as temporary:
+        with replacing(self.path / layout.LEADERBOARD) as temporary:
             self.leaderboard().to_csv(temporary, index=False)
 
     def leaderboard(self) -> "pd.DataFrame":
         """Return a table of all trials, best first, with their configurations and figures."""
         return leaderboard(self.ranked())
 
-    def log_test_reading(self, entry: dict[str, Any]) -> None:
+    def log_test_reading(self, reading: Reading) -> None:
         """Enter one reading of the test images in ``test_readings.jsonl``."""
-        line = json.dumps({"at": now(), **entry}, allow_nan=False)
-        append_line(self.path / "test_readings.jsonl", line)
+        append_line(self.path / layout.TEST_READINGS, to_json(reading))
+
+    def test_readings(self) -> list[Reading]:
+        """Return the readings of the test images so far.
+
+        Raises:
+            TunerError: If their file is damaged.
+        """
+        path = self.path / layout.TEST_READINGS
+        with explaining_damage(path):
+            lines = read_text(path).splitlines() if path.exists() else []
+            return [from_json(Reading, line, is_strict=False) for line in lines]
 
 
 def find_run(storage: AnyPath, name: str | None) -> Run:
@@ -298,10 +323,18 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
             raise UsageError(f"no run in {storage} yet. Make one: cifar-tune search --space quick")
         return max(runs, key=lambda run: run.record.started)
     for path in (storage / name, Path(name)) if "://" not in name else (to_path(name),):
-        if (path / "run.json").exists():
+        if _is_run(path):
             return Run.open(path)
     hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
-    raise UsageError(f"no run '{name}' in {storage}{hint}")
+    raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
+
+
+def _is_run(path: AnyPath) -> bool:
+    try:
+        return (path / layout.RUN).exists()
+    except OSError:
+        # The name is longer than a file system takes, or leads where nobody may look.
+        return False
 
 
 def free_name(storage: AnyPath, stem: str) -> str:
@@ -312,7 +345,7 @@ def free_name(storage: AnyPath, stem: str) -> str:
 
 def list_runs(storage: AnyPath) -> list[str]:
     """Return the names of the runs in ``storage``."""
-    return [path.name for path in folders_with(storage, "run.json")]
+    return [path.name for path in folders_with(storage, layout.RUN)]
 
 
 def open_runs(storage: AnyPath) -> list[Run]:
@@ -322,7 +355,7 @@ def open_runs(storage: AnyPath) -> list[Run]:
         StorageError: If the storage does not answer any more.
     """
     runs = []
-    for path in folders_with(storage, "run.json"):
+    for path in folders_with(storage, layout.RUN):
         try:
             runs.append(Run.open(path))
         except StorageError:

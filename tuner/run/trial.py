@@ -7,21 +7,21 @@
 import csv
 import dataclasses
 import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from tuner.config import TrialConfig
-from tuner.errors import TunerError, UsageError
-from tuner.schema import build, to_plain
-from tuner.storage.files import replacing, write_json, write_text
+from tuner.config import NonNegative, TrialConfig
+from tuner.errors import TunerError
+from tuner.run.layout import CHECKPOINT, CONFIG, HISTORY, STATE, STATUS, VAL_PROBS
+from tuner.schema import Bounds, quoted
+from tuner.storage.files import replacing, write_text
 from tuner.storage.paths import AnyPath, on_disk, read_text
+from tuner.storage.records import explaining_damage, find_record, read_record, write_record
 
 TrialState = Literal[
     "running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"
@@ -33,27 +33,30 @@ ENDED_BADLY: frozenset[TrialState] = frozenset({"diverged", "out_of_memory", "fa
 OPEN: frozenset[TrialState] = frozenset({"running", "interrupted"})
 """States from which a resumed search goes on."""
 
+Loss = Annotated[float, Bounds(is_finite=False)]
+"""NaN or infinite where a training diverged."""
+Amount = Annotated[int, Bounds(ge=0)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochMetrics:
     """One line of ``history.csv``."""
 
-    epoch: int
+    epoch: Annotated[int, Bounds(ge=1)]
     """From 1."""
-    train_loss: float
-    val_loss: float
+    train_loss: Loss
+    val_loss: Loss
     """Mean negative log-likelihood of the validation images, in nats."""
-    val_accuracy: float
+    val_accuracy: Annotated[float, Bounds(ge=0, le=1)]
     """Share in [0, 1]."""
-    lr: float
+    lr: NonNegative
     """Learning rate at the end of the epoch."""
-    seconds: float
+    seconds: NonNegative
     """Training and validation together."""
-    time: float
+    time: NonNegative
     """When it ended, in seconds since 1970."""
 
 
-VAL_PROBS = "val_probs.npy"
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
 
 
@@ -87,13 +90,13 @@ def kept_row(history: Sequence[EpochMetrics], *, is_val_seen: bool) -> EpochMetr
 class Stop:
     """Why a scheduler stopped a trial."""
 
-    rung: int
+    rung: Amount
     """The epoch after which it was judged."""
     value: float
     """Its accuracy there; under the median rule, its best one so far."""
     cut: float
     """The value that had to be reached to go on."""
-    peers: int
+    peers: Amount
     """Trials that had come to this epoch before, and that it was compared with."""
 
     def __str__(self) -> str:
@@ -111,17 +114,17 @@ class TrialStatus:
     stop: Stop | None = None
     traceback: str = ""
     """The last lines, where it failed."""
-    num_parameters: int = 0
+    num_parameters: Amount = 0
     execution: str = ""
     """How its training steps run, such as ``eager``."""
-    halved_from: int | None = None
+    halved_from: Amount | None = None
     """The first epoch whose batches went through in halves, for want of memory."""
-    cpus: float | None = None
-    gpus: float | None = None
+    cpus: NonNegative | None = None
+    gpus: NonNegative | None = None
     """Its share of the node; ``None`` where it was not recorded: then the run's usual share."""
     node: str = ""
     """Identifier of the cluster's node that trained it last."""
-    attempts: int = 0
+    attempts: Amount = 0
     """How often a worker was given it. The last one alone may write into its folder."""
     started: str = ""
     finished: str = ""
@@ -148,8 +151,13 @@ class TrialRecord:
         Raises:
             TunerError: If the file is missing or damaged.
         """
-        with explaining_damage(self.path):
-            return TrialConfig.from_dict(json.loads(read_text(self.path / "config.json")))
+        config = read_record(self.path / CONFIG, TrialConfig)
+        if len(self.history) > config.epochs:
+            raise TunerError(
+                f"{self.path / HISTORY}: damaged or unreadable: has {len(self.history)} epochs "
+                f"where {CONFIG} has {config.epochs}"
+            )
+        return config
 
     @cached_property
     def best(self) -> EpochMetrics | None:
@@ -174,12 +182,12 @@ class TrialRecord:
     @property
     def checkpoint(self) -> AnyPath:
         """Weights of that epoch, with all that is needed to rebuild the model."""
-        return self.path / "checkpoint.safetensors"
+        return self.path / CHECKPOINT
 
     @property
     def state(self) -> AnyPath:
         """What the training goes on from; there while the trial has not ended."""
-        return self.path / "state.safetensors"
+        return self.path / STATE
 
     @property
     def is_usable(self) -> bool:
@@ -227,7 +235,7 @@ class TrialRecord:
 
 def write_trial(path: AnyPath, config: TrialConfig) -> None:
     """Write ``config.json`` of a new trial."""
-    write_json(path / "config.json", config.to_dict())
+    write_record(path / CONFIG, config)
 
 
 def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> None:
@@ -244,16 +252,16 @@ def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[A
 
 def write_status(path: AnyPath, status: TrialStatus) -> None:
     """Write ``status.json`` of a trial."""
-    write_json(path / "status.json", to_plain(status))
+    write_record(path / STATUS, status)
 
 
 def read_status(path: AnyPath) -> TrialStatus | None:
-    """Read ``status.json`` of a trial; ``None`` while there is none."""
-    try:
-        text = read_text(path / "status.json")
-    except FileNotFoundError:
-        return None
-    return build(TrialStatus, json.loads(text), "status")
+    """Read ``status.json`` of a trial; ``None`` while there is none.
+
+    Raises:
+        TunerError: If it is damaged.
+    """
+    return find_record(path / STATUS, TrialStatus)
 
 
 def write_history(path: AnyPath, history: Iterable[EpochMetrics]) -> None:
@@ -262,36 +270,47 @@ def write_history(path: AnyPath, history: Iterable[EpochMetrics]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(dataclasses.astuple(row) for row in history)
-    write_text(path / "history.csv", text.getvalue())
+    write_text(path / HISTORY, text.getvalue())
 
 
 def read_history(path: AnyPath) -> list[EpochMetrics]:
-    """Read ``history.csv`` of a trial; empty before its first epoch has ended."""
+    """Read ``history.csv`` of a trial; empty before its first epoch has ended.
+
+    Raises:
+        TunerError: If it is damaged.
+    """
+    with explaining_damage(path / HISTORY):
+        try:
+            text = read_text(path / HISTORY)
+        except FileNotFoundError:
+            return []
+        # Without the csv module, whose dictionaries take most of the time of a large leaderboard.
+        head, *lines = text.splitlines() or [""]
+        if head.split(",") != [*COLUMNS]:
+            raise ValueError(f"has the columns {quoted(head)}, not {','.join(COLUMNS)}")
+        return [_parse_row(line, epoch) for epoch, line in enumerate(lines, 1)]
+
+
+def _parse_row(line: str, epoch: int) -> EpochMetrics:
+    """Read the line of an epoch.
+
+    Raises:
+        ValueError: If it is none, or the line of another epoch.
+    """
+    first, *cells = line.split(",")
+    if first != str(epoch):
+        raise ValueError(f"line {epoch + 1}: epoch {quoted(first)} stands where {epoch} should")
     try:
-        text = read_text(path / "history.csv")
-    except FileNotFoundError:
-        return []
-    # Without the csv module, whose dictionaries take most of the time of a large leaderboard.
-    head, *lines = text.splitlines()
-    if head.split(",") != [*COLUMNS]:
-        raise ValueError(f"history.csv has the columns {head}")
-    return [_parse_row(line.split(",")) for line in lines]
-
-
-def _parse_row(cells: list[str]) -> EpochMetrics:
-    epoch, *figures = cells
-    return EpochMetrics(
-        epoch=int(epoch), **dict(zip(COLUMNS[1:], map(float, figures), strict=True))
-    )
-
-
-@contextmanager
-def explaining_damage(path: AnyPath) -> Iterator[None]:
-    """Say that ``path`` is damaged when what is read from it is not what was written."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise TunerError(f"{path}: damaged or unreadable: {error}") from error
+        figures = dict(zip(COLUMNS[1:], map(float, cells), strict=True))
+    except ValueError:
+        raise ValueError(f"line {epoch + 1}: {quoted(line)} is not an epoch's figures") from None
+    row = EpochMetrics(epoch=epoch, **figures)
+    if not 0 <= row.val_accuracy <= 1:
+        raise ValueError(f"line {epoch + 1}: the accuracy {row.val_accuracy} is not in [0, 1]")
+    for name in ("lr", "seconds", "time"):
+        if not 0 <= (value := getattr(row, name)) < math.inf:
+            raise ValueError(f"line {epoch + 1}: {name} is {value}, not a number from 0")
+    return row
 
 
 def flatten(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

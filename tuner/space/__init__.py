@@ -28,7 +28,7 @@ from tuner.config import (
 )
 from tuner.errors import UsageError
 from tuner.models.families import FAMILIES, params_of
-from tuner.run.trial import explaining_damage
+from tuner.run.layout import RUN
 from tuner.schema import (
     Record,
     Scalar,
@@ -48,6 +48,7 @@ from tuner.space.source import check_no_files, find_space, load
 from tuner.space.transfer import with_origins
 from tuner.space.tree import Mistakes, Node, dump
 from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.records import explaining_damage
 
 __all__ = [
     "RandomTrial",
@@ -226,7 +227,7 @@ def load_space(
         SpaceError: With every mistake, one a line, as
             ``file:line:column: path: what; how to mend``.
     """
-    if text is None and (path.parent / "run.json").exists():
+    if text is None and (path.parent / RUN).exists():
         check_no_files(path)
     own_code: dict[str, str] = {}
     axes, plain = None, None

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from typing import Any
 
-from tuner.schema import PLAIN, Free, Open, Record, Scalar, Schema, Tagged
+from tuner.schema import PLAIN, FreeForm, Record, Scalar, Schema, Tagged
 
 Json = dict[str, Any]
 
@@ -23,11 +23,11 @@ def describe(schema: Schema, *, searched: bool) -> Json:
         case Scalar():
             plain = _describe_plain(schema)
             return {"anyOf": [plain, *_axes(schema, plain)]} if searched else plain
-        case Free():
+        case FreeForm():
             kinds = [describe(Scalar(kind=kind), searched=searched) for kind in PLAIN]
             return {"type": "object", "additionalProperties": {"anyOf": kinds}}
-        case Open():
-            raise TypeError("what an open schema takes is not known")
+        case _:
+            raise TypeError(f"no axis can stand for a {type(schema).__name__}")
 
 
 def mapping(properties: Json, **rules: Any) -> Json:
@@ -49,8 +49,8 @@ def _describe_tagged(schema: Tagged, searched: bool) -> Json:
 
 
 def _describe_plain(schema: Scalar) -> Json:
-    if schema.words:
-        return {"enum": list(schema.words)}
+    if schema.choices:
+        return {"enum": list(schema.choices)}
     kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
     names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
     limits = {name: getattr(schema.bounds, bound) for bound, name in names.items()}
@@ -60,7 +60,7 @@ def _describe_plain(schema: Scalar) -> Json:
 
 def _axes(schema: Scalar, plain: Json) -> list[Json]:
     axes = [mapping({"choice": _several(plain)}, required=["choice"])]
-    if schema.words or schema.kind not in (int, float):
+    if schema.choices or schema.kind not in (int, float):
         return axes
     for form in ("int", "float") if schema.kind is float else ("int",):
         number = {"type": "integer" if form == "int" else "number"}

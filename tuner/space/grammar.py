@@ -8,8 +8,7 @@ from tuner.errors import UsageError
 from tuner.schema import (
     PLAIN,
     Bounds,
-    Free,
-    Open,
+    FreeForm,
     Record,
     Scalar,
     Schema,
@@ -49,7 +48,7 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
     Raises:
         SpaceError: With every mistake, one a line.
     """
-    if searched and isinstance(node.value, tuple) and not isinstance(schema, Record | Free):
+    if searched and isinstance(node.value, tuple) and not isinstance(schema, Record | FreeForm):
         raise node.error("a list is not a plain value; to choose from it, write {choice: [...]}")
     match schema:
         case Record():
@@ -63,10 +62,10 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
             return Branch(name=_name(node), options=options)
         case Scalar():
             return _read_scalar(node, schema, searched)
-        case Free():
+        case FreeForm():
             return _read_free(node, schema, searched)
-        case Open():
-            raise TypeError(f"{node.path}: what an open schema takes is not known")
+        case _:
+            raise TypeError(f"{node.path}: no axis can stand for a {type(schema).__name__}")
 
 
 def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
@@ -93,7 +92,7 @@ def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
     return group
 
 
-def _read_free(node: Node, schema: Free, searched: bool) -> Group:
+def _read_free(node: Node, schema: FreeForm, searched: bool) -> Group:
     """Read a mapping whose entries are of the kind in which they are written."""
     if not isinstance(node.value, dict):
         raise node.error(f"{_not(node.value, 'a mapping')}; write keys with values or axes")
@@ -145,7 +144,7 @@ def check_possible(
 
 def _names(node: Node, schema: Tagged, searched: bool, mistakes: Mistakes) -> dict[str, Node]:
     """Return the known names that may be chosen, each with the node of its parameters."""
-    known = Scalar(kind=str, words=tuple(schema.options))
+    known = Scalar(kind=str, choices=tuple(schema.options))
     if not isinstance(node.value, dict):
         return {str(_value(node, known)): node.with_value({})}
     source = node
@@ -224,8 +223,8 @@ def _distinct(source: Node, schema: Scalar) -> tuple[Plain, ...]:
 def _read_range(node: Node, form: str, schema: Scalar) -> Range:
     assert isinstance(node.value, dict)
     ends, whole = node.value[form], form == "int"
-    if schema.words or schema.kind not in (int, float):
-        words = schema.words or (("true", "false") if schema.kind is bool else ("a", "b"))
+    if schema.choices or schema.kind not in (int, float):
+        words = schema.choices or (("true", "false") if schema.kind is bool else ("a", "b"))
         example = ", ".join(map(str, words[:2]))
         raise node.key_error(form, f"no range can stand here; write {{choice: [{example}]}}")
     if schema.kind is int and not whole:

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from tuner.errors import SpaceError
-from tuner.schema import Free, Record, Schema, Tagged, did_you_mean
+from tuner.schema import FreeForm, Record, Schema, Tagged, did_you_mean
 from tuner.space.tree import Mistakes, Node, below, compose
 from tuner.storage.paths import read_text
 
@@ -99,7 +99,7 @@ def merge(base: Node, node: Node, schema: Schema | None) -> Node:
         if "choice" in old or "choice" in new or old.keys() != new.keys():
             return node
         schema = _record(schema)
-    if isinstance(schema, Free):
+    if isinstance(schema, FreeForm):
         return node.with_value(old | new)
     if not isinstance(schema, Record):
         return node

@@ -14,12 +14,13 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.summary import hparams, scalar, text
 
 from tuner.config import TrialConfig
+from tuner.run.layout import TENSORBOARD
 from tuner.run.run import Run
 from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialState, TrialStatus, flatten
 from tuner.storage.paths import replace_folder
 from tuner.tracking.figures import figures, hyperparameters
 
-FOLDER = "tensorboard"
+FOLDER = TENSORBOARD
 
 
 class TensorBoard:

@@ -6,15 +6,15 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 
-from tuner.config import TrialConfig
+from tuner.config import NonNegative, Positive, TrialConfig
 from tuner.errors import UsageError
-from tuner.schema import build
+from tuner.schema import from_json, to_json
 
 CompileMode = Literal["auto", "always", "never"]
 
@@ -28,12 +28,12 @@ MOST_LOST = 0.02
 class Costs:
     """What is known of one shape of network and batch on one kind of GPU."""
 
-    cold_seconds: float | None = None
+    cold_seconds: NonNegative | None = None
     """Length of the compilation with an empty cache."""
-    warm_seconds: float | None = None
+    warm_seconds: NonNegative | None = None
     """Length of the latest compilation from the compiler's cache on disk."""
-    plain_step: float | None = None
-    compiled_step: float | None = None
+    plain_step: Positive | None = None
+    compiled_step: Positive | None = None
     """Seconds of a captured step without and with compilation."""
 
 
@@ -111,15 +111,14 @@ class CompilationCosts:
 
     def _read(self) -> dict[str, Costs]:
         try:
-            plain = json.loads(self._path.read_text())
-            return {key: build(Costs, costs, "costs") for key, costs in plain.items()}
-        except (OSError, ValueError, AttributeError, UsageError):
+            return from_json(dict[str, Costs], self._path.read_text())
+        except (OSError, UnicodeDecodeError, UsageError):
             # Lost with the cache, or of another version: it is measured anew.
             return {}
 
     def _write(self, costs: Costs) -> None:
         known = self._read() | {self._key: costs}
-        text = json.dumps({key: asdict(value) for key, value in known.items()})
+        text = to_json(known)
         # What a full or read-only disk does not take is measured anew: no training fails for it.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

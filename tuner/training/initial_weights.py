@@ -21,8 +21,8 @@ from tuner.models.params import PretrainedParams
 from tuner.models.pretrained import Pretrained, last_layer
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.run import find_run
-from tuner.run.trial import explaining_damage
 from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.records import explaining_damage
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
 """Second heads of GoogLeNet and Inception, which are not built."""

@@ -27,14 +27,8 @@ from tuner.run.checkpoint import (
     save_checkpoint,
     save_state,
 )
-from tuner.run.trial import (
-    VAL_PROBS,
-    EpochMetrics,
-    kept_row,
-    read_history,
-    write_history,
-    write_val_probs,
-)
+from tuner.run.layout import CHECKPOINT, HISTORY, STATE, VAL_PROBS
+from tuner.run.trial import EpochMetrics, kept_row, read_history, write_history, write_val_probs
 from tuner.storage.paths import AnyPath
 from tuner.training.loop import Epoch
 
@@ -204,7 +198,7 @@ class Saver:
         self._check()
         if snapshot.num_epochs > self._num_saved:
             rows = snapshot.history[: snapshot.num_epochs]
-            save_state(self._path / "state.safetensors", state, rows, kept)
+            save_state(self._path / STATE, state, rows, kept)
             self._num_saved = snapshot.num_epochs
         if kept is not None:
             save_kept(self._path, kept)
@@ -239,7 +233,7 @@ class Saver:
 
 def save_kept(path: AnyPath, kept: Kept) -> None:
     """Write ``checkpoint.safetensors`` and ``val_probs.npy`` of a trial."""
-    save_checkpoint(path / "checkpoint.safetensors", kept.weights, kept.checkpoint)
+    save_checkpoint(path / CHECKPOINT, kept.weights, kept.checkpoint)
     write_val_probs(path, kept.val_probs.numpy())
 
 
@@ -249,7 +243,7 @@ def restore_files(path: AnyPath) -> list[EpochMetrics]:
     Returns:
         The epochs that led there.
     """
-    history, kept = load_progress(path / "state.safetensors")
+    history, kept = load_progress(path / STATE)
     if not history:
         forget_progress(path)
         return []
@@ -263,7 +257,7 @@ def restore_files(path: AnyPath) -> list[EpochMetrics]:
 def forget_progress(path: AnyPath) -> None:
     """Remove what the training of a trial has left in its folder."""
     # The state first: it tells what the others are.
-    for name in ("state.safetensors", "history.csv", "checkpoint.safetensors", VAL_PROBS):
+    for name in (STATE, HISTORY, CHECKPOINT, VAL_PROBS):
         (path / name).unlink(missing_ok=True)
 
 

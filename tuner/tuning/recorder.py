@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tuner.run.events import Event, TrialEnded, TrialStarted
+from tuner.run.layout import STATE
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import (
@@ -57,7 +58,7 @@ class Recorder:
         if isinstance(event, TrialEnded):
             del self._written[number]
             if event.state != "interrupted":
-                (path / "state.safetensors").unlink(missing_ok=True)
+                (path / STATE).unlink(missing_ok=True)
             self.record_spending()
 
     def note_spending(self) -> None:

@@ -14,10 +14,12 @@ from tuner.config import REFIT_SEEDS, REFIT_TOP, RefitConfig, Resources, TrialCo
 from tuner.data.splits import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
+from tuner.run.layout import SPACE
 from tuner.run.run import Run, free_name
-from tuner.run.trial import USABLE, explaining_damage
+from tuner.run.trial import USABLE
 from tuner.space import load_resources
 from tuner.storage.paths import on_disk, read_text
+from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (
@@ -225,13 +227,13 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
 
 
 def _space_text(run: Run) -> str:
-    file = run.path / "space.yaml"
+    file = run.path / SPACE
     with explaining_damage(file):
         return read_text(file)
 
 
 def _resources(run: Run) -> Resources:
-    with on_disk(run.path / "space.yaml") as file:
+    with on_disk(run.path / SPACE) as file:
         return load_resources(file)
 
 

@@ -12,8 +12,9 @@ from tuner.config import DataConfig, SearchConfig
 from tuner.data.datasets import find_source
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
+from tuner.run.layout import why_not_name
 from tuner.run.run import Run
-from tuner.schema import to_plain
+from tuner.schema import quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath
 from tuner.tracking import Target
@@ -55,10 +56,8 @@ class RunRequest:
     concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name != Path(self.name).name or self.name.startswith(".") or not self.name:
-            raise UsageError(
-                f"--name {self.name!r} is not a plain name; give --storage for a folder"
-            )
+        if reason := why_not_name(self.name):
+            raise UsageError(f"--name {quoted(self.name)} {reason}; give --storage for a folder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from tuner.config import TrialConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.models.cost import excess
 from tuner.models.trust import code_of, remember
-from tuner.run.forecast import PLAN
+from tuner.run.layout import PLAN
 from tuner.run.run import Run
 from tuner.run.trial import OPEN
 from tuner.space import SearchSpace

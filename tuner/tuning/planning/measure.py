@@ -17,6 +17,7 @@ from ray.exceptions import WorkerCrashedError
 
 from tuner.config import TrialConfig
 from tuner.data.splits import Splits
+from tuner.run.layout import CHECKPOINT, STATE
 from tuner.storage.paths import AnyPath, scratch, to_path
 from tuner.training.device import find_device
 from tuner.training.initial_weights import InitialWeights
@@ -234,8 +235,8 @@ class _Probe:
                 write_seconds=writing,
                 parameters=epoch.num_parameters,
                 memory=_peak(self.device),
-                checkpoint_bytes=sizes["checkpoint.safetensors"],
-                state_bytes=sizes["state.safetensors"],
+                checkpoint_bytes=sizes[CHECKPOINT],
+                state_bytes=sizes[STATE],
             )
 
     def _epochs(self, steps: int) -> Generator[Epoch]:

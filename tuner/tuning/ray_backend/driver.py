@@ -27,6 +27,7 @@ from tuner.data.splits import Splits
 from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
 from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
+from tuner.run.layout import SPACE
 from tuner.run.run import Run, RunRecord, RunStatus, now
 from tuner.storage.files import write_text
 from tuner.tracking import check_installed, tracked
@@ -93,7 +94,7 @@ def open_run(
                     f"epochs, not {request.search.epochs}; start a new run with --warm-start "
                     f"{request.name}"
                 )
-            write_text(path / "space.yaml", space)
+            write_text(path / SPACE, space)
             run.update(status="running", search=request.search, slots=plan.to_plain(), **own)
         else:
             run = Run.create(path, _record(request, splits, plan, own), space)

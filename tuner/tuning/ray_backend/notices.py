@@ -6,13 +6,12 @@ process of its own.
 """
 
 import contextlib
-import json
 import time
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
+from tuner.schema import from_json, to_json
 from tuner.tuning.ray_backend.private import (
     _internal_kv_del,
     _internal_kv_get,
@@ -35,12 +34,6 @@ class Notice:
     leaving: tuple[str, ...] = ()
     """Nodes whose trials are to be saved after each epoch, for they go on elsewhere."""
 
-    @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        """Read what ``NoticeBoard.post`` wrote."""
-        plain = json.loads(text)
-        return cls(**plain | {"leaving": tuple(plain["leaving"])})
-
 
 @dataclass(frozen=True, slots=True)
 class NoticeBoard:
@@ -51,13 +44,13 @@ class NoticeBoard:
 
     def post(self, notice: Notice) -> None:
         """Replace the notice."""
-        text = json.dumps(asdict(notice))
+        text = to_json(notice)
         _internal_kv_put(self.key, text, overwrite=True, namespace=NAMESPACE)
 
     def read(self) -> Notice | None:
         """Return the notice, if there is one."""
         text = _internal_kv_get(self.key, namespace=NAMESPACE)
-        return Notice.from_json(text) if text else None
+        return from_json(Notice, text) if text else None
 
     def close(self) -> None:
         """Remove the notice, after the last worker has ended."""

@@ -25,6 +25,7 @@ from tuner.data.splits import Splits
 from tuner.errors import StorageError
 from tuner.run.checkpoint import load_state
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
+from tuner.run.layout import STATE
 from tuner.run.trial import read_status
 from tuner.storage.paths import AnyPath, to_path
 from tuner.training.compilation import CompileMode
@@ -131,7 +132,7 @@ def train_trial(
                 splits,
                 device,
                 start=start,
-                state=load_state(path / "state.safetensors") if history else None,
+                state=load_state(path / STATE) if history else None,
                 epochs_done=len(history),
                 micro_batches=micro_batches,
                 compile_mode=compile_mode,

@@ -15,6 +15,7 @@ from ray import tune
 
 from tuner.errors import UsageError
 from tuner.run.events import TrialPlaced
+from tuner.run.layout import STATUS
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, to_path
 from tuner.tuning.ray_backend import mps
@@ -139,7 +140,7 @@ def problem_with(folder: str) -> str:
     """
     end = time.monotonic() + SEEN_SECONDS
     try:
-        status = to_path(folder) / "status.json"
+        status = to_path(folder) / STATUS
         while not status.exists():
             if time.monotonic() > end:
                 return f"it does not see {status}, which was written for it"

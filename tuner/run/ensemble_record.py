@@ -1,0 +1,122 @@
+"""``ensemble.json``: what is needed to predict with an ensemble, and what it came of."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from tuner.config import Count, ModelConfig, NonNegative, Positive, Precision
+from tuner.metrics.predict import Tta
+from tuner.run.layout import ENSEMBLE
+from tuner.run.trial import Amount
+from tuner.schema import Bounds, Opaque
+from tuner.storage.paths import AnyPath
+from tuner.storage.records import find_record
+
+SCHEMA_VERSION = 1
+"""Version of ``ensemble.json``; a later one is refused."""
+
+Share = Annotated[float, Bounds(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleMember:
+    """One network of an ensemble."""
+
+    file: str
+    """Relative to the ensemble's folder."""
+    model: Annotated[ModelConfig, Opaque] | None = None
+    """``None`` in ensembles of earlier versions: then the file alone says what it is."""
+    sha256: str | None = None
+    """Of the file; ``None`` where it was not recorded."""
+    trial: int | None
+    """``None`` for a soup."""
+    soup_of: tuple[Amount, ...] = ()
+    """The trials of a soup; empty for any other."""
+    weight: NonNegative
+    temperature: Positive
+    precision: Precision
+    floor: Share = 0.0
+    """Probabilities are raised to it before they are mixed."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables: ``trial 3``, or ``soup of 1, 4``."""
+        if self.soup_of:
+            return f"soup of {', '.join(map(str, self.soup_of))}"
+        return f"trial {self.trial}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessingRecord:
+    """How images are prepared for the networks."""
+
+    image_shape: tuple[Count, Count, Count]
+    """(C, H, W) of the images that the networks take; others are resized."""
+    resize: str = "squash"
+    """How other shapes become this one."""
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    """Mean and deviation a channel, of the best single candidate."""
+    tta: Tta
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRecord:
+    """What an ensemble was trained, chosen and tested on."""
+
+    source: str
+    fingerprint: str
+    split_fingerprint: str
+    test_fingerprint: str
+    train_images: Amount
+    val_images: Amount
+    test_images: Amount
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeRecord:
+    """The file with which a loaded ensemble checks itself."""
+
+    file: str
+    """Relative to the ensemble's folder."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleRecord:
+    """What ``ensemble.json`` holds."""
+
+    schema_version: Count = SCHEMA_VERSION
+    run: str
+    """Name of the run."""
+    made: str
+    """ISO 8601, UTC."""
+    made_by: str = ""
+    """Name and version of the program; empty in ensembles of earlier ones, as the next two."""
+    method: str
+    classes: tuple[str, ...]
+    image_size: Count | None = None
+    """As the run's ``DataConfig`` has it."""
+    temperature: Positive
+    """Of the vote."""
+    preprocessing: PreprocessingRecord
+    members: tuple[EnsembleMember, ...]
+    data: DataRecord | None = None
+    probe: ProbeRecord | None = None
+
+    def __post_init__(self) -> None:
+        total = sum(member.weight for member in self.members)
+        if not math.isclose(total, 1, abs_tol=1e-3):
+            raise ValueError(f"members: their weights sum to {total:g}, not to 1")
+
+
+def find_ensemble_record(folder: AnyPath) -> EnsembleRecord | None:
+    """Read the record of an ensemble; ``None`` where there is none.
+
+    Keys that are not known are passed by: later versions may tell more of the same ensemble.
+
+    Raises:
+        UsageError: If it was written by a version that this one cannot read.
+        TunerError: If it is damaged.
+    """
+    return find_record(folder / ENSEMBLE, EnsembleRecord, is_strict=False, version=SCHEMA_VERSION)

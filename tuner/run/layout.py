@@ -1,0 +1,75 @@
+"""The names of the files in a run folder, and which names a folder may have.
+
+::
+
+    runs/NAME/
+        run.json  space.yaml  leaderboard.csv  report.html  plan.json  test_readings.jsonl
+        tensorboard/
+        trials/0042/
+            config.json  history.csv  status.json
+            checkpoint.safetensors  val_probs.npy  state.safetensors
+        ensembles/NAME/
+            ensemble.json  metrics.json  confusion.csv  confusion.png  reliability.png
+            members/0042.safetensors  model_card.md
+            mistakes/mistakes.csv  mistakes/00.png
+"""
+
+RUN = "run.json"
+"""What was asked for, and how it went; a folder with it is a run."""
+SPACE = "space.yaml"
+"""The space as resolved."""
+LEADERBOARD = "leaderboard.csv"
+REPORT = "report.html"
+PLAN = "plan.json"
+"""The forecast in the folder of a run that was planned."""
+TEST_READINGS = "test_readings.jsonl"
+"""One line for each time that the test images were read."""
+TENSORBOARD = "tensorboard"
+
+TRIALS = "trials"
+CONFIG = "config.json"
+HISTORY = "history.csv"
+STATUS = "status.json"
+CHECKPOINT = "checkpoint.safetensors"
+"""Weights of the kept epoch, with all that is needed to rebuild the model."""
+VAL_PROBS = "val_probs.npy"
+"""Class probabilities of the validation images after that epoch."""
+STATE = "state.safetensors"
+"""What the training goes on from."""
+
+ENSEMBLES = "ensembles"
+ENSEMBLE = "ensemble.json"
+"""What is needed to predict with an ensemble."""
+METRICS = "metrics.json"
+"""Its figures; written last, so that a folder with it is an ensemble."""
+MODEL_CARD = "model_card.md"
+MEMBERS = "members"
+CONFUSION = "confusion.csv"
+CONFUSION_PLOT = "confusion.png"
+RELIABILITY_PLOT = "reliability.png"
+MISTAKES = "mistakes"
+MISTAKES_TABLE = "mistakes.csv"
+
+MOST_NAME = 255
+"""Bytes of a folder's name that file systems take."""
+
+
+def trial_folder(number: int) -> str:
+    """Return the name of a trial's folder."""
+    return f"{number:04d}"
+
+
+def member_file(trial: int | None) -> str:
+    """Return the name of a member's file in the folder of an ensemble; ``None`` is a soup."""
+    return f"{MEMBERS}/{'soup' if trial is None else trial_folder(trial)}.safetensors"
+
+
+def why_not_name(name: str) -> str | None:
+    """Say why a run or an ensemble cannot have a name, or ``None``."""
+    if not name or name.startswith(".") or "/" in name:
+        return "is not a plain name"
+    if not name.isprintable():
+        return "holds characters that cannot be printed"
+    if len(name.encode()) > MOST_NAME:
+        return f"is longer than {MOST_NAME} bytes"
+    return None
