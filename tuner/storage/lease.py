@@ -1,6 +1,5 @@
 """A folder of a bucket that one process at a time works in: its lock has a holder and an end."""
 
-import json
 import os
 import signal
 import socket
@@ -9,10 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from tuner.errors import StorageError, UsageError
+from tuner.schema import from_json, to_json
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.protocol import LOCK_NAME
 
@@ -21,6 +21,18 @@ STALE_SECONDS = 90.0
 """A lock that was not renewed for so long belongs to nobody."""
 SETTLE_SECONDS = 2.0
 """After this, of all who took a stale lock at once, the last one has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """What a lock tells of the process that has it."""
+
+    token: str
+    """Of this process alone."""
+    host: str
+    pid: int
+    renewed: float = 0.0
+    """When it last said that it lives, in seconds since 1970."""
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def leased(folder: ObjectPath) -> Iterator[None]:
         UsageError: If another process is searching this run.
     """
     lock = folder / LOCK_NAME
-    mine = {"token": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    mine = Holder(token=uuid4().hex, host=socket.gethostname(), pid=os.getpid())
     _take(lock, mine)
     is_over = threading.Event()
     renewal = threading.Thread(target=_renew, args=(lock, mine, is_over), name="lock", daemon=True)
@@ -46,43 +58,44 @@ def leased(folder: ObjectPath) -> Iterator[None]:
         renewal.join(timeout=RENEW_SECONDS)
         # A storage that is gone has been told of; the lock gets stale there.
         with suppress(StorageError):
-            if _token(lock) == mine["token"]:
+            if _is_held(lock, mine):
                 lock.unlink(missing_ok=True)
 
 
-def _take(lock: ObjectPath, mine: dict[str, Any]) -> None:
+def _take(lock: ObjectPath, mine: Holder) -> None:
     try:
         lock.create(_content(mine))
     except FileExistsError:
         # A lost answer has us ask again, and find what we wrote.
-        if _token(lock) != mine["token"]:
+        if not _is_held(lock, mine):
             _take_over(lock, mine)
 
 
-def _take_over(lock: ObjectPath, mine: dict[str, Any]) -> None:
+def _take_over(lock: ObjectPath, mine: Holder) -> None:
     """Take a lock that nobody holds any more.
 
     Raises:
         UsageError: If somebody does.
     """
     holder = _holder(lock)
-    left = STALE_SECONDS - (time.time() - holder.get("renewed", 0.0))
-    is_dead = holder.get("host") == mine["host"] and not _is_alive(holder["pid"])
-    if left > 0 and not is_dead:
-        raise UsageError(
-            f"{lock.parent}: process {holder['pid']} on {holder['host']} is searching this run; "
-            f"wait for it, or stop it. If it was killed, try again in {left:.0f} s."
-        )
+    if holder is not None:
+        left = STALE_SECONDS - (time.time() - holder.renewed)
+        is_dead = holder.host == mine.host and not _is_alive(holder.pid)
+        if left > 0 and not is_dead:
+            raise UsageError(
+                f"{lock.parent}: process {holder.pid} on {holder.host} is searching this run; "
+                f"wait for it, or stop it. If it was killed, try again in {left:.0f} s."
+            )
     lock.write_bytes(_content(mine))
     time.sleep(SETTLE_SECONDS)
-    if _token(lock) != mine["token"]:
+    if not _is_held(lock, mine):
         raise UsageError(f"{lock.parent}: another process began to search this run just now")
 
 
-def _renew(lock: ObjectPath, mine: dict[str, Any], is_over: threading.Event) -> None:
+def _renew(lock: ObjectPath, mine: Holder, is_over: threading.Event) -> None:
     while not is_over.wait(RENEW_SECONDS):
         with suppress(StorageError, UsageError):  # Whoever works in the folder meets it, too.
-            if _token(lock) != mine["token"]:
+            if not _is_held(lock, mine):
                 print(
                     f"{lock.parent}: another process has taken this run over; leaving it",
                     file=sys.stderr,
@@ -92,21 +105,33 @@ def _renew(lock: ObjectPath, mine: dict[str, Any], is_over: threading.Event) -> 
             lock.write_bytes(_content(mine))
 
 
-def _content(mine: dict[str, Any]) -> bytes:
-    return json.dumps(mine | {"renewed": time.time()}).encode()
+def _content(mine: Holder) -> bytes:
+    return to_json(replace(mine, renewed=time.time())).encode()
 
 
-def _holder(lock: ObjectPath) -> dict[str, Any]:
-    """Return who has a lock; nothing if nobody."""
+def _holder(lock: ObjectPath) -> Holder | None:
+    """Return who has a lock; ``None`` if nobody.
+
+    Raises:
+        UsageError: If it is not a lock of ours.
+    """
     try:
-        holder: dict[str, Any] = json.loads(lock.read_bytes())
+        return from_json(Holder, lock.read_bytes())
     except FileNotFoundError:
-        return {}
-    return holder
+        return None
+    except UsageError as error:
+        raise UsageError(
+            f"{lock}: damaged or unreadable: {error}. Remove it if nothing is searching this run."
+        ) from None
 
 
-def _token(lock: ObjectPath) -> object:
-    return _holder(lock).get("token")
+def _is_held(lock: ObjectPath, mine: Holder) -> bool:
+    """Whether the lock is still this process's own, and not another's or no lock any more."""
+    try:
+        holder = _holder(lock)
+    except UsageError:
+        return False
+    return holder is not None and holder.token == mine.token
 
 
 def _is_alive(pid: int) -> bool:
