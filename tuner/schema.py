@@ -399,6 +399,7 @@ def parse(schema: Schema, value: object, path: str = "", *, is_strict: bool = Tr
             return parse(schema.options[tag], params, join(path, tag), is_strict=is_strict)
         case Opaque():
             tag, params = split_tag(value, path)
+            parse(WORD, tag, path)
             if not isinstance(params, Mapping):
                 raise UsageError(f"{join(path, tag)}: {quoted(params)} is not a mapping")
             _check_plain(params, join(path, tag))

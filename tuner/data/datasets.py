@@ -33,6 +33,7 @@ from tuner.config import DataConfig
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
 from tuner.storage.files import replacing
+from tuner.storage.paths import check_path
 
 KNOWN = ("cifar10", "cifar100", "digits")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
@@ -72,7 +73,12 @@ class DatasetPart:
 
 
 def find_source(word: str) -> str:
-    """Return a data set's name as it is and a folder by its full path, valid from anywhere."""
+    """Return a data set's name as it is and a folder by its full path, valid from anywhere.
+
+    Raises:
+        UsageError: If it is no path.
+    """
+    check_path(word)
     folder = Path(word).expanduser()
     return str(folder.absolute()) if word not in KNOWN and folder.is_dir() else word
 

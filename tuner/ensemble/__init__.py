@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tuner.data.splits import load_test
 from tuner.ensemble.duplicates import read_duplicates
@@ -15,10 +16,12 @@ from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
+from tuner.errors import TunerError
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.layout import ENSEMBLES
 from tuner.run.run import Reading, Run
+from tuner.schema import to_json
 from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
 from tuner.storage.records import explaining_damage
 
@@ -77,7 +80,9 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     with explaining_damage(run.path / ENSEMBLES):
         check_no_link(run.path / ENSEMBLES)
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
-    # Before the test images are read, so that a damaged file does not cost a reading.
+    # Before the test images are read, so that neither a damaged file costs a reading nor a number
+    # that cannot be written.
+    _check_finite(plan)
     networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
     latencies = _time_members(plan, networks, say) if request.frontier else None
     test = load_test(run.record.data, Path(run.record.data_dir))
@@ -97,10 +102,44 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     say(f"reading the test images: {len(test.images)}, by networks: {len(networks)}")
     predicted = kitchen.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
+    _check_predictions(plan, probs)
     path = run.path / ENSEMBLES / request.folder_name
     result = assess(plan, probs, test.images.labels, path=path, latencies=latencies, listed=listed)
     write_ensemble(result, plan, networks, test, vote_on_test(plan.choice, probs))
     return result
+
+
+def _check_finite(plan: Plan) -> None:
+    """Make sure that all weights, temperatures and figures so far are numbers.
+
+    Raises:
+        TunerError: If one is NaN or infinite.
+    """
+    for choice in plan.to_plain()["choices"]:
+        try:
+            to_json(choice)
+        except ValueError:
+            trials = ", ".join(str(member["trial"]) for member in choice["members"])
+            raise TunerError(
+                f"{plan.run.path}: a figure of {choice['method']} of trials {trials} on the "
+                "validation images is not a finite number; the test images were not read. "
+                "Leave the trial out that is damaged."
+            ) from None
+
+
+def _check_predictions(plan: Plan, probs: Mapping[Key, Tensor]) -> None:
+    """Make sure that networks have said something of each test image.
+
+    Raises:
+        TunerError: If a probability is NaN.
+    """
+    for key, said in probs.items():
+        if unknown := int((~said.isfinite().all(dim=1)).sum()):
+            trials = ", ".join(str(plan.pool.trials[i].number) for i in key)
+            raise TunerError(
+                f"{plan.run.path}: the network of trial {trials} gives no probabilities for "
+                f"{unknown} test images: its outputs overflow. Leave it out."
+            )
 
 
 def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tuple[Latency, ...]:

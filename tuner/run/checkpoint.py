@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tuner.config import Count, ModelConfig, Positive
 from tuner.errors import TunerError, UsageError
 from tuner.models.build import build_model
+from tuner.run.layout import CONFIG, ENSEMBLE
 from tuner.run.trial import EpochMetrics
-from tuner.schema import Opaque, from_json, to_json
+from tuner.schema import Opaque, from_json, quoted, to_json
 from tuner.storage.files import replacing
 from tuner.storage.paths import AnyPath, on_disk
 
@@ -175,10 +176,10 @@ def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
     held, told = (json.dumps(m.to_plain(), sort_keys=True) for m in (checkpoint.model, model))
     if held != told:
         is_alike = checkpoint.model.family == model.family
-        what = "other parameters" if is_alike else checkpoint.model.family
+        what = "other parameters" if is_alike else quoted(checkpoint.model.family)
         raise ValueError(
-            f"the model in it ({what}) is not the one that config.json or "
-            f"ensemble.json names ({model.family})"
+            f"the model in it ({what}) is not the one that {CONFIG} or {ENSEMBLE} names "
+            f"({quoted(model.family)})"
         )
 
 

@@ -28,7 +28,7 @@ class EnsembleMember:
     """``None`` in ensembles of earlier versions: then the file alone says what it is."""
     sha256: str | None = None
     """Of the file; ``None`` where it was not recorded."""
-    trial: int | None
+    trial: Amount | None
     """``None`` for a soup."""
     soup_of: tuple[Amount, ...] = ()
     """The trials of a soup; empty for any other."""

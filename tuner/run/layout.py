@@ -14,6 +14,8 @@
             mistakes/mistakes.csv  mistakes/00.png
 """
 
+from tuner.storage.paths import MOST_NAME
+
 RUN = "run.json"
 """What was asked for, and how it went; a folder with it is a run."""
 SPACE = "space.yaml"
@@ -49,9 +51,6 @@ CONFUSION_PLOT = "confusion.png"
 RELIABILITY_PLOT = "reliability.png"
 MISTAKES = "mistakes"
 MISTAKES_TABLE = "mistakes.csv"
-
-MOST_NAME = 255
-"""Bytes of a folder's name that file systems take."""
 
 
 def trial_folder(number: int) -> str:

@@ -322,19 +322,12 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
                 raise UsageError(f"{storage}: no run here can be read; remove or mend those named")
             raise UsageError(f"no run in {storage} yet. Make one: cifar-tune search --space quick")
         return max(runs, key=lambda run: run.record.started)
-    for path in (storage / name, Path(name)) if "://" not in name else (to_path(name),):
-        if _is_run(path):
+    named = to_path(name)
+    for path in (storage / name, named) if isinstance(named, Path) else (named,):
+        if (path / layout.RUN).exists():
             return Run.open(path)
     hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
-
-
-def _is_run(path: AnyPath) -> bool:
-    try:
-        return (path / layout.RUN).exists()
-    except OSError:
-        # The name is longer than a file system takes, or leads where nobody may look.
-        return False
 
 
 def free_name(storage: AnyPath, stem: str) -> str:

@@ -8,7 +8,7 @@ import yaml
 from tuner.errors import SpaceError
 from tuner.schema import FreeForm, Record, Schema, Tagged, did_you_mean
 from tuner.space.tree import Mistakes, Node, below, compose
-from tuner.storage.paths import read_text
+from tuner.storage.paths import check_path, read_text
 
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next(
@@ -27,7 +27,9 @@ def find_space(name: str) -> Path:
 
     Raises:
         SpaceError: If no space has that name.
+        UsageError: If it is no path.
     """
+    check_path(name)
     path = Path(name)
     if path.is_file() or path.suffix or len(path.parts) != 1:
         return path

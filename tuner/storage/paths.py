@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from tuner.errors import UsageError
+from tuner.schema import quoted
 from tuner.storage.local_storage import LocalStorage
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.object_storage import ObjectStorage
@@ -18,6 +19,8 @@ from tuner.storage.protocol import P, Storage, StoragePath
 
 AnyPath = StoragePath
 """Where something of a run lies."""
+MOST_NAME, MOST_PATH = 255, 4095
+"""Bytes of a name and of a path that file systems take."""
 MOST_TEXT = 64 * 2**20
 """Bytes of a file that is read whole, at most."""
 LOCAL: Storage[Path] = LocalStorage()
@@ -28,8 +31,9 @@ def to_path(text: str) -> StoragePath:
     """Return the path that a user names: a folder here, or a URI.
 
     Raises:
-        UsageError: If it is a URI of nothing.
+        UsageError: If it is a URI of nothing, or no path.
     """
+    check_path(text)
     if ":/" not in text:
         return Path(text)
     scheme, _, rest = text.partition("://")
@@ -37,6 +41,22 @@ def to_path(text: str) -> StoragePath:
     if not rest.strip("/") or not scheme.isalnum() or ".." in place.parts or place.is_absolute():
         raise UsageError(f"--storage {text}: is no folder of a storage; write s3://BUCKET/FOLDER")
     return ObjectPath(f"{scheme}://{place}")
+
+
+def check_path(text: str) -> None:
+    """Make sure that a system takes a text as a path, before anything is looked for there.
+
+    Raises:
+        UsageError: If a part of it is too long, or a character cannot be in a path.
+    """
+    try:
+        parts = text.encode().split(b"/")
+    except UnicodeEncodeError:
+        raise UsageError(f"{quoted(text)}: holds half of a character, as no path does") from None
+    if "\0" in text:
+        raise UsageError(f"{quoted(text)}: holds a NUL, as no path does")
+    if len(text.encode()) > MOST_PATH or max(map(len, parts)) > MOST_NAME:
+        raise UsageError(f"{quoted(text)}: is too long for a path")
 
 
 def storage_of(path: P) -> Storage[P]:
@@ -112,8 +132,9 @@ def inside(folder: StoragePath, name: str) -> StoragePath:
         ValueError: If it leads elsewhere.
     """
     parts = name.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError(f"{name[:200]!r} is no name of a file in {folder.name}")
+    is_plain = not any(part in ("", ".", "..") or "\0" in part for part in parts)
+    if not is_plain or max(len(part.encode()) for part in parts) > MOST_NAME:
+        raise ValueError(f"{quoted(name)} is no name of a file in {folder.name}")
     path = folder
     for part in parts[:-1]:
         path = path / part

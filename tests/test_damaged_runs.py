@@ -1,0 +1,152 @@
+"""Run folders with any of their files damaged: each command ends in a line, none in a traceback."""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tuner
+from tests.damage import damaged
+from tuner.cli import cli
+from tuner.errors import TunerError
+from tuner.monitor.follow import Folder
+from tuner.monitor.live_table import draw, summary
+from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
+from tuner.run.layout import PLAN, SPACE
+
+ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
+RUN = "finished"
+SPREAD = Spread(low=1.0, median=2.0, high=3.0)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the runs of an earlier version, with a plan and an ensemble of this one, to damage."""
+    place = tmp_path_factory.mktemp("damaged")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(place, filter="data")
+    plan = Forecast(
+        space="space.yaml",
+        trials=4,
+        epochs=3,
+        slots={"cpus": 1.0, "gpus": 0.0, "count": 2},
+        refused=0.0,
+        measured_seconds=1.0,
+        simulations=10,
+        seconds=SPREAD,
+        training_seconds=SPREAD,
+        gpu_hours=SPREAD,
+        started=SPREAD,
+        rungs=(RungForecast(epoch=1, trials=SPREAD),),
+        families=(
+            FamilyForecast(
+                family="cnn",
+                configs=1,
+                cpus=1.0,
+                gpus=0.0,
+                epoch_seconds=SPREAD,
+                parameters=SPREAD,
+                memory=SPREAD,
+            ),
+        ),
+        disk_most=SPREAD,
+        disk_kept=SPREAD,
+        misfits=(Infeasible(family="cnn", parameters=1, reason="", config={"seed": 0}),),
+    )
+    plan.write(place / RUN / PLAN)
+    with pytest.MonkeyPatch.context() as patch:
+        # Where the run of the archive looks for its images.
+        patch.chdir(place)
+        made = tuner.combine(place / RUN, top=2, compare=True, device="cpu", progress=False)
+        assert made.path == place / RUN / "ensembles" / "top2"
+        yield place
+
+
+def invoke(*words: str) -> Callable[[Path], object]:
+    """Return a command to type, which raises what it ends with."""
+
+    def run(storage: Path) -> None:
+        result = CliRunner().invoke(cli, [*words, "--storage", str(storage)])
+        if result.exception is not None:
+            raise result.exception
+
+    return run
+
+
+def watch(storage: Path) -> None:
+    folder = Folder(storage / RUN)
+    folder.look()
+    summary(folder.tally, folder.slots, folder.seconds_left())
+    draw(folder.tally, folder.slots, folder.seconds_left(), folder.note(2e9), 100, 30)
+
+
+READERS = {
+    "board": invoke("leaderboard", RUN),
+    "board-json": invoke("leaderboard", RUN, "--json"),
+    "board-csv": invoke("leaderboard", RUN, "--format", "csv"),
+    "board-parquet": invoke("leaderboard", RUN, "--format", "parquet"),
+    "newest": invoke("leaderboard"),
+    "show": invoke("show", RUN),
+    "show-json": invoke("show", RUN, "--json"),
+    "trial": invoke("show", RUN, "0"),
+    "trial-json": invoke("show", RUN, "3", "--json"),
+    "report": invoke("report", RUN),
+    "compare": invoke("compare", RUN, "interrupted"),
+    "compare-json": invoke("compare", "interrupted", RUN, "--json"),
+    "runs": invoke("runs"),
+    "runs-json": invoke("runs", "--json"),
+    "dry-run": invoke("ensemble", "--run", RUN, "--dry-run", "--top", "3", "--device", "cpu"),
+    "dry-run-json": invoke("ensemble", "--run", RUN, "--dry-run", "--top", "2", "--json"),
+    "watch": watch,
+    "load": lambda storage: tuner.load_ensemble(storage / RUN / "ensembles" / "top2", device="cpu"),
+    "load-old": lambda storage: tuner.load_ensemble(
+        storage / RUN / "ensembles" / "top3", device="cpu"
+    ),
+}
+TRIAL = ("config.json", "status.json", "history.csv")
+ENSEMBLE = ("ensemble.json", "metrics.json", "confusion.csv", "mistakes/mistakes.csv")
+FILES = (
+    *("run.json", "plan.json", "space.yaml"),
+    *(f"trials/{number:04d}/{name}" for number in (0, 1, 3) for name in TRIAL),
+    *(f"ensembles/{name}/{file}" for name in ("top2", "top3") for file in ENSEMBLE),
+)
+
+
+def damage_and_read(storage: Path, seed: int) -> None:
+    """Damage one file of the run, read it in one way, and put the file back.
+
+    Raises:
+        TunerError: What is told of the damage.
+    """
+    random = Random(seed)
+    name = random.choice([*FILES])
+    file = storage / RUN / name
+    read = READERS[random.choice([*READERS])]
+    original = file.read_bytes()
+    try:
+        file.write_bytes(damaged(name, original, random))
+        read(storage)
+    finally:
+        file.write_bytes(original)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_damage_is_told_in_a_line(storage: Path, seed: int) -> None:
+    told = ""
+    try:
+        damage_and_read(storage, seed)
+    except TunerError as error:
+        told = str(error)
+    # A space tells of every mistake, one a line.
+    assert "\n" not in told or f"{SPACE}:" in told
+    assert len(told) < 1000
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_nothing_is_told_of_an_undamaged_run(storage: Path, reader: str) -> None:
+    READERS[reader](storage)
