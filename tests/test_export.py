@@ -364,6 +364,9 @@ def test_a_file_that_gives_other_probabilities_is_not_kept(
 
     def predict(images: Any) -> np.ndarray:
         probs = ensemble.predict(images)
+        # Of the first image that is compared alone.
+        if isinstance(images, Path) or images.shape[1:3] != (SIZE, SIZE):
+            return probs
         if wrong == "labels":
             return np.roll(probs, 1, axis=1)
         return probs + (2e-4 if wrong == "rounding" else np.nan)
@@ -382,6 +385,13 @@ def test_a_file_that_gives_other_probabilities_is_not_kept(
         )
     assert file.read_text() == "the one before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_where_nothing_can_be_written_is_told(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    ensemble = ensemble_of(own("make_linear"), path=tmp_path)
+    with pytest.raises(UsageError, match=r"ensemble\.pt2: cannot be written \(File exists"):
+        ensemble.export(tmp_path / "file" / "ensemble.pt2", check=photos)
 
 
 def test_more_than_an_onnx_file_holds_is_refused() -> None:

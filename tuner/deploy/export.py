@@ -154,7 +154,7 @@ def export_graph(
         check_fits_onnx(graph)
     shape = (graph.size, graph.size, graph.channels)
     batches = [np.zeros((count, *shape), dtype=np.uint8) for count in TIMED_BATCHES]
-    with replacing(path) as temporary:
+    with _replacing(path) as temporary:
         _write(graph, temporary, to, metadata_of(graph, name, description))
         # Before there is another runtime, whose threads wait for work by spinning.
         torch_ms = [_milliseconds(predict, images) for images in batches]
@@ -180,6 +180,16 @@ def export_graph(
                 for count, ours, theirs in zip(TIMED_BATCHES, exported_ms, torch_ms, strict=True)
             ),
         )
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield what ``replacing`` does; say in a line where it cannot be written."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def metadata_of(graph: EnsembleGraph, name: str, description: Mapping[str, Any]) -> dict[str, str]:
@@ -251,6 +261,8 @@ def _write(graph: EnsembleGraph, path: Path, to: Format, metadata: Mapping[str, 
     write = {"onnx": _write_onnx, "pt2": _write_program}[to]
     try:
         write(_trace(graph), path, metadata)
+    except OSError:
+        raise
     # What a network of a user's own raises when it is traced, or an operation that ONNX lacks.
     except Exception:
         for member in graph.members:
@@ -332,18 +344,12 @@ def _write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, 
         torch.export.save(program, file, extra_files=dict(metadata))
 
 
-def _compare(
-    run: Run,
-    predict: Predict,
-    samples: Iterable[Sample],
-) -> Comparison:
+def _compare(run: Run, predict: Predict, samples: Iterable[Sample]) -> Comparison:
     num_images = equal = num_files = equal_of_files = 0
-    most = 0.0
+    differences: list[float] = []
     for sample in samples:
         probs, expected = run(sample.images), predict(sample.images)
-        difference = np.abs(probs - expected).max()
-        # Written so that NaN is kept, which no maximum would be.
-        most = most if difference <= most else float(difference)
+        differences.append(np.abs(probs - expected).max())
         labels = probs.argmax(axis=1)
         num_images += len(labels)
         equal += int((labels == expected.argmax(axis=1)).sum())
@@ -352,7 +358,7 @@ def _compare(
             equal_of_files += int(labels[0] == predict(sample.file)[0].argmax())
     return Comparison(
         num_images=num_images,
-        max_difference=most,
+        max_difference=float(np.max(differences)),
         equal_labels=equal,
         num_files=num_files,
         equal_labels_of_files=equal_of_files,
