@@ -200,26 +200,29 @@ class SearchState:
             num_parameters=event.num_parameters,
         )
         trial.config = event.config
-        trial.gpus = event.gpus or 0.0
+        gpus = event.gpus or 0.0
+        # As its record has it, all its epochs count with what it holds now.
+        self.gpu_seconds += sum(row.seconds for row in trial.history) * (gpus - trial.gpus)
+        trial.gpus = gpus
         self._take_back(trial, num_alike(trial.history, event.history))
         for row in event.history[len(trial.history) :]:
             self._count(trial, row)
         self.running[trial.number] = trial
 
     def _end_epoch(self, event: EpochEnded) -> None:
-        trial, row, status = (
-            self.trials[event.number],
-            event.metrics,
-            self.trials[event.number].status,
-        )
+        trial = self.trials[event.number]
+        status = trial.status
         told = (event.num_parameters, event.execution, event.halved_from)
         if told != (status.num_parameters, status.execution, status.halved_from):
             trial.status = replace(
-                status, num_parameters=told[0], execution=told[1], halved_from=told[2]
+                status,
+                num_parameters=event.num_parameters,
+                execution=event.execution,
+                halved_from=event.halved_from,
             )
-        if not is_known(row, trial.history):
-            self._take_back(trial, row.epoch - 1)
-            self._count(trial, row)
+        if not is_known(event.metrics, trial.history):
+            self._take_back(trial, event.metrics.epoch - 1)
+            self._count(trial, event.metrics)
 
     def _count(self, trial: TrialProgress, row: EpochMetrics) -> None:
         trial.history.append(row)
@@ -282,7 +285,7 @@ class SearchState:
             self.errors[kind] += change
 
     def _find_best_without(self, trial: TrialProgress) -> None:
-        """Find the leading trial again after another one, that may have led, has lost epochs."""
+        """Find the leading trial again, if ``trial``, which lost epochs or ended badly, has led."""
         if trial.number not in self._leaders:
             return
         best: tuple[int, EpochMetrics] | None = None

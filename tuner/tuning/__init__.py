@@ -1,4 +1,4 @@
-"""The only code that knows Ray and Optuna: ``driver.search`` and ``refit.refit`` are its doors."""
+"""The only code that knows Ray and Optuna: ``session.search`` and ``refit.refit`` are its doors."""
 
 import os
 
