@@ -1,7 +1,6 @@
 """The ensemble's folder: the networks with their weights, figures, pictures and mistakes."""
 
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from tuner.schema import to_plain
 from tuner.storage.files import replacing, write_csv, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
 from tuner.storage.records import write_record
+from tuner.storage.temporary import TemporaryFolder
 from tuner.training.device import prediction_dtype
 
 MOST_MISTAKES = 24
@@ -57,7 +57,7 @@ def write_ensemble(
     beside = result.path.parent if isinstance(result.path, Path) else None
     if beside:
         beside.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=beside) as scratch:
+    with TemporaryFolder(beside, ".ensemble-") as scratch:
         folder = Path(scratch) / "new"
         members = _write_members(folder, result, plan, networks)
         probe.write_probe(folder / probe.FILE, _make_probe(plan, networks))

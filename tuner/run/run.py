@@ -19,7 +19,7 @@ from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.run import layout
 from tuner.run.trial import OPEN, Amount, TrialRecord, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
-from tuner.storage.files import append_line, replacing, write_text
+from tuner.storage.files import append_line, remove_abandoned, replacing, write_text
 from tuner.storage.paths import (
     AnyPath,
     check_no_link,
@@ -162,6 +162,16 @@ class Run:
     def locked(self) -> AbstractContextManager[None]:
         """Keep other searches out of this folder; see ``tuner.storage.paths.locked``."""
         return locked(self.path)
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes were writing in this folder and beside it."""
+        for folder in (
+            self.path.parent,
+            self.path,
+            self.path / layout.ENSEMBLES,
+            *self.trial_paths(),
+        ):
+            remove_abandoned(folder)
 
     def trial_path(self, number: int) -> AnyPath:
         """Return the folder of trial ``number``."""

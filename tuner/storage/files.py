@@ -23,8 +23,13 @@ def replacing(path: StoragePath) -> AbstractContextManager[Path]:
 
 
 def remove_leftovers(folder: StoragePath) -> None:
-    """Remove files that were being written when their process was killed; a bucket has none."""
+    """Remove all that was being written in a folder in which nobody works any more."""
     storage_of(folder).remove_leftovers(folder)
+
+
+def remove_abandoned(folder: StoragePath) -> None:
+    """Remove temporary files and folders whose process is gone, and none of a live one."""
+    storage_of(folder).remove_abandoned(folder)
 
 
 def write_text(path: StoragePath, text: str) -> None:

@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import IO
 
 from tuner.errors import TunerError, UsageError
 from tuner.storage.protocol import LOCK_NAME
+from tuner.storage.temporary import TemporaryFolder, remove_abandoned, temporary_file
 
 MOST_TENSORS = 32 * 2**30
 """Bytes of a file of numbers, at most."""
@@ -66,17 +66,12 @@ class LocalStorage:
     def replacing(self, path: Path) -> Iterator[Path]:
         """Yield a path beside ``path`` that is flushed and renamed at the end."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with temporary_file(path) as temporary:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def append(self, path: Path, content: bytes) -> None:
         """Add to the end of a file, or begin one."""
@@ -111,11 +106,15 @@ class LocalStorage:
         for leftover in folder.glob(".*"):
             leftover.unlink()
 
+    def remove_abandoned(self, folder: Path) -> None:
+        """Remove temporary files and folders in a folder whose process is gone."""
+        remove_abandoned(folder)
+
     @contextmanager
     def scratch(self, beside: Path, prefix: str) -> Iterator[Path]:
         """Yield a folder in the folder ``beside``, for as long as the block lasts."""
         beside.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=beside) as folder:
+        with TemporaryFolder(beside, prefix) as folder:
             yield Path(folder)
 
     @contextmanager

@@ -1,6 +1,5 @@
 """The storage that is a bucket of objects."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from uuid import uuid4
 
 from tuner.storage.lease import leased
 from tuner.storage.object_path import ObjectPath
+from tuner.storage.temporary import TemporaryFolder
 
 
 class ObjectStorage:
@@ -39,7 +39,7 @@ class ObjectStorage:
     @contextmanager
     def on_disk(self, path: ObjectPath) -> Iterator[Path]:
         """Yield a copy that is there for as long as the block lasts."""
-        with tempfile.TemporaryDirectory(prefix="cifar-tune-") as folder:
+        with TemporaryFolder() as folder:
             copy = Path(folder) / path.name
             path.download(copy)
             yield copy
@@ -47,7 +47,7 @@ class ObjectStorage:
     @contextmanager
     def replacing(self, path: ObjectPath) -> Iterator[Path]:
         """Yield a path on disk whose file is uploaded at the end."""
-        with tempfile.TemporaryDirectory(prefix="cifar-tune-") as folder:
+        with TemporaryFolder() as folder:
             temporary = Path(folder) / path.name
             yield temporary
             path.upload(temporary)
@@ -81,6 +81,9 @@ class ObjectStorage:
 
     def remove_leftovers(self, folder: ObjectPath) -> None:
         """Do nothing: a file is there once all of it is."""
+
+    def remove_abandoned(self, folder: ObjectPath) -> None:
+        """Do nothing: of a folder's files nobody can tell whether their process is gone."""
 
     @contextmanager
     def scratch(self, beside: ObjectPath, prefix: str) -> Iterator[ObjectPath]:

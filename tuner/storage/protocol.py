@@ -151,7 +151,11 @@ class Storage(Protocol[P]):
         ...
 
     def remove_leftovers(self, folder: P) -> None:
-        """Remove files that were being written when their process was killed."""
+        """Remove all that was being written in a folder in which nobody works any more."""
+        ...
+
+    def remove_abandoned(self, folder: P) -> None:
+        """Remove temporary files and folders whose process is gone, and none of a live one."""
         ...
 
     def scratch(self, beside: P, prefix: str) -> AbstractContextManager[P]:

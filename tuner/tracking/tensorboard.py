@@ -1,7 +1,6 @@
 """TensorBoard's files: a folder a trial, with its curves and its hyperparameters."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from tuner.run.layout import TENSORBOARD
 from tuner.run.run import Run
 from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialState, TrialStatus, flatten
 from tuner.storage.paths import replace_folder
+from tuner.storage.temporary import TemporaryFolder
 from tuner.tracking.figures import figures, hyperparameters
 
 FOLDER = TENSORBOARD
@@ -33,7 +33,7 @@ class TensorBoard:
 
     def __init__(self, run: Run) -> None:
         self._kept = run.path / FOLDER
-        self._scratch = tempfile.TemporaryDirectory(prefix="cifar-tune-")
+        self._scratch = TemporaryFolder()
         self._folder = self._kept if isinstance(self._kept, Path) else Path(self._scratch.name)
         self._writers: dict[int, EventsWriter] = {}
 

@@ -1,8 +1,10 @@
 """The Ray cluster: connect or start, with all that its nodes need, and what it has."""
 
+import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,9 @@ from tuner.tuning.ray_backend.private import (
     GcsClient,
     canonicalize_bootstrap_address_or_die,
     maybe_enable_token_auth_if_token_available,
+    ray_constants,
 )
+from tuner.tuning.ray_backend.sessions import marked_session
 
 CONNECT_SECONDS = 5.0
 LOUD = (
@@ -58,10 +62,13 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         _check_address(address)
         options |= {"address": address, "runtime_env": _runtime_env()}
     try:
+        if address is None:
+            make_token_private()
         # Of a cluster that asks for no token, the workers do not answer a driver that shows one.
-        if address is not None and _asks_for_token(address):
+        elif _asks_for_token(address):
             use_local_token()
-        ray.init(**options)
+        with contextlib.nullcontext() if address else _on_loopback():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         reason = _why_not(error)
         raise ClusterError(
@@ -74,9 +81,48 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
     try:
         if address is not None and compare:
             check_versions()
-        yield
+        with contextlib.nullcontext() if address else marked_session():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have the Ray that is started in the block listen on 127.0.0.1 alone.
+
+    Ray 2.60 replaces a loopback address that it is given by the machine's own, and then listens on
+    all of them, unless it may make no cluster, as on Windows and macOS.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        del os.environ[name]
+        if before[1] is not None:
+            os.environ[name] = before[1]
+
+
+def make_token_private() -> None:
+    """See that nobody else can read the token by which Ray's processes know each other.
+
+    Ray would write it for all to read.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+    if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+        path.chmod(0o600)
 
 
 def is_dashboard(address: str) -> bool:
@@ -104,6 +150,11 @@ def _why_not(error: Exception) -> str:
     if text.startswith("Failed to connect"):
         # The port was tried before: somebody listens there. Of a token Ray 2.60 says no more.
         return f"somebody answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
+    if isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(Path.home()):
+        return (
+            f"{lines[0]}. Set HOME to a folder that can be written, where Ray keeps a token, or "
+            "RAY_AUTH_MODE=disabled to do without."
+        )
     if text.startswith("Version mismatch"):
         return f"{text}. Give this machine the versions of the cluster."
     return lines[0] if lines else type(error).__name__

@@ -30,6 +30,7 @@ from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.layout import SPACE
 from tuner.run.run import Run, RunRecord, RunStatus, now
 from tuner.storage.files import write_text
+from tuner.storage.temporary import PREFIX, TemporaryFolder, remove_abandoned
 from tuner.tracking import check_installed, tracked
 from tuner.tuning.budget import Budget
 from tuner.tuning.progress import Progress
@@ -99,6 +100,8 @@ def open_run(
         else:
             run = Run.create(path, _record(request, splits, plan, own), space)
             stack.enter_context(run.locked())
+        run.remove_leftovers()
+        remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
         console.print(f"{run.record.name}: {plan}", markup=False)
         yield run, plan
 
@@ -288,7 +291,7 @@ def _tune(
     trainable = tune.with_parameters(train_if_fit, versions=versions_here(), board=board, **payload)
     poster = NoticePoster(tuner, capacity, board)
     callback = TuneCallback(tuner, recorder, capacity, poster, max_failures)
-    with contextlib.closing(board), tempfile.TemporaryDirectory(prefix="cifar-tune-") as scratch:
+    with contextlib.closing(board), TemporaryFolder() as scratch:
         tune.run(
             tune.with_resources(trainable, place),
             name="search",

@@ -9,7 +9,6 @@ import os
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tuner.errors import ClusterError, UsageError
+from tuner.storage.temporary import TemporaryFolder
 from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_ray, use_local_token
 
 POLL_SECONDS = 1.0
@@ -130,7 +130,7 @@ def submit(
         environment["pip"] = missing
         tell(f"The head node lacks {', '.join(missing)}; pip installs it there for this job.")
     job = f"cifar-tune-{words[0]}-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryFolder() as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text)
         if files:

@@ -1,5 +1,6 @@
 """All of Ray that is used here and is not public: a new version of it is held against this list."""
 
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
@@ -29,5 +30,6 @@ __all__ = [
     "_internal_kv_put",
     "canonicalize_bootstrap_address_or_die",
     "maybe_enable_token_auth_if_token_available",
+    "ray_constants",
     "state",
 ]

@@ -1,0 +1,79 @@
+"""A search without a cluster is nobody else's business: its ports, its token, its leftovers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuner.storage import temporary
+from tuner.tuning.ray_backend import cluster
+from tuner.tuning.ray_backend.sessions import MARKER, remove_old_sessions
+
+SEARCH = """
+import json, time, ray
+from tuner.tuning.ray_backend.cluster import connected
+with connected(None):
+    ray.get(ray.remote(lambda: 0).remote())
+    print(json.dumps(ray.nodes()[0]["RayletSocketName"]), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.ray
+def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    environment = {key: os.environ[key] for key in os.environ if not key.startswith("RAY_")}
+    search = subprocess.Popen(
+        [sys.executable, "-c", SEARCH],
+        env=environment | {"HOME": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert search.stdout
+    with search:
+        session = Path(json.loads(search.stdout.readline())).parents[1]
+        processes = [psutil.Process(search.pid), *psutil.Process(search.pid).children(True)]
+        addresses = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert addresses == {"127.0.0.1"}
+        assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+        monkeypatch.setattr(temporary, "YOUNG_SECONDS", 0.0)
+        remove_old_sessions(session.parent)
+        assert (session / MARKER).exists(), "the search runs"
+        search.kill()
+    psutil.wait_procs(processes, timeout=60)
+    end = time.monotonic() + 60
+    while session.exists():
+        assert time.monotonic() < end, "its processes are gone, but it stays"
+        remove_old_sessions(session.parent)
+        time.sleep(0.5)
+
+
+def test_a_token_that_others_can_read_is_made_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    cluster.make_token_private()
+    assert (token.read_text(), token.stat().st_mode & 0o777) == ("secret", 0o600)
+
+
+def test_a_session_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "session_1").mkdir()
+    remove_old_sessions(tmp_path)
+    assert (tmp_path / "session_1").exists()

@@ -1,0 +1,103 @@
+"""What a killed process was writing is removed by the next one, and nothing of a live one."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import make_run
+from tuner.storage import temporary
+from tuner.storage.files import replacing, write_text
+from tuner.storage.temporary import TemporaryFolder, remove_abandoned
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tuner.storage.files import replacing
+from tuner.storage.paths import scratch
+folder = Path(sys.argv[1])
+with replacing(folder / "run.json"), scratch(folder, ".ensemble-") as made:
+    (made / "soup.bin").write_text("soup")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary, "YOUNG_SECONDS", 0.0)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Yield a process that writes a file and a folder in ``tmp_path``, and does not end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    with process:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_process_was_writing_is_removed(
+    tmp_path: Path, writer: "subprocess.Popen[str]"
+) -> None:
+    write_text(tmp_path / ".plans" / "plan.json", "{}")
+    before = sorted(tmp_path.iterdir())
+    assert len(before) == 3
+    remove_abandoned(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before, "its process lives"
+    writer.kill()
+    writer.wait()
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".plans"]
+
+
+def test_what_is_not_locked_yet_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".run.json.abc.tmp").touch()
+    monkeypatch.setattr(temporary, "YOUNG_SECONDS", 60.0)
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir())
+    os.utime(tmp_path / ".run.json.abc.tmp", (0, time.time() - 61))
+    remove_abandoned(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_and_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".link.tmp").symlink_to("kept")
+    remove_abandoned(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_temporary_folder_is_gone_after_its_block(tmp_path: Path) -> None:
+    with TemporaryFolder(tmp_path) as folder:
+        remove_abandoned(tmp_path, "cifar-tune-")
+        assert Path(folder).is_dir(), "this process lives"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_cleared_all_through(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "a")
+    left = [
+        tmp_path / "runs" / ".measuring-abc.tmp",
+        run.path / ".run.json.abc.tmp",
+        run.path / "ensembles" / ".ensemble-abc.tmp",
+        run.trial_path(3) / ".checkpoint.safetensors.abc.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with replacing(run.path / "leaderboard.csv"):
+        run.remove_leftovers()
+    assert not [path for path in left if path.exists()]
+    assert (run.path / "leaderboard.csv").exists()
