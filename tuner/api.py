@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from tuner.config import DATA_DIR, SPACE_KEYS
+from tuner.config import DATA_DIR, IMAGE_SIZES, SPACE_KEYS
 from tuner.errors import SpaceError, UsageError
 from tuner.run.layout import SPACE
 from tuner.schema import Bounds, Scalar, parse_duration
@@ -38,7 +38,8 @@ _ABOVE_0 = Scalar(kind=float, bounds=Bounds(gt=0))
 _FROM_0 = Scalar(kind=float, bounds=Bounds(ge=0))
 _NUMBERS = {
     **dict.fromkeys(("keep", "concurrent", "top", "seeds", "epochs", "pool"), _AT_LEAST_1),
-    **dict.fromkeys(("max_parameters", "image_size", "train_limit"), _AT_LEAST_1),
+    **dict.fromkeys(("max_parameters", "train_limit"), _AT_LEAST_1),
+    "image_size": Scalar(kind=int, bounds=IMAGE_SIZES),
     **dict.fromkeys(("time_budget", "gpu_hours", "cpus_per_trial", "max_latency_ms"), _ABOVE_0),
     **dict.fromkeys(("gpus_per_trial", "save_seconds"), _FROM_0),
     **dict.fromkeys(("max_failures", "seed"), Scalar(kind=int, bounds=Bounds(ge=0))),

@@ -16,6 +16,8 @@ Positive = Annotated[float, Bounds(gt=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Count = Annotated[int, Bounds(ge=1)]
 Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
+IMAGE_SIZES = Bounds(ge=4, le=2048)
+"""Sides in pixels that images may have: a search keeps all of them in memory."""
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -351,7 +353,7 @@ class DataConfig:
 
     source: str = "cifar10"
     """``cifar10``, ``cifar100``, ``digits``, or a folder with ``train/<class>/*``, ``test/...``."""
-    image_size: Annotated[int, Bounds(ge=4)] | None = None
+    image_size: Annotated[int, IMAGE_SIZES] | None = None
     """Side in pixels; ``None`` keeps the data set's own, 32 for a folder."""
     train_limit: Count | None = None
     """Take a stratified part of this many training images; validation images stay the same."""

@@ -91,4 +91,8 @@ DATA_DIR = option(
     show_default="~/.cache/cifar-tune",
     help="Where downloaded data are kept.",
 )
-IMAGE_SIZE = option("--image-size", type=int, help="Resize images to this many pixels a side.")
+IMAGE_SIZE = option(
+    "--image-size",
+    type=click.IntRange(config.IMAGE_SIZES.ge, config.IMAGE_SIZES.le),
+    help="Resize images to this many pixels a side.",
+)

@@ -37,7 +37,7 @@ def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json
 @click.argument("file")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @option("-n", "--number", type=click.IntRange(min=1), default=1, show_default=True)
-@option("--seed", type=int, default=0, show_default=True)
+@option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @STORAGE
 @JSON
 def space_sample(

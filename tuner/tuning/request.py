@@ -122,8 +122,8 @@ def make_search_request(
     known = resumed.record.data if resumed else DataConfig()
     data = DataConfig(
         source=find_source(space.dataset) if space.dataset else known.source,
-        image_size=image_size or known.image_size,
-        train_limit=train_limit or known.train_limit,
+        image_size=known.image_size if image_size is None else image_size,
+        train_limit=known.train_limit if train_limit is None else train_limit,
     )
     if resumed and data != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
