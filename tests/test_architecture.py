@@ -17,6 +17,8 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 
 MAY_IMPORT = {
     "errors": "",
+    "passwords": "",
+    "console": "passwords",
     "voting": "",
     "schema": "errors",
     "config": "schema",
@@ -26,7 +28,7 @@ MAY_IMPORT = {
     "models": "errors schema config",
     "metrics": "voting augment",
     "data": "errors schema config storage",
-    "run": "errors schema config storage models metrics",
+    "run": "errors passwords schema config storage models metrics",
     "space": "errors schema config storage models run",
     "training": "errors schema config storage augment optim models metrics data run",
     "ensemble": "errors voting schema config storage augment models metrics data run training",
@@ -35,12 +37,12 @@ MAY_IMPORT = {
     "tracking": "errors config storage run",
     "monitor": "storage run",
     "report": "schema config storage run space",
-    "tuning": "errors schema config storage models metrics data run space training ensemble "
-    "tracking monitor",
-    "api": "errors schema config storage metrics run space training ensemble deploy tracking "
-    "tuning",
-    "cli": "errors schema config storage models metrics data run space training ensemble deploy "
-    "monitor report tuning",
+    "tuning": "errors passwords schema config storage models metrics data run space training "
+    "ensemble tracking monitor",
+    "api": "errors console schema config storage metrics run space training ensemble deploy "
+    "tracking tuning",
+    "cli": "errors console schema config storage models metrics data run space training ensemble "
+    "deploy monitor report tuning",
     "__main__": "cli",
 }
 """Package or loose module of ``tuner`` -> what else of it that may import: rows above its own."""

@@ -21,8 +21,7 @@ from tuner.schema import Bounds, Scalar, parse_duration
 from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from tuner.console import Console
     from tuner.deploy.predictor import Ensemble
     from tuner.ensemble.request import Diverse, Method
     from tuner.metrics.predict import Tta
@@ -468,7 +467,7 @@ def _place(place: "Place | AnyPath") -> AnyPath:
 
 
 def _console(progress: bool) -> "Console":
-    from rich.console import Console
+    from tuner.console import Console
 
     # In a notebook plain lines, too: a table drawn anew would be one table after the other.
     return Console(stderr=True, quiet=not progress, highlight=False, force_jupyter=False)

@@ -16,8 +16,9 @@ Positive = Annotated[float, Bounds(gt=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Count = Annotated[int, Bounds(ge=1)]
 Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
-IMAGE_SIZES = Bounds(ge=4, le=2048)
+SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
 """Sides in pixels that images may have: a search keeps all of them in memory."""
+IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
 Precision = Literal["auto", "float32", "bfloat16"]
 
 

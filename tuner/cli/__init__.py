@@ -3,6 +3,7 @@
 What a command needs is imported when it runs: torch and Ray take seconds, ``--help`` should not.
 """
 
+import errno
 import sys
 
 import click
@@ -27,6 +28,8 @@ from tuner.cli import (
     show,
     space,
 )
+from tuner.cli.running import Interrupted
+from tuner.console import shortened, visible_output
 from tuner.errors import TunerError, UsageError
 
 
@@ -39,6 +42,8 @@ def cli() -> None:
     """Search hyperparameters and architectures of image classifiers, then combine the best."""
 
 
+IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of paths that name nothing, wherever a user gives one."""
 COMMANDS = (
     search.search,
     plan.plan,
@@ -64,22 +69,38 @@ for command in COMMANDS:
 
 def main() -> None:
     """Run the program; a mistake that the user can mend is told in a line or two."""
+    with visible_output():
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         code = cli.main(prog_name="cifar-tune", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        code = UsageError.exit_code
+        return UsageError.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See '{context.command_path} --help'." if context else ""
-        _fail(f"{error.format_message()}{hint}", UsageError.exit_code)
+        _tell(f"{shortened(error.format_message())}{hint}")
+        return UsageError.exit_code
+    except Interrupted as error:
+        _tell(str(error))
+        return error.exit_code
     except TunerError as error:
-        _fail(str(error), error.exit_code)
+        _tell(shortened(str(error)))
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE_PATHS:
+            raise
+        _tell(shortened(f"{error.filename}: {error.strerror}. Give another path."))
+        return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
-    sys.exit(code if isinstance(code, int) else 0)
+        _tell("interrupted")
+        return 130
+    return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, code: int) -> None:
+def _tell(message: str) -> None:
     click.echo(f"cifar-tune: {message}", err=True)
-    sys.exit(code)

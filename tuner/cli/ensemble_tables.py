@@ -4,11 +4,11 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tuner.cli.output import TRAINED_ON_VALIDATION, make_console, short_path
+from tuner.console import Console
 
 if TYPE_CHECKING:
     from tuner.ensemble.pool import Excluded

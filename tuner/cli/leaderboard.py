@@ -38,7 +38,7 @@ def leaderboard(run: str | None, storage: AnyPath, rows: int, form: str, as_json
     if as_json or form == "json":
         print_json(leaderboard_document(found))
     elif form == "csv":
-        found.leaderboard().to_csv(sys.stdout, index=False)
+        found.write_csv(sys.stdout)
     elif form == "parquet":
         if sys.stdout.isatty():
             raise click.UsageError("Parquet is no text for a terminal; write > trials.parquet.")

@@ -93,6 +93,6 @@ DATA_DIR = option(
 )
 IMAGE_SIZE = option(
     "--image-size",
-    type=click.IntRange(config.IMAGE_SIZES.ge, config.IMAGE_SIZES.le),
+    type=click.IntRange(config.SMALLEST_IMAGE, config.LARGEST_IMAGE),
     help="Resize images to this many pixels a side.",
 )

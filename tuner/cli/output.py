@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuner.console import Console, visible
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     console = make_console()
     table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in rows[0] if rows else ():
-        cells = [str(row[heading]) for row in rows]
+        cells = [_cell(row[heading]) for row in rows]
         is_text = not any(cell.replace(".", "").isdigit() for cell in cells)
         # Where a terminal is narrow, what is long gives way, not what is short.
         is_long = heading in ("reason", "values", "data", "over epochs")
@@ -119,8 +119,13 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
             min_width=None if is_long else max(map(len, (heading, *cells))),
         )
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values()))
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
     console.print(table)
+
+
+def _cell(value: Any) -> str:
+    """Return a value on one line."""
+    return visible(str(value), keep="")
 
 
 def make_console() -> Console:

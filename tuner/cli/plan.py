@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import Duration, option
@@ -15,6 +14,7 @@ from tuner.cli.running import (
     cost_options,
 )
 from tuner.cli.search_options import search_request, searched_options
+from tuner.console import Console
 from tuner.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import click
-from rich.console import Console
 
 from tuner.cli.jobs import is_dashboard, submit_refit
 from tuner.cli.options import option
@@ -15,6 +14,7 @@ from tuner.cli.running import (
     running_options,
 )
 from tuner.config import REFIT_SEEDS, REFIT_TOP
+from tuner.console import Console
 from tuner.errors import UsageError
 
 

@@ -4,7 +4,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from tuner.cli.insights import insights_of, print_advice
 from tuner.cli.jobs import is_dashboard, submit_search
@@ -15,6 +14,7 @@ from tuner.cli.running import (
     running_options,
 )
 from tuner.cli.search_options import search_overrides, search_request, searched_options
+from tuner.console import Console
 from tuner.errors import UsageError
 from tuner.storage.paths import AnyPath
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @option(
     "--study-storage",
     metavar="FILE|URL",
-    help="Journal file or database where optuna-dashboard can watch; give it again to resume.",
+    help="Journal file or database where optuna-dashboard can watch. A password in it is not kept: "
+    "give it again to resume.",
 )
 @searched_options
 @running_options

@@ -28,8 +28,8 @@ _SEARCHED = (
         type=click.IntRange(min=1),
         help="Take a stratified part of the training images.",
     ),
-    option("--trials", type=click.IntRange(min=1), help="How many configurations to try."),
-    option("--epochs", type=click.IntRange(min=1), help="The most epochs of a trial."),
+    option("--trials", type=int, help="How many configurations to try."),
+    option("--epochs", type=int, help="The most epochs of a trial."),
     option("--sampler", help="tpe, random, gp, cmaes or grid."),
     option("--scheduler", help="asha, hyperband, median or none."),
     option(

@@ -74,8 +74,7 @@ def _standing(run: "Run") -> dict[str, Any]:
 def _follow(path: AnyPath) -> None:
     from contextlib import suppress
 
-    from rich.console import Console
-
+    from tuner.console import Console
     from tuner.monitor.follow import follow
 
     # To leave is not to interrupt: the search goes on.

@@ -106,13 +106,19 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
             f"unknown dataset {source!r}{did_you_mean(source, KNOWN) or '.'} Give "
             f"{', '.join(KNOWN)} or a folder with train/<class>/ and test/<class>/."
         )
-    files = _image_files(folder, part)
+    try:
+        files = _image_files(folder, part)
+        key = _listing(files)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder}: {error.strerror or error}. Mend or remove it."
+        ) from error
     resolved = folder.resolve()
     elsewhere = data_dir / f"{resolved.name}-{sha256(os.fsencode(resolved))[:8]}"
     return _cached(
         [folder / ".cifar-tune", elsewhere],
         f"{part}-{size}.safetensors",
-        key=_listing(files),
+        key=key,
         decode=lambda: _decode_files(files, size),
     )
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tuner.deploy.evaluation import Evaluation
 from tuner.ensemble.plots import plot_confusion, plot_reliability
-from tuner.storage.files import write_csv, write_json
+from tuner.storage.files import write_json
+from tuner.storage.spreadsheet import write_csv
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:

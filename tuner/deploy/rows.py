@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tuner.deploy.stream import Batch
+from tuner.storage.spreadsheet import harmless
 
 Format = Literal["table", "csv", "jsonl"]
 LONGEST_LABEL = 24
@@ -100,7 +101,7 @@ def _rounded(value: float) -> float:
 
 def _csv(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    csv.writer(line, lineterminator="\n").writerow([harmless(cell) for cell in cells])
     return line.getvalue()
 
 

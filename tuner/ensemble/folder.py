@@ -29,9 +29,10 @@ from tuner.run.ensemble_record import (
 )
 from tuner.run.run import now
 from tuner.schema import to_plain
-from tuner.storage.files import replacing, write_csv, write_json, write_text
+from tuner.storage.files import replacing, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
 from tuner.storage.records import write_record
+from tuner.storage.spreadsheet import write_csv
 from tuner.storage.temporary import TemporaryFolder
 from tuner.training.device import prediction_dtype
 

@@ -1,8 +1,6 @@
 """What the folder of an ensemble holds, for a page."""
 
 import base64
-import csv
-import io
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -17,6 +15,7 @@ from tuner.storage.paths import (
     read_bytes,
 )
 from tuner.storage.records import explaining_damage, read_record
+from tuner.storage.spreadsheet import read_csv
 
 MOST_MISTAKES = 40
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -240,7 +239,7 @@ def _count(cell: str) -> int:
 
 def _read_table(path: AnyPath) -> list[list[str]]:
     """Read the rows of a CSV, at least its heading."""
-    rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline="")))
+    rows = read_csv(path)
     if not rows:
         raise ValueError(f"{path.name} is empty")
     return rows

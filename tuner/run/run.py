@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self, TextIO
 
 from tuner.config import DataConfig, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
+from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.trial import OPEN, Amount, TrialRecord, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
@@ -30,6 +31,7 @@ from tuner.storage.paths import (
     with_snapshot,
 )
 from tuner.storage.records import explaining_damage, find_record, write_record
+from tuner.storage.spreadsheet import harmless
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +81,14 @@ class RunRecord:
     """Most seconds between two saves of a running trial, unless an epoch takes longer."""
     lost_gpu_seconds: NonNegative = 0.0
     """GPU time of epochs that were cut off, or lost with their worker and trained again."""
+
+    def without_passwords(self) -> "RunRecord":
+        """Return the record as it is written, the password of the study's database hidden."""
+        if self.study_storage is None:
+            return dataclasses.replace(self, command=hide_passwords(self.command))
+        hidden = hide_passwords(self.study_storage)
+        command = self.command.replace(self.study_storage, hidden)
+        return dataclasses.replace(self, study_storage=hidden, command=hide_passwords(command))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +167,7 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change entries of the record and write ``run.json``."""
         self.record = dataclasses.replace(self.record, **changes)
-        write_record(self.path / layout.RUN, self.record)
+        write_record(self.path / layout.RUN, self.record.without_passwords())
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other searches out of this folder; see ``tuner.storage.paths.locked``."""
@@ -298,7 +308,12 @@ class Run:
     def write_leaderboard(self) -> None:
         """Write ``leaderboard.csv``, best trial first."""
         with replacing(self.path / layout.LEADERBOARD) as temporary:
-            self.leaderboard().to_csv(temporary, index=False)
+            self.write_csv(temporary)
+
+    def write_csv(self, file: Path | TextIO) -> None:
+        """Write the leaderboard as CSV, for spreadsheets too."""
+        table = self.leaderboard().map(harmless).rename(columns=harmless)
+        table.to_csv(file, index=False)
 
     def leaderboard(self) -> "pd.DataFrame":
         """Return a table of all trials, best first, with their configurations and figures."""

@@ -1,9 +1,6 @@
 """Files that are written whole or not at all."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -36,15 +33,6 @@ def write_text(path: StoragePath, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def write_csv(path: StoragePath, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV, whole or not at all."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
 
 
 def write_json(path: StoragePath, plain: Any) -> None:

@@ -12,6 +12,7 @@ from tuner.config import DataConfig, SearchConfig
 from tuner.data.datasets import find_source
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
+from tuner.passwords import is_hidden
 from tuner.run.layout import why_not_name
 from tuner.run.run import Run
 from tuner.schema import quoted, to_plain
@@ -117,8 +118,14 @@ def make_search_request(
         asked: Other fields of ``SearchRequest``.
 
     Raises:
-        UsageError: If a run would go on with other images.
+        UsageError: If a run would go on with other images, or without the password of its study.
     """
+    study = resumed.record.study_storage if resumed else None
+    if study and is_hidden(study) and not asked.get("study_storage"):
+        raise UsageError(
+            f"--resume: the password of the study in {study} is kept nowhere; give "
+            "--study-storage again, or set CIFAR_TUNE_STUDY_STORAGE"
+        )
     known = resumed.record.data if resumed else DataConfig()
     data = DataConfig(
         source=find_source(space.dataset) if space.dataset else known.source,

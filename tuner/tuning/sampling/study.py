@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from tuner.config import SearchConfig
 from tuner.errors import UsageError
+from tuner.passwords import hide_passwords
 from tuner.space import SearchSpace
 from tuner.space.axes import Branch, Range, parameters
 
@@ -81,7 +82,8 @@ def check_study_free(place: str, name: str) -> None:
     """
     if name in optuna.get_all_study_names(open_storage(place)):
         raise UsageError(
-            f"--study-storage {place}: has a study '{name}' already. Choose another --name."
+            f"--study-storage {hide_passwords(place)}: has a study '{name}' already. Choose "
+            "another --name."
         )
 
 
@@ -123,8 +125,9 @@ def open_storage(place: str) -> BaseStorage:
         return storage
     except Exception as error:
         # A file that is no journal raises KeyError, TypeError or ValueError; a database, anything.
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0].replace(place, hide_passwords(place))
         raise UsageError(
-            f"--study-storage {place}: cannot be used ({type(error).__name__}: {reason}). Give a "
+            f"--study-storage {hide_passwords(place)}: cannot be used "
+            f"({type(error).__name__}: {hide_passwords(reason)}). Give a "
             "file in a folder that exists, or the URL of a database such as sqlite:///study.db."
         ) from None

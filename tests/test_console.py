@@ -1,0 +1,138 @@
+"""What is printed cannot steer a terminal, whoever has written it."""
+
+import ast
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tests.test_run import make_run
+from tuner.cli import main
+from tuner.console import MOST_LINE, MOST_WORD, Console, shortened, visible, visible_output
+
+EVIL = "cat\x1b[2J\x07\r\x9b1m\u202etac\u200b\udcff"
+SHOWN = r"cat\x1b[2J\x07\r\x9b1m\u202etac\u200b\udcff"
+
+
+def test_what_cannot_be_seen_is_shown() -> None:
+    assert visible(EVIL) == SHOWN
+    assert visible("räksmörgås 猫 🐈\n\tß") == "räksmörgås 猫 🐈\n\tß"
+    assert visible("a\nb", keep="") == r"a\nb"
+
+
+@pytest.mark.parametrize(
+    "content", [EVIL, Text(EVIL), "table", "live"], ids=["string", "text", "table", "live"]
+)
+def test_a_console_writes_no_code_but_its_own(content: object) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=120)
+    table = Table(EVIL.replace("[2J", ""))
+    table.add_row(Text(EVIL))
+    if content == "live":
+        with Live(table, console=console, refresh_per_second=1):
+            pass
+        own = ("\x1b[?25l", "\x1b[?25h", "\x1b[1A", "\x1b[2K", "\r")
+    else:
+        console.print(table if content == "table" else content, markup=False)
+        own = ()
+    written = file.getvalue()
+    for code in own:
+        written = written.replace(code, "")
+    assert r"\x1b" in written
+    assert not [c for c in written if not c.isprintable() and c != "\n"]
+
+
+def test_cells_are_as_wide_as_what_is_shown() -> None:
+    file = io.StringIO()
+    table = Table("name", "other")
+    table.add_row("a\x1bb", "x")
+    table.add_row("plain", "y")
+    Console(file=file, width=80).print(table)
+    assert len({len(line) for line in file.getvalue().splitlines()[1:]}) == 1
+
+
+def test_streams_show_it_but_for_the_return_of_a_progress_bar(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with visible_output():
+        print(EVIL.replace("\udcff", ""))
+        print("\r50 %\x1b[A", file=sys.stderr, end="")
+        Console(file=None, force_terminal=True, color_system="standard").print("[red]own[/]")
+    out, err = capsys.readouterr()
+    assert SHOWN.removesuffix(r"\udcff") in out
+    assert "\x1b[31mown\x1b[0m" in out, "colours of our own pass"
+    assert err == "\r50 %\\x1b[A"
+
+
+def test_the_traceback_of_a_mistake_of_ours_is_shown_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        with visible_output():
+            raise KeyError
+
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with pytest.raises(KeyError):
+        fail()
+    print("postgresql://me:hunter2@db/x\x1b", file=sys.stderr)
+    assert capsys.readouterr().err == "postgresql://me:***@db/x\\x1b\n"
+
+
+def test_commands_show_names_from_a_run_and_cut_long_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "runs", "evil\x1b[2J", command="x")
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out + captured.err
+
+    code, text = typed("runs")
+    assert (code, r"evil\x1b[2J" in text, "\x1b" in text) == (0, True, False)
+    for words in (
+        ["show", "nobody\x1b[31m" + "x" * 240],
+        ["show", "y" * 3000],
+        ["runs", "--storage", "z" * 3000],
+        ["leaderboard", "--rows", "x" * 3000],
+        ["search", "--space", "w" * 3000],
+        ["search", "--space", "quick", "--name", "evil\x1b[2J"],
+        ["search", "--space", "quick", "--name", "n" * 201],
+    ):
+        code, text = typed(*words)
+        assert code == 2, (words[:2], text)
+        assert max(map(len, text.split())) <= MOST_WORD + 1
+        assert "\x1b" not in text
+
+
+def test_long_words_and_lines_of_a_message_are_cut() -> None:
+    assert shortened("x" * 5000) == "x" * MOST_WORD + "…"
+    assert len(shortened("word " * 5000)) <= MOST_LINE
+    assert shortened("first\nsecond") == "first\nsecond"
+
+
+def test_no_console_is_made_but_ours() -> None:
+    made = []
+    for path in (Path(__file__).parents[1] / "tuner").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        is_rich = any(
+            isinstance(node, ast.ImportFrom)
+            and node.module == "rich.console"
+            and any(alias.name == "Console" for alias in node.names)
+            for node in ast.walk(tree)
+        )
+        calls = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console"
+        ]
+        made += [path] if is_rich and calls else []
+    assert not made

@@ -1,0 +1,75 @@
+"""The password of a study's database is written nowhere, and asked for again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import make_run
+from tuner.errors import UsageError
+from tuner.passwords import hide_passwords, is_hidden
+from tuner.run.run import Run
+from tuner.space import load_space
+from tuner.tuning.request import make_search_request
+from tuner.tuning.sampling.study import check_study_free
+
+URL = "postgresql://me:hunter2@db:5432/optuna"
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        (URL, "postgresql://me:***@db:5432/optuna"),
+        (
+            f"--study-storage={URL} --trials 3",
+            "--study-storage=postgresql://me:***@db:5432/optuna ",
+        ),
+        ("mysql://db/x?user=me&password=hunter2&ssl=1", "mysql://db/x?user=me&password=***&ssl=1"),
+        ("mysql+pymysql://:hunter2@db/x", "mysql+pymysql://:***@db/x"),
+    ],
+)
+def test_a_password_is_hidden(text: str, hidden: str) -> None:
+    assert hide_passwords(text).startswith(hidden)
+    assert "hunter2" not in hide_passwords(text)
+    assert is_hidden(hide_passwords(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sqlite:///study.db", "s3://bucket/a:b@c", "http://127.0.0.1:8265", "postgresql://me@db/x"],
+)
+def test_an_address_without_a_password_stays(text: str) -> None:
+    assert hide_passwords(text) == text
+    assert not is_hidden(text)
+
+
+def test_a_run_does_not_keep_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", study_storage=URL, command=f"cifar-tune --study-storage '{URL}'")
+    run.update(status="interrupted")
+    text = (run.path / "run.json").read_text()
+    assert "hunter2" not in text
+    assert text.count("postgresql://me:***@db") == 2
+    assert run.record.study_storage == URL, "the search itself goes on with it"
+
+
+def test_a_search_goes_on_when_it_is_given_again(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", study_storage=URL)
+    (tmp_path / "space.yaml").write_text("space: {model: {cnn: {}}}\n")
+    options = {
+        "space_name": "space.yaml",
+        "stem": "a",
+        "storage": tmp_path,
+        "data_dir": tmp_path,
+        "command": "",
+        "keep": 1,
+    }
+    space, resumed = load_space(tmp_path / "space.yaml"), Run.open(tmp_path / "a")
+    with pytest.raises(UsageError, match="give --study-storage again, or set CIFAR_TUNE_STUDY"):
+        make_search_request(space, resumed=resumed, **options)
+    request = make_search_request(space, resumed=resumed, study_storage=URL, **options)
+    assert request.study_storage == URL
+
+
+def test_a_database_that_cannot_be_used_is_named_without_it() -> None:
+    with pytest.raises(UsageError, match=r"nosuchdb://me:\*\*\*@db") as refusal:
+        check_study_free("nosuchdb://me:hunter2@db/x", "a")
+    assert "hunter2" not in str(refusal.value)

@@ -1,0 +1,105 @@
+"""Text on its way to a terminal: characters that could steer it, or hide something, are shown.
+
+Names of classes, files and runs, and the reasons of failures, may have been made by others. All
+that the program prints passes ``visible``, in one of two ways: tables and progress through
+``Console``, all else through the streams of ``visible_output``.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import rich.console
+from rich.segment import Segment
+from rich.text import Text
+
+from tuner.passwords import hide_passwords
+
+MOST_WORD = 200
+"""Characters of a message that stand together without a space, at most."""
+MOST_LINE = 1000
+"""Characters of a line of a message, at most."""
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    r"""Return the text with what cannot be seen written as ``\x1b`` or ``\u202e``.
+
+    That is what Unicode calls control and format characters: escape sequences, changes of the
+    direction, spaces without width; and what no encoding can write. Passwords in URLs are hidden.
+
+    Args:
+        text: Any text.
+        keep: Control characters that may stay.
+    """
+    text = hide_passwords(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def shortened(message: str) -> str:
+    """Return a message with the long words and lines that it quotes cut."""
+    lines = re.sub(rf"(\S{{{MOST_WORD}}})\S+", r"\1…", message).split("\n")
+    return "\n".join(
+        line if len(line) <= MOST_LINE else f"{line[: MOST_LINE - 300]} … {line[-200:]}"
+        for line in lines
+    )
+
+
+class Console(rich.console.Console):
+    """A console that shows what cannot be seen, but for its own colours and movements."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turn a string into text; here, so that a cell is as wide as what is shown."""
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self,
+        renderable: rich.console.RenderableType,
+        options: rich.console.ConsoleOptions | None = None,
+    ) -> Iterable[Segment]:
+        """Turn anything into segments; whatever is printed passes here."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
+
+
+class _VisibleStream:
+    """A stream that shows what cannot be seen in the text that is written to it.
+
+    Attributes:
+        rich_proxied_file: The stream beneath, to which ``Console`` writes: the name is rich's.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write text; it may begin with a return, by which progress bars go over their line."""
+        begin = "\r" if text.startswith("\r") else ""
+        self.rich_proxied_file.write(begin + visible(text.removeprefix(begin)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def visible_output() -> Iterator[None]:
+    """Have all that is written to stdout and stderr in the block shown.
+
+    An error that nobody expects leaves it so, for its traceback, too.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_VisibleStream, before)
+    yield
+    sys.stdout, sys.stderr = before
