@@ -121,6 +121,15 @@ MISTAKES = {
     "broken YAML": (["space", "check", "broken.yaml"], 2, "broken.yaml:"),
     "a folder without images": (["search", "--space", "quick", "--data", "bare"], 2, "bare/train"),
     "a broken image": (["data", "info", "torn"], 2, "1.png"),
+    "an image that is a link to itself": (["data", "info", "looped"], 2, "Too many levels of"),
+    "a class that is a link to itself": (["data", "info", "linked"], 2, "Too many levels of"),
+    "a data folder that is a link to itself": (["data", "info", "loop"], 2, "unknown dataset"),
+    "images of no size": (["data", "info", "digits", "--image-size", "0"], 2, "4<=x<=2048"),
+    "images of less": (["search", "--space", "quick", "--image-size", "-5"], 2, "4<=x<=2048"),
+    "images too large": (["plan", "--space", "quick", "--image-size", "100000"], 2, "4<=x<=2048"),
+    "a part of no images": (["search", "--space", "quick", "--train-limit", "0"], 2, "x>=1"),
+    "a name that no file can have": (["show", "x" * 300], 2, "write a shorter one"),
+    "a space that no file can be": (["space", "check", "x" * 300], 2, "File name too long"),
 }
 
 
@@ -139,6 +148,10 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
             folder.mkdir(parents=True)
             for name in ("1.png", "2.png"):
                 (folder / name).write_bytes(b"no image")
+    Path("loop").symlink_to("loop")
+    for name, link in (("looped", "train/a/3.png"), ("linked", "train/c")):
+        shutil.copytree("torn", name)
+        Path(name, link).symlink_to(Path(link).name)
     words, code, message = MISTAKES[mistake]
     result = call(*words)
     assert message in result.err

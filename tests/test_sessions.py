@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tuner.errors import ClusterError
 from tuner.storage import temporary
 from tuner.tuning.ray_backend import cluster
 from tuner.tuning.ray_backend.sessions import MARKER, remove_old_sessions
@@ -77,3 +78,16 @@ def test_a_session_of_others_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "session_1").mkdir()
     remove_old_sessions(tmp_path)
     assert (tmp_path / "session_1").exists()
+
+
+def test_a_home_that_cannot_be_written_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with (
+        pytest.raises(ClusterError, match="Set HOME to a folder that can be written"),
+        cluster.connected(None),
+    ):
+        pass
