@@ -14,8 +14,7 @@ from tuner.errors import UsageError
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from tuner.console import Console
     from tuner.deploy.evaluation import Evaluation, Share
     from tuner.metrics.significance import Interval
 
@@ -60,8 +59,7 @@ def evaluate(
     are known by their names and may be some of the ensemble's. Each evaluation is entered in
     evaluations.jsonl in the ensemble's folder.
     """
-    from rich.console import Console
-
+    from tuner.console import Console
     from tuner.data.labelled import find_labelled
     from tuner.deploy.evaluation import enter
     from tuner.deploy.evaluation import evaluate as measure

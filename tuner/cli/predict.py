@@ -62,8 +62,7 @@ def predict(
     Images may be of any size and kind; they are prepared as those that the networks were trained
     on. One that cannot be read is named on stderr, the rest goes on, and the exit code is 1.
     """
-    from rich.console import Console
-
+    from tuner.console import Console
     from tuner.deploy.predictor import read_ensemble
     from tuner.deploy.rows import Rows
     from tuner.deploy.stream import predict_files
