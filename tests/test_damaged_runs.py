@@ -14,7 +14,7 @@ import tuner
 from tests.damage import damaged
 from tuner.cli import cli
 from tuner.errors import TunerError
-from tuner.monitor.follow import Folder
+from tuner.monitor.follow import RunWatcher
 from tuner.monitor.live_table import draw, summary
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
 from tuner.run.layout import PLAN, SPACE
@@ -79,10 +79,10 @@ def invoke(*words: str) -> Callable[[Path], object]:
 
 
 def watch(storage: Path) -> None:
-    folder = Folder(storage / RUN)
-    folder.look()
-    summary(folder.tally, folder.slots, folder.seconds_left())
-    draw(folder.tally, folder.slots, folder.seconds_left(), folder.note(2e9), 100, 30)
+    watcher = RunWatcher(storage / RUN)
+    watcher.look()
+    summary(watcher.state, watcher.slots, watcher.seconds_left())
+    draw(watcher.state, watcher.slots, watcher.seconds_left(), watcher.note(2e9), 100, 30)
 
 
 READERS = {
