@@ -177,9 +177,8 @@ def test_images_of_the_right_size_are_left_as_they_are() -> None:
         torch.testing.assert_close(resize(images, 32, how), images, rtol=0, atol=0)
 
 
-@every_format
-@pytest.mark.parametrize("how", get_args(Resize))
-def test_every_way_to_resize_is_exported(how: Resize, to: Format, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["crop", "pad"])
+def test_squares_that_are_cropped_or_padded_are_exported(how: Resize, tmp_path: Path) -> None:
     ensemble = ensemble_of(own("make_linear"), path=tmp_path)
     graph = EnsembleGraph(
         ensemble.graph().members, image_shape=(3, SIZE, SIZE), resize=how, temperature=1.0
@@ -193,7 +192,7 @@ def test_every_way_to_resize_is_exported(how: Resize, to: Format, tmp_path: Path
     made = export_graph(
         graph,
         tmp_path / "ensemble",
-        to,
+        "onnx",
         name="top1",
         description=ensemble.description,
         predict=predict,
