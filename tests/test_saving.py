@@ -1,6 +1,7 @@
 """What a trial's files hold, whenever its worker is killed."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.disks import remount, small_disk
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
+from tuner.errors import StorageError
 from tuner.run.checkpoint import load_checkpoint, load_progress, load_state
 from tuner.run.trial import EpochMetrics, kept_row, read_history
+from tuner.storage import patience as patience_module
+from tuner.storage.patience import Patience, patient
 from tuner.training import saving
 from tuner.training.loop import Epoch, train
 from tuner.training.saving import Saver, restore_files
@@ -259,3 +264,46 @@ def test_files_without_a_state_belong_to_a_training_that_begins_anew(
     (tmp_path / "state.safetensors").unlink()
     assert restore_files(tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(digits: Splits, tmp_path: Path) -> None:
+    said = []
+
+    def make_room(line: str) -> None:
+        said.append(line)
+        remount(disk, "size=10m")
+
+    disk = tmp_path / "disk"
+    with small_disk(disk, "16k"), patient(Patience(disk, make_room)):
+        with saver_of(disk, digits, []) as saver, epochs_of(digits) as epochs:
+            for epoch in epochs:
+                saver.keep(epoch)
+                saver.save_if_due()
+                if epoch.figures.epoch == 3:
+                    saver.save()
+                    assert saver.is_saved
+        assert_one_moment(disk, digits)
+        assert "No space left on device" in said[0]
+        assert "can be used again" in said[1]
+
+
+def train_until_full(disk: Path, splits: Splits) -> None:
+    """Save each epoch, and leave no room for another one after the first."""
+    with saver_of(disk, splits, []) as saver, epochs_of(splits) as epochs:
+        for epoch in epochs:
+            saver.keep(epoch)
+            saver.save()
+            left = os.statvfs(disk)
+            (disk / "other").write_bytes(bytes(left.f_bavail * left.f_frsize - 2**13))
+
+
+def test_a_disk_that_stays_full_is_given_up_with_what_was_saved(
+    digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience_module, "PATIENCE_SECONDS", 0.5)
+    disk = tmp_path / "disk"
+    with small_disk(disk, "10m"), patient(Patience(disk, lambda line: None)):
+        with pytest.raises(StorageError, match="No space left on device"):
+            train_until_full(disk, digits)
+        assert len(restore_files(disk)) == 1
+        assert_one_moment(disk, digits)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.storage.paths import storage_of
+from tuner.storage.patience import persevere
 from tuner.storage.protocol import StoragePath
 
 
@@ -30,9 +31,13 @@ def remove_abandoned(folder: StoragePath) -> None:
 
 
 def write_text(path: StoragePath, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write ``text`` as UTF-8, whole or not at all; see ``tuner.storage.patience``."""
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    persevere(write)
 
 
 def write_json(path: StoragePath, plain: Any) -> None:

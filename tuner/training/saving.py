@@ -30,6 +30,7 @@ from tuner.run.checkpoint import (
 from tuner.run.layout import CHECKPOINT, HISTORY, STATE, VAL_PROBS
 from tuner.run.trial import EpochMetrics, kept_row, read_history, write_history, write_val_probs
 from tuner.storage.paths import AnyPath
+from tuner.storage.patience import persevere, present_patience, storage_fault
 from tuner.training.loop import Epoch
 
 
@@ -91,6 +92,7 @@ class Saver:
         self._being_written: Kept | None = None
         self._is_broken = False
         self._stream: torch.cuda.Stream | None = None
+        self._patience = present_patience()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
 
     def __enter__(self) -> Self:
@@ -179,9 +181,17 @@ class Saver:
             return
         try:
             writing.result()
-        except BaseException:
+        except BaseException as error:
             self._is_broken = True
-            raise
+            if self._patience is None or not storage_fault(error):
+                raise
+            self._patience.wait(error)
+            self._is_broken = False
+            # Of the newest epoch, whatever was being written.
+            self._begin()
+            return self._finish()
+        if self._patience:
+            self._patience.hear()
         if self._kept is self._being_written:
             # Its own files hold it now.
             self._kept = None
@@ -242,7 +252,14 @@ def restore_files(path: AnyPath) -> list[EpochMetrics]:
 
     Returns:
         The epochs that led there.
+
+    Raises:
+        StorageError: As ``persevere``.
     """
+    return persevere(lambda: _restore_files(path))
+
+
+def _restore_files(path: AnyPath) -> list[EpochMetrics]:
     history, kept = load_progress(path / STATE)
     if not history:
         forget_progress(path)

@@ -1,0 +1,29 @@
+"""Small real file systems that fill up, and become read-only."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[None]:
+    """Have a new folder be a file system of its own, of ``size`` as ``mount`` writes it."""
+    if os.getuid():
+        pytest.skip("only root may mount")
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def remount(place: Path, options: str) -> None:
+    """Change a mounted file system: ``ro``, ``size=10m``."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)

@@ -1,0 +1,167 @@
+"""A storage that fails for a while: a full disk, a quota, a share that is gone.
+
+Within ``patient``, what writes to a storage is tried again for ``PATIENCE_SECONDS``, once for the
+whole outage, before a ``StorageError`` says that it is given up. A bucket has a patience of its
+own, in ``object_store``.
+"""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TypeVar
+
+from tuner.errors import StorageError
+from tuner.storage.protocol import StoragePath
+
+PATIENCE_SECONDS = 60.0
+LONGEST_PAUSE = 5.0
+"""Between two attempts."""
+FAULTS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+        *(errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO),
+    }
+)
+"""Numbers of errors that are a storage's, whatever was asked of it."""
+
+Found = TypeVar("Found")
+
+
+class Patience:
+    """How long the storage of a run is waited for.
+
+    Args:
+        home: The folder that has to be there.
+        say: Tells the user a line.
+        is_hurried: Whether waiting has no sense any more.
+
+    Attributes:
+        problem: What has been wrong with the storage for too long; empty if nothing.
+    """
+
+    def __init__(
+        self,
+        home: StoragePath,
+        say: Callable[[str], None],
+        is_hurried: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.problem = ""
+        self._home = home
+        self._say = say
+        self._is_hurried = is_hurried
+        self._since: float | None = None
+        self._pause = 0.0
+
+    def call(self, action: Callable[[], Found]) -> Found:
+        """Return what ``action`` does, tried again while the storage fails.
+
+        Raises:
+            StorageError: If it fails for too long.
+        """
+        while True:
+            try:
+                self.check_home()
+                found = action()
+            except Exception as error:
+                if not storage_fault(error):
+                    raise
+                self.wait(error)
+            else:
+                self.hear()
+                return found
+
+    def check_home(self) -> None:
+        """Make sure that the folder is there: what writes would make another one in its place.
+
+        Raises:
+            OSError: If it is gone.
+        """
+        if isinstance(self._home, Path) and not self._home.is_dir():
+            raise OSError(errno.ESTALE, "the folder is gone")
+
+    def wait(self, error: BaseException) -> None:
+        """Wait a little after a fault of the storage.
+
+        Raises:
+            StorageError: If there was one for too long.
+        """
+        reason = storage_fault(error)
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._pause = now, 0.2
+            if not self.problem:
+                self._say(
+                    f"{self._home}: cannot be used ({reason}); trying again for "
+                    f"{PATIENCE_SECONDS:.0f} s."
+                )
+        if self.problem or now - self._since >= PATIENCE_SECONDS or self._is_hurried():
+            self.give_up(reason)
+            raise StorageError(f"{self._home}: cannot be used ({self.problem})") from error
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def hear(self) -> None:
+        """Take note that the storage works."""
+        if self._since is not None and not self.problem:
+            seconds = time.monotonic() - self._since
+            self._say(f"{self._home} can be used again, after {seconds:.0f} s.")
+        self._since = None
+
+    def give_up(self, reason: str) -> None:
+        """Wait no more, and say so in ``problem``."""
+        self.problem = self.problem or reason
+
+    def blame(self, error: BaseException | None) -> bool:
+        """Say whether an error has come of the storage, and give it up if so."""
+        while error is not None:
+            if reason := storage_fault(error):
+                self.give_up(reason)
+            error = error.__cause__ or error.__context__
+        return bool(self.problem)
+
+
+_patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
+
+
+@contextmanager
+def patient(patience: Patience) -> Iterator[Patience]:
+    """Have the storage waited for in this block, in this thread."""
+    token = _patience.set(patience)
+    try:
+        yield patience
+    finally:
+        _patience.reset(token)
+
+
+def present_patience() -> Patience | None:
+    """Return with how much patience this thread works."""
+    return _patience.get()
+
+
+def persevere(action: Callable[[], Found]) -> Found:
+    """Return what ``action`` does, with the patience of this thread."""
+    patience = _patience.get()
+    return patience.call(action) if patience else action()
+
+
+def storage_fault(error: BaseException) -> str:
+    """Return what is wrong with the storage, in the system's words; empty if the error is another.
+
+    Args:
+        error: Out of what reads or writes.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    # Safetensors has an error of its own, and NumPy tells no number where a disk is full.
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(found[1])
+    elif isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+        number = errno.ENOSPC
+    if number not in FAULTS:
+        return ""
+    own = error.strerror if isinstance(error, OSError) and error.strerror else ""
+    return own or os.strerror(number)
