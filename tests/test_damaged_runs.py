@@ -9,13 +9,15 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import tuner
-from tests.damage import damaged
+from tests.damage import DEEP, damaged
 from tuner.cli import cli
 from tuner.errors import TunerError
 from tuner.monitor.follow import RunWatcher
 from tuner.monitor.live_table import draw, summary
+from tuner.run.checkpoint import read_description
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
 from tuner.run.layout import PLAN, SPACE
 
@@ -150,3 +152,22 @@ def test_damage_is_told_in_a_line(storage: Path, seed: int) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_nothing_is_told_of_an_undamaged_run(storage: Path, reader: str) -> None:
     READERS[reader](storage)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b", "\ud800", "", "a/b\n"])
+@pytest.mark.parametrize("words", [["show"], ["report"], ["ensemble", "--run"], ["rerun"]])
+def test_a_name_that_no_run_can_have_is_refused(words: list[str], name: str, storage: Path) -> None:
+    trial = ["0"] if words == ["rerun"] else []
+    result = CliRunner().invoke(cli, [*words, name, *trial, "--storage", str(storage)])
+    assert isinstance(result.exception, TunerError)
+    assert len(str(result.exception)) < 1000
+
+
+@pytest.mark.parametrize("text", ["", "{}", DEEP, '{"model": 3}', '{"model": {"cnn": {}}}'])
+def test_what_stands_beside_weights_is_read_as_a_record(storage: Path, text: str) -> None:
+    original = storage / RUN / "trials" / "0000" / "checkpoint.safetensors"
+    damaged_file = storage / "damaged.safetensors"
+    save_file(load_file(original), damaged_file, {"checkpoint": text})
+    with pytest.raises(TunerError, match="not a usable checkpoint: ") as caught:
+        read_description(damaged_file)
+    assert "\n" not in str(caught.value)
