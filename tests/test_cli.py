@@ -128,8 +128,8 @@ MISTAKES = {
     "images of less": (["search", "--space", "quick", "--image-size", "-5"], 2, "4<=x<=2048"),
     "images too large": (["plan", "--space", "quick", "--image-size", "100000"], 2, "4<=x<=2048"),
     "a part of no images": (["search", "--space", "quick", "--train-limit", "0"], 2, "x>=1"),
-    "a name that no file can have": (["show", "x" * 300], 2, "write a shorter one"),
-    "a space that no file can be": (["space", "check", "x" * 300], 2, "File name too long"),
+    "a name that no file can have": (["show", "x" * 300], 2, "is too long for a path"),
+    "a space that no file can be": (["space", "check", "x" * 300], 2, "is too long for a path"),
 }
 
 

@@ -41,7 +41,8 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 def shortened(message: str) -> str:
     """Return a message with the long words and lines that it quotes cut."""
-    lines = re.sub(rf"(\S{{{MOST_WORD}}})\S+", r"\1…", message).split("\n")
+    # Some more are let be: the message may have quoted a part and gone on after it.
+    lines = re.sub(rf"(\S{{{MOST_WORD}}})\S{{10,}}", r"\1…", message).split("\n")
     return "\n".join(
         line if len(line) <= MOST_LINE else f"{line[: MOST_LINE - 300]} … {line[-200:]}"
         for line in lines

@@ -312,8 +312,13 @@ class Run:
 
     def write_csv(self, file: Path | TextIO) -> None:
         """Write the leaderboard as CSV, for spreadsheets too."""
-        table = self.leaderboard().map(harmless).rename(columns=harmless)
-        table.to_csv(file, index=False)
+        import pandas as pd  # See leaderboard().
+
+        table = self.leaderboard()
+        for name, column in table.items():
+            # As objects again, for the same reason.
+            table[name] = pd.Series(map(harmless, column), index=column.index, dtype=object)
+        table.rename(columns=harmless).to_csv(file, index=False)
 
     def leaderboard(self) -> "pd.DataFrame":
         """Return a table of all trials, best first, with their configurations and figures."""
