@@ -211,7 +211,6 @@ def test_the_same_images_are_corrupted_alike_in_batches_of_any_size(
     labelled = find_labelled(str(folder), 8, tmp_path)
     whole = evaluate(loaded, labelled, corrupt=True)
     monkeypatch.setattr("tuner.deploy.predictor.BATCH", 32)
-    monkeypatch.setattr("tuner.deploy.predictor.BATCH_PIXELS", 32 * 64)
     assert evaluate(loaded, labelled, corrupt=True).corrupted == whole.corrupted
 
 

@@ -48,7 +48,7 @@ MEMBERS: dict[str, list[ModelConfig]] = {
         ModelConfig("vit"),
     ],
 }
-BARE_BATCHES = (50, 125, 250, 500)
+BARE_BATCHES = (16, 32, 64, 128, 256)
 """The bare pass takes the batch size that is fastest for it."""
 
 
@@ -104,7 +104,7 @@ def bare(ensemble: Ensemble, count: int, batch_size: int) -> None:
 
 def decode(files: Sequence[str]) -> None:
     """Decode files as ``predict`` does, and no more."""
-    for _ in decode_files(Preprocessing(image_shape=(3, 32, 32)), files, 500):
+    for _ in decode_files(Preprocessing(image_shape=(3, 32, 32)), files, 256):
         pass
 
 
@@ -140,10 +140,10 @@ def alternate(ways: dict[str, Callable[[], None]], count: int, rounds: int) -> d
 def measure(name: str, files: Sequence[str], rounds: int) -> dict[str, Any]:
     """Return ``predict`` against the bare pass of the same members."""
     ensemble = ensemble_of(MEMBERS[name])
-    bare(ensemble, 500, 500)
-    times = {size: timed(partial(bare, ensemble, 1000, size))[1] for size in BARE_BATCHES}
+    bare(ensemble, 512, 256)
+    times = {size: timed(partial(bare, ensemble, 512, size))[1] for size in BARE_BATCHES}
     best = min(times, key=lambda size: times[size])
-    count = len(files) - len(files) % 500
+    count = len(files) - len(files) % 256
     ways = {
         "predict": lambda: predict(ensemble, files[:count]),
         "bare": lambda: bare(ensemble, count, best),
@@ -170,7 +170,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

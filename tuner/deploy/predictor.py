@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from tuner.deploy.export import Export
 
 BATCH = 256
-"""Images at a time at most; fewer where they are larger than CIFAR's. Of twice as many, what small
-networks compute leaves a CPU's caches: they take up to 1.4 times as long."""
-BATCH_PIXELS = BATCH * 32 * 32
+"""Images that are prepared at a time at most; fewer where they are larger than CIFAR's."""
+BATCH_ON_CPU = 32
+"""Of these, what a CPU computes at a time. Of 256, the layers' outputs are so large that memory is
+asked of the system for each and given back: five default CNNs take twice the processor time."""
+PIXELS = 32 * 32
+"""Of CIFAR's images, to which the numbers above belong."""
 SAME, OTHER = 0.001, 0.02
 """Most mean difference from a probe that was computed in the same way, and in another."""
 PROBE_STEP, PROBE_SECONDS = 8, 1.0
@@ -113,8 +116,14 @@ class Ensemble:
 
     @property
     def batch_size(self) -> int:
-        """Images that are computed at a time."""
-        return max(16, min(BATCH, BATCH_PIXELS // self.preprocessing.size**2))
+        """Images that are prepared at a time."""
+        return max(16, min(BATCH, BATCH * PIXELS // self.preprocessing.size**2))
+
+    @property
+    def _computed_at_once(self) -> int:
+        if self._device.type != "cpu":
+            return self.batch_size
+        return max(1, min(BATCH_ON_CPU, BATCH_ON_CPU * PIXELS // self.preprocessing.size**2))
 
     def predict(
         self, images: np.ndarray | ImageLike | Sequence[ImageLike], *, tta: Tta | None = None
@@ -278,7 +287,7 @@ class Ensemble:
                 loaded.std,
                 device=self._device,
                 dtype=prediction_dtype(member.precision, self._device),
-                batch_size=self.batch_size,
+                batch_size=self._computed_at_once,
                 tta=tta,
             )
 

@@ -84,7 +84,7 @@ class Preprocessing:
                 f"images: {images.dtype} of shape {images.shape}; an array has to be uint8 of "
                 f"shape (N, height, width, {channels})"
             )
-        planes = channels_first(np.ascontiguousarray(images))
+        planes = channels_first(images)
         return resized(planes, self.size) if len(planes) else planes
 
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
@@ -93,8 +93,5 @@ class Preprocessing:
 
 
 def channels_first(pixels: np.ndarray) -> Tensor:
-    """Return pixels (N, H, W, C) as images (N, C, H, W), in memory as they are.
-
-    That is the order in which the networks compute, so that nothing has to be moved.
-    """
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    """Return pixels (N, H, W, C) as images (N, C, H, W), contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
