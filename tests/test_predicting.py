@@ -337,5 +337,5 @@ def test_an_ensemble_with_unknown_views_is_refused(run_with_ensemble: Run, tmp_p
     plain = json.loads((folder / "ensemble.json").read_text())
     plain["preprocessing"]["tta"] = "spin"
     write_json(folder / "ensemble.json", plain)
-    with pytest.raises(tuner.TunerError, match="'spin' is not known to this version"):
+    with pytest.raises(tuner.TunerError, match="'spin' is not one of none, flip"):
         tuner.load_ensemble(folder)
