@@ -3,8 +3,10 @@
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -15,11 +17,14 @@ from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble import make_ensemble, planned
 from tuner.ensemble.request import EnsembleRequest
+from tuner.metrics.predict import accuracy_and_nll
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
+from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run, RunRecord, now
 from tuner.run.trial import (
     EpochMetrics,
     Stop,
+    TrialRecord,
     TrialStatus,
     best_row,
     write_history,
@@ -27,6 +32,7 @@ from tuner.run.trial import (
     write_trial,
     write_val_probs,
 )
+from tuner.storage.digest import sha256_of
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.paths import to_path
 from tuner.training.loop import train
@@ -200,11 +206,28 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
     return Run.open(bucket / "tiny")
 
 
+def record_probs(trial: TrialRecord, probs: np.ndarray, labels: torch.Tensor) -> None:
+    """Leave other validation probabilities, and the epoch that they would have come of."""
+    assert trial.best is not None
+    accuracy, loss = accuracy_and_nll(torch.from_numpy(probs).float(), labels)
+    rows = [
+        replace(row, val_accuracy=accuracy, val_loss=loss)
+        if row is trial.best
+        else replace(row, val_accuracy=0.0)
+        for row in trial.history
+    ]
+    digests = read_digests(trial.path)
+    digests["val_probs.npy"] = write_val_probs(trial.path, probs)
+    digests["history.csv"] = write_history(trial.path, rows)
+    write_digests(trial.path, digests)
+
+
 def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
     """Train a trial and leave what a worker and the driver of a search leave."""
     write_trial(path, config)
     history: list[EpochMetrics] = []
     num_parameters = 0
+    digests = {"config.json": sha256_of(path / "config.json")}
     for epoch in train(config, splits, torch.device("cpu")):
         history.append(epoch.figures)
         num_parameters = epoch.num_parameters
@@ -216,8 +239,11 @@ def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
                 image_shape=splits.image_shape,
                 mean=epoch.mean,
                 std=epoch.std,
+                computed=epoch.computed,
             )
-            save_checkpoint(path / "checkpoint.safetensors", epoch.network, checkpoint)
-            write_val_probs(path, epoch.val_probs.numpy())
-        write_history(path, history)
+            file = path / "checkpoint.safetensors"
+            digests[file.name] = save_checkpoint(file, epoch.network, checkpoint)
+            digests["val_probs.npy"] = write_val_probs(path, epoch.val_probs.numpy())
+        digests["history.csv"] = write_history(path, history)
+    write_digests(path, digests)
     write_status(path, TrialStatus(state="completed", num_parameters=num_parameters))

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import record_probs
 from tuner.data.splits import Splits
 from tuner.ensemble import latency, make_ensemble, planned
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
@@ -26,8 +28,10 @@ from tuner.ensemble.soup import estimate_statistics, mean_of
 from tuner.errors import UsageError
 from tuner.metrics.predict import Tta, score
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
+from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
-from tuner.run.trial import write_status, write_trial, write_val_probs
+from tuner.run.trial import write_status, write_trial
+from tuner.storage.digest import sha256_of
 from tuner.voting.temperature import fit_temperature, soften
 
 CPU = torch.device("cpu")
@@ -71,6 +75,8 @@ def change(run: Run, number: int, **changes: Any) -> None:
 def test_no_model_is_loaded_to_choose(finished_run: Run, method: Method) -> None:
     for trial in finished_run.trials():
         trial.checkpoint.write_bytes(b"no weights")
+        digests = read_digests(trial.path)
+        write_digests(trial.path, digests | {trial.checkpoint.name: sha256_of(trial.checkpoint)})
     assert members_of(choose(finished_run, method=method, calibrate=True))
 
 
@@ -111,7 +117,7 @@ def let_members_be_too_sure(run: Run) -> None:
         logits = torch.randn(len(labels), 10, generator=generator)
         logits += 2 * nn.functional.one_hot(labels, 10)
         probs = (sureness * logits).softmax(dim=1)
-        write_val_probs(trial.path, probs.numpy())
+        record_probs(trial, probs.numpy(), labels)
 
 
 @pytest.mark.parametrize("method", ["greedy", "weighted"])
@@ -159,7 +165,7 @@ def test_how_sure_a_member_is_has_no_say_in_its_weight(finished_run: Run, method
             logits = torch.randn(len(labels), 10, generator=generator)
             logits += 2 * nn.functional.one_hot(labels, 10)
             probs = (logits / (temperature if trial.number == 0 else 1)).softmax(dim=1)
-            write_val_probs(trial.path, probs.numpy())
+            record_probs(trial, probs.numpy(), labels)
         choice = choose(finished_run, method=method).choice
         weights.append(dict(zip(choice.members, choice.weights.tolist(), strict=True)))
     assert len(weights[0]) == 3
@@ -372,7 +378,10 @@ def test_a_soup_of_one_network_twice_is_that_network() -> None:
 
 def test_a_soup_of_equal_networks_does_what_they_do(finished_run: Run) -> None:
     one, two = (finished_run.trial(number) for number in (1, 2))
-    shutil.copy(one.path / "val_probs.npy", two.path / "val_probs.npy")
+    # The same numbers, to the bit, would be a copy.
+    probs = (1 - 1e-6) * one.val_probs() + np.float32(1e-7)
+    record_probs(two, probs, choose(finished_run).pool.labels)
+    (two.path / "digests.json").unlink()
     # Dropout plays no part in what is averaged.
     params = dict(two.config.model.params) | {"dropout": 0.5}
     model = dataclasses.replace(two.config.model, params=params)

@@ -22,12 +22,15 @@ import torch
 from PIL import Image
 
 import tuner
+from tests.conftest import record_probs
 from tuner.config import DataConfig
 from tuner.data.datasets import resized
-from tuner.data.splits import load_test
+from tuner.data.splits import load_splits, load_test
 from tuner.deploy.predictor import BATCH, Ensemble
+from tuner.ensemble.members import Network, predict_network
 from tuner.ensemble.request import Method
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
+from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
 
 SPACE = {
@@ -246,9 +249,15 @@ def test_an_unreadable_file_is_named(combined: Ensemble, tmp_path: Path) -> None
 def test_each_member_normalizes_as_it_was_trained(
     finished_run: Run, digits_test: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    file = finished_run.trial_path(0) / "checkpoint.safetensors"
-    network, checkpoint = load_checkpoint(file, finished_run.trial(0).config.model)
-    save_checkpoint(file, network, replace(checkpoint, mean=(0.1,), std=(0.7,)))
+    trial = finished_run.trial(0)
+    model, file = trial.config.model, trial.checkpoint
+    network, checkpoint = load_checkpoint(file, model)
+    digest = save_checkpoint(file, network, replace(checkpoint, mean=(0.1,), std=(0.7,)))
+    write_digests(trial.path, read_digests(trial.path) | {file.name: digest})
+    splits = load_splits(finished_run.record.data, finished_run.path)
+    alone = Network(file=file, model=model, precision=trial.config.precision)
+    seen = predict_network(alone, splits.val.images, "none", torch.device("cpu"))
+    record_probs(trial, seen.numpy(), splits.val.labels)
     ensemble = tuner.combine(finished_run, top=3, device="cpu", progress=False)
     images, labels = digits_test
     probs = ensemble.predict(images)
@@ -257,8 +266,6 @@ def test_each_member_normalizes_as_it_was_trained(
 
 
 def test_a_soup_is_one_network(finished_run: Run) -> None:
-    # Two of one architecture.
-    shutil.copytree(finished_run.trial_path(1), finished_run.trial_path(2), dirs_exist_ok=True)
     ensemble = tuner.combine(
         finished_run, top=2, method="soup", calibrate=True, device="cpu", progress=False
     )

@@ -1,7 +1,10 @@
 """What a trial's files hold, whenever its worker is killed."""
 
 import contextlib
+import hashlib
+import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +21,8 @@ from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import StorageError
 from tuner.run.checkpoint import load_checkpoint, load_progress, load_state
-from tuner.run.trial import EpochMetrics, kept_row, read_history
+from tuner.run.digests import DamagedError
+from tuner.run.trial import EpochMetrics, kept_row, read_history, write_history
 from tuner.storage import patience as patience_module
 from tuner.storage.patience import Patience, patient
 from tuner.training import saving
@@ -57,6 +61,9 @@ def assert_one_moment(path: Path, splits: Splits) -> None:
     probs = np.load(path / "val_probs.npy")
     accuracy = (probs.argmax(axis=1) == splits.val.labels.numpy()).mean()
     assert accuracy == best.val_accuracy
+    files = contents(path)
+    digests = json.loads(files.pop("digests.json"))
+    assert digests == {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
 
 
 class KilledError(BaseException):
@@ -91,7 +98,7 @@ def test_a_training_goes_on_from_any_moment_to_the_same_numbers(
     with epochs_of(digits) as epochs:
         whole = [epoch.figures for epoch in epochs]
     # Before each file of the second write.
-    for num_files in range(5):
+    for num_files in range(6):
         path = tmp_path / str(num_files)
         saver = saver_of(path, digits, [])
         with contextlib.suppress(KilledError), saver, epochs_of(digits) as epochs:
@@ -248,11 +255,67 @@ def test_a_state_of_an_earlier_version_is_gone_on_from(digits: Splits, tmp_path:
         saver.save()
     path = tmp_path / "state.safetensors"
     saving.save_state(path, load_state(path), load_progress(path)[0])
+    (tmp_path / "digests.json").unlink()
     history, kept = load_progress(path)
     assert kept is None
     before = contents(tmp_path)
     assert restore_files(tmp_path) == history
-    assert contents(tmp_path) == before
+    after = contents(tmp_path)
+    # What nobody has recorded is not vouched for.
+    assert set(json.loads(after.pop("digests.json"))) == {"state.safetensors", "history.csv"}
+    assert after == before
+
+
+def saved(path: Path, splits: Splits, seed: int, num_epochs: int = 1) -> list[EpochMetrics]:
+    """Train the first epochs of a trial, and save them."""
+    config = replace(CONFIG, seed=seed)
+    with (
+        saver_of(path, splits, []) as saver,
+        contextlib.closing(train(config, splits, CPU)) as epochs,
+    ):
+        for _ in range(num_epochs):
+            saver.keep(next(epochs))
+        saver.save()
+    return saver.history
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_the_state_of_another_trial_is_not_gone_on_from(
+    digits: Splits, tmp_path: Path, is_newer: bool
+) -> None:
+    for number in (1, 2):
+        saved(tmp_path / str(number), digits, seed=number)
+    own = tmp_path / "1" / "state.safetensors"
+    shutil.copy2(tmp_path / "2" / "state.safetensors", own)
+    if is_newer:
+        own.touch()
+    else:
+        os.utime(own, (1e9, 1e9))
+    before = contents(tmp_path / "1")
+    with pytest.raises(DamagedError, match=r"state\.safetensors: is not what .* train anew"):
+        restore_files(tmp_path / "1")
+    assert contents(tmp_path / "1") == before
+
+
+def test_a_state_that_is_newer_than_its_digest_is_gone_on_from(
+    digits: Splits, tmp_path: Path
+) -> None:
+    saved(tmp_path / "1", digits, seed=1)
+    longer = saved(tmp_path / "2", digits, seed=1, num_epochs=2)
+    # Seconds and times are those of its own training.
+    write_history(tmp_path / "1", longer[:1])
+    shutil.copy(tmp_path / "2" / "state.safetensors", tmp_path / "1")
+    assert restore_files(tmp_path / "1") == longer
+    assert_one_moment(tmp_path / "1", digits)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", bytes(64), None])
+def test_a_damaged_state_is_told(digits: Splits, tmp_path: Path, content: bytes | None) -> None:
+    saved(tmp_path, digits, seed=1)
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+    with pytest.raises(DamagedError, match=r"state\.safetensors: damaged or unreadable: "):
+        restore_files(tmp_path)
 
 
 def test_files_without_a_state_belong_to_a_training_that_begins_anew(

@@ -12,12 +12,15 @@ from rich.console import Console
 
 from tuner.config import DataConfig, Resources
 from tuner.data.splits import load_splits
+from tuner.ensemble.check import damage_of_run
 from tuner.errors import ClusterError, NoUsableTrials, UsageError
 from tuner.metrics.predict import predict_probs
 from tuner.run.checkpoint import load_checkpoint, save_state
+from tuner.run.digests import read_digests
 from tuner.run.run import Run
 from tuner.run.trial import TrialRecord, read_history, write_status
 from tuner.space import load_space
+from tuner.storage.digest import sha256_of
 from tuner.training.device import compute_dtype
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
@@ -75,6 +78,13 @@ def test_every_trial_leaves_its_files(run: Run) -> None:
         assert trial.status.num_parameters > 0
         assert [row.epoch for row in trial.history] == list(range(1, len(trial.history) + 1))
         assert trial.val_probs().shape == (144, 10)
+        digests = read_digests(trial.path)
+        names = {"config.json", "history.csv", "val_probs.npy", "checkpoint.safetensors"}
+        assert digests.keys() == names | {"state.safetensors"}
+        for file in trial.path.iterdir():
+            if file.name not in ("status.json", "digests.json"):
+                assert digests[file.name] == sha256_of(file)
+    assert not damage_of_run(run, torch.device("cpu"))
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
 
 

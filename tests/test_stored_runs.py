@@ -78,8 +78,8 @@ def test_a_leaderboard_takes_a_question_a_file_and_a_few(stored_run: Run, server
     trials = stored_run.ranked()
     rows = [trial.as_row() for trial in trials if trial.is_usable]
     assert len(rows) == 3
-    # Three small files a trial, read side by side, and the listing of all of them.
-    assert questions() - before <= 3 * 3 + 3
+    # Four small files a trial, read side by side, and the listing of all of them.
+    assert questions() - before <= 3 * 4 + 3
 
 
 def test_pruning_removes_checkpoints_from_a_store(stored_run: Run) -> None:
@@ -107,6 +107,7 @@ def test_a_search_in_a_store_can_be_watched(stored_run: Run) -> None:
         ["report"],
         ["compare", "tiny", "tiny"],
         ["rerun", "tiny", "0"],
+        ["check", "tiny"],
         ["ensemble", "--top", "2"],
         ["ensemble", "--top", "2", "--dry-run"],
     ],

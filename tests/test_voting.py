@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from tuner.ensemble.pool import HALF_FLOOR
+from tuner.ensemble.candidates import HALF_FLOOR
 from tuner.run.trial import write_val_probs
 from tuner.voting import floored, probs_of_truth, rank, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit

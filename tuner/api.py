@@ -332,6 +332,7 @@ def combine(
     frontier: bool = False,
     compare: bool = False,
     duplicates: Place | None = None,
+    skip_damaged: bool = False,
     name: str | None = None,
     storage: Place = "runs",
     device: str = "auto",
@@ -355,6 +356,7 @@ def combine(
         frontier: Find the members that are best for their time.
         compare: Score all methods by the same reading of the test images.
         duplicates: CSV of test images that have near-duplicates in the training data.
+        skip_damaged: Leave out trials whose files are damaged, or are not those that were recorded.
         name: Of the ensemble; ``None`` names it after the method.
         storage: Folder of the runs.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
@@ -366,7 +368,7 @@ def combine(
         UsageError: If it has too few for what is asked.
         UntrustedCodeError: If code would be run that is neither known nor trusted.
         DataError: If images cannot be read, or have changed since.
-        TunerError: If a candidate's files are damaged.
+        TunerError: If a candidate's files are damaged, each in a line.
     """
     from tuner.ensemble import make_ensemble, planned
     from tuner.ensemble.request import METHODS, Diverse, EnsembleRequest
@@ -390,6 +392,7 @@ def combine(
         frontier=frontier,
         compare=compare,
         duplicates=None if duplicates is None else Path(duplicates),
+        skip_damaged=skip_damaged,
         trust_code=trust_code,
         name=name,
     )

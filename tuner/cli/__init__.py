@@ -10,6 +10,7 @@ import click
 
 from tuner import __version__
 from tuner.cli import (
+    check,
     cluster_template,
     compare,
     data,
@@ -57,6 +58,7 @@ COMMANDS = (
     show.show,
     report.report,
     compare.compare,
+    check.check,
     rerun.rerun,
     space.space,
     data.data,

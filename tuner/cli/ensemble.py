@@ -64,6 +64,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
     type=click.Path(path_type=Path),
     help="CSV of CIFAR's test images that have near-duplicates in the training data.",
 )
+@option("--skip-damaged", is_flag=True, help="Leave out trials whose files are damaged.")
 @option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
 @option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
 @DEVICE

@@ -18,7 +18,7 @@ from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.errors import TunerError
 from tuner.models.trust import check_code_trusted, code_of
-from tuner.run.checkpoint import load_checkpoint
+from tuner.run.digests import Damage
 from tuner.run.layout import ENSEMBLES
 from tuner.run.run import Reading, Run
 from tuner.schema import to_json
@@ -74,7 +74,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         DataError: If the test images cannot be read.
         TunerError: If a member's file is damaged or gone.
     """
-    run, request, kitchen = plan.run, plan.request, plan.kitchen
+    run, request = plan.run, plan.request
     check_code_trusted(code_of(plan.models()), run.path, trust=request.trust_code)
     source = run.record.data.source
     with explaining_damage(run.path / ENSEMBLES):
@@ -83,7 +83,8 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     # Before the test images are read, so that neither a damaged file costs a reading nor a number
     # that cannot be written.
     _check_finite(plan)
-    networks = {key: _copied(network, kitchen.folder) for key, network in _needed(plan).items()}
+    plan, networks = _copied(plan)
+    kitchen = plan.kitchen
     latencies = _time_members(plan, networks, say) if request.frontier else None
     test = load_test(run.record.data, Path(run.record.data_dir))
     if listed is not None:
@@ -165,15 +166,47 @@ def _needed(plan: Plan) -> dict[Key, Network]:
     return needed
 
 
-def _copied(network: Network, folder: AnyPath) -> Network:
-    """Copy a checkpoint that loads; a search that goes on may remove the original.
+def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
+    """Copy the networks, for a search that goes on may remove the originals, and check the copies.
+
+    Returns:
+        The plan, without the trials of damaged files if the request leaves them out, and its
+        networks.
 
     Raises:
-        TunerError: If it is damaged or gone.
+        DamagedError: If files are damaged, gone, or not those that were recorded.
+        UntrustedCodeError: If others take their place that are made by code nobody trusts.
     """
-    load_checkpoint(network.file, network.model)
-    if network.file.parent == folder:
-        return network
-    copy = folder / f"{network.file.parent.name}.safetensors"
-    copy_file(network.file, copy)
-    return replace(network, file=copy)
+    copies: dict[int, AnyPath] = {}
+    while True:
+        damage = [
+            entry
+            for i in plan.candidates
+            if plan.pool.trials[i].number not in copies
+            for entry in _copy(plan, i, copies)
+        ]
+        if not damage:
+            break
+        plan = plan.without(damage)
+        check_code_trusted(code_of(plan.models()), plan.run.path, trust=plan.request.trust_code)
+    return plan, {
+        key: replace(network, file=copies[plan.pool.trials[key[0]].number])
+        if len(key) == 1
+        else network
+        for key, network in _needed(plan).items()
+    }
+
+
+def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
+    """Copy a candidate's network, and say what is wrong with it."""
+    trial = plan.pool.trials[position]
+    copy = plan.kitchen.folder / f"{trial.number:04d}.safetensors"
+    try:
+        with explaining_damage(trial.checkpoint):
+            copy_file(trial.checkpoint, copy)
+    except TunerError as error:
+        return [Damage.of(error, trial.number)]
+    damage = plan.damage_of_network(position, file=copy)
+    if not damage:
+        copies[trial.number] = copy
+    return damage

@@ -1,6 +1,6 @@
 """Everything about an ensemble that is decided before a test image is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 
 from tuner.config import ModelConfig
 from tuner.data.splits import Splits, load_splits
+from tuner.ensemble.candidates import damage_of_network
 from tuner.ensemble.choosing import (
     Choice,
     Chooser,
@@ -20,12 +21,19 @@ from tuner.ensemble.choosing import (
 )
 from tuner.ensemble.latency import measure_latency
 from tuner.ensemble.members import Network, Predict
-from tuner.ensemble.pool import Excluded, Pool, read_pool
+from tuner.ensemble.pool import (
+    Excluded,
+    Pool,
+    read_pool,
+    require_enough,
+    without_damaged,
+)
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
 from tuner.ensemble.soup import SoupMaker
 from tuner.errors import UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.digests import Damage
 from tuner.run.run import Run
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
@@ -59,6 +67,50 @@ class Plan:
     skipped: tuple[Skipped, ...]
 
     @property
+    def candidates(self) -> list[int]:
+        """Positions of the candidates whose networks the test images are shown to."""
+        choices = (self.single, self.choice, *self.others)
+        return list(dict.fromkeys(i for choice in choices for i in choice.members))
+
+    def damage_of_files(self) -> list[Damage]:
+        """Say what is wrong with the networks of candidates; none of their own code is run.
+
+        One whose file has no digest, or is newer than it, is computed to see whether it gives what
+        it did, unless that would run code.
+        """
+        everyone = self.candidates
+        return [entry for i in everyone for entry in self.damage_of_network(i, is_quick=True)]
+
+    def damage_of_network(
+        self, position: int, *, file: AnyPath | None = None, is_quick: bool = False
+    ) -> list[Damage]:
+        """Say what is wrong with a candidate's network; see ``damage_of_network`` of candidates."""
+        trial = self.pool.trials[position]
+        damage = damage_of_network(
+            self.pool.recorded(position),
+            self.splits,
+            self.kitchen.device,
+            file=file,
+            is_quick=is_quick,
+        )
+        if damage and not self.run.reread(trial).is_usable:
+            problem = "was removed, or its trial goes on, since it was chosen; try again"
+            return [Damage(file=str(trial.checkpoint), problem=problem, trial=trial.number)]
+        return damage
+
+    def without(self, damage: Sequence[Damage]) -> "Plan":
+        """Choose anew without the trials of damaged files.
+
+        Raises:
+            DamagedError: If the request does not leave them out, or no candidate is left.
+            UsageError: If too few are left for a vote.
+        """
+        pool = without_damaged(self.pool, damage, self.request)
+        require_enough(self.run, len(pool), damage, self.request)
+        kitchen = replace(self.kitchen, pool=pool)
+        return _choose_all(self.run, self.request, self.splits, kitchen)
+
+    @property
     def left_out(self) -> tuple[Excluded, ...]:
         """Trials that are no members, and why."""
         return (*self.choice.left_out, *self.pool.left_out)
@@ -71,8 +123,7 @@ class Plan:
 
     def models(self) -> list[ModelConfig]:
         """Return the models of all networks that the test images are shown to."""
-        members = {i for choice in (self.choice, self.single, *self.others) for i in choice.members}
-        return [self.pool.trials[i].config.model for i in sorted(members)]
+        return [self.pool.trials[i].config.model for i in sorted(self.candidates)]
 
     def to_plain(self) -> dict[str, Any]:
         """Return the choices with their figures on validation images, for ``--dry-run``."""
@@ -148,6 +199,11 @@ def make_plan(
         # What only votes is read from the folder, and no code of it is run.
         models = code_of(trial.config.model for trial in pool.trials)
         check_code_trusted(models, run.path, trust=request.trust_code)
+        everyone = range(len(pool))
+        damage = [
+            entry for i in everyone for entry in damage_of_network(pool.recorded(i), splits, device)
+        ]
+        pool = without_damaged(pool, damage, request)
     if request.tta != "none":
         say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")
         networks = [pool.network(i) for i in range(len(pool))]
@@ -168,6 +224,15 @@ def make_plan(
         predict=predict,
         device=device,
     )
+    plan = _choose_all(run, request, splits, kitchen)
+    while not request.computes_to_choose and (damage := plan.damage_of_files()):
+        plan = plan.without(damage)
+    return plan
+
+
+def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: SoupMaker) -> Plan:
+    """Choose from the candidates that ``kitchen`` has."""
+    pool = kitchen.pool
 
     def chooser(method: Method) -> Chooser:
         if method in SOUPS:

@@ -1,24 +1,26 @@
 """The candidates: the best trials of a run, with what they said of the validation images."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tuner.ensemble.candidates import Candidate, Recorded, damage_of_copy, read_candidate
 from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import TunerError, UsageError
-from tuner.run.layout import VAL_PROBS
+from tuner.run.digests import Damage, DamagedError, damage_of_files
+from tuner.run.layout import HISTORY
 from tuner.run.run import Run
 from tuner.run.trial import USABLE, TrialRecord
-from tuner.voting import floored, rank
+from tuner.voting import rank
 
-HALF_FLOOR = 2.0**-25
-"""Half of the least float16; earlier versions kept probabilities in it, where all below are 0."""
+MEND = (
+    "Put the file back, or leave the trial out with --skip-damaged (in Python, skip_damaged=True)."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class Pool:
     """Class probabilities of the validation images, float32, shape (M, N, K)."""
     floors: tuple[float, ...]
     """Least probability that the files could hold, one a candidate, as in ``Network``."""
+    samples: tuple[Tensor, ...]
+    """Probabilities of a few validation images, one a candidate, as in ``Recorded``."""
     labels: Tensor
     """int64, shape (N,)."""
     left_out: tuple[Excluded, ...]
@@ -59,6 +63,14 @@ class Pool:
             floor=self.floors[position],
         )
 
+    def recorded(self, position: int) -> Recorded:
+        """Return what a candidate's network is held against."""
+        return Recorded(
+            trial=self.trials[position],
+            sample=self.samples[position],
+            floor=self.floors[position],
+        )
+
     def order(self, probs: Tensor, labels: Tensor) -> Tensor:
         """Return the candidates' positions, the most accurate by ``probs`` first.
 
@@ -76,6 +88,7 @@ class Pool:
             trials=tuple(self.trials[i] for i in order.tolist()),
             probs=probs[order],
             floors=tuple(self.floors[i] for i in order.tolist()),
+            samples=tuple(self.samples[i] for i in order.tolist()),
         )
 
     def only(self, positions: list[int], left_out: list[Excluded]) -> "Pool":
@@ -85,6 +98,7 @@ class Pool:
             trials=tuple(self.trials[i] for i in positions),
             probs=self.probs[positions],
             floors=tuple(self.floors[i] for i in positions),
+            samples=tuple(self.samples[i] for i in positions),
             left_out=(*self.left_out, *left_out),
             latencies=self.latencies and tuple(self.latencies[i] for i in positions),
         )
@@ -96,41 +110,97 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     Raises:
         NoUsableTrials: If the run has no usable trial.
         UsageError: If it has fewer than a vote needs, or none within the parameters allowed.
-        TunerError: If a candidate's probabilities are missing or damaged.
+        DamagedError: If files are missing or damaged, or not those that were recorded, and the
+            request does not leave their trials out.
     """
-    ranked = run.ranked()
+    damage: list[Damage] = []
+    ranked = run.ranked(damage)
+    for trial in ranked:
+        if trial.best is None and trial.status.state in USABLE:
+            # It may have had epochs.
+            damage += damage_of_files(trial.path, HISTORY)
     usable = [trial for trial in ranked if trial.is_usable]
-    run.require(usable, request.top if request.method == "vote" else 1)
+    if not damage or request.skip_damaged:
+        run.require(usable, request.top if request.method == "vote" else 1)
     refuse = _Refusals(request)
-    chosen: list[TrialRecord] = []
+    chosen: list[Candidate] = []
     left_out: list[Excluded] = []
     for trial in ranked:
         if len(chosen) == request.pool_size or trial.best is None:
             break
-        if reason := refuse(trial):
+        reason, read, wrong = _look(trial, refuse, labels, num_classes)
+        if wrong:
+            # A search that goes on may have written its files between two readings.
+            reason, read, wrong = _look(run.reread(trial), refuse, labels, num_classes)
+        wrong = wrong or damage_of_copy(read, chosen)
+        damage += wrong
+        if reason:
             left_out.append(Excluded(trial=trial.number, reason=reason))
-        else:
-            chosen.append(trial)
+        elif read and not wrong:
+            refuse.take(read.recorded.trial)
+            chosen.append(read)
+    if damage and not request.skip_damaged:
+        raise DamagedError(damage, MEND)
+    left_out += excluded(damage)
     if not chosen:
+        if damage:
+            raise DamagedError(damage, "No candidate is left; put the files back.")
+        if request.max_parameters is None:
+            run.require([], 1)
         smallest = min(t.status.num_parameters for t in ranked if t.is_usable)
         raise UsageError(
             f"--max-parameters {request.max_parameters}: the smallest candidate has {smallest}"
         )
-    needed = request.top if request.method == "vote" and not request.max_parameters else 1
-    if len(chosen) < needed:
-        raise UsageError(
-            f"--top {request.top} --diverse {request.diverse}: {run.path} has usable trials of "
-            f"only {len(chosen)}. Give --top {len(chosen)} or less."
-        )
-    read = [_read_probs(trial, (len(labels), num_classes)) for trial in chosen]
-    probs, floors = zip(*read, strict=True)
+    require_enough(run, len(chosen), damage, request)
     return Pool(
-        trials=tuple(chosen),
-        probs=torch.stack(probs),
-        floors=floors,
+        trials=tuple(read.recorded.trial for read in chosen),
+        probs=torch.stack([read.probs for read in chosen]),
+        floors=tuple(read.recorded.floor for read in chosen),
+        samples=tuple(read.recorded.sample for read in chosen),
         labels=labels,
         left_out=tuple(left_out),
         is_val_seen=run.record.data.all_data,
+    )
+
+
+def excluded(damage: Sequence[Damage]) -> list[Excluded]:
+    """Say of trials that they are damaged, each once."""
+    reasons: dict[int, str] = {}
+    for entry in damage:
+        if entry.trial is not None:
+            reasons.setdefault(entry.trial, f"damaged: {entry}")
+    return [Excluded(trial=trial, reason=reason) for trial, reason in reasons.items()]
+
+
+def without_damaged(pool: Pool, damage: Sequence[Damage], request: EnsembleRequest) -> Pool:
+    """Return the candidates that are not damaged.
+
+    Raises:
+        DamagedError: If the request does not leave the others out, or none is left.
+    """
+    if not damage:
+        return pool
+    if not request.skip_damaged:
+        raise DamagedError(damage, MEND)
+    trials = {entry.trial for entry in damage}
+    left = [i for i, trial in enumerate(pool.trials) if trial.number not in trials]
+    if not left:
+        raise DamagedError(damage, "No candidate is left; put the files back.")
+    return pool.only(left, excluded(damage))
+
+
+def require_enough(
+    run: Run, num_candidates: int, damage: Sequence[Damage], request: EnsembleRequest
+) -> None:
+    """Make sure that a vote has as many members as were asked for."""
+    needed = request.top if request.method == "vote" and not request.max_parameters else 1
+    if num_candidates >= needed:
+        return
+    diverse = f" --diverse {request.diverse}" if request.diverse else ""
+    skipped = " --skip-damaged" if damage else ""
+    raise UsageError(
+        f"--top {request.top}{diverse}{skipped}: {run.path} has usable trials of only "
+        f"{num_candidates}. Give --top {num_candidates} or less."
     )
 
 
@@ -160,21 +230,23 @@ class _Refusals:
             asked = self.request.diverse
             which = "same config" if asked == "config" else f"{asked} {key}"
             return f"{which}, as trial {self.taken[key]}"
-        self.taken[key] = trial.number
         return ""
+
+    def take(self, trial: TrialRecord) -> None:
+        """Count a trial among those that came before."""
+        self.taken[self.key_of(trial)] = trial.number
 
 
 def _config_but_for_seed(trial: TrialRecord) -> str:
     return json.dumps(trial.config.to_dict() | {"seed": None}, sort_keys=True)
 
 
-def _read_probs(trial: TrialRecord, shape: tuple[int, int]) -> tuple[Tensor, float]:
-    """Return a trial's probabilities, float32, and the least one that their file could hold."""
-    stored = trial.val_probs()
-    if stored.shape != shape:
-        raise TunerError(
-            f"{trial.path / VAL_PROBS}: not usable validation probabilities: has shape "
-            f"{stored.shape}, not {shape}"
-        )
-    floor = HALF_FLOOR if stored.dtype == np.float16 else 0.0
-    return floored(torch.from_numpy(stored.astype(np.float32)), floor), floor
+def _look(
+    trial: TrialRecord, refuse: "_Refusals", labels: Tensor, num_classes: int
+) -> tuple[str, Candidate | None, list[Damage]]:
+    """Return why a trial is no candidate, what it has left otherwise, and what is wrong with it."""
+    try:
+        reason = refuse(trial)
+    except TunerError as error:
+        return "", None, [Damage.of(error, trial.number)]
+    return (reason, None, []) if reason else ("", *read_candidate(trial, labels, num_classes))

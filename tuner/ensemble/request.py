@@ -44,6 +44,8 @@ class EnsembleRequest:
     """Score all methods by the same reading of the test images."""
     duplicates: Path | None = None
     """List of the test images that have near-duplicates in the training data."""
+    skip_damaged: bool = False
+    """Leave trials out whose files are damaged, or are not those that were recorded."""
     trust_code: bool = False
     """Run code that came with the run, also where it is not known here."""
     name: str | None = None

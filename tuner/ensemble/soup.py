@@ -66,7 +66,7 @@ class SoupMaker:
     predict: Predict
     device: torch.device
     """Where normalization statistics are estimated."""
-    _probs: dict[frozenset[int], Tensor] = field(default_factory=dict)
+    _probs: dict[frozenset[int], Tensor] = field(default_factory=dict, init=False)
 
     def network(self, members: Sequence[int]) -> Network:
         """Return the soup of some candidates; of one, the candidate itself."""

@@ -11,6 +11,7 @@ from typing import Any
 from tuner.report.ensembles import read_ensemble
 from tuner.report.facts import run_facts
 from tuner.report.page import points, render
+from tuner.run.check import check_records
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import outcomes
 from tuner.run.layout import REPORT, SPACE
@@ -51,6 +52,7 @@ def write_report(
     Raises:
         TunerError: If the run, its plan or its newest ensemble is damaged.
     """
+    check_records(ranked)
     ensembles = [read_ensemble(folder) for folder in ensemble_folders(run.path)]
     ensemble = ensembles[0] if ensembles else None
     facts = run_facts(run, space, ranked, importance)

@@ -7,7 +7,7 @@
         tensorboard/
         trials/0042/
             config.json  history.csv  status.json
-            checkpoint.safetensors  val_probs.npy  state.safetensors
+            checkpoint.safetensors  val_probs.npy  state.safetensors  digests.json
         ensembles/NAME/
             ensemble.json  metrics.json  confusion.csv  confusion.png  reliability.png
             members/0042.safetensors  model_card.md
@@ -38,6 +38,10 @@ VAL_PROBS = "val_probs.npy"
 """Class probabilities of the validation images after that epoch."""
 STATE = "state.safetensors"
 """What the training goes on from."""
+DIGESTS = "digests.json"
+"""SHA-256 of the trial's other files; written last."""
+RECORDS = (STATUS, HISTORY, CONFIG, DIGESTS)
+"""Small files, which are read together of all trials."""
 
 ENSEMBLES = "ensembles"
 ENSEMBLE = "ensemble.json"

@@ -18,6 +18,7 @@ from tuner.config import DataConfig, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.passwords import hide_passwords
 from tuner.run import layout
+from tuner.run.digests import Damage
 from tuner.run.trial import OPEN, Amount, TrialRecord, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
 from tuner.storage.files import append_line, remove_abandoned, replacing, write_text
@@ -194,7 +195,7 @@ class Run:
             return []
         with explaining_damage(folder):
             check_no_link(folder)
-        paths = [path for path in with_snapshot(folder, *names).iterdir() if path.name.isdecimal()]
+        paths = [path for path in with_snapshot(folder, *names).iterdir() if is_number(path.name)]
         return sorted(paths, key=lambda path: int(path.name))
 
     def trial(self, number: int) -> TrialRecord:
@@ -210,34 +211,64 @@ class Run:
         _ = trial.config  # Read now, so that damage shows here.
         return trial
 
+    def reread(self, trial: TrialRecord) -> TrialRecord:
+        """Read a trial again, as it is now; one that cannot be read any more stays as it was."""
+        try:
+            return self._read(self.trial_path(trial.number)) or trial
+        except TunerError:
+            return trial
+
     def _read(self, path: AnyPath) -> TrialRecord | None:
         """Read one trial but for its configuration; ``None`` while it has no status."""
         with explaining_damage(path):
             check_no_link(path)
+        with explaining_damage(path / "status.json"):
             status = read_status(path)
             if status is None:
                 return None
             usual = self.record.slots.get("gpus", 0.0)
-            return TrialRecord(
-                path=path,
-                number=int(path.name),
-                status=status,
-                history=tuple(read_history(path)),
-                gpus=usual if status.gpus is None else status.gpus,
-                is_val_seen=self.record.data.all_data,
-            )
+            gpus = usual if status.gpus is None else status.gpus
+        history = tuple(read_history(path))
+        return TrialRecord(
+            path=path,
+            number=int(path.name),
+            status=status,
+            history=history,
+            gpus=gpus,
+            is_val_seen=self.record.data.all_data,
+        )
 
-    def trials(self) -> list[TrialRecord]:
-        """Read all trials, by number."""
-        paths = self.trial_paths(layout.STATUS, layout.HISTORY, layout.CONFIG)
-        # A trial whose folder is being made has no status yet.
-        return [trial for path in paths if (trial := self._read(path)) is not None]
+    def trials(self, damage: list[Damage] | None = None) -> list[TrialRecord]:
+        """Read all trials, by number.
 
-    def ranked(self) -> list[TrialRecord]:
+        Args:
+            damage: Takes what is wrong with trials that cannot be read, which are left out then.
+
+        Raises:
+            TunerError: If a trial is damaged, unless ``damage`` takes it.
+        """
+        trials = []
+        for path in self.trial_paths(*layout.RECORDS):
+            try:
+                trial = self._read(path)
+            except TunerError as error:
+                if damage is None or isinstance(error, StorageError):
+                    raise
+                damage.append(Damage.of(error, int(path.name)))
+                continue
+            # A trial whose folder is being made has no status yet.
+            if trial is not None:
+                trials.append(trial)
+        return trials
+
+    def ranked(self, damage: list[Damage] | None = None) -> list[TrialRecord]:
         """Read all trials, best validation accuracy first.
 
         Those that ended badly come after the others, those without a figure last. Where validation
         images were trained on, accuracies say nothing: trials come by number.
+
+        Args:
+            damage: As for ``trials``.
         """
 
         def rank(trial: TrialRecord) -> tuple[int, float, float, int]:
@@ -249,7 +280,7 @@ class Run:
                 return group, 0, 0, trial.number
             return group, -best.val_accuracy, best.val_loss, trial.number
 
-        return sorted(self.trials(), key=rank)
+        return sorted(self.trials(damage), key=rank)
 
     def top(self, k: int) -> list[TrialRecord]:
         """Return the ``k`` best usable trials, best first, in the order of ``ranked``.
@@ -338,6 +369,11 @@ class Run:
         with explaining_damage(path):
             lines = read_text(path).splitlines() if path.exists() else []
             return [from_json(Reading, line, is_strict=False) for line in lines]
+
+
+def is_number(name: str) -> bool:
+    """Whether a trial's folder can have this name, so that no trial has two folders."""
+    return name.isascii() and name.isdecimal() and len(name) < 10 and name == f"{int(name):04d}"
 
 
 def find_run(storage: AnyPath, name: str | None) -> Run:

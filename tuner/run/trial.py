@@ -6,8 +6,10 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import math
+import tokenize
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +21,10 @@ from tuner.config import NonNegative, TrialConfig
 from tuner.errors import TunerError
 from tuner.run.layout import CHECKPOINT, CONFIG, HISTORY, STATE, STATUS, VAL_PROBS
 from tuner.schema import Bounds, quoted
+from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_text
-from tuner.storage.paths import AnyPath, on_disk, read_text
+from tuner.storage.local_storage import MOST_TENSORS
+from tuner.storage.paths import AnyPath, read_bytes, read_text
 from tuner.storage.records import explaining_damage, find_record, read_record, write_record
 
 TrialState = Literal[
@@ -57,6 +61,8 @@ class EpochMetrics:
     """When it ended, in seconds since 1970."""
 
 
+HEADER_ERRORS = (MemoryError, SyntaxError, TypeError, tokenize.TokenError)
+"""What NumPy lets through of a header that is no description of an array, or of an endless one."""
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
 
 
@@ -203,12 +209,17 @@ class TrialRecord:
         Raises:
             TunerError: If the file is missing or damaged.
         """
+        return self.read_val_probs()[0]
+
+    def read_val_probs(self) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
+        """Read them, and return the file's SHA-256 with them; see ``val_probs``."""
         path = self.path / VAL_PROBS
         try:
-            with on_disk(path) as file:
-                return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
-        except (OSError, ValueError, EOFError) as error:
+            content = read_bytes(path, most=MOST_TENSORS)
+            probs = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        except (OSError, ValueError, EOFError, *HEADER_ERRORS) as error:
             raise TunerError(f"{path}: not usable validation probabilities: {error}") from error
+        return probs, hashlib.sha256(content).hexdigest()
 
     def as_row(self) -> dict[str, Any]:
         """Return the trial's line of the leaderboard, its config flattened to dotted keys."""
@@ -238,16 +249,21 @@ def write_trial(path: AnyPath, config: TrialConfig) -> None:
     write_record(path / CONFIG, config)
 
 
-def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> None:
+def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> str:
     """Write ``val_probs.npy`` of a trial, whole or not at all.
 
     Args:
         path: The trial's folder.
         probs: Shape (N, K). Float32, as the network gives them: their logarithms are exact to 1e-7
             down to 87 nats. Float16, 17 nats, is what earlier versions wrote.
+
+    Returns:
+        Its SHA-256.
     """
-    with replacing(path / VAL_PROBS) as temporary, temporary.open("wb") as file:
-        np.save(file, probs)
+    with replacing(path / VAL_PROBS) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, probs)
+        return sha256_of(temporary)
 
 
 def write_status(path: AnyPath, status: TrialStatus) -> None:
@@ -264,13 +280,14 @@ def read_status(path: AnyPath) -> TrialStatus | None:
     return find_record(path / STATUS, TrialStatus)
 
 
-def write_history(path: AnyPath, history: Iterable[EpochMetrics]) -> None:
-    """Write ``history.csv`` of a trial."""
+def write_history(path: AnyPath, history: Iterable[EpochMetrics]) -> str:
+    """Write ``history.csv`` of a trial, and return its SHA-256."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(dataclasses.astuple(row) for row in history)
     write_text(path / HISTORY, text.getvalue())
+    return hashlib.sha256(text.getvalue().encode()).hexdigest()
 
 
 def read_history(path: AnyPath) -> list[EpochMetrics]:

@@ -1,14 +1,13 @@
 """What a space's ``pretrained`` models start from: names checked, runs looked up."""
 
-import hashlib
-
 from tuner.errors import TunerError
 from tuner.models.catalogue import why_not_name, why_not_weights
 from tuner.models.families import Source
 from tuner.schema import Scalar, join
 from tuner.space.source import descend, words
 from tuner.space.tree import Node
-from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.digest import sha256_of
+from tuner.storage.paths import AnyPath
 
 
 def with_origins(root: Node, storage: AnyPath) -> Node:
@@ -44,7 +43,9 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
 
 def _with_run(node: Node, storage: AnyPath) -> Node:
     # Torch, which only such spaces should wait for.
+    from tuner.run.check import check_records
     from tuner.run.checkpoint import read_description
+    from tuner.run.layout import CHECKPOINT
     from tuner.run.run import find_run
 
     assert isinstance(node.value, dict)
@@ -64,19 +65,18 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
     if not record.checkpoint.exists():
         what = f"the checkpoint of trial {record.number} was not kept; name another one"
         raise (trial or run).error(what)
+    check_records([record], CHECKPOINT, mend="Put the file back, or name another trial.")
     description = read_description(record.checkpoint, record.config.model)
     # Grey images have three channels by the time that they are normalized for ImageNet's weights.
     image_shape = (len(description.mean), *description.image_shape[1:])
     source = Source(model=description.model, image_shape=image_shape)
-    with on_disk(record.checkpoint) as local, local.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A folder is written down in full, to be found from anywhere.
     is_name = found.path == storage / run.value
     added: dict[str, str | int] = {
         "run": run.value if is_name else str(found.path.absolute()),
         "trial": record.number,
         "source": source.to_json(),
-        "sha256": digest,
+        "sha256": sha256_of(record.checkpoint),
     }
     nodes = {
         key: Node(value=value, path=join(node.path, key), place=run.place, key_place=run.key_place)

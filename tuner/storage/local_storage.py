@@ -63,13 +63,14 @@ class LocalStorage:
         yield path
 
     @contextmanager
-    def replacing(self, path: Path) -> Iterator[Path]:
-        """Yield a path beside ``path`` that is flushed and renamed at the end."""
+    def replacing(self, path: Path, *, flush: bool) -> Iterator[Path]:
+        """Yield a path beside ``path`` that is renamed at the end, flushed or not."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_file(path) as temporary:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if flush:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
 

@@ -45,7 +45,7 @@ class ObjectStorage:
             yield copy
 
     @contextmanager
-    def replacing(self, path: ObjectPath) -> Iterator[Path]:
+    def replacing(self, path: ObjectPath, *, flush: bool) -> Iterator[Path]:
         """Yield a path on disk whose file is uploaded at the end."""
         with TemporaryFolder() as folder:
             temporary = Path(folder) / path.name

@@ -119,8 +119,14 @@ class Storage(Protocol[P]):
         """
         ...
 
-    def replacing(self, path: P) -> AbstractContextManager[Path]:
-        """Yield a path on disk whose file takes the place of ``path`` when the block ends well."""
+    def replacing(self, path: P, *, flush: bool) -> AbstractContextManager[Path]:
+        """Yield a path on disk whose file takes the place of ``path`` when the block ends well.
+
+        Args:
+            path: The file.
+            flush: Whether it is on the medium before it takes the place, so that a loss of power
+                leaves the old file or the new one.
+        """
         ...
 
     def append(self, path: P, content: bytes) -> None:

@@ -36,6 +36,13 @@ def find_devices(name: str = "auto") -> list[torch.device]:
     return [find_device(name)]
 
 
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Say on what kind of device and in which type is computed: ``cpu float32``."""
+    is_on_gpu = device.type == "cuda"
+    kind = torch.cuda.get_device_name(device) if is_on_gpu else device.type
+    return f"{kind} {str(dtype).removeprefix('torch.')}"
+
+
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the type in which ``device`` multiplies under ``precision``.
 

@@ -1,6 +1,5 @@
 """What a training starts from: weights found or fetched once, checked by hash, ready to travel."""
 
-import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,8 @@ from tuner.models.params import PretrainedParams
 from tuner.models.pretrained import Pretrained, last_layer
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.run import find_run
-from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.digest import sha256_of
+from tuner.storage.paths import AnyPath
 from tuner.storage.records import explaining_damage
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
@@ -116,7 +116,7 @@ def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath
             f"{path}: the weights to start from are gone; name a trial whose checkpoint was kept"
         )
     with explaining_damage(path):
-        found = _sha256(path)
+        found = sha256_of(path)
     if found != params.sha256:
         raise DataError(
             f"{path}: not the weights that were to be started from (SHA-256 {found[:8]} and not "
@@ -151,14 +151,9 @@ def _intact_file(url: str) -> Path:
                 f"no {name} in {folder}, and it could not be fetched "
                 f"({getattr(error, 'reason', error)}). Put {url} into {folder}."
             ) from error
-    if not (found := _sha256(path)).startswith(expected):
+    if not (found := sha256_of(path)).startswith(expected):
         raise DataError(
             f"{path}: damaged: its SHA-256 begins with {found[: len(expected)]} and not with "
             f"{expected}. Remove it, to have it fetched anew."
         )
     return path
-
-
-def _sha256(path: AnyPath) -> str:
-    with on_disk(path) as local, local.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

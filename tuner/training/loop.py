@@ -23,7 +23,7 @@ from tuner.models.build import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.run.trial import EpochMetrics
 from tuner.training.compilation import CompileMode
-from tuner.training.device import compute_dtype
+from tuner.training.device import compute_dtype, describe
 from tuner.training.device_step import CaptureMode, DeviceSteps
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.learner import Learner
@@ -55,6 +55,8 @@ class Epoch:
     """What ``train`` goes on from, as ``learner.state()``; it changes, too."""
     execution: str
     """How the steps were run: ``captured``, ``eager``, with a reason where a capture failed."""
+    computed: str
+    """On what kind of device and in which type: ``cpu float32``."""
 
     @property
     def num_parameters(self) -> int:
@@ -186,6 +188,7 @@ def train(
             std=wanted.std,
             learner=learner,
             execution=steps.execution,
+            computed=describe(device, dtype),
         )
         budget_left = budget_seconds - (time.perf_counter() - began)
         steps.consider_compiling(min(seconds * (config.epochs - number), budget_left))

@@ -10,6 +10,7 @@ import torch
 
 from tuner.data.splits import load_splits
 from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.check import check_records
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, threads_of
 from tuner.training.initial_weights import load_initial_weights
@@ -28,9 +29,11 @@ def rerun(
     Raises:
         UsageError: If there is no such trial.
         UntrustedCodeError: If code would be run that is neither known nor said to be trusted.
+        DamagedError: If what was recorded is damaged, or not what was written.
         DataError: If the images, or the weights it started from, have changed since.
     """
     trial = run.trial(number)
+    check_records([trial])
     check_code_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)

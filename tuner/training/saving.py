@@ -2,8 +2,8 @@
 
 ``state.safetensors`` is written first and holds all of one moment: what the training goes on from,
 the epochs that led there, and the weights and probabilities of the kept epoch, unless their own
-files hold these already. The other files follow; where a kill comes between, ``restore_files``
-writes them anew from the state.
+files hold these already. The other files follow, ``digests.json`` last; where a kill comes between,
+``restore_files`` writes them anew from the state.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from tuner.config import ModelConfig
 from tuner.data.splits import Splits
+from tuner.errors import TunerError
+from tuner.run.check import PUT_BACK, damage_of_record
 from tuner.run.checkpoint import (
     Checkpoint,
     Kept,
@@ -27,11 +29,32 @@ from tuner.run.checkpoint import (
     save_checkpoint,
     save_state,
 )
-from tuner.run.layout import CHECKPOINT, HISTORY, STATE, VAL_PROBS
-from tuner.run.trial import EpochMetrics, kept_row, read_history, write_history, write_val_probs
+from tuner.run.digests import (
+    Damage,
+    DamagedError,
+    changed,
+    damage_of_files,
+    origin_of,
+    read_digests,
+    write_digests,
+)
+from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, VAL_PROBS
+from tuner.run.run import Run
+from tuner.run.trial import (
+    OPEN,
+    EpochMetrics,
+    kept_row,
+    read_history,
+    write_history,
+    write_val_probs,
+)
+from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath
 from tuner.storage.patience import persevere, present_patience, storage_fault
+from tuner.storage.records import explaining_damage
 from tuner.training.loop import Epoch
+
+ANEW = "Put the file back, or remove it to have the trial train anew."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +105,7 @@ class Saver:
         self._check = check
         self._num_epochs = self._num_saved = len(history)
         self._num_written = len(history)
+        self._digests: dict[str, str] = {}
         self._state: dict[str, Tensor] = {}
         self._kept: Kept | None = None
         self._is_copied: torch.cuda.Event | None = None
@@ -206,13 +230,16 @@ class Saver:
         finally:
             self._is_free.set()
         self._check()
+        if not self._digests:
+            self._digests = _known_digests(self._path)
         if snapshot.num_epochs > self._num_saved:
             rows = snapshot.history[: snapshot.num_epochs]
-            save_state(self._path / STATE, state, rows, kept)
+            self._digests[STATE] = save_state(self._path / STATE, state, rows, kept)
             self._num_saved = snapshot.num_epochs
         if kept is not None:
-            save_kept(self._path, kept)
-        write_history(self._path, snapshot.history)
+            self._digests |= save_kept(self._path, kept)
+        self._digests[HISTORY] = write_history(self._path, snapshot.history)
+        write_digests(self._path, self._digests)
         self._num_written = len(snapshot.history)
 
     @contextlib.contextmanager
@@ -235,16 +262,19 @@ class Saver:
                 image_shape=self._splits.image_shape,
                 mean=epoch.mean,
                 std=epoch.std,
+                computed=epoch.computed,
             ),
             weights={name: tensor.detach().clone() for name, tensor in weights.items()},
             val_probs=epoch.val_probs.clone(),
         )
 
 
-def save_kept(path: AnyPath, kept: Kept) -> None:
-    """Write ``checkpoint.safetensors`` and ``val_probs.npy`` of a trial."""
-    save_checkpoint(path / CHECKPOINT, kept.weights, kept.checkpoint)
-    write_val_probs(path, kept.val_probs.numpy())
+def save_kept(path: AnyPath, kept: Kept) -> dict[str, str]:
+    """Write a trial's ``checkpoint.safetensors`` and ``val_probs.npy``; return their SHA-256."""
+    return {
+        CHECKPOINT: save_checkpoint(path / CHECKPOINT, kept.weights, kept.checkpoint),
+        VAL_PROBS: write_val_probs(path, kept.val_probs.numpy()),
+    }
 
 
 def restore_files(path: AnyPath) -> list[EpochMetrics]:
@@ -254,27 +284,100 @@ def restore_files(path: AnyPath) -> list[EpochMetrics]:
         The epochs that led there.
 
     Raises:
+        DamagedError: If the saved state is damaged, or not the trial's own.
         StorageError: As ``persevere``.
     """
     return persevere(lambda: _restore_files(path))
 
 
 def _restore_files(path: AnyPath) -> list[EpochMetrics]:
-    history, kept = load_progress(path / STATE)
-    if not history:
+    if not (path / STATE).exists():
         forget_progress(path)
         return []
-    if kept is not None:
-        save_kept(path, kept)
-    if read_history(path) != history:
-        write_history(path, history)
+    history, kept, digest = read_own_progress(path)
+    known = _known_digests(path)
+    digests = known | {STATE: digest}
+    is_kept = known.get(STATE) == digest and all(
+        (path / name).exists() and sha256_of(path / name) == known.get(name)
+        for name in (CHECKPOINT, VAL_PROBS)
+    )
+    # What is there already is not written again, for which a full disk has no room.
+    if kept is not None and not is_kept:
+        digests |= save_kept(path, kept)
+    is_told = read_history(path) == history
+    digests[HISTORY] = sha256_of(path / HISTORY) if is_told else write_history(path, history)
+    if digests != known:
+        write_digests(path, digests)
     return history
+
+
+def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, str]:
+    """Read a trial's saved state but for its tensors, having made sure that it is the trial's own.
+
+    A state that is newer than its digest, for a kill came between, has to tell of the epochs that
+    ``history.csv`` does, or of more.
+
+    Returns:
+        As ``load_progress``, and the file's SHA-256.
+
+    Raises:
+        DamagedError: If it is damaged, or another one.
+    """
+    try:
+        with explaining_damage(path / STATE):
+            found = sha256_of(path / STATE)
+            history, kept = load_progress(path / STATE)
+            if not history or [row.epoch for row in history] != [*range(1, len(history) + 1)]:
+                raise ValueError("its epochs are not numbered from 1")
+        origin = origin_of(path, STATE, found)
+        if origin == "unknown":
+            with explaining_damage(path / HISTORY):
+                told = read_history(path)
+            # An epoch that diverged is told in history.csv alone.
+            if any(one != other for one, other in zip(told, history, strict=False)):
+                origin = "other"
+    except TunerError as error:
+        raise DamagedError([Damage.of(error)], ANEW) from error
+    if origin == "other":
+        raise DamagedError([changed(path, STATE)], ANEW)
+    return history, kept, found
+
+
+def check_resumable(run: Run) -> None:
+    """Make sure that a run can go on: its trials' records, and what open ones go on from.
+
+    Raises:
+        DamagedError: If files are damaged, or not those that were written.
+    """
+    damage: list[Damage] = []
+    for trial in run.trials(damage):
+        if trial.status.state not in OPEN:
+            damage += damage_of_record(trial)
+        elif not trial.state.exists():
+            # It begins anew.
+            damage += damage_of_files(trial.path, CONFIG)
+        else:
+            damage += damage_of_files(trial.path, CONFIG, CHECKPOINT, VAL_PROBS)
+            try:
+                read_own_progress(trial.path)
+            except DamagedError as error:
+                damage += error.damage
+    if damage:
+        raise DamagedError(damage, PUT_BACK)
+
+
+def _known_digests(path: AnyPath) -> dict[str, str]:
+    """Return the digests of a trial's folder, with that of the configuration it is trained by."""
+    digests = read_digests(path)
+    if CONFIG not in digests and (path / CONFIG).exists():
+        digests[CONFIG] = sha256_of(path / CONFIG)
+    return digests
 
 
 def forget_progress(path: AnyPath) -> None:
     """Remove what the training of a trial has left in its folder."""
     # The state first: it tells what the others are.
-    for name in (STATE, HISTORY, CHECKPOINT, VAL_PROBS):
+    for name in (STATE, HISTORY, CHECKPOINT, VAL_PROBS, DIGESTS):
         (path / name).unlink(missing_ok=True)
 
 

@@ -14,9 +14,10 @@ from tuner.config import REFIT_SEEDS, REFIT_TOP, RefitConfig, Resources, TrialCo
 from tuner.data.splits import load_splits
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
+from tuner.run.check import check_records
 from tuner.run.layout import SPACE
 from tuner.run.run import Run, free_name
-from tuner.run.trial import USABLE
+from tuner.run.trial import USABLE, TrialRecord
 from tuner.space import load_resources
 from tuner.storage.paths import on_disk, read_text
 from tuner.storage.records import explaining_damage
@@ -129,10 +130,12 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
         NoUsableTrials: If no trial ended well.
         UsageError: If there are fewer than ``top`` configurations, or the run was trained on its
             validation images.
+        DamagedError: If what was recorded of one is damaged, or not what was written.
     """
     source.check_unseen_validation("refit")
     configs: list[TrialConfig] = []
     trials: list[int] = []
+    records: list[TrialRecord] = []
     duplicates: list[int] = []
     for trial in source.ranked():
         if len(configs) == top:
@@ -145,6 +148,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
         else:
             configs.append(config)
             trials.append(trial.number)
+            records.append(trial)
     if not configs:
         raise NoUsableTrials(
             f"{source.path}: no trial has ended well; 'cifar-tune leaderboard' says why"
@@ -154,6 +158,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
             f"--top {top}: {source.path} has only {len(configs)} configurations whose trials ended "
             f"well (completed, stopped or interrupted). Give --top {len(configs)} or less."
         )
+    check_records(records)
     return RefitConfig(
         run=source.record.name,
         trials=tuple(trials),

@@ -8,6 +8,7 @@ from tuner.config import TrialConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.models.cost import excess
 from tuner.models.trust import code_of, remember
+from tuner.run.check import check_records
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
 from tuner.run.trial import OPEN
@@ -130,6 +131,7 @@ def _share_refused(sampler: Sampler) -> str:
 def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
     """Tell the sampler of a run's trials; they are no peers for those of this one."""
     ended = [trial for trial in run.trials() if trial.status.state not in OPEN]
+    check_records(ended)
     known = sum(sampler.add(trial.config, trial.status.state, trial.history) for trial in ended)
     outside = f"; {len(ended) - known} lie outside this space" if known < len(ended) else ""
     console.print(f"RunInsights from {known} trials of {run.record.name}{outside}.", markup=False)

@@ -32,6 +32,7 @@ from tuner.run.run import Run, RunRecord, RunStatus, now
 from tuner.storage.files import write_text
 from tuner.storage.temporary import PREFIX, TemporaryFolder, remove_abandoned
 from tuner.tracking import check_installed, tracked
+from tuner.training.saving import check_resumable
 from tuner.tuning.budget import Budget
 from tuner.tuning.progress import Progress
 from tuner.tuning.proposers import Proposer
@@ -74,6 +75,7 @@ def open_run(
 
     Raises:
         UsageError: On a name that is taken, or a run to resume that is missing or of other data.
+        DamagedError: If files of a run to resume are damaged, or not what was written.
         ClusterError: On a cluster that does not answer, or is too small.
     """
     check_installed(request.log)
@@ -95,6 +97,7 @@ def open_run(
                     f"epochs, not {request.search.epochs}; start a new run with --warm-start "
                     f"{request.name}"
                 )
+            check_resumable(run)
             write_text(path / SPACE, space)
             run.update(status="running", search=request.search, slots=plan.to_plain(), **own)
         else:

@@ -1,0 +1,461 @@
+"""What is on disk is held against what was recorded: attacks on a run, told by file."""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tuner
+from tuner.cli import main
+from tuner.data.splits import Splits
+from tuner.ensemble.integrity import sample_of, why_not_probs
+from tuner.errors import TunerError
+from tuner.metrics.predict import accuracy_and_nll
+from tuner.run.check import check_records
+from tuner.run.checkpoint import load_checkpoint, save_checkpoint
+from tuner.run.digests import DamagedError, read_digests, write_digests
+from tuner.run.run import Run
+from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_val_probs
+from tuner.training.saving import check_resumable
+
+SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr: 0.1}}}\n"
+Call = Callable[..., tuple[int, str, str]]
+Attack = Callable[[Path], None]
+"""Spoils a run whose trials 0, 1 and 2 lie in the folder; 1 and 2 have one architecture."""
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Return a function that types a command and returns its exit code and what it wrote."""
+
+    def type_command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return type_command
+
+
+def change_probs(change: Callable[[Any], Any]) -> Attack:
+    def attack(trials: Path) -> None:
+        path = trials / "0001" / "val_probs.npy"
+        np.save(path, change(np.load(path)))
+
+    return attack
+
+
+def copy_over(name: str) -> Attack:
+    def attack(trials: Path) -> None:
+        shutil.copyfile(trials / "0002" / name, trials / "0001" / name)
+
+    return attack
+
+
+def change_history(change: Callable[[list[EpochMetrics]], list[EpochMetrics]]) -> Attack:
+    def attack(trials: Path) -> None:
+        write_history(trials / "0001", change(read_history(trials / "0001")))
+
+    return attack
+
+
+def set_accuracy(accuracy: float) -> Attack:
+    def change(rows: list[EpochMetrics]) -> list[EpochMetrics]:
+        return [dataclasses.replace(row, val_accuracy=accuracy) for row in rows]
+
+    return change_history(change)
+
+
+def lengthen(rows: list[EpochMetrics]) -> list[EpochMetrics]:
+    worse = dataclasses.replace(rows[-1], val_accuracy=0.0)
+    return rows + [dataclasses.replace(worse, epoch=epoch) for epoch in range(3, 13)]
+
+
+def skip_an_epoch(rows: list[EpochMetrics]) -> list[EpochMetrics]:
+    return [dataclasses.replace(row, epoch=2 * row.epoch) for row in rows]
+
+
+def change_weight(trials: Path) -> None:
+    path = trials / "0001" / "checkpoint.safetensors"
+    network, described = load_checkpoint(path, Run.open(trials.parent).trial(1).config.model)
+    with torch.no_grad():
+        next(network.parameters()).add_(0.5)
+    save_checkpoint(path, network, described)
+
+
+def tell_another_epoch(trials: Path) -> None:
+    path = trials / "0001" / "checkpoint.safetensors"
+    network, described = load_checkpoint(path, Run.open(trials.parent).trial(1).config.model)
+    save_checkpoint(path, network, dataclasses.replace(described, epoch=described.epoch + 5))
+
+
+def spoil(name: str, content: bytes) -> Attack:
+    def attack(trials: Path) -> None:
+        (trials / "0001" / name).write_bytes(content)
+
+    return attack
+
+
+def remove(name: str) -> Attack:
+    return lambda trials: (trials / "0001" / name).unlink()
+
+
+def change_config(trials: Path) -> None:
+    path = trials / "0001" / "config.json"
+    text = path.read_text()
+    assert '"lr": 0.2' in text
+    path.write_text(text.replace('"lr": 0.2', '"lr": 0.02'))
+
+
+HEADER = b"\x93NUMPY\x01\x00\x06\x00{'a': ("
+"""Of an array, as far as NumPy's first look goes."""
+
+
+def cut(name: str) -> Attack:
+    def attack(trials: Path) -> None:
+        path = trials / "0001" / name
+        path.write_bytes(path.read_bytes()[:-9])
+
+    return attack
+
+
+ATTACKS: dict[str, tuple[str, Attack]] = {
+    "probabilities of another trial": ("val_probs.npy", copy_over("val_probs.npy")),
+    "negated": ("val_probs.npy", change_probs(lambda p: -p)),
+    "zeroed": ("val_probs.npy", change_probs(np.zeros_like)),
+    "rows reversed": ("val_probs.npy", change_probs(lambda p: p[::-1])),
+    "classes reversed": ("val_probs.npy", change_probs(lambda p: p[:, ::-1])),
+    "not summing to 1": ("val_probs.npy", change_probs(lambda p: p * np.float32(0.9))),
+    "not a number": ("val_probs.npy", change_probs(lambda p: p * np.float32("nan"))),
+    "an image less": ("val_probs.npy", change_probs(lambda p: p[1:])),
+    "of whole numbers": ("val_probs.npy", change_probs(lambda p: (p > 0.5).astype(np.int64))),
+    "probabilities cut off": ("val_probs.npy", cut("val_probs.npy")),
+    "no probabilities": ("val_probs.npy", spoil("val_probs.npy", b"PK\x03\x04")),
+    "checkpoint of another trial": (
+        "checkpoint.safetensors",
+        copy_over("checkpoint.safetensors"),
+    ),
+    "a weight changed": ("checkpoint.safetensors", change_weight),
+    "another epoch": ("checkpoint.safetensors", tell_another_epoch),
+    "checkpoint cut off": ("checkpoint.safetensors", cut("checkpoint.safetensors")),
+    "accuracy of 7.5": ("history.csv", set_accuracy(7.5)),
+    "accuracy below 0": ("history.csv", set_accuracy(-0.5)),
+    "accuracy that is none": ("history.csv", set_accuracy(float("nan"))),
+    "twelve epochs of two": ("history.csv", change_history(lengthen)),
+    "epochs from 2": ("history.csv", change_history(skip_an_epoch)),
+    "no configuration": ("config.json", spoil("config.json", b"[]")),
+    "another configuration": ("config.json", change_config),
+    "history missing": ("history.csv", remove("history.csv")),
+    "probabilities missing": ("val_probs.npy", remove("val_probs.npy")),
+    "a header that is none": ("val_probs.npy", spoil("val_probs.npy", HEADER)),
+    "digests that are none": ("digests.json", spoil("digests.json", b'{"history.csv": 7}')),
+    "digests too deep": ("digests.json", spoil("digests.json", b"[" * 200_000)),
+}
+
+
+def no_test_image_was_read(run: Run) -> bool:
+    return not (run.path / "test_readings.jsonl").exists()
+
+
+CASES = [
+    *((attack, "newer") for attack in ATTACKS),
+    *((attack, "older") for attack in ("rows reversed", "a weight changed", "no configuration")),
+    ("twelve epochs of two", "older"),
+    *((attack, "without digests") for attack in ("rows reversed", "accuracy of 7.5")),
+    *((attack, "without digests") for attack in ("checkpoint of another trial", "another epoch")),
+]
+
+
+@pytest.mark.parametrize(("attack", "when"), CASES)
+def test_damage_is_told_by_file_before_a_test_image_is_read(
+    finished_run: Run, call: Call, attack: str, when: str
+) -> None:
+    name, spoil_run = ATTACKS[attack]
+    trials = finished_run.path / "trials"
+    spoil_run(trials)
+    file = trials / "0001" / name
+    if when == "older" and file.exists():
+        os.utime(file, (1e9, 1e9))
+    elif when == "without digests" and name != "digests.json":
+        for path in trials.iterdir():
+            (path / "digests.json").unlink()
+    at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
+    code, out, err = call("ensemble", "--top", "3", "--run", *at)
+    assert code == 1, err
+    (line,) = [line for line in err.splitlines() if str(file) in line]
+    assert line.endswith("--skip-damaged (in Python, skip_damaged=True).")
+    assert "Traceback" not in err
+    if name == "checkpoint.safetensors":
+        assert call("ensemble", "--top", "3", "--dry-run", "--run", *at)[0] == 1
+    assert no_test_image_was_read(finished_run)
+    code, out, _ = call("check", *at, "--json")
+    assert code == 1
+    assert {entry["file"] for entry in json.loads(out)["damage"]} == {str(file)}
+
+
+@pytest.mark.parametrize("attack", ["negated", "accuracy of 7.5", "a weight changed"])
+@pytest.mark.parametrize("method", ["vote", "greedy", "greedy-soup"])
+def test_a_damaged_trial_is_left_out_where_the_user_says_so(
+    finished_run: Run, attack: str, method: Any
+) -> None:
+    ATTACKS[attack][1](finished_run.path / "trials")
+    if method == "greedy-soup":
+        # Of one architecture, as trial 1 would have been.
+        shutil.copytree(finished_run.trial_path(0), finished_run.trial_path(7))
+    options: dict[str, Any] = {"top": 1, "method": method, "device": "cpu", "progress": False}
+    if method == "greedy-soup":
+        with pytest.raises(TunerError, match="share an architecture"):
+            tuner.combine(finished_run, skip_damaged=True, **options)
+        return
+    ensemble = tuner.combine(finished_run, skip_damaged=True, **options)
+    assert 1 not in {member.trial for member in ensemble.members}
+    left_out = {entry["trial"]: entry["reason"] for entry in ensemble.metrics["left_out"]}
+    assert left_out[1].startswith(f"damaged: {finished_run.trial_path(1)}")
+
+
+def test_too_few_are_left_for_a_vote(finished_run: Run) -> None:
+    ATTACKS["negated"][1](finished_run.path / "trials")
+    with pytest.raises(TunerError, match=r"--top 3 --skip-damaged: .* Give --top 2 or less"):
+        tuner.combine(finished_run, top=3, skip_damaged=True, device="cpu", progress=False)
+
+
+def test_all_damage_is_told_at_once(finished_run: Run, call: Call) -> None:
+    for number, name in ((0, "val_probs.npy"), (1, "history.csv"), (2, "config.json")):
+        (finished_run.trial_path(number) / name).write_bytes(b"nothing")
+    code, _, err = call("ensemble", "--storage", str(finished_run.path.parent), "--top", "2")
+    assert code == 1
+    assert len(err.splitlines()) == 3
+    code, out, _ = call("check", str(finished_run.path))
+    assert code == 1
+    for number, name in ((0, "val_probs.npy"), (1, "history.csv"), (2, "config.json")):
+        assert f"{number:04d}/{name}: " in err
+        assert f"{number:04d}/{name}: " in out
+
+
+# Voting twice
+
+
+def copy_trial(trials: Path) -> None:
+    shutil.copytree(trials / "0001", trials / "0003")
+
+
+def link_trial(trials: Path) -> None:
+    (trials / "0003").symlink_to("0001")
+
+
+def link_files(trials: Path) -> None:
+    (trials / "0003").mkdir()
+    for file in (trials / "0001").iterdir():
+        os.link(file, trials / "0003" / file.name)
+
+
+@pytest.mark.parametrize("attack", [copy_trial, link_trial, link_files])
+def test_no_trial_votes_twice(finished_run: Run, call: Call, attack: Attack) -> None:
+    attack(finished_run.path / "trials")
+    at = ("--storage", str(finished_run.path.parent), "--device", "cpu")
+    code, _, err = call("ensemble", "--top", "2", *at)
+    assert code == 1
+    assert "0003" in err
+    assert no_test_image_was_read(finished_run)
+    code, out, _ = call("check", "tiny", *at)
+    assert code == 1
+    assert "0003" in out
+    code, _, err = call("ensemble", "--top", "3", "--skip-damaged", *at)
+    assert code == 0, err
+
+
+def test_a_folder_of_another_name_is_no_trial(finished_run: Run, call: Call) -> None:
+    trials = finished_run.path / "trials"
+    shutil.copytree(trials / "0001", trials / "1")
+    assert [trial.number for trial in finished_run.trials()] == [0, 1, 2]
+    code, out, _ = call("check", str(finished_run.path), "--device", "cpu")
+    assert code == 1
+    assert f"{trials / '1'}: is no name of a trial's folder" in out
+
+
+# Kills, earlier versions and searches that go on
+
+
+def test_files_newer_than_their_digests_go_on(finished_run: Run, call: Call) -> None:
+    """As a kill leaves them that comes after an epoch's files and before their digests."""
+    for trial in finished_run.trials():
+        digests = read_digests(trial.path)
+        older = dict.fromkeys(digests.keys() - {"config.json"}, "0" * 64)
+        write_digests(trial.path, digests | older)
+        os.utime(trial.path / "digests.json", (1e9, 1e9))
+    at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
+    code, out, err = call("ensemble", "--run", *at, "--top", "3", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["members"]) == 3
+    assert call("check", *at)[0] == 0
+
+
+@pytest.mark.parametrize("is_emptied", [False, True])
+def test_a_run_without_digests_goes_on(finished_run: Run, call: Call, is_emptied: bool) -> None:
+    for trial in finished_run.trials():
+        (trial.path / "digests.json").unlink()
+        if is_emptied:
+            # By a loss of power.
+            (trial.path / "digests.json").write_bytes(b"\0\0")
+        # Nor did checkpoints tell how they were computed.
+        network, described = load_checkpoint(trial.checkpoint, trial.config.model)
+        save_checkpoint(trial.checkpoint, network, dataclasses.replace(described, computed=""))
+        write_val_probs(trial.path, trial.val_probs().astype(np.float16))
+    at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
+    code, _, err = call("ensemble", "--run", *at, "--top", "3")
+    assert code == 0, err
+    assert call("check", *at)[0] == 0
+
+
+def test_a_trial_that_is_taken_up_while_it_is_read_is_no_candidate(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = finished_run.trial(1)
+    ranked = Run.ranked
+
+    def ranked_before(run: Run, *options: Any) -> Any:
+        found = ranked(run, *options)
+        write_status(best.path, dataclasses.replace(best.status, state="running"))
+        copy_over("val_probs.npy")(finished_run.path / "trials")
+        return found
+
+    monkeypatch.setattr(Run, "ranked", ranked_before)
+    ensemble = tuner.combine(finished_run, top=2, device="cpu", progress=False)
+    assert {member.trial for member in ensemble.members} == {0, 2}
+    left_out = {entry["trial"]: entry["reason"] for entry in ensemble.metrics["left_out"]}
+    assert left_out[1] == "running"
+
+
+@pytest.mark.parametrize("state", ["completed", "interrupted"])
+def test_a_run_with_damage_is_not_gone_on_with(finished_run: Run, state: Any) -> None:
+    trial = finished_run.trial(1)
+    write_status(trial.path, dataclasses.replace(trial.status, state=state))
+    check_resumable(finished_run)
+    file = trial.path / ("history.csv" if state == "completed" else "config.json")
+    file.write_text(file.read_text().replace("1", "2", 1))
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(DamagedError, match=file.name):
+        check_resumable(finished_run)
+
+
+def test_what_is_ranked_by_and_trained_anew_is_what_was_recorded(
+    finished_run: Run, call: Call
+) -> None:
+    file = finished_run.trial_path(1) / "history.csv"
+    set_accuracy(0.999)(finished_run.path / "trials")
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(DamagedError, match=r"history\.csv: is not what the trial's worker wrote"):
+        check_records(finished_run.trials())
+    (finished_run.path / "space.yaml").write_text(SPACE)
+    for words in (["refit", "--top", "1"], ["rerun", "1"], ["report"]):
+        command, *options = words
+        name = str(finished_run.path)
+        code, _, err = call(command, name, *options)
+        assert code == 1, err
+        assert str(file) in err
+
+
+# Ensembles
+
+
+def test_a_run_and_its_ensembles_are_whole(finished_run: Run, call: Call) -> None:
+    for method in ("vote", "greedy", "soup"):
+        tuner.combine(finished_run, top=2, method=method, name=method, device="cpu", progress=False)
+    code, out, err = call("check", str(finished_run.path), "--device", "cpu", "--json")
+    assert code == 0, out + err
+    assert json.loads(out) == {"run": str(finished_run.path), "damage": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("metrics.json", '"accuracy": 0.', '"accuracy": 3.'),
+        ("metrics.json", '"trial": ', '"trial": 4'),
+        ("confusion.csv", "\n0,", "\n0,5"),
+        ("ensemble.json", '"trial"', '"number"'),
+        ("ensemble.json", '"members"', '"networks"'),
+    ],
+)
+def test_an_ensemble_whose_files_do_not_agree_is_told(
+    finished_run: Run, call: Call, name: str, old: str, new: str
+) -> None:
+    path = tuner.combine(finished_run, top=2, device="cpu", progress=False).path
+    file = Path(str(path)) / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    code, out, _ = call("check", str(finished_run.path), "--device", "cpu")
+    assert code == 1
+    assert f"ensembles/top2/{name}: " in out
+
+
+def test_a_changed_member_and_what_is_left_over_are_told(finished_run: Run, call: Call) -> None:
+    path = Path(str(tuner.combine(finished_run, top=2, device="cpu", progress=False).path))
+    one, two = sorted((path / "members").iterdir())
+    tensors = load_file(one)
+    save_file(tensors, one)
+    shutil.copy(two, two.with_name("0009.safetensors"))
+    (finished_run.path / "trials" / "0000" / ".history.csv.x1").touch()
+    (finished_run.path / "space.yaml").unlink()
+    code, out, _ = call("check", str(finished_run.path), "--device", "cpu", "--json")
+    assert code == 1
+    told = {entry["file"]: entry["problem"] for entry in json.loads(out)["damage"]}
+    names = {str(Path(file).relative_to(finished_run.path)) for file in told}
+    assert names == {
+        "ensembles/top2/members/0001.safetensors",
+        "ensembles/top2/members/0009.safetensors",
+        "trials/0000/.history.csv.x1",
+        "space.yaml",
+    }
+    with pytest.raises(TunerError, match=r"0001\.safetensors"):
+        tuner.load_ensemble(path)
+
+
+def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> None:
+    (finished_run.path / "run.json").write_text("{}")
+    code, out, _ = call("check", str(finished_run.path), "--json")
+    assert code == 1
+    assert json.loads(out)["damage"][0]["file"] == str(finished_run.path / "run.json")
+
+
+# Arithmetic
+
+
+def test_what_ties_after_rounding_may_have_been_right(digits: Splits) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = digits.val.labels
+    probs = (0.3 * torch.randn(len(labels), 10, generator=generator)).softmax(dim=1)
+    truth = torch.arange(len(labels)), labels
+    # Every second image has its class as good as level with another one.
+    other = (labels + 1) % 10
+    probs[truth] = probs.max(dim=1).values + torch.where(labels % 2 == 0, 2e-6, 1e-2)
+    probs[torch.arange(len(labels)), other] = probs[truth] - torch.where(labels % 2 == 0, 1e-6, 0.1)
+    probs = probs.clamp(min=0)
+    probs /= probs.sum(dim=1, keepdim=True)
+    accuracy, loss = accuracy_and_nll(probs, labels)
+    row = EpochMetrics(
+        epoch=1, train_loss=1, val_loss=loss, val_accuracy=accuracy, lr=0, seconds=0, time=0
+    )
+    for dtype in (np.float32, np.float16):
+        assert why_not_probs(probs.numpy().astype(dtype), row, labels, 10) is None
+    lower = dataclasses.replace(row, val_accuracy=accuracy - 0.4)
+    assert why_not_probs(probs.numpy(), lower, labels, 10)
+    assert why_not_probs(probs.numpy().astype(np.float16), lower, labels, 10) is None
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 65, 1000])
+def test_a_network_is_checked_by_images_from_all_over(count: int) -> None:
+    index = sample_of(count)
+    assert len(index) == min(count, 64)
+    assert index[0] == 0
+    assert len(index.unique()) == len(index)
+    assert count - 1 - index[-1] <= count / 64

@@ -1,0 +1,247 @@
+"""All that is wrong with the files of a run, found at once."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tuner.config import ModelConfig
+from tuner.data.splits import Splits, load_splits
+from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
+from tuner.ensemble.plan import Say
+from tuner.errors import DataError, TunerError, UntrustedCodeError
+from tuner.models.trust import check_code_trusted, code_of
+from tuner.run.check import damage_of_record
+from tuner.run.checkpoint import read_description
+from tuner.run.digests import Damage, DamagedError, damage_of_files, one_a_file
+from tuner.run.layout import CHECKPOINT, VAL_PROBS
+from tuner.run.run import Run, is_number
+from tuner.run.trial import OPEN, USABLE, TrialRecord
+from tuner.storage.digest import sha256_of
+from tuner.storage.paths import AnyPath, check_no_link, inside, read_bytes, read_text
+from tuner.storage.protocol import LOCK_NAME
+from tuner.storage.records import explaining_damage
+from tuner.training.saving import read_own_progress
+
+
+def damage_of_run(
+    run: Run, device: torch.device, *, trust_code: bool = False, say: Say = lambda message: None
+) -> list[Damage]:
+    """Read every file of a run, and say what is wrong with each; the run itself can be opened.
+
+    Probabilities and networks are held against each other and against the recorded accuracies,
+    unless the images cannot be read, which ``say`` is told.
+
+    Args:
+        run: Which; it may be searched still.
+        device: Where networks are computed.
+        trust_code: Run code that came with the run, also where it is not known here.
+        say: Is told what could not be checked.
+    """
+    damage = list(_leftovers(run))
+    trials = run.trials(damage)
+    splits = _splits(run, say)
+    candidates: list[Candidate] = []
+    for trial in trials:
+        damage += _damage_of_trial(trial, splits, device, trust_code, say, candidates)
+    folder = run.path / "ensembles"
+    if folder.exists():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            if not path.name.startswith("."):
+                damage += damage_of_ensemble(path)
+    damage += _damage_of_readings(run.path / "test_readings.jsonl")
+    damage += _damage_of_space(run.path / "space.yaml")
+    leaderboard = run.path / "leaderboard.csv"
+    if run.record.status != "running" and not leaderboard.exists():
+        damage.append(Damage(file=str(leaderboard), problem="is missing"))
+    return one_a_file(damage)
+
+
+def _splits(run: Run, say: Say) -> Splits | None:
+    try:
+        splits = load_splits(run.record.data, Path(run.record.data_dir))
+        splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    except DataError as error:
+        say(f"Probabilities are not held against the images, which cannot be read: {error}")
+        return None
+    return splits
+
+
+def _damage_of_trial(
+    trial: TrialRecord,
+    splits: Splits | None,
+    device: torch.device,
+    trust_code: bool,
+    say: Say,
+    candidates: list[Candidate],
+) -> Iterator[Damage]:
+    """Say what is wrong with a trial; ``candidates`` are those before it, and takes it."""
+    state = trial.status.state
+    if state in OPEN and trial.state.exists():
+        yield from _damage_of_progress(trial) and _damage_of_progress(trial)
+    if state == "running":
+        # Its files may be written at this moment.
+        return
+    if trial.best is None or state not in USABLE or splits is None:
+        yield from damage_of_record(trial, CHECKPOINT, VAL_PROBS)
+        return
+    candidate, wrong = read_candidate(trial, splits.val.labels, splits.num_classes)
+    yield from wrong or damage_of_copy(candidate, candidates)
+    if candidate is None:
+        yield from damage_of_files(trial.path, CHECKPOINT)
+        return
+    candidates.append(candidate)
+    if trial.checkpoint.exists():
+        is_trusted = True
+        try:
+            code = code_of([trial.config.model])
+            check_code_trusted(code, trial.path, trust=trust_code)
+        except UntrustedCodeError as error:
+            is_trusted = False
+            say(f"Its network is not computed: {error}")
+        yield from damage_of_network(candidate.recorded, splits, device, is_quick=not is_trusted)
+
+
+def _damage_of_progress(trial: TrialRecord) -> tuple[Damage, ...]:
+    try:
+        read_own_progress(trial.path)
+    except DamagedError as error:
+        return error.damage
+    return ()
+
+
+def _leftovers(run: Run) -> Iterator[Damage]:
+    """Say what does not belong into the folder of a run that is not being searched."""
+    trials = run.path / "trials"
+    for folder in [run.path, *([trials] if trials.exists() else []), *run.trial_paths()]:
+        try:
+            with explaining_damage(folder):
+                check_no_link(folder)
+                names = sorted(path.name for path in folder.iterdir())
+        except TunerError:
+            # To read the trial tells it.
+            continue
+        for name in names:
+            if name.startswith(".") and name != LOCK_NAME and run.record.status != "running":
+                problem = "was left by a process that was killed; remove it"
+                yield Damage(file=str(folder / name), problem=problem)
+            elif folder == trials and not name.startswith(".") and not is_number(name):
+                yield Damage(
+                    file=str(folder / name),
+                    problem="is no name of a trial's folder, such as 0007, and is not read",
+                )
+
+
+def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
+    """Say what is wrong with the files of an ensemble.
+
+    Args:
+        path: Its folder.
+    """
+    file = path / "ensemble.json"
+    try:
+        with explaining_damage(path):
+            check_no_link(path)
+        with explaining_damage(file):
+            described = json.loads(read_text(file))
+            members = [_member(path, plain) for plain in described["members"]]
+            told = {name: described[name] for name in ("run", "method", "temperature", "classes")}
+            told["trials"] = [t for m in described["members"] for t in _trials(m)]
+            if not any("soup_of" in member for member in described["members"]):
+                told["weights"] = [member["weight"] for member in described["members"]]
+    except TunerError as error:
+        yield Damage.of(error)
+        return
+    for member, digest, model in members:
+        try:
+            with explaining_damage(member):
+                if digest is not None and sha256_of(member) != digest:
+                    raise ValueError("is not the file whose SHA-256 ensemble.json holds")
+            read_description(member, model)
+        except TunerError as error:
+            yield Damage.of(error)
+    known = {member.name for member, *_ in members}
+    if (path / "members").exists():
+        for stray in (path / "members").iterdir():
+            if stray.name not in known:
+                yield Damage(file=str(stray), problem="is no member that ensemble.json names")
+    try:
+        with explaining_damage(path / "metrics.json"):
+            metrics = json.loads(read_text(path / "metrics.json"))
+            _check_metrics(metrics, told)
+        with explaining_damage(path / "confusion.csv"):
+            _check_confusion(path / "confusion.csv", metrics)
+    except TunerError as error:
+        yield Damage.of(error)
+
+
+def _member(
+    folder: AnyPath, plain: dict[str, Any]
+) -> tuple[AnyPath, str | None, ModelConfig | None]:
+    """Return a member's file, its SHA-256 and its model, which earlier versions did not write."""
+    model = None
+    if "model" in plain:
+        ((family, params),) = plain["model"].items()
+        model = ModelConfig(family, params)
+    return inside(folder, plain["file"]), plain.get("sha256"), model
+
+
+def _trials(plain: dict[str, Any]) -> list[int]:
+    """Return the trials that an entry of ``ensemble.json`` is of."""
+    trials: list[int] = plain["soup_of"] if "soup_of" in plain else [plain["trial"]]
+    return trials
+
+
+def _check_metrics(metrics: Any, told: dict[str, Any]) -> None:
+    """Make sure that ``metrics.json`` is of the ensemble that ``ensemble.json`` tells of."""
+    found = {name: metrics[name] for name in told.keys() - {"trials", "weights"}}
+    found["trials"] = [member["trial"] for member in metrics["members"]]
+    found["weights"] = [member["weight"] for member in metrics["members"]]
+    for name, value in told.items():
+        if found[name] != value:
+            raise ValueError(f"tells of another ensemble than ensemble.json: its {name} differ")
+    accuracy = metrics["ensemble"]["test"]["accuracy"]
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"tells of an accuracy of {accuracy}")
+
+
+def _check_confusion(path: AnyPath, metrics: Any) -> None:
+    rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline="")))[1:]
+    counts = [[int(cell) for cell in row[1:]] for row in rows]
+    total = sum(map(sum, counts))
+    right = sum(row[i] for i, row in enumerate(counts))
+    if total != metrics["test_images"]:
+        raise ValueError(f"counts {total} images of the {metrics['test_images']} in metrics.json")
+    accuracy = metrics["ensemble"]["test"]["accuracy"]
+    if abs(right / total - accuracy) > 0.5 / total:
+        raise ValueError(f"has {right} of {total} images right, and metrics.json {accuracy:.4f}")
+
+
+def _damage_of_readings(path: AnyPath) -> Iterator[Damage]:
+    if not path.exists():
+        return
+    try:
+        with explaining_damage(path):
+            for number, line in enumerate(read_text(path).splitlines(), 1):
+                if not isinstance(json.loads(line), dict):
+                    raise ValueError(f"line {number} is no entry")
+    except TunerError as error:
+        yield Damage.of(error)
+
+
+def _damage_of_space(path: AnyPath) -> Iterator[Damage]:
+    try:
+        with explaining_damage(path):
+            try:
+                space = yaml.safe_load(read_text(path))
+            except yaml.YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
+            if not isinstance(space, dict):
+                raise ValueError("is no mapping")
+    except TunerError as error:
+        yield Damage.of(error)

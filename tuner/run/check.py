@@ -1,0 +1,40 @@
+"""Whether the record of a trial, by which it is ranked and trained again, is its worker's own."""
+
+from collections.abc import Iterable
+
+from tuner.errors import TunerError
+from tuner.run.digests import Damage, DamagedError, damage_of_files
+from tuner.run.layout import CONFIG, HISTORY
+from tuner.run.trial import TrialRecord
+
+PUT_BACK = "Put the file back, or remove the trial's folder."
+
+
+def damage_of_record(trial: TrialRecord, *others: str) -> list[Damage]:
+    """Say what is wrong with a trial's configuration and its epochs.
+
+    Args:
+        trial: Which.
+        others: Names of other files of it that have to be the worker's own.
+    """
+    damage = damage_of_files(trial.path, CONFIG, HISTORY, *others)
+    try:
+        _ = trial.config
+    except TunerError as error:
+        damage.append(Damage.of(error, trial.number))
+    return damage
+
+
+def check_records(trials: Iterable[TrialRecord], *others: str, mend: str = PUT_BACK) -> None:
+    """Make sure that trials are what their workers recorded; see ``damage_of_record``.
+
+    Args:
+        trials: Which.
+        others: Names of other files of them.
+        mend: How to mend damage.
+
+    Raises:
+        DamagedError: With all that is wrong.
+    """
+    if damage := [entry for trial in trials for entry in damage_of_record(trial, *others)]:
+        raise DamagedError(damage, mend)
