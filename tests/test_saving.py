@@ -63,7 +63,8 @@ def assert_one_moment(path: Path, splits: Splits) -> None:
     assert accuracy == best.val_accuracy
     files = contents(path)
     digests = json.loads(files.pop("digests.json"))
-    assert digests == {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
+    assert {"state.safetensors", "checkpoint.safetensors", "history.csv"} < digests.keys()
+    assert digests == {name: hashlib.sha256(files[name]).hexdigest() for name in digests}
 
 
 class KilledError(BaseException):

@@ -152,7 +152,7 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
             members = [_member(path, plain) for plain in described["members"]]
             told = {name: described[name] for name in ("run", "method", "temperature", "classes")}
             told["trials"] = [t for m in described["members"] for t in _trials(m)]
-            if not any("soup_of" in member for member in described["members"]):
+            if not any(member.get("soup_of") for member in described["members"]):
                 told["weights"] = [member["weight"] for member in described["members"]]
     except TunerError as error:
         yield Damage.of(error)
@@ -193,7 +193,7 @@ def _member(
 
 def _trials(plain: dict[str, Any]) -> list[int]:
     """Return the trials that an entry of ``ensemble.json`` is of."""
-    trials: list[int] = plain["soup_of"] if "soup_of" in plain else [plain["trial"]]
+    trials: list[int] = plain.get("soup_of") or [plain["trial"]]
     return trials
 
 
