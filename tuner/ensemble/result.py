@@ -137,9 +137,10 @@ class EnsembleResult:
 
     def to_plain(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds."""
-        names = [entry.name for entry in fields(self) if entry.name != "confusion"]
+        # In a bucket, the path is a dataclass of its own.
+        names = [entry.name for entry in fields(self) if entry.name not in ("confusion", "path")]
         plain = {name: to_plain(getattr(self, name)) for name in names}
-        return plain | {"path": str(self.path)}
+        return {"path": str(self.path)} | plain
 
 
 def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Tensor:
