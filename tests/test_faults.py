@@ -1,10 +1,14 @@
 """Signals, killed processes and lost nodes, against the installed command."""
 
+import fcntl
 import io
 import os
+import pty
+import select
 import shlex
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,15 +24,17 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
-from tests.benchmarks.processes import PROGRAM, Search, descendants
+from tests.benchmarks.processes import PROGRAM, Search, descendants, environment
 from tests.benchmarks.promises import FIGURES, flaws
+from tests.disks import remount, small_disk
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits
-from tuner.errors import NoUsableTrials
+from tuner.errors import ClusterError, NoUsableTrials, StorageError
 from tuner.run.checkpoint import load_progress
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, TrialRecord, read_history
 from tuner.space import load_space
+from tuner.storage.patience import PATIENCE_SECONDS
 from tuner.training.loop import train
 from tuner.tuning import session as driver
 from tuner.tuning.request import SearchRequest
@@ -196,7 +202,12 @@ def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
             # A terminal sends Ctrl-C to all that runs in it, the engine's processes too.
             os.killpg(search.process.pid, number)
         else:
+            # So does systemd to all of a unit, and Slurm to all of a step.
+            for process in descendants(search.process.pid):
+                process.kill(number)
             search.process.send_signal(number)
+            # timeout sends it to its child, and to the group that this is in.
+            os.killpg(search.process.pid, number)
         before = {number: len(history_in(folder, number)) for number in (0, 1)}
         assert search.wait(30) == 130, search.errors
     run = run_in(folder)
@@ -230,6 +241,96 @@ def test_a_second_signal_ends_the_search_at_once_and_it_can_be_resumed(folder: P
     run = resume(folder)
     assert [trial.status.state for trial in run.trials()] == ["completed"] * 3
     assert_trained_as_without_a_fault(run.trial(0), before)
+
+
+def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) -> None:
+    master, slave = pty.openpty()
+    command = [str(PROGRAM), "search", "--space", "space.yaml", "--name", "run", "--trials", "2"]
+    process = subprocess.Popen(
+        [*command, "--scheduler", "none", "--save-seconds", "0", "--concurrent", "1"],
+        cwd=folder,
+        env=environment() | {"TERM": "xterm"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    drawn = b""
+
+    def has_trained() -> bool:
+        nonlocal drawn
+        while select.select([master], [], [], 0)[0]:
+            drawn += os.read(master, 65536)
+        return len(history_in(folder, 0)) >= 2
+
+    try:
+        wait_until(has_trained)
+        os.close(master)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+    assert b"slots" in drawn, "it drew its table"
+    run = run_in(folder)
+    assert run.record.status == "interrupted"
+    assert run.trial(0).status.state in ("interrupted", "completed")
+    assert [*flaws(run.trial(0))] == []
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> None:
+    with begin(folder, "--concurrent", "1", trials=1) as search:
+        wait_until(lambda: len(history_in(folder, 0)) >= 2)
+        before = history_in(folder, 0)
+        (lost,) = [p for p in descendants(search.process.pid) if p.name == name]
+        lost.kill()
+        assert search.wait(30) == ClusterError.exit_code, search.errors
+    assert search.output == ""
+    last = search.errors.splitlines()[-1]
+    assert f"({name}) has ended" in last
+    assert "cifar-tune search --resume --name run" in last
+    assert len(search.errors.splitlines()) == 3, search.errors
+    assert run_in(folder).record.status == "interrupted"
+    assert_trained_as_without_a_fault(resume(folder).trial(0), before)
+
+
+STEADY = SPACE.replace("epochs: 8", "epochs: 4") + baselines(4)
+"""Four trials that are the same whatever becomes of the search."""
+
+
+@pytest.mark.parametrize("fault", ["full", "gone"])
+def test_a_storage_that_fails_ends_the_search_with_nothing_lost(folder: Path, fault: str) -> None:
+    (folder / "space.yaml").write_text(STEADY)
+    storage = folder / "runs"
+    with small_disk(storage, "900k" if fault == "full" else "100m"):
+        with begin(folder, "--concurrent", "2", trials=4) as search:
+            if fault == "gone":
+                wait_until(lambda: history_in(folder, 0))
+                (storage / "run").rename(storage / "elsewhere")
+            wait_until(lambda: "trying again for 60 s" in search.errors)
+            waited = time.monotonic()
+            assert search.wait(150) == StorageError.exit_code, search.errors
+            assert time.monotonic() - waited > PATIENCE_SECONDS - 10
+        assert "Traceback" not in search.errors
+        last = search.errors.splitlines()[-1]
+        assert {"full": "No space left on device", "gone": "the folder is gone"}[fault] in last
+        assert "Go on with: cifar-tune search --resume --name run" in last
+        assert ("run.json could not be written" in last) == (fault == "gone")
+        if fault == "gone":
+            assert [path.name for path in storage.iterdir()] == ["elsewhere"]
+            (storage / "elsewhere").rename(storage / "run")
+        remount(storage, "size=100m")
+        run = run_in(folder)
+        assert run.record.status == ("interrupted" if fault == "full" else "running")
+        states = {trial.status.state for trial in run.trials()}
+        assert states <= {"completed", "interrupted", "running"}
+        before = [trial.history for trial in run.trials()]
+        trials = resume(folder).trials()
+        assert [trial.status.state for trial in trials] == ["completed"] * 4
+        for trial, kept in zip(trials, before, strict=False):
+            assert trial.history[: len(kept)] == kept
+            assert_trained_as_without_a_fault(trial, [*trial.history[:1]])
 
 
 NET = """

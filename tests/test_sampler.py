@@ -1,6 +1,5 @@
 import itertools
 import math
-import os
 import random
 import sys
 from dataclasses import replace
@@ -18,9 +17,8 @@ from tuner.errors import UsageError
 from tuner.run.trial import EpochMetrics, TrialState
 from tuner.space import SearchSpace, load_space
 from tuner.space.axes import Branch, Fixed, Group, RandomTrial
-from tuner.tuning.sampling import study as study_module
 from tuner.tuning.sampling.sampler import Sampler, _shuffled
-from tuner.tuning.sampling.study import check_study_fits, check_study_free
+from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler
 
 NUMBERS = """
 space:
@@ -68,8 +66,8 @@ def read(folder: Path, text: str, *overrides: str) -> SearchSpace:
     return load_space(path, overrides)
 
 
-def make(space: SearchSpace, kind: str, seed: int = 0, **storage: str) -> Sampler:
-    return Sampler(space, replace(space.search, sampler=kind, seed=seed, epochs=4), **storage)
+def make(space: SearchSpace, kind: str, seed: int = 0) -> Sampler:
+    return Sampler(space, replace(space.search, sampler=kind, seed=seed, epochs=4))
 
 
 def curve(*accuracies: float, loss: float = 1.0) -> list[EpochMetrics]:
@@ -172,7 +170,7 @@ def test_a_space_of_what_does_not_go_together_is_refused(tmp_path: Path) -> None
 def test_tpe_groups_parameters_only_where_the_space_has_branches(tmp_path: Path) -> None:
     for text, has_branches in ((BRANCHED, True), (FINITE, True), (MIXED, False), (NUMBERS, False)):
         space = read(tmp_path, text)
-        sampler = study_module.make_optuna_sampler(space, space.search, 0)
+        sampler = make_optuna_sampler(space, space.search, 0)
         assert isinstance(sampler, optuna.samplers.TPESampler)
         assert sampler._group is has_branches
 
@@ -452,104 +450,3 @@ def test_a_run_of_other_epochs_teaches_but_takes_no_configuration_away(tmp_path:
     proposed = sampler.ask(0)
     assert proposed is not None
     assert proposed.optimizer.lr == 0.001
-
-
-# Where the study is kept
-
-
-@pytest.fixture(params=["journal", "sqlite"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "journal":
-        return str(tmp_path / "study.journal")
-    return f"sqlite:///{tmp_path / 'study.db'}"
-
-
-def stored(place: str, name: str) -> list[optuna.trial.FrozenTrial]:
-    storage = study_module.open_storage(place)
-    return optuna.load_study(study_name=name, storage=storage).trials
-
-
-def test_a_stored_study_can_be_watched_while_the_search_runs(place: str, tmp_path: Path) -> None:
-    space = read(tmp_path, BRANCHED)
-    sampler = make(space, "tpe", study_storage=place, study_name="run")
-    configs = drive(sampler, range(3))
-    sampler.ask(3)
-    trials = stored(place, "run")
-    assert [t.state.name for t in trials] == ["PRUNED", "COMPLETE", "COMPLETE", "RUNNING"]
-    assert [t.user_attrs["trial"] for t in trials] == [0, 1, 2, 3]
-    assert trials[1].value == accuracy_of(configs[1])
-    assert list(trials[1].intermediate_values) == [1, 2, 3, 4]
-
-
-def test_a_stored_study_proposes_what_one_in_memory_does(tmp_path: Path) -> None:
-    space = read(tmp_path, BRANCHED)
-    place = str(tmp_path / "study.journal")
-    kept = make(space, "tpe", study_storage=place, study_name="run")
-    assert drive(kept, range(12)) == drive(make(space, "tpe"), range(12))
-
-
-def test_a_resumed_search_makes_its_study_anew_and_leaves_others_alone(
-    place: str, tmp_path: Path
-) -> None:
-    space = read(tmp_path, BRANCHED)
-    other = make(space, "tpe", study_storage=place, study_name="other")
-    other.ask(0)
-    first = make(space, "tpe", study_storage=place, study_name="run")
-    (config,) = drive(first, range(1))
-    first.ask(1)
-    resumed = make(space, "tpe", study_storage=place, study_name="run")
-    assert not stored(place, "run")
-    resumed.add(config, "completed", curve(0.5), 0)
-    assert [t.value for t in stored(place, "run")] == [0.5]
-    assert len(stored(place, "other")) == 1
-
-
-def test_the_name_of_a_stored_study_is_taken(place: str, tmp_path: Path) -> None:
-    check_study_free(place, "run")
-    make(read(tmp_path, BRANCHED), "tpe", study_storage=place, study_name="run")
-    check_study_free(place, "another")
-    with pytest.raises(UsageError, match=r"has a study 'run' already. Choose another --name"):
-        check_study_free(place, "run")
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "{folder}",
-        "{folder}/no/such/folder/study.journal",
-        "sqlite:///{folder}/no/such/folder/study.db",
-        "sqlite:///{folder}/text",
-        "{folder}/text",
-        "{folder}/list",
-        "{folder}/mapping",
-        "{folder}/bytes",
-        "{folder}/cut",
-        "nosuchdatabase://host/name",
-        "sqlite://{folder}/study.db",
-        "redis://localhost:1",
-    ],
-)
-def test_a_storage_that_cannot_be_used_is_refused_in_one_line(place: str, tmp_path: Path) -> None:
-    contents = {"text": b"no study\n", "list": b"[1]\n", "mapping": b'{"a": 1}\n'}
-    contents |= {"bytes": bytes(range(256)) * 16, "cut": b'{"op_code":0,"worker_id":"a","stu'}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    place = place.format(folder=tmp_path)
-    space = read(tmp_path, BRANCHED)
-    for use in (
-        lambda: check_study_free(place, "run"),
-        lambda: make(space, "tpe", study_storage=place, study_name="run"),
-    ):
-        with pytest.raises(UsageError, match=r"^--study-storage .*cannot be used") as caught:
-            use()
-        assert "\n" not in str(caught.value)
-    for name, content in contents.items():
-        assert (tmp_path / name).read_bytes() == content
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_journal_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
-    journal = tmp_path / "study.journal"
-    journal.touch(0o444)
-    with pytest.raises(UsageError, match="PermissionError"):
-        check_study_free(str(journal), "run")

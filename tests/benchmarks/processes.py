@@ -90,13 +90,14 @@ class Search:
 
     def __init__(self, folder: Path, *arguments: str, command: str = "search") -> None:
         self._errors = folder / "stderr.txt"
+        self._output = folder / "stdout.txt"
         self.began = time.time()
-        with self._errors.open("w") as errors:
+        with self._errors.open("w") as errors, self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [str(PROGRAM), command, "--storage", str(folder / "runs"), *arguments],
                 cwd=folder,
                 env=environment(),
-                stdout=subprocess.DEVNULL,
+                stdout=output,
                 stderr=errors,
                 start_new_session=True,
             )
@@ -105,6 +106,11 @@ class Search:
     def errors(self) -> str:
         """What it wrote to stderr so far."""
         return self._errors.read_text()
+
+    @property
+    def output(self) -> str:
+        """What it wrote to stdout so far."""
+        return self._output.read_text()
 
     def wait(self, seconds: float) -> int | None:
         """Wait for its end, no longer than ``seconds``; give its exit code if it ended."""

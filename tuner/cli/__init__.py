@@ -98,8 +98,8 @@ def _run() -> int:
             raise
         _tell(shortened(f"{error.filename}: {error.strerror}. Give another path."))
         return UsageError.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _tell("interrupted")
+    except (KeyboardInterrupt, click.Abort) as error:
+        _tell(str(error) or "interrupted")
         return 130
     return code if isinstance(code, int) else 0
 

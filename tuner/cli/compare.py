@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import JSON, STORAGE, option
-from tuner.cli.output import print_comparison, print_json, short_path
+from tuner.cli.output import print_comparison, print_json
+from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.cli.output import TRAINED_ON_VALIDATION, make_console, short_path
+from tuner.cli.output import TRAINED_ON_VALIDATION, make_console
 from tuner.console import Console
+from tuner.run.resuming import short_path
 
 if TYPE_CHECKING:
     from tuner.ensemble.pool import Excluded

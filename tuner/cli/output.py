@@ -4,14 +4,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from tuner.console import Console, visible
-from tuner.storage.paths import AnyPath
+from tuner.run.resuming import short_path
 
 if TYPE_CHECKING:
     from tuner.run.run import Run
@@ -167,10 +166,3 @@ def progress_bar(
 def print_json(document: Any) -> None:
     """Print the one document of ``--json``."""
     print(json.dumps(document, indent=2, allow_nan=False))
-
-
-def short_path(path: AnyPath) -> str:
-    """Return a path as the user would type it here."""
-    if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return str(path)

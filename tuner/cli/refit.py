@@ -10,12 +10,12 @@ from tuner.cli.options import option
 from tuner.cli.running import (
     common_options,
     print_outcome,
-    resume_command,
     running_options,
 )
 from tuner.config import REFIT_SEEDS, REFIT_TOP
 from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.run.resuming import resume_command
 
 
 @click.command(epilog="Example: cifar-tune refit --top 5 --seeds 3 --epochs 100")
@@ -55,4 +55,4 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
         found, source=run, **{name: options[name] for name in own}, **common_options(options)
     )
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
-    print_outcome(run_refit(request, console), "refit", as_json=options["as_json"])
+    print_outcome(run_refit(request, console), as_json=options["as_json"])

@@ -6,7 +6,8 @@ import click
 
 from tuner.cli.insights import insights_of, print_advice
 from tuner.cli.options import JSON, STORAGE
-from tuner.cli.output import print_json, short_path
+from tuner.cli.output import print_json
+from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:

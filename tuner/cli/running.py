@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
-from tuner.cli.output import leaderboard_document, print_json, print_leaderboard, short_path
+from tuner.cli.output import leaderboard_document, print_json, print_leaderboard
 from tuner.errors import TunerError
-from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from tuner.run.run import Run
@@ -92,12 +91,11 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def print_outcome(run: "Run", command: str, *, as_json: bool) -> None:
+def print_outcome(run: "Run", *, as_json: bool) -> None:
     """Print the leaderboard.
 
     Args:
         run: That has ended.
-        command: The one that goes on with it.
         as_json: Whether as JSON.
 
     Raises:
@@ -108,7 +106,7 @@ def print_outcome(run: "Run", command: str, *, as_json: bool) -> None:
     else:
         print_leaderboard(run, 10)
     if run.record.status == "interrupted":
-        raise Interrupted(run.path, command)
+        raise Interrupted(run)
 
 
 class Interrupted(TunerError):
@@ -116,15 +114,7 @@ class Interrupted(TunerError):
 
     exit_code = 130
 
-    def __init__(self, path: AnyPath, command: str) -> None:
-        super().__init__(
-            f"interrupted; {short_path(path)} keeps what the trials have left. Go on with: "
-            f"{resume_command(path, command)}"
-        )
+    def __init__(self, run: "Run") -> None:
+        from tuner.run.resuming import how_to_go_on
 
-
-def resume_command(path: AnyPath, command: str) -> str:
-    """Return the line that goes on with the run at ``path``."""
-    folder = short_path(path.parent)
-    storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
-    return f"cifar-tune {command} --resume --name {shlex.quote(path.name)}{storage}"
+        super().__init__(f"interrupted; {how_to_go_on(run)}")

@@ -10,12 +10,12 @@ from tuner.cli.jobs import is_dashboard, submit_search
 from tuner.cli.options import option
 from tuner.cli.running import (
     print_outcome,
-    resume_command,
     running_options,
 )
 from tuner.cli.search_options import search_overrides, search_request, searched_options
 from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -69,6 +69,6 @@ def search(context: click.Context, /, **options: Any) -> None:
         study_storage=options["study_storage"],
     )
     run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
-    print_outcome(run, "search", as_json=options["as_json"])
+    print_outcome(run, as_json=options["as_json"])
     if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
         print_advice(insights_of(run, run.trials()).advice)

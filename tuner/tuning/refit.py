@@ -46,6 +46,16 @@ class RefitRequest(RunRequest):
     resources: Resources
     """What trials get, as that space has it."""
 
+    @property
+    def space_text(self) -> str:
+        """See ``RunRequest``."""
+        return self.space
+
+    @property
+    def record_entries(self) -> dict[str, Any]:
+        """See ``RunRequest``."""
+        return {"refit": self.plan}
+
 
 def make_refit_request(
     run: Run,
@@ -279,9 +289,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
     whose = request.source.path if request.source else request.storage / request.name
     check_trusted(request, code_of(models), whose)
     starts = load_all_initial_weights(models, splits.classes, splits.image_shape, request.storage)
-    with open_run(
-        request, splits, request.space, console, resources=request.resources, refit=plan
-    ) as (run, capacity):
+    with open_run(request, splits, console, resources=request.resources) as (run, capacity):
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
             f"{epochs} epochs{_left_out(plan)}.",

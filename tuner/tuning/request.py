@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from tuner.tuning.resources import CapacityPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunRequest:
+class RunRequest(ABC):
     """What a search and a refit have in common."""
 
     space_name: str
@@ -60,6 +61,16 @@ class RunRequest:
         if reason := why_not_name(self.name):
             raise UsageError(f"--name {quoted(self.name)} {reason}; give --storage for a folder")
 
+    @property
+    @abstractmethod
+    def space_text(self) -> str:
+        """What ``space.yaml`` of the run is to hold."""
+
+    @property
+    @abstractmethod
+    def record_entries(self) -> dict[str, Any]:
+        """Entries of the run's record that only a run of this kind has."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchRequest(RunRequest):
@@ -70,6 +81,16 @@ class SearchRequest(RunRequest):
     """A run from whose trials the sampler learns first."""
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
+
+    @property
+    def space_text(self) -> str:
+        """See ``RunRequest``."""
+        return self.space.resolved()
+
+    @property
+    def record_entries(self) -> dict[str, Any]:
+        """See ``RunRequest``."""
+        return {"study_storage": self.study_storage} if self.study_storage else {}
 
     def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
         """Return where the plan of this search is kept: under a key of all that bears on its cost.

@@ -1,5 +1,6 @@
 """``search()``: the space, the data and the cluster brought together into a run."""
 
+import contextlib
 from collections.abc import Callable
 
 from rich.console import Console
@@ -25,7 +26,8 @@ from tuner.tuning.ray_backend.driver import (
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.sampling.study import check_study_fits, check_study_free
+from tuner.tuning.sampling.study import check_study_fits
+from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
 
 
 def search(request: SearchRequest, console: Console) -> Run:
@@ -48,8 +50,8 @@ def search(request: SearchRequest, console: Console) -> Run:
     """
     space = request.space
     check_study_fits(space, request.search)
-    if request.study_storage and not request.resume:
-        check_study_free(request.study_storage, request.name)
+    if place := study_place(request):
+        place.check_free()
     if request.warm_start:
         request.warm_start.check_unseen_validation("--warm-start")
     settle_code(request)
@@ -57,36 +59,31 @@ def search(request: SearchRequest, console: Console) -> Run:
     starts = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
-    with open_run(
-        request,
-        splits,
-        space.resolved(),
-        console,
-        resources=space.resources,
-        study_storage=request.study_storage,
-    ) as (run, capacity):
+    with open_run(request, splits, console, resources=space.resources) as (run, capacity):
+        sampler = Sampler(space, request.search, excess=excess_of(space, splits))
         plan = request.plan_path(splits, capacity)
         if request.resume:
             # It was a plan of one search, not of parts of it.
             (run.path / PLAN).unlink(missing_ok=True)
         elif plan.exists() and not request.warm_start:
             write_text(run.path / PLAN, read_text(plan))
-        sampler = Sampler(
-            space,
-            request.search,
-            study_storage=run.record.study_storage,
-            study_name=request.name,
-            excess=excess_of(space, splits),
-        )
         if request.warm_start:
             _warm_start(sampler, request.warm_start, console)
+
+        def say(line: str) -> None:
+            console.print(line, markup=False, soft_wrap=True)
+
         payload = {
             "data": pack(splits),
             "starts": pack_initial_weights(starts),
             "compile_mode": request.compile_mode,
             "epoch_seconds": space.constraints.epoch_seconds,
         }
-        tuner = run_trials(request, run, capacity, sampler, payload, console)
+        with contextlib.ExitStack() as stack:
+            if place := study_place(request, run):
+                copy = stack.enter_context(StudyCopy(sampler.study, place, say))
+                sampler.on_change = copy.show
+            tuner = run_trials(request, run, capacity, sampler, payload, console)
     if (
         run.record.status == "finished"
         and not tuner.draining
@@ -98,6 +95,23 @@ def search(request: SearchRequest, console: Console) -> Run:
         console.print(_share_refused(sampler), markup=False)
     require_usable_trial(run, tuner)
     return run
+
+
+def study_place(request: SearchRequest, run: Run | None = None) -> StudyPlace | None:
+    """Return where a copy of the study is kept, if anywhere.
+
+    Args:
+        request: What is asked for; of a run that goes on, the place that it had is kept.
+        run: Its run, where there is one already.
+    """
+    if request.resume:
+        run = run or Run.open(request.storage / request.name)
+    known = run.record.study_storage if run else None
+    place = request.study_storage or known
+    # Names are given again, and times are not.
+    mark = f"{run.record.name} of {run.record.started}" if run else ""
+    is_known = request.resume and place == known
+    return StudyPlace(place, request.name, mark, is_ours=is_known) if place else None
 
 
 def settle_code(request: SearchRequest) -> None:

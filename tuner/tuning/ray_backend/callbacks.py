@@ -14,6 +14,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.run.events import TrialPlaced
+from tuner.run.layout import STATUS
+from tuner.storage.paths import to_path
+from tuner.storage.patience import Patience
 from tuner.tuning.ray_backend.capacity import Capacity
 from tuner.tuning.ray_backend.messages import event_in
 from tuner.tuning.ray_backend.nodes import Answer
@@ -115,11 +118,14 @@ class NoticePoster:
 class TuneScheduler(FIFOScheduler):
     """Sees every report and decides whether the trial goes on, and whether where it is."""
 
-    def __init__(self, tuner: Tuner, capacity: Capacity, poster: NoticePoster) -> None:
+    def __init__(
+        self, tuner: Tuner, capacity: Capacity, poster: NoticePoster, storage: Patience
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tuner = tuner
         self._capacity = capacity
         self._poster = poster
+        self._storage = storage
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Choose the first of those that wait; end them where no trial is started any more."""
@@ -138,7 +144,11 @@ class TuneScheduler(FIFOScheduler):
         if result.get(DONE):
             return TrialScheduler.CONTINUE
         event = event_in(result)
-        if "host" in result:
+        if "storage" in result:
+            self._storage.give_up(result["storage"])
+            # As an interrupt does: running trials save what they can, the others wait.
+            self._tuner.draining = "interrupted"
+        if "host" in result and not _is_folder_gone(trial):
             # The first and last word of a worker on a node that cannot run trials.
             assert isinstance(event, TrialPlaced)
             self._capacity.refuse(
@@ -237,6 +247,11 @@ class TuneCallback(Callback):
             saved = self._recorder.saved_epochs(number) if live.ending is None else []
             self._tuner.lose(number, saved, reason if is_fatal else "")
             _forget_metrics(trial)
+
+
+def _is_folder_gone(trial: Trial) -> bool:
+    """Whether it is no fault of a node's that it does not see a trial's folder."""
+    return not (to_path(trial.config["path"]) / STATUS).exists()
 
 
 def _forget_metrics(trial: Trial) -> None:

@@ -24,8 +24,10 @@ from tuner.tuning.ray_backend.private import (
     canonicalize_bootstrap_address_or_die,
     maybe_enable_token_auth_if_token_available,
     ray_constants,
+    worker_module,
 )
 from tuner.tuning.ray_backend.sessions import marked_session
+from tuner.tuning.ray_backend.signals import sheltering_children
 
 CONNECT_SECONDS = 5.0
 LOUD = (
@@ -67,7 +69,8 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         # Of a cluster that asks for no token, the workers do not answer a driver that shows one.
         elif _asks_for_token(address):
             use_local_token()
-        with contextlib.nullcontext() if address else _on_loopback():
+        on_loopback = contextlib.nullcontext() if address else _on_loopback()
+        with sheltering_children(), on_loopback:
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         reason = _why_not(error)
@@ -84,6 +87,7 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         with contextlib.nullcontext() if address else marked_session():
             yield
     finally:
+        _end_at_once()
         ray.shutdown()
 
 
@@ -123,6 +127,23 @@ def make_token_private() -> None:
             file.write(secrets.token_hex(32))
     if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
         path.chmod(0o600)
+
+
+def is_started_here() -> bool:
+    """Whether Ray was started by this process, and ends with it."""
+    node = worker_module._global_node
+    return node is not None and bool(node.all_processes)
+
+
+def _end_at_once() -> None:
+    """Have Ray end the processes that it has started here with SIGKILL.
+
+    It would send each of them SIGTERM, which they do not get, and wait for a second.
+    """
+    node: Any = worker_module._global_node
+    for started in node.all_processes.values() if node else ():
+        for each in started:
+            each.process.terminate = each.process.kill
 
 
 def is_dashboard(address: str) -> bool:
@@ -197,6 +218,8 @@ def silence_ray() -> None:
     """Keep the engine's notices off the terminal; what goes wrong is told by us."""
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray prints some on stdout, whatever log_to_driver says: of a raylet that is gone, 51 lines.
+    worker_module._worker_logs_enabled = False
 
 
 def _check_address(address: str) -> None:

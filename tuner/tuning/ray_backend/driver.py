@@ -4,17 +4,14 @@ import contextlib
 import math
 import os
 import platform
-import signal
 import subprocess
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -24,12 +21,15 @@ from rich.console import Console
 from tuner import __version__
 from tuner.config import Resources, TrialConfig
 from tuner.data.splits import Splits
-from tuner.errors import ClusterError, NoUsableTrials, TunerError, UsageError
+from tuner.errors import ClusterError, NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.layout import SPACE
+from tuner.run.resuming import how_to_go_on
 from tuner.run.run import Run, RunRecord, RunStatus, now
 from tuner.storage.files import write_text
+from tuner.storage.paths import remove_folder
+from tuner.storage.patience import Patience, patient, persevere, storage_fault
 from tuner.storage.temporary import PREFIX, TemporaryFolder, remove_abandoned
 from tuner.tracking import check_installed, tracked
 from tuner.training.saving import check_resumable
@@ -43,9 +43,11 @@ from tuner.tuning.ray_backend.callbacks import (
     TuneSearcher,
 )
 from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
-from tuner.tuning.ray_backend.cluster import connected, hardware
+from tuner.tuning.ray_backend.cluster import connected, hardware, is_started_here
 from tuner.tuning.ray_backend.nodes import check_shared, versions_here
 from tuner.tuning.ray_backend.notices import NoticeBoard
+from tuner.tuning.ray_backend.signals import drained_by_signals, interrupted_by_signals
+from tuner.tuning.ray_backend.watch import RayWatch
 from tuner.tuning.ray_backend.worker import place, train_if_fit
 from tuner.tuning.recorder import Recorder, make_tuner
 from tuner.tuning.request import RunRequest
@@ -57,30 +59,31 @@ from tuner.tuning.tuner import Tuner
 def open_run(
     request: RunRequest,
     splits: Splits,
-    space: str,
     console: Console,
     *,
     resources: Resources | None = None,
-    **own: Any,
 ) -> Iterator[tuple[Run, CapacityPlan]]:
     """Connect to the cluster, and have the run's folder, a new one or an older one, to oneself.
+
+    An older one is left as it is until ``run_trials`` begins: it may still be refused.
 
     Args:
         request: What is asked for.
         splits: The images.
-        space: What ``space.yaml`` is to hold.
         console: Where it is said how many trials run at a time.
         resources: What trials get, where the request does not say.
-        own: Entries of the record besides; ``None`` leaves one as it was.
 
     Raises:
         UsageError: On a name that is taken, or a run to resume that is missing or of other data.
         DamagedError: If files of a run to resume are damaged, or not what was written.
         ClusterError: On a cluster that does not answer, or is too small.
+        StorageError: If the storage is full, or fails otherwise, before the trials run.
+        KeyboardInterrupt: On a signal outside ``run_trials``, with the command that goes on.
     """
     check_installed(request.log)
-    own = {name: value for name, value in own.items() if value is not None}
-    with connected(request.address), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupted_by_signals())
+        stack.enter_context(connected(request.address))
         check_shared(request.storage.absolute())
         plan = capacity_of(request, resources or Resources(), splits)
         if math.isfinite(request.gpu_hours) and not any(one.gpus for one in plan.all_resources()):
@@ -98,15 +101,29 @@ def open_run(
                     f"{request.name}"
                 )
             check_resumable(run)
-            write_text(path / SPACE, space)
-            run.update(status="running", search=request.search, slots=plan.to_plain(), **own)
         else:
-            run = Run.create(path, _record(request, splits, plan, own), space)
+            try:
+                run = Run.create(path, _record(request, splits, plan), request.space_text)
+            except OSError as error:
+                remove_folder(path)
+                raise StorageError(
+                    f"{path}: cannot be written ({error.strerror}). Make room, or choose another "
+                    "--storage."
+                ) from None
             stack.enter_context(run.locked())
-        run.remove_leftovers()
-        remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
-        console.print(f"{run.record.name}: {plan}", markup=False)
-        yield run, plan
+        try:
+            run.remove_leftovers()
+            remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
+            console.print(f"{run.record.name}: {plan}", markup=False)
+            yield run, plan
+        except KeyboardInterrupt:
+            if run.record.status == "running":
+                run.update(status="interrupted", finished=now())
+            raise KeyboardInterrupt(f"interrupted; {how_to_go_on(run)}") from None
+        except OSError as error:
+            if not (reason := storage_fault(error)):
+                raise
+            raise StorageError(f"{path}: cannot be used ({reason}). {how_to_go_on(run)}") from None
 
 
 def run_trials(
@@ -129,22 +146,43 @@ def run_trials(
 
     Raises:
         TunerError: If the first three trials failed in the same way.
+        ClusterError: If Ray itself was lost.
+        StorageError: If the storage failed for too long.
     """
     budget = Budget(
         trials=request.search.trials,
         seconds=request.seconds,
         gpu_seconds=request.gpu_hours * 3600,
     )
+    if request.resume:
+        write_text(run.path / SPACE, request.space_text)
     run.update(
+        status="running",
+        search=request.search,
+        slots=plan.to_plain(),
         save_seconds=request.save_seconds,
         budget_seconds=_unless_endless(request.seconds),
         budget_gpu_hours=_unless_endless(request.gpu_hours),
+        **request.record_entries,
     )
     tuner, recorder = make_tuner(run, proposer, budget, plan)
 
     def say(line: str) -> None:
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
 
+    def drain() -> None:
+        tuner.draining = "interrupted"
+
+    def close(status: RunStatus) -> None:
+        run.write_leaderboard()
+        run.update(status=status, finished=now(), active_seconds=tuner.spending.seconds)
+
+    def give_up() -> None:
+        console.show_cursor()
+        close("interrupted")
+
+    watch = RayWatch(is_local=is_started_here(), close=give_up, advice=how_to_go_on(run))
+    storage = Patience(run.path, say, watch.is_lost)
     capacity = Capacity(plan, say)
     status: RunStatus = "failed"
     try:
@@ -152,21 +190,31 @@ def run_trials(
             num_outside = tuner.restore(trials)
             say(_resuming(tuner, num_outside))
         with (
-            _draining_on_signals(tuner),
+            patient(storage),
+            watch,
+            drained_by_signals(drain, watch.is_lost),
             tracked(run, request.log, tuner.state, tuner.observers, say),
             Progress(tuner, console, lambda: capacity.count),
         ):
             payload = payload | {"save_seconds": request.save_seconds}
-            _run_over_losses(tuner, recorder, payload, capacity, request.max_failures)
+            _run_over_losses(tuner, recorder, payload, capacity, storage, request.max_failures)
         if tuner.draining != "broken":
             status = "interrupted" if tuner.draining == "interrupted" else "finished"
     except KeyboardInterrupt:
         status = "interrupted"
+    except Exception as error:
+        # Ray may tell the search of its end before the watch has looked.
+        if not storage.blame(error) and not watch.look():
+            raise
+        status = "interrupted"
     finally:
-        if status == "finished":
-            run.prune(request.keep)
-        run.write_leaderboard()
-        run.update(status=status, finished=now(), active_seconds=tuner.spending.seconds)
+        with patient(storage), _blaming(storage, run):
+            if status == "finished":
+                persevere(lambda: run.prune(request.keep))
+            persevere(lambda: close(status))
+    watch.check()
+    if storage.problem:
+        raise StorageError(f"{run.path}: cannot be used ({storage.problem}). {how_to_go_on(run)}")
     if tuner.draining == "broken":
         number, reason = tuner.failures[0]
         raise TunerError(
@@ -246,17 +294,32 @@ def _resuming(tuner: Tuner, num_outside: int) -> str:
     return f"Resuming: {ended} trials have ended, {others} go on{outside}."
 
 
+@contextmanager
+def _blaming(storage: Patience, run: Run) -> Iterator[None]:
+    """Close the books as far as the storage lets one, and say how far that is."""
+    try:
+        yield
+    except Exception as error:
+        if not storage.blame(error):
+            raise
+        try:
+            run.update(status="interrupted", finished=now())
+        except (OSError, StorageError):
+            storage.problem += "; run.json could not be written and says that it is running"
+
+
 def _run_over_losses(
     tuner: Tuner,
     recorder: Recorder,
     payload: dict[str, Any],
     capacity: Capacity,
+    storage: Patience,
     max_failures: int,
 ) -> None:
     """Let the engine run the trials that the tuner starts, over losses that it cannot bear."""
     for _ in range(max_failures + 1):
         try:
-            return _tune(tuner, recorder, payload, capacity, max_failures)
+            return _tune(tuner, recorder, payload, capacity, storage, max_failures)
         except RuntimeError as error:
             # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
             # a worker for the trial's, but falls over this one.
@@ -281,6 +344,7 @@ def _tune(
     recorder: Recorder,
     payload: dict[str, Any],
     capacity: Capacity,
+    storage: Patience,
     max_failures: int,
 ) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -302,7 +366,7 @@ def _tune(
             # The tuner says when there are no more.
             num_samples=-1,
             search_alg=TuneSearcher(tuner, capacity, run.trial_path, callback.settle),
-            scheduler=TuneScheduler(tuner, capacity, poster),
+            scheduler=TuneScheduler(tuner, capacity, poster, storage),
             callbacks=[callback],
             # The tuner has a trial that lost its worker go on; it knows lost nodes from others.
             max_failures=0,
@@ -314,32 +378,7 @@ def _tune(
         )
 
 
-@contextmanager
-def _draining_on_signals(tuner: Tuner) -> Iterator[None]:
-    """On the first SIGINT or SIGTERM end after the running epochs, on the second at once.
-
-    Outside the main thread Python handles no signals: there they stay the program's own.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def drain(signum: int, frame: FrameType | None) -> None:
-        if tuner.draining == "interrupted":
-            raise KeyboardInterrupt
-        tuner.draining = "interrupted"
-
-    previous = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _record(
-    request: RunRequest, splits: Splits, plan: CapacityPlan, own: dict[str, Any]
-) -> RunRecord:
+def _record(request: RunRequest, splits: Splits, plan: CapacityPlan) -> RunRecord:
     return RunRecord(
         name=request.name,
         command=request.command,
@@ -361,7 +400,7 @@ def _record(
         },
         slots=plan.to_plain(),
         started=now(),
-        **own,
+        **request.record_entries,
     )
 
 

@@ -1,6 +1,7 @@
 """All of Ray that is used here and is not public: a new version of it is held against this list."""
 
 from ray._private import ray_constants
+from ray._private import worker as worker_module
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
@@ -32,4 +33,5 @@ __all__ = [
     "maybe_enable_token_auth_if_token_available",
     "ray_constants",
     "state",
+    "worker_module",
 ]

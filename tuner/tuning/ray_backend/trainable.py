@@ -5,8 +5,10 @@ the device are paid once.
 """
 
 import contextlib
+import errno
 import gc
 import os
+import platform
 import time
 import traceback
 import warnings
@@ -28,6 +30,7 @@ from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.layout import STATE
 from tuner.run.trial import read_status
 from tuner.storage.paths import AnyPath, to_path
+from tuner.storage.patience import Patience, patient, persevere
 from tuner.training.compilation import CompileMode
 from tuner.training.device import find_device
 from tuner.training.initial_weights import InitialWeights, start_key
@@ -69,9 +72,11 @@ def train_trial(
     Goes on from the trial's saved state, if there is one, and reports ``TrialStarted`` where it
     goes on after other epochs than the driver knows: ones that were saved and not heard, or fewer,
     short of memory. Where another version has written the state, and this one cannot use it, the
-    trial begins anew: that report holds ``tell``, a line for the user. The last report is of
-    ``TrialEnded``. An error of the training itself is such an ending: all that the engine sees
-    raised, and tries again, is a worker that was lost.
+    trial begins anew: that report holds ``tell``, a line for the user. So does one that holds
+    nothing else, while the storage fails. The last report is of ``TrialEnded``, and holds
+    ``storage``, what was wrong with it for too long, if that has ended the trial. An error of the
+    training itself is such an ending: all that the engine sees raised, and tries again, is a worker
+    that was lost.
 
     Args:
         params: What ``TuneSearcher.suggest`` returned.
@@ -82,10 +87,49 @@ def train_trial(
         compile_mode: See ``tuner.training.compilation``.
         save_seconds: See ``Saver``.
     """
+    reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
+    patience = Patience(
+        to_path(params["path"]),
+        lambda line: tune.report({"tell": f"On {platform.node()}, {line}"}),
+        lambda: reader.look().is_ending,
+    )
+    with patient(patience):
+        ending = _train_trial(
+            params,
+            reader,
+            patience,
+            data=data,
+            starts=starts,
+            epoch_seconds=epoch_seconds,
+            compile_mode=compile_mode,
+            save_seconds=save_seconds,
+        )
+    more = {}
+    if patience.problem:
+        more["storage"] = f"{patience.problem}, on {platform.node()}"
+        ending = TrialEnded(
+            number=params["number"],
+            state="interrupted",
+            reason="after its last saved epoch, for the storage failed",
+        )
+    tune.report(to_report(ending, **more))
+
+
+def _train_trial(
+    params: dict[str, Any],
+    reader: NoticeReader,
+    patience: Patience,
+    *,
+    data: dict[str, Any],
+    starts: dict[str, Any],
+    epoch_seconds: float | None,
+    compile_mode: CompileMode,
+    save_seconds: float,
+) -> TrialEnded:
+    """Train as ``train_trial`` does, and return how the trial ended, unless the storage failed."""
     began = time.monotonic()
     resources = TrialResources(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(resources.threads)
-    reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     number, halved_from = params["number"], params["halved_from"]
     is_known, more = True, dict[str, str]()
     is_second_try = False
@@ -132,7 +176,7 @@ def train_trial(
                 splits,
                 device,
                 start=start,
-                state=load_state(path / STATE) if history else None,
+                state=persevere(partial(load_state, path / STATE)) if history else None,
                 epochs_done=len(history),
                 micro_batches=micro_batches,
                 compile_mode=compile_mode,
@@ -154,11 +198,14 @@ def train_trial(
             continue
         except TooSlowError as error:
             ending = TrialEnded(number=number, state="stopped", reason=str(error))
-        except StorageError:
-            # To the search this worker is lost, and its trial has done nothing wrong.
-            raise
+        except StorageError as error:
+            # The trial has done nothing wrong, and no other one could be saved.
+            patience.give_up(first_line(error))
+            ending = _interrupted(number, 0, reader)
         except Exception as error:
-            if is_out_of_memory(error):
+            if patience.blame(error):
+                ending = _interrupted(number, 0, reader)
+            elif is_out_of_memory(error):
                 reason = first_line(error)
                 ending = TrialEnded(number=number, state="out_of_memory", reason=reason)
                 if not is_second_try:
@@ -177,7 +224,7 @@ def train_trial(
                     traceback="\n".join(lines),
                 )
         break
-    tune.report(to_report(ending))
+    return ending
 
 
 def _follow(
@@ -248,7 +295,10 @@ def _check_no_successor(path: AnyPath, attempt: int) -> None:
     its next report until it is ended; but before that it would save an epoch.
     """
     status = read_status(path)
-    if status is None or status.attempts != attempt:
+    if status is None:
+        # What is written now would make a folder in the place of one that was removed.
+        raise OSError(errno.ESTALE, "the trial's folder is gone")
+    if status.attempts != attempt:
         raise SupersededError(f"{path}: has gone on elsewhere")
 
 

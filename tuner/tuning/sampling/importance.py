@@ -57,7 +57,7 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
 
 
 def _shares(trials: list[FrozenTrial]) -> dict[str, float]:
-    study = make_study(None, "")
+    study = make_study()
     study.add_trials(trials)
     quantile = max(BEST_SHARE, MIN_BEST / len(trials))
     with warnings.catch_warnings():

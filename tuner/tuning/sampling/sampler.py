@@ -38,15 +38,15 @@ class Sampler:
         space: SearchSpace,
         search: SearchConfig,
         *,
-        study_storage: str | None = None,
-        study_name: str = "",
         excess: Callable[[TrialConfig], str] = lambda config: "",
     ) -> None:
         """Make a sampler; ``excess`` says by what a configuration exceeds the space's limits."""
         check_study_fits(space, search)
         self.space = space
         self.search = search
-        self.study = make_study(study_storage, study_name)
+        self.study = make_study()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
         self._excess = excess
         self._refused: set[bytes] = set()
         self.num_accepted = 0
@@ -114,6 +114,7 @@ class Sampler:
                         trial.set_user_attr(key, value)
                     self._asked[number] = trial
                     self._proposed.add(_key(config))
+                    self.on_change()
                     return config
                 elif baseline is None:
                     repeated = trial.params
@@ -149,6 +150,7 @@ class Sampler:
         """Tell Optuna how trial ``number`` ended; see ``_verdict``."""
         if (trial := self._asked.pop(number, None)) is not None:
             self._tell(trial, state, history)
+            self.on_change()
 
     def _tell(
         self, trial: optuna.Trial, state: TrialState, history: Sequence[EpochMetrics]
@@ -178,6 +180,7 @@ class Sampler:
         if self.search.sampler == "cmaes":
             # What it has learnt stands beside the trials that it was asked for, and there alone.
             self._tell(self._ask_again(drawn, number), state, history)
+            self.on_change()
             return True
         optuna_state, value, curve = _verdict(state, history)
         self.study.add_trial(
@@ -190,6 +193,7 @@ class Sampler:
                 user_attrs=_attrs(number),
             )
         )
+        self.on_change()
         return True
 
     def restore(self, number: int, config: TrialConfig) -> bool:
@@ -202,6 +206,7 @@ class Sampler:
         if drawn is None:
             return False
         self._asked[number] = self._ask_again(drawn, number)
+        self.on_change()
         return True
 
     def _ask_again(self, drawn: RecordingTrial, number: int | None) -> optuna.Trial:

@@ -1,0 +1,246 @@
+"""The copy of the study that others may look at, and what becomes of it when its storage fails."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+
+from tests.test_sampler import BRANCHED, curve, drive, make, read
+from tuner.errors import UsageError
+from tuner.run.run import Run
+from tuner.tuning.request import make_search_request
+from tuner.tuning.sampling import study_copy
+from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, open_storage
+from tuner.tuning.session import search
+
+
+@pytest.fixture(params=["journal", "sqlite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "journal":
+        return str(tmp_path / "study.journal")
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+@pytest.fixture
+def sampler(tmp_path: Path) -> Sampler:
+    return make(read(tmp_path, BRANCHED), "tpe")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def copy(place: str, sampler: Sampler, said: list[str]) -> Iterator[StudyCopy]:
+    with StudyCopy(sampler.study, StudyPlace(place, "run", "first"), said.append) as copy:
+        sampler.on_change = copy.show
+        yield copy
+
+
+def stored(place: str, name: str = "run") -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=open_storage(place)).trials
+
+
+def told(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[object, ...]]:
+    return [
+        (t.number, t.state, t.values, t.params, t.intermediate_values, t.user_attrs) for t in trials
+    ]
+
+
+def test_a_copy_can_be_watched_while_the_search_runs(
+    place: str, sampler: Sampler, copy: StudyCopy
+) -> None:
+    drive(sampler, range(3))
+    sampler.ask(3)
+    assert copy.wait(10)
+    trials = stored(place)
+    assert [t.state.name for t in trials] == ["PRUNED", "COMPLETE", "COMPLETE", "RUNNING"]
+    assert [t.user_attrs["trial"] for t in trials] == [0, 1, 2, 3]
+    assert list(trials[1].intermediate_values) == [1, 2, 3, 4]
+    assert told(trials) == told(sampler.study.trials)
+
+
+def test_a_run_makes_its_own_study_anew_and_leaves_others_alone(
+    place: str, tmp_path: Path, said: list[str]
+) -> None:
+    for name, mark in (("other", "second"), ("run", "first")):
+        sampler = make(read(tmp_path, BRANCHED), "tpe")
+        with StudyCopy(sampler.study, StudyPlace(place, name, mark), said.append) as copy:
+            sampler.on_change = copy.show
+            drive(sampler, range(2))
+    config = sampler.ask(2)
+    resumed = make(read(tmp_path, BRANCHED), "tpe")
+    assert config is not None
+    resumed.add(config, "completed", curve(0.5), 0)
+    with StudyCopy(resumed.study, StudyPlace(place, "run", "first"), said.append):
+        pass
+    assert [t.value for t in stored(place)] == [0.5]
+    assert len(stored(place, "other")) == 2
+    assert said == []
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_study_that_this_run_did_not_make_is_never_touched(
+    place: str, is_marked: bool, sampler: Sampler, said: list[str]
+) -> None:
+    study = optuna.create_study(storage=open_storage(place), study_name="run")
+    if is_marked:
+        study.set_user_attr("run", "somebody else's")
+    study.add_trial(optuna.create_trial(value=1.0))
+    foreign = StudyPlace(place, "run", "first", is_ours=is_marked)
+    with pytest.raises(UsageError, match=r"has a study 'run' already, which this run has not made"):
+        foreign.check_free()
+    with pytest.raises(UsageError, match="Choose another --name"):
+        StudyCopy(sampler.study, foreign, said.append)
+    assert len(stored(place)) == 1
+    if not is_marked:
+        StudyPlace(place, "run", "first", is_ours=True).check_free()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_copy, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(study_copy, "PATIENCE_SECONDS", 0.1)
+
+
+def assert_goes_on_without(sampler: Sampler, copy: StudyCopy, said: list[str]) -> None:
+    """Check that trials are drawn and told as if nothing were wrong, and that one line says it."""
+    before = len(sampler.study.trials)
+    drive(sampler, range(before, before + 3))
+    end = time.monotonic() + 20
+    while not said:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    drive(sampler, range(before + 3, before + 5))
+    time.sleep(0.3)
+    assert not copy.wait(0)
+    (line,) = said
+    assert "completes the study when it is back" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("fault", ["lost", "damaged"])
+def test_a_storage_that_is_lost_or_damaged_is_made_up_for_when_it_is_back(
+    fault: str,
+    place: str,
+    sampler: Sampler,
+    impatient: None,
+    copy: StudyCopy,
+    said: list[str],
+    tmp_path: Path,
+) -> None:
+    drive(sampler, range(2))
+    sampler.ask(2)
+    assert copy.wait(10)
+    file = Path(place.rpartition("sqlite:///")[2])
+    kept = tmp_path / "kept"
+    kept.write_bytes(file.read_bytes())
+    if fault == "lost":
+        file.unlink()
+    else:
+        (tmp_path / "rubbish").write_bytes(bytes(range(256)) * 16)
+        (tmp_path / "rubbish").replace(file)
+    sampler.tell(2, "completed", curve(0.5))
+    assert_goes_on_without(sampler, copy, said)
+    kept.replace(file)
+    assert copy.wait(10)
+    assert told(stored(place)) == told(sampler.study.trials)
+    assert said[1:] == [f"The study storage {place} is back, and the study complete."]
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_waited_for(
+    sampler: Sampler, impatient: None, said: list[str], tmp_path: Path
+) -> None:
+    place = f"sqlite:///{tmp_path / 'study.db'}"
+    with StudyCopy(sampler.study, StudyPlace(place, "run", "first"), said.append) as copy:
+        sampler.on_change = copy.show
+        other = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        assert_goes_on_without(sampler, copy, said)
+        assert "database is locked" in said[0]
+        other.execute("COMMIT")
+        assert copy.wait(20)
+        assert told(stored(place)) == told(sampler.study.trials)
+
+
+def test_a_search_that_ends_without_its_storage_says_how_to_complete_the_study(
+    sampler: Sampler, impatient: None, said: list[str], tmp_path: Path
+) -> None:
+    journal = tmp_path / "study.journal"
+    with StudyCopy(sampler.study, StudyPlace(str(journal), "run", "first"), said.append) as copy:
+        sampler.on_change = copy.show
+        journal.unlink()
+        assert_goes_on_without(sampler, copy, said)
+    assert said[1:] == [
+        f"The study in {journal} is not complete (FileNotFoundError: the file is gone); "
+        "search --resume writes it anew."
+    ]
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{folder}",
+        "{folder}/no/such/folder/study.journal",
+        "sqlite:///{folder}/no/such/folder/study.db",
+        "sqlite:///{folder}/text",
+        "{folder}/text",
+        "{folder}/list",
+        "{folder}/mapping",
+        "{folder}/bytes",
+        "{folder}/cut",
+        "nosuchdatabase://host/name",
+        "sqlite://{folder}/study.db",
+        "redis://localhost:1",
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_refused_in_one_line(place: str, tmp_path: Path) -> None:
+    contents = {"text": b"no study\n", "list": b"[1]\n", "mapping": b'{"a": 1}\n'}
+    contents |= {"bytes": bytes(range(256)) * 16, "cut": b'{"op_code":0,"worker_id":"a","stu'}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    unusable = StudyPlace(place.format(folder=tmp_path), "run", "first")
+    for use in (unusable.check_free, unusable.begin):
+        with pytest.raises(UsageError, match=r"^--study-storage .*cannot be used") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    for name, content in contents.items():
+        assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_journal_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    journal.touch(0o444)
+    with pytest.raises(UsageError, match="PermissionError"):
+        StudyPlace(str(journal), "run", "first").check_free()
+
+
+def test_a_refused_resume_changes_nothing(place: str, finished_run: Run, tmp_path: Path) -> None:
+    study = optuna.create_study(storage=open_storage(place), study_name="tiny")
+    study.add_trial(optuna.create_trial(value=1.0))
+    before = {file: file.read_bytes() for file in finished_run.path.rglob("*.*")}
+    request = make_search_request(
+        read(tmp_path, BRANCHED),
+        space_name="space.yaml",
+        stem="space",
+        storage=tmp_path,
+        resumed=finished_run,
+        data_dir=tmp_path / "data",
+        study_storage=place,
+        keep=5,
+        command="",
+    )
+    with pytest.raises(UsageError, match="which this run has not made"):
+        search(request, Console(quiet=True))
+    assert {file: file.read_bytes() for file in finished_run.path.rglob("*.*")} == before
+    assert len(stored(place, "tiny")) == 1

@@ -1,0 +1,300 @@
+"""A copy of Optuna's study in a file or a database, where others can look at it.
+
+The study that the sampler learns from is in memory. Its copy follows from a thread of its own: a
+storage that is locked, gone or damaged costs the search nothing, and is made up for when it is
+back.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, create_trial
+from sqlalchemy.engine import make_url
+
+from tuner.errors import UsageError
+from tuner.passwords import hide_passwords
+
+MARK = "run"
+"""Attribute of a study: the run that made it."""
+RETRY_SECONDS = 2.0
+PATIENCE_SECONDS = 10.0
+"""After this, a storage that fails is told of; at the end of a search, it is given up."""
+
+
+class StudyPlace:
+    """A journal file or the URL of a database, and the study of a run in it.
+
+    Args:
+        place: As the user named it.
+        name: Of the study.
+        mark: Names the run, and no other one.
+        is_ours: Whether a study that bears no mark was made by this run.
+    """
+
+    def __init__(self, place: str, name: str, mark: str, *, is_ours: bool = False) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._place = place
+        self._name = name
+        self._mark = mark
+        self._is_ours = is_ours
+
+    def __str__(self) -> str:
+        return hide_passwords(self._place)
+
+    def check_free(self) -> None:
+        """Refuse a study of that name that this run has not made.
+
+        Raises:
+            UsageError: If there is one, or the storage cannot be used.
+        """
+        storage = open_storage(self._place)
+        if self._is_foreign(storage):
+            raise UsageError(
+                f"--study-storage {self}: has a study '{self._name}' already, which this run has "
+                "not made. Choose another --name or another storage."
+            )
+
+    def begin(self) -> BaseStorage:
+        """Make an empty study, instead of one that this run has made before.
+
+        Raises:
+            UsageError: As ``check_free``.
+        """
+        self.check_free()
+        storage = open_storage(self._place)
+        if self._name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=self._name, storage=storage)
+        self._make(storage)
+        return storage
+
+    def study(self, storage: BaseStorage) -> optuna.Study:
+        """Return the study of this run; an empty one where the storage has lost it.
+
+        Raises:
+            UsageError: If another one is there by now.
+        """
+        if self._is_foreign(storage):
+            raise UsageError(f"{self}: another study '{self._name}' has taken its place")
+        if self._name not in optuna.get_all_study_names(storage):
+            return self._make(storage)
+        return optuna.load_study(study_name=self._name, storage=storage)
+
+    def open(self) -> BaseStorage:
+        """Open a storage that was there before.
+
+        Raises:
+            FileNotFoundError: If its file is gone.
+            UsageError: If it cannot be used.
+        """
+        if (file := self.file) and not file.exists():
+            raise FileNotFoundError("the file is gone")
+        return open_storage(self._place)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds it; ``None`` for a server."""
+        if "://" not in self._place:
+            return Path(self._place)
+        url = make_url(self._place)
+        is_file = url.get_backend_name() == "sqlite" and url.database
+        return Path(str(url.database)) if is_file else None
+
+    def _make(self, storage: BaseStorage) -> optuna.Study:
+        study = optuna.create_study(storage=storage, study_name=self._name, direction="maximize")
+        study.set_user_attr(MARK, self._mark)
+        return study
+
+    def _is_foreign(self, storage: BaseStorage) -> bool:
+        if self._name not in optuna.get_all_study_names(storage):
+            return False
+        attrs = optuna.load_study(study_name=self._name, storage=storage).user_attrs
+        return attrs[MARK] != self._mark if MARK in attrs else not self._is_ours
+
+
+class StudyCopy:
+    """Brings a study's trials into a storage, as far and as soon as that can be had.
+
+    Args:
+        study: The study, in memory.
+        place: Where its copy is kept; an empty study is made there.
+        say: Tells the user a line.
+
+    Raises:
+        UsageError: If the storage cannot be used, or holds another study of that name.
+    """
+
+    def __init__(self, study: optuna.Study, place: StudyPlace, say: Callable[[str], None]) -> None:
+        self._study = study
+        self._place = place
+        self._say = say
+        self._num_shown = 0
+        """Trials of the study that may be copied: the next one is still being drawn."""
+        self._has_news = threading.Event()
+        self._is_over = threading.Event()
+        self._is_level = threading.Event()
+        self._problem = ""
+        """Why the copy is behind; empty while it is not."""
+        self._copy: _Copied | None = _Copied(place, place.begin())
+        self._thread = threading.Thread(target=self._follow, name="study-copy", daemon=True)
+        self._thread.start()
+
+    def show(self) -> None:
+        """Take the study as it is now into the copy, when there is time."""
+        self._num_shown = len(self._study.get_trials(deepcopy=False))
+        self._is_level.clear()
+        self._has_news.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the copy to be as the study is; say whether it is."""
+        return self._is_level.wait(seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.show()
+        is_level = self.wait(PATIENCE_SECONDS)
+        self._is_over.set()
+        self._has_news.set()
+        if not is_level:
+            self._say(
+                f"The study in {self._place} is not complete ({self._problem or 'no answer'}); "
+                "search --resume writes it anew."
+            )
+
+    def _follow(self) -> None:
+        failing_since = None
+        is_told = False
+        while not self._is_over.is_set():
+            self._has_news.wait()
+            self._has_news.clear()
+            try:
+                self._catch_up()
+            except Exception as error:  # A database raises anything.
+                self._copy = None
+                self._problem = _first_line(error)
+                failing_since = failing_since or time.monotonic()
+                if not is_told and time.monotonic() - failing_since >= PATIENCE_SECONDS:
+                    is_told = True
+                    self._say(
+                        f"The study storage {self._place} fails ({self._problem}); the search goes "
+                        "on without it, and completes the study when it is back."
+                    )
+                self._is_over.wait(RETRY_SECONDS)
+                self._has_news.set()
+                continue
+            if is_told:
+                self._say(f"The study storage {self._place} is back, and the study complete.")
+            failing_since, is_told, self._problem = None, False, ""
+            if not self._has_news.is_set():
+                self._is_level.set()
+
+    def _catch_up(self) -> None:
+        if self._copy is None or self._copy.is_stale():
+            self._copy = _Copied(self._place, self._place.open())
+        self._copy.catch_up(self._study.get_trials(deepcopy=False)[: self._num_shown])
+
+
+class _Copied:
+    """A study in an open storage, and how far it has come."""
+
+    def __init__(self, place: StudyPlace, storage: BaseStorage) -> None:
+        self._file = place.file
+        self._storage = storage
+        study = place.study(storage)
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        trials = study.get_trials(deepcopy=False)
+        self._num_trials = len(trials)
+        self._running = {trial.number for trial in trials if not trial.state.is_finished()}
+        self._seen = self._look()
+
+    def is_stale(self) -> bool:
+        """Whether the file is another one, or was cut off: what is open would go to the old one."""
+        seen = self._look()
+        is_same = seen[:2] == self._seen[:2] and seen[2] >= self._seen[2]
+        self._seen = seen
+        return not is_same
+
+    def catch_up(self, trials: list[FrozenTrial]) -> None:
+        """Copy what is new in the trials of the original."""
+        for trial in trials[self._num_trials :]:
+            self._storage.create_new_trial(self._study_id, _without_own_attrs(trial))
+            self._num_trials += 1
+            if not trial.state.is_finished():
+                self._running.add(trial.number)
+        for number in sorted(self._running):
+            if (trial := trials[number]).state.is_finished():
+                there = self._storage.get_trial_id_from_study_id_trial_number(
+                    self._study_id, number
+                )
+                for step, value in trial.intermediate_values.items():
+                    self._storage.set_trial_intermediate_value(there, step, value)
+                self._storage.set_trial_state_values(there, trial.state, trial.values)
+                self._running.remove(number)
+
+    def _look(self) -> tuple[int, int, int]:
+        if self._file is None:
+            return (0, 0, 0)
+        try:
+            info = self._file.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError("the file is gone") from None
+        return info.st_dev, info.st_ino, info.st_size
+
+
+def _without_own_attrs(trial: FrozenTrial) -> FrozenTrial:
+    """Leave out what Optuna's samplers keep with a trial, which can be large."""
+    copy = create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+    copy.datetime_start, copy.datetime_complete = trial.datetime_start, trial.datetime_complete
+    return copy
+
+
+def open_storage(place: str) -> BaseStorage:
+    """Open the journal file or, if ``place`` is a URL, the database where studies are kept.
+
+    Raises:
+        UsageError: If it cannot be opened, or holds something else.
+    """
+    try:
+        if "://" in place:
+            return RDBStorage(place)
+        # Optuna would find out that it may not write only when the first trial starts.
+        with Path(place).open("ab"):
+            storage = JournalStorage(JournalFileBackend(place))
+        # It reads over a last line that is no entry, or is cut off, and writes on behind it.
+        for line in Path(place).read_bytes().splitlines(keepends=True)[-1:]:
+            if "op_code" not in json.loads(line) or not line.endswith(b"\n"):
+                raise ValueError("it does not end as a journal does")
+        return storage
+    except Exception as error:
+        # A file that is no journal raises KeyError, TypeError or ValueError; a database, anything.
+        raise UsageError(
+            f"--study-storage {hide_passwords(place)}: cannot be used ({_first_line(error)}). Give "
+            "a file in a folder that exists, or the URL of a database such as sqlite:///study.db."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
+    reason = (str(cause or error).splitlines() or [""])[0]
+    return f"{type(cause or error).__name__}: {hide_passwords(reason)}"
