@@ -295,6 +295,19 @@ def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> No
     assert_trained_as_without_a_fault(resume(folder).trial(0), before)
 
 
+def test_a_full_disk_under_ray_is_told_in_a_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = folder / "disk"
+    monkeypatch.setenv("RAY_TMPDIR", str(disk))
+    with small_disk(disk, "40k"):
+        (disk / "other").write_bytes(bytes(2**15))
+        with begin(folder) as search:
+            assert search.wait(150) == ClusterError.exit_code, search.errors
+    (line,) = search.errors.splitlines()
+    assert f"{disk} is full" in line
+
+
 STEADY = SPACE.replace("epochs: 8", "epochs: 4") + baselines(4)
 """Four trials that are the same whatever becomes of the search."""
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ from tuner.tuning.ray_backend.sessions import marked_session
 from tuner.tuning.ray_backend.signals import sheltering_children
 
 CONNECT_SECONDS = 5.0
+LEAST_ROOM = 2**17
+"""Bytes of Ray's folder below which it does not start; with 200 kB it does, and goes without logs.
+"""
 LOUD = (
     *("ray", "ray.tune", "ray.train", "ray.air"),
     *("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"),
@@ -164,6 +168,8 @@ def _runtime_env() -> dict[str, Any]:
 
 def _why_not(error: Exception) -> str:
     """Say in a line why Ray cannot be used, and what to do where that is known."""
+    if full := _full_folder():
+        return f"{full} is full. Make room there, or set RAY_TMPDIR to a folder that has some."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines)
     if is_about_token(text):
@@ -179,6 +185,17 @@ def _why_not(error: Exception) -> str:
     if text.startswith("Version mismatch"):
         return f"{text}. Give this machine the versions of the cluster."
     return lines[0] if lines else type(error).__name__
+
+
+def _full_folder() -> str:
+    """Return where Ray has no room for its files; empty if it has. It says that something is late.
+
+    Of the memory that its processes share it needs none: it takes the folder instead.
+    """
+    # Where Ray 2.60 looks for one.
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    is_full = Path(folder).is_dir() and shutil.disk_usage(folder).free < LEAST_ROOM
+    return folder if is_full else ""
 
 
 TOKEN_ADVICE = (
