@@ -1,7 +1,7 @@
 """The mistakes that a user can mend; each knows the exit code it ends the program with.
 
 TunerError              1  failed while running
-├── StorageError        1  a storage that does not answer
+├── StorageError        1  a storage that is full, gone, or does not answer
 ├── UsageError          2  wrong usage or configuration
 │   ├── SpaceError         a search space that cannot be read
 │   ├── DataError          images that are missing or unreadable
@@ -20,7 +20,7 @@ class TunerError(Exception):
 
 
 class StorageError(TunerError):
-    """A storage that does not answer any more."""
+    """A storage that is full, gone, or does not answer any more."""
 
 
 class UsageError(TunerError):
