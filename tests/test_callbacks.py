@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from tests.test_tuner import PLAN, World, start
 from tuner.run.events import TrialPlaced
+from tuner.storage.patience import Patience
 from tuner.tuning.ray_backend import callbacks as engine
 from tuner.tuning.ray_backend import capacity as capacities
 from tuner.tuning.ray_backend.callbacks import (
@@ -48,6 +49,13 @@ class Board:
 def poster_of(tuner: Tuner, capacity: Capacity) -> tuple[NoticePoster, list[Notice]]:
     board: Any = Board()
     return NoticePoster(tuner, capacity, board), board.posted
+
+
+def scheduler_of(
+    world: World, tuner: Tuner, capacity: Capacity, poster: NoticePoster
+) -> TuneScheduler:
+    storage = Patience(world.run.path, lambda line: None)
+    return TuneScheduler(tuner, capacity, poster, storage)
 
 
 def test_a_search_that_has_no_room_ends_when_it_is_told_to(
@@ -133,7 +141,7 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
     )
     controller = Controller(tuner, [waiting, about_to_run, running])
     capacity = Capacity(PLAN, lambda line: None)
-    scheduler = TuneScheduler(tuner, capacity, poster_of(tuner, capacity)[0])
+    scheduler = scheduler_of(world, tuner, capacity, poster_of(tuner, capacity)[0])
     assert scheduler.choose_trial_to_run(controller) is waiting
     tuner.draining = "interrupted"
     assert scheduler.choose_trial_to_run(controller) is None
@@ -159,11 +167,12 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
     monkeypatch.setattr("ray.kill", killed.append)
     tuner, said = world.tuner(), []
     capacity = Capacity(PLAN, said.append)
-    scheduler = TuneScheduler(tuner, capacity, poster_of(tuner, capacity)[0])
+    scheduler = scheduler_of(world, tuner, capacity, poster_of(tuner, capacity)[0])
     for _ in range(2):
         given = start(tuner)
         assert given is not None
-        trial: Any = SimpleNamespace(config={"number": given.number})
+        config = {"number": given.number, "path": str(world.run.trial_path(given.number))}
+        trial: Any = SimpleNamespace(config=config)
         trial.temporary_state = SimpleNamespace(ray_actor="worker")
         result = to_report(TrialPlaced(number=given.number, node="n"), host="h", **word)
         assert scheduler.on_trial_result(None, trial, result) == TuneScheduler.CONTINUE
@@ -235,7 +244,7 @@ def test_workers_are_told_once_of_what_changes(
     tuner = world.tuner(seconds=60.0)
     capacity = Capacity(PLAN, lambda line: None)
     poster, posted = poster_of(tuner, capacity)
-    scheduler = TuneScheduler(tuner, capacity, poster)
+    scheduler = scheduler_of(world, tuner, capacity, poster)
     worker = world.begin(tuner)
     trial: Any = SimpleNamespace(config={"number": worker.number})
     trial.temporary_state = SimpleNamespace(ray_actor="worker")
