@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
 from tuner.cli import main
@@ -119,10 +120,14 @@ MISTAKES = {
     "an empty range": (["space", "check", "empty.yaml"], 2, "empty.yaml:4:"),
     "an unknown key": (["space", "check", "typo.yaml"], 2, "did you mean 'batch_size'?"),
     "broken YAML": (["space", "check", "broken.yaml"], 2, "broken.yaml:"),
-    "a folder without images": (["search", "--space", "quick", "--data", "bare"], 2, "bare/train"),
-    "a broken image": (["data", "info", "torn"], 2, "1.png"),
-    "an image that is a link to itself": (["data", "info", "looped"], 2, "Too many levels of"),
-    "a class that is a link to itself": (["data", "info", "linked"], 2, "Too many levels of"),
+    "a folder without images": (
+        ["search", "--space", "quick", "--data", "bare"],
+        2,
+        "bare: holds no images",
+    ),
+    "a broken image": (["data", "prepare", "torn"], 2, "1.png"),
+    "an image that is a link to itself": (["data", "prepare", "looped"], 2, "Too many levels of"),
+    "a class that is a link to itself": (["data", "prepare", "linked"], 2, "Too many levels of"),
     "a data folder that is a link to itself": (["data", "info", "loop"], 2, "unknown dataset"),
     "images of no size": (["data", "info", "digits", "--image-size", "0"], 2, "4<=x<=2048"),
     "images of less": (["search", "--space", "quick", "--image-size", "-5"], 2, "4<=x<=2048"),
@@ -146,8 +151,9 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
         for label in ("a", "b"):
             folder = Path("torn") / part / label
             folder.mkdir(parents=True)
-            for name in ("1.png", "2.png"):
-                (folder / name).write_bytes(b"no image")
+            for name in ("1.png", "2.png", "3.png"):
+                Image.new("L", (8, 8), len(label + name)).save(folder / name)
+    (Path("torn") / "train" / "a" / "1.png").write_bytes(b"no image")
     Path("loop").symlink_to("loop")
     for name, link in (("looped", "train/a/3.png"), ("linked", "train/c")):
         shutil.copytree("torn", name)

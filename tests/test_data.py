@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import shutil
@@ -17,9 +18,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
+from tuner.data.cache import sha256
 from tuner.data.datasets import DatasetPart, stratified
 from tuner.data.splits import Splits, load_splits, load_test
 from tuner.errors import DataError
@@ -113,11 +117,20 @@ def test_mean_and_std_are_those_of_the_training_images(folder: Path, data_dir: P
 def test_a_channel_without_contrast_can_still_be_divided_by_its_std(
     tmp_path: Path, data_dir: Path
 ) -> None:
+    for number, name in enumerate(
+        ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png")
+    ):
+        write_image(tmp_path / name, (0, 50 * number, 0))
+    red, green, blue = load_splits(of(tmp_path), data_dir).std
+    assert (red, blue) == (1 / 255, 1 / 255)
+    assert green > 0.05
+
+
+def test_images_without_any_contrast_are_refused(tmp_path: Path, data_dir: Path) -> None:
     for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png"):
-        write_image(tmp_path / name, (0, 0, 0))
-    (tmp_path / "test" / "a").mkdir(parents=True)
-    (tmp_path / "test" / "b").mkdir()
-    assert load_splits(of(tmp_path), data_dir).std == (1 / 255,) * 3
+        write_image(tmp_path / name, (9, 9, 9))
+    with pytest.raises(DataError, match="have no contrast: all are of the same colour"):
+        load_splits(of(tmp_path), data_dir)
 
 
 def test_images_of_any_mode_and_size_become_square_rgb(tmp_path: Path, data_dir: Path) -> None:
@@ -137,14 +150,14 @@ def test_images_of_any_mode_and_size_become_square_rgb(tmp_path: Path, data_dir:
 
 def test_large_photographs_shrink_without_aliasing(tmp_path: Path, data_dir: Path) -> None:
     checks = np.indices((400, 600)).sum(axis=0) % 2 * 255
-    photograph = Image.fromarray(checks.astype(np.uint8)).convert("RGB")
-    for name in ("train/a/0.jpg", "train/a/1.png", "train/b/0.jpg", "train/b/1.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        photograph.save(tmp_path / name)
-    (tmp_path / "test" / "a").mkdir(parents=True)
-    (tmp_path / "test" / "b").mkdir()
-    images = load_splits(of(tmp_path), data_dir).train.images
-    assert (images.float() - 127.5).abs().max() < 3
+    for name, dark in (("a", 1), ("b", 2)):
+        photograph = Image.fromarray((checks // dark).astype(np.uint8)).convert("RGB")
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for file in ("0.jpg", "1.png"):
+            photograph.save(tmp_path / "train" / name / file)
+    train = load_splits(of(tmp_path), data_dir).train
+    for image, label in zip(train.images, train.labels, strict=True):
+        assert (image.float() - (127.5, 63.5)[label]).abs().max() < 3
 
 
 def test_class_folders_may_be_links(folder: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -158,17 +171,16 @@ def test_loading_the_splits_never_opens_a_test_image(folder: Path, data_dir: Pat
         path.write_text("damaged")
     assert len(load_splits(of(folder), data_dir).train) == 54
     assert not (folder / ".cifar-tune" / "test-8.safetensors").exists()
-    with pytest.raises(DataError, match=r"test/blue/00\.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"9 files cannot be read .*\n.*test/blue/00\.png"):
         load_test(of(folder), data_dir)
 
 
 def test_the_second_start_reads_no_image(folder: Path, data_dir: Path) -> None:
     first = load_splits(of(folder), data_dir)
-    for path in folder.rglob("*.png"):
-        status = path.stat()
-        path.write_bytes(b"\0" * status.st_size)
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    written = (folder / ".cifar-tune" / "train-8.safetensors").stat()
     second = load_splits(of(folder), data_dir)
+    # Decoding would have replaced the file.
+    assert (folder / ".cifar-tune" / "train-8.safetensors").stat() == written
     assert torch.equal(second.train.images, first.train.images)
     assert second.fingerprint == first.fingerprint
     assert second.split_fingerprint == first.split_fingerprint
@@ -183,12 +195,28 @@ def test_a_changed_image_is_read_anew(folder: Path, data_dir: Path) -> None:
     assert (0, 0, 0) in set.union(*colours(second))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "pixel", "label", "met"])
 def test_a_damaged_cache_is_made_anew(folder: Path, data_dir: Path, damage: str) -> None:
     first = load_splits(of(folder), data_dir)
     cache = folder / ".cifar-tune" / "train-8.safetensors"
     whole = cache.read_bytes()
-    cache.write_bytes({"empty": b"", "cut": whole[:-100], "noise": os.urandom(len(whole))}[damage])
+    with safe_open(cache, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).clone() for name in ("images", "labels")}
+    if damage == "pixel":
+        tensors["images"][7, 1, 2, 3] += 1
+    elif damage == "label":
+        tensors["labels"][7] = 3
+        described = json.dumps([*tensors["images"].shape, *first.classes]).encode()
+        arrays = (tensors["images"].numpy().data, tensors["labels"].numpy().data)
+        metadata["fingerprint"] = sha256(*arrays, described)
+    elif damage == "met":
+        metadata["met"] = "[]"
+    if damage in ("pixel", "label", "met"):
+        save_file(tensors, cache, metadata)
+    else:
+        noise = os.urandom(len(whole))
+        cache.write_bytes({"empty": b"", "cut": whole[:-100], "noise": noise}[damage])
     second = load_splits(of(folder), data_dir)
     assert torch.equal(second.train.images, first.train.images)
     assert cache.stat().st_size == len(whole)
@@ -294,8 +322,8 @@ def cut_short(path: Path) -> None:
     ("harm", "message"),
     [
         (
-            lambda folder: shutil.rmtree(folder / "test"),
-            r"images/test: no such folder. Give a folder with train/<class>/ and test/<class>/",
+            lambda folder: (folder / "train").rename(folder / "val"),
+            r"images/train: no such folder, beside test, val. Give a folder with train/<class>/",
         ),
         (
             lambda folder: shutil.rmtree(folder / "train" / "red"),

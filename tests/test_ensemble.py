@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tuner.config import TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_test
 from tuner.deploy.predictor import read_ensemble
 from tuner.ensemble import make_ensemble, planned

@@ -24,7 +24,7 @@ from PIL import Image
 import tuner
 from tests.conftest import record_probs
 from tuner.config import DataConfig
-from tuner.data.datasets import resized
+from tuner.data.decoding import resized
 from tuner.data.splits import load_splits, load_test
 from tuner.deploy.predictor import BATCH, Ensemble
 from tuner.ensemble.members import Network, predict_network

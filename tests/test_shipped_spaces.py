@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tuner.config import DataConfig, TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits
 from tuner.models.build import build_model
 from tuner.models.families import FAMILIES

@@ -95,6 +95,21 @@ class Recorder(RandomTrial):
         return self.asked[name]
 
 
+def test_what_is_said_of_a_data_set_merges_with_its_source() -> None:
+    model = "\nspace: {model: {cnn: {}}}\n"
+    space = load(
+        "dataset: {source: photos, image_size: 96, resize: crop, val_fraction: 0.2}" + model
+    )
+    assert space.dataset == "photos"
+    assert space.data == {"image_size": 96, "resize": "crop", "val_fraction": 0.2}
+    moved = load("dataset: {source: photos, image_size: 96}" + model, "dataset=others")
+    assert (moved.dataset, moved.data) == ("others", {"image_size": 96})
+    sized = load("dataset: cifar10" + model, "dataset.image_size=64")
+    assert (sized.dataset, sized.data) == ("cifar10", {"image_size": 64})
+    assert load(sized.resolved()) == sized
+    assert load("dataset: cifar10" + model).resolved().startswith("dataset: cifar10\n")
+
+
 def test_the_example_of_the_contract_is_read() -> None:
     space = load(EXAMPLE)
     assert space.description == "A small look at CNNs and ResNets"
@@ -508,7 +523,7 @@ def test_overrides_reach_every_block_in_order() -> None:
             "belongs to the whole run; write it under search:, as in search: {seed: 0}",
         ),
         ("extends=base.yaml", "a base cannot be overridden; name another file instead"),
-        ("dataset.x=3", "dataset is no mapping; override dataset as a whole"),
+        ("description.x=3", "description is no mapping; override description as a whole"),
     ],
 )
 def test_a_wrong_override_is_named_as_the_place(override: str, problem: str) -> None:
@@ -529,7 +544,7 @@ zebra: 3
 description: 3
   => 1:14: description: 3 is not text; quote it
 dataset: [a]
-  => 1:10: dataset: a list is not a plain value; write one
+  => 1:10: dataset: a list is not a mapping; write keys such as source:
 search: 3
   => 1:9: search: 3 is not a mapping; write keys such as trials:
 search:

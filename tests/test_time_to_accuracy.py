@@ -7,7 +7,7 @@ import torch
 
 from tests.benchmarks.record import SCRIPT, Record
 from tests.benchmarks.time_to_accuracy import recipe
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 
 STAND_IN = """
 import torch

@@ -26,7 +26,7 @@ from tuner.config import (
     Trapezoid,
     TrialConfig,
 )
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.metrics.predict import predict_probs, score
 from tuner.models.build import build_model

@@ -21,6 +21,7 @@ from tuner.schema import Bounds, Scalar, parse_duration
 from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
+    from tuner.config import Resize
     from tuner.console import Console
     from tuner.deploy.predictor import Ensemble
     from tuner.ensemble.request import Diverse, Method
@@ -97,6 +98,9 @@ def search(
     study_storage: str | None = None,
     data_dir: Place = DATA_DIR,
     image_size: int | None = None,
+    resize: "Resize | None" = None,
+    val_fraction: float | None = None,
+    skip_broken: bool | None = None,
     train_limit: int | None = None,
     keep: int = 20,
     cpus_per_trial: float | None = None,
@@ -118,7 +122,7 @@ def search(
 
     Args:
         space: As in ``load_space``; with ``resume`` it may be left out, for the run's own.
-        data: ``cifar10``, ``cifar100``, ``digits`` or a folder of images.
+        data: ``cifar10``, ``cifar100``, ``digits``, or a folder, an archive or a manifest.
         trials: How many configurations to try.
         epochs: The most epochs of a trial.
         sampler: ``tpe``, ``random``, ``gp``, ``cmaes`` or ``grid``.
@@ -134,6 +138,10 @@ def search(
         study_storage: Journal file or database where optuna-dashboard can watch.
         data_dir: Where downloaded and decoded images are kept.
         image_size: Resize images to this many pixels a side.
+        resize: How images become square: ``squash``, ``crop``, ``pad``, or ``auto`` for cropping
+            where most are far from it.
+        val_fraction: Share of the images to validate on, where the data set has none.
+        skip_broken: Go on without files that cannot be read, and say which.
         train_limit: Take a stratified part of the training images.
         keep: Checkpoints that stay on disk, the best ones.
         cpus_per_trial: CPUs of each trial.
@@ -197,8 +205,13 @@ def search(
         storage=home,
         name=name,
         resumed=resumed,
-        image_size=image_size,
-        train_limit=train_limit,
+        data_settings={
+            "image_size": image_size,
+            "resize": resize,
+            "val_fraction": val_fraction,
+            "skip_broken": skip_broken,
+            "train_limit": train_limit,
+        },
         data_dir=Path(data_dir).expanduser(),
         warm_start=_as_run(warm_start, storage) if warm_start is not None else None,
         study_storage=study_storage,
@@ -224,6 +237,8 @@ def refit(
     epochs: int | None = None,
     all_data: bool = False,
     seed: int | None = None,
+    data: Place | None = None,
+    data_dir: Place | None = None,
     time_budget: float | str | None = None,
     gpu_hours: float | None = None,
     name: str | None = None,
@@ -250,6 +265,8 @@ def refit(
         epochs: Of each trial; ``None`` for those of the run.
         all_data: Train on the validation images, too.
         seed: Of them all; ``None`` for that of the run and 1 more.
+        data: Where the run's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
         time_budget: See ``search``.
         gpu_hours: See ``search``.
         name: Of the new run; ``None`` for that of the run with ``-refit``.
@@ -305,6 +322,8 @@ def refit(
         seed=seed,
         name=name,
         keep=keep,
+        data=None if data is None else os.fspath(data),
+        data_dir=None if data_dir is None else Path(data_dir),
         command=_call("refit", found.record.name, given),
         **_running(time_budget, gpu_hours, compile_mode, log),
         trust_code=trust_code,
@@ -333,6 +352,8 @@ def combine(
     compare: bool = False,
     duplicates: Place | None = None,
     skip_damaged: bool = False,
+    data: Place | None = None,
+    data_dir: Place | None = None,
     name: str | None = None,
     storage: Place = "runs",
     device: str = "auto",
@@ -357,6 +378,8 @@ def combine(
         compare: Score all methods by the same reading of the test images.
         duplicates: CSV of test images that have near-duplicates in the training data.
         skip_damaged: Leave out trials whose files are damaged, or are not those that were recorded.
+        data: Where the run's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
         name: Of the ensemble; ``None`` names it after the method.
         storage: Folder of the runs.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
@@ -393,6 +416,8 @@ def combine(
         compare=compare,
         duplicates=None if duplicates is None else Path(duplicates),
         skip_damaged=skip_damaged,
+        data=None if data is None else os.fspath(data),
+        data_dir=None if data_dir is None else Path(data_dir),
         trust_code=trust_code,
         name=name,
     )

@@ -20,6 +20,8 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
 """Sides in pixels that images may have: a search keeps all of them in memory."""
 IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
 Precision = Literal["auto", "float32", "bfloat16"]
+Resize = Literal["auto", "squash", "crop", "pad"]
+"""How an image that is no square becomes one; ``auto`` crops where images are far from square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,9 +355,19 @@ class DataConfig:
     """Which images, and how they are prepared."""
 
     source: str = "cifar10"
-    """``cifar10``, ``cifar100``, ``digits``, or a folder with ``train/<class>/*``, ``test/...``."""
+    """``cifar10``, ``cifar100``, ``digits``, or a folder, an archive or a manifest of images."""
     image_size: Annotated[int, IMAGE_SIZES] | None = None
     """Side in pixels; ``None`` keeps the data set's own, 32 for a folder."""
+    resize: Resize = "squash"
+    """A run records what ``auto`` came to; those of earlier versions squash."""
+    black: float | None = None
+    white: float | None = None
+    """Values that become 0 and 255 of images deeper than 8 bits, as the training images have them;
+    ``None`` until they are read, and where none is so deep."""
+    val_fraction: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
+    """Share of the training images to validate on, where the data set has no such images."""
+    skip_broken: bool = False
+    """Go on without files that cannot be read."""
     train_limit: Count | None = None
     """Take a stratified part of this many training images; validation images stay the same."""
     all_data: bool = False

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import torch
 
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 
 SCRIPT = "airbench94_muon.py"
 ROOT = Path(__file__).parents[2]

@@ -31,7 +31,7 @@ from torch import nn
 from tests.benchmarks import tutorial
 from tuner.augment import augment_batch, normalize
 from tuner.config import Augment, DataConfig, ModelConfig, Sgd, TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits
 from tuner.metrics.predict import predict_probs
 from tuner.models.build import build_model

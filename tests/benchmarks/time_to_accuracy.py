@@ -34,7 +34,7 @@ from torch import nn
 from tests.benchmarks import tutorial
 from tests.benchmarks.record import SCRIPT, Record
 from tuner.config import DataConfig, ModelConfig, TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits, load_test
 from tuner.metrics.predict import Tta, predict_probs, score
 from tuner.space import load_space

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tuner.config import AdamW, Lion, ModelConfig, Muon, Sgd, TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.training.loop import Epoch, train
 

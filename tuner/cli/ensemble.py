@@ -7,7 +7,16 @@ from typing import Any
 import click
 
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
-from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE, Amount, option
+from tuner.cli.options import (
+    DATA,
+    DEVICE,
+    JSON,
+    MOVED_DATA_DIR,
+    STORAGE,
+    TRUST_CODE,
+    Amount,
+    option,
+)
 from tuner.cli.output import print_json
 from tuner.storage.paths import AnyPath
 
@@ -65,6 +74,8 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
     help="CSV of CIFAR's test images that have near-duplicates in the training data.",
 )
 @option("--skip-damaged", is_flag=True, help="Leave out trials whose files are damaged.")
+@DATA
+@MOVED_DATA_DIR
 @option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
 @option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
 @DEVICE

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 VAL = """\
 Val: on the images it was chosen on; cross-fit: on the same, each by a choice
 made without it, from the same candidates."""
+TESTED = "Test, NLL and ECE: on the test images, which choose nothing."
+UNTESTED = """\
+There are no test images. Held-out, NLL and ECE: on the validation images, the
+ensemble as cross-fitted; members as they were chosen on them, which flatters them."""
 MOST_CLASSES = 12
 """Up to which the confusion matrix is printed."""
 MOST_REASONS = 6
@@ -33,7 +37,8 @@ def print_ensemble(result: "EnsembleResult") -> None:
     calibrated = f", temperature {result.temperature:.3f}" if result.temperature != 1 else ""
     tta = f", --tta {result.tta}" if result.tta != "none" else ""
     title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}"
-    table = make_table(title, ("", "model", "weight", "val", "cross-fit", "test", "NLL", "ECE"), 2)
+    images = result.tested_on
+    table = make_table(title, ("", "model", "weight", "val", "cross-fit", images, "NLL", "ECE"), 2)
     for member in result.members:
         table.add_row(
             f"trial {member.trial}",
@@ -54,7 +59,7 @@ def print_ensemble(result: "EnsembleResult") -> None:
     table.add_row("ensemble", "", "", *_scores(whole.val, whole.crossfit, whole.test), style="bold")
     console.print(table)
     meaning = TRAINED_ON_VALIDATION if result.is_val_seen else VAL
-    console.print(f"\n{meaning}\nTest, NLL and ECE: on the test images, which choose nothing.\n")
+    console.print(f"\n{meaning}\n{TESTED if result.has_test else UNTESTED}\n")
     if any(member.temperature != 1 for member in result.members):
         temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
         console.print(
@@ -63,7 +68,7 @@ def print_ensemble(result: "EnsembleResult") -> None:
         )
     gain = result.gain
     console.print(
-        f"Gain in test accuracy, {gain.level:.0%} interval, in points:\n"
+        f"Gain in {images} accuracy, {gain.level:.0%} interval, in points:\n"
         f"  over the best single, trial {result.best_single:<5}{_interval(gain.over_best_single)}"
         f"  McNemar p = {gain.mcnemar_p:.2g}\n"
         f"  over the mean member             {_interval(gain.over_mean_member)}\n"
@@ -76,7 +81,7 @@ def print_ensemble(result: "EnsembleResult") -> None:
         if len(result.classes) <= MOST_CLASSES:
             console.print(
                 confusion_table(
-                    result.classes, result.confusion.tolist(), "true \\ predicted, test images"
+                    result.classes, result.confusion.tolist(), f"true \\ predicted, {images} images"
                 )
             )
             console.print()
@@ -115,7 +120,8 @@ def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
     seen = [entry for entry in result.per_class if entry.accuracy is not None]
     worst = min(seen, key=lambda entry: entry.accuracy or 0)
     console.print(
-        f"Test images: top-3 {test.top3:.2%}, Brier {test.brier:.4f}, "
+        f"{result.tested_on.capitalize()} images: top-3 {test.top3:.2%}, "
+        f"Brier {test.brier:.4f}, "
         f"ECE by equal mass {test.ece_equal_mass:.4f};\n"
         f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}; "
         f"the hardest class, {worst.label[:24]}, {worst.accuracy or 0:.2%}.\n",
@@ -146,10 +152,11 @@ def print_plan(plan: dict[str, Any], left_out: Sequence["Excluded"]) -> None:
 def _print_sizes(console: Console, result: "EnsembleResult") -> None:
     if not result.by_size:
         return
+    images = result.tested_on
     headings = (
         "members",
         "trial",
-        "test",
+        images,
         "interval",
         "gain over best single",
         "McNemar p",
@@ -170,13 +177,14 @@ def _print_sizes(console: Console, result: "EnsembleResult") -> None:
     console.print(table)
     console.print(
         f"\nadds: accuracy with the member less that without it. At least one member is\n"
-        f"right on {result.oracle:.2%} of the test images.\n"
+        f"right on {result.oracle:.2%} of the {images} images.\n"
     )
 
 
 def _print_comparison(console: Console, result: "EnsembleResult") -> None:
-    headings = ("", "n", "val %", "cross-fit", "test %", "gain over best single", "NLL", "ECE")
-    table = make_table("All methods, by the same reading of the test images", headings, 1)
+    images = result.tested_on
+    headings = ("", "n", "val %", "cross-fit", f"{images} %", "gain over best single", "NLL", "ECE")
+    table = make_table(f"All methods, by the same reading of the {images} images", headings, 1)
     for row in result.comparison:
         val, crossfit, test = row.figures.val, row.figures.crossfit, row.figures.test
         table.add_row(
@@ -199,7 +207,8 @@ def _print_comparison(console: Console, result: "EnsembleResult") -> None:
 def _print_frontier(console: Console, result: "EnsembleResult") -> None:
     from tuner.ensemble.latency import MOST_COMBINED
 
-    table = make_table("Best for their time", ("ms", "ms, 256 images", "val", "test", "trials"), 0)
+    images = result.tested_on
+    table = make_table("Best for their time", ("ms", "ms, 256 images", "val", images, "trials"), 0)
     for point in result.frontier or ():
         table.add_row(
             f"{point.latency_ms:.2f}",

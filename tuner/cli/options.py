@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -95,4 +95,26 @@ IMAGE_SIZE = option(
     "--image-size",
     type=click.IntRange(config.SMALLEST_IMAGE, config.LARGEST_IMAGE),
     help="Resize images to this many pixels a side.",
+)
+RESIZE = option(
+    "--resize",
+    type=click.Choice(get_args(config.Resize)),
+    help="How images become square. [default: crop where most are far from it, else squash]",
+)
+VAL_FRACTION = option(
+    "--val-fraction",
+    type=Amount(min=0, max=1, min_open=True, max_open=True),
+    help="Share of the images to validate on, where the data set has none. [default: 0.1]",
+)
+SKIP_BROKEN = option(
+    "--skip-broken",
+    is_flag=True,
+    default=None,
+    help="Go on without files that cannot be read, and say which.",
+)
+DATA = option("--data", help="Where the run's images are now. [default: where they were]")
+MOVED_DATA_DIR = option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Where downloaded data are kept now. [default: where they were]",
 )

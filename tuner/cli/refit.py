@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from tuner.cli.jobs import is_dashboard, submit_refit
-from tuner.cli.options import option
+from tuner.cli.options import DATA, MOVED_DATA_DIR, option
 from tuner.cli.running import (
     common_options,
     print_outcome,
@@ -30,6 +30,8 @@ from tuner.run.resuming import resume_command
 @option("--name", help="Name of the new run. [default: RUN's, with -refit]")
 @option("--resume", is_flag=True, help="Go on with the refit of that name, or the newest run.")
 @option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay. [default: all]")
+@DATA
+@MOVED_DATA_DIR
 @running_options
 @click.pass_context
 def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
@@ -50,9 +52,12 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     if resume and found.record.refit is None:
         line = resume_command(found.path, "search")
         raise UsageError(f"--resume: {found.path} is a search; go on with: {line}")
-    own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "name", "keep")
+    own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "name", "keep", "data")
     request = make_refit_request(
-        found, source=run, **{name: options[name] for name in own}, **common_options(options)
+        found,
+        source=run,
+        **{name: options[name] for name in (*own, "data_dir")},
+        **common_options(options),
     )
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
     print_outcome(run_refit(request, console), as_json=options["as_json"])

@@ -1,10 +1,10 @@
 """``rerun``: a trial trained again."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE
+from tuner.cli.options import DATA, DEVICE, JSON, MOVED_DATA_DIR, STORAGE, TRUST_CODE
 from tuner.cli.output import (
     figure,
     print_json,
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 @click.argument("run")
 @click.argument("trial", type=click.IntRange(min=0))
 @STORAGE
+@DATA
+@MOVED_DATA_DIR
 @DEVICE
 @TRUST_CODE
 @JSON
 def rerun(
-    run: str, trial: int, storage: AnyPath, device: str, trust_code: bool, as_json: bool
+    run: str, trial: int, storage: AnyPath, device: str, as_json: bool, **options: Any
 ) -> None:
     """Train one trial again, alone, and hold it against what was recorded."""
     from tuner.run.run import find_run
@@ -41,7 +43,7 @@ def rerun(
             "recorded loss": then.val_loss,
             "same": (now.val_accuracy, now.val_loss) == (then.val_accuracy, then.val_loss),
         }
-        for then, now in train_again(found, trial, find_device(device), trust_code=trust_code)
+        for then, now in train_again(found, trial, find_device(device), **options)
     ]
     if as_json:
         print_json({"run": str(found.path), "trial": trial, "epochs": rows})

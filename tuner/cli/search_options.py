@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import DATA_DIR, IMAGE_SIZE, option
+from tuner.cli.options import DATA_DIR, IMAGE_SIZE, RESIZE, SKIP_BROKEN, VAL_FRACTION, option
 from tuner.cli.running import (
     common_options,
 )
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 _SEARCHED = (
     click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
-    option("--data", help="cifar10, cifar100, digits, or a folder with train/ and test/."),
+    option(
+        "--data",
+        help="cifar10, cifar100, digits, or a folder, an archive or a manifest of images.",
+    ),
     DATA_DIR,
     IMAGE_SIZE,
+    RESIZE,
+    VAL_FRACTION,
+    SKIP_BROKEN,
     option(
         "--train-limit",
         type=click.IntRange(min=1),
@@ -45,6 +51,8 @@ _SEARCHED = (
         help="Checkpoints that stay on disk, the best ones.",
     ),
 )
+DATA_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
+"""Options that are fields of ``DataConfig``."""
 
 
 def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,8 +92,7 @@ def search_request(
         resumed=resumed,
         storage=storage,
         name=name,
-        image_size=options["image_size"],
-        train_limit=options["train_limit"],
+        data_settings={key: options[key] for key in DATA_SETTINGS},
         data_dir=options["data_dir"],
         keep=options["keep"],
         **own,

@@ -1,21 +1,18 @@
 """The official images of each data set: found, fetched, decoded once and kept.
 
-What takes long to decode is kept as safetensors beside its source, or in the data folder, and
-mapped from there the next time.
+What takes long to decode is kept beside its source, or in the data folder; see
+``tuner.data.cache``.
 """
 
 import contextlib
-import hashlib
 import io
-import itertools
-import json
 import os
 import socket
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
@@ -23,43 +20,38 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from tuner.config import DataConfig
+from tuner.config import DataConfig, Resize
+from tuner.data import listing as listing_parts
+from tuner.data.cache import Decoded, Images, cached, find_cached, keep, make_decoded, sha256
+from tuner.data.decoding import (
+    Met,
+    ValueRange,
+    decode_all,
+    default_resize,
+    image_suffixes,
+    is_deep,
+    resized,
+    stacked,
+)
+from tuner.data.layouts import find_listing
+from tuner.data.listing import Item, Listing
+from tuner.data.names import listed, number
+from tuner.data.trees import CACHE, Opener
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
-from tuner.storage.files import replacing
 from tuner.storage.paths import check_path
 
 KNOWN = ("cifar10", "cifar100", "digits")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
-DIGITS_TEST_SHARE = 0.2
-"""scikit-learn's digits come without a test set."""
+TEST_SHARE = 0.2
+"""Of images that come without any split, and of scikit-learn's digits, which do, too."""
 SPLIT_SEED = 20120401
 """The same for every run: only so can validation probabilities of different runs be combined."""
-DECODER = 1
-"""To be raised when the same files decode to other images, for caches to be made anew."""
+FAR_LARGER = 4
+"""Times ``image_size`` from which photographs lose what the user may want to see."""
 
 Part = Literal["train", "test"]
-ImageMode = Literal["L", "RGB"]
-"""Pillow's modes: grey or coloured."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """Images with their labels."""
-
-    images: Tensor
-    """uint8, shape (N, C, H, W), contiguous."""
-    labels: Tensor
-    """int64, shape (N,)."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+"""The training images include those of a validation folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,72 +62,323 @@ class DatasetPart:
     classes: tuple[str, ...]
     fingerprint: str
     """SHA-256 of images, labels and classes."""
+    names: tuple[str, ...] = ()
+    """The user's own file of each image; empty for the data sets that are known by name."""
+    val: np.ndarray | None = None
+    """Positions of the images that the data set has for validation; ``None`` if it has none."""
+    num_whole: int | None = None
+    """Number of images that a share for validation is a share of; ``None`` for these alone."""
+    has_test: bool = True
+    """Whether the data set has test images."""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Files that were left out, since they cannot be read, and why."""
+    met: Met = field(default_factory=Met)
+    """What was met among the files; empty for the data sets that are known by name."""
+    notes: tuple[str, ...] = ()
+    """What the user should know without asking."""
 
 
 def find_source(word: str) -> str:
-    """Return a data set's name as it is and a folder by its full path, valid from anywhere.
+    """Return a data set's name as it is and a path in full, valid from anywhere.
 
     Raises:
         UsageError: If it is no path.
     """
     check_path(word)
-    folder = Path(word).expanduser()
-    return str(folder.absolute()) if word not in KNOWN and folder.is_dir() else word
+    path = Path(word).expanduser()
+    return str(path.absolute()) if word not in KNOWN and path.exists() else word
 
 
 def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart:
-    """Load the training or the test images, and touch no image of the other.
+    """Load the training or the test images, and open no image of the other.
 
     Raises:
         DataError: If images are missing or unreadable.
     """
     source = config.source
     if source == "digits":
-        return _digits(part, config.image_size or 8)
+        return _known(_digits(part, config.image_size or 8))
     size = config.image_size or 32
     if source in KNOWN:
-        return _cached(
-            [data_dir / source],
-            f"{part}-{size}.safetensors",
-            key=source,
-            decode=lambda: _decode_cifar(source, part, size, data_dir),
+        return _known(
+            cached(
+                [data_dir / source],
+                f"{part}-{size}.safetensors",
+                key=source,
+                decode=lambda: _decode_cifar(source, part, size, data_dir),
+            )
         )
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    listing = find_files(source)
+    return _load_files(listing, config, data_dir, part)
+
+
+def find_files(source: str) -> Listing:
+    """Find the images of a folder, an archive or a manifest.
+
+    Raises:
+        DataError: If there is none, or it is not laid out in any known way.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
         raise DataError(
             f"unknown dataset {source!r}{did_you_mean(source, KNOWN) or '.'} Give "
-            f"{', '.join(KNOWN)} or a folder with train/<class>/ and test/<class>/."
+            f"{', '.join(KNOWN)} or a folder, an archive or a manifest of images. If a run's "
+            "images were moved, name their new place with --data."
         )
-    try:
-        files = _image_files(folder, part)
-        key = _listing(files)
-    except OSError as error:
+    return find_listing(path)
+
+
+def items_of(listing: Listing, part: Part) -> list[Item]:
+    """Return the images of a part; those for validation come after those to train on."""
+    if not listing.is_whole:
+        parts = listing.parts
+        return [*parts["train"], *parts.get("val", ())] if part == "train" else [*parts["test"]]
+    items = listing.parts["train"]
+    labels = np.array([item.label for item in items])
+    is_test = np.zeros(len(items), dtype=bool)
+    num_test = max(round(TEST_SHARE * len(items)), len(listing.classes))
+    is_test[stratified(labels, num_test)] = True
+    return [item for item, test in zip(items, is_test, strict=True) if test == (part == "test")]
+
+
+def validation_positions(
+    labels: np.ndarray, num_whole: int, val_fraction: float, source: str
+) -> np.ndarray:
+    """Choose the positions to validate on of images that come without a validation part.
+
+    Args:
+        labels: Of the images that are no test images, shape (N,).
+        num_whole: Number of images that ``val_fraction`` is a share of.
+        val_fraction: As in ``DataConfig``.
+        source: The data set, for messages.
+
+    Raises:
+        DataError: If too few are left to train on.
+    """
+    num_classes = int(labels.max()) + 1
+    num_val = max(round(val_fraction * num_whole), num_classes)
+    if num_val > len(labels) - num_classes:
         raise DataError(
-            f"{error.filename or folder}: {error.strerror or error}. Mend or remove it."
-        ) from error
-    resolved = folder.resolve()
-    elsewhere = data_dir / f"{resolved.name}-{sha256(os.fsencode(resolved))[:8]}"
-    return _cached(
-        [folder / ".cifar-tune", elsewhere],
-        f"{part}-{size}.safetensors",
-        key=key,
-        decode=lambda: _decode_files(files, size),
+            f"val_fraction {val_fraction:g} leaves too few of the {len(labels)} training images of "
+            f"{source} to train {num_classes} classes on; give less"
+        )
+    return stratified(labels, num_val)
+
+
+def _load_files(listing: Listing, config: DataConfig, data_dir: Path, part: Part) -> DatasetPart:
+    has_test = listing.is_whole or bool(listing.parts.get("test"))
+    if part == "test" and "test" not in listing.parts and not has_test:
+        raise DataError(f"{listing.base}: has no test images.")
+    _check_counts(listing, part)
+    items = items_of(listing, part)
+    decoded = _decoded_files(listing, items, config, data_dir, part)
+    broken = _broken(listing, items, decoded.met)
+    if broken and not config.skip_broken:
+        raise DataError(_say_broken(listing, broken))
+    kept = [item for index, item in enumerate(items) if index not in decoded.met.broken]
+    if decoded.met.broken:
+        _check_left(listing, {items[index] for index in decoded.met.broken}, part)
+    val = None
+    if part == "train" and listing.parts.get("val"):
+        first = len(listing.parts["train"])
+        before = sum(index < first for index in decoded.met.broken)
+        val = np.arange(first - before, len(kept))
+    return DatasetPart(
+        images=decoded.images,
+        classes=decoded.classes,
+        fingerprint=decoded.fingerprint,
+        names=tuple(listing.shown(item) for item in kept),
+        val=val,
+        num_whole=len(listing.parts["train"]) if listing.is_whole else None,
+        has_test=has_test,
+        broken=broken,
+        met=decoded.met,
+        notes=tuple(_notes(listing, config, decoded.met, part, items, broken)),
     )
 
 
-def _digits(part: Part, size: int) -> DatasetPart:
+def _check_counts(listing: Listing, part: Part) -> None:
+    """Make sure that every class has as many images as are needed of it."""
+    if listing.is_whole:
+        _check_needed(listing, "train", 3, ", to train, to validate and to test")
+    elif part == "test":
+        _check_needed(listing, "test", 1, "")
+    elif listing.parts.get("val"):
+        _check_needed(listing, "train", 1, "")
+        _check_needed(listing, "val", 1, "")
+    else:
+        _check_needed(listing, "train", 2, ", to train and to validate")
+
+
+def _check_left(listing: Listing, broken: set[Item], part: Part) -> None:
+    """Make sure that there is enough of each class without what is broken."""
+    left = {
+        name: [item for item in items if item not in broken]
+        for name, items in listing.parts.items()
+    }
+    _check_counts(replace(listing, parts=left), part)
+
+
+def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: str) -> None:
+    labels = [item.label for item in listing.parts[part]]
+    counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(listing.classes))
+    for index, found in enumerate(counts.tolist()):
+        if found < count:
+            raise DataError(
+                f"{listing.class_shown(part, index)}: needs at least {count} images{why}, has "
+                f"{found}. Images end in {' '.join(sorted(image_suffixes()))}."
+            )
+
+
+def _decoded_files(
+    listing: Listing, items: Sequence[Item], config: DataConfig, data_dir: Path, part: Part
+) -> Decoded:
+    size = config.image_size or 32
+    path = listing.source
+    resolved = path.resolve()
+    folders = [data_dir / f"{resolved.name}-{sha256(os.fsencode(resolved))[:8]}"]
+    if path.is_dir():
+        folders.insert(0, path / CACHE)
+    digest = sha256(os.fsencode("\n".join([*listing.classes, *listing.stamps(items)])))
+
+    def place(resize: Resize, value_range: ValueRange | None) -> dict[str, str]:
+        suffix = "" if resize == "squash" else f"-{resize}"
+        return {
+            "name": f"{part}-{size}{suffix}.safetensors",
+            "key": f"{digest}:{size}:{resize}:{value_range}",
+        }
+
+    resize, value_range = config.resize, _recorded_range(config) if part == "test" else None
+    if part == "test" and resize == "auto":
+        met = load_official(config, data_dir, "train").met
+        resize, value_range = met.resize, met.value_range
+    choices: tuple[Resize, ...] = ("crop", "squash") if resize == "auto" else (resize,)
+    for choice in choices:
+        found = find_cached(folders, **place(choice, value_range))
+        if found is not None and (resize != "auto" or choice == default_resize(found.met.aspect)):
+            return found
+    decoded = _decode(listing, items, size, resize, value_range, measures=part == "train")
+    if part == "test" and value_range is None and any(map(is_deep, decoded.met.modes)):
+        # Only now: the training images have to be read for it.
+        value_range = load_official(config, data_dir, "train").met.value_range
+        decoded = _decode(listing, items, size, resize, value_range, measures=False)
+    if not decoded.met.broken or config.skip_broken:
+        keep(folders, **place(decoded.met.resize, value_range), decoded=decoded)
+    return decoded
+
+
+def _recorded_range(config: DataConfig) -> ValueRange | None:
+    return None if config.black is None or config.white is None else (config.black, config.white)
+
+
+def _decode(
+    listing: Listing,
+    items: Sequence[Item],
+    size: int,
+    resize: Resize,
+    value_range: ValueRange | None,
+    *,
+    measures: bool,
+) -> Decoded:
+    def again(positions: Sequence[int]) -> Iterator[tuple[int, Opener]]:
+        for index, opener in listing.read([items[position] for position in positions]):
+            yield positions[index], opener
+
+    pixels, met = decode_all(
+        listing.read(items),
+        again,
+        len(items),
+        size,
+        resize,
+        value_range,
+        measures=measures,
+    )
+    labels = torch.tensor([item.label for item in items])
+    images = stacked(pixels)
+    if met.broken:
+        kept = np.setdiff1d(np.arange(len(items)), list(met.broken))
+        images, labels = images[kept], labels[kept]
+    return make_decoded(images, labels, listing.classes, met)
+
+
+def _broken(listing: Listing, items: Sequence[Item], met: Met) -> dict[str, str]:
+    """Return every file that cannot be read, by its path, and why."""
+    found = {listing.tree.shown(name): why for name, why in listing.broken.items()}
+    found |= {listing.shown(items[index]): why for index, why in met.broken.items()}
+    return dict(sorted(found.items()))
+
+
+def _say_broken(listing: Listing, broken: dict[str, str]) -> str:
+    if len(broken) == 1:
+        ((path, why),) = broken.items()
+        return (
+            f"{path}: cannot be read as an image ({why}). Mend or remove it, or give --skip-broken "
+            "to go on without it."
+        )
+    lines = (f"{path}: {why}" for path, why in broken.items())
+    return (
+        f"{listing.base}: {number(len(broken), 'file')} cannot be read as images. Mend or remove "
+        f"them, or give --skip-broken to go on without them.{listed(lines, 100)}"
+    )
+
+
+def _notes(
+    listing: Listing,
+    config: DataConfig,
+    met: Met,
+    part: Part,
+    items: Sequence[Item],
+    broken: dict[str, str],
+) -> Iterator[str]:
+    if broken:
+        lines = (f"{path}: {why}" for path, why in broken.items())
+        yield f"left out: {number(len(broken), 'file')} that cannot be read{listed(lines)}"
+    if met.clipped:
+        assert met.value_range is not None
+        named = (listing.shown(items[index]) for index in met.clipped)
+        yield (
+            f"{number(len(met.clipped), 'image')} beyond the values of the training images, "
+            f"{met.value_range[0]:g} to {met.value_range[1]:g}, which are cut off{listed(named)}"
+        )
+    if part == "test":
+        return
+    yield from listing.notes
+    size = config.image_size or 32
+    width, height = met.median
+    if (short := min(width, height)) >= FAR_LARGER * size:
+        better = min(short // 32 * 32, 128 if size < 128 else 224)
+        more = f"; --image-size {better} keeps more of them" if better > size else ""
+        yield (
+            f"images are {width} x {height} at the median and are shrunk to {size} x {size}{more}"
+        )
+    if met.resize == "crop" and config.resize == "auto":
+        yield (
+            f"sides differ by a factor of {met.aspect:.2f} at the median, so images are cropped "
+            "to squares from their middle; --resize squash or pad keeps their margins"
+        )
+    if met.value_range is not None:
+        yield f"values from {met.value_range[0]:g} to {met.value_range[1]:g} are scaled to 8 bits"
+
+
+def _known(decoded: Decoded) -> DatasetPart:
+    return DatasetPart(
+        images=decoded.images, classes=decoded.classes, fingerprint=decoded.fingerprint
+    )
+
+
+def _digits(part: Part, size: int) -> Decoded:
     from sklearn.datasets import load_digits  # Half a second that only digits should wait for.
 
     digits = load_digits()
     labels = digits.target.astype(np.int64)
-    chosen = stratified(labels, round(DIGITS_TEST_SHARE * len(labels)))
+    chosen = stratified(labels, round(TEST_SHARE * len(labels)))
     if part == "train":
         chosen = np.setdiff1d(np.arange(len(labels)), chosen)
     images = torch.from_numpy(np.round(digits.images[chosen, None] * (255 / 16)).astype(np.uint8))
-    return _official(resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
+    return make_decoded(resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
 
 
-def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> DatasetPart:
+def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Decoded:
     from torchvision.datasets import CIFAR10, CIFAR100  # A second; the cache needs none of it.
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -149,7 +392,7 @@ def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> DatasetPa
             f"into {data_dir}, or give --data digits, which needs no network."
         ) from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return _official(resized(images, size), torch.tensor(dataset.targets), dataset.classes)
+    return make_decoded(resized(images, size), torch.tensor(dataset.targets), dataset.classes)
 
 
 @contextlib.contextmanager
@@ -171,197 +414,6 @@ def quiet_network() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _image_files(folder: Path, part: Part) -> dict[str, list[os.DirEntry[str]]]:
-    """List the images of each class, both in alphabetical order, looking into ``part`` alone."""
-    files = {}
-    for name in _classes(folder):
-        with os.scandir(folder / part / name) as entries:
-            found = [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".")
-                and entry.name.lower().endswith(SUFFIXES)
-                and entry.is_file()
-            ]
-        files[name] = sorted(found, key=lambda entry: entry.name)
-        needed, why = (2, ", to train and to validate") if part == "train" else (1, "")
-        if len(found) < needed:
-            raise DataError(
-                f"{folder / part / name}: needs at least {needed} images{why}, has {len(found)}. "
-                f"Images end in {' '.join(SUFFIXES)}."
-            )
-    return files
-
-
-def _classes(folder: Path) -> list[str]:
-    """Return the names of the class folders, which train and test must have in common."""
-    names: dict[str, set[str]] = {}
-    for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            raise DataError(
-                f"{folder / part}: no such folder. Give a folder with train/<class>/ and "
-                "test/<class>/ of images."
-            )
-        with os.scandir(folder / part) as entries:
-            names[part] = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
-    for part, other in (("train", "test"), ("test", "train")):
-        if missing := sorted(names[other] - names[part]):
-            raise DataError(
-                f"{folder / part}: has no folder {missing[0]!r}, which {other} has. Both need the "
-                "same classes."
-            )
-    if len(names["train"]) < 2:
-        raise DataError(
-            f"{folder / 'train'}: needs at least 2 class folders, has {len(names['train'])}. Sort "
-            "the images into a folder a class."
-        )
-    return sorted(names["train"])
-
-
-def _listing(files: Mapping[str, Iterable[os.DirEntry[str]]]) -> str:
-    """Return a digest that changes when an image comes, goes or is written to."""
-    lines = [
-        f"{name}/{entry.name} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
-        for name, entries in files.items()
-        for entry in entries
-    ]
-    return sha256(os.fsencode("\n".join(lines)))
-
-
-def _decode_files(files: Mapping[str, Sequence[os.DirEntry[str]]], size: int) -> DatasetPart:
-    # One thread: 100 us an image of 32x32, nearly all of it Python's; two threads take 150.
-    counts = [len(entries) for entries in files.values()]
-    pixels = np.empty((sum(counts), size, size, 3), dtype=np.uint8)
-    for entry, target in zip(itertools.chain(*files.values()), pixels, strict=True):
-        target[:] = decode_file(entry.path, size)
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return _official(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, [*files])
-
-
-def decode_file(path: str | os.PathLike[str], size: int, mode: ImageMode = "RGB") -> np.ndarray:
-    """Return the pixels of an image file, uint8, shape (size, size) or (size, size, 3).
-
-    Raises:
-        DataError: If it is missing or unreadable.
-    """
-    try:
-        with Image.open(path) as image:
-            # Lets JPEG decode at a smaller scale, but twice the size: a third of the time for
-            # photographs of 500x375.
-            image.draft(mode, (2 * size, 2 * size))
-            return resized_pixels(image, size, mode)
-    # Damaged files raise whatever Pillow's parsers run into: OSError, SyntaxError, struct.error...
-    except Exception as error:
-        raise DataError(
-            f"{path}: cannot be read as an image ({error}). Mend or remove it."
-        ) from error
-
-
-def resized_pixels(image: Image.Image, size: int, mode: ImageMode = "RGB") -> np.ndarray:
-    """Return the pixels of an image, uint8, shape (size, size) or (size, size, 3)."""
-    converted = image.convert(mode)
-    if converted.size != (size, size):
-        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(converted)
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """Return images uint8 (N, C, H, W) with sides of ``size`` pixels."""
-    if images.shape[2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-
-
-def _official(images: Tensor, labels: Tensor, classes: Sequence[str]) -> DatasetPart:
-    fingerprint = Fingerprint()
-    fingerprint.add(images)
-    return DatasetPart(
-        images=Images(images=images, labels=labels),
-        classes=tuple(classes),
-        fingerprint=fingerprint.of(labels, classes),
-    )
-
-
-class Fingerprint:
-    """SHA-256 of images, which may come in batches, and of their labels and classes."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-        self._shape = [0]
-
-    def add(self, images: Tensor) -> None:
-        """Take the next images, uint8, shape (N, C, H, W)."""
-        self._shape = [self._shape[0] + len(images), *images.shape[1:]]
-        self._digest.update(images.contiguous().numpy().data)
-
-    def of(self, labels: Tensor, classes: Sequence[str]) -> str:
-        """Return the fingerprint in hexadecimal.
-
-        Args:
-            labels: int64, shape (N,), one an image.
-            classes: Names of all classes, in the order of the labels.
-        """
-        self._digest.update(labels.numpy().data)
-        self._digest.update(json.dumps([*self._shape, *classes]).encode())
-        return self._digest.hexdigest()
-
-
-def _cached(
-    folders: Sequence[Path], name: str, *, key: str, decode: Callable[[], DatasetPart]
-) -> DatasetPart:
-    """Return what ``decode`` gave when ``key`` was the same, from the first of ``folders`` with it.
-
-    Raises:
-        DataError: If none of ``folders`` can be written.
-    """
-    key = f"{DECODER}:{key}"
-    for folder in folders:
-        if (known := _read_cache(folder / name, key)) is not None:
-            return known
-    official = decode()
-    refusals = []
-    for folder in folders:
-        try:
-            _write_cache(folder / name, key, official)
-        except (OSError, SafetensorError) as error:
-            refusals.append(f"{folder}: {error}")
-        else:
-            return official
-    raise DataError(
-        f"decoded images cannot be kept ({'; '.join(refusals)}). Give a --data-dir with room that "
-        "can be written."
-    )
-
-
-def _read_cache(path: Path, key: str) -> DatasetPart | None:
-    """Map the images of the cache at ``path``; ``None`` where it is absent, damaged or stale."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            return DatasetPart(
-                images=Images(images=file.get_tensor("images"), labels=file.get_tensor("labels")),
-                classes=tuple(json.loads(metadata["classes"])),
-                fingerprint=metadata["fingerprint"],
-            )
-    except (OSError, SafetensorError):
-        return None
-
-
-def _write_cache(path: Path, key: str, official: DatasetPart) -> None:
-    with replacing(path) as temporary:
-        save_file(
-            {"images": official.images.images, "labels": official.images.labels},
-            temporary,
-            metadata={
-                "key": key,
-                "classes": json.dumps(official.classes),
-                "fingerprint": official.fingerprint,
-            },
-        )
-
-
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
     """Choose ``count`` positions, each class by its share, the same ones every time.
 
@@ -380,11 +432,3 @@ def stratified(labels: np.ndarray, count: int) -> np.ndarray:
     by_class = order[np.argsort(labels[order], kind="stable")]
     rank_in_class = np.concatenate([np.arange(size) / size for size in sizes])
     return np.sort(by_class[np.argsort(rank_in_class, kind="stable")[:count]])
-
-
-def sha256(*parts: bytes | memoryview) -> str:
-    """Return the SHA-256 of all parts one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

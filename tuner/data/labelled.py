@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from tuner.config import DataConfig
-from tuner.data.datasets import KNOWN, SUFFIXES, load_official
+from tuner.data.datasets import KNOWN, load_official
+from tuner.data.decoding import image_suffixes
+from tuner.data.trees import suffix_of
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
 
@@ -70,9 +72,8 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
     found = [_files(root / name) for name in classes]
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in found]))
     if not len(labels):
-        raise DataError(
-            f"{root}: holds no images in class folders; they end in {' '.join(SUFFIXES)}"
-        )
+        known = " ".join(sorted(image_suffixes()))
+        raise DataError(f"{root}: holds no images in class folders; they end in {known}")
     return Labelled(
         source=str(folder.absolute()),
         part="test" if has_test else "all",
@@ -101,7 +102,7 @@ def check_classes(labelled: Labelled, known: Sequence[str]) -> Tensor:
 
 
 def _files(folder: Path) -> list[str]:
-    paths = (path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
+    paths = (path for path in folder.iterdir() if suffix_of(path.name) in image_suffixes())
     return sorted(str(path) for path in paths if _is_shown(path) and path.is_file())
 
 

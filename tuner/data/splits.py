@@ -1,6 +1,6 @@
 """What a training may see: the official training images and their fixed split."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from tuner.config import DataConfig
-from tuner.data.datasets import DatasetPart, Images, load_official, sha256, stratified
+from tuner.data.cache import Images, sha256
+from tuner.data.datasets import (
+    DatasetPart,
+    find_source,
+    load_official,
+    stratified,
+    validation_positions,
+)
 from tuner.errors import DataError
 from tuner.storage.paths import AnyPath
 
-VALIDATION_SHARE = 0.1
+LEAST_STD = 1 / 255
+"""Of a channel, so that it may divide; where none has as much, there is nothing to learn from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +40,19 @@ class Splits:
     """SHA-256 of the positions of ``train`` and ``val`` among them."""
     is_val_seen: bool = False
     """Whether ``val`` is a part of ``train``: then it chooses nothing, not even an epoch."""
+    has_test: bool = True
+    """Whether the data set has test images."""
+    val_names: tuple[str, ...] = ()
+    """The user's own file of each validation image; empty for data sets known by name."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the data without asking."""
+    config: DataConfig | None = None
+    """What was loaded, with what was found out on the way; ``None`` where nothing was."""
+
+    @property
+    def source(self) -> str:
+        """The data set, as the user named it."""
+        return "images" if self.config is None else self.config.source
 
     @property
     def num_classes(self) -> int:
@@ -59,8 +80,24 @@ class Splits:
         if self.fingerprint != fingerprint or not is_same_split:
             raise DataError(
                 f"these are not the images that {of} was trained on (their fingerprint differs); "
-                "put the old ones back, or search again"
+                "put the old ones back, name their new place with --data, or search again"
             )
+
+
+def located(
+    config: DataConfig, data_dir: str | Path, data: str | None, new_dir: str | Path | None
+) -> tuple[DataConfig, Path]:
+    """Return the images of a run, and the data folder, where they are now.
+
+    Args:
+        config: As the run recorded it.
+        data_dir: Likewise.
+        data: Where the images were moved to; ``None`` if they were not.
+        new_dir: Likewise, for ``data_dir``.
+    """
+    if data is not None:
+        config = replace(config, source=find_source(data))
+    return config, Path(data_dir if new_dir is None else new_dir).absolute()
 
 
 def load_splits(config: DataConfig, data_dir: Path) -> Splits:
@@ -77,8 +114,11 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
     images, labels = official.images.images, official.images.labels.numpy()
     num_classes = len(official.classes)
 
-    num_val = max(round(VALIDATION_SHARE * len(labels)), num_classes)
-    val = stratified(labels, num_val)
+    if official.val is None:
+        whole = len(labels) if official.num_whole is None else official.num_whole
+        val = validation_positions(labels, whole, config.val_fraction, config.source)
+    else:
+        val = official.val
     train = np.setdiff1d(np.arange(len(labels)), val, assume_unique=True)
     if (limit := config.train_limit) is not None:
         if not num_classes <= limit <= len(train):
@@ -95,16 +135,31 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
         for index in map(torch.from_numpy, (train, val))
     )
     mean, std = _mean_and_std(train_images.images)
+    if max(std) < LEAST_STD:
+        raise DataError(
+            f"{config.source}: the training images have no contrast: all are of the same colour. "
+            "Look at one of them, and at its depth: data info tells it."
+        )
     return Splits(
         train=train_images,
         val=val_images,
         classes=official.classes,
         mean=mean,
-        std=std,
+        std=tuple(max(value, LEAST_STD) for value in std),
         fingerprint=official.fingerprint,
         split_fingerprint=sha256(b"train", train.tobytes(), b"val", val.tobytes()),
         is_val_seen=config.all_data,
+        has_test=official.has_test,
+        val_names=tuple(official.names[index] for index in val) if official.names else (),
+        notes=official.notes,
+        config=_settled(config, official),
     )
+
+
+def _settled(config: DataConfig, official: DatasetPart) -> DataConfig:
+    """Return the config with what its images settle."""
+    black, white = official.met.value_range or (None, None)
+    return replace(config, resize=official.met.resize, black=black, white=white)
 
 
 def load_test(config: DataConfig, data_dir: Path) -> DatasetPart:
@@ -128,5 +183,5 @@ def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
         shares = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = shares @ values
         means.append(mean.item())
-        stds.append(max(((values - mean).square() @ shares).sqrt().item(), 1 / 255))
+        stds.append(((values - mean).square() @ shares).sqrt().item())
     return tuple(means), tuple(stds)

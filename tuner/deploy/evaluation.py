@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.data.datasets import Fingerprint
+from tuner.data.cache import Fingerprint
 from tuner.data.labelled import Labelled, LabelledPart, check_classes
 from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote

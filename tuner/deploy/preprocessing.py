@@ -4,20 +4,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tuner.data.datasets import ImageMode, decode_file, resized, resized_pixels
+from tuner.data.decoding import ImageMode, ValueRange, decode_file, resized, resized_pixels
+from tuner.deploy.graph import Resize
 from tuner.errors import DataError, UsageError
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.paths import LOCAL
 
 ImageLike = Image.Image | str | os.PathLike[str]
-Resize = Literal["squash"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,9 @@ class Preprocessing:
     image_shape: tuple[int, int, int]
     """(C, H, W) of the images that the networks take; height and width are the same."""
     resize: Resize = "squash"
-    """How other shapes become a square: ``squash`` changes the ratio of their sides."""
+    """How other shapes become a square."""
+    value_range: ValueRange | None = None
+    """Values that become black and white, where training images are deeper than 8 bits."""
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
@@ -43,7 +45,12 @@ class Preprocessing:
                 f"preprocessing: images of shape {[channels, height, width]}, resized by "
                 f"{resize!r}, are not known to this version"
             )
-        return cls(image_shape=(channels, height, width), resize=resize)
+        white = plain.get("white")
+        return cls(
+            image_shape=(channels, height, width),
+            resize=resize,
+            value_range=None if white is None else (float(plain["black"]), float(white)),
+        )
 
     @property
     def mode(self) -> ImageMode:
@@ -66,11 +73,24 @@ class Preprocessing:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path}: cannot be read as an image ({reason})") from error
-        return self._shaped(decode_file(path, self.size, self.mode))
+        pixels = decode_file(
+            path, self.size, self.mode, resize=self.resize, value_range=self.value_range
+        )
+        return self._shaped(pixels)
 
     def image_pixels(self, image: Image.Image) -> np.ndarray:
-        """Return the pixels of an image of Pillow's, uint8, shape (H, W, C)."""
-        return self._shaped(resized_pixels(image, self.size, self.mode))
+        """Return the pixels of an image of Pillow's, uint8, shape (H, W, C).
+
+        Raises:
+            DataError: If it is deeper than 8 bits, and the training images are not.
+        """
+        try:
+            pixels = resized_pixels(
+                image, self.size, self.mode, resize=self.resize, value_range=self.value_range
+            )
+        except ValueError as error:
+            raise DataError(f"image: {error}") from error
+        return self._shaped(pixels)
 
     def array_pixels(self, images: np.ndarray) -> Tensor:
         """Return the pixels of images uint8 (N, H, W, C), uint8, shape (N, C, H, W).
@@ -85,7 +105,7 @@ class Preprocessing:
                 f"shape (N, height, width, {channels})"
             )
         planes = channels_first(images)
-        return resized(planes, self.size) if len(planes) else planes
+        return resized(planes, self.size, self.resize) if len(planes) else planes
 
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels with their channels, which grey ones lack."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tuner.data.datasets import SUFFIXES, ImageMode
+from tuner.data.decoding import ImageMode, image_suffixes
 from tuner.errors import DataError
 
 MOST_FILES = 100
@@ -46,11 +46,12 @@ def samples_in(folder: Path, mode: ImageMode) -> Iterator[Sample]:
     Raises:
         DataError: If there is none or, later, if one is unreadable.
     """
+    suffixes = image_suffixes()
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+        path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
     )
     if not files:
-        raise DataError(f"{folder}: no images there; they end in {' '.join(SUFFIXES)}")
+        raise DataError(f"{folder}: no images there; they end in {' '.join(sorted(suffixes))}")
     count = min(len(files), MOST_FILES)
     chosen = (files[number * len(files) // count] for number in range(count))
     return (Sample(images=read_pixels(file, mode)[None], file=file) for file in chosen)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.data.datasets import SUFFIXES
+from tuner.data.decoding import image_suffixes
+from tuner.data.trees import suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.preprocessing import Preprocessing, channels_first
 from tuner.errors import DataError
@@ -66,7 +67,7 @@ def _images_below(folder: str) -> list[str]:
             continue
         if entry.is_dir(follow_symlinks=False):
             images += _images_below(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES):
+        elif suffix_of(entry.name) in image_suffixes():
             images.append(entry.path)
     return images
 

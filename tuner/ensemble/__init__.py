@@ -1,21 +1,23 @@
 """From a run to an ensemble: members, weights, one reading of the test set, the folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from tuner.data.datasets import DatasetPart
 from tuner.data.splits import load_test
-from tuner.ensemble.duplicates import read_duplicates
+from tuner.ensemble.choosing import Choice
+from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.folder import write_ensemble
 from tuner.ensemble.latency import MOST_COMBINED, Latency, measure_latency
 from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
-from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
+from tuner.ensemble.result import EnsembleResult, assess, crossfitted_vote, vote_on_test
 from tuner.errors import TunerError
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
@@ -67,6 +69,8 @@ def planned(
 def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleResult:
     """Read the test set once, for all that was planned, and write the ensemble's folder.
 
+    Without a test set, the figures are cross-fitted ones of the validation images.
+
     The folder ``ensembles/NAME`` of the run takes the place of one of the same name.
 
     Raises:
@@ -86,9 +90,54 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     plan, networks = _copied(plan)
     kitchen = plan.kitchen
     latencies = _time_members(plan, networks, say) if request.frontier else None
-    test = load_test(run.record.data, Path(run.record.data_dir))
+    if plan.splits.has_test:
+        test, probs = _read_test(plan, networks, listed, say)
+        vote_of: Callable[[Choice], Tensor] = partial(vote_on_test, probs=probs)
+    else:
+        say(
+            "there are no test images: figures are those of the validation images, each voted on "
+            "by a choice that was made without it"
+        )
+        splits = plan.splits
+        test = DatasetPart(
+            images=splits.val,
+            classes=splits.classes,
+            fingerprint=splits.fingerprint,
+            names=splits.val_names,
+        )
+        probs = {(i,): plan.pool.probs[i] for i in range(len(plan.pool))}
+        vote_of = crossfitted_vote
+    path = run.path / ENSEMBLES / request.folder_name
+    result = assess(
+        plan,
+        probs,
+        test.images.labels,
+        vote_of=vote_of,
+        path=path,
+        latencies=latencies,
+        listed=listed,
+    )
+    write_ensemble(result, plan, networks, test, vote_of(plan.choice))
+    return result
+
+
+def _read_test(
+    plan: Plan, networks: Mapping[Key, Network], listed: Duplicates | None, say: Say
+) -> tuple[DatasetPart, dict[Key, Tensor]]:
+    """Read the test images, enter that, and have the networks look at them."""
+    run, request = plan.run, plan.request
+    assert plan.splits.config is not None
+    test = load_test(plan.splits.config, plan.data_dir)
     if listed is not None:
         listed.expect(len(test.images))
+    for note in test.notes:
+        say(note)
+    earlier = {entry.fingerprint for entry in run.test_readings() if entry.by == "ensemble"}
+    if earlier - {test.fingerprint}:
+        say(
+            "the test images have changed since an earlier reading (their fingerprint differs): "
+            "its figures and these are of different images"
+        )
     run.log_test_reading(
         Reading(
             by="ensemble",
@@ -101,13 +150,10 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         )
     )
     say(f"reading the test images: {len(test.images)}, by networks: {len(networks)}")
-    predicted = kitchen.predict(list(networks.values()), test.images.images, request.tta)
+    predicted = plan.kitchen.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)
-    path = run.path / ENSEMBLES / request.folder_name
-    result = assess(plan, probs, test.images.labels, path=path, latencies=latencies, listed=listed)
-    write_ensemble(result, plan, networks, test, vote_on_test(plan.choice, probs))
-    return result
+    return test, probs
 
 
 def _check_finite(plan: Plan) -> None:

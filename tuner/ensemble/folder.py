@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tuner import __version__
-from tuner.data.datasets import DatasetPart, Images
+from tuner.data.datasets import DatasetPart
 from tuner.ensemble.members import Network
 from tuner.ensemble.model_card import model_card
 from tuner.ensemble.plan import Plan
@@ -76,11 +76,12 @@ def write_ensemble(
             ["true \\ predicted", *result.classes],
             ([label, *row] for label, row in rows),
         )
-        accuracy = f"test accuracy {result.ensemble.test.accuracy:.2%}"
+        images = result.tested_on
+        accuracy = f"{images} accuracy {result.ensemble.test.accuracy:.2%}"
         title = f"{result.run}: {result.method} of {len(result.members)}, {accuracy}"
         plot_confusion(folder / layout.CONFUSION_PLOT, result.confusion, result.classes, title)
         plot_reliability(folder / layout.RELIABILITY_PLOT, result.reliability, title)
-        _write_mistakes(folder / layout.MISTAKES, test.images, vote, result.classes)
+        _write_mistakes(folder / layout.MISTAKES, test, vote, result.classes)
         replace_folder(folder, result.path, last=layout.METRICS)
 
 
@@ -118,6 +119,7 @@ def _record(
 ) -> EnsembleRecord:
     """Return what is needed to predict with the ensemble, and what it came of."""
     checkpoint = read_description(best_single.file, best_single.model)
+    data = plan.splits.config or plan.run.record.data
     return EnsembleRecord(
         run=result.run,
         made=now(),
@@ -128,6 +130,9 @@ def _record(
         temperature=result.temperature,
         preprocessing=PreprocessingRecord(
             image_shape=checkpoint.image_shape,
+            resize=data.resize,
+            black=data.black,
+            white=data.white,
             mean=checkpoint.mean,
             std=checkpoint.std,
             tta=result.tta,
@@ -143,7 +148,7 @@ def _data(plan: Plan, test: DatasetPart) -> DataRecord:
         source=record.data.source,
         fingerprint=record.data_fingerprint,
         split_fingerprint=record.split_fingerprint,
-        test_fingerprint=test.fingerprint,
+        test_fingerprint=test.fingerprint if plan.splits.has_test else None,
         train_images=record.num_train,
         val_images=record.num_val,
         test_images=len(test.images),
@@ -170,8 +175,9 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _write_mistakes(folder: Path, test: Images, vote: Tensor, classes: Sequence[str]) -> None:
+def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequence[str]) -> None:
     """Write the test images that are wrong with the most confidence, first of all the surest."""
+    test = part.images
     confidence, predicted = vote.max(dim=1)
     wrong = (predicted != test.labels).nonzero().squeeze(1)
     surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
@@ -183,6 +189,7 @@ def _write_mistakes(folder: Path, test: Images, vote: Tensor, classes: Sequence[
             image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
             image.save(temporary, format="PNG")
         true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]
-        rows.append([name, index, true, taken_for, f"{confidence[index].item():.6f}"])
-    head = ["file", "index", "true", "predicted", "confidence"]
+        path = part.names[index] if part.names else ""
+        rows.append([name, index, true, taken_for, f"{confidence[index].item():.6f}", path])
+    head = ["file", "index", "true", "predicted", "confidence", "path"]
     write_csv(folder / layout.MISTAKES_TABLE, head, rows)

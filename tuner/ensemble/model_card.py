@@ -80,9 +80,9 @@ def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) ->
         ("source", _text(Path(data["source"]).name)),
         ("training images", data["train_images"]),
         ("validation images, for choosing", data["val_images"]),
-        ("test images, for the figures below", data["test_images"]),
+        (f"{result.tested_on} images, for the figures below", data["test_images"]),
         ("fingerprint, training and validation", f"`{data['fingerprint']}`"),
-        ("fingerprint, test", f"`{data['test_fingerprint']}`"),
+        ("fingerprint, test", f"`{data['test_fingerprint']}`" if result.has_test else "none"),
         ("classes", names + (f" and {more} more" if more > 0 else "")),
     ]
     seen = (
@@ -105,7 +105,7 @@ def _members(result: EnsembleResult) -> str:
         )
         for member in result.members
     ]
-    return _table(("", "model", "weight", "temperature", "validation", "test"), rows)
+    return _table(("", "model", "weight", "temperature", "validation", result.tested_on), rows)
 
 
 def _figures(result: EnsembleResult, plan: Plan) -> str:
@@ -127,16 +127,26 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
         row(f"best single, trial {result.best_single}", single, ""),
         row("mean member", result.mean_member["test"], ""),
     ]
-    readings = len(read_text(plan.run.path / TEST_READINGS).splitlines())
-    times = "once" if readings == 1 else f"{readings} times"
     return f"""\
-On the {result.test_images} test images; in brackets the {LEVEL:.0%} interval.
+On the {result.test_images} {result.tested_on} images; in brackets the {LEVEL:.0%} interval.
 
 {_table(("", "accuracy", "top-3", "NLL", "Brier", "ECE"), rows)}
 
 Gain in accuracy over the best single network {_interval(gain.over_best_single)} points (McNemar \
 p = {gain.mcnemar_p:.2g}), over the mean member {_interval(gain.over_mean_member)}. At least one \
-member is right on {result.oracle:.2%}. This run has read its test images {times}."""
+member is right on {result.oracle:.2%}. {_readings(result, plan)}"""
+
+
+def _readings(result: EnsembleResult, plan: Plan) -> str:
+    if not result.has_test:
+        return (
+            "There are no test images: held out are validation images, each voted on by a choice "
+            "of members and weights made without it; the networks by themselves stand as they were "
+            "chosen on them, which flatters them."
+        )
+    readings = len(read_text(plan.run.path / TEST_READINGS).splitlines())
+    times = "once" if readings == 1 else f"{readings} times"
+    return f"This run has read its test images {times}."
 
 
 def _calibration(result: EnsembleResult) -> str:
@@ -150,9 +160,9 @@ def _calibration(result: EnsembleResult) -> str:
     )
     half = next(row for row in result.coverage if row.coverage >= 0.5)
     return (
-        f"{fitted} Expected calibration error on the test images {test.ece:.4f}, in bins of equal "
-        f"mass {test.ece_equal_mass:.4f}; see `reliability.png`. The surest {half.coverage:.0%} of "
-        f"the images are classified with an accuracy of {half.accuracy:.2%}."
+        f"{fitted} Expected calibration error on the {result.tested_on} images {test.ece:.4f}, in "
+        f"bins of equal mass {test.ece_equal_mass:.4f}; see `reliability.png`. The surest "
+        f"{half.coverage:.0%} of the images are classified with an accuracy of {half.accuracy:.2%}."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tuner.config import ModelConfig
-from tuner.data.splits import Splits, load_splits
+from tuner.data.splits import Splits, load_splits, located
 from tuner.ensemble.candidates import damage_of_network
 from tuner.ensemble.choosing import (
     Choice,
@@ -56,6 +56,8 @@ class Plan:
     run: Run
     request: EnsembleRequest
     splits: Splits
+    data_dir: Path
+    """Where downloads and decoded images are kept."""
     pool: Pool
     kitchen: SoupMaker
     choice: Choice
@@ -190,7 +192,9 @@ def make_plan(
         TunerError: If a candidate's files are damaged.
     """
     run.check_unseen_validation(*request.chosen_by_validation)
-    splits = load_splits(run.record.data, Path(run.record.data_dir))
+    record = run.record
+    data, data_dir = located(record.data, record.data_dir, request.data, request.data_dir)
+    splits = load_splits(data, data_dir)
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
     if len(pool) < request.top:
@@ -256,6 +260,7 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: Sou
         run=run,
         request=request,
         splits=splits,
+        data_dir=data_dir,
         pool=pool,
         kitchen=kitchen,
         choice=choose(pool, chooser(request.method), request.method, calibrate=request.calibrate),

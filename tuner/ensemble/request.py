@@ -46,6 +46,10 @@ class EnsembleRequest:
     """List of the test images that have near-duplicates in the training data."""
     skip_damaged: bool = False
     """Leave trials out whose files are damaged, or are not those that were recorded."""
+    data: str | None = None
+    """Where the run's images are now; ``None`` where they were."""
+    data_dir: Path | None = None
+    """Where downloads and decoded images are kept now; ``None`` where they were."""
     trust_code: bool = False
     """Run code that came with the run, also where it is not known here."""
     name: str | None = None

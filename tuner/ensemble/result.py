@@ -1,7 +1,7 @@
 """What one reading of the test images tells of an ensemble, its members and its rivals."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -105,6 +105,9 @@ class EnsembleResult:
     name: str
     method: Method
     tta: Tta
+    has_test: bool
+    """Whether what is called test are test images; else they are the validation images, each voted
+    on by a choice made without it, though members are as they were chosen on them."""
     test_images: int
     is_val_seen: bool
     """Whether the validation images were trained on: figures on them say nothing then."""
@@ -135,6 +138,11 @@ class EnsembleResult:
     confusion: Tensor
     """Counts on the test set, shape (K, K), rows true."""
 
+    @property
+    def tested_on(self) -> str:
+        """What the images are called that are no choosing ones: ``test`` or ``held-out``."""
+        return "test" if self.has_test else "held-out"
+
     def to_plain(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds."""
         # In a bucket, the path is a dataclass of its own.
@@ -156,11 +164,17 @@ def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Ten
     return soften(soft_vote(members, choice.weights), choice.temperature)
 
 
+def crossfitted_vote(choice: Choice) -> Tensor:
+    """Return the probabilities of the validation images, each by a choice made without it."""
+    return choice.crossfit
+
+
 def assess(
     plan: Plan,
     probs: Mapping[tuple[int, ...], Tensor],
     labels: Tensor,
     *,
+    vote_of: Callable[[Choice], Tensor],
     path: AnyPath,
     latencies: tuple[Latency, ...] | None = None,
     listed: Duplicates | None = None,
@@ -171,13 +185,14 @@ def assess(
         plan: What was decided on validation images.
         probs: Of the test images by each network, by the positions of its candidates.
         labels: Of the test images, int64, shape (N,).
+        vote_of: Returns a choice's probabilities of these images.
         path: Where the ensemble will stand.
         latencies: Of the members, where a frontier was asked for.
         listed: Test images that have near-duplicates in the training data.
     """
     choice, pool = plan.choice, plan.pool
     is_soup = choice.method in SOUPS
-    vote = vote_on_test(choice, probs)
+    vote = vote_of(choice)
     correct = vote.argmax(dim=1) == labels
     single_correct = probs[0,].argmax(dim=1) == labels
     alone = torch.stack([probs[i,] for i in choice.members])
@@ -213,6 +228,7 @@ def assess(
         name=path.name,
         method=choice.method,
         tta=plan.request.tta,
+        has_test=plan.splits.has_test,
         test_images=len(labels),
         is_val_seen=plan.splits.is_val_seen,
         classes=plan.splits.classes,
@@ -242,7 +258,7 @@ def assess(
         disagreement=disagreement(alone).tolist(),
         error_correlation=error_correlation(alone, labels),
         frontier=None if latencies is None else _frontier(plan, softened, labels, latencies),
-        comparison=_comparison(plan, probs, labels) if plan.request.compare else (),
+        comparison=_comparison(plan, probs, labels, vote_of) if plan.request.compare else (),
         skipped=plan.skipped,
         duplicates=listed.note(correct, single_correct) if listed else None,
         confusion=confusion,
@@ -250,13 +266,16 @@ def assess(
 
 
 def _comparison(
-    plan: Plan, probs: Mapping[tuple[int, ...], Tensor], labels: Tensor
+    plan: Plan,
+    probs: Mapping[tuple[int, ...], Tensor],
+    labels: Tensor,
+    vote_of: Callable[[Choice], Tensor],
 ) -> tuple[ComparedMethod, ...]:
     pool = plan.pool
     single_correct = probs[0,].argmax(dim=1) == labels
 
     def rival(choice: Choice) -> ComparedMethod:
-        vote = vote_on_test(choice, probs)
+        vote = vote_of(choice)
         correct = vote.argmax(dim=1) == labels
         return ComparedMethod(
             method=choice.label,

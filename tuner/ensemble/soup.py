@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tuner.augment import normalize
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.ensemble.members import Network, Predict
 from tuner.ensemble.pool import Pool
 from tuner.errors import UsageError

@@ -90,9 +90,9 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
     """
     if ensemble:
         accuracy = ensemble["ensemble"]["test"]["accuracy"]
-        text = (
-            f"Ensemble of {len(ensemble['members'])}: {100 * accuracy:.1f}\N{NO-BREAK SPACE}% test"
-        )
+        images = "test" if ensemble.get("has_test", True) else "held-out"
+        share = f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%"
+        text = f"Ensemble of {len(ensemble['members'])}: {share} {images}"
         gain = ensemble.get("gain", {}).get("over_best_single")
         if gain is None:
             return text

@@ -181,6 +181,7 @@ class EnsembleFigures:
     method: str = "vote"
     test_images: Amount | None = None
     is_val_seen: bool = False
+    has_test: bool = True
     temperature: Positive = 1.0
     ensemble: Figures
     members: tuple[Member, ...]

@@ -54,6 +54,9 @@ class PreprocessingRecord:
     """(C, H, W) of the images that the networks take; others are resized."""
     resize: str = "squash"
     """How other shapes become this one."""
+    black: float | None = None
+    white: float | None = None
+    """Values that become 0 and 255, where training images are deeper than 8 bits."""
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
     """Mean and deviation a channel, of the best single candidate."""
@@ -67,7 +70,8 @@ class DataRecord:
     source: str
     fingerprint: str
     split_fingerprint: str
-    test_fingerprint: str
+    test_fingerprint: str | None
+    """``None`` where there are no test images."""
     train_images: Amount
     val_images: Amount
     test_images: Amount

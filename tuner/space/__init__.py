@@ -19,6 +19,7 @@ from typing import Any
 
 from tuner.config import (
     Constraints,
+    DataConfig,
     LargeShareConfig,
     ModelConfig,
     Resources,
@@ -44,7 +45,7 @@ from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
 from tuner.space.plugin import with_sources
-from tuner.space.source import check_no_files, find_space, load
+from tuner.space.source import check_no_files, find_space, load, with_short_dataset
 from tuner.space.transfer import with_origins
 from tuner.space.tree import Mistakes, Node, dump
 from tuner.storage.paths import AnyPath, on_disk
@@ -95,12 +96,20 @@ RESOURCES = Record(
 )
 """Here, since the configuration knows no family."""
 TEXT = Scalar(kind=str)
+DATA = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
+"""What else than its source may be said of a data set, as in ``DataConfig``."""
+DATASET = Record(
+    cls=dict,
+    fields={key: schema_of(DataConfig).fields[key] for key in ("source", *DATA)},
+    required=frozenset(),
+)
+"""``dataset: NAME`` is short for one with that source."""
 FILE = Record(
     cls=dict,
     fields={
         "description": TEXT,
         "extends": TEXT,
-        "dataset": TEXT,
+        "dataset": DATASET,
         "constraints": schema_of(Constraints),
         "resources": RESOURCES,
         **BLOCKS,
@@ -120,6 +129,8 @@ class SearchSpace:
     description: str
     dataset: str | None
     """As ``DataConfig.source``; ``None`` leaves it to the command line."""
+    data: Mapping[str, Any]
+    """What the space says of ``DataConfig`` besides."""
     search: SearchConfig
     constraints: Constraints
     resources: Resources
@@ -265,13 +276,14 @@ def load_space(
     assert axes is not None
     space = SearchSpace(
         description=plain.get("description", ""),
-        dataset=plain.get("dataset"),
+        dataset=plain.get("dataset", {}).get("source"),
+        data={k: v for k, v in plain.get("dataset", {}).items() if k != "source"},
         search=build(SearchConfig, plain.get("search", {}), "search"),
         constraints=build(Constraints, plain.get("constraints", {}), "constraints"),
         resources=parse(RESOURCES, plain.get("resources", {}), "resources"),
         baseline=tuple(baseline),
         axes=axes,
-        text=dump(root),
+        text=dump(with_short_dataset(root)),
         own_code=own_code,
     )
     draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
@@ -385,6 +397,7 @@ def json_schema() -> dict[str, Any]:
     """Describe space files for editors, as JSON Schema draft 2020-12."""
     trial = describe(TRIAL, searched=False)
     keys = {key: describe(schema, searched=False) for key, schema in FILE.fields.items()}
+    keys["dataset"] = {"anyOf": [describe(TEXT, searched=False), keys["dataset"]]}
     keys |= {"space": describe(TRIAL, searched=True), "baseline": {"type": "array", "items": trial}}
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return dialect | {"title": "A search space of cifar-tune"} | mapping(keys)

@@ -1,6 +1,7 @@
 """A space file with its bases and overrides, merged into one tree."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -57,6 +58,7 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
         SpaceError: If a file or an override cannot be read.
     """
     root = _load_file(path, schema, (), text)
+    assert isinstance(root.value, dict)
     with Mistakes() as mistakes:
         for override in overrides:
             with mistakes.collected():
@@ -151,6 +153,8 @@ def _load_file(
         raise SpaceError(f"{path}: is empty; write at least a 'space:' with a 'model:'")
     if not isinstance(root.value, dict):
         raise root.error("the top level is not a mapping; begin with keys such as 'space:'")
+    root = _with_dataset(root)
+    assert isinstance(root.value, dict)
     if (extends := root.value.get("extends")) is None:
         return root
     if not isinstance(extends.value, str):
@@ -168,6 +172,26 @@ def _load_file(
         )
     own = {key: child for key, child in root.value.items() if key != "extends"}
     return merge(_load_file(base, schema, (path.resolve(), *chain)), root.with_value(own), schema)
+
+
+def _with_dataset(root: Node) -> Node:
+    """Write ``dataset: NAME`` as the mapping that it is short for, so that its keys merge."""
+    assert isinstance(root.value, dict)
+    node = root.value.get("dataset")
+    if node is None or not isinstance(node.value, str):
+        return root
+    source = replace(node, path=below(node.path, "source"))
+    return root.with_value({**root.value, "dataset": node.with_value({"source": source})})
+
+
+def with_short_dataset(root: Node) -> Node:
+    """Write a data set of which nothing but its source is said as that source."""
+    assert isinstance(root.value, dict)
+    node = root.value.get("dataset")
+    if node is None or not isinstance(node.value, dict) or node.value.keys() != {"source"}:
+        return root
+    source = replace(node.value["source"], path=node.path)
+    return root.with_value({**root.value, "dataset": source})
 
 
 def _placing(path: Path) -> Callable[[yaml.Mark | None], str]:
@@ -204,7 +228,11 @@ def _override(root: Node, override: str) -> Node:
     for part in parts:
         path = below(path, part)
     blank = Node(value=None, path=path, place=override, key_place=override)
-    return _put(root, parts, compose(text, path, lambda _: override) or blank, override)
+    new = compose(text, path, lambda _: override) or blank
+    if parts == ["dataset"] and isinstance(new.value, str):
+        # Another source, of which the same is said as of the one before.
+        parts, new = ["dataset", "source"], replace(new, path="dataset.source")
+    return _put(root, parts, new, override)
 
 
 def _put(parent: Node, parts: Sequence[str], new: Node, override: str) -> Node:

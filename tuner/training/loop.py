@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tuner.augment import normalize
 from tuner.config import TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.metrics.predict import accuracy_and_nll, predict_probs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tuner.data.splits import load_splits
+from tuner.data.splits import load_splits, located
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import check_records
 from tuner.run.run import Run
@@ -18,9 +18,23 @@ from tuner.training.loop import Epoch, train
 
 
 def rerun(
-    run: Run, number: int, device: torch.device, *, trust_code: bool = False
+    run: Run,
+    number: int,
+    device: torch.device,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    trust_code: bool = False,
 ) -> Iterator[tuple[EpochMetrics, EpochMetrics]]:
     """Train trial ``number`` as far as it came, with its seed, its threads and its halved batches.
+
+    Args:
+        run: The run.
+        number: Of the trial.
+        device: Where to train.
+        data: Where the run's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
+        trust_code: Run code that came with the run, also where it is not known here.
 
     Yields:
         Each epoch as recorded and as it came out now. On the same CPU and versions, losses and
@@ -35,7 +49,7 @@ def rerun(
     trial = run.trial(number)
     check_records([trial])
     check_code_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
-    splits = load_splits(run.record.data, Path(run.record.data_dir))
+    splits = load_splits(*located(run.record.data, run.record.data_dir, data, data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     start = load_initial_weights(
         trial.config.model, splits.classes, splits.image_shape, run.path.parent

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from tuner.config import REFIT_SEEDS, REFIT_TOP, RefitConfig, Resources, TrialConfig
-from tuner.data.splits import load_splits
+from tuner.data.splits import load_splits, located
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
@@ -30,7 +30,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
-from tuner.tuning.request import RunRequest
+from tuner.tuning.request import RunRequest, tell_notes
 from tuner.tuning.sampling.sampler import trial_seed
 
 
@@ -69,6 +69,8 @@ def make_refit_request(
     seed: int | None = None,
     name: str | None = None,
     keep: int | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
     **asked: Any,
 ) -> RefitRequest:
     """Bring what a user asks for and what is known already into a request.
@@ -85,6 +87,8 @@ def make_refit_request(
         seed: Of them all; ``None`` for that of ``run`` and 1 more.
         name: Of the new run.
         keep: Checkpoints that stay; ``None`` for all.
+        data: Where the run's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
         asked: Other fields of ``RunRequest``.
 
     Raises:
@@ -107,14 +111,15 @@ def make_refit_request(
                     "a new refit"
                 )
         plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
-        return resume_refit(run, plan, keep=keep or plan.num_trials, **asked)
+        request = resume_refit(run, plan, keep=keep or plan.num_trials, **asked)
+        return _moved(request, data, data_dir)
     plan = plan_refit(
         run,
         top=top or REFIT_TOP,
         seeds=seeds or REFIT_SEEDS,
         epochs=epochs or run.record.search.epochs,
     )
-    return begin_refit(
+    request = begin_refit(
         run,
         plan,
         name=name or free_name(run.path.parent, f"{run.path.name}-refit"),
@@ -123,6 +128,13 @@ def make_refit_request(
         keep=keep or plan.num_trials,
         **asked,
     )
+    return _moved(request, data, data_dir)
+
+
+def _moved(request: RefitRequest, data: str | None, data_dir: Path | None) -> RefitRequest:
+    """Look for the images where they are said to be now."""
+    config, folder = located(request.data, request.data_dir, data, data_dir)
+    return replace(request, data=config, data_dir=folder)
 
 
 def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig:
@@ -281,6 +293,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
     """
     plan, epochs = request.plan, request.search.epochs
     splits = load_splits(request.data, request.data_dir)
+    tell_notes(splits, console)
     if request.source:
         record = request.source.record
         split = None if splits.is_val_seen else record.split_fingerprint

@@ -4,19 +4,22 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from tuner.config import DataConfig, SearchConfig
-from tuner.data.datasets import find_source
+from tuner.data.datasets import KNOWN, find_source
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.passwords import is_hidden
 from tuner.run.layout import why_not_name
 from tuner.run.run import Run
-from tuner.schema import quoted, to_plain
+from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath
 from tuner.tracking import Target
@@ -113,6 +116,12 @@ class SearchRequest(RunRequest):
         return self.storage / ".plans" / f"{key}.json"
 
 
+def tell_notes(splits: Splits, console: Console) -> None:
+    """Say what the user should know of the images."""
+    for note in splits.notes:
+        console.print(f"{splits.source}: {note}", markup=False, soft_wrap=True)
+
+
 def make_search_request(
     space: SearchSpace,
     *,
@@ -120,8 +129,7 @@ def make_search_request(
     storage: AnyPath,
     name: str | None = None,
     resumed: Run | None = None,
-    image_size: int | None = None,
-    train_limit: int | None = None,
+    data_settings: Mapping[str, Any] | None = None,
     data_dir: Path,
     **asked: Any,
 ) -> SearchRequest:
@@ -133,13 +141,14 @@ def make_search_request(
         storage: Folder of the runs.
         name: Of the run.
         resumed: The run to go on with, which settles name, storage and images.
-        image_size: As in ``DataConfig``; ``None`` where the user does not say.
-        train_limit: As ``image_size``.
+        data_settings: Fields of ``DataConfig`` that go before what the space says; ``None`` where
+            the user does not say.
         data_dir: Where downloads and decoded images are kept.
         asked: Other fields of ``SearchRequest``.
 
     Raises:
-        UsageError: If a run would go on with other images, or without the password of its study.
+        UsageError: If a run would go on with images that are prepared otherwise, or without the
+            password of its study.
     """
     study = resumed.record.study_storage if resumed else None
     if study and is_hidden(study) and not asked.get("study_storage"):
@@ -147,13 +156,18 @@ def make_search_request(
             f"--resume: the password of the study in {study} is kept nowhere; give "
             "--study-storage again, or set CIFAR_TUNE_STUDY_STORAGE"
         )
-    known = resumed.record.data if resumed else DataConfig()
-    data = DataConfig(
-        source=find_source(space.dataset) if space.dataset else known.source,
-        image_size=known.image_size if image_size is None else image_size,
-        train_limit=known.train_limit if train_limit is None else train_limit,
-    )
-    if resumed and data != known:
+    known = resumed.record.data if resumed else DataConfig(resize="auto")
+    said = {k: v for k, v in (data_settings or {}).items() if v is not None}
+    settings = {**space.data, **said}
+    source = find_source(space.dataset) if space.dataset else known.source
+    if resumed:
+        if settings.get("resize") == "auto":
+            del settings["resize"]
+        if source not in KNOWN and not Path(source).exists():
+            source = known.source
+    data = build(DataConfig, {**to_plain(known), **settings, "source": source}, "dataset")
+    # The same images may have moved; whether they are the same, their fingerprint says.
+    if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
     return SearchRequest(
         space=space,

@@ -24,7 +24,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest
+from tuner.tuning.request import SearchRequest, tell_notes
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
@@ -56,6 +56,7 @@ def search(request: SearchRequest, console: Console) -> Run:
         request.warm_start.check_unseen_validation("--warm-start")
     settle_code(request)
     splits = load_splits(request.data, request.data_dir)
+    tell_notes(splits, console)
     starts = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )

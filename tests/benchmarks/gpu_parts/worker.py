@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from tuner.config import TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits
 
 try:

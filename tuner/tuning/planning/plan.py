@@ -24,7 +24,7 @@ from tuner.tuning.ray_backend.capacity import fits_together
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.ray_backend.driver import capacity_of
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest
+from tuner.tuning.request import SearchRequest, tell_notes
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
@@ -64,6 +64,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     check_study_fits(space, request.search)
     settle_code(request)
     splits = load_splits(request.data, request.data_dir)
+    tell_notes(splits, console)
     starts = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )

@@ -384,7 +384,7 @@ def _record(request: RunRequest, splits: Splits, plan: CapacityPlan) -> RunRecor
         command=request.command,
         space=request.space_name,
         search=request.search,
-        data=request.data,
+        data=splits.config or request.data,
         data_dir=str(request.data_dir),
         data_fingerprint=splits.fingerprint,
         split_fingerprint=splits.split_fingerprint,

@@ -22,7 +22,7 @@ import torch
 from ray import tune
 
 from tuner.config import ModelConfig, TrialConfig
-from tuner.data.datasets import Images
+from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import StorageError
 from tuner.run.checkpoint import load_state

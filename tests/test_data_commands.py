@@ -1,0 +1,123 @@
+"""``data info``, ``data prepare`` and ``data split``: what is found is told, and can be written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tuner.cli import cli
+from tuner.config import DataConfig
+from tuner.data.splits import load_splits, load_test
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a flat folder of two classes, 20 images each, and what does not belong to them."""
+    folder = tmp_path / "photos"
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            size = (12, 8) if number < 8 else (16, 16)
+            mode = "L" if number % 4 else "RGB"
+            grey = 100 * label + number
+            colour = grey if mode == "L" else (grey, grey, grey)
+            Image.new(mode, size, colour).save(folder / name / f"{number:02}.png")
+    (folder / "cat" / "notes.txt").write_text("words")
+    (folder / "dog" / "torn.jpg").write_bytes(b"\xff\xd8")
+    (folder / "dog" / ".hidden").write_text("words")
+    return folder
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["data", *words])
+
+
+def document(*words: str) -> Any:
+    result = invoke(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_info_tells_what_was_found_and_what_was_left_out(photos: Path, tmp_path: Path) -> None:
+    (photos / "dog" / "torn.jpg").unlink()
+    (photos / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    place = (str(photos), "--data-dir", str(tmp_path / "data"))
+    info = document("info", *place)
+    assert info["layout"] == "class folders, split by a seed"
+    assert info["images"] == {
+        "cat": {"train": 14, "val": 2, "test": 4},
+        "dog": {"train": 14, "val": 2, "test": 4},
+    }
+    assert info["test_images"] == 8
+    assert sum(info["modes"].values()) == 32
+    assert set(info["modes"]) == {"L", "RGB"}
+    assert info["sizes"]["smallest"] == [12, 8]
+    assert info["sizes"]["largest"] == [16, 16]
+    assert info["resize"] == "squash"
+    assert info["left_out"] == {"no image (.txt)": ["cat/notes.txt"]}
+    assert info["hidden_files"] == 1
+    assert [Path(name).name for name in info["broken"]] == ["gone.jpg"]
+    text = invoke("info", *place).stdout
+    for words in ("smallest 12 x 8", "cat/notes.txt", "gone.jpg: a broken link", "cannot be read"):
+        assert words in text
+
+
+def test_a_split_is_written_as_a_search_would_divide(photos: Path, tmp_path: Path) -> None:
+    (photos / "dog" / "torn.jpg").unlink()
+    out = tmp_path / "split"
+    assert document("split", str(photos), str(out))["images"] == {"train": 28, "val": 4, "test": 8}
+    pairs = [
+        (load_splits(config, tmp_path / "data"), load_test(config, tmp_path / "data"))
+        for config in (DataConfig(source=str(place), image_size=8) for place in (photos, out))
+    ]
+    for one, other in zip(*pairs, strict=True):
+        for part in ("train", "val") if one is pairs[0][0] else ("images",):
+            first, second = getattr(one, part), getattr(other, part)
+            assert (first.images == second.images).all()
+            assert (first.labels == second.labels).all()
+    again = invoke("split", str(photos), str(out))
+    assert "is there already. Name a new folder." in str(again.exception)
+
+
+def test_images_in_a_table_are_written_as_files(tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def jpeg(grey: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8), grey).save(buffer, format="JPEG")
+        return buffer.getvalue()
+
+    table = {"image": [jpeg(grey) for grey in range(40)], "label": ["a", "b"] * 20}
+    pq.write_table(pa.table(table), tmp_path / "all.parquet")
+    counts = document("split", str(tmp_path / "all.parquet"), str(tmp_path / "out"))["images"]
+    assert counts == {"train": 28, "val": 4, "test": 8}
+    files = sorted((tmp_path / "out").rglob("*.jpeg"))
+    assert len(files) == 40
+    for file in files:
+        row = int(file.stem.rpartition("-")[2])
+        assert file.read_bytes() == jpeg(row)
+        assert file.parent.name == "ab"[row % 2]
+
+
+def test_prepare_refuses_what_is_broken_and_says_what_it_skips(
+    photos: Path, tmp_path: Path
+) -> None:
+    place = (str(photos), "--data-dir", str(tmp_path / "data"))
+    assert "torn.jpg: cannot be read" in str(invoke("prepare", *place).exception)
+    result = invoke("prepare", *place, "--skip-broken")
+    assert result.exit_code == 0
+    assert "is ready: 40 images" in result.stdout
+    assert "torn.jpg" in result.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--image-size", "-5"), ("--image-size", "100000")])
+def test_settings_out_of_range_are_refused(photos: Path, option: str, value: str) -> None:
+    result = invoke("info", str(photos), option, value)
+    assert "data.image_size" in str(result.exception)
+    assert "out of range" in str(result.exception)

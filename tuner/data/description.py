@@ -1,0 +1,89 @@
+"""What ``data info`` tells of a data set; no test image is opened for it."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tuner.config import DataConfig
+from tuner.data.datasets import KNOWN, find_files, items_of, load_official
+from tuner.data.listing import Listing
+from tuner.data.splits import Splits, load_splits
+
+
+def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
+    """Return what was found, as plain values: layout, images by class and part, what is left out.
+
+    Args:
+        config: Which images; files that cannot be read are told, and no reason to stop.
+        data_dir: Where downloads and decoded images are kept.
+
+    Raises:
+        DataError: If images are missing, or there are too few.
+    """
+    config = replace(config, skip_broken=True)
+    splits = load_splits(config, data_dir)
+    listing = None if config.source in KNOWN else find_files(config.source)
+    settled = splits.config
+    assert settled is not None
+    return {
+        "data": config.source,
+        "layout": "known by name" if listing is None else _layout(listing),
+        "classes": list(splits.classes),
+        "images": _counts(splits, listing),
+        "image_shape": list(splits.image_shape),
+        "training_images": len(splits.train),
+        "validation_images": len(splits.val),
+        "test_images": None if listing is None else _num_test(listing),
+        **({} if listing is None else _files(config, data_dir)),
+        "resize": settled.resize,
+        "value_range": None if settled.white is None else [settled.black, settled.white],
+        "left_out": {} if listing is None else {k: list(v) for k, v in listing.left_out.items()},
+        "hidden_files": 0 if listing is None else listing.tree.num_hidden,
+        "notes": list(splits.notes),
+        "mean": [round(value, 4) for value in splits.mean],
+        "std": [round(value, 4) for value in splits.std],
+        "fingerprint": splits.fingerprint,
+        "split_fingerprint": splits.split_fingerprint,
+    }
+
+
+def _layout(listing: Listing) -> str:
+    if listing.is_whole:
+        return f"{listing.kind}, split by a seed"
+    lacking = "" if listing.parts.get("val") else ", validation images split off by a seed"
+    return f"{listing.kind}{lacking}{'' if listing.parts.get('test') else ', no test images'}"
+
+
+def _counts(splits: Splits, listing: Listing | None) -> dict[str, dict[str, int]]:
+    """Return the number of images by class and part."""
+    parts = {
+        part: Counter(images.labels.tolist())
+        for part, images in (("train", splits.train), ("val", splits.val))
+    }
+    if listing is not None and _num_test(listing):
+        parts["test"] = Counter(item.label for item in items_of(listing, "test"))
+    return {
+        name: {part: counts[label] for part, counts in parts.items()}
+        for label, name in enumerate(splits.classes)
+    }
+
+
+def _num_test(listing: Listing) -> int:
+    has_test = listing.is_whole or bool(listing.parts.get("test"))
+    return len(items_of(listing, "test")) if has_test else 0
+
+
+def _files(config: DataConfig, data_dir: Path) -> dict[str, Any]:
+    """Return what was met among the training files."""
+    official = load_official(config, data_dir, "train")
+    met = official.met
+    return {
+        "modes": met.modes,
+        "sizes": {
+            "smallest": list(met.smallest),
+            "median": list(met.median),
+            "largest": list(met.largest),
+        },
+        "broken": dict(official.broken),
+    }

@@ -1,0 +1,92 @@
+"""The images of a data set as they lie: files or rows, with class and part; none is opened."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from tuner.data.tables import Table, read_images
+from tuner.data.trees import Opener, Tree
+
+Part = Literal["train", "val", "test"]
+PARTS: dict[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names of folders, files and entries of ``split`` -> what they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image."""
+
+    name: str
+    """Of its file in the tree, or of the table that holds it."""
+    label: int
+    row: int = -1
+    """In the table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listing:
+    """The images of a data set, by part; see ``find_listing``."""
+
+    tree: Tree
+    kind: str
+    """In words."""
+    base: str
+    """Path of what holds the parts, for messages."""
+    classes: tuple[str, ...]
+    parts: Mapping[Part, Sequence[Item]]
+    """``train`` alone where all parts are still to be cut from it."""
+    is_whole: bool = False
+    """Whether validation and test images are to be cut from the images of ``train``."""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Files that should be images and cannot be read, and why."""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Reason -> what is no part of the data set for it."""
+    notes: tuple[str, ...] = ()
+    """What of this the user should know without asking."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """Those that hold images, by name."""
+    source: Path = Path()
+    """What the user named."""
+    is_of_rows: bool = False
+    """Whether a table names the classes, and no folders."""
+    folder_of: Mapping[Part, str] = field(default_factory=dict)
+    """Folder of each part, as the user would write it; empty where classes lie in none."""
+
+    def class_shown(self, part: Part, index: int) -> str:
+        """Return where the images of a class are, as the user would write it."""
+        name = self.classes[index]
+        if self.is_of_rows:
+            return f"{self.base}: class {name!r}"
+        return f"{self.folder_of.get(part, self.base)}/{name}"
+
+    def shown(self, item: Item) -> str:
+        """Return the path of an image as the user would write it."""
+        if item.row < 0:
+            return self.tree.shown(item.name)
+        return self.tree.shown(self.tables[item.name].where(item.row))
+
+    def read(self, items: Sequence[Item]) -> Iterator[tuple[int, Opener]]:
+        """Yield the position of each image in ``items``, in the fastest order, and its opener."""
+        start = 0
+        for name, group in groupby(items, key=lambda item: item.name if item.row >= 0 else ""):
+            run = list(group)
+            if name:
+                found = read_images(self.tree, self.tables[name], [item.row for item in run])
+            else:
+                found = self.tree.read([item.name for item in run])
+            for index, opener in found:
+                yield start + index, opener
+            start += len(run)
+
+    def stamps(self, items: Sequence[Item]) -> Iterator[str]:
+        """Yield a line for each image that changes with it, its name and its class."""
+        of_table = {name: self.tree.stamp(name) for name in self.tables}
+        for item in items:
+            stamp = of_table[item.name] if item.row >= 0 else self.tree.stamp(item.name)
+            yield f"{item.label} {item.name} {item.row} {stamp}"

@@ -1,0 +1,215 @@
+"""Images that tables list: manifests, Parquet, and folders of ``datasets.save_to_disk``."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from tuner.data.decoding import image_suffixes
+from tuner.data.listing import PARTS, Item, Listing, Part
+from tuner.data.names import listed, number, shown
+from tuner.data.tables import BINARY_SUFFIXES, Table, read_table
+from tuner.data.trees import Tree, suffix_of
+from tuner.errors import DataError
+
+
+def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
+    """Return the Arrow files of a folder that ``datasets.save_to_disk`` wrote, with their parts."""
+    files = set(tree.files)
+    tops = {PurePosixPath(name).parts[0] for name in tree.files if "/" in name}
+    bases = ["", *(f"{top}/" for top in tops)] if len(tops) == 1 else [""]
+    for base in bases:
+        if f"{base}dataset_dict.json" in files:
+            splits = _read_json(tree, f"{base}dataset_dict.json").get("splits")
+            folders = [f"{base}{name}/" for name in splits] if isinstance(splits, list) else []
+            found: dict[str, Part | None] = {}
+            for folder in folders:
+                part = PARTS.get(PurePosixPath(folder).name.lower())
+                if part is not None:
+                    found |= dict.fromkeys(_arrow_files(tree, folder), part)
+            if not found:
+                raise DataError(
+                    f"{tree.shown(base)}: has no split {', '.join(PARTS)}. Save one by such a name."
+                )
+            return found
+        if f"{base}state.json" in files:
+            return dict.fromkeys(_arrow_files(tree, base), None)
+    return None
+
+
+def _arrow_files(tree: Tree, folder: str) -> list[str]:
+    state = _read_json(tree, f"{folder}state.json")
+    if state.get("_indices_files"):
+        raise DataError(
+            f"{tree.shown(folder)}: holds an order of rows beside them, which is not read. Save it "
+            "after dataset.flatten_indices()."
+        )
+    names = [f"{folder}{entry['filename']}" for entry in state.get("_data_files", ())]
+    for name in names:
+        if why := tree.why_missing(name):
+            raise DataError(f"{tree.shown(name)}: {why}. Save the data set again.")
+    return names
+
+
+def _read_json(tree: Tree, name: str) -> dict[str, Any]:
+    try:
+        plain = json.loads(tree.bytes_of(name))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{tree.shown(name)}: is no JSON ({error}). Mend it.") from error
+    if not isinstance(plain, dict):
+        raise DataError(f"{tree.shown(name)}: is no mapping. Mend it.")
+    return plain
+
+
+def listing_of_tables(
+    tree: Tree, names: Mapping[str, Part | None], *, is_required: bool
+) -> Listing | None:
+    """Return the layout that tables tell; ``None`` if they tell none.
+
+    Args:
+        tree: Where they are.
+        names: Of the tables, with the part that each is.
+        is_required: Whether there is nothing else to go by.
+    """
+    read = {name: read_table(tree, name) for name in names}
+    tables = {name: table for name, table in read.items() if isinstance(table, Table)}
+    if not tables:
+        if not is_required or not read:
+            return None
+        reasons = (f"{tree.shown(name)}: {why}" for name, why in read.items())
+        raise DataError(f"no labels to be read.{listed(reasons)}\nGive the columns path and label.")
+    given = {names[name] for name in tables}
+    if (
+        len(tables) > 1
+        and None in given
+        and not all(suffix_of(name) in BINARY_SUFFIXES for name in tables)
+    ):
+        raise DataError(
+            f"{tree.shown('')}: {' and '.join(map(shown, tables))} could all be the labels. Name "
+            "one, as in --data FOLDER/labels.csv, or call them train.csv and test.csv."
+        )
+    return _Rows(tree).listing(tables, {name: names[name] for name in tables})
+
+
+class _Rows:
+    """Gathers the rows of tables."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.found: dict[Part | None, list[tuple[Table, int, str]]] = defaultdict(list)
+        self.broken: dict[str, str] = {}
+        self.unlabelled: list[str] = []
+        self.seen: dict[str, str] = {}
+
+    def listing(self, tables: Mapping[str, Table], parts: Mapping[str, Part | None]) -> Listing:
+        """Return what these tables list."""
+        for name, table in tables.items():
+            for row in range(len(table.labels)):
+                self._enter(table, row, parts[name])
+        classes = _table_classes(self.found)
+        position = {name: index for index, name in enumerate(classes)}
+        where = self.tree.shown(next(iter(tables))) if len(tables) == 1 else self.tree.shown("")
+        if len(classes) < 2:
+            raise DataError(f"{where}: needs at least 2 classes, has {len(classes)}.")
+        if None in self.found and len(self.found) > 1:
+            raise DataError(f"{where}: some rows have a split and some have none. Give all one.")
+        items: dict[Part, list[Item]] = {
+            part or "train": [
+                Item(
+                    table.name if table.paths is None else table.path(row),
+                    position[label],
+                    row if table.paths is None else -1,
+                )
+                for table, row, label in rows
+            ]
+            for part, rows in self.found.items()
+        }
+        if "train" not in items:
+            raise DataError(f"{where}: no row is of the split 'train'. Name training images so.")
+        for part in items.keys() - {"train"}:
+            present = {item.label for item in items[part]}
+            trained = {item.label for item in items["train"]}
+            if lacking := sorted(present ^ trained):
+                has, lacks = ("train", part) if lacking[0] in trained else (part, "train")
+                raise DataError(
+                    f"{where}: class {classes[lacking[0]]!r} has images in {has} and none in "
+                    f"{lacks}. Both need the same classes."
+                )
+        left_out: dict[str, Sequence[str]] = {}
+        if self.unlabelled:
+            left_out["row without a label"] = self.unlabelled
+        if unlisted := self._unlisted(tables):
+            left_out["not named by the table"] = unlisted
+        return Listing(
+            tree=self.tree,
+            kind=f"table {', '.join(map(shown, tables))}",
+            base=where,
+            is_of_rows=True,
+            classes=classes,
+            parts=items,
+            is_whole=None in self.found,
+            broken=self.broken,
+            left_out=left_out,
+            notes=tuple(
+                f"left out: {number(len(found), 'image')}, {reason}"
+                for reason, found in left_out.items()
+            ),
+            tables={name: table for name, table in tables.items() if table.paths is None},
+        )
+
+    def _enter(self, table: Table, row: int, part: Part | None) -> None:
+        where = self.tree.shown(table.where(row))
+        label = table.label(row)
+        if label is None:
+            self.unlabelled.append(where)
+            return
+        if table.splits is not None:
+            word = table.splits[row]
+            if word not in (None, ""):
+                found = PARTS.get(str(word).strip().lower())
+                if found is None:
+                    raise DataError(
+                        f"{where}: the split '{shown(str(word))[:50]}' is none of "
+                        f"{', '.join(PARTS)}. Write one of them."
+                    )
+                part = found
+        if table.paths is not None:
+            path = table.path(row)
+            if path in self.seen:
+                raise DataError(
+                    f"{where}: names {shown(path)}, as {self.seen[path]} does. Remove one of the "
+                    "two."
+                )
+            self.seen[path] = where
+            if why := self.tree.why_missing(path):
+                self.broken[path] = f"{why} ({where})"
+                return
+        self.found[part].append((table, row, label))
+
+    def _unlisted(self, tables: Mapping[str, Table]) -> list[str]:
+        if not self.seen:
+            return []
+        suffixes = image_suffixes()
+        return [n for n in self.tree.files if suffix_of(n) in suffixes and n not in self.seen]
+
+
+def _table_classes(
+    found: Mapping[Part | None, list[tuple[Table, int, str]]],
+) -> tuple[str, ...]:
+    """Return the classes in the order of their names' list, as numbers, or by the alphabet."""
+    present = {label for rows in found.values() for _, _, label in rows}
+    listed_names = {table.class_names for rows in found.values() for table, _, _ in rows[:1]}
+    if len(listed_names) == 1 and (names := next(iter(listed_names))) is not None:
+        return tuple(name for name in names if name in present)
+    if all(label.isdecimal() and label.isascii() for label in present):
+        return tuple(sorted(present, key=lambda label: (int(label), label)))
+    return tuple(sorted(present))
+
+
+def part_of(name: str) -> Part | None:
+    """Return the part that a table's name begins with: ``train-00000-of-00001.parquet``."""
+    stem = PurePosixPath(name).stem.lower()
+    for separator in "-_.":
+        stem = stem.partition(separator)[0]
+    return PARTS.get(stem)

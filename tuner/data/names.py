@@ -1,0 +1,64 @@
+"""Names of classes and files: what may be one, and how it is shown."""
+
+import unicodedata
+from collections.abc import Iterable
+
+from tuner.errors import DataError
+
+_UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of characters that a terminal or a file in UTF-8 cannot hold as they are."""
+
+
+def shown(name: str) -> str:
+    """Return a name with bytes that are no UTF-8, and control characters, written as escapes."""
+    if name.isprintable():
+        return name
+    return "".join(
+        f"\\x{ord(c) & 0xFF:02x}" if unicodedata.category(c) in _UNSEEN else c for c in name
+    )
+
+
+def check_classes(names: Iterable[str], where: str) -> None:
+    """Make sure that class names can be written anywhere and told apart.
+
+    Args:
+        names: Of all classes.
+        where: The data set, for the message.
+
+    Raises:
+        DataError: If one is not UTF-8, is empty or holds control characters, or if two differ in
+            case or in Unicode's normal form alone.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if any(unicodedata.category(c) == "Cs" for c in name):
+            raise DataError(
+                f"{where}: the class name '{shown(name)}' is not UTF-8. Rename the folder, or all "
+                "of them: convmv -f latin1 -t utf8 --notest -r FOLDER"
+            )
+        if shown(name) != name or not name.strip():
+            raise DataError(
+                f"{where}: the class name '{shown(name)}' is empty or holds control characters. "
+                "Rename it."
+            )
+        key = unicodedata.normalize("NFC", name).casefold().strip()
+        if other := seen.get(key):
+            forms = {unicodedata.normalize("NFC", either) for either in (name, other)}
+            what = "Unicode's normal form" if len(forms) == 1 else "case or spaces"
+            raise DataError(
+                f"{where}: the class names '{other}' and '{name}' differ in {what} alone. Merge "
+                "them, or rename one."
+            )
+        seen[key] = name
+
+
+def number(count: int, noun: str) -> str:
+    """Return ``1 image`` or ``2 images``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(lines: Iterable[str], most: int = 20) -> str:
+    """Return lines below each other, indented; of many the first ones and the number of others."""
+    every = [f"\n  {line}" for line in lines]
+    rest = f"\n  and {len(every) - most:,} more" if len(every) > most else ""
+    return "".join(every[:most]) + rest

@@ -1,0 +1,97 @@
+"""A split of a data set written to disk: ``data split``."""
+
+import io
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from tuner.data.datasets import find_files, items_of, validation_positions
+from tuner.data.decoding import open_image, why_unread
+from tuner.data.listing import Item, Listing
+from tuner.data.names import listed, number
+from tuner.errors import DataError, UsageError
+
+
+def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int]:
+    """Copy images into ``train/``, ``val/`` and ``test/`` with a folder a class.
+
+    They are divided as a search would divide them; files are copied as they are.
+
+    Args:
+        source: A folder, an archive or a manifest.
+        out: The new folder.
+        val_fraction: Share of the images to validate on, where the data set has none.
+
+    Returns:
+        Number of images in each.
+
+    Raises:
+        UsageError: If there is something at ``out``.
+        DataError: If images are missing or unreadable.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: is there already. Name a new folder.")
+    listing = find_files(source)
+    if listing.broken:
+        lines = (f"{listing.tree.shown(name)}: {why}" for name, why in listing.broken.items())
+        raise DataError(
+            f"{listing.base}: {number(len(listing.broken), 'file')} cannot be read as images. Mend "
+            f"or remove them.{listed(lines)}"
+        )
+    parts = _divided(listing, val_fraction)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        for part, items in parts.items():
+            _write_part(listing, items, Path(scratch) / "new" / part)
+        (Path(scratch) / "new").rename(out)
+    return {part: len(items) for part, items in parts.items()}
+
+
+def _divided(listing: Listing, val_fraction: float) -> dict[str, Sequence[Item]]:
+    train = items_of(listing, "train")
+    if val := listing.parts.get("val"):
+        parts: dict[str, Sequence[Item]] = {"train": listing.parts["train"], "val": val}
+    else:
+        labels = np.array([item.label for item in train])
+        whole = len(listing.parts["train"])
+        positions = set(validation_positions(labels, whole, val_fraction, str(listing.source)))
+        parts = {
+            "train": [item for index, item in enumerate(train) if index not in positions],
+            "val": [item for index, item in enumerate(train) if index in positions],
+        }
+    if listing.is_whole or listing.parts.get("test"):
+        parts["test"] = items_of(listing, "test")
+    return parts
+
+
+def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
+    taken: set[Path] = set()
+    for index, opener in listing.read(items):
+        item = items[index]
+        target = folder / listing.classes[item.label] / _file_name(item)
+        if target in taken:
+            target = target.with_name(f"{index}-{target.name}")
+        taken.add(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source = opener()
+            if not isinstance(source, io.BytesIO):
+                shutil.copyfile(source, target)
+                continue
+            if item.row >= 0:
+                with open_image(source) as image:
+                    target = target.with_suffix(f".{(image.format or 'png').lower()}")
+            target.write_bytes(source.getvalue())
+        except Exception as error:  # Whatever Pillow and archives raise of damaged files.
+            raise DataError(
+                f"{listing.shown(item)}: cannot be copied ({why_unread(error)}). Mend or remove it."
+            ) from error
+
+
+def _file_name(item: Item) -> str:
+    if item.row < 0:
+        return PurePosixPath(item.name).name
+    return f"{PurePosixPath(item.name).stem}-{item.row:07d}"

@@ -1,0 +1,335 @@
+"""Tables of images with their labels: CSV, JSON lines, Parquet and the Arrow files of ``datasets``.
+
+An image is a path, relative to the table, or bytes in the table itself.
+"""
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from tuner.data.names import number, shown
+from tuner.data.trees import Opener, Tree
+from tuner.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl")
+BINARY_SUFFIXES = (".parquet", ".arrow")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, *BINARY_SUFFIXES)
+PATHS = ("path", "file_name", "filename", "file", "image_path", "image", "img")
+LABELS = ("label", "labels", "class", "class_name", "target")
+SPLIT = "split"
+_ROWS = 64
+"""Rows of images that are in memory at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table of images: one entry of each list a row."""
+
+    name: str
+    """Of its file in the tree."""
+    labels: list[Any]
+    """``None`` where a row has none."""
+    splits: list[Any] | None
+    paths: list[str] | None
+    """Of the image files; ``None`` if the table holds the images."""
+    image_column: str
+    first_line: int | None
+    """Line of the first row in a text; ``None`` for rows that are counted from 0."""
+    class_names: tuple[str, ...] | None
+    """Where labels are positions among these."""
+
+    def where(self, row: int) -> str:
+        """Return the place of a row, for messages."""
+        start = self.first_line
+        return f"{self.name} row {row}" if start is None else f"{self.name}:{start + row}"
+
+    def path(self, row: int) -> str:
+        """Return the name in the tree of a row's file."""
+        assert self.paths is not None
+        path = self.paths[row].replace("\\", "/")
+        return (
+            path
+            if path.startswith("/")
+            else posixpath.normpath(posixpath.join(posixpath.dirname(self.name), path))
+        )
+
+    def label(self, row: int) -> str | None:
+        """Return the name of a row's class.
+
+        Raises:
+            DataError: If it is a number without a name.
+        """
+        label = self.labels[row]
+        if self.class_names is None:
+            return None if label is None else str(label)
+        if label is None or label == -1:
+            return None
+        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+            raise DataError(
+                f"{self.where(row)}: the label {label} is none of the {len(self.class_names)} "
+                "classes. Mend it."
+            )
+        return self.class_names[label]
+
+
+def read_table(tree: Tree, name: str) -> Table | str:
+    """Read a table's columns but for the images themselves, or say why it is no such table.
+
+    Raises:
+        DataError: If it is damaged, or two of its columns could be meant.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    return _read_binary(tree, name) if suffix in BINARY_SUFFIXES else _read_text(tree, name, suffix)
+
+
+def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
+    where = tree.shown(name)
+    try:
+        text = tree.bytes_of(name).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: is not UTF-8 text. Save it as UTF-8.") from None
+    columns, lines = (_json_lines if suffix == ".jsonl" else _csv_rows)(text, where)
+    path, label = _column(columns, PATHS, where), _column(columns, LABELS, where)
+    if path is None or label is None:
+        return _lacking(path, label, columns)
+    # Only now: the lines of another table are of no concern.
+    rows = list(lines)
+    empty = [index for index, row in enumerate(rows) if not isinstance(row.get(path), str)]
+    first_line = 1 if suffix == ".jsonl" else 2
+    if empty:
+        raise DataError(f"{where}:{empty[0] + first_line}: '{path}' is no path. Write one.")
+    return Table(
+        name=name,
+        labels=[None if row.get(label) in (None, "") else row[label] for row in rows],
+        splits=[row.get(SPLIT) for row in rows] if SPLIT in columns else None,
+        paths=[row[path] for row in rows],
+        image_column=path,
+        first_line=first_line,
+        class_names=None,
+    )
+
+
+Rows = Iterator[Mapping[str, Any]]
+
+
+def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
+    """Return the columns, and the rows, which are checked when they are asked for."""
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+    def rows() -> Rows:
+        try:
+            for cells in reader:
+                if len(cells) != len(columns):
+                    raise DataError(
+                        f"{where}:{reader.line_num}: has {number(len(cells), 'cell')}, and the "
+                        f"first line {len(columns)}. Mend it; quote cells that hold {delimiter!r}."
+                    )
+                yield dict(zip(columns, cells, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{where}:{reader.line_num}: {error}. Mend it.") from error
+
+    try:
+        columns = [column.strip() for column in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"{where}: cannot be read ({error}). Mend it.") from error
+    return columns, rows()
+
+
+def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
+    """Return the columns of the first line, and the rows, checked when they are asked for."""
+
+    def parsed(line: int, text: str) -> Mapping[str, Any]:
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}:{line}: is no JSON ({error}). Mend it.") from error
+        if not isinstance(row, dict):
+            raise DataError(f'{where}:{line}: is no mapping such as {{"path": ...}}. Mend it.')
+        return row
+
+    lines = text.splitlines()
+    columns = list(parsed(1, lines[0])) if lines else []
+    return columns, (parsed(line, text) for line, text in enumerate(lines, 1))
+
+
+def _column(columns: Iterable[str], known: Sequence[str], where: str) -> str | None:
+    """Find the column of one meaning; the first of its names goes before the others."""
+    found = [column for column in columns if column.strip().lower() in known]
+    exact = [column for column in found if column.strip().lower() == known[0]]
+    if len(exact or found) > 1:
+        raise DataError(
+            f"{where}: '{shown(found[0])}' and '{shown(found[1])}' could both be meant. Name one "
+            f"column '{known[0]}'."
+        )
+    return next(iter(exact or found), None)
+
+
+def _lacking(path: str | None, label: str | None, columns: Iterable[str]) -> str:
+    missing = " and ".join(
+        word for word, column in (("'path'", path), ("'label'", label)) if column is None
+    )
+    return f"has no column {missing}, only {', '.join(map(shown, columns)) or 'nothing'}"
+
+
+def _read_binary(tree: Tree, name: str) -> Table | str:
+    where = tree.shown(name)
+    with _explaining_arrow(where):
+        schema, read = _opened(tree, name)
+        image, label = _image_column(schema, where), _label_column(schema, where)
+        if image is None or label is None:
+            return _lacking(image, label, schema.names)
+        is_path = _is_text(schema.field(image).type)
+        wanted = [label, *([SPLIT] if SPLIT in schema.names else []), *([image] if is_path else [])]
+        columns: dict[str, list[Any]] = {column: [] for column in wanted}
+        for batch in read(wanted):
+            for column in wanted:
+                columns[column] += batch.column(column).to_pylist()
+    return Table(
+        name=name,
+        labels=columns[label],
+        splits=columns.get(SPLIT),
+        paths=columns[image] if is_path else None,
+        image_column=image,
+        first_line=None,
+        class_names=_class_names(schema, label),
+    )
+
+
+def read_images(tree: Tree, table: Table, rows: Sequence[int]) -> Iterator[tuple[int, Opener]]:
+    """Yield the position in ``rows`` of each image that a table holds, and its opener.
+
+    Args:
+        tree: Where the table is.
+        table: Without paths.
+        rows: Ascending.
+    """
+    where = tree.shown(table.name)
+    with _explaining_arrow(where):
+        _, read = _opened(tree, table.name)
+        start, position = 0, 0
+        for batch in read([table.image_column]):
+            images = batch.column(table.image_column)
+            while position < len(rows) and rows[position] < start + batch.num_rows:
+                image = images[rows[position] - start].as_py()
+                yield position, functools.partial(_bytes_of, tree, table, image)
+                position += 1
+            start += batch.num_rows
+
+
+def _bytes_of(tree: Tree, table: Table, image: Any) -> Any:
+    if isinstance(image, Mapping):
+        path, image = image.get("path"), image.get("bytes")
+        if image is None and isinstance(path, str):
+            return tree.open(posixpath.join(posixpath.dirname(table.name), path))
+    if not isinstance(image, bytes):
+        raise ValueError("the row holds no image")
+    return io.BytesIO(image)
+
+
+Batches = Callable[[list[str]], "Iterator[pa.RecordBatch]"]
+
+
+def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches]":
+    """Return the schema of a Parquet or Arrow file, and what reads columns of it."""
+    pa = _pyarrow()
+    source = tree.open(name)
+    if isinstance(source, io.BytesIO):
+        buffer = pa.BufferReader(source.getvalue())
+    else:
+        buffer = pa.memory_map(os.fspath(source))
+    if name.lower().endswith(".parquet"):
+        import pyarrow.parquet
+
+        file = pyarrow.parquet.ParquetFile(buffer)
+        return file.schema_arrow, lambda columns: file.iter_batches(_ROWS, columns=columns)
+    stream = pa.ipc.open_stream(buffer)
+    return stream.schema, lambda columns: (batch.select(columns) for batch in stream)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError(
+            "Parquet and Arrow files are read by pyarrow, which is not installed here: "
+            "pip install pyarrow"
+        ) from error
+    return pyarrow
+
+
+@contextlib.contextmanager
+def _explaining_arrow(where: str) -> Iterator[None]:
+    """Turn what pyarrow raises of damaged files into a ``DataError``."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: cannot be read ({text}). Make it again.") from error
+
+
+def _is_text(kind: "pa.DataType") -> bool:
+    types = _pyarrow().types
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _image_column(schema: "pa.Schema", where: str) -> str | None:
+    types = _pyarrow().types
+
+    def holds_bytes(kind: "pa.DataType") -> bool:
+        if types.is_struct(kind):
+            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_bytes(field.type)]
+    if len(found) > 1:
+        named = [name for name in found if name in ("image", "img")]
+        if len(named) != 1:
+            raise DataError(
+                f"{where}: '{found[0]}' and '{found[1]}' could both be the images. Name one column "
+                "'image'."
+            )
+        return str(named[0])
+    if found:
+        return str(found[0])
+    texts = [field.name for field in schema if _is_text(field.type)]
+    return _column(texts, PATHS, where)
+
+
+def _label_column(schema: "pa.Schema", where: str) -> str | None:
+    if column := _column(schema.names, LABELS, where):
+        return column
+    named = [name for name, kind in _features(schema).items() if kind.get("_type") == "ClassLabel"]
+    if len(named) > 1:
+        raise DataError(
+            f"{where}: {' and '.join(named)} could all be the labels. Name one column 'label'."
+        )
+    return next(iter(named), None)
+
+
+def _class_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
+    feature = _features(schema).get(label, {})
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
+    """Return what ``datasets`` has written of its columns into the schema."""
+    try:
+        written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = written["info"]["features"]
+        return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,347 @@
+"""Folders and archives as one kind of thing: the files in them, by name, and their bytes.
+
+An archive is read where it is. Nothing of it is written to disk, so no name in it leads anywhere,
+and what it unpacks to is limited.
+"""
+
+import contextlib
+import functools
+import io
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from tuner.data.decoding import Source
+from tuner.data.names import shown
+from tuner.errors import DataError
+
+MOST_FILES = 5_000_000
+"""Files of a folder or an archive; a whole disk has more."""
+MOST_BYTES = 2**30
+"""Of one file in an archive, which is read at once."""
+MOST_RATIO = 200
+"""Times its own size that an archive unpacks to; images are hardly compressible."""
+CACHE = ".cifar-tune"
+"""Name of the folder of decoded images."""
+
+Opener = Callable[[], Source]
+"""Returns a path or the bytes of a file; raises what the reading raises."""
+
+
+class Tree(ABC):
+    """The files below a folder or in an archive.
+
+    Names are relative, with ``/`` between their parts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: list[str] = []
+        """Regular files, hidden ones aside."""
+        self.folders: set[str] = set()
+        self.broken: dict[str, str] = {}
+        """Entries that are there and are no file to read, and why."""
+        self.num_hidden = 0
+        """Files whose name, or that of a folder above, begins with a dot."""
+
+    def shown(self, name: str) -> str:
+        """Return the path of a file as the user would write it."""
+        return shown(f"{self.path}/{name}") if name else shown(str(self.path))
+
+    @abstractmethod
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
+        """Yield each file's position in ``names``, in the order that is fastest, and its opener."""
+
+    @abstractmethod
+    def why_missing(self, name: str) -> str | None:
+        """Say why a name is no file to be read; ``None`` if it is one."""
+
+    @abstractmethod
+    def stamp(self, name: str) -> str:
+        """Return what changes when a file is written to, or another takes its place."""
+
+    def open(self, name: str) -> Source:
+        """Return the path or the bytes of one file."""
+        for _, opener in self.read([name]):
+            return opener()
+        raise AssertionError(name)
+
+    def bytes_of(self, name: str) -> bytes:
+        """Return the bytes of one file.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        try:
+            source = self.open(name)
+            return (
+                source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+            )
+        except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise DataError(f"{self.shown(name)}: cannot be read ({error}). Mend it.") from error
+
+    def add(self, name: str) -> None:
+        """Enter a regular file."""
+        if len(self.files) == MOST_FILES:
+            raise DataError(
+                f"{self.path}: holds more than {MOST_FILES:,} files. Name the folder of the images."
+            )
+        self.files.append(name)
+
+
+class FolderTree(Tree):
+    """A folder on disk; links are followed, but not in circles.
+
+    Args:
+        path: The folder.
+        is_walked: Whether to look for its files; if not, they are known from elsewhere.
+    """
+
+    def __init__(self, path: Path, *, is_walked: bool = True) -> None:
+        super().__init__(path)
+        if is_walked:
+            self._walk(str(path), "", ())
+
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        try:
+            status = os.stat(folder)  # noqa: PTH116  Millions of these, and str is faster.
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            self.broken[prefix or "."] = error.strerror or str(error)
+            return
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            self.broken[prefix] = "a link to a folder that it lies in"
+            return
+        if prefix:
+            self.folders.add(prefix)
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.name.startswith("."):
+                self.num_hidden += entry.name != CACHE
+            elif entry.is_file():
+                self.add(name)
+            elif entry.is_dir():
+                self._walk(entry.path, name, (*above, identity))
+            else:
+                self.broken[name] = _why_no_file(entry)
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
+        """Yield the paths of files, in order."""
+        for index, name in enumerate(names):
+            yield index, functools.partial(self._at, name)
+
+    def stamp(self, name: str) -> str:
+        """Return size, times and inode: a file that is moved over another keeps its own."""
+        return stamp(self._at(name))
+
+    def shown(self, name: str) -> str:
+        """Return the path of a file as the user would write it."""
+        return shown(self._at(name)) if name else shown(str(self.path))
+
+    def why_missing(self, name: str) -> str | None:
+        """Say why a name is no file to be read; ``None`` if it is one."""
+        try:
+            is_file = stat.S_ISREG(os.stat(self._at(name)).st_mode)  # noqa: PTH116
+        except (OSError, ValueError) as error:
+            return getattr(error, "strerror", None) or str(error)
+        return None if is_file else "no regular file"
+
+    def _at(self, name: str) -> str:
+        return os.path.join(self.path, name)  # noqa: PTH118
+
+
+def stamp(path: str | Path) -> str:
+    """Return size, times and inode of a file.
+
+    Raises:
+        DataError: If it is gone.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116  Millions of these, and str is faster.
+    except OSError as error:
+        raise DataError(f"{shown(str(path))}: {error.strerror}. Put it back.") from error
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def _why_no_file(entry: "os.DirEntry[str]") -> str:
+    try:
+        mode = os.stat(entry.path).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        return "a broken link"
+    except OSError as error:
+        return error.strerror or str(error)
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((word for is_kind, word in kinds.items() if is_kind(mode)), "a device")
+
+
+class _Archive(Tree):
+    """What zip and tar have in common."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._stamp = stamp(path)
+        self._room = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
+        self._seen: set[str] = set()
+
+    def stamp(self, name: str) -> str:
+        """Return the stamp of the whole archive."""
+        return self._stamp
+
+    def why_missing(self, name: str) -> str | None:
+        """Say why a name is no file to be read; ``None`` if it is one."""
+        return None if name in self._seen else self.broken.get(name, "no such file in the archive")
+
+    def _enter(self, name: str, size: int, why_broken: str | None) -> bool:
+        """Enter a member; whether it is a file to be read."""
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        self._room -= size
+        if self._room < 0:
+            raise DataError(
+                f"{self.path}: unpacks to more than {MOST_RATIO} times its size, as an archive "
+                "made to fill disks does. If you trust it, unpack it and give the folder."
+            )
+        if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
+            self.num_hidden += 1
+            return False
+        plain = name if name.startswith("/") else "/".join(parts)
+        if name.startswith("/") or ".." in parts:
+            why_broken = "its name leads out of the archive"
+        elif plain in self._seen:
+            why_broken = "the archive holds two files of this name"
+        elif size > MOST_BYTES:
+            why_broken = f"larger than {MOST_BYTES // 2**20} MiB"
+        if why_broken:
+            self.broken[plain] = why_broken
+            return False
+        self._seen.add(plain)
+        self._enter_folders(parts[:-1])
+        self.add(plain)
+        return True
+
+    def _enter_folders(self, parts: Sequence[str]) -> None:
+        while parts and (folder := "/".join(parts)) not in self.folders:
+            self.folders.add(folder)
+            parts = parts[:-1]
+
+
+class ZipTree(_Archive):
+    """A zip file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        with _explaining(path), zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                name = _zip_name(info)
+                if info.is_dir():
+                    continue
+                is_link = stat.S_ISLNK(info.external_attr >> 16)
+                why = "encrypted" if info.flag_bits & 1 else "a link" if is_link else None
+                if self._enter(name, info.file_size, why):
+                    self._members[self.files[-1]] = info
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
+        """Yield members, in order."""
+        with zipfile.ZipFile(self.path) as archive:
+            for index, name in enumerate(names):
+                info = self._members[name]
+                yield index, functools.partial(_zip_member, archive, info)
+
+
+class TarTree(_Archive):
+    """A tar file, compressed or not."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._members: dict[str, tarfile.TarInfo] = {}
+        with _explaining(path), tarfile.open(path) as archive:
+            for info in archive:
+                if info.isdir():
+                    continue
+                is_plain = info.isreg() or info.islnk()
+                why = None if is_plain else "a link" if info.issym() else "a device or a pipe"
+                if self._enter(info.name, info.size, why):
+                    self._members[self.files[-1]] = info
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
+        """Yield members as they lie in the archive: a compressed one is read once, forwards."""
+        members = [self._members[name] for name in names]
+        order = sorted(range(len(names)), key=lambda index: members[index].offset)
+        with tarfile.open(self.path) as archive:
+            for index in order:
+                info = members[index]
+                yield index, functools.partial(_tar_member, archive, info)
+
+
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
+    return io.BytesIO(archive.read(info))
+
+
+def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> io.BytesIO:
+    file = archive.extractfile(info)
+    if file is None:
+        raise ValueError("a link to what is no file")
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES // 2**20} MiB")
+    return io.BytesIO(data)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; macOS writes UTF-8 without the flag that says so."""
+    if info.flag_bits & 0x800:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
+
+
+@contextlib.contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn what damaged archives raise into a ``DataError``."""
+    damage = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+    try:
+        yield
+    except damage as error:
+        raise DataError(
+            f"{path}: cannot be read to its end ({error}). Fetch or make it again."
+        ) from error
+
+
+def open_tree(path: Path) -> Tree | None:
+    """Return what is at ``path``, a folder or an archive; ``None`` if it is neither.
+
+    Raises:
+        DataError: If it cannot be read, or holds too much.
+    """
+    if path.is_dir():
+        return FolderTree(path)
+    try:
+        if zipfile.is_zipfile(path):
+            return ZipTree(path)
+        if tarfile.is_tarfile(path):
+            return TarTree(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. Mend it.") from error
+    return None
+
+
+def parent_of(name: str) -> str:
+    """Return the folder of a name."""
+    return name.rpartition("/")[0]
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a name in small letters, with its dot."""
+    last = name.rpartition("/")[2]
+    dot = last.rfind(".")
+    return last[dot:].lower() if dot > 0 else ""
