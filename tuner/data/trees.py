@@ -126,9 +126,15 @@ class FolderTree(Tree):
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.name.startswith("."):
                 self.num_hidden += entry.name != CACHE
-            elif entry.is_file():
+                continue
+            try:
+                is_file, is_folder = entry.is_file(), entry.is_dir()
+            except OSError as error:  # Such as a link to itself.
+                self.broken[name] = error.strerror or str(error)
+                continue
+            if is_file:
                 self.add(name)
-            elif entry.is_dir():
+            elif is_folder:
                 self._walk(entry.path, name, (*above, identity))
             else:
                 self.broken[name] = _why_no_file(entry)
