@@ -24,8 +24,9 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
 from tuner.data.cache import sha256
-from tuner.data.datasets import DatasetPart, stratified
+from tuner.data.datasets import DatasetPart
 from tuner.data.splits import Splits, load_splits, load_test
+from tuner.data.stratified import stratified
 from tuner.errors import DataError
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 20, 10), "white": (250, 220, 250)}

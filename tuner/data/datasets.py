@@ -4,18 +4,10 @@ What takes long to decode is kept beside its source, or in the data folder; see
 ``tuner.data.cache``.
 """
 
-import contextlib
-import io
 import os
-import socket
-import sys
-import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from http.client import HTTPException
 from pathlib import Path
-from tarfile import TarError
 from typing import Literal
 
 import numpy as np
@@ -31,22 +23,18 @@ from tuner.data.decoding import (
     default_resize,
     image_suffixes,
     is_deep,
-    resized,
     stacked,
 )
+from tuner.data.known import KNOWN, decode_cifar, load_digits
 from tuner.data.layouts import find_listing
 from tuner.data.listing import Item, Listing
 from tuner.data.names import listed, number
+from tuner.data.stratified import TEST_SHARE, stratified
 from tuner.data.trees import CACHE, Opener
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
 from tuner.storage.paths import check_path
 
-KNOWN = ("cifar10", "cifar100", "digits")
-TEST_SHARE = 0.2
-"""Of images that come without any split, and of scikit-learn's digits, which do, too."""
-SPLIT_SEED = 20120401
-"""The same for every run: only so can validation probabilities of different runs be combined."""
 FAR_LARGER = 4
 """Times ``image_size`` from which photographs lose what the user may want to see."""
 
@@ -97,7 +85,7 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
     """
     source = config.source
     if source == "digits":
-        return _known(_digits(part, config.image_size or 8))
+        return _known(load_digits(part, config.image_size or 8))
     size = config.image_size or 32
     if source in KNOWN:
         return _known(
@@ -105,7 +93,7 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
                 [data_dir / source],
                 f"{part}-{size}.safetensors",
                 key=source,
-                decode=lambda: _decode_cifar(source, part, size, data_dir),
+                decode=lambda: decode_cifar(source, part, size, data_dir),
             )
         )
     listing = find_files(source)
@@ -364,71 +352,3 @@ def _known(decoded: Decoded) -> DatasetPart:
     return DatasetPart(
         images=decoded.images, classes=decoded.classes, fingerprint=decoded.fingerprint
     )
-
-
-def _digits(part: Part, size: int) -> Decoded:
-    from sklearn.datasets import load_digits  # Half a second that only digits should wait for.
-
-    digits = load_digits()
-    labels = digits.target.astype(np.int64)
-    chosen = stratified(labels, round(TEST_SHARE * len(labels)))
-    if part == "train":
-        chosen = np.setdiff1d(np.arange(len(labels)), chosen)
-    images = torch.from_numpy(np.round(digits.images[chosen, None] * (255 / 16)).astype(np.uint8))
-    return make_decoded(resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
-
-
-def _decode_cifar(name: str, part: Part, size: int, data_dir: Path) -> Decoded:
-    from torchvision.datasets import CIFAR10, CIFAR100  # A second; the cache needs none of it.
-
-    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    try:
-        with quiet_network():
-            dataset = source(data_dir, train=part == "train", download=True)
-    except (OSError, RuntimeError, EOFError, TarError, HTTPException, zlib.error) as error:
-        raise DataError(
-            f"no intact {name} in {data_dir}, and it could not be fetched "
-            f"({getattr(error, 'reason', error)}). Put {source.filename} (MD5 {source.tgz_md5}) "
-            f"into {data_dir}, or give --data digits, which needs no network."
-        ) from error
-    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return make_decoded(resized(images, size), torch.tensor(dataset.targets), dataset.classes)
-
-
-@contextlib.contextmanager
-def quiet_network() -> Iterator[None]:
-    """Yield up after 20 silent seconds; keep progress off stdout, and off stderr but a terminal."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)
-    stderr = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    try:
-        with (
-            contextlib.redirect_stdout(stderr),
-            contextlib.redirect_stderr(stderr),
-            warnings.catch_warnings(),
-        ):
-            # NumPy 2.4.0 to 2.4.4 warns of the official batches: pytorch/vision#9340.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def stratified(labels: np.ndarray, count: int) -> np.ndarray:
-    """Choose ``count`` positions, each class by its share, the same ones every time.
-
-    A smaller choice is part of a larger one.
-
-    Args:
-        labels: Integers from 0, shape (N,), every class present.
-        count: From the number of classes, so that each is chosen from at least once, to N.
-
-    Returns:
-        Ascending positions, shape (count,).
-    """
-    # RandomState's stream is frozen for good (NEP 19); torch's and default_rng's may change.
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
-    sizes = np.bincount(labels)
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    rank_in_class = np.concatenate([np.arange(size) / size for size in sizes])
-    return np.sort(by_class[np.argsort(rank_in_class, kind="stable")[:count]])

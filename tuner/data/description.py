@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import DataConfig
-from tuner.data.datasets import KNOWN, find_files, items_of, load_official
+from tuner.data.datasets import find_files, items_of, load_official
+from tuner.data.known import KNOWN
 from tuner.data.listing import Listing
 from tuner.data.splits import Splits, load_splits
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tuner.config import DataConfig
-from tuner.data.datasets import KNOWN, load_official
+from tuner.data.datasets import load_official
 from tuner.data.decoding import image_suffixes
+from tuner.data.known import KNOWN
 from tuner.data.trees import suffix_of
 from tuner.errors import DataError
 from tuner.schema import did_you_mean

@@ -13,9 +13,9 @@ from tuner.data.datasets import (
     DatasetPart,
     find_source,
     load_official,
-    stratified,
     validation_positions,
 )
+from tuner.data.stratified import stratified
 from tuner.errors import DataError
 from tuner.storage.paths import AnyPath
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tuner.config import ModelConfig
-from tuner.data.datasets import quiet_network
+from tuner.data.known import quiet_network
 from tuner.errors import DataError
 from tuner.models.build import build_model
 from tuner.models.catalogue import find_weights

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from tuner.config import DataConfig, SearchConfig
-from tuner.data.datasets import KNOWN, find_source
+from tuner.data.datasets import find_source
+from tuner.data.known import KNOWN
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.passwords import is_hidden

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import ray
 
 from tuner.config import DataConfig, Resources
-from tuner.data.datasets import KNOWN
+from tuner.data.known import KNOWN
 from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, TunerError
 from tuner.storage.paths import AnyPath
