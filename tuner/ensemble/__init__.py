@@ -88,7 +88,6 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     # that cannot be written.
     _check_finite(plan)
     plan, networks = _copied(plan)
-    kitchen = plan.kitchen
     latencies = _time_members(plan, networks, say) if request.frontier else None
     if plan.splits.has_test:
         test, probs = _read_test(plan, networks, listed, say)

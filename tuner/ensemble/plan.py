@@ -56,8 +56,6 @@ class Plan:
     run: Run
     request: EnsembleRequest
     splits: Splits
-    data_dir: Path
-    """Where downloads and decoded images are kept."""
     pool: Pool
     kitchen: SoupMaker
     choice: Choice
@@ -116,6 +114,12 @@ class Plan:
     def left_out(self) -> tuple[Excluded, ...]:
         """Trials that are no members, and why."""
         return (*self.choice.left_out, *self.pool.left_out)
+
+    @property
+    def data_dir(self) -> Path:
+        """Where downloads and decoded images are kept."""
+        record = self.run.record
+        return located(record.data, record.data_dir, self.request.data, self.request.data_dir)[1]
 
     def networks(self, choice: Choice) -> dict[tuple[int, ...], Network]:
         """Return what a choice computes, by the positions of the candidates in it."""
@@ -260,7 +264,6 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: Sou
         run=run,
         request=request,
         splits=splits,
-        data_dir=data_dir,
         pool=pool,
         kitchen=kitchen,
         choice=choose(pool, chooser(request.method), request.method, calibrate=request.calibrate),
