@@ -154,8 +154,11 @@ def run_trials(
         seconds=request.seconds,
         gpu_seconds=request.gpu_hours * 3600,
     )
+    # The images of a run that goes on may have moved.
+    place: dict[str, Any] = {}
     if request.resume:
         write_text(run.path / SPACE, request.space_text)
+        place = {"data": request.data, "data_dir": str(request.data_dir)}
     run.update(
         status="running",
         search=request.search,
@@ -163,6 +166,7 @@ def run_trials(
         save_seconds=request.save_seconds,
         budget_seconds=_unless_endless(request.seconds),
         budget_gpu_hours=_unless_endless(request.gpu_hours),
+        **place,
         **request.record_entries,
     )
     tuner, recorder = make_tuner(run, proposer, budget, plan)
