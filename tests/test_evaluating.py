@@ -131,15 +131,37 @@ def test_a_folder_of_some_classes_is_measured_whole_with_the_users_own_paths(
 
 def test_of_train_and_test_the_test_part_is_read(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "test")
-    (tmp_path / "train" / "0").mkdir(parents=True)
-    (tmp_path / "train" / "0" / "0.png").write_bytes(b"not to be opened")
+    for label in ("3", "5", "9"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "0.png").write_bytes(b"not to be opened")
     labelled = find_labelled(str(tmp_path), 8, tmp_path)
     assert (labelled.part, len(labelled)) == ("test", 60)
     first = min((tmp_path / "test" / "3").iterdir())
-    assert labelled.files[0] == str(first)
+    assert labelled.name(0) == str(first)
     shutil.rmtree(tmp_path / "test")
     with pytest.raises(tuner.DataError, match="has no test images"):
         find_labelled(str(tmp_path), 8, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["zip", "gztar"])
+def test_an_archive_gives_the_figures_of_its_folder(
+    form: str, folder: Path, loaded: Ensemble, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "5" / "000.png").write_bytes(b"nothing")
+    archive = shutil.make_archive(str(tmp_path / "packed"), form, tmp_path / "data")
+    of_folder, of_archive = (
+        evaluate(loaded, find_labelled(str(place), 8, tmp_path))
+        for place in (tmp_path / "data", archive)
+    )
+    assert of_archive.fingerprint == of_folder.fingerprint
+    assert of_archive.scores.accuracy == of_folder.scores.accuracy
+    assert torch.equal(of_archive.confusion, of_folder.confusion)
+    assert len(of_archive.unreadable) == len(of_folder.unreadable) == 1
+    assert "5/000.png: cannot be read as an image" in of_archive.unreadable[0]
+    assert {Path(m.path).name for m in of_archive.mistakes} == {
+        Path(m.path).name for m in of_folder.mistakes
+    }
 
 
 def test_an_unknown_class_is_refused_before_an_image_is_read(

@@ -20,7 +20,7 @@ from PIL import Image
 import tuner
 from tuner.cli import main
 from tuner.deploy.predictor import Ensemble
-from tuner.deploy.stream import find_images, predict_files
+from tuner.deploy.stream import find_images, predict_paths
 from tuner.run.run import Run
 from tuner.storage.files import write_json
 
@@ -213,7 +213,7 @@ def test_files_come_in_order_with_the_unreadable_in_their_places(
     seen: list[str] = []
     probs: list[np.ndarray] = []
     errors: list[str | None] = []
-    for batch in predict_files(loaded, iter(files)):
+    for batch in predict_paths(loaded, iter(files)):
         assert len(batch.paths) <= loaded.batch_size
         seen += batch.paths
         errors += batch.errors
@@ -233,7 +233,7 @@ def test_no_more_is_read_ahead_than_two_batches(photos: Path, loaded: Ensemble) 
             taken += 1
             yield file
 
-    stream = predict_files(loaded, endless())  # type: ignore[arg-type]
+    stream = predict_paths(loaded, endless())  # type: ignore[arg-type]
     for number, _ in enumerate(islice(stream, 4), start=1):
         assert taken <= (number + 2) * loaded.batch_size
     stream.close()  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ from tuner.config import ModelConfig
 from tuner.deploy.predictor import Ensemble, EnsembleMember, LoadedNetwork
 from tuner.deploy.preprocessing import Preprocessing
 from tuner.deploy.rows import Rows
-from tuner.deploy.stream import decode_files, find_images, predict_files
+from tuner.deploy.stream import decode_files, find_images, predict_paths
 from tuner.models.build import build_model
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -88,7 +88,7 @@ def predict(ensemble: Ensemble, files: Sequence[str]) -> None:
     """Do what the command does once the ensemble is loaded."""
     rows = Rows(classes=ensemble.classes, form="csv")
     out = io.StringIO()
-    for batch in predict_files(ensemble, files):
+    for batch in predict_paths(ensemble, files):
         out.writelines(rows.lines(batch))
 
 
@@ -104,7 +104,9 @@ def bare(ensemble: Ensemble, count: int, batch_size: int) -> None:
 
 def decode(files: Sequence[str]) -> None:
     """Decode files as ``predict`` does, and no more."""
-    for _ in decode_files(Preprocessing(image_shape=(3, 32, 32)), files, 256):
+    for _ in decode_files(
+        Preprocessing(image_shape=(3, 32, 32)), zip(files, files, strict=True), 256
+    ):
         pass
 
 

@@ -65,7 +65,7 @@ def predict(
     from tuner.console import Console
     from tuner.deploy.predictor import read_ensemble
     from tuner.deploy.rows import Rows
-    from tuner.deploy.stream import predict_files
+    from tuner.deploy.stream import predict_paths
     from tuner.run.ensembles import find_ensemble
     from tuner.training.device import find_device
 
@@ -79,7 +79,7 @@ def predict(
     is_free = output is not None or not sys.stdout.isatty()
     with _opened(output) as out, progress_bar(console, count, is_free=is_free) as show:
         out.write(rows.head())
-        for batch in predict_files(found, files, tta=tta):  # type: ignore[arg-type]
+        for batch in predict_paths(found, files, tta=tta):  # type: ignore[arg-type]
             out.writelines(rows.lines(batch))
             out.flush()
             for error in filter(None, batch.errors):

@@ -45,16 +45,32 @@ class Decoded:
 
 
 class Fingerprint:
-    """SHA-256 of images, which may come in batches, and of their labels and classes."""
+    """SHA-256 of images, which may come in batches and in any order, their labels and classes."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
+        self._waiting: dict[int, Tensor | None] = {}
+        self._next = 0
         self._shape = [0]
 
     def add(self, images: Tensor) -> None:
         """Take the next images, uint8, shape (N, C, H, W)."""
         self._shape = [self._shape[0] + len(images), *images.shape[1:]]
         self._digest.update(images.contiguous().numpy().data)
+
+    def place(self, position: int, image: Tensor | None) -> None:
+        """Take one image out of its turn; what comes early waits.
+
+        Args:
+            position: Its turn, from 0; none may be left out.
+            image: uint8, shape (C, H, W); ``None`` for one that is no part of it after all.
+        """
+        self._waiting[position] = image
+        while self._next in self._waiting:
+            first = self._waiting.pop(self._next)
+            self._next += 1
+            if first is not None:
+                self.add(first[None])
 
     def of(self, labels: Tensor, classes: Sequence[str]) -> str:
         """Return the fingerprint in hexadecimal.

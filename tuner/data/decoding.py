@@ -106,6 +106,7 @@ def decode_file(
     *,
     resize: Resize = "squash",
     value_range: ValueRange | None = None,
+    name: str | None = None,
 ) -> np.ndarray:
     """Return the pixels of an image file, uint8, shape (size, size) or (size, size, 3).
 
@@ -117,6 +118,7 @@ def decode_file(
         mode: Grey or coloured.
         resize: How an image that is no square becomes one; not ``auto``.
         value_range: Of the training images, for what is deeper than 8 bits.
+        name: For messages, of what is no path.
 
     Raises:
         DataError: If it is missing or unreadable.
@@ -127,10 +129,9 @@ def decode_file(
             pixels = _decoded(image, size, mode, resize, value_range)
     # Damaged files raise whatever Pillow's parsers run into: OSError, SyntaxError, struct.error...
     except Exception as error:
-        name = source if isinstance(source, str | os.PathLike) else "image"
+        where = "image" if isinstance(source, io.BytesIO) else os.fspath(source)
         raise DataError(
-            f"{os.fspath(name)}: cannot be read as an image ({why_unread(error)}). Mend or remove "
-            "it."
+            f"{name or where}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
         ) from error
     if is_beyond and value_range is not None:
         warnings.warn(

@@ -1,6 +1,6 @@
 """Labelled images that a finished classifier is measured on: the one place that reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tuner.config import DataConfig
-from tuner.data.datasets import load_official
-from tuner.data.decoding import image_suffixes
+from tuner.data.datasets import find_files, load_official
+from tuner.data.decoding import Source, why_unread
 from tuner.data.known import KNOWN
-from tuner.data.trees import suffix_of
+from tuner.data.listing import Item, Listing
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
 
@@ -24,26 +24,52 @@ class Labelled:
     """Images with their classes: in files, or decoded where a data set is known by name."""
 
     source: str
-    """Name of the data set, or the folder in full."""
+    """Name of the data set, or its path in full."""
     part: LabelledPart
     """``all`` where the data have no parts."""
     classes: tuple[str, ...]
     labels: Tensor
     """int64, shape (N,), positions in ``classes``."""
-    files: tuple[str, ...] = ()
-    """Each image's file, as the user would write it."""
     images: Tensor | None = None
-    """uint8, shape (N, C, H, W), where there are no files."""
+    """uint8, shape (N, C, H, W), of a data set that is known by name."""
+    listing: Listing | None = None
+    items: tuple[Item, ...] = ()
+    """The images of any other, in the order of ``labels``."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def name(self, position: int) -> str:
+        """Return an image's file as the user would write it, or else its position."""
+        return self.listing.shown(self.items[position]) if self.listing else str(position)
+
+    @property
+    def broken(self) -> list[str]:
+        """Say which further files should be images and are none, and why."""
+        broken = self.listing.broken if self.listing else {}
+        return [f"{path}: cannot be read as an image ({why})" for path, why in broken.items()]
+
+    def read(self) -> Iterator[tuple[int, str, Source | DataError]]:
+        """Yield the position, the name and the content of each file, in the order that is fastest.
+
+        In place of a content that cannot be had it is the reason.
+        """
+        assert self.listing is not None
+        for position, opener in self.listing.read(self.items):
+            name = self.name(position)
+            try:
+                content: Source | DataError = opener()
+            # Archives raise what their parsers run into, as images do.
+            except Exception as error:
+                content = DataError(f"{name}: cannot be read as an image ({why_unread(error)})")
+            yield position, name, content
 
 
 def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
     """Find the images to measure on: the test part where there is one, else all of them.
 
     Args:
-        source: ``cifar10``, ``cifar100``, ``digits``, or a folder.
+        source: ``cifar10``, ``cifar100``, ``digits``, a folder, an archive or a manifest.
         size: In pixels, of a data set that is known by name.
         data_dir: Where downloads and decoded images are kept.
 
@@ -59,28 +85,19 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
             labels=official.images.labels,
             images=official.images.images,
         )
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    listing = find_files(source)
+    items = listing.parts["train"] if listing.is_whole else listing.parts.get("test", ())
+    if not items:
         raise DataError(
-            f"unknown dataset {source!r}{did_you_mean(source, KNOWN) or '.'} Give "
-            f"{', '.join(KNOWN)} or a folder of class folders."
+            f"{listing.base}: has no test images; to measure on others, name their folder"
         )
-    has_test = (folder / "test").is_dir()
-    if (folder / "train").is_dir() and not has_test:
-        raise DataError(f"{folder}: has no test images; to measure on others, name their folder")
-    root = folder / "test" if has_test else folder
-    classes = sorted(path.name for path in root.iterdir() if _is_shown(path) and path.is_dir())
-    found = [_files(root / name) for name in classes]
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in found]))
-    if not len(labels):
-        known = " ".join(sorted(image_suffixes()))
-        raise DataError(f"{root}: holds no images in class folders; they end in {known}")
     return Labelled(
-        source=str(folder.absolute()),
-        part="test" if has_test else "all",
-        classes=tuple(classes),
-        labels=labels,
-        files=tuple(file for files in found for file in files),
+        source=str(Path(source).expanduser().absolute()),
+        part="all" if listing.is_whole else "test",
+        classes=listing.classes,
+        labels=torch.tensor([item.label for item in items]),
+        listing=listing,
+        items=tuple(items),
     )
 
 
@@ -100,12 +117,3 @@ def check_classes(labelled: Labelled, known: Sequence[str]) -> Tensor:
             )
     positions = [known.index(name) if name in known else -1 for name in labelled.classes]
     return torch.tensor(positions)[labelled.labels]
-
-
-def _files(folder: Path) -> list[str]:
-    paths = (path for path in folder.iterdir() if suffix_of(path.name) in image_suffixes())
-    return sorted(str(path) for path in paths if _is_shown(path) and path.is_file())
-
-
-def _is_shown(path: Path) -> bool:
-    return not path.name.startswith(".")

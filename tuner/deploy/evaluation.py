@@ -11,7 +11,7 @@ from tuner.data.cache import Fingerprint
 from tuner.data.labelled import Labelled, LabelledPart, check_classes
 from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote
-from tuner.deploy.stream import predict_files
+from tuner.deploy.stream import ImageFile, predict_files
 from tuner.errors import DataError, StorageError
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
@@ -178,18 +178,19 @@ def evaluate(
     fingerprint = Fingerprint()
     votes: list[Vote] = []
     readable: list[Tensor] = []
-    unreadable: list[str] = []
+    unreadable = labelled.broken
     done = 0
-    for pixels, vote, errors in _votes(ensemble, labelled, tta):
+    for positions, pixels, vote, errors in _votes(ensemble, labelled, tta):
         is_read = torch.tensor([error is None for error in errors], dtype=torch.bool)
-        positions = done + is_read.nonzero().squeeze(1)
-        fingerprint.add(pixels)
+        left = iter(pixels)
+        for position, error in zip(positions.tolist(), errors, strict=True):
+            fingerprint.place(position, next(left) if error is None else None)
         votes.append(vote)
-        readable.append(positions)
+        readable.append(positions[is_read])
         unreadable += filter(None, errors)
         done += len(errors)
         for number, corruption in enumerate(corruptions if len(pixels) else ()):
-            hits[number] += _hits(ensemble, corruption, pixels, truth[positions], tta)
+            hits[number] += _hits(ensemble, corruption, pixels, truth[positions[is_read]], tta)
         progress(done)
     kept = torch.cat(readable)
     if not len(kept):
@@ -203,7 +204,7 @@ def evaluate(
         ),
         truth[kept],
         kept,
-        fingerprint=fingerprint.of(labelled.labels[kept], labelled.classes),
+        fingerprint=fingerprint.of(labelled.labels[kept.sort().values], labelled.classes),
         unreadable=tuple(unreadable),
         tta=ensemble.tta if tta is None else tta,
         corrupted=tuple(
@@ -246,11 +247,26 @@ def enter(evaluation: Evaluation) -> None:
 
 def _votes(
     ensemble: Ensemble, labelled: Labelled, tta: Tta | None
-) -> Iterator[tuple[Tensor, Vote, tuple[str | None, ...]]]:
-    """Yield prepared images, the vote on them, and why others of the batch could not be read."""
+) -> Iterator[tuple[Tensor, Tensor, Vote, tuple[str | None, ...]]]:
+    """Yield batch by batch what can be said of images.
+
+    Yields:
+        Their positions, the pixels of those that could be read, the vote on these, and of each
+        image why it could not be read, or ``None``.
+    """
     if labelled.images is None:
-        for batch in predict_files(ensemble, labelled.files, tta=tta):
-            yield batch.pixels, batch.vote, batch.errors
+        order: list[int] = []
+
+        def files() -> Iterator[ImageFile]:
+            for position, name, content in labelled.read():
+                order.append(position)
+                yield name, content
+
+        done = 0
+        for batch in predict_files(ensemble, files(), tta=tta):
+            positions = torch.tensor(order[done : done + len(batch.paths)])
+            done += len(batch.paths)
+            yield positions, batch.pixels, batch.vote, batch.errors
         return
     channels = labelled.images.shape[1]
     if channels != ensemble.image_shape[0]:
@@ -260,7 +276,8 @@ def _votes(
         )
     for start in range(0, len(labelled), ensemble.batch_size):
         pixels = labelled.images[start : start + ensemble.batch_size]
-        yield pixels, ensemble.vote(pixels, tta=tta), (None,) * len(pixels)
+        positions = torch.arange(start, start + len(pixels))
+        yield positions, pixels, ensemble.vote(pixels, tta=tta), (None,) * len(pixels)
 
 
 def _hits(
@@ -353,7 +370,7 @@ def _mistakes(
     for index in wrong[confidence[wrong].argsort(descending=True, stable=True)].tolist():
         position = int(kept[index])
         yield Mistake(
-            path=labelled.files[position] if labelled.files else str(position),
+            path=labelled.name(position),
             true=ensemble.classes[int(truth[index])],
             predicted=ensemble.classes[int(predicted[index])],
             confidence=confidence[index].item(),

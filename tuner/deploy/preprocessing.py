@@ -1,5 +1,6 @@
 """From any image to the pixels that an ensemble's networks take, as for the training images."""
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tuner.data.decoding import ImageMode, ValueRange, decode_file, resized, resized_pixels
+from tuner.data.decoding import ImageMode, Source, ValueRange, decode_file, resized, resized_pixels
 from tuner.deploy.graph import Resize
 from tuner.errors import DataError, UsageError
 from tuner.storage.local_storage import MOST_TENSORS
@@ -62,19 +63,29 @@ class Preprocessing:
         """Height and width in pixels."""
         return self.image_shape[1]
 
-    def file_pixels(self, path: str | os.PathLike[str]) -> np.ndarray:
+    def file_pixels(self, source: Source, name: str | None = None) -> np.ndarray:
         """Return the pixels of an image file, uint8, shape (H, W, C).
+
+        Args:
+            source: A path, or the file's bytes.
+            name: For messages, of what is no path.
 
         Raises:
             DataError: If it is missing or unreadable, or no plain file.
         """
-        try:
-            LOCAL.check_file(Path(path), most=MOST_TENSORS, is_own=True)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+        if not isinstance(source, io.BytesIO):
+            try:
+                LOCAL.check_file(Path(source), most=MOST_TENSORS, is_own=True)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"{source}: cannot be read as an image ({reason})") from error
         pixels = decode_file(
-            path, self.size, self.mode, resize=self.resize, value_range=self.value_range
+            source,
+            self.size,
+            self.mode,
+            resize=self.resize,
+            value_range=self.value_range,
+            name=name,
         )
         return self._shaped(pixels)
 

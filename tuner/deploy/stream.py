@@ -1,5 +1,6 @@
 """Many image files through an ensemble: decoded while it computes, in memory that stays flat."""
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.data.decoding import image_suffixes
+from tuner.data.decoding import Source, image_suffixes
 from tuner.data.trees import suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.preprocessing import Preprocessing, channels_first
@@ -34,7 +35,7 @@ class Batch:
     """Some files, in the order given, and the vote on those that could be read."""
 
     paths: tuple[str, ...]
-    """Of all."""
+    """The names of all."""
     errors: tuple[str | None, ...]
     """Why each could not be read, with its name; ``None`` for those that could."""
     pixels: Tensor
@@ -72,8 +73,19 @@ def _images_below(folder: str) -> list[str]:
     return images
 
 
-def predict_files(
+ImageFile = tuple[str, Source | DataError]
+"""A name for messages, and a path or content; in place of what cannot be had it is the reason."""
+
+
+def predict_paths(
     ensemble: Ensemble, paths: Iterable[str], *, tta: Tta | None = None
+) -> Iterator[Batch]:
+    """Have an ensemble look at files on disk; see ``predict_files``."""
+    return predict_files(ensemble, ((path, path) for path in paths), tta=tta)
+
+
+def predict_files(
+    ensemble: Ensemble, files: Iterable[ImageFile], *, tta: Tta | None = None
 ) -> Iterator[Batch]:
     """Have an ensemble look at files, a batch at a time.
 
@@ -82,10 +94,10 @@ def predict_files(
 
     Args:
         ensemble: Looks at them.
-        paths: Of the files; may be endless.
+        files: May be endless.
         tta: As for ``Ensemble.predict``.
     """
-    for names, errors, pixels in decode_files(ensemble.preprocessing, paths, ensemble.batch_size):
+    for names, errors, pixels in decode_files(ensemble.preprocessing, files, ensemble.batch_size):
         if len(pixels):
             vote = ensemble.vote(pixels, tta=tta)
         else:
@@ -99,24 +111,26 @@ def predict_files(
 Decoded = tuple[tuple[str, ...], tuple[str | None, ...], Tensor]
 
 
-def decode_files(prepare: Preprocessing, paths: Iterable[str], size: int) -> Iterator[Decoded]:
+def decode_files(
+    prepare: Preprocessing, files: Iterable[ImageFile], size: int
+) -> Iterator[Decoded]:
     """Yield batches of about ``size`` files: their names, why some cannot be read, the pixels.
 
     Args:
         prepare: How.
-        paths: Of the files; may be endless.
+        files: May be endless.
         size: At most so many at a time, rounded down to whole chunks.
     """
     threads = min(MOST_THREADS, torch.get_num_threads())
-    left = iter(paths)
+    left = iter(files)
     chunks: deque[Future[Decoded]] = deque()
     per_batch = max(1, size // CHUNK)
     alone = Lock()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def fill(count: int) -> None:
-        while len(chunks) < count and (names := tuple(islice(left, CHUNK))):
-            chunks.append(pool.submit(_decode_chunk, prepare, names, alone))
+        while len(chunks) < count and (some := tuple(islice(left, CHUNK))):
+            chunks.append(pool.submit(_decode_chunk, prepare, some, alone))
 
     try:
         fill(2 * per_batch)
@@ -133,25 +147,31 @@ def decode_files(prepare: Preprocessing, paths: Iterable[str], size: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_chunk(prepare: Preprocessing, names: tuple[str, ...], alone: Lock) -> Decoded:
+def _decode_chunk(prepare: Preprocessing, files: tuple[ImageFile, ...], alone: Lock) -> Decoded:
     channels, height, width = prepare.image_shape
-    pixels = np.empty((len(names), height, width, channels), dtype=np.uint8)
+    pixels = np.empty((len(files), height, width, channels), dtype=np.uint8)
     errors: list[str | None] = []
     count = 0
-    with alone if _are_small(names) else nullcontext():
-        for name in names:
+    with alone if _is_small(files[0][1]) else nullcontext():
+        for name, source in files:
             try:
-                pixels[count] = prepare.file_pixels(name)
+                if isinstance(source, DataError):
+                    raise source
+                pixels[count] = prepare.file_pixels(source, name)
             except DataError as error:
                 errors.append(str(error))
             else:
                 errors.append(None)
                 count += 1
-    return names, tuple(errors), channels_first(pixels[:count])
+    return tuple(name for name, _ in files), tuple(errors), channels_first(pixels[:count])
 
 
-def _are_small(names: tuple[str, ...]) -> bool:
+def _is_small(source: Source | DataError) -> bool:
+    if isinstance(source, DataError):
+        return True
+    if isinstance(source, io.BytesIO):
+        return source.getbuffer().nbytes <= SMALL
     try:
-        return os.stat(names[0]).st_size <= SMALL  # noqa: PTH116 - as in find_images.
+        return os.stat(source).st_size <= SMALL  # noqa: PTH116 - as in find_images.
     except (OSError, ValueError):
         return True
