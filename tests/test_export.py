@@ -15,7 +15,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,11 +23,12 @@ from tests.test_custom import NETS
 from tests.test_models import SMALL
 from tuner.cli import main
 from tuner.config import ModelConfig
+from tuner.data.decoding import decode_file, resized
 from tuner.deploy import export
 from tuner.deploy.export import Format, check_fits_onnx, export_graph, open_exported
 from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize, resize
 from tuner.deploy.predictor import Ensemble, EnsembleMember, LoadedNetwork
-from tuner.deploy.samples import samples_in, samples_of
+from tuner.deploy.samples import read_pixels, samples_in
 from tuner.errors import DataError, TunerError, UsageError
 from tuner.models.build import build_model
 from tuner.run.run import Run
@@ -65,7 +65,9 @@ def settled(model: ModelConfig) -> nn.Module:
     return network.eval()
 
 
-def ensemble_of(*models: ModelConfig, tta: str = "flip+shift", path: Path) -> Ensemble:
+def ensemble_of(
+    *models: ModelConfig, tta: str = "flip+shift", resize: Resize = "squash", path: Path
+) -> Ensemble:
     """Return an ensemble of networks that nobody has trained, each mixed in another way."""
     count = len(models)
     shares = [2 * (number + 1) / (count * (count + 1)) for number in range(count)]
@@ -97,7 +99,7 @@ def ensemble_of(*models: ModelConfig, tta: str = "flip+shift", path: Path) -> En
             "method": "weighted",
             "classes": list(CLASSES),
             "temperature": 0.7,
-            "preprocessing": {"image_shape": [3, SIZE, SIZE], "tta": tta},
+            "preprocessing": {"image_shape": [3, SIZE, SIZE], "tta": tta, "resize": resize},
             "members": [{"file": member.file} for member in members],
         },
         metrics={},
@@ -144,30 +146,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Exported
 SIDES = [(64, 64), (375, 500), (33, 31), (32, 40), (8, 9), (1, 1), (5, 700), (32, 32)]
 
 
-def resized_by_torch(images: Tensor, size: int, how: Resize) -> Tensor:
-    """Return images, uint8 (N, C, H, W), as squares: cropped or padded by slices."""
-    sides = (height, width) = images.shape[2:]
-    inner = (size, size)
-    if how == "crop":
-        side = min(sides)
-        top, left = (height - side) // 2, (width - side) // 2
-        images = images[:, :, top : top + side, left : left + side]
-    elif how == "pad":
-        scale = size / max(sides)
-        inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-    images = F.interpolate(images, size=inner, mode="bilinear", antialias=True)
-    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
-    return F.pad(images, (left, size - inner[1] - left, top, size - inner[0] - top))
-
-
 @pytest.mark.parametrize("how", get_args(Resize))
 @pytest.mark.parametrize("sides", SIDES)
-def test_images_are_resized_as_by_torch_to_the_last_bit(
+def test_images_are_resized_as_for_training_to_the_last_bit(
     sides: tuple[int, int], how: Resize
 ) -> None:
     for channels, size in ((3, 32), (1, 7)):
         images = some_images(2, channels, *sides)
-        expected = resized_by_torch(images, size, how)
+        expected = resized(images, size, how)
         torch.testing.assert_close(resize(images, size, how), expected, rtol=0, atol=0)
 
 
@@ -178,27 +164,34 @@ def test_images_of_the_right_size_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
-def test_squares_that_are_cropped_or_padded_are_exported(how: Resize, tmp_path: Path) -> None:
-    ensemble = ensemble_of(own("make_linear"), path=tmp_path)
-    graph = EnsembleGraph(
-        ensemble.graph().members, image_shape=(3, SIZE, SIZE), resize=how, temperature=1.0
-    )
-
-    def predict(images: Any) -> np.ndarray:
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        (member,) = graph.members
-        return member(resized_by_torch(pixels, SIZE, how)).numpy()
-
-    made = export_graph(
-        graph,
-        tmp_path / "ensemble",
-        "onnx",
-        name="top1",
-        description=ensemble.description,
-        predict=predict,
-        samples=samples_of(some_images(2, 9, 30, 3).numpy()),
-    )
+def test_squares_that_are_cropped_or_padded_are_exported(
+    how: Resize, photos: Path, tmp_path: Path
+) -> None:
+    ensemble = ensemble_of(own("make_linear"), resize=how, path=tmp_path)
+    made = ensemble.export(tmp_path / "ensemble.onnx", check=photos)
     assert made.compared.max_difference < 1e-6
+    squashed = ensemble_of(own("make_linear"), path=tmp_path).predict(photos / "wide.jpg")
+    assert np.abs(ensemble.predict(photos / "wide.jpg") - squashed).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["turned", "transparent", "deep", "palette"])
+def test_files_are_compared_on_the_pixels_that_predict_reads(kind: str, tmp_path: Path) -> None:
+    file, value_range = tmp_path / "image.png", None
+    pixels = some_images(SIZE, SIZE, 4).numpy()
+    image = Image.fromarray(pixels[:, :, :3])
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(file, exif=exif)
+    elif kind == "transparent":
+        Image.fromarray(pixels).save(file)
+    elif kind == "deep":
+        Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 16).save(file)
+        value_range = (0.0, 4095.0)
+    else:
+        image.quantize(16).save(file)
+    expected = decode_file(file, SIZE, value_range=value_range)
+    np.testing.assert_array_equal(read_pixels(file, "RGB", value_range), expected)
 
 
 @every_format

@@ -180,6 +180,25 @@ def resized_pixels(
         ValueError: If it is deeper than 8 bits and there is no ``value_range``, or it holds values
             that are no numbers.
     """
+    converted = plain_image(image, mode, value_range)
+    if converted.size != (size, size):
+        converted = _square(converted, size, resize)
+    return np.asarray(converted)
+
+
+def plain_image(
+    image: Image.Image, mode: ImageMode = "RGB", value_range: ValueRange | None = None
+) -> Image.Image:
+    """Return an image upright, opaque and with 8 bits a channel, as large as it is.
+
+    Args:
+        image: Of any mode.
+        mode: Grey or coloured.
+        value_range: As in ``decode_file``.
+
+    Raises:
+        ValueError: As ``resized_pixels``.
+    """
     image = _upright(image)
     if is_deep(image.mode):
         image = _scaled(image, value_range)
@@ -187,10 +206,7 @@ def resized_pixels(
         colours = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")
         image.alpha_composite(colours)
-    converted = image.convert(mode)
-    if converted.size != (size, size):
-        converted = _square(converted, size, resize)
-    return np.asarray(converted)
+    return image.convert(mode)
 
 
 def is_deep(mode: str) -> bool:

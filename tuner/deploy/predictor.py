@@ -221,7 +221,7 @@ class Ensemble:
             predict=self.predict,
             samples=self._kept_samples()
             if check is None
-            else samples_in(Path(check), self.preprocessing.mode),
+            else samples_in(Path(check), self.preprocessing.mode, self.preprocessing.value_range),
         )
 
     def graph(self) -> EnsembleGraph:

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tuner.data.decoding import ImageMode, image_suffixes
+from tuner.data.decoding import (
+    ImageMode,
+    ValueRange,
+    image_suffixes,
+    open_image,
+    plain_image,
+    why_unread,
+)
 from tuner.errors import DataError
 
 MOST_FILES = 100
@@ -38,10 +45,17 @@ def samples_of(images: np.ndarray) -> Iterator[Sample]:
     yield Sample(images=np.stack([_pixels(image) for image in enlarged]))
 
 
-def samples_in(folder: Path, mode: ImageMode) -> Iterator[Sample]:
+def samples_in(
+    folder: Path, mode: ImageMode, value_range: ValueRange | None = None
+) -> Iterator[Sample]:
     """Return images of a folder and those in it, at their full size: up to 100, evenly chosen.
 
     They are read one by one, as they are asked for.
+
+    Args:
+        folder: Files in it that are no images are passed by.
+        mode: Grey or coloured.
+        value_range: Of the training images, for what is deeper than 8 bits.
 
     Raises:
         DataError: If there is none or, later, if one is unreadable.
@@ -54,22 +68,22 @@ def samples_in(folder: Path, mode: ImageMode) -> Iterator[Sample]:
         raise DataError(f"{folder}: no images there; they end in {' '.join(sorted(suffixes))}")
     count = min(len(files), MOST_FILES)
     chosen = (files[number * len(files) // count] for number in range(count))
-    return (Sample(images=read_pixels(file, mode)[None], file=file) for file in chosen)
+    return (Sample(images=read_pixels(file, mode, value_range)[None], file=file) for file in chosen)
 
 
-def read_pixels(path: Path, mode: ImageMode) -> np.ndarray:
+def read_pixels(path: Path, mode: ImageMode, value_range: ValueRange | None = None) -> np.ndarray:
     """Return an image's pixels at full size, uint8, shape (H, W, C).
 
     Raises:
         DataError: If it is missing or unreadable.
     """
     try:
-        with Image.open(path) as image:
-            return _pixels(image.convert(mode))
+        with open_image(path) as image:
+            return _pixels(plain_image(image, mode, value_range))
     # As for decode_file: damaged files raise whatever Pillow's parsers run into.
     except Exception as error:
         raise DataError(
-            f"{path}: cannot be read as an image ({error}). Mend or remove it."
+            f"{path}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
         ) from error
 
 
