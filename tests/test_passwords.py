@@ -10,7 +10,7 @@ from tuner.passwords import hide_passwords, is_hidden
 from tuner.run.run import Run
 from tuner.space import load_space
 from tuner.tuning.request import make_search_request
-from tuner.tuning.sampling.study import check_study_free
+from tuner.tuning.sampling.study_copy import StudyPlace
 
 URL = "postgresql://me:hunter2@db:5432/optuna"
 
@@ -71,5 +71,5 @@ def test_a_search_goes_on_when_it_is_given_again(tmp_path: Path) -> None:
 
 def test_a_database_that_cannot_be_used_is_named_without_it() -> None:
     with pytest.raises(UsageError, match=r"nosuchdb://me:\*\*\*@db") as refusal:
-        check_study_free("nosuchdb://me:hunter2@db/x", "a")
+        StudyPlace("nosuchdb://me:hunter2@db/x", "a", "mark").check_free()
     assert "hunter2" not in str(refusal.value)

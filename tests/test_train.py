@@ -17,6 +17,7 @@ from tuner.config import (
     AdamW,
     Augment,
     Cosine,
+    DataConfig,
     Lion,
     ModelConfig,
     Muon,
@@ -403,7 +404,7 @@ def test_no_test_image_can_be_reached_from_what_it_is_given(digits: Splits) -> N
     held = [
         getattr(digits, field.name)
         for field in dataclasses.fields(digits)
-        if not isinstance(getattr(digits, field.name), str | tuple | bool)
+        if not isinstance(getattr(digits, field.name), str | tuple | bool | DataConfig)
     ]
     assert held == [digits.train, digits.val]
     assert len(digits.train) + len(digits.val) == 1797 - 359

@@ -204,7 +204,7 @@ def test_code_that_only_a_checkpoint_holds_never_runs(
     ):
         code, err = call(*words, "--trust-code")
         assert code == 1
-        assert f"{file}: not a usable checkpoint: the model in it (custom) is not the one" in err
+        assert f"{file}: not a usable checkpoint: the model in it ('custom') is not the one" in err
     assert not canary.exists()
     assert not (finished_run.path / "test_readings.jsonl").exists()
 

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
 import rich.console
 from rich.segment import Segment
@@ -51,6 +51,19 @@ def shortened(message: str) -> str:
 
 class Console(rich.console.Console):
     """A console that shows what cannot be seen, but for its own colours and movements."""
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream beneath all that show what cannot be seen, and beneath rich's own."""
+        stream = rich.console.Console.file.__get__(self)
+        # A live display lays a stream of its own over ours.
+        while (beneath := getattr(stream, "rich_proxied_file", None)) is not None:
+            stream = beneath
+        return cast("IO[str]", stream)
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Turn a string into text; here, so that a cell is as wide as what is shown."""
