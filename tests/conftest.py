@@ -15,7 +15,7 @@ from hypothesis import settings
 from tests.stores import S3Server, s3_server
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits, load_splits
-from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.request import EnsembleRequest
 from tuner.metrics.predict import accuracy_and_nll
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
@@ -158,7 +158,7 @@ def run_with_ensemble(trained_run: Run, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(trained_run.path, folder)
     run = Run.open(folder)
     request = EnsembleRequest(top=3, name="all", calibrate=True)
-    with planned(run, request, devices=[torch.device("cpu")]) as plan:
+    with planning(run, request, devices=[torch.device("cpu")]) as plan:
         make_ensemble(plan)
     return run
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.conftest import record_probs
 from tuner.data.splits import Splits
-from tuner.ensemble import latency, make_ensemble, planned
+from tuner.ensemble import latency, make_ensemble, planning
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
@@ -38,19 +38,19 @@ CPU = torch.device("cpu")
 
 
 @contextmanager
-def planning(run: Run, top: int = 3, **asked: Any) -> Iterator[Plan]:
-    with planned(run, EnsembleRequest(top=top, **asked), devices=[CPU]) as plan:
+def made_plan(run: Run, top: int = 3, **asked: Any) -> Iterator[Plan]:
+    with planning(run, EnsembleRequest(top=top, **asked), devices=[CPU]) as plan:
         yield plan
 
 
 def choose(run: Run, top: int = 3, **asked: Any) -> Plan:
     """Choose members and read no test image."""
-    with planning(run, top, **asked) as plan:
+    with made_plan(run, top, **asked) as plan:
         return plan
 
 
 def ensemble(run: Run, top: int = 3, **asked: Any) -> EnsembleResult:
-    with planning(run, top, **asked) as plan:
+    with made_plan(run, top, **asked) as plan:
         return make_ensemble(plan)
 
 
@@ -224,7 +224,7 @@ def test_the_pool_bounds_the_choice(finished_run: Run) -> None:
 def test_a_maximum_of_members_refuses_no_smaller_run(finished_run: Run, method: Method) -> None:
     said: list[str] = []
     request = EnsembleRequest(top=5, method=method)
-    with planned(finished_run, request, devices=[CPU], say=said.append) as plan:
+    with planning(finished_run, request, devices=[CPU], say=said.append) as plan:
         assert 1 <= len(plan.choice.members) <= 3
     assert "candidates: 3, fewer than --top 5" in said
 
@@ -300,7 +300,7 @@ def test_a_frontier_takes_the_times_that_members_were_chosen_by(
     monkeypatch.setattr(latency, "MIN_SECONDS", 0.02)
     said: list[str] = []
     request = EnsembleRequest(top=3, frontier=True, max_latency_ms=60_000)
-    with planned(finished_run, request, devices=[CPU], say=said.append) as plan:
+    with planning(finished_run, request, devices=[CPU], say=said.append) as plan:
         points = make_ensemble(plan, say=said.append).frontier
         assert plan.pool.latencies is not None
         times = {t.number: m for t, m in zip(plan.pool.trials, plan.pool.latencies, strict=True)}

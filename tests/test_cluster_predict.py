@@ -10,7 +10,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from tuner.data.splits import Splits
-from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.members import Local, Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import ClusterError, TunerError
@@ -42,9 +42,9 @@ def test_members_are_computed_on_the_cluster(
         torch.testing.assert_close(there, Local([CPU])(networks, digits.val.images, "flip"))
 
         request = EnsembleRequest(top=2)
-        with planned(finished_run, request, devices=[CPU], predict=predict) as plan:
+        with planning(finished_run, request, devices=[CPU], predict=predict) as plan:
             spread_out = make_ensemble(plan)
-        with planned(finished_run, request, devices=[CPU]) as plan:
+        with planning(finished_run, request, devices=[CPU]) as plan:
             here = make_ensemble(plan)
         assert spread_out.ensemble.test.nll == pytest.approx(here.ensemble.test.nll, rel=1e-5)
 

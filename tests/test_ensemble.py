@@ -17,7 +17,7 @@ from tuner.config import TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_test
 from tuner.deploy.predictor import read_ensemble
-from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.request import EnsembleRequest, Method
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import NoUsableTrials, TunerError, UsageError
@@ -45,7 +45,7 @@ FILES = {
 
 def ensemble(run: Run, top: int = 3, name: str = "all", **asked: Any) -> EnsembleResult:
     request = EnsembleRequest(top=top, name=name, **asked)
-    with planned(run, request, devices=[CPU]) as plan:
+    with planning(run, request, devices=[CPU]) as plan:
         return make_ensemble(plan)
 
 
@@ -253,7 +253,7 @@ def test_members_of_earlier_versions_have_the_same_floor_on_validation_and_test(
     for trial in finished_run.trials()[:2]:
         write_val_probs(trial.path, trial.val_probs().astype(np.float16))
     old = {trial.number for trial in finished_run.trials()[:2]}
-    with planned(
+    with planning(
         finished_run, EnsembleRequest(top=3, name="mixed", calibrate=True), devices=[CPU]
     ) as plan:
         result = make_ensemble(plan)
@@ -368,7 +368,7 @@ def test_a_damaged_member_reads_no_test_image(finished_run: Run, file: str) -> N
 
 
 def test_a_member_that_goes_after_the_choice_reads_no_test_image(finished_run: Run) -> None:
-    with planned(finished_run, EnsembleRequest(top=2), devices=[CPU]) as plan:
+    with planning(finished_run, EnsembleRequest(top=2), devices=[CPU]) as plan:
         plan.pool.trials[1].checkpoint.unlink()
         with pytest.raises(TunerError, match="checkpoint"):
             make_ensemble(plan)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
-from tuner.models.cost import excess
+from tuner.models.cost import limit_violation
 from tuner.models.speednet import SpeedNet
 from tuner.space import load_space
 from tuner.training.loop import predict_epoch_seconds, train
@@ -33,7 +33,7 @@ def sampler_of(folder: Path, *overrides: str) -> Sampler:
     return Sampler(
         space,
         space.search,
-        excess=lambda config: excess(config.model, space.constraints, 10, IMAGE),
+        limit_violation=lambda config: limit_violation(config.model, space.constraints, 10, IMAGE),
     )
 
 
@@ -43,7 +43,7 @@ def test_what_exceeds_a_limit_is_drawn_again_and_counted(kind: str, tmp_path: Pa
     for number in range(12):
         config = sampler.ask(number)
         assert config is not None
-        assert not excess(config.model, sampler.space.constraints, 10, IMAGE)
+        assert not limit_violation(config.model, sampler.space.constraints, 10, IMAGE)
         sampler.tell(number, "failed", [])
     assert sampler.num_accepted == 12
     assert 0 < sampler.num_refused <= 6

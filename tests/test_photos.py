@@ -19,7 +19,7 @@ from tuner.cli import cli
 from tuner.config import DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.deploy.predictor import read_ensemble
-from tuner.ensemble import make_ensemble, planned
+from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import DataError
@@ -91,7 +91,7 @@ def tested_folder(folder: Path) -> Path:
 def combine(run: Run, said: list[str] | None = None, **asked: Any) -> EnsembleResult:
     say = (lambda message: None) if said is None else said.append
     request = EnsembleRequest(top=2, **asked)
-    with planned(run, request, devices=[CPU], say=say) as plan:
+    with planning(run, request, devices=[CPU], say=say) as plan:
         return make_ensemble(plan, say=say)
 
 
@@ -107,7 +107,7 @@ def test_without_test_images_figures_are_cross_fitted_and_said_to_be(
     run = make_run(folder, tmp_path)
     said: list[str] = []
     request = EnsembleRequest(top=2, method=method, compare=True, frontier=method == "vote")  # type: ignore[arg-type]
-    with planned(run, request, devices=[CPU]) as plan:
+    with planning(run, request, devices=[CPU]) as plan:
         result = make_ensemble(plan, say=said.append)
         expected = score(plan.choice.crossfit, plan.pool.labels)
     assert result.ensemble.test == result.ensemble.crossfit == expected

@@ -393,7 +393,7 @@ def combine(
         DataError: If images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged, each in a line.
     """
-    from tuner.ensemble import make_ensemble, planned
+    from tuner.ensemble import make_ensemble, planning
     from tuner.ensemble.request import METHODS, Diverse, EnsembleRequest
     from tuner.metrics.predict import Tta
     from tuner.training.device import find_devices
@@ -427,7 +427,7 @@ def combine(
         console.print(message, markup=False)
 
     found = _as_run(run, storage)
-    with planned(found, request, devices=find_devices(device), say=say) as plan:
+    with planning(found, request, devices=find_devices(device), say=say) as plan:
         result = make_ensemble(plan, say=say)
     return load_ensemble(result.path, device=device, trust_code=trust_code)
 

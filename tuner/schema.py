@@ -192,7 +192,7 @@ class Anything:
 
 PLAIN = (bool, int, float, str)
 MOST_LEVELS = 20
-"""Of mappings and lists in each other, where nothing else says what may stand there."""
+"""The most mappings and lists in each other, where nothing else says what may stand there."""
 
 Schema = (
     Scalar | Record | Tagged | Opaque | FreeForm | ListOf | MappingOf | Maybe | AnyOf | Anything

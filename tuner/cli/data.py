@@ -17,7 +17,7 @@ from tuner.cli.options import (
 from tuner.cli.output import make_console, print_json, print_table
 
 MOST_FILES = 20
-"""Of those left out for one reason that are named on a terminal."""
+"""The most files left out for one reason that are named on a terminal."""
 
 
 @click.group()

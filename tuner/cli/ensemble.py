@@ -96,7 +96,7 @@ def ensemble(
     Members, weights and temperature are chosen on validation images, from what each trial has left
     in the run folder; it may be searched still.
     """
-    from tuner.ensemble import make_ensemble, planned
+    from tuner.ensemble import make_ensemble, planning
     from tuner.ensemble.request import EnsembleRequest
     from tuner.run.run import find_run
     from tuner.training.device import find_devices
@@ -113,7 +113,7 @@ def ensemble(
 
             predict = stack.enter_context(spread(address))
         plan = stack.enter_context(
-            planned(run, request, devices=find_devices(device), predict=predict, say=say)
+            planning(run, request, devices=find_devices(device), predict=predict, say=say)
         )
         if dry_run:
             print_json(plan.to_plain()) if as_json else print_plan(plan.to_plain(), plan.left_out)

@@ -100,8 +100,8 @@ def print_forecast(forecast: "Forecast") -> None:
         f"{forecast.measured_seconds:.0f} s."
     )
     alike = Counter(
-        f"{misfit.family}, {_number(misfit.parameters)} parameters: {misfit.reason}"
-        for misfit in forecast.misfits
+        f"{entry.family}, {_number(entry.parameters)} parameters: {entry.reason}"
+        for entry in forecast.misfits
     )
     for line, number in alike.items():
         click.echo(f"Would not fit: {line}" + (f" ({number} configurations)" * (number > 1)))

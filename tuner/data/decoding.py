@@ -68,7 +68,7 @@ class Met:
     smallest: tuple[int, int] = (0, 0)
     """Width and height; of the image of the fewest pixels."""
     median: tuple[int, int] = (0, 0)
-    """Of widths and of heights, each by itself."""
+    """The medians of widths and of heights, each by itself."""
     largest: tuple[int, int] = (0, 0)
     aspect: float = 1.0
     """Median ratio of the longer side to the shorter one."""

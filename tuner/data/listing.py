@@ -23,7 +23,7 @@ class Item:
     """One image."""
 
     name: str
-    """Of its file in the tree, or of the table that holds it."""
+    """The path of its file in the tree, or of the table that holds it."""
     label: int
     row: int = -1
     """In the table."""

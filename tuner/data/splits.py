@@ -20,7 +20,7 @@ from tuner.errors import DataError
 from tuner.storage.paths import AnyPath
 
 LEAST_STD = 1 / 255
-"""Of a channel, so that it may divide; where none has as much, there is nothing to learn from."""
+"""A channel's least divisor; where no channel varies as much, there is nothing to learn from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 TEST_SHARE = 0.2
-"""Of images that come without any split, and of scikit-learn's digits, which do, too."""
+"""The part of images without any split that is for testing; also of scikit-learn's digits."""
 SPLIT_SEED = 20120401
 """The same for every run: only so can validation probabilities of different runs be combined."""
 

@@ -37,12 +37,12 @@ class Table:
     """A table of images: one entry of each list a row."""
 
     name: str
-    """Of its file in the tree."""
+    """The path of its file in the tree."""
     labels: list[Any]
     """``None`` where a row has none."""
     splits: list[Any] | None
     paths: list[str] | None
-    """Of the image files; ``None`` if the table holds the images."""
+    """The image files' paths; ``None`` if the table holds the images."""
     image_column: str
     first_line: int | None
     """Line of the first row in a text; ``None`` for rows that are counted from 0."""

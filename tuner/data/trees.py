@@ -24,7 +24,7 @@ from tuner.errors import DataError
 MOST_FILES = 5_000_000
 """Files of a folder or an archive; a whole disk has more."""
 MOST_BYTES = 2**30
-"""Of one file in an archive, which is read at once."""
+"""The most bytes of one file in an archive, which is read at once."""
 MOST_RATIO = 200
 """Times its own size that an archive unpacks to; images are hardly compressible."""
 CACHE = ".cifar-tune"

@@ -51,12 +51,12 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 """Most difference of a probability from torch's."""
 ONNX_MOST_BYTES = 2**31 - 2**24
-"""Of weights: a file may not reach 2 GiB, and its graph needs some room, too."""
+"""The most bytes of weights: a file may not reach 2 GiB, and its graph needs some room, too."""
 TIMED_BATCHES = (1, 32)
 MOST_REASON = 200
 """Characters of what a network could not be exported for."""
 MIN_SECONDS, MIN_CALLS = 0.1, 5
-"""Of each measurement."""
+"""Each measurement takes at least this long, and as many calls."""
 
 Run = Callable[[np.ndarray], np.ndarray]
 """From images, uint8 (N, H, W, C), to probabilities, float32 (N, K)."""
@@ -71,7 +71,7 @@ class Latency:
     num_images: int
     exported_ms: float
     torch_ms: float
-    """Of the ensemble itself."""
+    """The time that the ensemble itself takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 BATCH = 256
 """Images that are prepared at a time at most; fewer where they are larger than CIFAR's."""
 BATCH_ON_CPU = 32
-"""Of these, what a CPU computes at a time. Of 256, the layers' outputs are so large that memory is
-asked of the system for each and given back: five default CNNs take twice the processor time."""
+"""Images of this size that a CPU computes at a time. With 256, the layers' outputs are so large
+that memory is asked of the system for each and given back: five default CNNs take twice the
+processor time."""
 PIXELS = 32 * 32
-"""Of CIFAR's images, to which the numbers above belong."""
+"""The pixels of CIFAR's images, to which the numbers above belong."""
 SAME, OTHER = 0.001, 0.02
 """Most mean difference from a probe that was computed in the same way, and in another."""
 PROBE_STEP, PROBE_SECONDS = 8, 1.0
@@ -64,9 +65,9 @@ class Vote:
     """What an ensemble says of images, and what each of its members does."""
 
     probs: Tensor
-    """Of the ensemble, float64, shape (N, K)."""
+    """The ensemble's probabilities, float64, shape (N, K)."""
     members: Tensor
-    """Of each member alone, before its temperature, shape (M, N, K)."""
+    """The probabilities of each member alone, before its temperature, shape (M, N, K)."""
 
     @property
     def disagreement(self) -> Tensor:

@@ -39,7 +39,7 @@ class Batch:
     errors: tuple[str | None, ...]
     """Why each could not be read, with its name; ``None`` for those that could."""
     pixels: Tensor
-    """Of those that could, uint8, shape (N, C, H, W)."""
+    """The images that could be read, uint8, shape (N, C, H, W)."""
     vote: Vote
 
 

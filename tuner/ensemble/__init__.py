@@ -32,7 +32,7 @@ Key = tuple[int, ...]
 
 
 @contextmanager
-def planned(
+def planning(
     run: Run,
     request: EnsembleRequest,
     *,

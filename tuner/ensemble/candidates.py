@@ -41,7 +41,7 @@ class Candidate:
 
     recorded: Recorded
     probs: Tensor
-    """Of the validation images, float32, shape (N, K)."""
+    """Probabilities of the validation images, float32, shape (N, K)."""
     digest: str
     """SHA-256 of their file."""
 

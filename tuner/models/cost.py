@@ -74,7 +74,7 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
     return Cost(parameters=parameters, flops=counter.get_total_flops())
 
 
-def excess(
+def limit_violation(
     config: ModelConfig, constraints: Constraints, num_classes: int, image_shape: ImageShape
 ) -> str:
     """Say by what the network exceeds its limits; nothing if it keeps them.

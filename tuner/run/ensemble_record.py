@@ -27,7 +27,7 @@ class EnsembleMember:
     model: Annotated[ModelConfig, Opaque] | None = None
     """``None`` in ensembles of earlier versions: then the file alone says what it is."""
     sha256: str | None = None
-    """Of the file; ``None`` where it was not recorded."""
+    """The file's hash; ``None`` where it was not recorded."""
     trial: Amount | None
     """``None`` for a soup."""
     soup_of: tuple[Amount, ...] = ()
@@ -102,7 +102,7 @@ class EnsembleRecord:
     image_size: Count | None = None
     """As the run's ``DataConfig`` has it."""
     temperature: Positive
-    """Of the vote."""
+    """The temperature of the vote."""
     preprocessing: PreprocessingRecord
     members: tuple[EnsembleMember, ...]
     data: DataRecord | None = None

@@ -101,7 +101,7 @@ class Reading:
     by: str
     """The command."""
     name: str = ""
-    """Of the ensemble."""
+    """The ensemble's name."""
     method: str = ""
     trials: tuple[int, ...] = ()
     """Its members."""
@@ -109,7 +109,7 @@ class Reading:
     """The methods that were scored by the same reading."""
     tta: str = "none"
     fingerprint: str = ""
-    """Of the images."""
+    """The images' fingerprint."""
     data: str | None = None
     part: str | None = None
     images: Amount | None = None

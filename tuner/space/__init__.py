@@ -119,7 +119,7 @@ FILE = Record(
 """The top level of a file, but for ``baseline``, a list."""
 TOP_LEVEL = (*FILE.fields, "baseline")
 MOST_MISTAKES = 20
-"""Of a space, told at once."""
+"""The most mistakes of a space that are told at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ class Holder:
     """What a lock tells of the process that has it."""
 
     token: str
-    """Of this process alone."""
+    """A word that this process alone knows."""
     host: str
     pid: int
     renewed: float = 0.0

@@ -58,10 +58,14 @@ def load_all_initial_weights(
 ) -> dict[str, InitialWeights]:
     """Load what any of ``models`` starts from, by ``start_key``; see ``load_initial_weights``."""
     wanted = {start_key(model): model for model in models}
-    starts = {
+    initial_weights = {
         key: load_initial_weights(m, classes, image_shape, storage) for key, m in wanted.items()
     }
-    return {key: start for key, start in starts.items() if key is not None and start is not None}
+    return {
+        key: start
+        for key, start in initial_weights.items()
+        if key is not None and start is not None
+    }
 
 
 def load_initial_weights(

@@ -301,7 +301,9 @@ def refit(request: RefitRequest, console: Console) -> Run:
     models = [config.model for config in plan.configs]
     whose = request.source.path if request.source else request.storage / request.name
     check_trusted(request, code_of(models), whose)
-    starts = load_all_initial_weights(models, splits.classes, splits.image_shape, request.storage)
+    initial_weights = load_all_initial_weights(
+        models, splits.classes, splits.image_shape, request.storage
+    )
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
@@ -316,7 +318,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
             )
         payload = {
             "data": pack(splits),
-            "starts": pack_initial_weights(starts),
+            "initial_weights": pack_initial_weights(initial_weights),
             "compile_mode": request.compile_mode,
         }
         proposer = FixedProposer(finalists(plan, request.search.seed))

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tuner.config import TrialConfig
 from tuner.data.splits import Splits, load_splits
-from tuner.models.cost import excess
+from tuner.models.cost import limit_violation
 from tuner.models.trust import code_of, remember
 from tuner.run.check import check_records
 from tuner.run.layout import PLAN
@@ -57,11 +57,11 @@ def search(request: SearchRequest, console: Console) -> Run:
     settle_code(request)
     splits = load_splits(request.data, request.data_dir)
     tell_notes(splits, console)
-    starts = load_all_initial_weights(
+    initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):
-        sampler = Sampler(space, request.search, excess=excess_of(space, splits))
+        sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
         plan = request.plan_path(splits, capacity)
         if request.resume:
             # It was a plan of one search, not of parts of it.
@@ -76,7 +76,7 @@ def search(request: SearchRequest, console: Console) -> Run:
 
         payload = {
             "data": pack(splits),
-            "starts": pack_initial_weights(starts),
+            "initial_weights": pack_initial_weights(initial_weights),
             "compile_mode": request.compile_mode,
             "epoch_seconds": space.constraints.epoch_seconds,
         }
@@ -127,9 +127,9 @@ def settle_code(request: SearchRequest) -> None:
     check_trusted(request, code_of(space.models_with_code()), whose)
 
 
-def excess_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
+def limit_violation_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
     """Return what says by what a configuration exceeds the space's limits."""
-    return lambda config: excess(
+    return lambda config: limit_violation(
         config.model, space.constraints, len(splits.classes), splits.image_shape
     )
 

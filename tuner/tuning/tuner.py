@@ -47,7 +47,7 @@ class Assignment:
     resources: TrialResources
     num_parameters: int
     halved_from: int | None
-    """Of ``TrialStatus``."""
+    """See ``TrialStatus``."""
     judged_epochs: tuple[int, ...]
     """Those after which it may be stopped."""
     budget_seconds: float

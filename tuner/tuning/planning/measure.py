@@ -84,7 +84,7 @@ def measure_all(
         configs: Which.
         resources_of: Returns what each gets.
         at_once: Trials at once.
-        payload: ``data`` and ``starts``, as ``train_trial`` takes them.
+        payload: ``data`` and ``initial_weights``, as ``train_trial`` takes them.
         folder: Where files may be written as trials write theirs.
         seconds: From the first answer, after which no other one is begun.
         tell: Told how many have been measured.
@@ -155,7 +155,7 @@ def measure(
     asked: float,
     *,
     data: dict[str, Any],
-    starts: dict[str, Any],
+    initial_weights: dict[str, Any],
 ) -> Measured:
     """Measure one configuration in this process, as ``train_trial`` would train it.
 
@@ -165,7 +165,7 @@ def measure(
         folder: Where files may be written.
         asked: When, in seconds since 1970.
         data: What ``pack`` gave.
-        starts: What ``pack_initial_weights`` gave.
+        initial_weights: What ``pack_initial_weights`` gave.
     """
     waited = time.time() - asked
     began = time.perf_counter()
@@ -178,7 +178,7 @@ def measure(
             device = find_device()
             limit_memory(resources, device)
             splits = unpack(data, device)
-            start = unpack_initial_weights(starts, config.model)
+            start = unpack_initial_weights(initial_weights, config.model)
             probe = _Probe(config, splits, device, start, micro_batches)
             return probe.run(resources, waited, began, to_path(folder))
         except Exception as error:

@@ -28,7 +28,7 @@ from tuner.tuning.request import SearchRequest, tell_notes
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
-from tuner.tuning.session import excess_of, settle_code
+from tuner.tuning.session import limit_violation_of, settle_code
 
 MOST_DRAWN = 100
 """Configurations that stand for a space of more."""
@@ -65,7 +65,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     settle_code(request)
     splits = load_splits(request.data, request.data_dir)
     tell_notes(splits, console)
-    starts = load_all_initial_weights(
+    initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
     draws = _draw(request, splits)
@@ -82,7 +82,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
                 draws.configs,
                 capacity.resources_of,
                 capacity.count,
-                {"data": pack(splits), "starts": pack_initial_weights(starts)},
+                {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)},
                 folder,
                 seconds,
                 lambda number: status.update(f"{number} configurations measured"),
@@ -139,10 +139,14 @@ class _Draws:
 def _draw(request: SearchRequest, splits: Splits) -> _Draws:
     """Propose as the search will; at random where it will have learnt something."""
     space, search = request.space, request.search
-    excess = excess_of(space, splits)
-    own = Sampler(space, search, excess=excess)
+    limit_violation = limit_violation_of(space, splits)
+    own = Sampler(space, search, limit_violation=limit_violation)
     learns = search.sampler in LEARNERS
-    chance = Sampler(space, replace(search, sampler="random"), excess=excess) if learns else own
+    chance = (
+        Sampler(space, replace(search, sampler="random"), limit_violation=limit_violation)
+        if learns
+        else own
+    )
     configs: list[TrialConfig] = []
     for number in range(min(search.trials, MOST_DRAWN)):
         config = chance.ask(number)

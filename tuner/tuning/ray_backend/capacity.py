@@ -180,7 +180,7 @@ class Capacity:
         return packing.add(self._kinds[0]) or num_waiting < self._ahead
 
     def refuse(self, node: Answer) -> None:
-        """Give no trials to a node of other versions, or with a problem."""
+        """Keep trials from a node of other versions, or with a problem."""
         if node.node in self.refused:
             return
         self.refused.append(node.node)

@@ -62,7 +62,7 @@ def train_trial(
     *,
     board: NoticeBoard,
     data: dict[str, Any],
-    starts: dict[str, Any],
+    initial_weights: dict[str, Any],
     epoch_seconds: float | None = None,
     compile_mode: CompileMode = "never",
     save_seconds: float = 10.0,
@@ -82,7 +82,7 @@ def train_trial(
         params: What ``TuneSearcher.suggest`` returned.
         board: Where the driver's notice is found.
         data: What ``pack`` gave.
-        starts: What ``pack_initial_weights`` gave.
+        initial_weights: What ``pack_initial_weights`` gave.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
         compile_mode: See ``tuner.training.compilation``.
         save_seconds: See ``Saver``.
@@ -99,7 +99,7 @@ def train_trial(
             reader,
             patience,
             data=data,
-            starts=starts,
+            initial_weights=initial_weights,
             epoch_seconds=epoch_seconds,
             compile_mode=compile_mode,
             save_seconds=save_seconds,
@@ -121,7 +121,7 @@ def _train_trial(
     patience: Patience,
     *,
     data: dict[str, Any],
-    starts: dict[str, Any],
+    initial_weights: dict[str, Any],
     epoch_seconds: float | None,
     compile_mode: CompileMode,
     save_seconds: float,
@@ -160,7 +160,7 @@ def _train_trial(
             device = find_device()
             limit_memory(resources, device)
             splits = unpack(data, device)
-            start = unpack_initial_weights(starts, config.model)
+            start = unpack_initial_weights(initial_weights, config.model)
             if epoch_seconds is not None and not history:
                 _check_speed(config, splits, device, start, micro_batches, epoch_seconds)
             saver = Saver(
@@ -386,7 +386,7 @@ def unpack(data: dict[str, Any], device: torch.device) -> Splits:
     return _resident[key]
 
 
-def pack_initial_weights(starts: Mapping[str, InitialWeights]) -> dict[str, Any]:
+def pack_initial_weights(initial_weights: Mapping[str, InitialWeights]) -> dict[str, Any]:
     """Turn weights to start from into NumPy arrays, by ``start_key``; see ``pack``."""
     return {
         key: {
@@ -394,13 +394,15 @@ def pack_initial_weights(starts: Mapping[str, InitialWeights]) -> dict[str, Any]
             "mean": start.mean,
             "std": start.std,
         }
-        for key, start in starts.items()
+        for key, start in initial_weights.items()
     }
 
 
-def unpack_initial_weights(starts: dict[str, Any], model: ModelConfig) -> InitialWeights | None:
+def unpack_initial_weights(
+    initial_weights: dict[str, Any], model: ModelConfig
+) -> InitialWeights | None:
     """Undo ``pack_initial_weights`` for what ``model`` starts from; ``None`` for random weights."""
-    packed = starts.get(start_key(model) or "")
+    packed = initial_weights.get(start_key(model) or "")
     return packed and InitialWeights(**packed | {"tensors": _as_tensors(packed["tensors"])})
 
 

@@ -59,7 +59,9 @@ class _OutsideError(Exception):
     """A value that lies outside its axis."""
 
 
-def retrace(space: SearchSpace, config: TrialConfig, baseline: int | None) -> RecordingTrial | None:
+def reconstruct(
+    space: SearchSpace, config: TrialConfig, baseline: int | None
+) -> RecordingTrial | None:
     """Find the draws by which ``space`` gives ``config``, or ``None`` if none do.
 
     Args:
@@ -78,6 +80,6 @@ def retrace(space: SearchSpace, config: TrialConfig, baseline: int | None) -> Re
 def params_of(space: SearchSpace, config: TrialConfig) -> RecordingTrial | None:
     """Find the draws that give ``config`` with one of the baselines of ``space``, or without."""
     for baseline in (None, *range(len(space.baseline))):
-        if (drawn := retrace(space, config, baseline)) is not None:
+        if (drawn := reconstruct(space, config, baseline)) is not None:
             return drawn
     return None

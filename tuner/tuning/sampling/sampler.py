@@ -15,7 +15,7 @@ from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.trial import EpochMetrics, TrialState, best_row
 from tuner.space import RandomTrial, SearchSpace, Trial
-from tuner.tuning.sampling.reconstruct import RecordingTrial, params_of, retrace
+from tuner.tuning.sampling.reconstruct import RecordingTrial, params_of, reconstruct
 from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler, make_study
 
 MAX_REFUSED = 500
@@ -38,16 +38,16 @@ class Sampler:
         space: SearchSpace,
         search: SearchConfig,
         *,
-        excess: Callable[[TrialConfig], str] = lambda config: "",
+        limit_violation: Callable[[TrialConfig], str] = lambda config: "",
     ) -> None:
-        """Make a sampler; ``excess`` says by what a configuration exceeds the space's limits."""
+        """Make a sampler; ``limit_violation`` says which of the space's limits a config exceeds."""
         check_study_fits(space, search)
         self.space = space
         self.search = search
         self.study = make_study()
         self.on_change: Callable[[], None] = lambda: None
         """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
-        self._excess = excess
+        self._limit_violation = limit_violation
         self._refused: set[bytes] = set()
         self.num_accepted = 0
         self._grid = self._shuffled_grid()
@@ -95,7 +95,7 @@ class Sampler:
             try:
                 config = self._sample(trial, number, baseline)
                 is_new = _key(config) not in self._proposed
-                problem = self._excess(config) if is_new else ""
+                problem = self._limit_violation(config) if is_new else ""
             except UsageError as error:
                 refusal = error
             else:
@@ -223,7 +223,7 @@ class Sampler:
         return params_of(self.space, config)
 
     def _is_baseline(self, index: int, config: TrialConfig) -> bool:
-        drawn = retrace(self.space, config, index)
+        drawn = reconstruct(self.space, config, index)
         pinned = self.space.baseline_params(index)
         return drawn is not None and pinned.items() <= drawn.params.items()
 
