@@ -48,9 +48,20 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that start a cluster last, those that share one session first among them."""
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, _needs_own(item)))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests that start a cluster last, those that share one session first among them.
+
+    With ``-n 2 --dist loadgroup`` one process runs them alone, from the beginning, while the other
+    runs the rest: two clusters at once would take each other's CPUs.
+    """
+    is_one_of_several = hasattr(config, "workerinput")
+
+    def starts_cluster(item: pytest.Item) -> bool:
+        return item.get_closest_marker("ray") is not None
+
+    for item in filter(starts_cluster, items):
+        item.add_marker(pytest.mark.xdist_group("clusters"))
+    items.sort(key=lambda item: (starts_cluster(item) != is_one_of_several, _needs_own(item)))
 
 
 @pytest.hookimpl(trylast=True)

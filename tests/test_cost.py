@@ -9,7 +9,7 @@ import torch
 from tuner.config import Constraints, ModelConfig
 from tuner.errors import SpaceError, UsageError
 from tuner.models.build import build_model
-from tuner.models.cost import Cost, count_cost, count_parameters, excess
+from tuner.models.cost import Cost, count_cost, count_parameters, limit_violation
 from tuner.models.families import FAMILIES
 from tuner.space import load_space
 
@@ -77,7 +77,7 @@ def test_a_known_network_has_its_known_cost() -> None:
     ],
 )
 def test_what_is_above_a_limit_is_named(constraints: Constraints, message: str) -> None:
-    assert excess(ModelConfig("cnn"), constraints, 10, IMAGE) == message
+    assert limit_violation(ModelConfig("cnn"), constraints, 10, IMAGE) == message
 
 
 def test_a_mistake_in_the_model_is_told() -> None:
@@ -99,10 +99,10 @@ def test_a_network_of_ones_own_is_counted_and_tried_without_limits_too() -> None
     linear = 2 * 8 * 8 * 10
     cost = count_cost(config, 10, IMAGE)
     assert cost == Cost(parameters=98 + linear + 10, flops=2 * (64 * 96 + linear))
-    assert excess(config, Constraints(), 10, IMAGE) == ""
+    assert limit_violation(config, Constraints(), 10, IMAGE) == ""
     wrong = ModelConfig("custom", plain | {"params": {"width": 0.5}})
     with pytest.raises(UsageError, match=r"own.py:4: make failed: ValueError"):
-        excess(wrong, Constraints(), 10, IMAGE)
+        limit_violation(wrong, Constraints(), 10, IMAGE)
 
 
 def test_a_space_sets_the_limits(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(
         monkeypatch.setattr(temporary, "YOUNG_SECONDS", 0.0)
         remove_old_sessions(session.parent)
         assert (session / MARKER).exists(), "the search runs"
-        search.kill()
+        # What Ray started would end by itself, within a minute.
+        for process in processes:
+            process.kill()
     psutil.wait_procs(processes, timeout=60)
     end = time.monotonic() + 60
     while session.exists():
