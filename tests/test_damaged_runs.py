@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -29,7 +30,13 @@ SPREAD = Spread(low=1.0, median=2.0, high=3.0)
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Yield the runs of an earlier version, with a plan and an ensemble of this one, to damage."""
-    place = tmp_path_factory.mktemp("damaged")
+    with undamaged_runs(tmp_path_factory.mktemp("damaged")) as place:
+        yield place
+
+
+@contextmanager
+def undamaged_runs(place: Path) -> Iterator[Path]:
+    """Fill an empty folder with runs, and work in it for as long as the block lasts."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(place, filter="data")
     plan = Forecast(

@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import random
 import re
 import textwrap
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.benchmarks.soak import mutated
 from tuner.config import SearchConfig, Sgd
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Record, Scalar, Schema, Tagged
@@ -919,6 +921,20 @@ space:
         ("s.yaml:15:3", "space.seed"),
         ("space.ema_decay=7", "7 is out of range; it must be at least 0 and below 1"),
     ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_shipped_space_with_random_mistakes_is_read_or_refused(seed: int) -> None:
+    draw = random.Random(seed)
+    text = mutated(draw.choice(SHIPPED).read_text(), draw)
+    Path("s.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    told = "nothing wrong"
+    try:
+        load_space(Path("s.yaml"))
+    except UsageError as error:
+        told = str(error)
+    assert told.strip()
 
 
 def test_no_more_mistakes_are_told_than_can_be_read() -> None:
