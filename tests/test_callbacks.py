@@ -193,8 +193,13 @@ def started(tuner: Tuner) -> Any:
     """Start a trial whose worker has not said a word; give what Ray keeps of it."""
     given = start(tuner)
     assert given is not None
+    return kept_of(given.number)
+
+
+def kept_of(number: int) -> Any:
+    """Return what Ray keeps of a trial."""
     metadata = SimpleNamespace(metric_analysis={}, metric_n_steps={}, last_result={})
-    config = {"number": given.number}
+    config = {"number": number}
     return Kept(config=config, run_metadata=metadata, error_file="", evaluated_params={})
 
 
@@ -234,6 +239,25 @@ def test_a_worker_lost_at_its_start_on_nodes_that_all_stay_is_a_failure(
     callback.on_trial_error(0, [], started(tuner))
     callback.settle()
     assert tuner.failures == [(0, "its worker was lost, 1 time")]
+
+
+def test_a_trial_whose_saved_state_is_damaged_fails_alone(
+    world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacities, "is_gone", lambda node: False)
+    tuner = world.tuner()
+    capacity = Capacity(PLAN, lambda line: None)
+    poster = poster_of(tuner, capacity)[0]
+    callback = TuneCallback(tuner, world.recorder, capacity, poster, max_failures=3)
+    worker, other = world.begin(tuner), world.begin(tuner)
+    worker.step(0.5)
+    (world.run.trial_path(worker.number) / "state.safetensors").write_bytes(b"\0" * 40)
+    callback.on_trial_error(0, [], kept_of(worker.number))
+    callback.settle()
+    ((number, reason),) = tuner.failures
+    assert number == worker.number
+    assert "state.safetensors" in reason
+    assert [*tuner.live] == [other.number]
 
 
 def test_workers_are_told_once_of_what_changes(

@@ -24,6 +24,7 @@ from tuner.run.checkpoint import load_checkpoint, load_progress, load_state
 from tuner.run.digests import DamagedError
 from tuner.run.trial import EpochMetrics, kept_row, read_history, write_history
 from tuner.storage import patience as patience_module
+from tuner.storage.files import remove_leftovers
 from tuner.storage.patience import Patience, patient
 from tuner.training import saving
 from tuner.training.loop import Epoch, train
@@ -248,6 +249,22 @@ def test_a_copy_that_found_no_memory_is_not_written(
     with pytest.raises(torch.OutOfMemoryError):
         train_on()
     assert len(restore_files(tmp_path)) == 1
+
+
+def test_what_others_leave_in_a_trial_stops_nothing(digits: Splits, tmp_path: Path) -> None:
+    with saver_of(tmp_path, digits, []) as saver, epochs_of(digits) as epochs:
+        saver.keep(next(epochs))
+        saver.save()
+    history = restore_files(tmp_path)
+    (tmp_path / "history.csv").write_text("epoch;train_loss\n1;0,5\n")
+    (tmp_path / ".ipynb_checkpoints" / "more").mkdir(parents=True)
+    (tmp_path / ".ipynb.checkpoints.here").mkdir()
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / ".history.csv.1.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert restore_files(tmp_path) == history == read_history(tmp_path)
+    hidden = {path.name for path in tmp_path.glob(".*")}
+    assert hidden == {".ipynb_checkpoints", ".ipynb.checkpoints.here", ".DS_Store"}
 
 
 def test_a_state_of_an_earlier_version_is_gone_on_from(digits: Splits, tmp_path: Path) -> None:

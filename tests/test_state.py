@@ -14,7 +14,7 @@ from tests.test_tuner import PLAN, SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.monitor.follow import RunWatcher, follow
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
-from tuner.run.state import SearchState, error_kind
+from tuner.run.state import SearchState, error_kind, in_order
 from tuner.run.trial import EpochMetrics, Stop, TrialStatus
 from tuner.training.saving import forget_progress
 from tuner.tuning.resources import TrialResources
@@ -95,6 +95,13 @@ def test_a_trial_that_is_taken_up_again_is_counted_once() -> None:
     state.apply(end_epoch(0, row(3)))
     assert state.num_epochs == 3
     assert len(state.running[0].history) == 3
+
+
+def test_epochs_of_a_trial_stay_in_order_where_the_clocks_of_its_nodes_differ() -> None:
+    one = [replace(row(epoch), time=time) for epoch, time in ((1, 100.0), (2, 110.0), (3, 105.0))]
+    other = [replace(row(1), time=107.0), replace(row(2), time=120.0)]
+    order = [(number, epoch.epoch) for number, epoch in in_order({0: one, 1: other})]
+    assert order == [(0, 1), (1, 1), (0, 2), (0, 3), (1, 2)]
 
 
 def test_an_epoch_that_is_trained_again_leaves_nothing_of_the_one_before() -> None:

@@ -270,6 +270,22 @@ def test_an_outage_is_waited_out_and_told(
     assert re.search(r"answers again, after \d+ s", told)
 
 
+def test_a_bucket_that_is_read_and_takes_no_file_is_given_up(
+    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE_SECONDS", 1.0)
+    write_text(bucket / "file", "")
+    asked = store.store_of("s3://bucket")
+
+    def write(fs: Any) -> None:
+        # The lock's renewal is read all the while.
+        asked.answer(lambda fs: fs.cat_file(f"{bucket}/file"))
+        raise OSError("the quota is used up")
+
+    with pytest.raises(StorageError, match="the quota is used up"):
+        asked.answer(write)
+
+
 def test_an_outage_is_waited_out_once(
     bucket: ObjectPath, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -486,6 +486,17 @@ def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopp
     assert world.trained[0, 1] == world.trained[0, 2] == 1
 
 
+def test_trials_that_wait_for_a_worker_are_interrupted_with_the_search(world: World) -> None:
+    tuner = world.tuner()
+    trials = world.begin(tuner), world.begin(tuner)
+    for trial in trials:
+        trial.step(0.5)
+        tuner.requeue(trial.number, world.recorder.saved_epochs(trial.number))
+    tuner.draining = "budget"
+    assert tuner.next(lambda running: True) == "done"
+    assert [trial.status.state for trial in world.run.trials()] == ["interrupted"] * 2
+
+
 def test_a_trial_that_lost_its_worker_goes_on_first_unless_it_may_not(world: World) -> None:
     tuner = world.tuner()
     first, second = world.begin(tuner), world.begin(tuner)

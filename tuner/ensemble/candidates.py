@@ -115,7 +115,13 @@ def damage_of_network(
     if is_quick and (origin == "recorded" or has_code):
         return []
     problem = why_not_network(
-        file or trial.checkpoint, trial, splits, recorded.sample, recorded.floor, device
+        file or trial.checkpoint,
+        trial,
+        splits,
+        recorded.sample,
+        recorded.floor,
+        device,
+        is_recorded=origin == "recorded",
     )
     found_wrong = Damage(file=str(trial.checkpoint), problem=problem or "", trial=trial.number)
     return [found_wrong] if problem else []

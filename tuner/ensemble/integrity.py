@@ -98,6 +98,8 @@ def why_not_network(
     recorded: Tensor,
     floor: float,
     device: torch.device,
+    *,
+    is_recorded: bool = False,
 ) -> str | None:
     """Say why the network in a file is not the one whose probabilities a trial has recorded.
 
@@ -110,6 +112,8 @@ def why_not_network(
         recorded: Probabilities of the images ``sample_of`` the validation images, shape (n, K).
         floor: Of these; see ``Network``.
         device: Where to compute.
+        is_recorded: Whether the file is what the worker recorded, by its hash: another GPU, or a
+            network that was compiled, may then differ by more.
 
     Returns:
         What is wrong; ``None`` if nothing is.
@@ -140,7 +144,7 @@ def why_not_network(
     difference = min(
         difference_in(dtype) for dtype in dtypes or [compute_dtype(trial.config.precision, device)]
     )
-    most = SAME if is_same else OTHER
+    most = SAME if is_same and not is_recorded else OTHER
     if not difference <= most:
         return (
             f"gives other probabilities than val_probs.npy holds: they differ by {difference:.2g} "

@@ -6,9 +6,9 @@ reader of the folder, the report and the comparison of runs all hold this one fo
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Self
 
 from tuner.config import SearchConfig, TrialConfig, rung_epochs
@@ -76,6 +76,23 @@ class Rung:
     """By the scheduler, after this epoch and the ones since the rung before."""
     passed: int
     """Trained further, or waiting for the next epoch to end."""
+
+
+def in_order(histories: Mapping[int, Sequence[EpochMetrics]]) -> list[tuple[int, EpochMetrics]]:
+    """Return the epochs of trials, each with its trial's number, in the order in which they ended.
+
+    Those of one trial stay in their own order: the clocks of the nodes that it was on may differ.
+
+    Args:
+        histories: The epochs of each trial, by its number.
+    """
+    entries = [
+        (time, number, row)
+        for number, history in histories.items()
+        for time, row in zip(accumulate((row.time for row in history), max), history, strict=True)
+    ]
+    entries.sort(key=lambda entry: (entry[0], entry[1], entry[2].epoch))
+    return [(number, row) for _, number, row in entries]
 
 
 @dataclass(slots=True)
@@ -148,8 +165,7 @@ class SearchState:
             self.trials[trial.number] = trial
             if runs:
                 self.running[trial.number] = trial
-        rows = [(row.time, trial.number, row) for trial in trials for row in trial.history]
-        for _, number, row in sorted(rows, key=lambda entry: entry[:2]):
+        for number, row in in_order({trial.number: trial.history for trial in trials}):
             self._count(self.trials[number], row)
         closed = [record for record in trials if record.status.state != "running"]
         for record in sorted(closed, key=lambda record: (record.status.finished, record.number)):
@@ -302,8 +318,8 @@ class SearchState:
 
     def _rows(self) -> list[tuple[EpochMetrics, TrialProgress]]:
         """Return all epochs in the order in which they ended."""
-        rows = [(row, trial) for trial in self.trials.values() for row in trial.history]
-        return sorted(rows, key=lambda entry: (entry[0].time, entry[1].number, entry[0].epoch))
+        rows = in_order({number: trial.history for number, trial in self.trials.items()})
+        return [(row, self.trials[number]) for number, row in rows]
 
     def best_so_far(self) -> list[tuple[int, float, float]]:
         """Return the best accuracy so far at each improvement, over what had been spent by then.

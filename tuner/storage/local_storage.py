@@ -1,5 +1,6 @@
 """The storage that is this machine's file system."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -104,8 +105,11 @@ class LocalStorage:
 
     def remove_leftovers(self, folder: Path) -> None:
         """Remove what ``replacing`` left in a folder when its process was killed."""
-        for leftover in folder.glob(".*"):
-            leftover.unlink()
+        # Of ``.NAME.SUFFIX.RANDOM``; what else is hidden there is not ours.
+        for leftover in folder.glob(".*.*.*"):
+            # A network file system may keep a file for a while that another node has open.
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
     def remove_abandoned(self, folder: Path) -> None:
         """Remove temporary files and folders in a folder whose process is gone."""

@@ -57,7 +57,7 @@ class Store:
             StorageError: If it is refused later, or there is no answer for too long. An outage is
                 waited out once, however many questions are asked in it.
         """
-        pause = 0.2
+        pause, began = 0.2, time.monotonic()
         while True:
             try:
                 found = question(self._fs)
@@ -80,7 +80,7 @@ class Store:
                 if isinstance(error, OSError) and error.errno == errno.EINVAL:
                     # So s3fs calls what a store will never do.
                     raise StorageError(f"{self.place}: it will not do that: {reason}") from error
-                self._miss(reason, error)
+                self._miss(reason, error, began)
             else:
                 self._hear()
                 return found
@@ -96,7 +96,7 @@ class Store:
         if since is not None:
             _tell(f"{self.place} answers again, after {time.monotonic() - since:.0f} s.")
 
-    def _miss(self, reason: str, error: Exception) -> None:
+    def _miss(self, reason: str, error: Exception, began: float) -> None:
         limit = PATIENCE_SECONDS if self._has_answered else FIRST_SECONDS
         now = time.monotonic()
         with self._lock:
@@ -104,7 +104,8 @@ class Store:
             since = self._silent_since = now if self._silent_since is None else self._silent_since
         if is_first:
             _tell(f"{self.place} does not answer ({reason}); trying again for {limit:.0f} s.")
-        if now - since > limit:
+        # Other questions may be answered all the while: a full bucket is still read.
+        if now - min(since, began) > limit:
             raise StorageError(
                 f"{self.place}: no answer for {limit:.0f} s: {reason}. What was saved before is "
                 "kept; once it answers, a run that was searched goes on with --resume."

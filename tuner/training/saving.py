@@ -304,11 +304,19 @@ def _restore_files(path: AnyPath) -> list[EpochMetrics]:
     # What is there already is not written again, for which a full disk has no room.
     if kept is not None and not is_kept:
         digests |= save_kept(path, kept)
-    is_told = read_history(path) == history
+    is_told = _told_history(path) == history
     digests[HISTORY] = sha256_of(path / HISTORY) if is_told else write_history(path, history)
     if digests != known:
         write_digests(path, digests)
     return history
+
+
+def _told_history(path: AnyPath) -> list[EpochMetrics]:
+    """Return what ``history.csv`` tells; nothing where it is damaged, and is written anew."""
+    try:
+        return read_history(path)
+    except TunerError:
+        return []
 
 
 def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, str]:
@@ -331,8 +339,7 @@ def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, s
                 raise ValueError("its epochs are not numbered from 1")
         origin = origin_of(path, STATE, found)
         if origin == "unknown":
-            with explaining_damage(path / HISTORY):
-                told = read_history(path)
+            told = _told_history(path)
             # An epoch that diverged is told in history.csv alone.
             if any(one != other for one, other in zip(told, history, strict=False)):
                 origin = "other"

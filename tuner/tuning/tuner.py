@@ -22,7 +22,7 @@ from tuner.run.events import (
     TrialStarted,
 )
 from tuner.run.run import now
-from tuner.run.state import SearchState, TrialProgress, is_known, num_alike
+from tuner.run.state import SearchState, TrialProgress, in_order, is_known, num_alike
 from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord
 from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
@@ -120,7 +120,7 @@ class Tuner:
         # Asked before there is room: no node need come for a search to end.
         if self.is_draining() or not self.has_more:
             if not self.live:
-                self._end_waiting()
+                self.end_waiting()
             return "wait" if self.live else "done"
         # More trials than there is room for would be proposed before they could learn from those
         # under way.
@@ -341,12 +341,12 @@ class Tuner:
             number=number, state="interrupted", reason=f"after epoch {epoch}, {how}"
         )
 
-    def _end_waiting(self) -> None:
+    def end_waiting(self) -> None:
         """End the trials that lost their worker and, now that nothing starts, get no other."""
         while self._waiting:
             number, trial = self._waiting.popleft()
-            # The others are as an earlier session of the run has left them.
-            if trial.lost_on:
+            # The others were interrupted in an earlier session of the run.
+            if self.state.trials[number].status.state == "running":
                 self.live[number] = trial
                 self.withdraw(number, "with its worker")
                 self.end(number)
@@ -366,28 +366,29 @@ class Tuner:
             How many trials the space does not hold, after it was changed.
         """
         num_outside = 0
-        arrivals: list[tuple[EpochMetrics, int, LiveTrial, bool]] = []
+        restored: dict[int, LiveTrial] = {}
+        unjudged: set[tuple[int, int]] = set()
         self.state.add(trials, have_workers=False)
         for record in trials:
             number, config, state = record.number, record.config, record.status.state
-            trial = LiveTrial(self._resources_of(record))
+            trial = restored[number] = LiveTrial(self._resources_of(record))
             if state in OPEN:
                 num_outside += not self.proposer.restore(number, config)
                 self._waiting.append((number, trial))
             else:
                 num_outside += not self.proposer.add(config, state, record.history, number)
-            for row in record.history:
+            if state == "running":
                 # An epoch of which the scheduler's word was lost is judged again; one that was
                 # interrupted had passed.
-                is_last = row.epoch == len(record.history)
-                arrivals.append((row, number, trial, state == "running" and is_last))
+                unjudged.add((number, len(record.history)))
             self.num_started = max(self.num_started, number + 1)
-        for row, number, trial, is_unjudged in sorted(arrivals, key=lambda entry: entry[0].time):
+        for number, row in in_order({record.number: record.history for record in trials}):
+            trial = restored[number]
             self.spending.end_epoch(number, row.seconds, trial.resources.gpus)
             trial.num_judged = max(trial.num_judged, row.epoch)
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
-            if not is_unjudged:
+            if (number, row.epoch) not in unjudged:
                 self.scheduler.enter(number, row.epoch, row.val_accuracy)
             elif stop := self.scheduler.judge(number, row.epoch, row.val_accuracy):
                 trial.ending = _stopped(number, stop)

@@ -13,8 +13,10 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tuner.run.digests import DamagedError
 from tuner.run.events import TrialPlaced
 from tuner.run.layout import STATUS
+from tuner.run.trial import EpochMetrics
 from tuner.storage.paths import to_path
 from tuner.storage.patience import Patience
 from tuner.tuning.ray_backend.capacity import Capacity
@@ -243,8 +245,12 @@ class TuneCallback(Callback):
             del self._losses[trial]
             times = f"{num_lost} time{'' if num_lost == 1 else 's'}"
             reason = f"its worker was lost, {times}: {_last_error(trial)}".removesuffix(": ")
-            # Of a trial that had ended, nothing is left to be taken up.
-            saved = self._recorder.saved_epochs(number) if live.ending is None else []
+            saved: list[EpochMetrics] = []
+            try:
+                # Of a trial that had ended, nothing is left to be taken up.
+                saved = self._recorder.saved_epochs(number) if live.ending is None else []
+            except DamagedError as error:
+                is_fatal, reason = True, str(error).splitlines()[0]
             self._tuner.lose(number, saved, reason if is_fatal else "")
             _forget_metrics(trial)
 

@@ -24,6 +24,7 @@ from tuner.data.splits import Splits
 from tuner.errors import ClusterError, NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
+from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
 from tuner.run.resuming import how_to_go_on
 from tuner.run.run import Run, RunRecord, RunStatus, now
@@ -175,11 +176,14 @@ def run_trials(
         console.print(line, markup=False, soft_wrap=True)
 
     def drain() -> None:
-        tuner.draining = "interrupted"
+        # Of a search that failed already, or has ended, nothing is interrupted.
+        if tuner.draining != "broken" and (tuner.live or tuner.has_more):
+            tuner.draining = "interrupted"
 
     def close(status: RunStatus) -> None:
-        run.write_leaderboard()
+        # First: a damaged trial makes the leaderboard fail, and then this is on record.
         run.update(status=status, finished=now(), active_seconds=tuner.spending.seconds)
+        run.write_leaderboard()
 
     def give_up() -> None:
         console.show_cursor()
@@ -213,9 +217,9 @@ def run_trials(
         status = "interrupted"
     finally:
         with patient(storage), _blaming(storage, run):
+            persevere(lambda: close(status))
             if status == "finished":
                 persevere(lambda: run.prune(request.keep))
-            persevere(lambda: close(status))
     watch.check()
     if storage.problem:
         raise StorageError(f"{run.path}: cannot be used ({storage.problem}). {how_to_go_on(run)}")
@@ -321,7 +325,8 @@ def _run_over_losses(
     max_failures: int,
 ) -> None:
     """Let the engine run the trials that the tuner starts, over losses that it cannot bear."""
-    for _ in range(max_failures + 1):
+    num_kills = num_ended = 0
+    while num_kills <= max_failures:
         try:
             return _tune(tuner, recorder, payload, capacity, storage, max_failures)
         except RuntimeError as error:
@@ -330,6 +335,10 @@ def _run_over_losses(
             if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
             requeue(tuner, recorder)
+        # Kills between which trials end are no reason to give a long search up.
+        num_kills = num_kills + 1 if tuner.state.num_ended == num_ended else 1
+        num_ended = tuner.state.num_ended
+    tuner.end_waiting()
     raise ClusterError(
         f"{recorder.run.path}: workers were killed {max_failures + 1} times because a machine ran "
         "low on memory; go on with --resume and fewer trials at once (--concurrent)"
@@ -339,8 +348,12 @@ def _run_over_losses(
 def requeue(tuner: Tuner, recorder: Recorder) -> None:
     """Have all trials under way taken up again, for their workers are gone."""
     for number, trial in list(tuner.live.items()):
-        saved = recorder.saved_epochs(number) if trial.ending is None else []
-        tuner.requeue(number, saved)
+        try:
+            saved = recorder.saved_epochs(number) if trial.ending is None else []
+        except DamagedError as error:
+            tuner.lose(number, [], str(error).splitlines()[0])
+        else:
+            tuner.requeue(number, saved)
 
 
 def _tune(

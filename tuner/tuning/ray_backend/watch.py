@@ -96,6 +96,9 @@ class RayWatch:
                 return
 
     def _end(self) -> None:
+        if self._is_over.is_set():
+            # It was asked while the search came to its end, and Ray with it.
+            return
         if self._searcher is threading.main_thread():
             signal.pthread_kill(self._searcher.ident or 0, signal.SIGTERM)
         if self._is_over.wait(CLOSING_SECONDS):
