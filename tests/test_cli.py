@@ -133,6 +133,11 @@ MISTAKES = {
     "images of less": (["search", "--space", "quick", "--image-size", "-5"], 2, "4<=x<=2048"),
     "images too large": (["plan", "--space", "quick", "--image-size", "100000"], 2, "4<=x<=2048"),
     "a part of no images": (["search", "--space", "quick", "--train-limit", "0"], 2, "x>=1"),
+    "data that are a device": (["data", "info", "/dev/zero"], 2, "a pipe or a device, not a file"),
+    "an archive that is none": (["data", "info", "cut.zip"], 2, "is none, or is cut off"),
+    "a split of known data": (["data", "split", "digits", "out"], 2, "is no folder of files"),
+    "a split into its source": (["data", "split", "looped", "looped/out"], 2, "lies inside looped"),
+    "a split into no place": (["data", "split", "whole", "/proc/x"], 2, "cannot be written"),
     "a name that no file can have": (["show", "x" * 300], 2, "is too long for a path"),
     "a space that no file can be": (["space", "check", "x" * 300], 2, "is too long for a path"),
 }
@@ -154,6 +159,8 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
             for name in ("1.png", "2.png", "3.png"):
                 Image.new("L", (8, 8), len(label + name)).save(folder / name)
     Path("loop").symlink_to("loop")
+    shutil.copytree("torn", "whole")
+    Path("cut.zip").write_bytes(b"PK")
     for name, link in (("looped", "train/a/4.png"), ("linked", "train/c")):
         shutil.copytree("torn", name)
         Path(name, link).symlink_to(Path(link).name)
@@ -166,6 +173,16 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
     assert "Traceback" not in result.err
     assert len(result.err.splitlines()) <= 2
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("words", [["space", "check", "quick"], ["runs", "--json"]])
+def test_an_output_that_takes_no_more_is_told_in_a_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tuner", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "cifar-tune: the output cannot be written: No space left on device.\n"
 
 
 def test_cifar10_without_a_copy_or_a_network_names_the_file(

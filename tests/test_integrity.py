@@ -18,7 +18,7 @@ import tuner
 from tuner.cli import main
 from tuner.data.splits import Splits
 from tuner.ensemble.integrity import sample_of, why_not_probs
-from tuner.errors import TunerError
+from tuner.errors import NoUsableTrials, TunerError
 from tuner.metrics.predict import accuracy_and_nll
 from tuner.run.check import check_records
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
@@ -227,6 +227,14 @@ def test_too_few_are_left_for_a_vote(finished_run: Run) -> None:
     ATTACKS["negated"][1](finished_run.path / "trials")
     with pytest.raises(TunerError, match=r"--top 3 --skip-damaged: .* Give --top 2 or less"):
         tuner.combine(finished_run, top=3, skip_damaged=True, device="cpu", progress=False)
+
+
+def test_a_run_of_which_all_is_damaged_has_no_usable_trials(finished_run: Run) -> None:
+    for file in (finished_run.path / "trials").glob("*/val_probs.npy"):
+        file.write_bytes(b"z")
+    with pytest.raises(NoUsableTrials, match="No candidate is left; put the files back") as caught:
+        tuner.combine(finished_run, top=1, skip_damaged=True, device="cpu", progress=False)
+    assert str(caught.value).count("No candidate") == 1
 
 
 def test_all_damage_is_told_at_once(finished_run: Run, call: Call) -> None:

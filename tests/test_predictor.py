@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tuner.deploy.predictor import Ensemble
+from tuner.errors import UsageError
 from tuner.run.run import Run
 from tuner.storage.files import write_json
 
@@ -201,6 +202,8 @@ def test_views_asked_for_replace_those_of_the_ensemble(loaded: Ensemble) -> None
     # Both views of the one are those of the other.
     np.testing.assert_allclose(loaded.predict(images[:, :, ::-1], tta="flip"), flipped, atol=1e-5)
     assert np.abs(flipped - loaded.predict(images)).max() > 0.01
+    with pytest.raises(UsageError, match="did you mean 'flip'"):
+        loaded.predict(images, tta="flipp")  # type: ignore[arg-type]
 
 
 def test_the_example_of_the_documentation_runs(

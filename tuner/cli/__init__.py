@@ -45,6 +45,8 @@ def cli() -> None:
 
 IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
 """What the system says of paths that name nothing, wherever a user gives one."""
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What the system says of a disk that takes no more."""
 COMMANDS = (
     search.search,
     plan.plan,
@@ -94,6 +96,10 @@ def _run() -> int:
         _tell(shortened(str(error)))
         return error.exit_code
     except OSError as error:
+        if error.errno in FULL_OR_BROKEN and error.filename is None:
+            # Of what is written, only the output has no name.
+            _tell(f"the output cannot be written: {error.strerror}.")
+            return TunerError.exit_code
         if error.errno not in IMPOSSIBLE_PATHS:
             raise
         _tell(shortened(f"{error.filename}: {error.strerror}. Give another path."))

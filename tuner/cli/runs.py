@@ -22,17 +22,18 @@ def runs(storage: AnyPath, as_json: bool) -> None:
     """List the runs."""
     from tuner.run.run import open_runs
 
-    records = [run.record for run in open_runs(storage)]
-    records.sort(key=lambda record: record.started)
+    found = sorted(open_runs(storage), key=lambda run: run.record.started)
     rows = [
         {
-            "run": record.name,
+            # As the commands know it: a folder may have been copied or renamed.
+            "run": run.path.name,
             "status": record.status,
             "data": record.data.source,
             "trials": record.search.trials,
             "started": record.started[:19].replace("T", " "),
         }
-        for record in records
+        for run in found
+        for record in (run.record,)
     ]
     if as_json:
         print_json(rows)

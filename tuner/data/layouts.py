@@ -13,7 +13,14 @@ from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of
 from tuner.data.names import check_classes, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
-from tuner.data.trees import FolderTree, Tree, open_tree, parent_of, suffix_of
+from tuner.data.trees import (
+    ARCHIVE_SUFFIXES,
+    FolderTree,
+    Tree,
+    open_tree,
+    parent_of,
+    suffix_of,
+)
 from tuner.errors import DataError
 
 UNREAD = frozenset(
@@ -42,6 +49,8 @@ def find_listing(path: Path) -> Listing:
         listing = listing_of_tables(tree, {path.name: None}, is_required=True)
     else:
         found = open_tree(path)
+        if found is None and path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
+            raise DataError(f"{path}: is named as an archive and is none, or is cut off. Mend it.")
         if found is None:
             raise DataError(
                 f"{path}: is no folder, archive (.zip, .tar, .tar.gz) or manifest "

@@ -10,6 +10,7 @@ import numpy as np
 
 from tuner.data.datasets import find_files, items_of, validation_positions
 from tuner.data.decoding import open_image, why_unread
+from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
 from tuner.data.names import listed, number
 from tuner.errors import DataError, UsageError
@@ -29,11 +30,15 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
         Number of images in each.
 
     Raises:
-        UsageError: If there is something at ``out``.
+        UsageError: If there is something at ``out``, it lies in ``source``, or cannot be written.
         DataError: If images are missing or unreadable.
     """
+    if source in KNOWN:
+        raise UsageError(f"{source}: is no folder of files; give a folder, archive or manifest")
     if out.exists():
         raise UsageError(f"{out}: is there already. Name a new folder.")
+    if out.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise UsageError(f"{out}: lies inside {source}. Name a folder outside of it.")
     listing = find_files(source)
     if listing.broken:
         lines = (f"{listing.tree.shown(name)}: {why}" for name, why in listing.broken.items())
@@ -42,11 +47,14 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
             f"or remove them.{listed(lines)}"
         )
     parts = _divided(listing, val_fraction)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        for part, items in parts.items():
-            _write_part(listing, items, Path(scratch) / "new" / part)
-        (Path(scratch) / "new").rename(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            for part, items in parts.items():
+                _write_part(listing, items, Path(scratch) / "new" / part)
+            (Path(scratch) / "new").rename(out)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror}). Name another.") from error
     return {part: len(items) for part, items in parts.items()}
 
 

@@ -323,6 +323,9 @@ def _explaining(path: Path) -> Iterator[None]:
         ) from error
 
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+
+
 def open_tree(path: Path) -> Tree | None:
     """Return what is at ``path``, a folder or an archive; ``None`` if it is neither.
 
@@ -331,6 +334,8 @@ def open_tree(path: Path) -> Tree | None:
     """
     if path.is_dir():
         return FolderTree(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is a pipe or a device, not a file. Name another.")
     try:
         if zipfile.is_zipfile(path):
             return ZipTree(path)

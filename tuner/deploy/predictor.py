@@ -25,7 +25,7 @@ from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import EnsembleMember, find_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
-from tuner.schema import to_plain
+from tuner.schema import did_you_mean, quoted, to_plain
 from tuner.storage.paths import AnyPath, inside, on_disk
 from tuner.storage.records import explaining_damage, read_record
 from tuner.training.device import prediction_dtype
@@ -265,7 +265,13 @@ class Ensemble:
         Args:
             images: uint8, shape (N, C, H, W), with C, H and W as ``image_shape`` has them.
             tta: As for ``predict``.
+
+        Raises:
+            UsageError: On views that are not known.
         """
+        if tta is not None and tta not in (known := get_args(Tta)):
+            hint = did_you_mean(tta, known) or f"; take {', '.join(known)}"
+            raise UsageError(f"tta: there are no views {quoted(tta)}{hint}")
         alone = torch.stack(
             [
                 floored(probs, member.floor)

@@ -11,7 +11,7 @@ from tuner.ensemble.candidates import Candidate, Recorded, damage_of_copy, read_
 from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
-from tuner.errors import TunerError, UsageError
+from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.run.digests import Damage, DamagedError, damage_of_files
 from tuner.run.layout import HISTORY
 from tuner.run.run import Run
@@ -144,7 +144,7 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     left_out += excluded(damage)
     if not chosen:
         if damage:
-            raise DamagedError(damage, "No candidate is left; put the files back.")
+            raise none_left(damage)
         if request.max_parameters is None:
             run.require([], 1)
         smallest = min(t.status.num_parameters for t in ranked if t.is_usable)
@@ -172,6 +172,12 @@ def excluded(damage: Sequence[Damage]) -> list[Excluded]:
     return [Excluded(trial=trial, reason=reason) for trial, reason in reasons.items()]
 
 
+def none_left(damage: Sequence[Damage]) -> NoUsableTrials:
+    """Return the error that all candidates are damaged."""
+    lines = "\n".join(map(str, damage))
+    return NoUsableTrials(f"{lines}\nNo candidate is left; put the files back.")
+
+
 def without_damaged(pool: Pool, damage: Sequence[Damage], request: EnsembleRequest) -> Pool:
     """Return the candidates that are not damaged.
 
@@ -185,7 +191,7 @@ def without_damaged(pool: Pool, damage: Sequence[Damage], request: EnsembleReque
     trials = {entry.trial for entry in damage}
     left = [i for i, trial in enumerate(pool.trials) if trial.number not in trials]
     if not left:
-        raise DamagedError(damage, "No candidate is left; put the files back.")
+        raise none_left(damage)
     return pool.only(left, excluded(damage))
 
 
