@@ -179,7 +179,9 @@ def test_a_trial_whose_node_is_lost_goes_on_on_another(folder: Path, two_nodes: 
         ]
         return bool(found)
 
-    with begin(folder, "--address", two_nodes.address, trials=4) as search:
+    # Small batches: an epoch has to take longer than the removal of a node.
+    slow = "space.batch_size=2"
+    with begin(folder, slow, "--address", two_nodes.address, trials=4) as search:
         wait_until(is_under_way)
         two_nodes.remove_node(removed, allow_graceful=False)
         before = history_in(folder, found[0].number)

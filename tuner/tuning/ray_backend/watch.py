@@ -72,6 +72,8 @@ class RayWatch:
         trace: TracebackType | None,
     ) -> None:
         self._is_over.set()
+        # At the end of the process it must not be in the midst of a look.
+        self._thread.join(timeout=CLOSING_SECONDS)
 
     def check(self) -> None:
         """Make sure that Ray is there.
