@@ -2,7 +2,8 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from tests.stores import S3Server, s3_server
+from tuner.cli import main
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble import make_ensemble, planning
@@ -172,6 +174,22 @@ def run_with_ensemble(trained_run: Run, tmp_path_factory: pytest.TempPathFactory
     with planning(run, request, devices=[torch.device("cpu")]) as plan:
         make_ensemble(plan)
     return run
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that types a command and returns its exit code and what it wrote."""
+
+    def type_command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return type_command
 
 
 @pytest.fixture

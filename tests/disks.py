@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[None]:
-    """Have a new folder be a file system of its own, of ``size`` as ``mount`` writes it."""
+    """Mount a new file system on a folder; ``size`` is written as for ``mount``."""
     if os.getuid():
         pytest.skip("only root may mount")
     place.mkdir()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
-from tuner.cli import main
 from tuner.data.splits import Splits
 from tuner.ensemble.integrity import sample_of, why_not_probs
 from tuner.errors import NoUsableTrials, TunerError
@@ -31,20 +29,6 @@ SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr
 Call = Callable[..., tuple[int, str, str]]
 Attack = Callable[[Path], None]
 """Spoils a run whose trials 0, 1 and 2 lie in the folder; 1 and 2 have one architecture."""
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return a function that types a command and returns its exit code and what it wrote."""
-
-    def type_command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    return type_command
 
 
 def change_probs(change: Callable[[Any], Any]) -> Attack:
@@ -118,7 +102,7 @@ def change_config(trials: Path) -> None:
 
 
 HEADER = b"\x93NUMPY\x01\x00\x06\x00{'a': ("
-"""Of an array, as far as NumPy's first look goes."""
+"""The first bytes of an array's file, by which NumPy knows it."""
 
 
 def cut(name: str) -> Attack:

@@ -79,7 +79,7 @@ def write_probe(folder: Path, probs: torch.Tensor, device: str = "cpu") -> None:
 
 
 def move_first_member(folder: Path, distance: float, device: str) -> None:
-    """Have the probe's first member say something else: on average so far in total variation."""
+    """Move the first member's probabilities in the probe by a mean total variation."""
     probs = load_file(str(folder / "probe.safetensors"))["probs"]
     first = probs[0]
     other = torch.full_like(first, 0.1)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
 from tests.raylets import Raylets
 from tests.stores import S3Server
-from tuner.cli import main
 from tuner.errors import UsageError
 from tuner.monitor.follow import RunWatcher
 from tuner.run.checkpoint import read_description
@@ -26,20 +24,6 @@ from tuner.storage.paths import to_path
 from tuner.storage.protocol import LOCK_NAME
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return a function that types a command and returns its exit code and what it wrote."""
-
-    def type_command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
-
-    return type_command
 
 
 @pytest.mark.usefixtures("server")

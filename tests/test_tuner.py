@@ -63,7 +63,7 @@ class World:
     recorder: Recorder = field(init=False)
     sampler: Sampler = field(init=False)
     num_outside: int = field(init=False)
-    """Of the last tuner: trials that its space did not hold."""
+    """Number of trials of the last tuner that its space did not hold."""
 
     @property
     def run(self) -> Run:
@@ -112,7 +112,7 @@ class World:
         return worker
 
     def lose(self, tuner: Tuner, number: int, fatal: str = "") -> None:
-        """Have a trial lose its worker."""
+        """Take a trial's worker away."""
         tuner.lose(number, self.recorder.saved_epochs(number), fatal)
 
 

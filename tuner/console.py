@@ -109,7 +109,7 @@ class _VisibleStream:
 
 @contextmanager
 def visible_output() -> Iterator[None]:
-    """Have all that is written to stdout and stderr in the block shown.
+    """Show what cannot be seen in all that the block writes to stdout and stderr.
 
     An error that nobody expects leaves it so, for its traceback, too.
     """

@@ -155,7 +155,7 @@ def job_words(context: click.Context, without: tuple[str, ...]) -> Iterator[str]
 
 
 def say(line: str) -> None:
-    """Tell the user a line, beside what the job writes."""
+    """Print a line on stderr, apart from the job's own output."""
     click.echo(line, err=True)
 
 
