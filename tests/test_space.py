@@ -438,6 +438,8 @@ def test_bases_form_a_chain_relative_to_each_file() -> None:
 
 
 def test_a_shipped_space_is_a_base_by_its_name() -> None:
+    # A folder of that name is no space.
+    Path("quick").mkdir()
     space = load("extends: quick\nsearch: {trials: 3}\n")
     assert space.search.trials == 3
     assert space.axes == load_space(find_space("quick")).axes

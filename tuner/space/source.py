@@ -160,7 +160,7 @@ def _load_file(
     if not isinstance(extends.value, str):
         raise extends.error("is not a name; write that of a file, or of a shipped space as cnn")
     base = path.parent / extends.value
-    if not base.exists() and (SHIPPED / f"{extends.value}.yaml").is_file():
+    if not base.is_file() and (SHIPPED / f"{extends.value}.yaml").is_file():
         base = SHIPPED / f"{extends.value}.yaml"
     if base.resolve() in (path.resolve(), *chain):
         raise extends.error(f"{base} extends this file in turn; break the circle")
