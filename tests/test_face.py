@@ -110,7 +110,7 @@ def test_a_space_is_read_from_a_name_a_file_a_mapping_and_a_space(tmp_path: Path
     assert of_mapping.search.trials == 8
     assert tuner.load_space(file).rows() == of_mapping.rows()
     assert tuner.load_space(str(file)).search == of_mapping.search
-    assert tuner.load_space("quick").dataset == "digits"
+    assert tuner.load_space("quick").dataset == "noisy-digits"
     changed = tuner.load_space(of_mapping, ["search.trials=3"])
     assert changed.search.trials == 3
     assert changed.rows() == of_mapping.rows()

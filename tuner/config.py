@@ -355,7 +355,7 @@ class DataConfig:
     """Which images, and how they are prepared."""
 
     source: str = "cifar10"
-    """``cifar10``, ``cifar100``, ``digits``, or a folder, an archive or a manifest of images."""
+    """A data set of ``data.known``, or a folder, an archive or a manifest of images."""
     image_size: Annotated[int, IMAGE_SIZES] | None = None
     """Side in pixels; ``None`` keeps the data set's own, 32 for a folder."""
     resize: Resize = "squash"

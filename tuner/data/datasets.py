@@ -25,7 +25,13 @@ from tuner.data.decoding import (
     is_deep,
     stacked,
 )
-from tuner.data.known import KNOWN, decode_cifar, load_digits
+from tuner.data.known import (
+    KNOWN,
+    NOISY_SIZE,
+    decode_cifar,
+    load_digits,
+    load_noisy_digits,
+)
 from tuner.data.layouts import find_listing
 from tuner.data.listing import Item, Listing
 from tuner.data.names import listed, number
@@ -86,6 +92,9 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
     source = config.source
     if source == "digits":
         return _known(load_digits(part, config.image_size or 8))
+    if source == "noisy-digits":
+        decoded, val = load_noisy_digits(part, config.image_size or NOISY_SIZE)
+        return replace(_known(decoded), val=val if part == "train" else None)
     size = config.image_size or 32
     if source in KNOWN:
         return _known(

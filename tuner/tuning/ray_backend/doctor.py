@@ -12,7 +12,7 @@ from typing import Any, Literal
 import ray
 
 from tuner.config import DataConfig, Resources
-from tuner.data.known import KNOWN
+from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, TunerError
 from tuner.storage.paths import AnyPath
@@ -192,7 +192,8 @@ def _storage(storage: AnyPath) -> Iterator[Finding]:
 
 
 def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iterator[Finding]:
-    if data.source in KNOWN and data.source != "digits" and not _is_kept(data.source, data_dir):
+    is_fetched = data.source in KNOWN and data.source not in WITHOUT_NETWORK
+    if is_fetched and not _is_kept(data.source, data_dir):
         yield Finding(
             level="warning",
             about="data",
