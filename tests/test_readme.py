@@ -1,15 +1,45 @@
+"""What README and guides show is what the program does."""
+
 import re
+import shlex
 import shutil
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from tuner.cli import cli
+from tuner.cli.guide import GUIDES
 from tuner.errors import SpaceError
 from tuner.space import RandomTrial, load_space
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-(EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+PAGES = {"README": README} | {
+    path.stem: path.read_text() for path in (ROOT / "tuner" / "guides").glob("*.md")
+}
+EXAMPLES = [
+    text
+    for page in PAGES.values()
+    for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    if "space:" in text.splitlines()
+]
+LINES = sorted(
+    {
+        line.strip()
+        for page in PAGES.values()
+        for line in re.findall(r"^ {4}(cifar-tune .*)$", page, re.MULTILINE)
+    }
+)
+QUICK = (
+    "cifar-tune space check my.yaml",
+    "cifar-tune space sample my.yaml -n 5",
+    "cifar-tune data info photos/",
+    "cifar-tune data split photos/ photos-split/",
+    "cifar-tune cluster-template slurm",
+)
+"""Commands that need neither a cluster nor a run."""
 
 
 @pytest.fixture
@@ -19,21 +49,62 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_example_space_loads_and_samples(folder: Path) -> None:
-    Path("my.yaml").write_text(EXAMPLE)
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_example_spaces_load_and_sample(folder: Path, text: str) -> None:
+    Path("my.yaml").write_text(text)
     space = load_space(Path("my.yaml"))
-    for seed in range(200):
-        config = space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
-        assert config.augment.flip
+    for seed in range(50):
+        space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
 
 
 def test_the_example_mistake_is_told_as_shown(folder: Path) -> None:
-    Path("my.yaml").write_text(EXAMPLE.replace("1.0e-4", "1e-4"))
+    (text,) = (text for text in EXAMPLES if text in PAGES["spaces"])
+    Path("my.yaml").write_text(text.replace("1.0e-4", "1e-4"))
     with pytest.raises(SpaceError) as caught:
         load_space(Path("my.yaml"))
-    assert f"    {caught.value}\n" in README
+    assert f"    {caught.value}\n" in PAGES["spaces"]
 
 
 def test_every_shipped_space_is_in_the_table(folder: Path) -> None:
     for path in folder.glob("*.yaml"):
         assert f"| `{path.stem}` |" in README
+
+
+def test_every_guide_is_listed_shown_and_linked() -> None:
+    assert set(PAGES) == {"README", *GUIDES}
+    listed = CliRunner().invoke(cli, ["guide"]).output
+    for name in GUIDES:
+        assert f"(tuner/guides/{name}.md)" in README
+        assert name in listed
+        assert CliRunner().invoke(cli, ["guide", name]).output == PAGES[name]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_is_one_of_the_program(folder: Path, line: str) -> None:
+    for name in ("photos", "new-photos", "labelled-photos", "DATA"):
+        Path(name).mkdir()
+    for name in ("photo.jpg", "my.yaml", "other.yaml"):
+        Path(name).touch()
+    words = shlex.split(line.split(" > ")[0], comments=True)[1:]
+    command: click.Command = cli
+    context = click.Context(cli, info_name="cifar-tune")
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words.pop(0))
+        assert found is not None, line
+        command = found
+    # Raises on an unknown option, a choice that there is not, and a missing argument.
+    command.make_context(command.name, words, parent=context)
+
+
+@pytest.mark.parametrize("line", QUICK)
+def test_quick_commands_run_as_they_stand(folder: Path, line: str) -> None:
+    assert line in LINES
+    from PIL import Image
+
+    for number in range(40):
+        kind = Path("photos") / ("cats" if number % 2 else "dogs")
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (number, 200, 90)).save(kind / f"{number}.png")
+    Path("my.yaml").write_text(EXAMPLES[0])
+    result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
+    assert result.exit_code == 0, result.output

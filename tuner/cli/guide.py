@@ -1,0 +1,33 @@
+"""``guide``: the guides, in the terminal."""
+
+from importlib.resources import files
+
+import click
+from rich.markdown import Markdown
+
+from tuner.cli.output import make_console
+
+GUIDES = {
+    "spaces": "search spaces, and how they are searched",
+    "data": "your own images",
+    "ensembles": "combine, refit and use the best trials",
+    "cluster": "many machines, stores of objects, shares of a GPU",
+    "python": "the same from Python",
+    "promises": "what a run leaves, what is promised, what words mean",
+}
+
+
+@click.command(epilog="Example: cifar-tune guide spaces")
+@click.argument("name", required=False, type=click.Choice(list(GUIDES)))
+def guide(name: str | None) -> None:
+    """Show a guide; without a name, list them."""
+    if name is None:
+        for known, about in GUIDES.items():
+            click.echo(f"{known:<10} {about}")
+        return
+    text = (files("tuner") / "guides" / f"{name}.md").read_text(encoding="utf-8")
+    console = make_console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        click.echo(text, nl=False)
