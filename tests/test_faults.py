@@ -25,7 +25,7 @@ from rich.console import Console
 
 from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants, environment
-from tests.benchmarks.promises import FIGURES, flaws
+from tests.benchmarks.promises import FIGURES, flaws, same_runs
 from tests.disks import remount, small_disk
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits
@@ -112,6 +112,18 @@ def test_a_killed_search_keeps_its_promises(tmp_path: Path, kind: str, kills: in
     assert verdict.broken == []
     assert verdict.kills == kills
     assert verdict.is_whole
+
+
+def test_a_search_that_promotes_is_killed_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    (tmp_path / "space-1.yaml").write_text(SPACE + baselines(12))
+    quiet = Console(file=io.StringIO())
+    unkilled = killed_search(tmp_path, "unkilled", 1, "everything", [], quiet)
+    verdict = killed_search(tmp_path, "killed", 1, "everything", [Moment(9, 0.1)], quiet)
+    assert (unkilled.broken, verdict.broken, verdict.kills) == ([], [], 1)
+    assert same_runs(tmp_path / "runs" / "unkilled", tmp_path / "runs" / "killed")
+    assert verdict.paused >= 3
+    trials = Run.open(tmp_path / "runs" / "killed").trials()
+    assert any(trial.status.attempts > 1 for trial in trials if trial.status.passed)
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_last_epoch(folder: Path) -> None:

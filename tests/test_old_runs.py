@@ -6,6 +6,7 @@ of sixty that a Ctrl-C ended.
 
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from click.testing import CliRunner
 from tuner.cli import cli
 from tuner.run.run import Run
 from tuner.run.trial import read_history
+from tuner.space import SearchSpace, load_run_space, load_space
+from tuner.tuning.request import load_searched
 
 ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
 
@@ -60,6 +63,24 @@ def test_its_trials_are_combined_to_the_same_vote(storage: Path) -> None:
         assert after["ensemble"][images] == pytest.approx(scores, abs=1e-7)
 
 
+def test_a_run_that_stopped_its_trials_goes_on_so_unless_it_is_told_else(storage: Path) -> None:
+    run = Run.open(storage / "interrupted")
+
+    def scheduler(*overrides: str, text: str = "") -> str:
+        def load(words: Sequence[str]) -> SearchSpace:
+            if text:
+                return load_space(Path("space.yaml"), words, text=text)
+            return load_run_space(run.path / "space.yaml", words)
+
+        return load_searched(load, overrides, run).search.scheduler
+
+    assert scheduler() == scheduler("search.trials=9") == "asha-stop"
+    assert scheduler("search.scheduler=asha") == "asha"
+    other = "{search: {scheduler: SCHEDULER}, space: {model: cnn, optimizer: sgd}}"
+    assert scheduler(text=other.replace("SCHEDULER", "asha")) == "asha-stop"
+    assert scheduler(text=other.replace("SCHEDULER", "median")) == "median"
+
+
 @pytest.mark.ray
 def test_an_interrupted_run_goes_on_where_its_trials_were(storage: Path, session: None) -> None:
     paths = [storage / "interrupted" / "trials" / f"{number:04d}" for number in range(2)]
@@ -68,6 +89,8 @@ def test_an_interrupted_run_goes_on_where_its_trials_were(storage: Path, session
     invoke("search", "--resume", "--name", "interrupted", "--storage", str(storage), "--quiet")
     run = Run.open(storage / "interrupted")
     assert run.record.status == "finished"
+    assert (run.record.schema_version, run.record.search.scheduler) == (2, "asha-stop")
+    assert "asha-stop" in (run.path / "space.yaml").read_text()
     cnn, speednet = map(read_history, paths)
     assert len(cnn) == len(speednet) == 60
     assert cnn[:3] == before[0]

@@ -158,7 +158,9 @@ def simulated(folder: Path, search: SearchConfig, space: SearchSpace) -> Run:
     return run
 
 
-SEARCH = SearchConfig(trials=40, epochs=9, grace=1, reduction=3, sampler="random")
+SEARCH = SearchConfig(
+    trials=40, epochs=9, grace=1, reduction=3, sampler="random", scheduler="asha-stop"
+)
 
 
 @functools.cache

@@ -167,6 +167,16 @@ def test_a_later_version_is_refused(run: Run) -> None:
         Run.open(run.path)
 
 
+def test_what_version_1_called_asha_is_the_variant_that_stops(run: Run) -> None:
+    assert run.record.search.scheduler == "asha"
+    run.update(schema_version=1)
+    old = Run.open(run.path)
+    assert old.record.search.scheduler == "asha-stop"
+    old.update(status="interrupted")
+    again = Run.open(run.path).record
+    assert (again.schema_version, again.search.scheduler) == (SCHEMA_VERSION, "asha-stop")
+
+
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no run\.json"):
         Run.open(tmp_path)
@@ -434,7 +444,7 @@ def test_trials_rank_by_accuracy_then_loss_then_number(run: Run) -> None:
 def test_a_trial_is_taken_in_the_right_states_alone(run: Run, state: TrialState) -> None:
     add_trial(run, 0, 0.9, state=state)
     add_trial(run, 1, 0.1)
-    is_usable = state in ("completed", "stopped", "interrupted")
+    is_usable = state in ("completed", "stopped", "paused", "interrupted")
     assert run.trial(0).is_usable == is_usable
     assert numbers_of_top(run, 1) == ([0] if is_usable else [1])
 

@@ -361,6 +361,41 @@ def test_the_study_is_told_how_each_trial_ended(is_replayed: bool, tmp_path: Pat
     assert [t.user_attrs for t in sampler.study.trials] == [{"trial": n} for n in range(5)]
 
 
+def test_a_paused_trial_is_shown_as_pruned_until_it_ends(tmp_path: Path) -> None:
+    sampler = make(read(tmp_path, BRANCHED), "tpe")
+
+    def shown() -> list[tuple[OptunaState, float | None, dict[int, float]]]:
+        return [(t.state, t.value, t.intermediate_values) for t in sampler.study.trials]
+
+    for number in range(3):
+        sampler.ask(number)
+    sampler.pause(1, curve(0.2, 0.4))
+    running = (OptunaState.RUNNING, None, {})
+    assert shown() == [running, (OptunaState.PRUNED, 0.4, {1: 0.2, 2: 0.4}), running]
+    assert sampler.study.get_trials(states=(OptunaState.PRUNED,))[0].user_attrs["trial"] == 1
+    sampler.pause(1, curve(0.2, 0.4, 0.3))
+    assert shown()[1][1] == 0.3
+    sampler.tell(1, "completed", curve(0.2, 0.4, 0.3, 0.5))
+    assert shown()[1] == (OptunaState.COMPLETE, 0.5, {1: 0.2, 2: 0.4, 3: 0.3, 4: 0.5})
+    sampler.pause(2, curve(0.1))
+    sampler.tell(2, "stopped", curve(0.1))
+    assert shown()[2] == (OptunaState.PRUNED, 0.1, {1: 0.1})
+    assert sampler.study.trials[2].user_attrs == {"trial": 2}
+
+
+@pytest.mark.parametrize("kind", ["tpe", "cmaes"])
+def test_samplers_learn_from_paused_trials_as_from_stopped_ones(kind: str, tmp_path: Path) -> None:
+    space = read(tmp_path, FITTING[kind])
+    paused, stopped = make(space, kind), make(space, kind)
+    for number in range(25):
+        one, other = paused.ask(number), stopped.ask(number)
+        assert one == other
+        assert one is not None
+        history = curve(accuracy_of(one))
+        paused.pause(number, history)
+        stopped.tell(number, "stopped", history)
+
+
 @every_sampler
 def test_a_replayed_study_equals_the_told_one(kind: str, tmp_path: Path) -> None:
     space = read(tmp_path, FITTING[kind])

@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.config import SearchConfig
-from tuner.tuning.schedulers import MIN_PEERS, Asha, Hyperband, Median, Scheduler, make_scheduler
+from tuner.tuning.schedulers import (
+    MIN_PEERS,
+    Asha,
+    Hyperband,
+    Median,
+    Scheduler,
+    StoppingAsha,
+    make_scheduler,
+)
 
-KINDS = ("asha", "hyperband", "median", "none")
+KINDS = ("asha", "asha-stop", "hyperband", "median", "none")
 accuracies = st.floats(0, 1)
 reductions = st.integers(2, 5)
 
@@ -27,13 +35,15 @@ def state(scheduler: Scheduler) -> object:
         return [bracket.rungs for bracket in scheduler.brackets]
     if isinstance(scheduler, Median):
         return scheduler.averages, scheduler._best, scheduler._total
-    assert isinstance(scheduler, Asha)
+    if isinstance(scheduler, Asha):
+        return scheduler.rungs, scheduler._last
+    assert isinstance(scheduler, StoppingAsha)
     return scheduler.rungs
 
 
-def first_rung(values: list[float], reduction: int = 3) -> Asha:
+def first_rung(values: list[float], reduction: int = 3) -> StoppingAsha:
     """Return ASHA after ``values`` have come to its rung at epoch 1."""
-    asha = Asha(grace=1, reduction=reduction, epochs=9)
+    asha = StoppingAsha(grace=1, reduction=reduction, epochs=9)
     for number, value in enumerate(values):
         asha.enter(number, 1, value)
     return asha
@@ -46,7 +56,7 @@ def first_rung(values: list[float], reduction: int = 3) -> Asha:
 def test_rungs_lie_a_factor_apart_below_the_last_epoch(
     grace: int, reduction: int, epochs: int, rungs: list[int]
 ) -> None:
-    assert list(Asha(grace=grace, reduction=reduction, epochs=epochs).rungs) == rungs
+    assert list(StoppingAsha(grace=grace, reduction=reduction, epochs=epochs).rungs) == rungs
 
 
 @given(st.lists(accuracies, max_size=30), accuracies, reductions)
@@ -96,7 +106,7 @@ def test_a_higher_accuracy_is_never_a_reason_to_stop(
 def test_whatever_the_order_a_rung_passes_on_its_first_and_its_best(
     values: list[float], reduction: int
 ) -> None:
-    asha = Asha(grace=1, reduction=reduction, epochs=9)
+    asha = StoppingAsha(grace=1, reduction=reduction, epochs=9)
     passed = [v for number, v in enumerate(values) if asha.judge(number, 1, v) is None]
     assert passed[:1] == values[:1]
     assert max(passed, default=0) == max(values, default=0)
@@ -104,7 +114,7 @@ def test_whatever_the_order_a_rung_passes_on_its_first_and_its_best(
 
 
 def test_asha_judges_at_its_rungs_alone() -> None:
-    asha = Asha(grace=2, reduction=2, epochs=9)
+    asha = StoppingAsha(grace=2, reduction=2, epochs=9)
     for number, epoch in itertools.product(range(5), range(1, 10)):
         stop = asha.judge(number, epoch, 1 - number / 10)
         assert (stop is not None) == (number > 0 and epoch in (2, 4, 8))
@@ -137,7 +147,7 @@ def test_a_value_that_is_not_finite_is_refused_and_forgotten(kind: str, value: f
     assert state(scheduler) == state(untouched)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "asha"])
 def test_the_first_trial_goes_on_and_the_last_epoch_is_not_judged(kind: str) -> None:
     scheduler = make(kind)
     assert all(scheduler.judge(0, epoch, 0.0) is None for epoch in range(1, 10))

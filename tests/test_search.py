@@ -74,7 +74,7 @@ def test_every_trial_leaves_its_files(run: Run) -> None:
     trials = run.trials()
     assert [trial.number for trial in trials] == list(range(8))
     for trial in trials:
-        assert trial.status.state in ("completed", "stopped")
+        assert trial.status.state in ("completed", "stopped"), "none waits at the end"
         assert trial.status.num_parameters > 0
         assert [row.epoch for row in trial.history] == list(range(1, len(trial.history) + 1))
         assert trial.val_probs().shape == (144, 10)
@@ -88,19 +88,26 @@ def test_every_trial_leaves_its_files(run: Run) -> None:
     assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
 
 
-def test_asha_stops_trials_at_its_rungs_and_says_why(run: Run) -> None:
-    stopped = [trial for trial in run.trials() if trial.status.state == "stopped"]
-    assert stopped
-    for trial in stopped:
+def test_asha_promotes_half_at_each_rung_and_says_why_the_others_stop(run: Run) -> None:
+    trials = run.trials()
+    reached = [sum(len(trial.history) >= epoch for trial in trials) for epoch in (1, 2, 4, 6)]
+    assert reached == [8, 4, 2, 1]
+    for trial in trials:
         stop = trial.status.stop
+        if trial.status.state == "completed":
+            assert len(trial.history) == 6
+            assert trial.status.passed == 4
+            continue
         assert stop is not None
         assert stop.rung in (1, 2, 4)
         assert stop.rung == len(trial.history), "no epoch is trained after the stop"
-        assert stop.value == trial.history[-1].val_accuracy < stop.cut
+        assert stop.value == trial.history[-1].val_accuracy
         assert str(stop) == trial.status.reason
-    for trial in run.trials():
-        if trial.status.state == "completed":
-            assert len(trial.history) == 6
+        peers = [
+            t.history[stop.rung - 1].val_accuracy for t in trials if len(t.history) >= stop.rung
+        ]
+        assert stop.peers == len(peers) - 1
+        assert stop.cut in peers
 
 
 def test_only_the_best_checkpoints_stay(run: Run) -> None:

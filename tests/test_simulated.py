@@ -39,7 +39,7 @@ costs = st.lists(
     min_size=1,
     max_size=20,
 )
-SCHEDULERS = ("asha", "hyperband", "median", "none")
+SCHEDULERS = ("asha", "asha-stop", "hyperband", "median", "none")
 
 
 def at_once(number: int) -> Callable[[Sequence[TrialResources]], bool]:
@@ -119,7 +119,7 @@ def test_asha_stops_about_two_of_three_at_its_first_rung() -> None:
     cost = TrialCost(
         config=config_of(9), resources=CPU, setup_seconds=0, epoch_seconds=1, write_seconds=0
     )
-    came = simulated([cost] * 300, 4, search=searched("asha"))
+    came = simulated([cost] * 300, 4, search=searched("asha-stop"))
     assert came.reaching(1) == 300
     assert 80 <= came.reaching(2) <= 130
     assert came.reaching(4) < came.reaching(2)

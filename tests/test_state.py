@@ -156,7 +156,7 @@ def test_where_none_is_stopped_all_epochs_are_to_come(
 
 
 def test_trials_to_come_are_taken_to_be_stopped_as_those_before_were() -> None:
-    search = SearchConfig(trials=1000, epochs=9, grace=3, reduction=3)
+    search = SearchConfig(trials=1000, epochs=9, grace=3, reduction=3, scheduler="asha-stop")
     state = SearchState(search)
     for number in range(900):
         ending = {"state": "completed"} if number % 3 == 0 else stopped(3)

@@ -67,6 +67,30 @@ def test_a_copy_can_be_watched_while_the_search_runs(
     assert told(trials) == told(sampler.study.trials)
 
 
+def test_a_paused_trial_runs_in_the_copy_with_its_curve_so_far(
+    place: str, sampler: Sampler, copy: StudyCopy, said: list[str]
+) -> None:
+    for number in range(2):
+        sampler.ask(number)
+    sampler.pause(0, curve(0.2, 0.4))
+    assert copy.wait(10)
+    assert [(t.state.name, t.intermediate_values) for t in stored(place)] == [
+        ("RUNNING", {1: 0.2, 2: 0.4}),
+        ("RUNNING", {}),
+    ]
+    sampler.tell(0, "completed", curve(0.2, 0.4, 0.6))
+    sampler.pause(1, curve(0.1))
+    assert copy.wait(10)
+    trials = stored(place)
+    assert [t.state.name for t in trials] == ["COMPLETE", "RUNNING"]
+    assert list(trials[0].intermediate_values) == [1, 2, 3]
+    # One that begins anew holds the same.
+    with StudyCopy(sampler.study, StudyPlace(place, "anew", "first"), said.append):
+        pass
+    assert [t.state.name for t in stored(place, "anew")] == ["COMPLETE", "RUNNING"]
+    assert said == []
+
+
 def test_a_run_makes_its_own_study_anew_and_leaves_others_alone(
     place: str, tmp_path: Path, said: list[str]
 ) -> None:

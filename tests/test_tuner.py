@@ -34,7 +34,9 @@ space:
   model: {cnn: {stages: 2, width: {int: [8, 64]}}}
   optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
 """
-SEARCH = SearchConfig(trials=6, epochs=4, grace=1, reduction=2, sampler="random")
+SEARCH = SearchConfig(
+    trials=6, epochs=4, grace=1, reduction=2, sampler="random", scheduler="asha-stop"
+)
 PLAN = CapacityPlan(
     default=TrialResources(cpus=1, gpus=0.5), count=2, count_parameters=lambda config: 7
 )
@@ -833,7 +835,10 @@ def books(tuner: Tuner, run: Run) -> object:
 
 @pytest.mark.parametrize(
     ("scheduler", "is_lazy"),
-    [("asha", False), ("hyperband", False), ("median", False), ("asha", True), ("median", True)],
+    [
+        *[(scheduler, False) for scheduler in ("asha", "asha-stop", "hyperband", "median")],
+        *[(scheduler, True) for scheduler in ("asha", "asha-stop", "median")],
+    ],
 )
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_search_killed_at_any_moment_decides_as_one_that_was_not(

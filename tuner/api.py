@@ -126,7 +126,7 @@ def search(
         trials: How many configurations to try.
         epochs: The most epochs of a trial.
         sampler: ``tpe``, ``random``, ``gp``, ``cmaes`` or ``grid``.
-        scheduler: ``asha``, ``hyperband``, ``median`` or ``none``.
+        scheduler: ``asha``, ``asha-stop``, ``hyperband``, ``median`` or ``none``.
         seed: Of the sampler and, with its number, of each trial.
         overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
         time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
@@ -163,7 +163,7 @@ def search(
         TunerError: If the first three trials failed in the same way.
     """
     from tuner.space import load_run_space
-    from tuner.tuning.request import make_search_request
+    from tuner.tuning.request import load_searched, make_search_request
     from tuner.tuning.session import search as run_search
 
     _check_no_dashboard(address)
@@ -193,10 +193,13 @@ def search(
     given = {key: value for key, value in settings.items() if value is not None}
     home = resumed.path.parent if resumed else _place(storage)
     words = [f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()]
-    if resumed and space is None:
-        found = load_run_space(resumed.path / SPACE, [*overrides, *words], home)
-    else:
-        found = _load_space(space, [*overrides, *words], home)
+
+    def load(words: Sequence[str]) -> "SearchSpace":
+        if resumed and space is None:
+            return load_run_space(resumed.path / SPACE, words, home)
+        return _load_space(space, words, home)
+
+    found = load_searched(load, [*overrides, *words], resumed)
     named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
     request = make_search_request(
         found,

@@ -239,7 +239,7 @@ class SearchConfig:
     epochs: Epochs = 27
     """The most epochs that a trial is trained."""
     grace: Count = 3
-    """Epochs before a trial may be stopped; the first rung of ASHA."""
+    """Epochs before a trial may be paused or stopped; the first rung of ASHA."""
     reduction: Annotated[int, Bounds(ge=2)] = 3
     """ASHA keeps the best one of this many at each rung; rungs lie this factor apart."""
     sampler: Literal["tpe", "random", "gp", "cmaes", "grid"] = "tpe"
@@ -249,8 +249,12 @@ class SearchConfig:
     it takes spaces without branches. ``cmaes`` takes spaces of two or more numbers and nothing
     else. ``grid`` tries each configuration of a finite space once, in random order.
     """
-    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """What stops trials early; see ``tuner.tuning.schedulers``."""
+    scheduler: Literal["asha", "asha-stop", "hyperband", "median", "none"] = "asha"
+    """What ends trials early; see ``tuner.tuning.schedulers``.
+
+    ``asha`` pauses each trial at each rung and promotes the best; ``asha-stop`` stops those that
+    are not among the best when they arrive.
+    """
     seed: Annotated[int, Bounds(ge=0)] = 0
 
 

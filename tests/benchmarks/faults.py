@@ -222,6 +222,7 @@ def as_table(found: dict[Kind, list[Verdict]]) -> Table:
         ("finished trials run again", "{run_again}"),
         ("trials trained past their stop", "{past_stop}"),
         ("told epochs trained again", "{replaced}"),
+        ("trials that waited at a rung when a kill came", "{paused}"),
         ("seconds that a trial lost, max (mean)", "{lost_max:.1f} ({lost_mean:.1f})"),
         ("killed trials with the figures of an unkilled training", "{same_figures}/{compared}"),
         ("searches that ended with all trials", "{whole}/{searches}"),
@@ -236,7 +237,8 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Add up the searches of one kind."""
     seconds = [lost for verdict in verdicts for lost in verdict.lost_seconds]
     broken = [text for verdict in verdicts for text in verdict.broken]
-    names = ("kills", "early_kills", "lost", "run_again", "past_stop", "replaced", "compared")
+    counted = ("kills", "early_kills", "lost", "run_again", "past_stop", "replaced")
+    names = (*counted, "paused", "compared")
     return {name: sum(getattr(verdict, name) for verdict in verdicts) for name in names} | {
         "searches": len(verdicts),
         "strays": sum(verdict.strays for verdict in verdicts),

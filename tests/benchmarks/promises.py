@@ -34,9 +34,11 @@ class Kill:
     running: dict[int, list[EpochMetrics]]
     """The saved epochs of each trial that had not ended."""
     lost: dict[int, float]
-    """Seconds since the last saved epoch of each running trial, or since a worker took it up."""
+    """Seconds since the last saved epoch of each trial that trained, or since its worker began."""
     late: list[int]
     """Trials for which this is more than was promised."""
+    paused: list[int]
+    """Trials that waited at a rung."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,8 @@ class Verdict:
     """Whether the run is finished, with all trials."""
     is_same: bool | None = None
     """Whether trials, curves and stops are those of a run without a kill; where it was asked."""
+    paused: int = 0
+    """Trials that waited at a rung when a kill came, over all kills."""
     broken: list[str] = field(default_factory=list)
     """The promises that were not kept."""
 
@@ -118,9 +122,13 @@ def look(path: Path, at: float) -> Kill:
     running: dict[int, list[EpochMetrics]] = {}
     lost: dict[int, float] = {}
     late = []
+    paused = []
     for trial in Run.open(path).trials() if (path / "run.json").exists() else []:
         if trial.status.state in OPEN:
             running[trial.number] = saved = load_progress(trial.state)[0]
+            if trial.status.state == "paused":
+                paused.append(trial.number)
+                continue
             # Its worker's first word, before it has set up the training.
             began = (trial.path / "status.json").stat().st_mtime
             last = saved[-1].time if saved else 0.0
@@ -137,7 +145,7 @@ def look(path: Path, at: float) -> Kill:
                 # A worker may leave its saved state, or a part of one, behind.
                 if not file.name.startswith(".") and file != trial.state
             }
-    return Kill(time=at, ended=ended, running=running, lost=lost, late=late)
+    return Kill(time=at, ended=ended, running=running, lost=lost, late=late, paused=paused)
 
 
 def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> None:
@@ -145,6 +153,7 @@ def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> No
     trials = {trial.number: trial for trial in run.trials()}
     verdict.kills = len(kills)
     verdict.early_kills = sum(not kill.ended and not kill.running for kill in kills)
+    verdict.paused = sum(len(kill.paused) for kill in kills)
     verdict.epochs = sum(len(trial.history) for trial in trials.values())
     verdict.strays = len([*run.path.glob("trials/*/.*")])
     ended_before = {number: files for kill in kills for number, files in kill.ended.items()}

@@ -172,7 +172,7 @@ def simulate(method: Method, curves: Curves, budget: int) -> list[SearchedTrial]
 
     def train(given: Assignment) -> Iterator[Step]:
         curve = curves.of(given.config)
-        for row in curve:
+        for row in curve[given.num_epochs :]:
             yield row.seconds
             yield EpochEnded(number=given.number, metrics=row)
         is_finite = math.isfinite(curve[-1].train_loss + curve[-1].val_loss)

@@ -1,7 +1,7 @@
 """What ``search`` and ``plan`` share: flags, environment and file become one request."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from tuner.run.run import Run
+    from tuner.space import SearchSpace
     from tuner.tuning.request import SearchRequest
 
 _SEARCHED = (
@@ -37,7 +38,7 @@ _SEARCHED = (
     option("--trials", type=int, help="How many configurations to try."),
     option("--epochs", type=int, help="The most epochs of a trial."),
     option("--sampler", help="tpe, random, gp, cmaes or grid."),
-    option("--scheduler", help="asha, hyperband, median or none."),
+    option("--scheduler", help="asha, asha-stop, hyperband, median or none."),
     option(
         "--seed",
         type=click.IntRange(min=0),
@@ -75,18 +76,20 @@ def search_request(
         own: Entries of the request besides.
     """
     from tuner.space import load_run_space, load_space
-    from tuner.tuning.request import make_search_request
+    from tuner.tuning.request import load_searched, make_search_request
 
     options = context.params
     storage = resumed.path.parent if resumed else options["storage"]
     overrides = search_overrides(context, options["overrides"])
-    if options["space"]:
-        assert isinstance(path, Path)
-        space = load_space(path, overrides, storage)
-    else:
-        space = load_run_space(path, overrides, storage)
+
+    def load(words: Sequence[str]) -> "SearchSpace":
+        if options["space"]:
+            assert isinstance(path, Path)
+            return load_space(path, words, storage)
+        return load_run_space(path, words, storage)
+
     return make_search_request(
-        space,
+        load_searched(load, overrides, resumed),
         space_name=str(path),
         stem=PurePath(path.name).stem,
         resumed=resumed,

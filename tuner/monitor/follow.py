@@ -7,7 +7,14 @@ from rich.console import Console, RenderableType
 
 from tuner.monitor.live_table import draw, summary
 from tuner.monitor.terminal import LiveTable
-from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
+from tuner.run.events import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialPlaced,
+    TrialPromoted,
+    TrialStarted,
+)
 from tuner.run.layout import HISTORY, RUN, STATUS
 from tuner.run.run import Run, clock
 from tuner.run.state import Ending, SearchState, num_alike
@@ -113,6 +120,8 @@ def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:
             time=status.started,
         )
     yield TrialPlaced(number=number, node=status.node)
+    if known is None or known.status.passed != status.passed:
+        yield TrialPromoted(number=number, rung=status.passed)
     for row in record.history[kept:]:
         yield EpochEnded(
             number=number,

@@ -50,7 +50,7 @@ def draw(
             _running(running[:rows], running[rows:], width if not is_wide else width - 46)
         )
     if rungs and state.num_epochs:
-        tables.append(_rungs(rungs))
+        tables.append(_rungs(rungs, is_promoting=state.search.scheduler == "asha"))
     if is_wide and len(tables) > 1:
         beside = Table.grid(padding=(0, 4, 0, 0))
         beside.add_row(*tables)
@@ -146,12 +146,14 @@ def _running(rows: list[TrialProgress], hidden: list[TrialProgress], width: int)
     return Group(table, Text(f"and {len(hidden)} more running", style="dim"))
 
 
-def _rungs(rungs: list[Rung]) -> Table:
+def _rungs(rungs: list[Rung], *, is_promoting: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("rung", "arrived", "passed", "stopped"):
+    for heading in ("rung", "arrived", "passed", *["paused"] * is_promoting, "stopped"):
         table.add_column(heading, justify="right", no_wrap=True)
     for rung in rungs:
-        table.add_row(*map(str, (rung.epoch, rung.arrived, rung.passed, rung.stopped)))
+        paused = [rung.paused] * is_promoting
+        counts = (rung.epoch, rung.arrived, rung.passed, *paused, rung.stopped)
+        table.add_row(*map(str, counts))
     return table
 
 

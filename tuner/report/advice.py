@@ -108,10 +108,10 @@ def _rungs(state: SearchState) -> Iterator[str]:
     for rung in state.rungs():
         if rung.arrived < MIN_TRIALS:
             continue
-        if not rung.stopped:
+        if not rung.stopped and not rung.paused:
             yield (
                 f"Rung {rung.epoch} stopped none of {rung.arrived} trials: it saves nothing; "
                 "a larger reduction, or a later rung, would tell more."
             )
-        elif not rung.passed:
+        elif not rung.passed and not rung.paused:
             yield f"Rung {rung.epoch} let none of {rung.arrived} trials pass; raise grace."

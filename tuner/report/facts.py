@@ -93,6 +93,8 @@ def spending(search: SearchConfig, trials: Sequence[TrialRecord]) -> dict[str, l
         stop = trial.status.stop
         state = trial.status.state
         key = f"stopped at rung {stop.rung}" if stop else names.get(state, state.replace("_", " "))
+        if state == "paused":
+            key = f"paused at rung {len(trial.history)}"
         by_rung.setdefault(key, []).append(trial)
     return {
         "family": _spent(by_family),

@@ -35,12 +35,21 @@ class TrialPlaced:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialPaused:
-    """A trial has no worker any more, and waits to be taken up again."""
+class TrialLost:
+    """A trial has lost its worker, and waits to be taken up again."""
 
     number: int
     num_epochs: int
     """The epochs after which it will go on; later ones were lost with its worker."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPromoted:
+    """A trial goes on beyond a rung: at once, or after it has waited there."""
+
+    number: int
+    rung: int
+    """In epochs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +66,7 @@ class EpochEnded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialEnded:
-    """A trial has ended, for good unless ``state`` is ``interrupted``."""
+    """A trial has ended, for good unless ``state`` is ``paused`` or ``interrupted``."""
 
     number: int
     state: TrialState
@@ -68,6 +77,6 @@ class TrialEnded:
     """ISO 8601, UTC."""
 
 
-Event = TrialStarted | TrialPlaced | TrialPaused | EpochEnded | TrialEnded
+Event = TrialStarted | TrialPlaced | TrialLost | TrialPromoted | EpochEnded | TrialEnded
 Observer = Callable[[Event], None]
 """Is told of each event, after it was applied to the state of the search."""

@@ -37,8 +37,8 @@ from tuner.storage.spreadsheet import harmless
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-"""Version of the run folder; a later one is refused."""
+SCHEMA_VERSION = 2
+"""Version of the run folder; a later one is refused. In version 1, ``asha`` was ``asha-stop``."""
 
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
@@ -163,11 +163,16 @@ class Run:
         record = find_record(path / layout.RUN, RunRecord, version=SCHEMA_VERSION)
         if record is None:
             raise UsageError(f"{path}: no run here (no {layout.RUN})")
+        if record.schema_version == 1 and record.search.scheduler == "asha":
+            search = dataclasses.replace(record.search, scheduler="asha-stop")
+            record = dataclasses.replace(record, search=search)
         return cls(path, record)
 
     def update(self, **changes: Any) -> None:
         """Change entries of the record and write ``run.json``."""
-        self.record = dataclasses.replace(self.record, **changes)
+        self.record = dataclasses.replace(
+            self.record, **{"schema_version": SCHEMA_VERSION, **changes}
+        )
         write_record(self.path / layout.RUN, self.record.without_passwords())
 
     def locked(self) -> AbstractContextManager[None]:
@@ -306,8 +311,8 @@ class Run:
             )
         if len(usable) < k:
             raise UsageError(
-                f"--top {k}: {self.path} has only {len(usable)} usable trials (completed, stopped "
-                f"or interrupted, checkpoint kept). Give --top {len(usable)} or less."
+                f"--top {k}: {self.path} has only {len(usable)} usable trials (completed, stopped, "
+                f"paused or interrupted, checkpoint kept). Give --top {len(usable)} or less."
             )
 
     def check_unseen_validation(self, *choices: str) -> None:

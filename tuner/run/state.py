@@ -16,8 +16,9 @@ from tuner.run.events import (
     EpochEnded,
     Event,
     TrialEnded,
-    TrialPaused,
+    TrialLost,
     TrialPlaced,
+    TrialPromoted,
     TrialStarted,
 )
 from tuner.run.run import Run
@@ -74,6 +75,8 @@ class Rung:
     arrived: int
     stopped: int
     """By the scheduler, after this epoch and the ones since the rung before."""
+    paused: int
+    """Waiting there."""
     passed: int
     """Trained further, or waiting for the next epoch to end."""
 
@@ -103,7 +106,7 @@ class SearchState:
     trials: dict[int, TrialProgress] = field(default_factory=dict)
     """Every trial that has been started, by number."""
     running: dict[int, TrialProgress] = field(default_factory=dict)
-    """The trials that a worker has been given, and that have neither ended nor been paused."""
+    """The trials that have a worker, and have not ended."""
     ended: Counter[TrialState] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     """Kind of error -> trials that failed, diverged or ran out of memory by it."""
@@ -127,6 +130,8 @@ class SearchState:
     """Epoch -> trials that ended after it, for good."""
     _stopped: Counter[int] = field(default_factory=Counter)
     """Epoch -> trials that the scheduler stopped there."""
+    _paused: Counter[int] = field(default_factory=Counter)
+    """Epoch -> trials that wait there."""
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPOCHS))
 
     @classmethod
@@ -179,13 +184,19 @@ class SearchState:
             case TrialPlaced():
                 trial = self.trials[event.number]
                 trial.status = replace(trial.status, node=event.node)
-            case TrialPaused():
+            case TrialLost():
                 self.running.pop(event.number, None)
                 self._take_back(self.trials[event.number], event.num_epochs)
+            case TrialPromoted():
+                trial = self.trials[event.number]
+                trial.status = replace(trial.status, passed=event.rung)
             case EpochEnded():
                 self._end_epoch(event)
             case TrialEnded():
                 trial = self.trials[event.number]
+                if trial.status.state != "running":
+                    # It was paused, and is not any more.
+                    self._reopen(trial)
                 trial.status = replace(
                     trial.status,
                     state=event.state,
@@ -292,7 +303,9 @@ class SearchState:
 
     def _count_ending(self, trial: TrialProgress, change: int) -> None:
         status = trial.status
-        if status.state == "interrupted":
+        if status.state == "paused":
+            self._paused[len(trial.history)] += change
+        if status.state in OPEN:
             return
         self._left[len(trial.history)] += change
         if status.stop is not None:
@@ -352,8 +365,11 @@ class SearchState:
             arrived = self._reached[epoch]
             span = range(below + 1, epoch + 1)
             stopped = sum(self._stopped[step] for step in span)
-            passed = arrived - self._left[epoch]
-            rungs.append(Rung(epoch=epoch, arrived=arrived, stopped=stopped, passed=passed))
+            paused = self._paused[epoch]
+            passed = arrived - self._left[epoch] - paused
+            rungs.append(
+                Rung(epoch=epoch, arrived=arrived, stopped=stopped, paused=paused, passed=passed)
+            )
             below = epoch
         return rungs
 
@@ -361,7 +377,8 @@ class SearchState:
         """Estimate the remaining time, in seconds, from the length of epochs and of trials.
 
         Trials to come are taken to end after each epoch as often as those that came so far did;
-        a rung that few came to counts with one trial as the scheduler means it to stop them.
+        a rung that few came to counts with one trial as the scheduler means it to stop them. Where
+        trials are promoted, each rung is taken to promote as many as it may.
 
         Args:
             slots: Trials that train at once.
@@ -371,6 +388,29 @@ class SearchState:
         """
         if not self._seconds:
             return None
+        is_promoting = self.search.scheduler == "asha"
+        epochs = self._epochs_with_promotion() if is_promoting else self._epochs_left()
+        return sum(self._seconds) / len(self._seconds) * epochs / max(1, slots)
+
+    @property
+    def _num_to_come(self) -> int:
+        """Trials that have not been started yet."""
+        return max(0, self.search.trials - self.num_ended - len(self.running))
+
+    def _epochs_with_promotion(self) -> float:
+        done = [len(trial.history) for trial in list(self.running.values())]
+        epochs, below, coming = 0, 0, self._num_to_come
+        last = Rung(epoch=self.search.epochs, arrived=0, stopped=0, paused=0, passed=0)
+        for rung in [*self.rungs(), last]:
+            under_way = [rung.epoch - epoch for epoch in done if below <= epoch < rung.epoch]
+            epochs += sum(under_way) + coming * (rung.epoch - below)
+            most = rung.arrived + len(under_way) + coming
+            places = max(most // self.search.reduction, min(1, most))
+            coming = max(0, places - rung.passed)
+            below = rung.epoch
+        return epochs
+
+    def _epochs_left(self) -> float:
         most = self.search.epochs
         rungs = self.rungs()
         prior = {rung.epoch: 1 - 1 / self.search.reduction for rung in rungs}
@@ -389,10 +429,7 @@ class SearchState:
             assert trial.config is not None
             if done < trial.config.epochs:
                 epochs += 1 + remaining[min(done + 1, most)]
-        waiting = max(0, self.search.trials - self.num_ended - len(running))
-        epochs += waiting * remaining[0]
-        mean = sum(self._seconds) / len(self._seconds)
-        return mean * epochs / max(1, slots)
+        return epochs + self._num_to_come * remaining[0]
 
 
 def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> bool:

@@ -28,14 +28,21 @@ from tuner.storage.paths import AnyPath, read_bytes, read_text
 from tuner.storage.records import explaining_damage, find_record, read_record, write_record
 
 TrialState = Literal[
-    "running", "completed", "stopped", "diverged", "out_of_memory", "failed", "interrupted"
+    "running",
+    "paused",
+    "completed",
+    "stopped",
+    "diverged",
+    "out_of_memory",
+    "failed",
+    "interrupted",
 ]
-USABLE: frozenset[TrialState] = frozenset({"completed", "stopped", "interrupted"})
+USABLE: frozenset[TrialState] = frozenset({"completed", "stopped", "paused", "interrupted"})
 """States whose checkpoint may enter an ensemble."""
 ENDED_BADLY: frozenset[TrialState] = frozenset({"diverged", "out_of_memory", "failed"})
 """States whose accuracy, if there is any, nothing should build on."""
-OPEN: frozenset[TrialState] = frozenset({"running", "interrupted"})
-"""States from which a resumed search goes on."""
+OPEN: frozenset[TrialState] = frozenset({"running", "paused", "interrupted"})
+"""States from which a trial goes on, in the same search or in one that is resumed."""
 
 Loss = Annotated[float, Bounds(is_finite=False)]
 """NaN or infinite where a training diverged."""
@@ -101,13 +108,15 @@ class Stop:
     value: float
     """Its accuracy there; under the median rule, its best one so far."""
     cut: float
-    """The value that had to be reached to go on."""
+    """The value that had to be reached to go on; ASHA may have given all places to others."""
     peers: Amount
     """Trials that had come to this epoch before, and that it was compared with."""
 
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
-        return f"epoch {self.rung}: {self.value:.4f} below {self.cut:.4f}, {peers}"
+        if self.value < self.cut:
+            return f"epoch {self.rung}: {self.value:.4f} below {self.cut:.4f}, {peers}"
+        return f"epoch {self.rung}: {self.value:.4f}, after its places were taken, {peers}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +141,8 @@ class TrialStatus:
     """Identifier of the cluster's node that trained it last."""
     attempts: Amount = 0
     """How often a worker was given it. The last one alone may write into its folder."""
+    passed: Amount = 0
+    """The last rung from which it was promoted, in epochs."""
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""

@@ -93,6 +93,8 @@ class Tracking:
         warn: Callable[[str], None] | None = None,
     ) -> None:
         self._state = state
+        self._told: set[int] = set()
+        """Trials that the trackers have open."""
         self._tellers = {name: _Teller(name, tracker, warn) for name, tracker in trackers.items()}
 
     @property
@@ -105,6 +107,7 @@ class Tracking:
         number = event.number
         match event:
             case TrialStarted(config=config, history=history):
+                self._told.add(number)
                 self._tell(lambda tracker: tracker.trial_started(number, config, history))
             case EpochEnded(metrics=row):
                 self._tell(lambda tracker: tracker.epoch_ended(number, row))
@@ -112,6 +115,12 @@ class Tracking:
                 # As they are now: the trial may go on before a slow tracker is told.
                 trial = self._state.trials[number]
                 status, rows = trial.status, tuple(trial.history)
+                if number not in self._told:
+                    # It was paused, and its tracker closed.
+                    reopened = trial.config
+                    assert reopened is not None, "it had not ended"
+                    self._tell(lambda tracker: tracker.trial_started(number, reopened, rows))
+                self._told.discard(number)
                 self._tell(lambda tracker: tracker.trial_ended(number, status, rows))
 
     def close(self) -> None:

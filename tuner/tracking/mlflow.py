@@ -11,7 +11,12 @@ from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, TrialStatus, best_row, flatten
 from tuner.tracking.figures import figures, hyperparameters
 
-ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
+ENDED = {
+    "completed": "FINISHED",
+    "stopped": "FINISHED",
+    "paused": "SCHEDULED",
+    "interrupted": "KILLED",
+}
 """State of a trial -> of MLflow's run; the others are FAILED."""
 LONGEST = 500
 """Characters of a parameter's value that every store takes."""

@@ -15,7 +15,7 @@ from tensorboardX.summary import hparams, scalar, text
 from tuner.config import TrialConfig
 from tuner.run.layout import TENSORBOARD
 from tuner.run.run import Run
-from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialState, TrialStatus, flatten
+from tuner.run.trial import ENDED_BADLY, OPEN, EpochMetrics, TrialState, TrialStatus, flatten
 from tuner.storage.paths import replace_folder
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tracking.figures import figures, hyperparameters
@@ -75,7 +75,7 @@ class TensorBoard:
         """Write how the trial ended, and close its file."""
         writer = self._writers.pop(number)
         now = time.time()
-        if status.state != "interrupted":
+        if status.state not in OPEN:
             _write(writer, _end(status.state), 0, now)
         told = f"{status.state}: {status.reason}".rstrip(": ")
         _write(writer, text("end", told), len(history), now)

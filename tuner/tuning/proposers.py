@@ -16,6 +16,9 @@ class Proposer(Protocol):
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
         """Take note of how trial ``number`` ended."""
 
+    def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        """Take note of how far trial ``number`` came, which waits at a rung and may go on."""
+
     def add(
         self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
     ) -> bool:
@@ -36,6 +39,9 @@ class FixedProposer:
         return self.configs[number] if number < len(self.configs) else None
 
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
+        """Do nothing."""
+
+    def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Do nothing."""
 
     def add(

@@ -57,7 +57,7 @@ class Recorder:
             self._written[number] = status
         if isinstance(event, TrialEnded):
             del self._written[number]
-            if event.state != "interrupted":
+            if event.state not in OPEN:
                 (path / STATE).unlink(missing_ok=True)
             self.record_spending()
 
@@ -85,6 +85,9 @@ class Recorder:
         return [self._restored(record) for record in self.run.trials()]
 
     def _restored(self, record: TrialRecord) -> TrialRecord:
+        if record.status.state == "paused" and record.state.exists():
+            # It was saved before it was paused.
+            return record
         if record.status.state in OPEN:
             # What was not saved has to be trained again.
             return replace(record, history=tuple(self.saved_epochs(record.number)))

@@ -178,7 +178,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
     if len(configs) < top:
         raise UsageError(
             f"--top {top}: {source.path} has only {len(configs)} configurations whose trials ended "
-            f"well (completed, stopped or interrupted). Give --top {len(configs)} or less."
+            f"well (completed, stopped, paused or interrupted). Give --top {len(configs)} or less."
         )
     check_records(records)
     return RefitConfig(

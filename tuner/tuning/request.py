@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import DataConfig, SearchConfig
+from tuner.config import SPACE_KEYS, DataConfig, SearchConfig
 from tuner.data.datasets import find_source
 from tuner.data.known import KNOWN
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.passwords import is_hidden
 from tuner.run.layout import why_not_name
-from tuner.run.run import Run
+from tuner.run.run import SCHEMA_VERSION, Run
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath
@@ -110,6 +110,8 @@ class SearchRequest(RunRequest):
             "slots": capacity.to_plain(),
             "budget": [str(self.seconds), str(self.gpu_hours)],
             "compile": self.compile_mode,
+            # The same words may mean another search in another version.
+            "version": SCHEMA_VERSION,
         }
         text = json.dumps(fixed, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -121,6 +123,28 @@ def tell_notes(splits: Splits, console: Console) -> None:
     """Say what the user should know of the images."""
     for note in splits.notes:
         console.print(f"{splits.source}: {note}", markup=False, soft_wrap=True)
+
+
+def load_searched(
+    load: Callable[[Sequence[str]], SearchSpace], overrides: Sequence[str], resumed: Run | None
+) -> SearchSpace:
+    """Load a space; a run that has stopped its trials goes on so, unless an override says else.
+
+    In runs and spaces of version 1, ``asha`` names what is ``asha-stop`` now.
+
+    Args:
+        load: Loads it, with overrides.
+        overrides: As in ``load_space``.
+        resumed: The run to go on with, if any.
+    """
+    space = load(overrides)
+    key = SPACE_KEYS["scheduler"]
+    is_said = any(override.partition("=")[0].strip() == key for override in overrides)
+    if resumed is None or is_said or space.search.scheduler != "asha":
+        return space
+    if resumed.record.search.scheduler != "asha-stop":
+        return space
+    return load([f"{key}=asha-stop", *overrides])
 
 
 def make_search_request(

@@ -1,8 +1,10 @@
-"""Which trials are stopped early, and the reason for each."""
+"""Which trials are paused or stopped early, and the reason for each stop."""
 
 import math
-from collections.abc import Collection
-from typing import Protocol
+from bisect import bisect_left, insort
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from tuner.run.trial import Stop
 
 MIN_PEERS = 3
 """Trials that the median rule wants to compare with before it stops one."""
+Verdict = Stop | Literal["pause"] | None
+"""Why a trial stops, or that it waits at a rung, or that it goes on."""
 
 
 class Scheduler(Protocol):
@@ -21,7 +25,7 @@ class Scheduler(Protocol):
     """
 
     def judged_epochs(self, number: int) -> Collection[int]:
-        """Return the epochs after which trial ``number`` may be stopped."""
+        """Return the epochs after which trial ``number`` may be paused or stopped."""
 
     def enter(self, number: int, epoch: int, value: float) -> None:
         """Take note of a trial's accuracy after ``epoch``, without judging it.
@@ -30,16 +34,141 @@ class Scheduler(Protocol):
             ValueError: If ``value`` is not finite, since NaN would pass every comparison.
         """
 
-    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
-        """Take note of a trial's accuracy after ``epoch``; say why it has to stop, or ``None``.
+    def judge(self, number: int, epoch: int, value: float) -> Verdict:
+        """Take note of a trial's accuracy after ``epoch``; say what it has to do.
 
         Raises:
             ValueError: As ``enter``.
         """
 
 
+@dataclass(slots=True)
+class _Rung:
+    """The trials that came to a rung, best first: minus their accuracy, and their number."""
+
+    arrived: list[tuple[float, int]] = field(default_factory=list)
+    waiting: list[tuple[float, int]] = field(default_factory=list)
+    """Those of them that may still be promoted."""
+    num_promoted: int = 0
+
+    def rank(self, entry: tuple[float, int]) -> int:
+        """Return the place of an entry among all that arrived; 1 is the best."""
+        return bisect_left(self.arrived, entry) + 1
+
+    def take(self, entry: tuple[float, int]) -> bool:
+        """Take an entry out of those that wait; say whether it was among them."""
+        place = bisect_left(self.waiting, entry)
+        is_there = place < len(self.waiting) and self.waiting[place] == entry
+        if is_there:
+            del self.waiting[place]
+        return is_there
+
+
 class Asha:
-    """Asynchronous successive halving, the variant that stops (Li et al. 2020, arXiv 1810.05934).
+    """Asynchronous successive halving, which promotes (Li et al. 2020, arXiv 1810.05934).
+
+    Rungs lie at ``grace * reduction ** i`` epochs, below the last epoch. A trial that comes to a
+    rung waits there. Of the n trials that came to a rung, the best ``n // reduction`` may be
+    promoted, and so many at the most: a sampler that improves pushes earlier ones out of the best,
+    and would else promote more and more. A rung to which no trial can come any more promotes its
+    best trial at least, so that a search of few trials trains one of them to the end.
+
+    Several methods take ``coming``: epoch of a rung -> trials under way that came there last; those
+    that came to no rung yet, or are still to be proposed, stand under 0.
+    """
+
+    def __init__(self, *, grace: int, reduction: int, epochs: int) -> None:
+        self.reduction = reduction
+        self.rungs = {epoch: _Rung() for epoch in rung_epochs(grace, reduction, epochs)}
+        self._last: dict[int, tuple[int, float]] = {}
+        """Trial -> the last rung that it came to, and its accuracy there."""
+
+    def judged_epochs(self, number: int) -> Collection[int]:
+        """See ``Scheduler``."""
+        return self.rungs.keys()
+
+    def enter(self, number: int, epoch: int, value: float) -> None:
+        """See ``Scheduler``; a trial that goes beyond a rung has been promoted there."""
+        _check_finite(value)
+        if epoch <= self.last_rung(number):
+            return
+        self.promote(number)
+        if epoch in self.rungs:
+            rung = self.rungs[epoch]
+            insort(rung.arrived, (-value, number))
+            insort(rung.waiting, (-value, number))
+            self._last[number] = epoch, value
+
+    def judge(self, number: int, epoch: int, value: float) -> Verdict:
+        """See ``Scheduler``."""
+        self.enter(number, epoch, value)
+        return "pause" if epoch in self.rungs else None
+
+    def last_rung(self, number: int) -> int:
+        """Return the last rung that a trial came to; 0 before the first."""
+        return self._last.get(number, (0, 0.0))[0]
+
+    def next_promotion(self, coming: Mapping[int, int]) -> int | None:
+        """Return the trial that is due to be promoted, if there is one: at the highest rung."""
+        due = None
+        for epoch, most in self._most_arriving(coming).items():
+            rung = self.rungs[epoch]
+            places = self._places(len(rung.arrived), is_closed=most == len(rung.arrived))
+            if rung.num_promoted < places and rung.waiting:
+                best = rung.waiting[0]
+                due = best[1] if rung.rank(best) <= places else due
+        return due
+
+    def promote(self, number: int) -> None:
+        """Take note that a trial goes on, if it waits at a rung."""
+        if self.leave(number):
+            self.rungs[self.last_rung(number)].num_promoted += 1
+
+    def leave(self, number: int) -> bool:
+        """Take note that a trial waits no more; say whether it did."""
+        if number not in self._last:
+            return False
+        epoch, value = self._last[number]
+        return self.rungs[epoch].take((-value, number))
+
+    def give_up(self, coming: Mapping[int, int]) -> list[tuple[int, Stop]]:
+        """Let go of the trials that cannot be promoted any more, and say why of each."""
+        gone: list[tuple[int, Stop]] = []
+        for epoch in self.rungs:
+            # Each time anew: what has gone from a rung will not come to the next one.
+            most, rung = self._most_arriving(coming)[epoch], self.rungs[epoch]
+            places = self._places(most, is_closed=True)
+            while rung.waiting:
+                last = rung.waiting[-1]
+                # Better ones that wait go first.
+                is_late = rung.num_promoted + len(rung.waiting) > places
+                if not is_late and rung.rank(last) <= places:
+                    break
+                del rung.waiting[-1]
+                cut = -rung.arrived[min(places, len(rung.arrived)) - 1][0]
+                stop = Stop(rung=epoch, value=-last[0], cut=cut, peers=len(rung.arrived) - 1)
+                gone.append((last[1], stop))
+        return gone
+
+    def _most_arriving(self, coming: Mapping[int, int]) -> dict[int, int]:
+        """Return how many trials will have come to each rung at the most."""
+        most: dict[int, int] = {}
+        below = num_promotable = 0
+        for epoch, rung in self.rungs.items():
+            num_coming = coming.get(below, 0) + num_promotable
+            most[epoch] = len(rung.arrived) + num_coming
+            free = self._places(most[epoch], is_closed=True) - rung.num_promoted
+            num_promotable = max(0, min(free, len(rung.waiting) + num_coming))
+            below = epoch
+        return most
+
+    def _places(self, num_arrived: int, *, is_closed: bool) -> int:
+        """Return how many of the trials that came to a rung may be promoted."""
+        return max(num_arrived // self.reduction, int(is_closed and num_arrived > 0))
+
+
+class StoppingAsha:
+    """Asynchronous successive halving, the variant that stops, as Ray Tune has it.
 
     Rungs lie at ``grace * reduction ** i`` epochs, below the last epoch. A trial that comes to a
     rung goes on if its accuracy is in the best ``1 / reduction`` of those that came there before;
@@ -64,7 +193,7 @@ class Asha:
             self.rungs[epoch].append(value)
 
     def judge(self, number: int, epoch: int, value: float) -> Stop | None:
-        """See ``Scheduler``."""
+        """See ``Scheduler``; never pauses, here and below."""
         arrived = self.rungs.get(epoch, [])
         cut = float(np.quantile(arrived, 1 - 1 / self.reduction)) if arrived else -math.inf
         stop = Stop(rung=epoch, value=value, cut=cut, peers=len(arrived)) if value < cut else None
@@ -73,7 +202,7 @@ class Asha:
 
 
 class Hyperband:
-    """Hyperband without waiting: several ASHA side by side, each more patient than the one before.
+    """Hyperband without waiting: several ASHA that stop, each more patient than the one before.
 
     The rungs of bracket s begin at ``grace * reduction ** s`` epochs; the last bracket has none.
     Each trial is drawn into one bracket and judged by its peers there. A bracket with k rungs gets
@@ -84,16 +213,16 @@ class Hyperband:
 
     def __init__(self, *, grace: int, reduction: int, epochs: int, seed: int) -> None:
         self.seed = seed
-        self.brackets = [Asha(grace=grace, reduction=reduction, epochs=epochs)]
+        self.brackets = [StoppingAsha(grace=grace, reduction=reduction, epochs=epochs)]
         while self.brackets[-1].rungs:
             grace *= reduction
-            self.brackets.append(Asha(grace=grace, reduction=reduction, epochs=epochs))
+            self.brackets.append(StoppingAsha(grace=grace, reduction=reduction, epochs=epochs))
         num_rungs = np.array([len(bracket.rungs) for bracket in self.brackets])
         weights = float(reduction) ** num_rungs / (num_rungs + 1)
         self.shares = weights / weights.sum()
         """Part of the trials that each bracket gets."""
 
-    def bracket(self, number: int) -> Asha:
+    def bracket(self, number: int) -> StoppingAsha:
         """Return the bracket of trial ``number``, the same whenever it is asked for."""
         draw = np.random.default_rng((self.seed, number)).choice(len(self.brackets), p=self.shares)
         return self.brackets[draw]
@@ -148,17 +277,19 @@ class Median:
 
 
 def make_scheduler(search: SearchConfig) -> Scheduler:
-    """Return the scheduler that ``search`` names; ``none`` is ASHA without a rung."""
+    """Return the scheduler that ``search`` names; ``none`` is stopping ASHA without a rung."""
     grace, reduction, epochs = search.grace, search.reduction, search.epochs
     match search.scheduler:
         case "asha":
             return Asha(grace=grace, reduction=reduction, epochs=epochs)
+        case "asha-stop":
+            return StoppingAsha(grace=grace, reduction=reduction, epochs=epochs)
         case "hyperband":
             return Hyperband(grace=grace, reduction=reduction, epochs=epochs, seed=search.seed)
         case "median":
             return Median(grace=grace, epochs=epochs)
         case "none":
-            return Asha(grace=epochs, reduction=reduction, epochs=epochs)
+            return StoppingAsha(grace=epochs, reduction=reduction, epochs=epochs)
 
 
 def _check_finite(value: float) -> None:

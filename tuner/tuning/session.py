@@ -145,7 +145,8 @@ def _share_refused(sampler: Sampler) -> str:
 
 def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
     """Tell the sampler of a run's trials; they are no peers for those of this one."""
-    ended = [trial for trial in run.trials() if trial.status.state not in OPEN]
+    # A paused one has been told to the sampler of its own run, too.
+    ended = [trial for trial in run.trials() if trial.status.state not in OPEN - {"paused"}]
     check_records(ended)
     known = sum(sampler.add(trial.config, trial.status.state, trial.history) for trial in ended)
     outside = f"; {len(ended) - known} lie outside this space" if known < len(ended) else ""

@@ -6,7 +6,7 @@ them here (``on``). ``ray_backend`` is such a driver, ``planning.simulated`` ano
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,8 +17,9 @@ from tuner.run.events import (
     Event,
     Observer,
     TrialEnded,
-    TrialPaused,
+    TrialLost,
     TrialPlaced,
+    TrialPromoted,
     TrialStarted,
 )
 from tuner.run.run import now
@@ -27,11 +28,11 @@ from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord
 from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
-from tuner.tuning.schedulers import Scheduler
+from tuner.tuning.schedulers import Asha, Scheduler
 
 DrainReason = Literal["", "interrupted", "budget", "broken"]
-Decision = Literal["continue", "stop"]
-"""Whether a worker goes on with its trial."""
+Decision = Literal["continue", "pause", "stop"]
+"""Whether a worker goes on with its trial; one that is paused has to be saved, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ class Assignment:
     halved_from: int | None
     """See ``TrialStatus``."""
     judged_epochs: tuple[int, ...]
-    """Those after which it may be stopped."""
+    """Those after which it may be paused or stopped."""
     budget_seconds: float
     """Time until the budget is spent."""
 
@@ -75,6 +76,7 @@ class Tuner:
     Attributes:
         state: How the search stands.
         live: Trials under way, by number.
+        paused: Trials that wait at a rung, by number.
         observers: Are told of each event; the one that records the run comes first.
         draining: Why no trial is started any more and running ones end, if so.
         failures: Number and reason of each trial that failed since this search began or went on.
@@ -98,11 +100,15 @@ class Tuner:
         self.resources_of = resources_of
         self.count_parameters = count_parameters
         self.live: dict[int, LiveTrial] = {}
+        self.paused: dict[int, LiveTrial] = {}
         self.observers: list[Observer] = []
         self.draining: DrainReason = ""
         self.failures: list[tuple[int, str]] = []
         self.num_started = 0
         self._waiting: deque[tuple[int, LiveTrial]] = deque()
+        self._asha = scheduler if isinstance(scheduler, Asha) else None
+        self._is_exhausted = False
+        """Whether the proposer has no more configurations."""
 
     # What to start
 
@@ -122,6 +128,9 @@ class Tuner:
             if not self.live:
                 self.end_waiting()
             return "wait" if self.live else "done"
+        if self._next_promotion() in self.live:
+            # Its worker is about to give it back.
+            return "wait"
         # More trials than there is room for would be proposed before they could learn from those
         # under way.
         if not has_room([trial.resources for trial in self.live.values()]):
@@ -131,8 +140,17 @@ class Tuner:
 
     @property
     def has_more(self) -> bool:
-        """Whether trials wait, or may still be proposed."""
-        return bool(self._waiting) or self.num_started < self.spending.budget.trials
+        """Whether a trial waits, is due to be promoted, or may still be proposed."""
+        is_one_known = bool(self._waiting) or self._next_promotion() is not None
+        return is_one_known or self._num_to_propose > 0
+
+    @property
+    def up_next(self) -> int:
+        """Number of the trial that would be started next."""
+        if self._waiting:
+            return self._waiting[0][0]
+        promoted = self._next_promotion()
+        return self.num_started if promoted is None else promoted
 
     def is_draining(self) -> bool:
         """Whether no trial is started any more, for ``draining`` or because the budget is spent."""
@@ -151,22 +169,73 @@ class Tuner:
         held = sum(trial.resources.gpus for trial in list(self.live.values()))
         return self.spending.seconds_left(held)
 
+    @property
+    def _num_to_propose(self) -> int:
+        """Trials that may still be proposed."""
+        left = self.spending.budget.trials - self.num_started
+        return 0 if self._is_exhausted else max(0, left)
+
+    def _next_promotion(self) -> int | None:
+        """Return the paused trial that is due to go on, if there is one."""
+        return self._asha.next_promotion(self._coming()) if self._asha else None
+
+    def _coming(self) -> Counter[int]:
+        """Return how many trials are on their way to each rung; see ``Asha``."""
+        assert self._asha is not None
+        under_way = [number for number, trial in self.live.items() if trial.ending is None]
+        under_way += [number for number, trial in self._waiting if trial.ending is None]
+        coming = Counter(map(self._asha.last_rung, under_way))
+        coming[0] += self._num_to_propose
+        return coming
+
     def _start(self) -> Assignment | None:
-        """Take up a waiting trial, or propose a new one; ``None`` if there is none."""
+        """Take up a waiting trial, promote one, or propose a new one; ``None`` if there is none."""
+        if (given := self._take_up() or self._propose()) is not None:
+            return given
+        # Now that no more are proposed, one that waited for others may be due.
+        self._stop_hopeless()
+        return self._take_up()
+
+    def _take_up(self) -> Assignment | None:
+        """Start a trial that waits for a worker, or that is due to be promoted."""
         if self._waiting:
             number, trial = self._waiting.popleft()
-            progress = self.state.trials[number]
-            assert progress.config is not None, "it has not ended"
-            config, history = progress.config, tuple(progress.history)
-            attempt = progress.status.attempts + 1
         else:
-            number = self.num_started
-            proposed = self.proposer.ask(number)
-            if proposed is None:
+            due = self._next_promotion()
+            if due is None:
                 return None
-            self.num_started += 1
-            config, history, attempt = proposed, (), 1
-            trial = LiveTrial(self.resources_of(config))
+            number, trial = due, self.paused.pop(due)
+            self._promote(number)
+        progress = self.state.trials[number]
+        assert progress.config is not None, "it has not ended"
+        history, attempt = tuple(progress.history), progress.status.attempts + 1
+        return self._assign(number, trial, progress.config, history, attempt)
+
+    def _propose(self) -> Assignment | None:
+        """Start a new trial."""
+        if not self._num_to_propose:
+            return None
+        number = self.num_started
+        config = self.proposer.ask(number)
+        if config is None:
+            self._is_exhausted = True
+            return None
+        self.num_started += 1
+        return self._assign(number, LiveTrial(self.resources_of(config)), config, (), 1)
+
+    def _promote(self, number: int) -> None:
+        assert self._asha is not None
+        self._asha.promote(number)
+        self._tell(TrialPromoted(number=number, rung=self._asha.last_rung(number)))
+
+    def _assign(
+        self,
+        number: int,
+        trial: LiveTrial,
+        config: TrialConfig,
+        history: tuple[EpochMetrics, ...],
+        attempt: int,
+    ) -> Assignment:
         # In the state first, which the observer that records the run writes: a trial's status is
         # there before its worker starts.
         started = TrialStarted(
@@ -211,8 +280,8 @@ class Tuner:
             case TrialEnded():
                 self.spending.leave_epoch(event.number)
                 self.live[event.number].ending = event
-            case TrialPaused():
-                raise AssertionError("a worker does not pause a trial")
+            case TrialLost() | TrialPromoted():
+                raise AssertionError("a worker does not say so")
         return "continue"
 
     def _go_on(self, event: TrialStarted) -> Decision:
@@ -238,8 +307,8 @@ class Tuner:
                 execution=status.execution,
                 halved_from=status.halved_from,
             )
-            if self._hear(event) == "stop":
-                return "stop"
+            if (decision := self._hear(event)) != "continue":
+                return decision
         return "continue"
 
     def _hear(self, event: EpochEnded) -> Decision:
@@ -254,11 +323,26 @@ class Tuner:
         trial.num_judged = max(trial.num_judged, row.epoch)
         if was_judged or not math.isfinite(row.train_loss + row.val_loss):
             return "continue"
-        stop = self.scheduler.judge(number, row.epoch, row.val_accuracy)
-        if stop is None:
+        verdict = self.scheduler.judge(number, row.epoch, row.val_accuracy)
+        if verdict is None or (verdict == "pause" and self._goes_on(number, trial)):
             return "continue"
-        trial.ending = _stopped(number, stop)
+        if verdict == "pause":
+            return "pause"
+        trial.ending = _stopped(number, verdict)
         return "stop"
+
+    def _goes_on(self, number: int, trial: LiveTrial) -> bool:
+        """Whether a trial that came to a rung goes on there at once; if not, it is to be paused.
+
+        It does if its slot, given back, would take up this same trial.
+        """
+        # On its way it is no more, which bears on what is due.
+        trial.ending = TrialEnded(number=number, state="paused")
+        if self.is_draining() or self._next_promotion() != number:
+            return False
+        trial.ending = None
+        self._promote(number)
+        return True
 
     def _write_off(self, number: int, num_epochs: int) -> None:
         """Count the epochs of a trial after the first ``num_epochs`` as trained for nothing."""
@@ -279,10 +363,30 @@ class Tuner:
         self.spending.leave_epoch(number)
         ending = TrialEnded(number=number, state="failed", reason=lost) if lost else trial.ending
         assert ending is not None, f"trial {number} ended without a word"
+        if ending.state == "paused":
+            trial.ending = None
+            self.paused[number] = trial
+        self._close(ending)
+        self._stop_hopeless()
+
+    def _stop_hopeless(self) -> None:
+        """Stop the paused trials that cannot be promoted any more, however the others do."""
+        # When a search that was interrupted goes on, more trials come.
+        if self._asha is None or self.is_draining():
+            return
+        for number, stop in self._asha.give_up(self._coming()):
+            del self.paused[number]
+            self._close(_stopped(number, stop))
+
+    def _close(self, ending: TrialEnded) -> None:
+        number = ending.number
         # Recorded before the proposer learns of it: what it learns after a kill, it reads there.
         self._tell(replace(ending, time=now()))
-        if ending.state != "interrupted":
-            self.proposer.tell(number, ending.state, self.state.trials[number].history)
+        history = self.state.trials[number].history
+        if ending.state == "paused":
+            self.proposer.pause(number, history)
+        elif ending.state != "interrupted":
+            self.proposer.tell(number, ending.state, history)
         if ending.state == "failed":
             self.failures.append((number, ending.reason))
             reasons = [reason for _, reason in self.failures]
@@ -324,7 +428,7 @@ class Tuner:
             self.spending.leave_epoch(number)
             kept = num_alike(progress.history, saved)
             self._write_off(number, kept)
-            self._tell(TrialPaused(number=number, num_epochs=kept))
+            self._tell(TrialLost(number=number, num_epochs=kept))
             # The worker was lost between saving and reporting the others.
             self._hear_all(progress, saved[kept:])
         return trial.ending is not None
@@ -357,7 +461,7 @@ class Tuner:
         """Come to where an earlier session of this search had come.
 
         The proposer learns of the trials that ended, the rungs are filled in the order in which
-        their epochs ended, and the others wait to be taken up again.
+        their epochs ended, and the others wait to be promoted or to be taken up again.
 
         Args:
             trials: As their folders tell them, with the epochs after which they can go on.
@@ -374,14 +478,19 @@ class Tuner:
             trial = restored[number] = LiveTrial(self._resources_of(record))
             if state in OPEN:
                 num_outside += not self.proposer.restore(number, config)
-                self._waiting.append((number, trial))
+                if self._waits_at_rung(record):
+                    self.paused[number] = trial
+                    self.proposer.pause(number, record.history)
+                else:
+                    self._waiting.append((number, trial))
             else:
                 num_outside += not self.proposer.add(config, state, record.history, number)
-            if state == "running":
+            if state == "running" and record.status.passed < len(record.history):
                 # An epoch of which the scheduler's word was lost is judged again; one that was
                 # interrupted had passed.
                 unjudged.add((number, len(record.history)))
             self.num_started = max(self.num_started, number + 1)
+        arrived: list[int] = []
         for number, row in in_order({record.number: record.history for record in trials}):
             trial = restored[number]
             self.spending.end_epoch(number, row.seconds, trial.resources.gpus)
@@ -390,12 +499,47 @@ class Tuner:
                 continue
             if (number, row.epoch) not in unjudged:
                 self.scheduler.enter(number, row.epoch, row.val_accuracy)
-            elif stop := self.scheduler.judge(number, row.epoch, row.val_accuracy):
-                trial.ending = _stopped(number, stop)
-                self._waiting.remove((number, trial))
-                self.live[number] = trial
-                self.end(number)
+                continue
+            verdict = self.scheduler.judge(number, row.epoch, row.val_accuracy)
+            if verdict == "pause":
+                arrived.append(number)
+            elif verdict is not None:
+                trial.ending = _stopped(number, verdict)
+                self._end_restored(number, trial)
+        if self._asha is not None:
+            self._restore_rungs(trials, arrived)
+            for number in arrived:
+                if not self._goes_on(number, restored[number]):
+                    self._end_restored(number, restored[number])
+            self._stop_hopeless()
         return num_outside
+
+    def _end_restored(self, number: int, trial: LiveTrial) -> None:
+        """End a trial on whose last epoch the scheduler's word was lost."""
+        self._waiting = deque(entry for entry in self._waiting if entry[0] != number)
+        self.live[number] = trial
+        self.end(number)
+
+    def _waits_at_rung(self, record: TrialRecord) -> bool:
+        """Whether a trial of an earlier session was paused, and not promoted since."""
+        epoch = len(record.history)
+        is_at_rung = self._asha is not None and epoch in self._asha.judged_epochs(record.number)
+        return record.status.state == "paused" and is_at_rung and record.status.passed < epoch
+
+    def _restore_rungs(self, trials: Sequence[TrialRecord], arrived: Collection[int]) -> None:
+        """Tell ASHA which trials were promoted from the rung that they came to last.
+
+        Those that ``arrived`` there, and of which it has not been decided, wait.
+        """
+        assert self._asha is not None
+        for record in trials:
+            number, status = record.number, record.status
+            if number in self.paused or number in arrived:
+                continue
+            if status.state in OPEN or status.passed >= self._asha.last_rung(number):
+                self._asha.promote(number)
+            else:
+                self._asha.leave(number)
 
     def _resources_of(self, record: TrialRecord) -> TrialResources:
         """Return what a trial of an earlier session held, or what it is to go on with."""

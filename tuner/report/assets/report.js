@@ -12,7 +12,7 @@ function on(id, chartEntry) { control(id)?.addEventListener("input", () => chart
 
 // Learning curves
 
-const SYMBOLS = { completed: "circle", stopped: "emptyCircle", interrupted: "emptyRect", diverged: "triangle", failed: "triangle", out_of_memory: "triangle" };
+const SYMBOLS = { completed: "circle", stopped: "emptyCircle", paused: "emptyDiamond", interrupted: "emptyRect", diverged: "triangle", failed: "triangle", out_of_memory: "triangle" };
 
 // Rows that the names of the families take above the plot, at 7 pixels a letter.
 function legendRows() {

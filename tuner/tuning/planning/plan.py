@@ -226,7 +226,7 @@ def _forecast(
         else rung_epochs(search.grace, search.reduction, search.epochs)
     )
     probs_bytes = 2 * len(splits.val) * len(splits.classes)
-    states = capacity.count * statistics.fmean(entry.state_bytes for entry in entries)
+    state_bytes = statistics.fmean(entry.state_bytes for entry in entries)
     most, kept = [], []
     for one in searches:
         sizes = [
@@ -235,7 +235,7 @@ def _forecast(
             if epochs
         ]
         probs = len(sizes) * probs_bytes
-        most.append(sum(sizes) + probs + states)
+        most.append(sum(sizes) + probs + one.most_states * state_bytes)
         kept.append(sum(sizes[: request.keep]) + probs)
     return Forecast(
         space=request.space_name,

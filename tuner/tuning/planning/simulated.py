@@ -62,9 +62,10 @@ def run_trials(
     Args:
         tuner: Decides what the trials do; its spending goes by ``clock``.
         clock: Is set to the time of each report.
-        train: Yields what the worker of a trial does, up to its report of ``TrialEnded``; it is
-            resumed when its seconds have passed, or its trial goes on after a report. Seconds below
-            0 have it go on before others that are waiting.
+        train: Yields what the worker of a trial does after the epochs that it was assigned with, up
+            to its report of ``TrialEnded``; it is resumed when its seconds have passed, or its
+            trial goes on after a report. Seconds below 0 have it go on before others that are
+            waiting.
         has_room: See ``Tuner.next``.
 
     Yields:
@@ -84,7 +85,7 @@ def run_trials(
             if isinstance(step, int | float):
                 heapq.heappush(due, (clock.now + step, number))
                 return
-            if tuner.on(step) == "stop" or isinstance(step, TrialEnded):
+            if tuner.on(step) != "continue" or isinstance(step, TrialEnded):
                 end(number)
             elif _ends_here(tuner, given, step):
                 end(number, _interrupted(tuner, number))
@@ -164,6 +165,8 @@ class SimulatedSearch:
     """How far each trial came that was begun."""
     training_seconds: float
     gpu_seconds: float
+    most_states: int
+    """Most trials at a time whose state was kept: those that ran or waited at a rung."""
 
     def reaching(self, epoch: int) -> int:
         """Count the trials that were trained for ``epoch`` epochs or more."""
@@ -265,7 +268,7 @@ def simulate_search(
     )
 
     def has_room(running: Collection[TrialResources]) -> bool:
-        return fit([*running, own[tuner.num_started].resources])
+        return fit([*running, own[tuner.up_next].resources])
 
     def train(given: Assignment) -> Iterator[Step]:
         number, cost = given.number, own[given.number]
@@ -274,7 +277,7 @@ def simulate_search(
         yield cost.setup_seconds
         if cost.is_infeasible:
             yield TrialEnded(number=number, state="out_of_memory")
-        for epoch in range(1, given.config.epochs + 1):
+        for epoch in range(given.num_epochs + 1, given.config.epochs + 1):
             is_awaited = epoch == given.config.epochs or epoch in given.judged_epochs
             yield cost.epoch_seconds + (cost.write_seconds if is_awaited else 0.0)
             error = math.exp(-qualities[number] - NOISE * generator.standard_normal())
@@ -292,8 +295,9 @@ def simulate_search(
 
     # The clock of the budget starts before the workers do.
     clock.now = start_seconds
+    most_states = 0
     for _ in run_trials(tuner, clock, train, has_room):
-        pass
+        most_states = max(most_states, len(tuner.live) + len(tuner.paused))
     trials = tuner.state.trials.values()
     return SimulatedSearch(
         config_indices=tuple(indices[: tuner.num_started]),
@@ -301,4 +305,5 @@ def simulate_search(
         epochs=tuple(len(trial.history) for trial in trials),
         training_seconds=sum(row.seconds for trial in trials for row in trial.history),
         gpu_seconds=tuner.state.gpu_seconds,
+        most_states=most_states,
     )

@@ -60,8 +60,9 @@ class TuneSearcher(Searcher):
             ``number`` of the trial, ``path``, its folder, ``config``, its plain configuration,
             ``attempt``, the number of this taking up, ``known``, how many of its epochs are in the
             books, ``cpus`` and ``gpus``, its resources, ``num_parameters`` and ``halved_from`` of
-            its status, ``judged``, the epochs after which it may be stopped, ``budget_seconds``,
-            the time until the budget is spent, and ``avoid``, the nodes that get no trials.
+            its status, ``judged``, the epochs after which it may be paused or stopped,
+            ``budget_seconds``, the time until the budget is spent, and ``avoid``, the nodes that
+            get no trials.
         """
         # Where no trial is left running, the engine asks again and again and goes no step further.
         self._settle()
@@ -163,7 +164,8 @@ class TuneScheduler(FIFOScheduler):
             )
         if "tell" in result:
             self._capacity.tell_once(result["tell"])
-        if event is not None and self._tuner.on(event) == "stop":
+        if event is not None and self._tuner.on(event) != "continue":
+            # A paused trial goes on as another one of Ray's, in whichever worker is free.
             return TrialScheduler.STOP
         # The worker reads the notice when its report is answered.
         self._poster.look()

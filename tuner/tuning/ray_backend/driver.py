@@ -28,6 +28,7 @@ from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
 from tuner.run.resuming import how_to_go_on
 from tuner.run.run import Run, RunRecord, RunStatus, now
+from tuner.run.trial import OPEN
 from tuner.storage.files import write_text
 from tuner.storage.paths import remove_folder
 from tuner.storage.patience import Patience, patient, persevere, storage_fault
@@ -296,10 +297,12 @@ def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> Capacity
 
 
 def _resuming(tuner: Tuner, num_outside: int) -> str:
-    ended = tuner.state.num_ended - tuner.state.ended["interrupted"]
-    others = len(tuner.state.trials) - ended
+    paused = len(tuner.paused)
+    ended = sum(record.status.state not in OPEN for record in tuner.state.trials.values())
+    others = len(tuner.state.trials) - ended - paused
+    waiting = f", {paused} wait at a rung" if paused else ""
     outside = f"; {num_outside} of them lie outside the space as it is now" if num_outside else ""
-    return f"Resuming: {ended} trials have ended, {others} go on{outside}."
+    return f"Resuming: {ended} trials have ended, {others} go on{waiting}{outside}."
 
 
 @contextmanager

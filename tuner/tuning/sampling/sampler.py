@@ -15,6 +15,7 @@ from tuner.config import SearchConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.trial import EpochMetrics, TrialState, best_row
 from tuner.space import RandomTrial, SearchSpace, Trial
+from tuner.tuning.sampling.paused import PausedTrials
 from tuner.tuning.sampling.reconstruct import RecordingTrial, params_of, reconstruct
 from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler, make_study
 
@@ -44,7 +45,8 @@ class Sampler:
         check_study_fits(space, search)
         self.space = space
         self.search = search
-        self.study = make_study()
+        self._storage = PausedTrials()
+        self.study = make_study(self._storage)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
         self._limit_violation = limit_violation
@@ -149,7 +151,18 @@ class Sampler:
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
         """Tell Optuna how trial ``number`` ended; see ``_verdict``."""
         if (trial := self._asked.pop(number, None)) is not None:
+            self._storage.forget(trial)
             self._tell(trial, state, history)
+            self.on_change()
+
+    def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        """Have Optuna learn from a trial that waits at a rung as from one that was stopped there.
+
+        To Optuna it runs on, and that would be worse than the truth: TPE counts what runs among
+        the bad, however good it is.
+        """
+        if (trial := self._asked.get(number)) is not None:
+            self._storage.show_as_pruned(trial, _verdict("paused", history)[2])
             self.on_change()
 
     def _tell(
@@ -233,8 +246,9 @@ def _verdict(
 ) -> tuple[OptunaState, float | None, dict[int, float]]:
     """Say what Optuna is told of a trial: its state, its value, its curve.
 
-    A trial that ran its course is COMPLETE with its best accuracy. A stopped one is PRUNED with its
-    last accuracy; TPE ranks it below the complete ones, by how far it came and how good it was.
+    A trial that ran its course is COMPLETE with its best accuracy. One that was stopped, or waits
+    at a rung, is PRUNED with its last accuracy; TPE ranks it below the complete ones, by how far it
+    came and how good it was.
     A diverged one, or one out of memory or stopped before its first epoch, is PRUNED without a
     value, the worst there is, so that its region is avoided. One that failed for another reason
     says nothing of its configuration: FAIL.
@@ -243,7 +257,7 @@ def _verdict(
     curve = {row.epoch: row.val_accuracy for row in history}
     if state == "completed" and best is not None:
         return OptunaState.COMPLETE, best.val_accuracy, curve
-    if state == "stopped" and history:
+    if state in ("stopped", "paused") and history:
         return OptunaState.PRUNED, history[-1].val_accuracy if history else None, curve
     if state in ("diverged", "out_of_memory", "stopped"):
         return OptunaState.PRUNED, None, {}

@@ -5,6 +5,7 @@ import warnings
 from importlib.util import find_spec
 
 import optuna
+from optuna.storages import BaseStorage
 
 from tuner.config import SearchConfig
 from tuner.errors import UsageError
@@ -40,10 +41,10 @@ def check_study_fits(space: SearchSpace, search: SearchConfig) -> None:
         )
 
 
-def make_study() -> optuna.Study:
-    """Make an empty study in memory."""
+def make_study(storage: BaseStorage | None = None) -> optuna.Study:
+    """Make an empty study, in memory unless another storage is given."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(direction="maximize")
+    return optuna.create_study(storage=storage, direction="maximize")
 
 
 def _branches(space: SearchSpace) -> list[str]:

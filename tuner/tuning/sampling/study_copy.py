@@ -16,11 +16,12 @@ from typing import Self
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
 from tuner.errors import UsageError
 from tuner.passwords import hide_passwords
+from tuner.tuning.sampling.paused import MARK as MARK_PAUSED
 
 MARK = "run"
 """Attribute of a study: the run that made it."""
@@ -218,7 +219,12 @@ class _Copied:
         self._study_id = storage.get_study_id_from_name(study.study_name)
         trials = study.get_trials(deepcopy=False)
         self._num_trials = len(trials)
-        self._running = {trial.number for trial in trials if not trial.state.is_finished()}
+        self._running = {
+            trial.number: set(trial.intermediate_values)
+            for trial in trials
+            if not trial.state.is_finished()
+        }
+        """Number of a trial that has not ended -> its steps that are in the copy."""
         self._seen = self._look()
 
     def is_stale(self) -> bool:
@@ -229,21 +235,22 @@ class _Copied:
         return not is_same
 
     def catch_up(self, trials: list[FrozenTrial]) -> None:
-        """Copy what is new in the trials of the original."""
+        """Copy what is new in the trials of the original; one that is paused runs, in the copy."""
         for trial in trials[self._num_trials :]:
             self._storage.create_new_trial(self._study_id, _without_own_attrs(trial))
             self._num_trials += 1
-            if not trial.state.is_finished():
-                self._running.add(trial.number)
-        for number in sorted(self._running):
-            if (trial := trials[number]).state.is_finished():
-                there = self._storage.get_trial_id_from_study_id_trial_number(
-                    self._study_id, number
-                )
-                for step, value in trial.intermediate_values.items():
-                    self._storage.set_trial_intermediate_value(there, step, value)
+            if _goes_on(trial):
+                self._running[trial.number] = set(trial.intermediate_values)
+        for number, told in sorted(self._running.items()):
+            trial = trials[number]
+            there = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+            for step in sorted(trial.intermediate_values.keys() - told):
+                value = trial.intermediate_values[step]
+                self._storage.set_trial_intermediate_value(there, step, value)
+                told.add(step)
+            if not _goes_on(trial):
                 self._storage.set_trial_state_values(there, trial.state, trial.values)
-                self._running.remove(number)
+                del self._running[number]
 
     def _look(self) -> tuple[int, int, int]:
         if self._file is None:
@@ -255,17 +262,24 @@ class _Copied:
         return info.st_dev, info.st_ino, info.st_size
 
 
+def _goes_on(trial: FrozenTrial) -> bool:
+    """Whether a trial has not ended, or is paused."""
+    return not trial.state.is_finished() or MARK_PAUSED in trial.user_attrs
+
+
 def _without_own_attrs(trial: FrozenTrial) -> FrozenTrial:
     """Leave out what Optuna's samplers keep with a trial, which can be large."""
+    goes_on = _goes_on(trial)
     copy = create_trial(
-        state=trial.state,
-        values=trial.values,
+        state=TrialState.RUNNING if goes_on else trial.state,
+        values=None if goes_on else trial.values,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
+        user_attrs={key: value for key, value in trial.user_attrs.items() if key != MARK_PAUSED},
         intermediate_values=trial.intermediate_values,
     )
-    copy.datetime_start, copy.datetime_complete = trial.datetime_start, trial.datetime_complete
+    copy.datetime_start = trial.datetime_start
+    copy.datetime_complete = None if goes_on else trial.datetime_complete
     return copy
 
 

@@ -1,0 +1,253 @@
+"""Searches that promote, played to their end on a simulated clock."""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.config import ModelConfig, SearchConfig, TrialConfig
+from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPromoted, TrialStarted
+from tuner.run.state import SearchState
+from tuner.run.trial import EpochMetrics
+from tuner.tuning.budget import Budget, Spending
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.proposers import FixedProposer
+from tuner.tuning.resources import TrialResources
+from tuner.tuning.schedulers import Asha, make_scheduler
+from tuner.tuning.tuner import Assignment, Tuner
+
+EPOCHS = 9
+SLOT = TrialResources(cpus=1, gpus=0)
+
+
+@dataclass(frozen=True)
+class Played:
+    """One trial: how long its epochs take, and how good it is after each."""
+
+    seconds: float
+    accuracies: tuple[float, ...]
+    fails_after: int = EPOCHS
+    """Epochs; the last for a trial that runs its course."""
+
+
+played = st.builds(
+    Played,
+    seconds=st.sampled_from([1.0, 1.5, 4.0]),
+    # Few values, so that many trials are equally good.
+    accuracies=st.lists(
+        st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.9]), min_size=EPOCHS, max_size=EPOCHS
+    ).map(tuple),
+    fails_after=st.sampled_from([EPOCHS, EPOCHS, EPOCHS, 0, 2]),
+)
+searches = st.builds(
+    SearchConfig,
+    trials=st.just(0),
+    epochs=st.just(EPOCHS),
+    grace=st.integers(1, 3),
+    reduction=st.integers(2, 4),
+)
+
+
+@dataclass
+class Books:
+    """What is seen of a search from its events, and what has to be so at each of them."""
+
+    search: SearchConfig
+    tuner: Tuner
+    num_trials: int
+    arrived: dict[int, dict[int, float]] = field(default_factory=dict)
+    promoted: dict[int, list[int]] = field(default_factory=dict)
+    paused: dict[int, int] = field(default_factory=dict)
+    """Trial -> the rung where it waits."""
+    events: list[Event] = field(default_factory=list)
+
+    def rank(self, number: int, rung: int) -> int:
+        values = self.arrived[rung]
+        order = sorted(values, key=lambda one: (-values[one], one))
+        return order.index(number) + 1
+
+    def due(self) -> list[tuple[int, int]]:
+        """Return the rung and the number of each trial that may be promoted, the best first."""
+        found = []
+        for rung, values in self.arrived.items():
+            places = len(values) // self.search.reduction
+            if len(self.promoted.get(rung, [])) < places:
+                waiting = [n for n, at in self.paused.items() if at == rung]
+                found += [(rung, n) for n in waiting if self.rank(n, rung) <= places]
+        return sorted(found, key=lambda one: (-one[0], self.rank(one[1], one[0])))
+
+    def on(self, event: Event) -> None:
+        number = event.number
+        asha = self.tuner.scheduler
+        assert isinstance(asha, Asha)
+        match event:
+            case EpochEnded(metrics=row) if row.epoch in asha.rungs:
+                self.arrived.setdefault(row.epoch, {})[number] = row.val_accuracy
+            case TrialStarted(attempt=1):
+                assert not self.due(), "one that is due comes before a new one"
+            case TrialPromoted(rung=rung):
+                values, before = self.arrived[rung], self.promoted.setdefault(rung, [])
+                places = len(values) // self.search.reduction
+                if len(before) == places:
+                    assert not before, "as many were promoted as may be"
+                    assert self.rank(number, rung) == 1, "no more will come, and it is the best"
+                else:
+                    waiting = {**self.paused, number: rung}
+                    self.paused, kept = waiting, self.paused
+                    assert self.due()[0] == (rung, number), "the best of the highest rung"
+                    self.paused = kept
+                before.append(number)
+                self.paused.pop(number, None)
+            case TrialEnded(state="paused"):
+                (rung,) = (
+                    r for r in self.arrived if len(self.tuner.state.trials[number].history) == r
+                )
+                self.paused[number] = rung
+            case TrialEnded():
+                self.paused.pop(number, None)
+        self.events.append(event)
+
+
+def play(
+    trials: Sequence[Played], search: SearchConfig, slots: int, seconds: float = float("inf")
+) -> Books:
+    """Search to the end."""
+    search = replace(search, trials=len(trials))
+    clock = SimulatedClock()
+    configs = [TrialConfig(model=ModelConfig("cnn", {}), epochs=EPOCHS) for _ in trials]
+    spending = Spending(Budget(trials=len(trials), seconds=seconds), clock=clock)
+    tuner = Tuner(
+        SearchState(search),
+        FixedProposer(configs),
+        make_scheduler(search),
+        spending,
+        lambda _: SLOT,
+    )
+    books = Books(search, tuner, len(trials))
+    tuner.observers.append(books.on)
+
+    def train(given: Assignment) -> Iterator[Step]:
+        trial = trials[given.number]
+        for epoch in range(given.num_epochs + 1, EPOCHS + 1):
+            yield trial.seconds
+            if epoch > trial.fails_after:
+                yield TrialEnded(number=given.number, state="failed", reason=f"{given.number}")
+            metrics = EpochMetrics(
+                epoch=epoch,
+                train_loss=1.0,
+                val_loss=1.0,
+                val_accuracy=trial.accuracies[epoch - 1],
+                lr=0.1,
+                seconds=trial.seconds,
+                time=clock.now,
+            )
+            yield EpochEnded(number=given.number, metrics=metrics)
+        yield TrialEnded(number=given.number, state="completed")
+
+    most = max(1, len(trials) // search.reduction)
+    for _ in run_trials(tuner, clock, train, lambda running: len(running) < slots):
+        first = [n for n, rung in books.paused.items() if rung == search.grace]
+        passed = len(books.promoted.get(search.grace, []))
+        assert tuner.draining or len(first) + passed <= most, "no state is kept that is of no use"
+        assert set(tuner.paused) == set(books.paused)
+        assert len(tuner.live) <= slots
+    return books
+
+
+@given(st.lists(played, min_size=1, max_size=25), searches, st.integers(1, 4))
+def test_the_rules_of_promotion_hold_to_the_end_of_every_search(
+    trials: list[Played], search: SearchConfig, slots: int
+) -> None:
+    books = play(trials, search, slots)
+    state = books.tuner.state
+    if books.tuner.draining == "broken":
+        return
+    assert not books.paused
+    assert state.num_ended == len(trials)
+    assert state.ended.keys() <= {"completed", "stopped", "failed"}
+    for rung, values in books.arrived.items():
+        assert len(books.promoted.get(rung, [])) <= max(1, len(values) // search.reduction)
+    if all(trial.fails_after == EPOCHS for trial in trials):
+        assert state.ended["completed"] >= 1, "a search of few trials trains one to the end"
+    stops = {n: trial.status.stop for n, trial in state.trials.items() if trial.status.stop}
+    for number, stop in stops.items():
+        assert len(state.trials[number].history) == stop.rung
+    again = play(trials, search, slots)
+    assert [replace(e, time="") if hasattr(e, "time") else e for e in again.events] == [
+        replace(e, time="") if hasattr(e, "time") else e for e in books.events
+    ]
+
+
+@given(st.lists(played, min_size=4, max_size=25), searches, st.integers(1, 4), st.floats(1.0, 40.0))
+def test_what_waits_when_the_budget_is_spent_may_still_be_promoted(
+    trials: list[Played], search: SearchConfig, slots: int, seconds: float
+) -> None:
+    books = play(trials, search, slots, seconds)
+    state = books.tuner.state
+    if books.tuner.draining == "budget":
+        waiting = [n for n, t in state.trials.items() if t.status.state == "paused"]
+        assert sorted(waiting) == sorted(books.tuner.paused)
+        shown = {rung.epoch: rung for rung in state.rungs()}
+        assert Counter(books.paused.values()) == Counter(
+            {epoch: rung.paused for epoch, rung in shown.items() if rung.paused}
+        )
+        for epoch, rung in shown.items():
+            promoted = [n for n in books.promoted.get(epoch, [])]
+            came = books.arrived.get(epoch, {})
+            ended = [n for n in came if n not in promoted and n not in books.paused]
+            assert rung.arrived == len(came)
+            assert rung.passed == len(came) - rung.paused - len(
+                [
+                    n
+                    for n in came
+                    if len(state.trials[n].history) == epoch
+                    and state.trials[n].status.state in ("stopped", "failed")
+                ]
+            )
+            assert all(state.trials[n].status.state in ("stopped", "failed") for n in ended)
+
+
+@pytest.mark.parametrize(("num_trials", "completed"), [(1, 1), (2, 1), (27, 3), (81, 9)])
+def test_as_many_trials_are_completed_as_the_reduction_leaves(
+    num_trials: int, completed: int
+) -> None:
+    search = SearchConfig(epochs=9, grace=1, reduction=3)
+    values = [random.Random(number).random() for number in range(num_trials)]
+    trials = [Played(1.0, (value,) * EPOCHS) for value in values]
+    books = play(trials, search, 1)
+    assert books.tuner.state.ended["completed"] == completed
+    best = max(range(num_trials), key=lambda number: values[number])
+    assert books.tuner.state.trials[best].status.state == "completed"
+
+
+def test_a_trial_that_is_the_best_at_its_rung_goes_on_in_its_place() -> None:
+    trials = [Played(1.0, (value,) * EPOCHS) for value in (0.1, 0.2, 0.9, 0.3)]
+    books = play(trials, SearchConfig(epochs=9, grace=1, reduction=3), 1)
+    starts = [event.number for event in books.events if isinstance(event, TrialStarted)]
+    assert starts == [0, 1, 2, 3], "of three that came, the third went on at once"
+    assert [n for n, t in books.tuner.state.trials.items() if len(t.history) == 9] == [2]
+
+
+def test_of_equal_trials_the_earlier_is_promoted_and_the_other_told_why() -> None:
+    trials = [Played(1.0, (0.5,) * EPOCHS)] * 4
+    books = play(trials, SearchConfig(epochs=3, grace=1, reduction=2), 1)
+    reasons = [t.status.reason for t in books.tuner.state.trials.values()]
+    assert reasons == ["", "", *["epoch 1: 0.5000, after its places were taken, 3 peers"] * 2]
+
+
+def test_the_remaining_epochs_are_those_of_the_promotions_to_come() -> None:
+    trials = [Played(1.0, (value / 30,) * EPOCHS) for value in range(27)]
+    state = SearchState(SearchConfig(trials=27, epochs=9, grace=1, reduction=3))
+    books = play(trials, state.search, 1)
+    total = sum(len(t.history) for t in books.tuner.state.trials.values())
+    assert total == 27 + 9 * 2 + 3 * 6
+    for event in itertools.islice(books.events, 1, None):
+        state.apply(event)
+        left = state.seconds_left(1)
+        if isinstance(event, EpochEnded) and left is not None:
+            assert left == pytest.approx(total - state.num_epochs)
