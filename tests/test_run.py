@@ -587,7 +587,7 @@ def test_without_a_name_the_newest_run_is_found(tmp_path: Path) -> None:
         lambda file: file.write_text(file.read_text()[:-20]),
         lambda file: file.write_bytes(b"\xff\xfe"),
         lambda file: file.write_text("[]"),
-        lambda file: file.write_text(file.read_text().replace(": 1,", ": 99,", 1)),
+        lambda file: file.write_text(file.read_text().replace(": 2,", ": 99,", 1)),
         lambda file: file.rename(file.with_name("other")) and file.symlink_to("other"),
     ],
     ids=["cut off", "no text", "no record", "newer", "link"],

@@ -209,7 +209,9 @@ class Tuner:
         progress = self.state.trials[number]
         assert progress.config is not None, "it has not ended"
         history, attempt = tuple(progress.history), progress.status.attempts + 1
-        return self._assign(number, trial, progress.config, history, attempt)
+        given = self._assign(number, trial, progress.config, history, attempt)
+        self._stop_hopeless()
+        return given
 
     def _propose(self) -> Assignment | None:
         """Start a new trial."""
@@ -342,6 +344,7 @@ class Tuner:
             return False
         trial.ending = None
         self._promote(number)
+        self._stop_hopeless()
         return True
 
     def _write_off(self, number: int, num_epochs: int) -> None:
