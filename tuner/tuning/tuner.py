@@ -326,26 +326,27 @@ class Tuner:
         if was_judged or not math.isfinite(row.train_loss + row.val_loss):
             return "continue"
         verdict = self.scheduler.judge(number, row.epoch, row.val_accuracy)
-        if verdict is None or (verdict == "pause" and self._goes_on(number, trial)):
-            return "continue"
         if verdict == "pause":
-            return "pause"
+            return self._decide_at_rung(number, trial)
+        if verdict is None:
+            return "continue"
         trial.ending = _stopped(number, verdict)
         return "stop"
 
-    def _goes_on(self, number: int, trial: LiveTrial) -> bool:
-        """Whether a trial that came to a rung goes on there at once; if not, it is to be paused.
+    def _decide_at_rung(self, number: int, trial: LiveTrial) -> Decision:
+        """Decide what a trial does that came to a rung.
 
-        It does if its slot, given back, would take up this same trial.
+        It goes on at once if its slot, given back, would take up this same trial.
         """
         # On its way it is no more, which bears on what is due.
         trial.ending = TrialEnded(number=number, state="paused")
-        if self.is_draining() or self._next_promotion() != number:
-            return False
-        trial.ending = None
-        self._promote(number)
+        if not self.is_draining() and self._next_promotion() == number:
+            trial.ending = None
+            self._promote(number)
         self._stop_hopeless()
-        return True
+        if trial.ending is None:
+            return "continue"
+        return "pause" if trial.ending.state == "paused" else "stop"
 
     def _write_off(self, number: int, num_epochs: int) -> None:
         """Count the epochs of a trial after the first ``num_epochs`` as trained for nothing."""
@@ -378,8 +379,13 @@ class Tuner:
         if self._asha is None or self.is_draining():
             return
         for number, stop in self._asha.give_up(self._coming()):
-            del self.paused[number]
-            self._close(_stopped(number, stop))
+            ending = _stopped(number, stop)
+            if number in self.live:
+                # It came there just now, and its worker is about to give it back.
+                self.live[number].ending = ending
+            else:
+                del self.paused[number]
+                self._close(ending)
 
     def _close(self, ending: TrialEnded) -> None:
         number = ending.number
@@ -508,20 +514,11 @@ class Tuner:
                 arrived.append(number)
             elif verdict is not None:
                 trial.ending = _stopped(number, verdict)
-                self._end_restored(number, trial)
-        if self._asha is not None:
-            self._restore_rungs(trials, arrived)
-            for number in arrived:
-                if not self._goes_on(number, restored[number]):
-                    self._end_restored(number, restored[number])
-            self._stop_hopeless()
+                self._waiting.remove((number, trial))
+                self.live[number] = trial
+                self.end(number)
+        self._restore_rungs(trials, arrived)
         return num_outside
-
-    def _end_restored(self, number: int, trial: LiveTrial) -> None:
-        """End a trial on whose last epoch the scheduler's word was lost."""
-        self._waiting = deque(entry for entry in self._waiting if entry[0] != number)
-        self.live[number] = trial
-        self.end(number)
 
     def _waits_at_rung(self, record: TrialRecord) -> bool:
         """Whether a trial of an earlier session was paused, and not promoted since."""
@@ -529,12 +526,13 @@ class Tuner:
         is_at_rung = self._asha is not None and epoch in self._asha.judged_epochs(record.number)
         return record.status.state == "paused" and is_at_rung and record.status.passed < epoch
 
-    def _restore_rungs(self, trials: Sequence[TrialRecord], arrived: Collection[int]) -> None:
+    def _restore_rungs(self, trials: Sequence[TrialRecord], arrived: Sequence[int]) -> None:
         """Tell ASHA which trials were promoted from the rung that they came to last.
 
-        Those that ``arrived`` there, and of which it has not been decided, wait.
+        Of those that ``arrived`` there, in the order in which they did, it is decided now.
         """
-        assert self._asha is not None
+        if self._asha is None:
+            return
         for record in trials:
             number, status = record.number, record.status
             if number in self.paused or number in arrived:
@@ -543,6 +541,21 @@ class Tuner:
                 self._asha.promote(number)
             else:
                 self._asha.leave(number)
+        waiting = dict(self._waiting)
+        self.live.update((number, waiting.pop(number)) for number in arrived)
+        self._waiting = deque(waiting.items())
+        for number in arrived:
+            trial = self.live[number]
+            # The one before may have ended it, too.
+            if trial.ending is None:
+                self._decide_at_rung(number, trial)
+        for number in arrived:
+            if self.live[number].ending is None:
+                waiting[number] = self.live.pop(number)
+            else:
+                self.end(number)
+        self._waiting = deque(sorted(waiting.items(), key=lambda entry: entry[0]))
+        self._stop_hopeless()
 
     def _resources_of(self, record: TrialRecord) -> TrialResources:
         """Return what a trial of an earlier session held, or what it is to go on with."""
