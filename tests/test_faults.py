@@ -23,7 +23,7 @@ from optuna.trial import TrialState as OptunaState
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
-from tests.benchmarks.faults import SPACE, Moment, baselines, killed_search
+from tests.benchmarks.faults import SPACE, TRIALS, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants, environment
 from tests.benchmarks.promises import FIGURES, flaws, same_runs
 from tests.disks import remount, small_disk
@@ -115,10 +115,11 @@ def test_a_killed_search_keeps_its_promises(tmp_path: Path, kind: str, kills: in
 
 
 def test_a_search_that_promotes_is_killed_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    (tmp_path / "space-1.yaml").write_text(SPACE + baselines(12))
+    text = SPACE.replace(f"trials: {TRIALS}", "trials: 8")
+    (tmp_path / "space-1.yaml").write_text(text + baselines(8))
     quiet = Console(file=io.StringIO())
     unkilled = killed_search(tmp_path, "unkilled", 1, "everything", [], quiet)
-    verdict = killed_search(tmp_path, "killed", 1, "everything", [Moment(9, 0.1)], quiet)
+    verdict = killed_search(tmp_path, "killed", 1, "everything", [Moment(7, 0.1)], quiet)
     assert (unkilled.broken, verdict.broken, verdict.kills) == ([], [], 1)
     assert same_runs(tmp_path / "runs" / "unkilled", tmp_path / "runs" / "killed")
     assert verdict.paused >= 3
