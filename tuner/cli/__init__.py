@@ -27,6 +27,7 @@ from tuner.cli import (
     rerun,
     runs,
     search,
+    serve,
     show,
     space,
 )
@@ -56,6 +57,7 @@ COMMANDS = (
     predict.predict,
     evaluate.evaluate,
     export.export,
+    serve.serve,
     leaderboard.leaderboard,
     runs.runs,
     show.show,

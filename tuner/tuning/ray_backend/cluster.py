@@ -48,7 +48,7 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
     A session that the caller has opened already is used as it is, and left open.
 
     Args:
-        address: ``auto`` or ``HOST:PORT``.
+        address: ``auto``, ``HOST:PORT``, or ``local``, which starts Ray here in any case.
         compare: Refuse a cluster whose nodes have other versions than this machine.
 
     Raises:
@@ -61,6 +61,8 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
+    if address == "local":
+        address = None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
@@ -137,6 +139,12 @@ def is_started_here() -> bool:
     """Whether Ray was started by this process, and ends with it."""
     node = worker_module._global_node
     return node is not None and bool(node.all_processes)
+
+
+def is_alive() -> bool:
+    """Whether all of Ray that was started by this process is still there."""
+    node = worker_module._global_node
+    return node is not None and not node.dead_processes()
 
 
 def _end_at_once() -> None:
@@ -247,7 +255,7 @@ def _check_address(address: str) -> None:
             "would pass twice, and which ends it when the connection drops. Give the dashboard's "
             "address, http://HOST:8265, or run it on a machine of the cluster with --address auto."
         )
-    if address in ("auto", "local"):
+    if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

@@ -1,0 +1,180 @@
+"""The images of a request: its body or the files of a form, within limits."""
+
+import io
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from torch import Tensor
+
+from tuner.data.decoding import open_image
+from tuner.deploy.preprocessing import Preprocessing, channels_first
+from tuner.errors import DataError
+
+FIELD = "image"
+"""Name of a form's files."""
+FORM = "multipart/form-data"
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one request may ask for, and how many may at a time."""
+
+    body_bytes: int = 16 * 2**20
+    """Of all images of a request, as files."""
+    images: int = 64
+    pixels: int = 50_000_000
+    """Of an image: a file of a few kB may decode to more memory than there is."""
+    seconds: float = 30.0
+    """From the first byte of a request to its answer."""
+    requests: int = 128
+    """Requests that are read, waiting or computed at once, for each replica."""
+
+
+class Refusal(Exception):
+    """A request that is answered by an error."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """One image file, as it was sent."""
+
+    name: str
+    """As its form calls it, or ``image``."""
+    content: bytes
+
+
+async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
+    """Read the images of a request.
+
+    Raises:
+        Refusal: If they are too large, too many or no images, by what the request says of them.
+    """
+    kind = request.headers.get("content-type", BINARY).partition(";")[0].strip().lower()
+    if kind == FORM:
+        uploads = await _read_form(request, limits)
+    elif kind == BINARY or kind.startswith("image/"):
+        content = b"".join([chunk async for chunk in _bounded(request, limits)])
+        uploads = [Upload(name=FIELD, content=content)] if content else []
+    else:
+        raise Refusal(
+            415,
+            f"{kind[:100]} is not taken; send an image (image/jpeg, image/png, ..., {BINARY}), or "
+            f"several as files of a form ({FORM})",
+        )
+    if not uploads:
+        raise Refusal(422, f"no image in the request; send one: curl -F {FIELD}=@photo.jpg")
+    return uploads
+
+
+async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield the body, as long as it is not too large."""
+    told = request.headers.get("content-length", "")
+    size = int(told) if told.isdecimal() else 0
+    if size <= limits.body_bytes:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limits.body_bytes:
+                break
+            yield chunk
+    if size > limits.body_bytes:
+        megabytes = limits.body_bytes / 2**20
+        raise Refusal(413, f"a request may have {megabytes:g} MiB; send fewer or smaller images")
+
+
+async def _read_form(request: Request, limits: Limits) -> list[Upload]:
+    parser = MultiPartParser(
+        request.headers, _bounded(request, limits), max_files=limits.images, max_fields=0
+    )
+    # Nothing is laid on a disk.
+    parser.spool_max_size = limits.body_bytes
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise Refusal(
+                413, f"a request may have {limits.images} images; send several requests"
+            ) from error
+        if error.message.startswith("Too many fields"):
+            error.message = "it has a field that is no file"
+        raise Refusal(
+            422,
+            f"the form cannot be read: {error.message.rstrip('.')}. Send files named {FIELD}: "
+            f"curl -F {FIELD}=@photo.jpg",
+        ) from error
+    try:
+        files = form.multi_items()
+        if others := sorted({field for field, _ in files} - {FIELD}):
+            raise Refusal(422, f"a file of the form is called {others[0][:100]!r}, not {FIELD}")
+        return [
+            Upload(name=file.filename or FIELD, content=await file.read())
+            for _, file in files
+            if isinstance(file, UploadFile)
+        ]
+    finally:
+        await form.close()
+
+
+def decode_uploads(
+    uploads: Sequence[Upload], prepare: Preprocessing, limits: Limits, deadline: float
+) -> tuple[tuple[str | None, ...], Tensor]:
+    """Decode images as ``predict`` does.
+
+    Args:
+        uploads: The files.
+        prepare: How.
+        limits: Of the pixels of each.
+        deadline: By ``time.monotonic``; nobody waits for the rest after it.
+
+    Returns:
+        Why each could not be read, or ``None``; and the pixels of those that could, uint8, shape
+        (N, C, H, W).
+
+    Raises:
+        Refusal: If an image has too many pixels.
+    """
+    channels, height, width = prepare.image_shape
+    pixels = np.empty((len(uploads), height, width, channels), dtype=np.uint8)
+    errors: list[str | None] = []
+    count = 0
+    for upload in uploads:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        _check_pixels(upload, limits)
+        try:
+            pixels[count] = prepare.file_pixels(io.BytesIO(upload.content), upload.name)
+        except DataError as error:
+            errors.append(str(error))
+        else:
+            errors.append(None)
+            count += 1
+    return tuple(errors), channels_first(pixels[:count])
+
+
+def _check_pixels(upload: Upload, limits: Limits) -> None:
+    """Refuse what would decode to too much memory, by what the file says of its size."""
+    try:
+        with open_image(io.BytesIO(upload.content)) as image:
+            count = image.width * image.height
+    except Image.DecompressionBombError:
+        count = limits.pixels + 1
+    # Whatever else is wrong with it, decoding says.
+    except Exception:
+        return
+    if count > limits.pixels:
+        raise Refusal(
+            413,
+            f"{upload.name}: has more than {limits.pixels / 1e6:g} megapixels; send it smaller",
+        )
