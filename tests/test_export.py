@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -433,8 +434,12 @@ def test_a_comparison_needs_images(exported: Exported, photos: Path, tmp_path: P
     with pytest.raises(DataError, match="no images there"):
         exported.ensemble.export(tmp_path / "ensemble.pt2", check=tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"broken\.png: cannot be read as an image"):
+    shutil.copy(photos / "wide.jpg", tmp_path)
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG")
+    # All of them, each in a line.
+    with pytest.raises(DataError, match=r"(?s)broken\.png: cannot be read.*\n.*cut\.png: cannot"):
         exported.ensemble.export(tmp_path / "ensemble.pt2", check=tmp_path)
+    assert not (tmp_path / "ensemble.pt2").exists()
 
 
 def test_the_command_writes_the_newest_ensemble_and_tells_how_it_compares(

@@ -151,7 +151,7 @@ def test_a_folder_without_images_and_a_pipe_are_named(
     os.mkfifo(tmp_path / "pipe.png")
     code, _, err = call(empty, tmp_path / "pipe.png", files_of(photos)[0])
     assert code == 1
-    assert f"{empty}: cannot be read as an image" in err
+    assert f"{empty}: cannot be read as an image (a folder with no images in it)" in err
     assert "pipe.png is a pipe or a device, not a file" in err
 
 

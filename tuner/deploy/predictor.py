@@ -3,8 +3,9 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -48,6 +49,12 @@ SAME, OTHER = 0.001, 0.02
 PROBE_STEP, PROBE_SECONDS = 8, 1.0
 """So many of a probe's images are compared at once, and more of them until this time is over:
 large networks take seconds for all."""
+
+
+GIVE = (
+    "give images of Pillow's or paths of files, one or many, or one array uint8 of shape "
+    "(N, height, width, channels)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +134,7 @@ class Ensemble:
         return max(1, min(BATCH_ON_CPU, BATCH_ON_CPU * PIXELS // self.preprocessing.size**2))
 
     def predict(
-        self, images: np.ndarray | ImageLike | Sequence[ImageLike], *, tta: Tta | None = None
+        self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> np.ndarray:
         """Return the class probabilities of images, float32, shape (N, K), as ``classes`` stand.
 
@@ -140,14 +147,14 @@ class Ensemble:
                 ``None`` is as the ensemble was made.
 
         Raises:
-            UsageError: On an array of another type or shape.
+            UsageError: On an array of another type or shape, or what is no image.
             DataError: On a file that cannot be read.
         """
         probs = [self.vote(batch, tta=tta).probs.float() for batch in self._batches(images)]
         return torch.cat([torch.empty(0, len(self.classes)), *probs]).numpy()
 
     def explain(
-        self, images: np.ndarray | ImageLike | Sequence[ImageLike], *, tta: Tta | None = None
+        self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> list[Explanation]:
         """Return how the ensemble came to its answer, an ``Explanation`` an image.
 
@@ -332,25 +339,29 @@ class Ensemble:
                     f"when the ensemble was made; at most {most} is rounding"
                 )
 
-    def _batches(self, images: np.ndarray | ImageLike | Sequence[ImageLike]) -> Iterator[Tensor]:
+    def _batches(self, images: np.ndarray | ImageLike | Iterable[ImageLike]) -> Iterator[Tensor]:
         """Prepare images, uint8 (N, C, H, W), at most ``batch_size`` at a time."""
         prepare, size = self.preprocessing, self.batch_size
         if isinstance(images, np.ndarray):
-            if not len(images):
-                prepare.array_pixels(images)
+            prepare.check_array(images)
             for start in range(0, len(images), size):
                 yield prepare.array_pixels(images[start : start + size])
             return
         if isinstance(images, Image.Image | str | os.PathLike):
             images = [images]
-        for start in range(0, len(images), size):
-            pixels = [
-                prepare.image_pixels(image)
-                if isinstance(image, Image.Image)
-                else prepare.file_pixels(image)
-                for image in images[start : start + size]
-            ]
+        if not isinstance(images, Iterable):
+            raise UsageError(f"images: {type(images).__name__} is none; {GIVE}")
+        left = enumerate(images)
+        while pixels := [self._pixels(image, place) for place, image in islice(left, size)]:
             yield channels_first(np.stack(pixels))
+
+    def _pixels(self, image: object, place: int) -> np.ndarray:
+        """Return the pixels of an image of Pillow's or a file, uint8, shape (H, W, C)."""
+        if isinstance(image, Image.Image):
+            return self.preprocessing.image_pixels(image)
+        if isinstance(image, str | os.PathLike):
+            return self.preprocessing.file_pixels(image)
+        raise UsageError(f"images[{place}]: {type(image).__name__} is no image; {GIVE}")
 
 
 def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = False) -> Ensemble:

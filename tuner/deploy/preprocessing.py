@@ -93,8 +93,10 @@ class Preprocessing:
         """Return the pixels of an image of Pillow's, uint8, shape (H, W, C).
 
         Raises:
-            DataError: If it is deeper than 8 bits, and the training images are not.
+            DataError: If it has no pixels, or is deeper than the training images' 8 bits.
         """
+        if 0 in image.size:
+            raise DataError(f"image: {image.width} x {image.height} pixels are no image")
         try:
             pixels = resized_pixels(
                 image, self.size, self.mode, resize=self.resize, value_range=self.value_range
@@ -109,14 +111,23 @@ class Preprocessing:
         Raises:
             UsageError: On an array of another type or shape.
         """
+        self.check_array(images)
+        planes = channels_first(images)
+        return resized(planes, self.size, self.resize) if len(planes) else planes
+
+    def check_array(self, images: np.ndarray) -> None:
+        """Make sure that an array holds images, or none: uint8, shape (N, H, W, C).
+
+        Raises:
+            UsageError: On an array of another type or shape.
+        """
         channels = self.image_shape[0]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
+        is_shaped = images.ndim == 4 and images.shape[3] == channels and 0 not in images.shape[1:]
+        if images.dtype != np.uint8 or not is_shaped:
             raise UsageError(
                 f"images: {images.dtype} of shape {images.shape}; an array has to be uint8 of "
                 f"shape (N, height, width, {channels})"
             )
-        planes = channels_first(images)
-        return resized(planes, self.size, self.resize) if len(planes) else planes
 
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels with their channels, which grey ones lack."""

@@ -1,6 +1,6 @@
 """Real images by which an exported ensemble is compared with the ensemble itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def samples_in(
         value_range: Of the training images, for what is deeper than 8 bits.
 
     Raises:
-        DataError: If there is none or, later, if one is unreadable.
+        DataError: If there is none or, after the others, with all that cannot be read.
     """
     suffixes = image_suffixes()
     files = sorted(
@@ -67,8 +67,25 @@ def samples_in(
     if not files:
         raise DataError(f"{folder}: no images there; they end in {' '.join(sorted(suffixes))}")
     count = min(len(files), MOST_FILES)
-    chosen = (files[number * len(files) // count] for number in range(count))
-    return (Sample(images=read_pixels(file, mode, value_range)[None], file=file) for file in chosen)
+    return _read(
+        [files[number * len(files) // count] for number in range(count)], mode, value_range
+    )
+
+
+def _read(
+    files: Sequence[Path], mode: ImageMode, value_range: ValueRange | None
+) -> Iterator[Sample]:
+    """Yield the images that can be read; say at the end which others there are."""
+    broken: list[str] = []
+    for file in files:
+        try:
+            pixels = read_pixels(file, mode, value_range)
+        except DataError as error:
+            broken.append(str(error))
+        else:
+            yield Sample(images=pixels[None], file=file)
+    if broken:
+        raise DataError("\n".join(broken))
 
 
 def read_pixels(path: Path, mode: ImageMode, value_range: ValueRange | None = None) -> np.ndarray:

@@ -80,8 +80,20 @@ ImageFile = tuple[str, Source | DataError]
 def predict_paths(
     ensemble: Ensemble, paths: Iterable[str], *, tta: Tta | None = None
 ) -> Iterator[Batch]:
-    """Have an ensemble look at files on disk; see ``predict_files``."""
-    return predict_files(ensemble, ((path, path) for path in paths), tta=tta)
+    """Have an ensemble look at files on disk, as ``find_images`` yields them."""
+    return predict_files(ensemble, ((path, _source(path)) for path in paths), tta=tta)
+
+
+def _source(path: str) -> Source | DataError:
+    """Return a path, or why a folder that was yielded in the place of its images has none."""
+    if not os.path.isdir(path):  # noqa: PTH112 - as in find_images.
+        return path
+    reason = "a folder with no images in it"
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        reason = str(error.strerror)
+    return DataError(f"{path}: cannot be read as an image ({reason})")
 
 
 def predict_files(
