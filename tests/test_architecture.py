@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": "errors schema config storage",
     "run": "errors passwords schema config storage models metrics",
     "space": "errors schema config storage models run",
-    "training": "errors schema config storage augment optim models metrics data run",
+    "training": "errors voting schema config storage augment optim models metrics data run",
     "ensemble": "errors voting schema config storage augment models metrics data run training",
     "deploy": "errors voting schema config storage augment models metrics data run training "
     "ensemble",

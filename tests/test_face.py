@@ -297,7 +297,7 @@ def test_a_changed_or_missing_file_is_refused(combined: Ensemble, tmp_path: Path
     files[1].unlink()
     with pytest.raises(tuner.TunerError, match="damaged or unreadable"):
         tuner.load_ensemble(folder)
-    with pytest.raises(tuner.UsageError, match="no ensemble here"):
+    with pytest.raises(tuner.UsageError, match="give its folder, RUN/NAME, or a run"):
         tuner.load_ensemble(tmp_path)
 
 
@@ -371,3 +371,42 @@ def test_a_notebook_searches_combines_and_predicts(
     assert again.path == run.path.parent / "again"
     assert len(resumed.leaderboard()) == 4
     assert capfd.readouterr().err == ""
+
+
+def test_an_ensemble_is_named_as_for_the_commands(
+    run_with_ensemble: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with_ensemble.path
+    monkeypatch.chdir(run.parent)
+    for place in (run, "tiny", "tiny/all", str(run / "ensembles" / "all")):
+        loaded = tuner.load_ensemble(place, storage=run.parent, device="cpu")
+        assert loaded.path.samefile(run / "ensembles" / "all")
+    for nothing in (None, 3):
+        with pytest.raises(tuner.UsageError, match="RUN/NAME, or a run"):
+            tuner.load_ensemble(nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (None, "images: NoneType is none; give images of Pillow's or paths"),
+        ([None], r"images\[0\]: NoneType is no image; give"),
+        (torch.zeros(1, 8, 8, 1, dtype=torch.uint8), r"images\[0\]: Tensor is no image; give"),
+        (np.array(7, dtype=np.uint8), r"images: uint8 of shape \(\); an array has to be uint8"),
+        (np.zeros((2, 0, 8, 1), dtype=np.uint8), r"shape \(2, 0, 8, 1\); an array has to be"),
+        (np.zeros((2, 8, 8, 3), dtype=np.uint8), r"shape \(2, 8, 8, 3\); an array has to be"),
+        (np.zeros((2, 8, 8, 1)), "images: float64 of shape"),
+        (Image.new("L", (0, 4)), "image: 0 x 4 pixels are no image"),
+    ],
+)
+def test_what_is_no_image_is_told(run_with_ensemble: Run, images: Any, told: str) -> None:
+    loaded = tuner.load_ensemble(run_with_ensemble.path, device="cpu")
+    with pytest.raises(tuner.TunerError, match=told):
+        loaded.predict(images)
+
+
+def test_images_may_come_one_by_one(run_with_ensemble: Run) -> None:
+    loaded = tuner.load_ensemble(run_with_ensemble.path, device="cpu")
+    images = [Image.new("L", (8, 8), color) for color in range(3)]
+    np.testing.assert_array_equal(loaded.predict(iter(images)), loaded.predict(images))
+    assert loaded.predict([]).shape == (0, 10)

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.api import combine, load_ensemble, load_space, open_run, refit, search
+    from tuner.api import combine, distill, load_ensemble, load_space, open_run, refit, search
     from tuner.errors import (
         ClusterError,
         DataError,
@@ -34,6 +34,7 @@ __all__ = [
     "UntrustedCodeError",
     "UsageError",
     "combine",
+    "distill",
     "load_ensemble",
     "load_space",
     "open_run",

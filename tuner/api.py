@@ -340,6 +340,130 @@ def refit(
     return run_refit(request, _console(progress))
 
 
+def distill(
+    ensemble: "Place | Ensemble | None" = None,
+    *,
+    into: Place,
+    data: Place | None = None,
+    trials: int | None = None,
+    epochs: int | None = None,
+    sampler: str | None = None,
+    scheduler: str | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    time_budget: float | str | None = None,
+    gpu_hours: float | None = None,
+    name: str | None = None,
+    storage: Place = "runs",
+    data_dir: Place | None = None,
+    image_size: int | None = None,
+    resize: "Resize | None" = None,
+    keep: int = 20,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    concurrent: int | None = None,
+    address: str | None = None,
+    compile_mode: "CompileMode" = "auto",
+    max_failures: int = 3,
+    save_seconds: float = 10.0,
+    log: "Sequence[Target]" = (),
+    trust_code: bool = False,
+    progress: bool = True,
+) -> "Run":
+    """Search for a small network that an ensemble teaches, as ``cifar-tune distill`` does.
+
+    The run goes on with ``tuner.search(resume=True)``.
+
+    Args:
+        ensemble: The teacher: an ensemble, its folder or URI, ``RUN/NAME``, or a run, for its
+            newest one; ``None`` for the newest of the newest run that has one.
+        into: A family of networks, such as ``cnn``, for small ones of it, or a space: its file, or
+            the name of one that comes with the program.
+        data: Where the ensemble's images are now; ``None`` where they were.
+        trials: See ``search``.
+        epochs: See ``search``.
+        sampler: See ``search``.
+        scheduler: See ``search``.
+        seed: See ``search``.
+        overrides: See ``search``.
+        time_budget: See ``search``.
+        gpu_hours: See ``search``.
+        name: Of the run; ``None`` for that of the ensemble's run with ``-student``.
+        storage: Folder of the runs.
+        data_dir: As ``data``, for downloads and decoded images.
+        image_size: Resize the students' images to this many pixels a side; ``None`` for what the
+            space says, or the ensemble's.
+        resize: Likewise, how they become square.
+        keep: See ``search``.
+        cpus_per_trial: See ``search``.
+        gpus_per_trial: See ``search``.
+        concurrent: See ``search``.
+        address: See ``search``.
+        compile_mode: See ``search``.
+        max_failures: See ``search``.
+        save_seconds: See ``search``.
+        log: See ``search``.
+        trust_code: See ``search``.
+        progress: Show progress on stderr.
+
+    Raises:
+        UsageError: If there is no such ensemble, or it cannot teach, and as ``search``.
+        DataError: If the images are not those of the ensemble.
+        UntrustedCodeError: As ``search``.
+        ClusterError: As ``search``.
+        NoUsableTrials: As ``search``.
+        TunerError: If a file of the ensemble is damaged, and as ``search``.
+    """
+    from tuner.deploy.predictor import Ensemble
+    from tuner.tuning.distill import make_distill_request
+    from tuner.tuning.session import search as run_search
+
+    _check_no_dashboard(address)
+    _check_numbers(
+        keep=keep,
+        image_size=image_size,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        max_failures=max_failures,
+        save_seconds=save_seconds,
+    )
+    settings = {
+        "trials": trials,
+        "epochs": epochs,
+        "sampler": sampler,
+        "scheduler": scheduler,
+        "seed": seed,
+    }
+    given = {key: value for key, value in settings.items() if value is not None}
+    folder = ensemble.path if isinstance(ensemble, Ensemble) else _find_ensemble(ensemble, storage)
+    request = make_distill_request(
+        folder,
+        into=os.fspath(into),
+        overrides=[
+            *overrides,
+            *(f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()),
+        ],
+        storage=_place(storage),
+        name=name,
+        data=None if data is None else os.fspath(data),
+        data_dir=None if data_dir is None else Path(data_dir).expanduser(),
+        image_size=image_size,
+        resize=resize,
+        keep=keep,
+        command=_call("distill", str(folder), {"into": into, **given}),
+        **_running(time_budget, gpu_hours, compile_mode, log),
+        trust_code=trust_code,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        address=address,
+        max_failures=max_failures,
+        save_seconds=save_seconds,
+    )
+    return run_search(request, _console(progress))
+
+
 def combine(
     run: "Place | Run | None" = None,
     *,
@@ -436,9 +560,13 @@ def combine(
 
 
 def load_ensemble(
-    path: "Place | AnyPath", *, device: str = "auto", trust_code: bool = False
+    path: "Place | AnyPath",
+    *,
+    storage: Place = "runs",
+    device: str = "auto",
+    trust_code: bool = False,
 ) -> "Ensemble":
-    """Load an ensemble from its folder, ready to predict.
+    """Load an ensemble, ready to predict.
 
     ::
 
@@ -453,7 +581,9 @@ def load_ensemble(
     in their files, is run if it was searched with here, or is trusted.
 
     Args:
-        path: Such as ``runs/first/ensembles/top5``, here or a URI.
+        path: Its folder or URI, such as ``runs/first/ensembles/top5``; or ``RUN/NAME``, or a run,
+            which means its newest ensemble.
+        storage: Folder of the runs that are named so.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         trust_code: Run code that came with it, also where it was never searched with here.
 
@@ -465,7 +595,30 @@ def load_ensemble(
     from tuner.deploy.predictor import read_ensemble
     from tuner.training.device import find_device
 
-    return read_ensemble(_place(path), find_device(device), trust_code=trust_code)
+    if path is None:
+        raise UsageError(
+            "path: None names no ensemble; give its folder or URI, RUN/NAME, or a run, such as "
+            "'runs/first'"
+        )
+    folder = _find_ensemble(path, storage)
+    return read_ensemble(folder, find_device(device), trust_code=trust_code)
+
+
+def _find_ensemble(ensemble: "Place | AnyPath | None", storage: Place) -> AnyPath:
+    """Return the folder of an ensemble that is named as for the commands."""
+    from tuner.run.ensembles import find_ensemble
+    from tuner.storage.object_path import ObjectPath
+
+    if isinstance(ensemble, ObjectPath):
+        return ensemble
+    if ensemble is None:
+        return find_ensemble(_place(storage))
+    if not isinstance(ensemble, str | os.PathLike):
+        raise UsageError(
+            f"ensemble: {type(ensemble).__name__} names none; give a folder or URI, RUN/NAME, or "
+            "a run"
+        )
+    return find_ensemble(_place(storage), os.fspath(ensemble))
 
 
 def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "SearchSpace":

@@ -184,6 +184,21 @@ class Augment:
     """
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distill:
+    """What a student learns from its teacher's probabilities (Hinton et al. 2015).
+
+    The loss is ``(1 - alpha)`` times that of the labels and ``alpha`` times ``temperature ** 2``
+    times the divergence of the student's probabilities from the teacher's, both softened.
+    """
+
+    alpha: Annotated[float, Bounds(ge=0, le=1)] = 0.0
+    """The teacher's share of the loss. Above 0 it needs a teacher, which ``distill`` gives."""
+    temperature: Positive = 4.0
+    """By which the logarithms of both probabilities are divided. The more, the more the classes
+    count that the teacher takes for improbable."""
+
+
 OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adamw": AdamW, "lion": Lion, "muon": Muon}
 SCHEDULES: dict[str, type] = {"cosine": Cosine, "one_cycle": OneCycle, "trapezoid": Trapezoid}
 
@@ -212,6 +227,7 @@ class TrialConfig:
     """Scale all gradients together down to this norm, where it is larger; 0 turns it off."""
     augment: Augment = field(default_factory=Augment)
     label_smoothing: Fraction = 0.0
+    distill: Distill = field(default_factory=Distill)
     ema_decay: Fraction = 0.99
     """Decay a step of the weight average that is validated and saved; 0 turns it off."""
     precision: Precision = "auto"

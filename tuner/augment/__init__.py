@@ -52,7 +52,8 @@ def augment_batch(
 
     Args:
         images: uint8, shape (N, C, H, W).
-        labels: int64, shape (N,), below ``num_classes``.
+        labels: int64, shape (N,), below ``num_classes``; or rows of numbers, such as class
+            probabilities, that are blended as the images are, float32, shape (N, any).
         settings: What to do; what is 0, false or ``none`` is left out.
         num_classes: K.
         mean: Per channel, of values scaled to [0, 1], shape (1, C, 1, 1).
@@ -62,8 +63,9 @@ def augment_batch(
             or not, even odds.
 
     Returns:
-        The normalized float32 images, and the targets: ``labels`` as they are, or class
-        probabilities of shape (N, K) under mixup or cutmix. ``cross_entropy`` takes both.
+        The normalized float32 images, and the targets: ``labels`` as they are or, under mixup or
+        cutmix, blended; of classes, these are probabilities of shape (N, K). ``cross_entropy``
+        takes both.
 
     Raises:
         ValueError: If the crop's padding is not smaller than the images.
@@ -104,4 +106,6 @@ def augment_batch(
         # Picking on the device costs a map of one image; an `if` would wait for the coin.
         coin = torch.rand((), generator=generator, device=images.device) < 0.5
         share = torch.where(coin, shares[0], shares[1])
-    return blend(images, F.one_hot(labels, num_classes).to(images.dtype), share)
+    if labels.ndim == 1:
+        labels = F.one_hot(labels, num_classes).to(images.dtype)
+    return blend(images, labels, share)

@@ -1,13 +1,14 @@
 """An ensemble on the terminal: its members, its worth, and what it was compared with."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.cli.output import TRAINED_ON_VALIDATION, make_console
+from tuner.cli.output import TRAINED_ON_VALIDATION, interval_text, make_console, make_table
+from tuner.cli.student_table import print_student
 from tuner.console import Console
 from tuner.run.resuming import short_path
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from tuner.ensemble.pool import Excluded
     from tuner.ensemble.result import EnsembleResult
     from tuner.metrics.predict import Scores
-    from tuner.metrics.significance import Interval
 
 VAL = """\
 Val: on the images it was chosen on; cross-fit: on the same, each by a choice
@@ -67,11 +67,12 @@ def print_ensemble(result: "EnsembleResult") -> None:
             f"{temperatures}\n"
         )
     gain = result.gain
+    over_single, over_mean = map(interval_text, (gain.over_best_single, gain.over_mean_member))
     console.print(
         f"Gain in {images} accuracy, {gain.level:.0%} interval, in points:\n"
-        f"  over the best single, trial {result.best_single:<5}{_interval(gain.over_best_single)}"
+        f"  over the best single, trial {result.best_single:<5}{over_single}"
         f"  McNemar p = {gain.mcnemar_p:.2g}\n"
-        f"  over the mean member             {_interval(gain.over_mean_member)}\n"
+        f"  over the mean member             {over_mean}\n"
     )
     _print_test_scores(console, result)
     if result.comparison:
@@ -87,11 +88,14 @@ def print_ensemble(result: "EnsembleResult") -> None:
             console.print()
     if result.frontier:
         _print_frontier(console, result)
+    if result.teacher is not None:
+        print_student(result.teacher)
+        console.print()
     if note := result.duplicates:
         console.print(
             f"{note.images} test images have near-duplicates in the training data: accuracy "
             f"{note.accuracy_of_these:.2%};\nwithout them {note.accuracy_of_others:.2%}, gain "
-            f"{_interval(note.gain_of_others)}.\n"
+            f"{interval_text(note.gain_of_others)}.\n"
         )
     _print_left_out(console, result.left_out)
     console.print(
@@ -193,7 +197,7 @@ def _print_comparison(console: Console, result: "EnsembleResult") -> None:
             f"{100 * val.accuracy:.2f}",
             f"{100 * crossfit.accuracy:.2f}" if crossfit else "-",
             f"{100 * test.accuracy:.2f}",
-            _interval(row.gain),
+            interval_text(row.gain),
             f"{test.nll:.3f}",
             f"{test.ece:.3f}",
         )
@@ -240,14 +244,6 @@ def _print_left_out(console: Console, left_out: Sequence["Excluded"]) -> None:
     console.print()
 
 
-def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
-    """Return a table whose first ``num_text`` columns are words."""
-    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < num_text else "right", no_wrap=True)
-    return table
-
-
 def _scores(val: "Scores", crossfit: "Scores | None", test: "Scores") -> list[str]:
     return [
         f"{val.accuracy:.2%}",
@@ -256,11 +252,6 @@ def _scores(val: "Scores", crossfit: "Scores | None", test: "Scores") -> list[st
         f"{test.nll:.4f}",
         f"{test.ece:.4f}",
     ]
-
-
-def _interval(interval: "Interval") -> str:
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -> Table:

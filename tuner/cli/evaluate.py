@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, make_table
+from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
-from tuner.cli.output import make_console, print_json, progress_bar
+from tuner.cli.output import make_console, make_table, print_json, progress_bar
 from tuner.errors import UsageError
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath

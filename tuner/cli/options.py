@@ -91,9 +91,10 @@ DATA_DIR = option(
     show_default="~/.cache/cifar-tune",
     help="Where downloaded data are kept.",
 )
+IMAGE_SIDE = click.IntRange(config.SMALLEST_IMAGE, config.LARGEST_IMAGE)
 IMAGE_SIZE = option(
     "--image-size",
-    type=click.IntRange(config.SMALLEST_IMAGE, config.LARGEST_IMAGE),
+    type=IMAGE_SIDE,
     help="Resize images to this many pixels a side.",
 )
 RESIZE = option(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from tuner.console import Console, visible
 from tuner.run.resuming import short_path
 
 if TYPE_CHECKING:
+    from tuner.metrics.significance import Interval
     from tuner.run.run import Run
 
 CURVE_WIDTH = 16
@@ -120,6 +121,20 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
     console.print(table)
+
+
+def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
+    """Return a table whose first ``num_text`` columns are words."""
+    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < num_text else "right", no_wrap=True)
+    return table
+
+
+def interval_text(interval: "Interval") -> str:
+    """Return a gain with its interval, in percentage points."""
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,7 @@ import click
 
 from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
 from tuner.cli.output import leaderboard_document, print_json, print_leaderboard
+from tuner.cli.student_table import print_student
 from tuner.errors import TunerError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_outcome(run: "Run", *, as_json: bool) -> None:
-    """Print the leaderboard.
+    """Print the leaderboard and, where there was a teacher, the best student beside it.
 
     Args:
         run: That has ended.
@@ -101,10 +102,20 @@ def print_outcome(run: "Run", *, as_json: bool) -> None:
     Raises:
         Interrupted: If a signal ended it.
     """
+    document = {"status": run.record.status} | leaderboard_document(run)
+    comparison = None
+    if run.record.teacher is not None and run.record.status == "finished":
+        from tuner.ensemble.students import find_student
+        from tuner.schema import to_plain
+
+        comparison = find_student(run)
+        document["student"] = to_plain(comparison)
     if as_json:
-        print_json({"status": run.record.status} | leaderboard_document(run))
+        print_json(document)
     else:
         print_leaderboard(run, 10)
+        if comparison is not None:
+            print_student(comparison)
     if run.record.status == "interrupted":
         raise Interrupted(run)
 

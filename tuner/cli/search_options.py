@@ -1,17 +1,27 @@
-"""What ``search`` and ``plan`` share: flags, environment and file become one request."""
+"""What ``search``, ``plan`` and ``distill`` share: flags, environment, file become a request."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from tuner.cli.options import DATA_DIR, IMAGE_SIZE, RESIZE, SKIP_BROKEN, VAL_FRACTION, option
+from tuner.cli.options import (
+    DATA,
+    DATA_DIR,
+    IMAGE_SIDE,
+    IMAGE_SIZE,
+    MOVED_DATA_DIR,
+    RESIZE,
+    SKIP_BROKEN,
+    VAL_FRACTION,
+    option,
+)
 from tuner.cli.running import (
     common_options,
 )
-from tuner.config import SPACE_KEYS
+from tuner.config import SPACE_KEYS, Resize
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -19,22 +29,8 @@ if TYPE_CHECKING:
     from tuner.space import SearchSpace
     from tuner.tuning.request import SearchRequest
 
-_SEARCHED = (
-    click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
-    option(
-        "--data",
-        help="cifar10, cifar100, digits, or a folder, an archive or a manifest of images.",
-    ),
-    DATA_DIR,
-    IMAGE_SIZE,
-    RESIZE,
-    VAL_FRACTION,
-    SKIP_BROKEN,
-    option(
-        "--train-limit",
-        type=click.IntRange(min=1),
-        help="Take a stratified part of the training images.",
-    ),
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_PROPOSED = (
     option("--trials", type=int, help="How many configurations to try."),
     option("--epochs", type=int, help="The most epochs of a trial."),
     option("--sampler", help="tpe, random, gp, cmaes or grid."),
@@ -52,6 +48,40 @@ _SEARCHED = (
         help="Checkpoints that stay on disk, the best ones.",
     ),
 )
+_SEARCHED = (
+    _OVERRIDES,
+    option(
+        "--data",
+        help="cifar10, cifar100, digits, or a folder, an archive or a manifest of images.",
+    ),
+    DATA_DIR,
+    IMAGE_SIZE,
+    RESIZE,
+    VAL_FRACTION,
+    SKIP_BROKEN,
+    option(
+        "--train-limit",
+        type=click.IntRange(min=1),
+        help="Take a stratified part of the training images.",
+    ),
+    *_PROPOSED,
+)
+_DISTILLED = (
+    _OVERRIDES,
+    DATA,
+    MOVED_DATA_DIR,
+    option(
+        "--image-size",
+        type=IMAGE_SIDE,
+        help="Of the students' images. [default: the space's, else the ensemble's]",
+    ),
+    option(
+        "--resize",
+        type=click.Choice(get_args(Resize)),
+        help="How they become square. [default: the space's, else the ensemble's]",
+    ),
+    *_PROPOSED,
+)
 DATA_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
 """Options that are fields of ``DataConfig``."""
 
@@ -59,6 +89,13 @@ DATA_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_l
 def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Declare what says which search is meant."""
     for declare in reversed(_SEARCHED):
+        command = declare(command)
+    return command
+
+
+def distilled_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare what says which search of students is meant; its images are the teacher's."""
+    for declare in reversed(_DISTILLED):
         command = declare(command)
     return command
 
@@ -103,10 +140,18 @@ def search_request(
     )
 
 
-def search_overrides(context: click.Context, given: tuple[str, ...]) -> list[str]:
-    """Put environment, KEY=VALUE and flags into one list, in which the last word counts."""
+def search_overrides(
+    context: click.Context, given: tuple[str, ...], keys: Mapping[str, str] = SPACE_KEYS
+) -> list[str]:
+    """Put environment, KEY=VALUE and flags into one list, in which the last word counts.
+
+    Args:
+        context: Of the command.
+        given: ``KEY=VALUE`` each.
+        keys: Option -> the key of the space in whose place it is taken.
+    """
     sources: dict[Any, list[str]] = {}
-    for name, key in SPACE_KEYS.items():
+    for name, key in keys.items():
         if (value := context.params[name]) is not None:
             source = context.get_parameter_source(name)
             sources.setdefault(source, []).append(f"{key}={json.dumps(value)}")

@@ -37,6 +37,10 @@ def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: b
         return
     if trial is None:
         plain = {"path": str(found.path), **_standing(found), **to_plain(found.record)}
+        if found.record.teacher is not None:
+            from tuner.ensemble.students import find_student
+
+            plain["student"] = to_plain(find_student(found))
         history = []
     else:
         record = found.trial(trial)

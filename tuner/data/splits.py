@@ -48,6 +48,10 @@ class Splits:
     """What the user should know of the data without asking."""
     config: DataConfig | None = None
     """What was loaded, with what was found out on the way; ``None`` where nothing was."""
+    teacher: Tensor | None = None
+    """What a teacher says of ``train``, as it is: class probabilities, float32, shape (N, K)."""
+    teacher_fingerprint: str = ""
+    """SHA-256 of the file that they come from; empty without a teacher."""
 
     @property
     def source(self) -> str:

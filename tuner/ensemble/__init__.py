@@ -18,10 +18,11 @@ from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, crossfitted_vote, vote_on_test
+from tuner.ensemble.students import compare_ensemble, find_teacher
 from tuner.errors import TunerError
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
-from tuner.run.layout import ENSEMBLES
+from tuner.run.layout import ENSEMBLE, ENSEMBLES
 from tuner.run.run import Reading, Run
 from tuner.schema import to_json
 from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
@@ -87,8 +88,12 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     # Before the test images are read, so that neither a damaged file costs a reading nor a number
     # that cannot be written.
     _check_finite(plan)
+    path = run.path / ENSEMBLES / request.folder_name
+    if (path / ENSEMBLE).exists():
+        say(f"takes the place of the ensemble {path.name}; another --name would keep both")
     plan, networks = _copied(plan)
     latencies = _time_members(plan, networks, say) if request.frontier else None
+    teacher = find_teacher(run, say, trust_code=request.trust_code)
     if plan.splits.has_test:
         test, probs = _read_test(plan, networks, listed, say)
         vote_of: Callable[[Choice], Tensor] = partial(vote_on_test, probs=probs)
@@ -106,7 +111,6 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         )
         probs = {(i,): plan.pool.probs[i] for i in range(len(plan.pool))}
         vote_of = crossfitted_vote
-    path = run.path / ENSEMBLES / request.folder_name
     result = assess(
         plan,
         probs,
@@ -115,6 +119,15 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         path=path,
         latencies=latencies,
         listed=listed,
+        teacher=None
+        if teacher is None
+        else compare_ensemble(
+            teacher,
+            plan,
+            [networks[key] for key in plan.networks(plan.choice)],
+            test if plan.splits.has_test else None,
+            vote_of(plan.choice),
+        ),
     )
     write_ensemble(result, plan, networks, test, vote_of(plan.choice))
     return result

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tuner.config import ModelConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
 from tuner.ensemble.plan import Say
+from tuner.ensemble.students import find_student
 from tuner.errors import DataError, TunerError, UntrustedCodeError
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import damage_of_record
@@ -21,6 +22,7 @@ from tuner.run.checkpoint import read_description
 from tuner.run.digests import Damage, DamagedError, damage_of_files, one_a_file
 from tuner.run.layout import CHECKPOINT, VAL_PROBS
 from tuner.run.run import Run, is_number
+from tuner.run.teacher_probs import read_teacher_probs
 from tuner.run.trial import OPEN, USABLE, TrialRecord
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath, check_no_link, inside, read_bytes, read_text
@@ -56,10 +58,26 @@ def damage_of_run(
                 damage += damage_of_ensemble(path)
     damage += _damage_of_readings(run.path / "test_readings.jsonl")
     damage += _damage_of_space(run.path / "space.yaml")
+    damage += _damage_of_teacher(run)
     leaderboard = run.path / "leaderboard.csv"
     if run.record.status != "running" and not leaderboard.exists():
         damage.append(Damage(file=str(leaderboard), problem="is missing"))
     return one_a_file(damage)
+
+
+def _damage_of_teacher(run: Run) -> Iterator[Damage]:
+    teacher = run.record.teacher
+    if teacher is None or teacher.probs_sha256 is None:
+        return
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: read_teacher_probs(run.path, teacher),
+        lambda: find_student(run),
+    )
+    for check in checks:
+        try:
+            check()
+        except TunerError as error:
+            yield Damage.of(error)
 
 
 def _splits(run: Run, say: Say) -> Splits | None:

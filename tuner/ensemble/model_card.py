@@ -10,6 +10,7 @@ import torch
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS, EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
+from tuner.ensemble.students import Contender, TeacherComparison
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
 from tuner.run.layout import TEST_READINGS
@@ -36,6 +37,7 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
         "Data": _data(result, plan, description),
         "Members": _members(result),
         "Figures": _figures(result, plan),
+        **({"Teacher": _teacher(result.teacher)} if result.teacher else {}),
         "Calibration": _calibration(result),
         "Limits": _limits(result),
         "Use": f"""\
@@ -147,6 +149,33 @@ def _readings(result: EnsembleResult, plan: Plan) -> str:
     readings = len(read_text(plan.run.path / TEST_READINGS).splitlines())
     times = "once" if readings == 1 else f"{readings} times"
     return f"This run has read its test images {times}."
+
+
+def _teacher(comparison: TeacherComparison) -> str:
+    has_test = comparison.test_gain is not None
+    images = "test" if has_test else "validation"
+
+    def row(name: str, contender: Contender) -> tuple[str, ...]:
+        scores = contender.test or contender.val
+        return (
+            f"{name}: {_text(contender.name)}",
+            f"{scores.accuracy:.2%}",
+            f"{scores.nll:.4f}",
+            f"{contender.num_parameters:,}",
+            f"{contender.latency.one_ms:.2f}" if contender.latency else "-",
+            f"{contender.latency.batch_ms:.1f}" if contender.latency else "-",
+        )
+
+    rows = [row("teacher", comparison.teacher), row("this one", comparison.student)]
+    head = ("", "accuracy", "NLL", "parameters", "ms, 1 image", "ms, 256 images")
+    gain = comparison.test_gain or comparison.val_gain
+    return f"""\
+The members learned from the probabilities of an ensemble, beside the labels (Hinton et al. 2015). \
+On the {images} images, timed on {comparison.device}:
+
+{_table(head, rows)}
+
+Accuracy less the teacher's: {_interval(gain)} points."""
 
 
 def _calibration(result: EnsembleResult) -> str:

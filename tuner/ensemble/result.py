@@ -14,6 +14,7 @@ from tuner.ensemble.latency import FrontierPoint, Latency, find_frontier
 from tuner.ensemble.plan import Plan, Skipped
 from tuner.ensemble.pool import Excluded
 from tuner.ensemble.request import SOUPS, Method
+from tuner.ensemble.students import TeacherComparison
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
 from tuner.metrics.significance import (
@@ -135,6 +136,9 @@ class EnsembleResult:
     comparison: tuple[ComparedMethod, ...]
     skipped: tuple[Skipped, ...]
     duplicates: DuplicatesNote | None
+    teacher: TeacherComparison | None
+    """The ensemble beside the one that taught its members; ``None`` where none did, or it cannot be
+    read any more."""
     confusion: Tensor
     """Counts on the test set, shape (K, K), rows true."""
 
@@ -178,6 +182,7 @@ def assess(
     path: AnyPath,
     latencies: tuple[Latency, ...] | None = None,
     listed: Duplicates | None = None,
+    teacher: TeacherComparison | None = None,
 ) -> EnsembleResult:
     """Score an ensemble and its rivals.
 
@@ -189,6 +194,7 @@ def assess(
         path: Where the ensemble will stand.
         latencies: Of the members, where a frontier was asked for.
         listed: Test images that have near-duplicates in the training data.
+        teacher: How the ensemble compares with what taught its members.
     """
     choice, pool = plan.choice, plan.pool
     is_soup = choice.method in SOUPS
@@ -261,6 +267,7 @@ def assess(
         comparison=_comparison(plan, probs, labels, vote_of) if plan.request.compare else (),
         skipped=plan.skipped,
         duplicates=listed.note(correct, single_correct) if listed else None,
+        teacher=teacher,
         confusion=confusion,
     )
 

@@ -4,6 +4,7 @@
 
     runs/NAME/
         run.json  space.yaml  leaderboard.csv  report.html  plan.json  test_readings.jsonl
+        teacher.safetensors  student.json
         tensorboard/
         trials/0042/
             config.json  history.csv  status.json
@@ -27,6 +28,10 @@ PLAN = "plan.json"
 TEST_READINGS = "test_readings.jsonl"
 """One line for each time that the test images were read."""
 TENSORBOARD = "tensorboard"
+TEACHER = "teacher.safetensors"
+"""What the teacher of a run's students says of the images."""
+STUDENT = "student.json"
+"""The best student beside its teacher, when the run ended last."""
 
 TRIALS = "trials"
 CONFIG = "config.json"

@@ -19,6 +19,7 @@ from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.digests import Damage
+from tuner.run.teacher import TeacherRecord
 from tuner.run.trial import OPEN, Amount, TrialRecord, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
 from tuner.storage.files import append_line, remove_abandoned, replacing, write_text
@@ -59,6 +60,8 @@ class RunRecord:
     split_fingerprint: str
     refit: RefitConfig | None = None
     """What is trained anew, where the run is no search."""
+    teacher: TeacherRecord | None = None
+    """The ensemble that its trials learn from, beside the labels."""
     study_storage: str | None = None
     """Where Optuna's study of the run is kept, beside this folder."""
     num_train: Amount

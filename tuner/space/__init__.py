@@ -187,6 +187,15 @@ class SearchSpace:
         """The parameters of all branches together."""
         return len(self.rows())
 
+    def has_key(self, *keys: str) -> bool:
+        """Whether the space or one of its baselines says something of ``space.KEY.KEY...``."""
+        axis: object = self.axes
+        rests: list[Any] = [baseline.rest for baseline in self.baseline]
+        for key in keys:
+            axis = axis.entries.get(key) if isinstance(axis, Group) else None
+            rests = [rest.get(key) for rest in rests if isinstance(rest, Mapping)]
+        return axis is not None or any(rest is not None for rest in rests)
+
     def starting_models(self) -> list[ModelConfig]:
         """Return a model for each set of weights that the ``pretrained`` ones start from."""
         found = []

@@ -28,6 +28,7 @@ from tuner.training.device_step import CaptureMode, DeviceSteps
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.learner import Learner
 from tuner.training.step import HostSteps, Steps, Task, never
+from tuner.voting.temperature import soften
 
 FIT_IMAGES = 5000
 """Most training images that a network sees before training; see ``FitsImages``."""
@@ -91,7 +92,8 @@ def train(
 
     Args:
         config: All that defines the training.
-        splits: Training and validation images, best on ``device`` already.
+        splits: Training and validation images, best on ``device`` already, and what a teacher says
+            of the former.
         device: Where to train; a GPU with its index, as ``find_device`` returns it.
         start: The weights that a ``pretrained`` model starts from, as ``load_initial_weights``
             returns them; images are normalized as they want it.
@@ -110,7 +112,8 @@ def train(
         is the caller's choice.
 
     Raises:
-        UsageError: If the model cannot be built, or the weights to start from are missing or unfit.
+        UsageError: If the model cannot be built, the weights to start from are missing or unfit, or
+            there is no teacher to learn from.
     """
     began = time.perf_counter()
     torch.manual_seed(config.seed)
@@ -148,6 +151,7 @@ def train(
         std=std,
         num_parts=config.micro_batches * micro_batches,
         dtype=dtype,
+        taught=_taught(config, splits, device),
     )
     is_on_gpu = device.type == "cuda"
     steps: Steps = (
@@ -192,6 +196,15 @@ def train(
         )
         budget_left = budget_seconds - (time.perf_counter() - began)
         steps.consider_compiling(min(seconds * (config.epochs - number), budget_left))
+
+
+def _taught(config: TrialConfig, splits: Splits, device: torch.device) -> Tensor | None:
+    """Return the teacher's probabilities at the student's temperature, float32, shape (N, K)."""
+    if config.distill.alpha == 0:
+        return None
+    if splits.teacher is None:
+        raise UsageError("distill.alpha: there is no teacher to learn from; see 'distill'")
+    return soften(splits.teacher.to(device), config.distill.temperature).float()
 
 
 def predict_epoch_seconds(
@@ -252,6 +265,7 @@ def probe_epochs(
             labels=splits.train.labels[: few * batch_size],
         ),
         val=Images(images=splits.val.images[:num_val], labels=splits.val.labels[:num_val]),
+        teacher=None if splits.teacher is None else splits.teacher[: few * batch_size],
     )
     probe = train(
         replace(config, epochs=config.epochs + ENDLESS),

@@ -15,6 +15,7 @@ from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, threads_of
 from tuner.training.initial_weights import load_initial_weights
 from tuner.training.loop import Epoch, train
+from tuner.training.taught import taught
 
 
 def rerun(
@@ -51,6 +52,7 @@ def rerun(
     check_code_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
     splits = load_splits(*located(run.record.data, run.record.data_dir, data, data_dir))
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    splits = taught(splits, run)
     start = load_initial_weights(
         trial.config.model, splits.classes, splits.image_shape, run.path.parent
     )

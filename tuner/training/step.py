@@ -14,6 +14,7 @@ from tuner.config import TrialConfig
 from tuner.optim import lr_factor
 from tuner.training.compilation import CompileMode
 from tuner.training.learner import Learner
+from tuner.training.loss import training_loss
 
 
 def never() -> bool:
@@ -40,6 +41,8 @@ class Task:
     """Parts in which a batch goes through the network, their gradients added up."""
     dtype: torch.dtype
     """Number type of the forward pass."""
+    taught: Tensor | None = None
+    """The teacher's probabilities at the student's temperature, float32, shape (N, K)."""
 
 
 class Steps(ABC):
@@ -100,10 +103,15 @@ class Steps(ABC):
         """Take an optimizer step on the images at ``index``, shape (B,)."""
         task, config, learner = self.task, self.task.config, self.task.learner
         device = task.images.device
+        labels = task.labels.index_select(0, index)
+        if task.taught is not None:
+            # Side by side, so that mixup and cutmix blend both by the same share.
+            whole = F.one_hot(labels, task.num_classes).to(task.taught.dtype)
+            labels = torch.cat([whole, task.taught.index_select(0, index)], dim=1)
         inputs, targets = augment_batch(
             # 0.1 us an image on a CPU core; images[index] takes 1.6.
             task.images.index_select(0, index),
-            task.labels.index_select(0, index),
+            labels,
             settings=config.augment,
             num_classes=task.num_classes,
             mean=task.mean,
@@ -122,7 +130,10 @@ class Steps(ABC):
                 cache_enabled=device.type != "cuda",
             ):
                 logits = self._forward(part).float()
-            loss = F.cross_entropy(logits, aims, label_smoothing=config.label_smoothing)
+            taught = None
+            if task.taught is not None:
+                aims, taught = aims.tensor_split(2, dim=1)
+            loss = training_loss(logits, aims, config, taught)
             loss = loss * (len(part) / self.batch_size)
             loss.backward()  # type: ignore[no-untyped-call]
             self.total_loss += loss.detach()

@@ -17,11 +17,14 @@ from tuner.models.trust import code_of
 from tuner.run.check import check_records
 from tuner.run.layout import SPACE
 from tuner.run.run import Run, free_name
+from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
 from tuner.space import load_resources
 from tuner.storage.paths import on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights
+from tuner.training.taught import taught
+from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
@@ -54,7 +57,8 @@ class RefitRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        return {"refit": self.plan}
+        teacher = {"teacher": self.source.record.teacher} if self.source else {}
+        return {"refit": self.plan, **teacher}
 
 
 def make_refit_request(
@@ -113,6 +117,11 @@ def make_refit_request(
         plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
         request = resume_refit(run, plan, keep=keep or plan.num_trials, **asked)
         return _moved(request, data, data_dir)
+    if all_data and run.record.teacher is not None:
+        raise UsageError(
+            f"--all-data: the teacher of {run.path} has said nothing of the validation images; "
+            "leave it out"
+        )
     plan = plan_refit(
         run,
         top=top or REFIT_TOP,
@@ -304,7 +313,12 @@ def refit(request: RefitRequest, console: Console) -> Run:
     initial_weights = load_all_initial_weights(
         models, splits.classes, splits.image_shape, request.storage
     )
+    if (source := request.source) and source.record.teacher:
+        read_teacher_probs(source.path, source.record.teacher)
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):
+        if source and source.record.teacher:
+            copy_teacher_probs(source.path, run.path, source.record.teacher)
+        splits = taught(splits, run)
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
             f"{epochs} epochs{_left_out(plan)}.",
@@ -324,6 +338,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
         proposer = FixedProposer(finalists(plan, request.search.seed))
         tuner = run_trials(request, run, capacity, proposer, payload, console)
     require_usable_trial(run, tuner)
+    note_best_student(request, run, splits, console)
     return run
 
 

@@ -20,6 +20,7 @@ from tuner.errors import UsageError
 from tuner.passwords import is_hidden
 from tuner.run.layout import why_not_name
 from tuner.run.run import SCHEMA_VERSION, Run
+from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath
@@ -85,6 +86,8 @@ class SearchRequest(RunRequest):
     """A run from whose trials the sampler learns first."""
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
+    teacher: TeacherRecord | None = None
+    """The ensemble that new trials learn from; that of a run which goes on, its record names."""
 
     @property
     def space_text(self) -> str:
@@ -94,7 +97,8 @@ class SearchRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        return {"study_storage": self.study_storage} if self.study_storage else {}
+        entries = {"study_storage": self.study_storage, "teacher": self.teacher}
+        return {name: entry for name, entry in entries.items() if entry}
 
     def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
         """Return where the plan of this search is kept: under a key of all that bears on its cost.
@@ -173,13 +177,19 @@ def make_search_request(
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, or without the
-            password of its study.
+            password of its study, or the space wants a teacher and there is none.
     """
     study = resumed.record.study_storage if resumed else None
     if study and is_hidden(study) and not asked.get("study_storage"):
         raise UsageError(
             f"--resume: the password of the study in {study} is kept nowhere; give "
             "--study-storage again, or set CIFAR_TUNE_STUDY_STORAGE"
+        )
+    has_teacher = asked.get("teacher") or (resumed and resumed.record.teacher)
+    if space.has_key("distill") and not has_teacher:
+        raise UsageError(
+            "space.distill: there is no teacher in a search; leave it out, or name the space with "
+            "cifar-tune distill --into"
         )
     known = resumed.record.data if resumed else DataConfig(resize="auto")
     said = {k: v for k, v in (data_settings or {}).items() if v is not None}

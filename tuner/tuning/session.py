@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import read_text
 from tuner.training.initial_weights import load_all_initial_weights
+from tuner.tuning.distill import note_best_student, prepare_teaching, with_teacher
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
     open_run,
@@ -60,6 +62,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
+    teaching = prepare_teaching(request, splits)
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):
         sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
         plan = request.plan_path(splits, capacity)
@@ -70,6 +73,8 @@ def search(request: SearchRequest, console: Console) -> Run:
             write_text(run.path / PLAN, read_text(plan))
         if request.warm_start:
             _warm_start(sampler, request.warm_start, console)
+        splits = with_teacher(splits, run, teaching, console)
+        request = replace(request, teacher=run.record.teacher)
 
         def say(line: str) -> None:
             console.print(line, markup=False, soft_wrap=True)
@@ -95,6 +100,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     if sampler.num_refused:
         console.print(_share_refused(sampler), markup=False)
     require_usable_trial(run, tuner)
+    note_best_student(request, run, splits, console)
     return run
 
 

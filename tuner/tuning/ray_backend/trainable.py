@@ -360,13 +360,15 @@ def first_line(error: Exception) -> str:
 
 def pack(splits: Splits) -> dict[str, Any]:
     """Turn splits into NumPy arrays, which every worker of a node maps without a copy."""
+    teacher = {} if splits.teacher is None else {"teacher": splits.teacher.numpy()}
     return {
         part: {"images": images.images.numpy(), "labels": images.labels.numpy()}
         for part, images in (("train", splits.train), ("val", splits.val))
-    } | {"rest": {name: getattr(splits, name) for name in _REST}}
+    } | {"teacher": teacher, "rest": {name: getattr(splits, name) for name in _REST}}
 
 
-_REST = ("classes", "mean", "std", "fingerprint", "split_fingerprint", "is_val_seen")
+_FINGERPRINTS = ("fingerprint", "split_fingerprint", "teacher_fingerprint")
+_REST = ("classes", "mean", "std", "is_val_seen", *_FINGERPRINTS)
 _resident: dict[str, Splits] = {}
 """The one data set that this process keeps on its GPU, by fingerprint."""
 
@@ -374,10 +376,11 @@ _resident: dict[str, Splits] = {}
 def unpack(data: dict[str, Any], device: torch.device) -> Splits:
     """Undo ``pack`` with the images on ``device``, brought there once a process."""
     train_images, val_images = (Images(**_as_tensors(data[part])) for part in ("train", "val"))
-    splits = Splits(train=train_images, val=val_images, **data["rest"])
+    teacher = _as_tensors(data["teacher"]).get("teacher")
+    splits = Splits(train=train_images, val=val_images, teacher=teacher, **data["rest"])
     if device.type == "cpu":
         return splits
-    key = splits.fingerprint + splits.split_fingerprint
+    key = "".join(getattr(splits, name) for name in _FINGERPRINTS)
     if key not in _resident:
         _resident.clear()
         _resident[key] = replace(

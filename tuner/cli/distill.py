@@ -1,0 +1,58 @@
+"""``distill``: an ensemble teaches one small network."""
+
+import os
+from typing import Any
+
+import click
+
+from tuner.cli.jobs import is_dashboard
+from tuner.cli.options import ENSEMBLE, option
+from tuner.cli.running import common_options, print_outcome, running_options
+from tuner.cli.search_options import distilled_options, search_overrides
+from tuner.config import SPACE_KEYS
+from tuner.console import Console
+from tuner.errors import UsageError
+
+KEYS = {option: key for option, key in SPACE_KEYS.items() if option != "data"}
+
+
+@click.command(epilog="Example: cifar-tune distill --ensemble first/top5 --into cnn --trials 16")
+@ENSEMBLE
+@option(
+    "--into",
+    metavar="FAMILY|FILE|NAME",
+    required=True,
+    help="Students: a family, for small networks of it, or a search space.",
+)
+@option("--name", help="Name of the run. [default: that of the ensemble's, with -student]")
+@distilled_options
+@running_options
+@click.pass_context
+def distill(context: click.Context, /, into: str, ensemble: str | None, **options: Any) -> None:
+    """Search for a small network that is taught by an ensemble, as a run of its own.
+
+    Students learn from the ensemble's probabilities of its training images, beside the labels; how
+    much, space.distill.alpha and space.distill.temperature say, which are searched unless the space
+    says them. KEY=VALUE overrides a value of the space by its dotted path. An interrupted run goes
+    on with 'search --resume'.
+    """
+    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
+        raise UsageError(
+            f"--address {address}: distill is not sent as a job; run it on a machine of the "
+            "cluster, with --address auto"
+        )
+
+    from tuner.run.ensembles import find_ensemble
+    from tuner.tuning.distill import make_distill_request
+    from tuner.tuning.session import search
+
+    own = ("storage", "name", "data", "data_dir", "image_size", "resize", "keep")
+    request = make_distill_request(
+        find_ensemble(options["storage"], ensemble),
+        into=into,
+        overrides=search_overrides(context, options["overrides"], KEYS),
+        **{name: options[name] for name in own},
+        **common_options(options),
+    )
+    run = search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
+    print_outcome(run, as_json=options["as_json"])

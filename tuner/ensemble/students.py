@@ -1,0 +1,216 @@
+"""Students beside their teacher: what they are worth, and what they cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tuner.data.datasets import DatasetPart
+from tuner.data.splits import Splits, load_test
+from tuner.ensemble.latency import Latency
+from tuner.ensemble.members import Network
+from tuner.ensemble.plan import Plan, Say
+from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, total_latency
+from tuner.errors import TunerError
+from tuner.metrics.predict import Scores, Tta, score
+from tuner.metrics.significance import LEVEL, Interval, paired_gain
+from tuner.run.layout import STUDENT
+from tuner.run.run import Run
+from tuner.run.teacher import TeacherRecord
+from tuner.run.teacher_probs import read_teacher_probs
+from tuner.storage.paths import to_path
+from tuner.storage.records import find_record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """A teacher or a student: what it is worth, and what it costs."""
+
+    name: str
+    val: Scores
+    """On the validation images, which both were chosen on."""
+    test: Scores | None
+    """``None`` where the test images were not read, or the teacher is gone."""
+    num_parameters: int
+    latency: Latency | None
+    """Of all its networks, one after the other; ``None`` of a teacher that is gone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherComparison:
+    """A student beside its teacher."""
+
+    teacher: Contender
+    student: Contender
+    device: str
+    """Where both were timed, such as ``cpu``."""
+    val_gain: Interval
+    """Of the student in validation accuracy; below 0 the teacher is better."""
+    test_gain: Interval | None
+    level: float = LEVEL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownTeacher:
+    """The teacher of a run, with which students are compared."""
+
+    record: TeacherRecord
+    val: Tensor
+    """Its probabilities of the validation images, shape (N, K)."""
+    teacher: Teacher | None
+    """``None`` where it is gone: then it is neither timed nor looks at test images."""
+
+    def compare(
+        self,
+        name: str,
+        networks: Sequence[Network],
+        *,
+        image_shape: tuple[int, int, int],
+        tta: Tta,
+        device: torch.device,
+        val: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> TeacherComparison:
+        """Set a student, or an ensemble of students, beside it.
+
+        Args:
+            name: Of the student.
+            networks: Its networks.
+            image_shape: (C, H, W) of the images that they take.
+            tta: Views of an image that each averages.
+            device: Where both are timed.
+            val: Of the validation images the student's probabilities and the labels.
+            test: Of the test images the teacher's and the student's probabilities, and the labels.
+        """
+        (on_val, labels), (of_teacher, on_test, truth) = val, test or (None, None, None)
+        return TeacherComparison(
+            teacher=Contender(
+                name=self.record.ensemble,
+                val=score(self.val, labels),
+                test=_score(of_teacher, truth),
+                num_parameters=self.record.num_parameters or 0,
+                latency=None if self.teacher is None else self.teacher.latency(device),
+            ),
+            student=Contender(
+                name=name,
+                val=score(on_val, labels),
+                test=_score(on_test, truth),
+                num_parameters=sum(map(num_parameters_of, networks)),
+                latency=total_latency(networks, image_shape, tta, device),
+            ),
+            device=device.type,
+            val_gain=_gain(self.val, on_val, labels),
+            test_gain=None if test is None else _gain(*test),
+        )
+
+
+def find_teacher(run: Run, say: Say, *, trust_code: bool) -> KnownTeacher | None:
+    """Return the teacher of a run; ``None`` where it has none, or what it said is damaged.
+
+    Args:
+        run: Of its students.
+        say: Is told what cannot be compared.
+        trust_code: Run code that came with it, also where it is not known here.
+    """
+    record = run.record.teacher
+    if record is None:
+        return None
+    try:
+        val = read_teacher_probs(run.path, record).val
+    except TunerError as error:
+        say(f"not compared with its teacher: {error}")
+        return None
+    teacher = None
+    try:
+        teacher = open_teacher(to_path(record.path), record.sha256, trust_code=trust_code)
+    except TunerError as error:
+        say(f"compared with its teacher on the validation images alone: {error}")
+    return KnownTeacher(record=record, val=val, teacher=teacher)
+
+
+def compare_best_student(
+    run: Run, splits: Splits, device: torch.device, say: Say, *, trust_code: bool
+) -> TeacherComparison | None:
+    """Set the best trial of a run that has ended beside its teacher, if it had one.
+
+    Args:
+        run: Which.
+        splits: Its images.
+        device: Where both are timed.
+        say: Is told what cannot be compared.
+        trust_code: As for ``find_teacher``.
+
+    Raises:
+        NoUsableTrials: If the run has no usable trial.
+        TunerError: If a file of the trial is damaged.
+    """
+    known = find_teacher(run, say, trust_code=trust_code)
+    if known is None:
+        return None
+    (best,) = run.top(1)
+    config = best.config
+    network = Network(file=best.checkpoint, model=config.model, precision=config.precision)
+    return known.compare(
+        f"trial {best.number}",
+        [network],
+        image_shape=splits.image_shape,
+        tta="none",
+        device=device,
+        val=(torch.from_numpy(best.val_probs()).float(), splits.val.labels),
+    )
+
+
+def compare_ensemble(
+    known: KnownTeacher,
+    plan: Plan,
+    networks: Sequence[Network],
+    test: DatasetPart | None,
+    vote: Tensor,
+) -> TeacherComparison:
+    """Set an ensemble of students beside their teacher, by the reading that the ensemble has.
+
+    Args:
+        known: The teacher.
+        plan: Of the ensemble.
+        networks: Its networks.
+        test: The test images; ``None`` where there are none.
+        vote: The ensemble's probabilities of these, shape (N, K).
+    """
+    on_test = None
+    if test is not None and known.teacher is not None:
+        assert plan.splits.config is not None, "they were loaded"
+        prepared = known.teacher.prepared(plan.splits.config)
+        seen = test if prepared == plan.splits.config else load_test(prepared, plan.data_dir)
+        probs = known.teacher.probs(seen.images.images, plan.kitchen.predict)
+        on_test = (probs, vote, test.images.labels)
+    return known.compare(
+        f"{plan.run.record.name}/{plan.request.folder_name}",
+        networks,
+        image_shape=plan.splits.image_shape,
+        tta=plan.request.tta,
+        device=plan.kitchen.device,
+        val=(plan.choice.val, plan.pool.labels),
+        test=on_test,
+    )
+
+
+def find_student(run: Run) -> TeacherComparison | None:
+    """Read how the best trial of a run compared with its teacher when the run ended last.
+
+    Returns:
+        ``None`` where it has not ended yet.
+
+    Raises:
+        TunerError: If the file is damaged.
+    """
+    return find_record(run.path / STUDENT, TeacherComparison)
+
+
+def _score(probs: Tensor | None, labels: Tensor | None) -> Scores | None:
+    return None if probs is None or labels is None else score(probs, labels)
+
+
+def _gain(teacher: Tensor, student: Tensor, labels: Tensor) -> Interval:
+    correct = [probs.argmax(dim=1) == labels for probs in (student, teacher)]
+    return paired_gain(*correct)

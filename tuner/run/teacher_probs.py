@@ -1,0 +1,78 @@
+"""What a teacher says of the images of a run: ``teacher.safetensors`` in the run's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tuner.errors import TunerError
+from tuner.run.layout import TEACHER
+from tuner.run.teacher import TeacherRecord
+from tuner.storage.digest import sha256_of
+from tuner.storage.files import replacing
+from tuner.storage.paths import AnyPath, copy_file, on_disk
+from tuner.storage.records import explaining_damage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherProbs:
+    """What a teacher says of the images of a run, as they are."""
+
+    train: Tensor
+    """Class probabilities of the training images, float32, shape (N, K): what is taught."""
+    val: Tensor
+    """The same of the validation images, to compare with; they are never taught."""
+
+
+def write_teacher_probs(run: AnyPath, probs: TeacherProbs) -> str:
+    """Write ``teacher.safetensors`` into a run's folder, and return its SHA-256."""
+    with replacing(run / TEACHER) as temporary:
+        safetensors.torch.save_file({"train": probs.train, "val": probs.val}, temporary)
+        return sha256_of(temporary)
+
+
+def copy_teacher_probs(source: AnyPath, run: AnyPath, teacher: TeacherRecord) -> None:
+    """Bring a teacher's probabilities from one run into another of the same images.
+
+    Raises:
+        TunerError: If they are missing, damaged, or not what was written.
+    """
+    read_teacher_probs(source, teacher)
+    with replacing(run / TEACHER) as temporary:
+        copy_file(source / TEACHER, temporary)
+
+
+def read_teacher_probs(run: AnyPath, teacher: TeacherRecord) -> TeacherProbs:
+    """Read what ``write_teacher_probs`` wrote.
+
+    Args:
+        run: The run's folder.
+        teacher: As the run's record has it.
+
+    Raises:
+        TunerError: If the file is missing, damaged, or not what was written.
+    """
+    file = run / TEACHER
+    mend = "Put the file back; a search that goes on without it has it computed anew."
+    if not file.exists():
+        raise TunerError(f"{file}: the teacher's probabilities are missing. {mend}")
+    with explaining_damage(file), on_disk(file) as local:
+        found = sha256_of(local)
+        if found != teacher.probs_sha256:
+            raise TunerError(f"{file}: damaged, or not what was written (SHA-256). {mend}")
+        return _read(local)
+
+
+def _read(file: Path) -> TeacherProbs:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            train, val = opened.get_tensor("train"), opened.get_tensor("val")
+    except SafetensorError as error:
+        raise ValueError(error) from error
+    for name, probs in (("train", train), ("val", val)):
+        if probs.ndim != 2 or probs.dtype != torch.float32 or not bool(probs.isfinite().all()):
+            raise ValueError(f"{name} holds no class probabilities")
+    return TeacherProbs(train=train, val=val)

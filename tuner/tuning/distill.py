@@ -1,0 +1,292 @@
+"""``distill``: an ensemble teaches the trials of an ordinary search.
+
+One small network then says nearly what the whole ensemble does (Hinton et al. 2015, "Distilling the
+knowledge in a neural network", arXiv 1503.02531). The ensemble looks once at each training image as
+it is, and never teaches a validation image. It was trained on the same images and is surer of them
+than of others; the search of the temperature deals with that.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from tuner.config import DATA_DIR, DataConfig
+from tuner.data.splits import Splits, located
+from tuner.ensemble.students import compare_best_student
+from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, record_teacher
+from tuner.errors import SpaceError, UsageError
+from tuner.metrics.predict import score
+from tuner.models.families import FAMILIES
+from tuner.run.ensemble_record import find_ensemble_record
+from tuner.run.ensembles import run_of
+from tuner.run.layout import STUDENT, TEACHER
+from tuner.run.run import Run, free_name
+from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
+from tuner.schema import build, did_you_mean, quoted
+from tuner.space import SearchSpace, find_space, load_space
+from tuner.storage.paths import AnyPath, to_path
+from tuner.storage.records import write_record
+from tuner.training.device import find_device
+from tuner.training.taught import taught
+from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster
+from tuner.tuning.request import RunRequest, SearchRequest, make_search_request
+
+AXES = {
+    "alpha": {"float": [0.3, 1.0]},
+    "temperature": {"float": [1.0, 10.0], "log": True},
+}
+"""What is searched of ``space.distill`` where a space does not say."""
+
+_SGD_OR_ADAMW = {
+    "sgd": {"lr": {"float": [0.02, 0.2], "log": True}},
+    "adamw": {"lr": {"float": [1.0e-3, 1.0e-2], "log": True}},
+}
+_ADAMW = {
+    "adamw": {
+        "lr": {"float": [3.0e-4, 3.0e-3], "log": True},
+        "weight_decay": {"float": [1.0e-2, 2.0e-1], "log": True},
+    }
+}
+STUDENTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "cnn": (
+        {"stages": 3, "width": {"int": [16, 32], "step": 8}, "residual": True},
+        _SGD_OR_ADAMW,
+    ),
+    "resnet": (
+        {"depth": {"choice": [10, 20]}, "width_factor": {"choice": [0.25, 0.5]}},
+        _SGD_OR_ADAMW,
+    ),
+    "wide_resnet": ({"depth": 10, "widen_factor": {"int": [1, 2]}}, _SGD_OR_ADAMW),
+    "speednet": (
+        {"width": {"int": [16, 32], "step": 8}, "widening": 2.0},
+        {"sgd": {"lr": {"float": [0.02, 0.5], "log": True}}},
+    ),
+    "convnext": ({"blocks": 2, "width": {"int": [16, 32], "step": 8}}, _ADAMW),
+    "vit": ({"layers": {"int": [2, 4]}, "width": {"int": [64, 128], "step": 32}}, _ADAMW),
+}
+"""Family -> small networks of it and their optimizers, as they stand in a space: what ``--into
+FAMILY`` searches."""
+
+
+def student_space(into: str, overrides: Sequence[str], storage: AnyPath) -> SearchSpace:
+    """Read the space of students.
+
+    Args:
+        into: A family of networks, for small ones of it, or a space: its file, or the name of one
+            that comes with the program. What is both, such as ``cnn``, is the family.
+        overrides: ``KEY=VALUE`` each.
+        storage: Folder of the runs that ``pretrained`` models start from.
+
+    Raises:
+        SpaceError: If it cannot be read.
+        UsageError: If it is neither, or a family that has no network of its own.
+    """
+    if into in FAMILIES and into not in STUDENTS:
+        raise UsageError(
+            f"--into {into}: has no networks before a space names them; write one, and give its "
+            "file"
+        )
+    path, text = (Path(into), _space_of(into)) if into in STUDENTS else (_find_space(into), None)
+    space = load_space(path, overrides, storage, text=text)
+    added = [
+        f"space.distill.{key}={json.dumps(axis)}"
+        for key, axis in AXES.items()
+        if not space.has_key("distill", key)
+    ]
+    return load_space(path, [*added, *overrides], storage, text=text) if added else space
+
+
+def _find_space(name: str) -> Path:
+    try:
+        return find_space(name)
+    except SpaceError:
+        known = ", ".join(STUDENTS)
+        hint = did_you_mean(name, STUDENTS) or f"; families are {known}, and a file may be named"
+        raise SpaceError(
+            f"--into {quoted(name)}: neither a family of networks nor a space{hint}"
+        ) from None
+
+
+def _space_of(family: str) -> str:
+    network, optimizers = STUDENTS[family]
+    plain = {
+        "description": f"Small students of the family {family}",
+        "search": {"trials": 16, "epochs": 27, "grace": 3, "reduction": 3},
+        "space": {
+            "batch_size": {"choice": [64, 128]},
+            "model": {family: dict(network)},
+            "optimizer": {"choice": dict(optimizers)},
+            "schedule": {"cosine": {"warmup": 0.1}},
+            # What suits depends on the images: digits have a left and a right.
+            "augment": {"crop": {"choice": [0, 2]}, "flip": {"choice": [True, False]}},
+        },
+    }
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def make_distill_request(
+    ensemble: AnyPath,
+    *,
+    into: str,
+    overrides: Sequence[str] = (),
+    storage: AnyPath,
+    name: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    resize: str | None = None,
+    **asked: Any,
+) -> SearchRequest:
+    """Bring what a user asks for and what the ensemble was made of into a request.
+
+    Args:
+        ensemble: The teacher's folder.
+        into: See ``student_space``.
+        overrides: Likewise.
+        storage: Folder of the runs.
+        name: Of the run; ``None`` names it after the teacher's run.
+        data: Where the teacher's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
+        image_size: Of the students' images; ``None`` for what the space says, or the teacher's.
+        resize: Likewise.
+        asked: Other fields of ``SearchRequest``.
+
+    Raises:
+        UsageError: If there is no such ensemble, or it cannot teach, or the space wants other
+            images than the teacher's.
+        SpaceError: If the space cannot be read.
+    """
+    teacher = record_teacher(ensemble)
+    known, folder = _images_of(ensemble)
+    config, folder = located(known, folder, data, data_dir)
+    mine = {"image_size": image_size, "resize": resize}
+    space = student_space(
+        into,
+        [
+            *overrides,
+            f"dataset={json.dumps(config.source)}",
+            *(f"dataset.{key}={json.dumps(value)}" for key, value in mine.items() if value),
+        ],
+        storage,
+    )
+    for key in ("val_fraction", "skip_broken", "train_limit"):
+        if space.data.get(key, getattr(config, key)) != getattr(config, key):
+            raise UsageError(
+                f"dataset.{key}: a student learns from the teacher's images, as they were divided "
+                "for it; leave it out"
+            )
+    settings = {key: getattr(config, key) for key in _SETTINGS if key not in space.data}
+    return make_search_request(
+        space,
+        space_name=into,
+        stem="student",
+        storage=storage,
+        name=name or free_name(storage, f"{teacher.ensemble.partition('/')[0]}-student"),
+        data_settings=settings,
+        data_dir=folder,
+        teacher=teacher,
+        **asked,
+    )
+
+
+_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
+
+
+def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:
+    """Return the images that an ensemble was trained on, and the data folder."""
+    run = run_of(ensemble)
+    if run is not None:
+        run.check_unseen_validation("distill")
+        return run.record.data, Path(run.record.data_dir)
+    record = find_ensemble_record(ensemble)
+    assert record is not None, "it was read before"
+    assert record.data is not None, "likewise"
+    known = {
+        "source": record.data.source,
+        "image_size": record.image_size,
+        "resize": record.preprocessing.resize,
+    }
+    return build(DataConfig, known, "preprocessing"), DATA_DIR
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teaching:
+    """A teacher that has yet to say what it thinks of the images of a run."""
+
+    teacher: Teacher
+    seen: Splits
+    """The images as the teacher takes them."""
+
+    def teach(self, run: Run, console: Console) -> None:
+        """Have the teacher look at the images, and keep what it says in the run's folder."""
+        record = run.record.teacher
+        assert record is not None, "there is a teacher"
+        seen, networks = self.seen, len(self.teacher.networks)
+        console.print(
+            f"{record.ensemble} looks at the {len(seen.train)} training images, by networks: "
+            f"{networks}",
+            markup=False,
+        )
+        probs = TeacherProbs(
+            train=self.teacher.probs(seen.train.images, predict_on_cluster),
+            val=self.teacher.probs(seen.val.images, predict_on_cluster),
+        )
+        on_train = score(probs.train, seen.train.labels)
+        on_val = score(probs.val, seen.val.labels)
+        console.print(
+            f"Its accuracy there is {on_train.accuracy:.2%}, its NLL {on_train.nll:.4f}; on the "
+            f"validation images {on_val.accuracy:.2%} and {on_val.nll:.4f}.",
+            markup=False,
+        )
+        count = sum(map(num_parameters_of, self.teacher.networks))
+        digest = write_teacher_probs(run.path, probs)
+        run.update(teacher=replace(record, num_parameters=count, probs_sha256=digest))
+
+
+def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
+    """Return the teacher that has to look at the images first; ``None`` where none has to.
+
+    What it has said in an earlier session of the run is read, to see that it is there and whole.
+
+    Raises:
+        UsageError: If the teacher is gone.
+        UntrustedCodeError: If its code would be run, and is neither known nor trusted.
+        DataError: If its images are others, or divided otherwise.
+        TunerError: If a file is damaged.
+    """
+    record = request.teacher
+    if request.resume:
+        run = Run.open(request.storage / request.name)
+        record = run.record.teacher
+        if record is not None and record.probs_sha256 and (run.path / TEACHER).exists():
+            read_teacher_probs(run.path, record)
+            return None
+    if record is None:
+        return None
+    teacher = open_teacher(to_path(record.path), record.sha256, trust_code=request.trust_code)
+    return Teaching(teacher=teacher, seen=teacher.splits_like(splits, request.data_dir))
+
+
+def with_teacher(splits: Splits, run: Run, teaching: Teaching | None, console: Console) -> Splits:
+    """Add what a run's teacher says of its images, which it is asked for once."""
+    if teaching is not None:
+        teaching.teach(run, console)
+    return taught(splits, run)
+
+
+def note_best_student(request: RunRequest, run: Run, splits: Splits, console: Console) -> None:
+    """Write down how the best trial of a run that is finished compares with its teacher."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    if run.record.status == "finished":
+        device, trust = find_device(), request.trust_code
+        comparison = compare_best_student(run, splits, device, say, trust_code=trust)
+        if comparison is not None:
+            write_record(run.path / STUDENT, comparison)
