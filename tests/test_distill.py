@@ -36,7 +36,7 @@ from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teac
 from tuner.run.trial import EpochMetrics
 from tuner.space import RandomTrial, load_space
 from tuner.training.loop import predict_epoch_seconds, train
-from tuner.training.loss import training_loss
+from tuner.training.loss import TrainingLoss
 from tuner.tuning.distill import STUDENTS, make_distill_request, student_space
 from tuner.tuning.ray_backend.trainable import pack, unpack
 from tuner.tuning.request import make_search_request
@@ -58,6 +58,13 @@ def config_of(distill: Distill | None = None, **changes: object) -> TrialConfig:
 
 
 # The loss
+
+
+def training_loss(
+    logits: torch.Tensor, targets: torch.Tensor, config: TrialConfig, taught: torch.Tensor
+) -> torch.Tensor:
+    loss = TrainingLoss(config, torch.arange(K), K)
+    return loss.part(logits, targets, loss.weight_of(targets), taught)
 
 
 def test_the_loss_is_that_of_hinton_et_al() -> None:

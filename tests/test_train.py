@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tuner.augment import normalize
 from tuner.config import (
     AdamW,
     Augment,
@@ -163,7 +164,12 @@ def test_a_state_of_an_optimizer_of_other_parameters_is_refused(
 @pytest.mark.parametrize("micro_batches", [2, 3, 64])
 def test_a_batch_in_parts_takes_the_same_steps(digits: Splits, micro_batches: int) -> None:
     params = {"stages": 2, "blocks": 1, "width": 16, "norm": "group"}
-    config = tiny(model=ModelConfig("cnn", params), precision="float32", label_smoothing=0.1)
+    config = tiny(
+        model=ModelConfig("cnn", params),
+        precision="float32",
+        label_smoothing=0.1,
+        class_weights="sqrt",
+    )
     splits = first(digits, 320)
     one = list(train(config, splits, CPU))[-1]
     other = list(train(config, splits, CPU, micro_batches=micro_batches))[-1]
@@ -171,6 +177,27 @@ def test_a_batch_in_parts_takes_the_same_steps(digits: Splits, micro_batches: in
     assert figures(list(train(as_configured, splits, CPU)))[-1:] == figures([other])
     assert other.figures.train_loss == pytest.approx(one.figures.train_loss, rel=1e-4)
     torch.testing.assert_close(other.val_probs, one.val_probs, rtol=1e-3, atol=1e-4)
+
+
+def test_classes_count_by_the_images_that_are_trained_on(digits: Splits) -> None:
+    labels = digits.train.labels
+    rare = (labels == 3) & (torch.arange(len(labels)) % 5 > 0)
+    images = Images(images=digits.train.images[~rare][:200], labels=labels[~rare][:200])
+    splits = dataclasses.replace(digits, train=images)
+    params = {"stages": 2, "blocks": 1, "width": 8, "norm": "group"}
+    config = tiny(
+        model=ModelConfig("cnn", params),
+        precision="float32",
+        batch_size=200,
+        class_weights="balanced",
+        optimizer=Sgd(lr=1e-9),
+    )
+    epoch = next(train(config, splits, CPU))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (splits.mean, splits.std))
+    logits = epoch.learner.network(normalize(images.images, mean, std))
+    weights = 1 / images.labels.bincount().float()
+    expected = torch.nn.functional.cross_entropy(logits, images.labels, weight=weights)
+    assert epoch.figures.train_loss == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e-2])

@@ -20,6 +20,7 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
 """Sides in pixels that images may have: a search keeps all of them in memory."""
 IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
 Precision = Literal["auto", "float32", "bfloat16"]
+ClassWeights = Literal["none", "balanced", "sqrt"]
 Resize = Literal["auto", "squash", "crop", "pad"]
 """How an image that is no square becomes one; ``auto`` crops where images are far from square."""
 
@@ -228,6 +229,24 @@ class TrialConfig:
     augment: Augment = field(default_factory=Augment)
     label_smoothing: Fraction = 0.0
     distill: Distill = field(default_factory=Distill)
+    class_weights: ClassWeights = "none"
+    """What an image counts in the training loss: as much as any other, or by its class, in
+    proportion to ``1 / n`` (``balanced``) or ``1 / sqrt(n)``, with ``n`` training images of it.
+
+    Validation is not weighted. The more a class counts above its share, the more often it is
+    predicted, and the further are its probabilities above how often it is met.
+    """
+    logit_adjustment: NonNegative = 0.0
+    """``tau`` of the logit-adjusted softmax cross-entropy of Menon et al. (2021, equation 10): the
+    training loss is that of the logits plus ``tau * log(share of the class among the training
+    images)``; 0 turns it off.
+
+    It is the variant that adjusts the loss, not a finished network. Nothing is added to predict,
+    so at 1 the probabilities are those that hold where all classes are equally frequent. On images
+    as uneven as the training images they are not calibrated, their NLL is higher for it, and one
+    temperature does not mend that. A vote of adjusted and other members averages the two meanings.
+    With ``class_weights`` as well, rare classes are favoured twice.
+    """
     ema_decay: Fraction = 0.99
     """Decay a step of the weight average that is validated and saved; 0 turns it off."""
     precision: Precision = "auto"

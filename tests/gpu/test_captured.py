@@ -90,6 +90,8 @@ def test_every_family_and_optimizer_is_captured_and_trains_the_same(
         {"augment": Augment(policy="randaugment", erasing=0.5)},
         {"augment": Augment(policy="trivialaugment")},
         {"augment": Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)},
+        {"class_weights": "balanced"},
+        {"class_weights": "sqrt", "logit_adjustment": 1.0, "augment": Augment(mixup=0.4)},
         {"micro_batches": 2},
         {"clip_norm": 0.1},
         {"ema_decay": 0.0},

@@ -2,11 +2,10 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.augment import augment_batch, random_sides
@@ -14,7 +13,7 @@ from tuner.config import TrialConfig
 from tuner.optim import lr_factor
 from tuner.training.compilation import CompileMode
 from tuner.training.learner import Learner
-from tuner.training.loss import training_loss
+from tuner.training.loss import TrainingLoss
 
 
 def never() -> bool:
@@ -63,6 +62,7 @@ class Steps(ABC):
         self.total_loss = torch.zeros((), device=task.images.device)
         """Sum of the batches' losses since the epoch began."""
         self.task = task
+        self._loss = TrainingLoss(task.config, task.labels, task.num_classes)
         self._forward: Callable[[Tensor], Tensor] = task.learner.network
         # Drawn before a state is restored, so that a training that goes on has the same sides.
         is_alternate = task.config.augment.alternate
@@ -120,8 +120,13 @@ class Steps(ABC):
             is_mirrored=is_mirrored,
         )
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        parts = zip(inputs.chunk(task.num_parts), targets.chunk(task.num_parts), strict=True)
-        for part, aims in parts:
+        taught: Sequence[Tensor | None] = [None] * task.num_parts
+        if task.taught is not None:
+            targets, whole = targets.tensor_split(2, dim=1)
+            taught = whole.chunk(task.num_parts)
+        total = self._loss.weight_of(targets)
+        parts = (inputs.chunk(task.num_parts), targets.chunk(task.num_parts), taught)
+        for part, aims, lessons in zip(*parts, strict=True):
             # A graph could not tell when the casts that autocast keeps are out of date.
             with torch.autocast(
                 device.type,
@@ -130,11 +135,7 @@ class Steps(ABC):
                 cache_enabled=device.type != "cuda",
             ):
                 logits = self._forward(part).float()
-            taught = None
-            if task.taught is not None:
-                aims, taught = aims.tensor_split(2, dim=1)
-            loss = training_loss(logits, aims, config, taught)
-            loss = loss * (len(part) / self.batch_size)
+            loss = self._loss.part(logits, aims, total, lessons, len(part) / self.batch_size)
             loss.backward()  # type: ignore[no-untyped-call]
             self.total_loss += loss.detach()
         if config.clip_norm:
