@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.request import EnsembleRequest
-from tuner.metrics.predict import accuracy_and_nll
+from tuner.metrics.predict import accuracy_and_nll, scores_by_class
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run, RunRecord, now
@@ -238,9 +238,11 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
 def record_probs(trial: TrialRecord, probs: np.ndarray, labels: torch.Tensor) -> None:
     """Leave other validation probabilities, and the epoch that they would have come of."""
     assert trial.best is not None
-    accuracy, loss = accuracy_and_nll(torch.from_numpy(probs).float(), labels)
+    told = torch.from_numpy(probs).float()
+    accuracy, loss = accuracy_and_nll(told, labels)
+    by_class = {f"val_{k}": v for k, v in asdict(scores_by_class(told, labels)).items()}
     rows = [
-        replace(row, val_accuracy=accuracy, val_loss=loss)
+        replace(row, val_accuracy=accuracy, val_loss=loss, **by_class)
         if row is trial.best
         else replace(row, val_accuracy=0.0)
         for row in trial.history
@@ -260,7 +262,7 @@ def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
     for epoch in train(config, splits, torch.device("cpu")):
         history.append(epoch.figures)
         num_parameters = epoch.num_parameters
-        if best_row(history) is epoch.figures:
+        if best_row(history, "accuracy") is epoch.figures:
             checkpoint = Checkpoint(
                 model=config.model,
                 epoch=epoch.figures.epoch,

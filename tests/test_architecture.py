@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "augment": "config",
     "optim": "config",
     "models": "errors schema config",
-    "metrics": "voting augment",
+    "metrics": "config voting augment",
     "data": "errors schema config storage",
     "run": "errors passwords schema config storage models metrics",
     "space": "errors schema config storage models run",
@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "deploy": "errors voting schema config storage augment models metrics data run training "
     "ensemble",
     "tracking": "errors config storage run",
-    "monitor": "storage run",
-    "report": "schema config storage run space",
+    "monitor": "config storage metrics run",
+    "report": "schema config storage metrics run space",
     "tuning": "errors passwords schema config storage models metrics data run space training "
     "ensemble deploy tracking monitor",
     "api": "errors console schema config storage metrics run space training ensemble deploy "

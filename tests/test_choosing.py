@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,50 @@ def test_a_temperature_changes_the_loss_and_no_decision(finished_run: Run) -> No
     before, after = (score(plan.choice.val, plan.pool.labels) for plan in (plain, calibrated))
     assert after.accuracy == before.accuracy
     assert after.nll < before.nll
+
+
+def evenly_good(labels: Tensor, wrong: Tensor) -> np.ndarray:
+    """Return probabilities that are right but where ``wrong`` says."""
+    taken_for = torch.where(wrong, (labels + 1) % 10, labels)
+    return (0.02 + 0.8 * nn.functional.one_hot(taken_for, 10)).numpy().astype(np.float32)
+
+
+def by_worst_class(run: Run, digits: Splits) -> None:
+    """Let trial 0 miss one class and little else, and trial 1 a fifth of each."""
+    labels = digits.val.labels
+    place = torch.arange(len(labels))
+    record_probs(run.trial(0), evenly_good(labels, labels == 7), labels)
+    record_probs(run.trial(1), evenly_good(labels, place % 5 == 0), labels)
+    record_probs(run.trial(2), evenly_good(labels, place % 2 == 0), labels)
+
+
+def test_members_are_those_that_are_best_by_the_metric(finished_run: Run, digits: Splits) -> None:
+    by_worst_class(finished_run, digits)
+    assert members_of(choose(finished_run, 1)) == [0]
+    plan = choose(finished_run, 1, metric="worst_class")
+    assert members_of(plan) == [1]
+    assert plan.to_plain()["metric"] == "worst_class"
+    reason = "below the top 1 by validation accuracy of the worst class"
+    assert reasons_of(plan) == {0: reason, 2: reason}
+    assert [plan.pool.trials[i].number for i in plan.single.members] == [1]
+
+
+def test_an_ensemble_tells_what_it_was_chosen_by(
+    finished_run: Run, digits: Splits, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    by_worst_class(finished_run, digits)
+    at = ("--run", "tiny", "--storage", str(finished_run.path.parent))
+    words = ("ensemble", *at, "--top", "1", "--metric", "worst_class", "--dry-run")
+    code, out, _ = call(*words)
+    assert (code, "by accuracy of the worst class" in out) == (0, True)
+    assert "cross-fit" in out
+
+
+def test_the_frontier_rises_in_the_metric(finished_run: Run) -> None:
+    result = ensemble(finished_run, frontier=True, metric="nll")
+    values = [point.val_metric for point in result.frontier or ()]
+    assert values == sorted(values, reverse=True)
+    assert result.metric == "nll"
 
 
 def test_all_of_the_pool_leaves_a_vote_nothing_to_choose(finished_run: Run) -> None:

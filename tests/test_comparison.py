@@ -52,6 +52,23 @@ def test_the_verdict_names_the_leader_whatever_the_order(runs: list[Run]) -> Non
     assert verdict(compare(runs)) == verdict(compare(runs[::-1])) == expected
 
 
+def test_runs_by_different_metrics_are_shown_by_accuracy_unless_one_is_named(
+    runs: list[Run],
+) -> None:
+    runs[0].update(search=replace(runs[0].record.search, metric="nll"))
+    other = Run.open(runs[0].path)
+    mixed = compare([other, runs[1]])
+    assert [run["metric"] for run in mixed] == ["accuracy", "accuracy"]
+    # Every epoch has the same loss: the first one of trial 1 that is the most accurate is kept.
+    assert mixed[0]["best"] == 0.9
+    assert "one by nll, two by accuracy. All are shown by accuracy" in differences(mixed)
+    assert verdict(mixed).startswith("one leads: 90.00")
+    by_loss = compare([other, runs[1].by("nll")])
+    assert [run["metric"] for run in by_loss] == ["nll", "nll"]
+    assert [run["best"] for run in by_loss] == [1.0, 1.0]
+    assert verdict(by_loss) == "one leads: 1.0000 validation NLL, 0.0000 ahead of two"
+
+
 def test_other_images_are_told_of_and_no_run_leads(runs: list[Run]) -> None:
     assert differences(compare(runs)) == ""
     runs[1].update(split_fingerprint="other")

@@ -14,6 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from tuner.cli import cli
+from tuner.data.splits import load_splits
+from tuner.errors import TunerError
+from tuner.metrics.classwise import class_scores
 from tuner.run.run import Run
 from tuner.run.trial import read_history
 from tuner.space import SearchSpace, load_run_space, load_space
@@ -50,6 +53,27 @@ def test_a_finished_run_is_read_and_reported(storage: Path) -> None:
     assert "top3" in page
 
 
+def test_a_metric_that_it_did_not_record_is_computed_from_its_probabilities(storage: Path) -> None:
+    run = Run.open(storage / "finished")
+    labels = load_splits(run.record.data, storage / "data").val.labels.numpy()
+    usable = [trial for trial in run.trials() if trial.is_scored]
+    expected = {
+        trial.number: class_scores(trial.val_probs().argmax(axis=1), labels) for trial in usable
+    }
+    at = ("--storage", str(storage), "--metric", "worst_class")
+    board = document("leaderboard", "finished", *at)["trials"]
+    told = {row["trial"]: row["worst_class"] for row in board}
+    assert told == {number: scores.worst_class for number, scores in expected.items()}
+    assert [row["worst_class"] for row in board] == sorted(told.values(), reverse=True)
+    compared = document("compare", "finished", "finished", *at)["runs"]
+    assert compared[0]["best"] == board[0]["worst_class"]
+    (usable[0].path / "val_probs.npy").unlink()
+    result = CliRunner().invoke(cli, ["leaderboard", "finished", *at])
+    assert isinstance(result.exception, TunerError)
+    words = str(result.exception)
+    assert "was recorded without worst_class, which needs its val_probs.npy" in words
+
+
 @pytest.mark.ray
 def test_its_trials_are_combined_to_the_same_vote(storage: Path) -> None:
     path = storage / "finished" / "ensembles"
@@ -60,7 +84,8 @@ def test_its_trials_are_combined_to_the_same_vote(storage: Path) -> None:
     after = json.loads((path / "new" / "metrics.json").read_text())
     for images, scores in before["ensemble"].items():
         # Rows of test probabilities are normalized anew, as those of the validation images were.
-        assert after["ensemble"][images] == pytest.approx(scores, abs=1e-7)
+        known = {name: after["ensemble"][images][name] for name in scores}
+        assert known == pytest.approx(scores, abs=1e-7)
 
 
 def test_a_run_that_stopped_its_trials_goes_on_so_unless_it_is_told_else(storage: Path) -> None:

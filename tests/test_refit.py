@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tests.benchmarks.processes import Search
 from tests.benchmarks.promises import FIGURES, flaws
+from tests.conftest import record_probs
 from tuner.cli import main
 from tuner.config import (
     DataConfig,
@@ -35,7 +36,14 @@ from tuner.training.loop import train
 from tuner.tuning.budget import Budget
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.recorder import make_tuner
-from tuner.tuning.refit import begin_refit, finalists, plan_refit, refit, resume_refit
+from tuner.tuning.refit import (
+    begin_refit,
+    finalists,
+    make_refit_request,
+    plan_refit,
+    refit,
+    resume_refit,
+)
 from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.tuner import Assignment, Tuner
 
@@ -75,6 +83,23 @@ def test_the_best_configurations_are_taken_with_the_epochs_asked_for(finished_ru
     assert plan.configs == tuple(replace(t.config, epochs=100, seed=0) for t in (best, second))
     assert plan.num_trials == 6
     assert plan.duplicates == ()
+
+
+def test_another_metric_than_the_run_s_takes_others_and_is_the_refit_s(
+    finished_run: Run, digits: Splits
+) -> None:
+    labels = digits.val.labels
+    place = torch.arange(len(labels))
+    # Trial 0 misses a class and nothing else, trial 1 a fifth of each, trial 2 a half.
+    for number, wrong in enumerate((labels == 7, place % 5 == 0, place % 2 == 0)):
+        taken_for = torch.where(wrong, (labels + 1) % 10, labels)
+        probs = 0.02 + 0.8 * torch.nn.functional.one_hot(taken_for, 10).numpy()
+        record_probs(finished_run.trial(number), probs.astype("float32"), labels)
+    asked = {"command": "", "top": 1, "seeds": 1}
+    assert make_refit_request(finished_run, **asked).plan.trials == (0,)
+    request = make_refit_request(finished_run, **asked, metric="worst_class")
+    assert request.plan.trials == (1,)
+    assert request.search.metric == "worst_class"
 
 
 def copy_trial(run: Run, number: int, **changes: object) -> int:

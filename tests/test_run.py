@@ -358,8 +358,8 @@ FIRST = "1,2.0,2.1,0.5,0.1,3.0,1000.0"
         (f"{HEAD}{FIRST},7\n", "line 2: '.*' is not an epoch's figures"),
         (f"{HEAD}1,2.0\n", "line 2: '1,2.0' is not an epoch's figures"),
         (f"{HEAD}{FIRST.replace('2.1', 'x')}\n", "is not an epoch's figures"),
-        (f"{HEAD}{FIRST.replace('0.5', '7.5')}\n", r"the accuracy 7.5 is not in \[0, 1\]"),
-        (f"{HEAD}{FIRST.replace('0.5', 'nan')}\n", r"the accuracy nan is not in \[0, 1\]"),
+        (f"{HEAD}{FIRST.replace('0.5', '7.5')}\n", r"val_accuracy is 7.5, not in \[0, 1\]"),
+        (f"{HEAD}{FIRST.replace('0.5', 'nan')}\n", r"val_accuracy is nan, not in \[0, 1\]"),
         (f"{HEAD}{FIRST.replace('3.0', '-3')}\n", "seconds is -3.0, not a number from 0"),
         (f"{HEAD}{FIRST.replace('1000.0', 'inf')}\n", "time is inf, not a number from 0"),
         (f"{HEAD}{FIRST.replace('0.1', '1e400')}\n", "lr is inf, not a number from 0"),
@@ -393,7 +393,7 @@ def test_a_history_is_a_table_for_pandas(tmp_path: Path) -> None:
 
 @given(st.lists(ROWS, max_size=8), st.randoms())
 def test_no_epoch_is_better_than_the_best(history: list[EpochMetrics], random: Any) -> None:
-    best = best_row(history)
+    best = best_row(history, "accuracy")
     finite = [row for row in history if math.isfinite(row.val_loss)]
     if best is None:
         assert not finite
@@ -406,7 +406,7 @@ def test_no_epoch_is_better_than_the_best(history: list[EpochMetrics], random: A
     assert best.epoch == min(row.epoch for row in equals)
     shuffled = list(history)
     random.shuffle(shuffled)
-    again = best_row(shuffled)
+    again = best_row(shuffled, "accuracy")
     assert again is not None
     assert again.epoch == best.epoch
 
@@ -424,7 +424,7 @@ def test_no_epoch_is_better_than_the_best(history: list[EpochMetrics], random: A
 def test_the_best_epoch_has_highest_accuracy_then_lowest_loss_then_comes_first(
     history: list[EpochMetrics], epoch: int
 ) -> None:
-    best = best_row(history)
+    best = best_row(history, "accuracy")
     assert best is not None
     assert best.epoch == epoch
 

@@ -56,7 +56,7 @@ def assert_one_moment(path: Path, splits: Splits) -> None:
     """Check that all of a trial's files tell of the epochs of its saved state."""
     history = load_progress(path / "state.safetensors")[0]
     assert read_history(path) == history
-    best = kept_row(history, is_val_seen=splits.is_val_seen)
+    best = kept_row(history, "accuracy", is_val_seen=splits.is_val_seen)
     assert best is not None
     assert load_checkpoint(path / "checkpoint.safetensors", CONFIG.model)[1].epoch == best.epoch
     probs = np.load(path / "val_probs.npy")

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import ray
 import torch
+from PIL import Image
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from tuner.config import DataConfig, Resources
-from tuner.data.splits import load_splits
+from tuner.data.splits import Splits, load_splits
 from tuner.ensemble.check import damage_of_run
 from tuner.errors import ClusterError, NoUsableTrials, UsageError
+from tuner.metrics.classwise import class_scores
 from tuner.metrics.predict import predict_probs
 from tuner.run.checkpoint import load_checkpoint, save_state
 from tuner.run.digests import read_digests
@@ -24,7 +26,7 @@ from tuner.storage.digest import sha256_of
 from tuner.training.device import compute_dtype
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
-from tuner.tuning.request import SearchRequest
+from tuner.tuning.request import SearchRequest, make_search_request
 from tuner.tuning.session import search
 
 pytestmark = pytest.mark.ray
@@ -204,6 +206,65 @@ def test_a_search_without_a_usable_trial_says_why(session: None, tmp_path: Path)
     overrides = ("space.augment={crop: 9}", "search.trials=2")
     with pytest.raises(NoUsableTrials, match=r"2 failed.*lower crop"):
         search(ask(tmp_path, *overrides), quiet())
+
+
+@pytest.fixture(scope="module")
+def uneven(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 140 digits: many 3s, some 5s, few 8s, and validation images of each."""
+    folder = tmp_path_factory.mktemp("uneven")
+    for part, images, counts in (
+        ("train", digits.train, {3: 90, 5: 36, 8: 14}),
+        ("val", digits.val, {3: 10, 5: 10, 8: 10}),
+    ):
+        for label, count in counts.items():
+            place = folder / part / f"digit-{label}"
+            place.mkdir(parents=True)
+            chosen = images.images[images.labels == label][:count]
+            for index, image in enumerate(chosen):
+                Image.fromarray(image[0].numpy()).save(place / f"{index}.png")
+    return folder
+
+
+def test_a_search_by_another_metric_ranks_keeps_and_goes_on_by_it(
+    session: None, uneven: Path, tmp_path: Path
+) -> None:
+    text = """
+search: {trials: 6, epochs: 4, grace: 1, reduction: 2, metric: balanced_accuracy}
+space:
+  batch_size: 16
+  class_weights: {choice: [none, balanced, sqrt]}
+  logit_adjustment: {choice: [0.0, 1.0]}
+  augment: {mixup: {choice: [0.0, 0.2]}}
+  model: {cnn: {stages: 2, blocks: 1, width: 8}}
+  optimizer: {sgd: {lr: {float: [0.01, 0.3], log: true}}}
+"""
+    data = DataConfig(source=str(uneven), image_size=8)
+    request = ask(tmp_path, space=text, data=data)
+    found = search(request, quiet())
+    assert found.record.search.metric == "balanced_accuracy"
+    labels = load_splits(data, tmp_path).val.labels.numpy()
+    values = []
+    for trial in found.ranked():
+        assert trial.best is not None
+        assert trial.best.val_balanced_accuracy == max(
+            row.val_balanced_accuracy or 0 for row in trial.history
+        )
+        scores = class_scores(trial.val_probs().argmax(axis=1), labels)
+        assert trial.best.val_balanced_accuracy == pytest.approx(scores.balanced_accuracy)
+        if trial.checkpoint.exists():
+            _, described = load_checkpoint(trial.checkpoint, trial.config.model)
+            assert described.epoch == trial.best.epoch
+        values.append(trial.best.val_balanced_accuracy)
+    assert values == sorted(values, reverse=True)
+    assert {len(trial.history) for trial in found.trials()} > {4}, "some were stopped"
+    with pytest.raises(UsageError, match="goes by balanced_accuracy, and a run keeps its metric"):
+        make_search_request(
+            load_space(tmp_path / "space.yaml", ["search.metric=nll"]),
+            stem="run",
+            storage=found.path.parent,
+            resumed=found,
+            data_dir=tmp_path,
+        )
 
 
 def test_a_taken_name_is_refused_and_left_alone(run: Run) -> None:

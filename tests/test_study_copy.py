@@ -269,3 +269,19 @@ def test_a_refused_resume_changes_nothing(place: str, finished_run: Run, tmp_pat
         search(request, Console(quiet=True))
     assert {file: file.read_bytes() for file in finished_run.path.rglob("*.*")} == before
     assert len(stored(place, "tiny")) == 1
+
+
+def test_a_copy_of_a_study_of_losses_says_that_less_is_better(
+    tmp_path: Path, said: list[str]
+) -> None:
+    sampler = make(read(tmp_path, BRANCHED, "search.metric=nll"), "tpe")
+    journal = str(tmp_path / "study.journal")
+    place = StudyPlace(journal, "run", "first", metric="nll")
+    with StudyCopy(sampler.study, place, said.append) as copy:
+        sampler.on_change = copy.show
+        for number, loss in enumerate((0.5, 0.2, 0.3)):
+            assert sampler.ask(number) is not None
+            sampler.tell(number, "completed", curve(0.5, loss=loss))
+    study = optuna.load_study(study_name="run", storage=open_storage(journal))
+    assert (study.best_value, study.best_trial.user_attrs["trial"]) == (0.2, 1)
+    assert said == []

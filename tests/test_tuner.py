@@ -7,17 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from optuna.trial import TrialState as OptunaState
 
-from tuner.config import DataConfig, SearchConfig
+from tuner.config import DataConfig, Metric, SearchConfig
+from tuner.metrics import goal
 from tuner.run.checkpoint import load_progress, save_state
 from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
 from tuner.run.run import Run, RunRecord, now
-from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialState, read_history, write_history
+from tuner.run.trial import (
+    BY_CLASS,
+    OPEN,
+    EpochMetrics,
+    Stop,
+    TrialState,
+    read_history,
+    write_history,
+)
 from tuner.space import SearchSpace, load_space
 from tuner.training.saving import forget_progress, restore_files
 from tuner.tuning.budget import Budget
@@ -160,7 +169,7 @@ class Worker:
             num_parameters=self.given.num_parameters,
         )
 
-    def train(self, accuracy: float, loss: float = 1.0) -> EpochMetrics:
+    def train(self, accuracy: float, loss: float = 1.0, **figures: float) -> EpochMetrics:
         """Train an epoch, and keep it."""
         self.world.clock += 1
         row = EpochMetrics(
@@ -171,6 +180,7 @@ class Worker:
             lr=0.1,
             seconds=2.0,
             time=float(self.world.clock),
+            **figures,
         )
         self.world.trained[self.number, row.epoch] += 1
         self.history.append(row)
@@ -201,8 +211,8 @@ class Worker:
             goes_on = False
         return goes_on
 
-    def step(self, accuracy: float, loss: float = 1.0) -> bool:
-        return self.report(self.train(accuracy, loss))
+    def step(self, accuracy: float, loss: float = 1.0, **figures: float) -> bool:
+        return self.report(self.train(accuracy, loss, **figures))
 
     def finish(self, state: TrialState = "completed", **words: str) -> None:
         ending = TrialEnded(number=self.number, state=state, **words)
@@ -298,6 +308,61 @@ def test_a_trial_that_is_stopped_says_why(world: World) -> None:
     assert status.stop == Stop(rung=1, value=0.1, cut=0.9, peers=1)
     assert status.reason == "epoch 1: 0.1000 below 0.9000, 1 peer"
     assert not world.run.trial(1).state.exists()
+
+
+def by_metric(world: World, metric: Metric) -> Tuner:
+    """Search by a metric: trial 1 is behind trial 0 in accuracy and ahead in all else."""
+    world.search = replace(world.search, scheduler="asha-stop", metric=metric)
+    tuner = world.tuner()
+    workers = [world.begin(tuner), world.begin(tuner)]
+    for _ in range(4):
+        for worker, accuracy, share, loss in zip(
+            workers, (0.9, 0.8), (0.2, 0.6), (0.9, 0.7), strict=True
+        ):
+            figures = dict.fromkeys(BY_CLASS, share)
+            if worker.number in tuner.live:
+                worker.step(accuracy, loss=loss, **figures)
+    for number in list(tuner.live):
+        workers[number].finish()
+    return tuner
+
+
+@pytest.mark.parametrize("metric", [metric for metric in get_args(Metric) if metric != "accuracy"])
+def test_the_metric_chooses_another_trial_than_accuracy_does(
+    tmp_path: Path, metric: Metric
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    by_accuracy = by_metric(World(tmp_path / "one"), "accuracy")
+    world = World(tmp_path / "other")
+    tuner = by_metric(world, metric)
+    for each, best in ((by_accuracy, 0), (tuner, 1)):
+        assert each.state.best is not None
+        assert each.state.best[0] == best
+    assert [trial.number for trial in world.run.ranked()] == [1, 0]
+    value = 0.7 if metric == "nll" else 0.6
+    assert tuner.state.best_so_far()[-1][2] == value
+    assert f"{goal.name_of(metric)} {value:.4f}" in str(tuner.state.endings[-1])
+    study = world.sampler.study
+    assert study.best_trial.user_attrs["trial"] == 1
+    assert study.best_value == value
+    resumed = world.tuner()
+    assert resumed.state.best == tuner.state.best
+    assert resumed.proposer.study.best_value == value
+    assert resumed.scheduler.rungs == tuner.scheduler.rungs
+    (board,) = (world.run.leaderboard()["trial"].tolist(),)
+    assert board == [1, 0]
+
+
+def test_a_trial_that_is_stopped_by_its_loss_says_so_in_nats(world: World) -> None:
+    world.search = replace(world.search, scheduler="asha-stop", metric="nll")
+    tuner = world.tuner()
+    first, second = world.begin(tuner), world.begin(tuner)
+    assert first.step(0.5, loss=0.3)
+    assert not second.step(0.9, loss=0.8)
+    status = world.run.trial(1).status
+    assert status.stop == Stop(rung=1, value=0.8, cut=0.3, peers=1, metric="nll")
+    assert status.reason == "epoch 1: 0.8000 above 0.3000, 1 peer"
 
 
 def test_a_trial_whose_workers_are_lost_has_failed(world: World) -> None:

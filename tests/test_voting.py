@@ -11,8 +11,9 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from tuner.ensemble.candidates import HALF_FLOOR
+from tuner.metrics.predict import rank
 from tuner.run.trial import write_val_probs
-from tuner.voting import floored, probs_of_truth, rank, soft_vote, uniform
+from tuner.voting import floored, probs_of_truth, shares_by_class, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights
 from tuner.voting.temperature import RANGE, fit_temperature, soften, soften_each
@@ -125,7 +126,7 @@ def test_the_rank_is_by_accuracy_then_by_nll() -> None:
     labels = torch.tensor([0, 0])
     good, unsure, bad = ([[0.9, 0.1]] * 2, [[0.6, 0.4]] * 2, [[0.99, 0.01], [0.4, 0.6]])
     probs = torch.tensor([bad, unsure, good, unsure])
-    assert rank(probs, labels).tolist() == [2, 1, 3, 0]
+    assert rank(probs, labels, "accuracy") == [2, 1, 3, 0]
 
 
 # Fitted weights
@@ -153,6 +154,19 @@ def test_fitted_weights_follow_their_members(fit, library, random) -> None:
     assert nll(soft_vote(probs[order], there), labels) == pytest.approx(
         nll(soft_vote(probs[order], here), labels), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_shares_by_class_count_as_copies_of_the_rarer_images_do(fit) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 12 + [1] * 4 + [2] * 2)
+    probs = (2 * torch.randn(6, len(labels), 3, generator=generator)).softmax(dim=-1)
+    copies = torch.tensor([*range(12), *3 * (12, 13, 14, 15), *6 * (16, 17)])
+    shares = shares_by_class(labels)
+    assert shares.sum().item() == pytest.approx(1)
+    weighted = fit(probs, labels, shares)
+    torch.testing.assert_close(weighted, fit(probs[:, copies], labels[copies]), atol=1e-3, rtol=0)
+    assert not torch.allclose(weighted, fit(probs, labels), atol=0.05)
 
 
 @given(library=libraries)
@@ -374,7 +388,7 @@ def test_the_luck_of_the_best_of_many_is_not_in_the_cross_fitted_figure() -> Non
     probs, labels = members_and_labels(3, 100, 200, classes=2, skill=0.0)
 
     def choose(index: Tensor) -> Tensor:
-        return probs[rank(probs[:, index], labels[index])[0]]
+        return probs[rank(probs[:, index], labels[index], "accuracy")[0]]
 
     def accuracy(chosen: Tensor) -> float:
         return (chosen.argmax(dim=1) == labels).double().mean().item()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from tuner.config import DATA_DIR, IMAGE_SIZES, SPACE_KEYS
+from tuner.config import DATA_DIR, IMAGE_SIZES, SPACE_KEYS, Metric
 from tuner.errors import SpaceError, UsageError
 from tuner.run.layout import SPACE
 from tuner.schema import Bounds, Scalar, parse_duration
@@ -87,6 +87,7 @@ def search(
     epochs: int | None = None,
     sampler: str | None = None,
     scheduler: str | None = None,
+    metric: Metric | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -127,6 +128,8 @@ def search(
         epochs: The most epochs of a trial.
         sampler: ``tpe``, ``random``, ``gp``, ``cmaes`` or ``grid``.
         scheduler: ``asha``, ``asha-stop``, ``hyperband``, ``median`` or ``none``.
+        metric: What trials are ranked, stopped and kept by: ``accuracy``, ``balanced_accuracy``,
+            ``macro_f1``, ``nll`` or ``worst_class``.
         seed: Of the sampler and, with its number, of each trial.
         overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
         time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
@@ -187,6 +190,7 @@ def search(
         "epochs": epochs,
         "sampler": sampler,
         "scheduler": scheduler,
+        "metric": metric,
         "seed": seed,
         "data": None if data is None else os.fspath(data),
     }
@@ -240,6 +244,7 @@ def refit(
     epochs: int | None = None,
     all_data: bool = False,
     seed: int | None = None,
+    metric: Metric | None = None,
     data: Place | None = None,
     data_dir: Place | None = None,
     time_budget: float | str | None = None,
@@ -268,6 +273,7 @@ def refit(
         epochs: Of each trial; ``None`` for those of the run.
         all_data: Train on the validation images, too.
         seed: Of them all; ``None`` for that of the run and 1 more.
+        metric: What they are chosen by, and their trials ranked by; ``None`` for that of the run.
         data: Where the run's images are now; ``None`` where they were.
         data_dir: Likewise, for downloads and decoded images.
         time_budget: See ``search``.
@@ -313,7 +319,9 @@ def refit(
     found = _as_run(run, storage)
     if resume and found.record.refit is None:
         raise UsageError(f"resume: {found.path} is a search; go on with tuner.search(resume=True)")
-    settings = {"top": top, "seeds": seeds, "epochs": epochs, "seed": seed}
+    if metric is not None:
+        _expect("metric", metric, get_args(Metric))
+    settings = {"top": top, "seeds": seeds, "epochs": epochs, "seed": seed, "metric": metric}
     given = {key: value for key, value in settings.items() if value is not None}
     request = make_refit_request(
         found,
@@ -323,6 +331,7 @@ def refit(
         epochs=epochs,
         all_data=all_data,
         seed=seed,
+        metric=metric,
         name=name,
         keep=keep,
         data=None if data is None else os.fspath(data),
@@ -469,6 +478,7 @@ def combine(
     *,
     top: int = 5,
     method: "Method" = "vote",
+    metric: Metric | None = None,
     calibrate: bool = False,
     tta: "Tta" = "none",
     pool: int | None = None,
@@ -495,6 +505,7 @@ def combine(
         run: A run, its name or its folder; ``None`` for the newest.
         top: Members: exactly so many of a vote, at most so many otherwise.
         method: ``vote``, ``greedy``, ``weighted``, ``soup`` or ``greedy-soup``.
+        metric: What is chosen by, as in ``search``; ``None`` for that of the run.
         calibrate: Fit one temperature to the vote.
         tta: Views of an image that each member averages: ``none``, ``flip``, ``flip+shift``.
         pool: Best trials to choose from; ``None`` for 50.
@@ -528,11 +539,14 @@ def combine(
     _check_numbers(top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms)
     _expect("method", method, METHODS)
     _expect("tta", tta, get_args(Tta))
+    if metric is not None:
+        _expect("metric", metric, get_args(Metric))
     if diverse is not None:
         _expect("diverse", diverse, get_args(Diverse))
     request = EnsembleRequest(
         top=top,
         method=method,
+        metric=metric,
         calibrate=calibrate,
         tta=tta,
         pool=pool,

@@ -20,6 +20,10 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
 """Sides in pixels that images may have: a search keeps all of them in memory."""
 IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
 Precision = Literal["auto", "float32", "bfloat16"]
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "worst_class"]
+"""What trials and ensembles are ranked and chosen by, on validation images: the share that is
+right, its mean over the classes, the mean F1 score of the classes, the mean negative
+log-likelihood, or the share that is right of the class where it is lowest."""
 ClassWeights = Literal["none", "balanced", "sqrt"]
 Resize = Literal["auto", "squash", "crop", "pad"]
 """How an image that is no square becomes one; ``auto`` crops where images are far from square."""
@@ -290,13 +294,18 @@ class SearchConfig:
     ``asha`` pauses each trial at each rung and promotes the best; ``asha-stop`` stops those that
     are not among the best when they arrive.
     """
+    metric: Metric = "accuracy"
+    """What trials are ranked, stopped and kept by, and the sampler learns; fixed for a run."""
     seed: Annotated[int, Bounds(ge=0)] = 0
 
 
 DATA_DIR = Path.home() / ".cache" / "cifar-tune"
 """Where downloaded and decoded images are kept, if nothing else is said."""
 SPACE_KEYS = {
-    **{name: f"search.{name}" for name in ("trials", "epochs", "sampler", "scheduler", "seed")},
+    **{
+        name: f"search.{name}"
+        for name in ("trials", "epochs", "sampler", "scheduler", "metric", "seed")
+    },
     "data": "dataset",
 }
 """Option of a search -> the key of the space in whose place it is taken."""

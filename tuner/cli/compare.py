@@ -5,21 +5,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.options import JSON, STORAGE, option
+from tuner.cli.options import JSON, METRIC, STORAGE, option
 from tuner.cli.output import print_comparison, print_json
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    pass
+    from tuner.config import Metric
 
 
 @click.command(epilog="Example: cifar-tune compare tpe-1 random-1 --html compare.html")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 @STORAGE
 @option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
+@METRIC
 @JSON
-def compare(runs: tuple[str, ...], storage: AnyPath, html: Path | None, as_json: bool) -> None:
+def compare(
+    runs: tuple[str, ...],
+    storage: AnyPath,
+    html: Path | None,
+    metric: "Metric | None",
+    as_json: bool,
+) -> None:
     """Set runs side by side: what they spent, and what came of it."""
     from tuner.report.comparison import compare as describe
     from tuner.report.comparison import differences, write_comparison
@@ -27,7 +34,12 @@ def compare(runs: tuple[str, ...], storage: AnyPath, html: Path | None, as_json:
 
     if len(runs) < 2:
         raise click.UsageError("give two runs or more; 'cifar-tune runs' lists them.")
-    described = describe([find_run(storage, name) for name in runs])
+    found = [find_run(storage, name) for name in runs]
+    if metric is not None:
+        from tuner.training.remeasure import ranked_by
+
+        found = [ranked_by(run, metric) for run in found]
+    described = describe(found)
     if html:
         write_comparison(described, html)
     if as_json:

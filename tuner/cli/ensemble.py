@@ -11,6 +11,7 @@ from tuner.cli.options import (
     DATA,
     DEVICE,
     JSON,
+    METRIC,
     MOVED_DATA_DIR,
     STORAGE,
     TRUST_CODE,
@@ -40,6 +41,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
     show_default=True,
     help="How they are chosen and vote; a soup averages weights.",
 )
+@METRIC
 @option("--calibrate", is_flag=True, help="Fit one temperature to the vote.")
 @option(
     "--tta",

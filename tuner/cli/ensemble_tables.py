@@ -9,7 +9,9 @@ from rich.table import Table
 
 from tuner.cli.output import TRAINED_ON_VALIDATION, interval_text, make_console, make_table
 from tuner.cli.student_table import print_student
+from tuner.config import Metric
 from tuner.console import Console
+from tuner.metrics.goal import name_of, spelt
 from tuner.run.resuming import short_path
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def print_ensemble(result: "EnsembleResult") -> None:
     console = make_console()
     calibrated = f", temperature {result.temperature:.3f}" if result.temperature != 1 else ""
     tta = f", --tta {result.tta}" if result.tta != "none" else ""
-    title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}"
+    by = "" if result.metric == "accuracy" else f", by {name_of(result.metric)}"
+    title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}{by}"
     images = result.tested_on
     table = make_table(title, ("", "model", "weight", "val", "cross-fit", images, "NLL", "ECE"), 2)
     for member in result.members:
@@ -44,19 +47,20 @@ def print_ensemble(result: "EnsembleResult") -> None:
             f"trial {member.trial}",
             member.family,
             f"{member.weight:.3f}",
-            *_scores(member.val, None, member.test),
+            *_scores(result.metric, member.val, None, member.test),
         )
     mean, whole = result.mean_member, result.ensemble
     single = result.best_single_figures
     table.add_section()
-    table.add_row("mean member", "", "", *_scores(mean["val"], None, mean["test"]))
+    table.add_row("mean member", "", "", *_scores(result.metric, mean["val"], None, mean["test"]))
     table.add_row(
         f"best single: {result.best_single}",
         "",
         "",
-        *_scores(single.val, single.crossfit, single.test),
+        *_scores(result.metric, single.val, single.crossfit, single.test),
     )
-    table.add_row("ensemble", "", "", *_scores(whole.val, whole.crossfit, whole.test), style="bold")
+    scores = _scores(result.metric, whole.val, whole.crossfit, whole.test)
+    table.add_row("ensemble", "", "", *scores, style="bold")
     console.print(table)
     meaning = TRAINED_ON_VALIDATION if result.is_val_seen else VAL
     console.print(f"\n{meaning}\n{TESTED if result.has_test else UNTESTED}\n")
@@ -124,8 +128,9 @@ def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
     seen = [entry for entry in result.per_class if entry.accuracy is not None]
     worst = min(seen, key=lambda entry: entry.accuracy or 0)
     console.print(
-        f"{result.tested_on.capitalize()} images: top-3 {test.top3:.2%}, "
-        f"Brier {test.brier:.4f}, "
+        f"{result.tested_on.capitalize()} images: balanced accuracy {test.balanced_accuracy:.2%}, "
+        f"macro F1 {test.macro_f1:.2%};\n"
+        f"top-3 {test.top3:.2%}, Brier {test.brier:.4f}, "
         f"ECE by equal mass {test.ece_equal_mass:.4f};\n"
         f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}; "
         f"the hardest class, {worst.label[:24]}, {worst.accuracy or 0:.2%}.\n",
@@ -137,15 +142,17 @@ def print_plan(plan: dict[str, Any], left_out: Sequence["Excluded"]) -> None:
     """Print choices with their figures on the validation images; no test image was read."""
     console = make_console()
     headings = ("", "trials: weights", "val", "cross-fit", "NLL, cross-fit")
-    table = make_table(f"{plan['run']}: chosen, not tested", headings, 2)
+    metric = plan["metric"]
+    by = "" if metric == "accuracy" else f", by {name_of(metric)}"
+    table = make_table(f"{plan['run']}: chosen{by}, not tested", headings, 2)
     table.columns[1].no_wrap = False
     for choice in plan["choices"]:
         weights = [f"{member['trial']}: {member['weight']:.2f}" for member in choice["members"]]
         table.add_row(
             f"{choice['method']}{' + T' if choice['calibrated'] else ''}",
             ", ".join(weights),
-            f"{choice['val']['accuracy']:.2%}",
-            f"{choice['crossfit']['accuracy']:.2%}",
+            spelt(choice["val"][metric], metric),
+            spelt(choice["crossfit"][metric], metric),
             f"{choice['crossfit']['nll']:.4f}",
         )
     console.print(table)
@@ -187,16 +194,18 @@ def _print_sizes(console: Console, result: "EnsembleResult") -> None:
 
 def _print_comparison(console: Console, result: "EnsembleResult") -> None:
     images = result.tested_on
-    headings = ("", "n", "val %", "cross-fit", f"{images} %", "gain over best single", "NLL", "ECE")
+    metric = result.metric
+    gain = "gain over best single" if metric == "accuracy" else "gain in accuracy"
+    headings = ("", "n", "val", "cross-fit", images, gain, "NLL", "ECE")
     table = make_table(f"All methods, by the same reading of the {images} images", headings, 1)
     for row in result.comparison:
         val, crossfit, test = row.figures.val, row.figures.crossfit, row.figures.test
         table.add_row(
             f"{row.method}{' + T' if row.calibrated else ''}",
             str(len(row.members)),
-            f"{100 * val.accuracy:.2f}",
-            f"{100 * crossfit.accuracy:.2f}" if crossfit else "-",
-            f"{100 * test.accuracy:.2f}",
+            spelt(val.value(metric), metric),
+            spelt(crossfit.value(metric), metric) if crossfit else "-",
+            spelt(test.value(metric), metric),
             interval_text(row.gain),
             f"{test.nll:.3f}",
             f"{test.ece:.3f}",
@@ -217,8 +226,8 @@ def _print_frontier(console: Console, result: "EnsembleResult") -> None:
         table.add_row(
             f"{point.latency_ms:.2f}",
             f"{point.latency_256_ms:.1f}",
-            f"{point.val_accuracy:.2%}",
-            f"{point.accuracy:.2%}",
+            spelt(point.val_metric, result.metric),
+            spelt(point.metric, result.metric),
             " ".join(map(str, point.members)),
         )
     console.print(table)
@@ -244,11 +253,11 @@ def _print_left_out(console: Console, left_out: Sequence["Excluded"]) -> None:
     console.print()
 
 
-def _scores(val: "Scores", crossfit: "Scores | None", test: "Scores") -> list[str]:
+def _scores(metric: Metric, val: "Scores", crossfit: "Scores | None", test: "Scores") -> list[str]:
     return [
-        f"{val.accuracy:.2%}",
-        f"{crossfit.accuracy:.2%}" if crossfit else "-",
-        f"{test.accuracy:.2%}",
+        spelt(val.value(metric), metric),
+        spelt(crossfit.value(metric), metric) if crossfit else "-",
+        spelt(test.value(metric), metric),
         f"{test.nll:.4f}",
         f"{test.ece:.4f}",
     ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.options import JSON, STORAGE, option
+from tuner.cli.options import JSON, METRIC, STORAGE, option
 from tuner.cli.output import (
     leaderboard_document,
     print_json,
@@ -14,7 +14,7 @@ from tuner.cli.output import (
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    pass
+    from tuner.config import Metric
 
 
 @click.command(epilog="Example: cifar-tune leaderboard --format parquet > trials.parquet")
@@ -29,12 +29,24 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to write on stdout; all but the table have every trial and parameter.",
 )
+@METRIC
 @JSON
-def leaderboard(run: str | None, storage: AnyPath, rows: int, form: str, as_json: bool) -> None:
+def leaderboard(
+    run: str | None,
+    storage: AnyPath,
+    rows: int,
+    form: str,
+    metric: "Metric | None",
+    as_json: bool,
+) -> None:
     """Show the trials of a run, best first; also while it is searched."""
     from tuner.run.run import find_run, write_parquet
 
     found = find_run(storage, run)
+    if metric is not None:
+        from tuner.training.remeasure import ranked_by
+
+        found = ranked_by(found, metric)
     if as_json or form == "json":
         print_json(leaderboard_document(found))
     elif form == "csv":

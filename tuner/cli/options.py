@@ -113,6 +113,11 @@ SKIP_BROKEN = option(
     default=None,
     help="Go on without files that cannot be read, and say which.",
 )
+METRIC = option(
+    "--metric",
+    type=click.Choice(get_args(config.Metric)),
+    help="What trials are ranked and chosen by, on validation images. [default: the run's]",
+)
 DATA = option("--data", help="Where the run's images are now. [default: where they were]")
 MOVED_DATA_DIR = option(
     "--data-dir",

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tuner.console import Console, visible
+from tuner.metrics.goal import name_of
 from tuner.run.resuming import short_path
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def leaderboard_document(run: "Run") -> dict[str, Any]:
     """Return the leaderboard for ``--json``, best trial first."""
     return {
         "run": str(run.path),
+        "metric": run.metric,
         "is_val_seen": run.record.data.all_data,
         "trials": [trial.as_row() for trial in run.ranked()],
     }
@@ -37,14 +39,18 @@ def leaderboard_document(run: "Run") -> dict[str, Any]:
 def print_leaderboard(run: "Run", most: int) -> None:
     """Print the ``most`` best trials of a run."""
     trials = run.ranked()
-    columns = ["trial", "model", "state", "accuracy", "epochs", "reason"]
+    column = "loss" if run.metric == "nll" else run.metric
+    columns = ["trial", "model", "state", column, "epochs", "reason"]
     if make_console().width >= WIDE:
-        columns[5:5] = ["loss", "seconds", "parameters"]
+        wide = ("accuracy", "loss", "seconds", "parameters")
+        columns[5:5] = [name for name in wide if name != column]
     rows = [trial.as_row() for trial in trials[:most]]
     short = [{key: figure(row[key]) for key in columns} for row in rows]
     which = "first" if run.record.data.all_data else "best"
     hidden = f", the {which} {most}" if len(trials) > most else ""
-    print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}")
+    is_usual = run.metric == run.record.search.metric == "accuracy"
+    by = "" if is_usual else f", by {name_of(run.metric)}"
+    print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}{by}")
     if run.record.data.all_data:
         print(f"\n{TRAINED_ON_VALIDATION}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
@@ -92,7 +98,8 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
     if make_console().width < WIDE:
         for row in rows:
             del row[f"over {hours}"]
-    print_table(rows, "")
+    metric = runs[0]["metric"]
+    print_table(rows, "" if metric == "accuracy" else f"By {name_of(metric)}")
 
 
 def figure(value: Any) -> str:

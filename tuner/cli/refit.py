@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from tuner.cli.jobs import is_dashboard, submit_refit
-from tuner.cli.options import DATA, MOVED_DATA_DIR, option
+from tuner.cli.options import DATA, METRIC, MOVED_DATA_DIR, option
 from tuner.cli.running import (
     common_options,
     print_outcome,
@@ -27,6 +27,7 @@ from tuner.run.resuming import resume_command
 @option("--epochs", type=click.IntRange(min=1), help="Of each trial. [default: RUN's]")
 @option("--all-data", is_flag=True, help="Train on the validation images, too.")
 @option("--seed", type=click.IntRange(min=0), help="Of them all. [default: RUN's and 1 more]")
+@METRIC
 @option("--name", help="Name of the new run. [default: RUN's, with -refit]")
 @option("--resume", is_flag=True, help="Go on with the refit of that name, or the newest run.")
 @option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay. [default: all]")
@@ -52,7 +53,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     if resume and found.record.refit is None:
         line = resume_command(found.path, "search")
         raise UsageError(f"--resume: {found.path} is a search; go on with: {line}")
-    own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "name", "keep", "data")
+    own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "metric", "name", "keep", "data")
     request = make_refit_request(
         found,
         source=run,

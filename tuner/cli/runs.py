@@ -30,6 +30,7 @@ def runs(storage: AnyPath, as_json: bool) -> None:
             "status": record.status,
             "data": record.data.source,
             "trials": record.search.trials,
+            "metric": record.search.metric,
             "started": record.started[:19].replace("T", " "),
         }
         for run in found
@@ -38,5 +39,9 @@ def runs(storage: AnyPath, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        shown = [{"started, UTC" if k == "started" else k: row[k] for k in row} for row in rows]
+        columns = {name: name for name in rows[0]} if rows else {}
+        columns |= {"started": "started, UTC"} if rows else {}
+        if all(row["metric"] == "accuracy" for row in rows):
+            columns.pop("metric", None)
+        shown = [{title: row[name] for name, title in columns.items()} for row in rows]
         print_table(shown, f"Runs in {storage}" if rows else f"No run in {storage} yet.")

@@ -21,7 +21,7 @@ from tuner.cli.options import (
 from tuner.cli.running import (
     common_options,
 )
-from tuner.config import SPACE_KEYS, Resize
+from tuner.config import SPACE_KEYS, Metric, Resize
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ _PROPOSED = (
     option("--epochs", type=int, help="The most epochs of a trial."),
     option("--sampler", help="tpe, random, gp, cmaes or grid."),
     option("--scheduler", help="asha, asha-stop, hyperband, median or none."),
+    option(
+        "--metric",
+        type=click.Choice(get_args(Metric)),
+        help="What trials are ranked, stopped and kept by. [default: accuracy]",
+    ),
     option(
         "--seed",
         type=click.IntRange(min=0),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: bool) -> None:
     """Show a run, or one of its trials, in full; or watch a search that is running elsewhere."""
     from tuner.run.run import find_run
+    from tuner.run.trial import METRIC_COLUMNS
     from tuner.schema import to_plain
 
     found = find_run(storage, run)
@@ -54,7 +55,9 @@ def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: b
 
     click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
     if history:
-        columns = ("epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds")
+        columns = ["epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds"]
+        if (column := METRIC_COLUMNS[found.metric]) not in columns:
+            columns.insert(4, column)
         rows = [{key: figure(row[key]) for key in columns} for row in history]
         # A rate may be small throughout.
         rows = [
@@ -66,12 +69,19 @@ def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: b
 def _standing(run: "Run") -> dict[str, Any]:
     """Say how many trials came to which state, and which is the best."""
     from tuner.run.run import leader
+    from tuner.run.trial import METRIC_COLUMNS
 
     ranked = run.ranked()
     states = Counter(trial.status.state for trial in ranked)
     first = leader(ranked)
-    best = first.best if first else None
-    found = {"trial": first.number, "val_accuracy": best.val_accuracy} if first and best else None
+    found = None
+    if first and (best := first.best):
+        column = METRIC_COLUMNS[run.metric]
+        found = {
+            "trial": first.number,
+            "val_accuracy": best.val_accuracy,
+            column: best.value(run.metric),
+        }
     return {"states": dict(states.most_common()), "best": found}
 
 

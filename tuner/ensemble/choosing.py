@@ -6,26 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.ensemble.pool import Excluded, Pool
 from tuner.ensemble.request import EnsembleRequest, Method
 from tuner.ensemble.soup import SoupMaker, find_group
 from tuner.errors import UsageError
-from tuner.voting import probs_of_truth, soft_vote, uniform
+from tuner.metrics.goal import name_of
+from tuner.voting import mean_over_images, probs_of_truth, shares_by_class, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights
 from tuner.voting.temperature import fit_temperature, soften, soften_each
 from tuner.voting.weighted import fitted_weights
 
-FITS: dict[Method, Callable[[Tensor, Tensor], Tensor]] = {
-    "greedy": greedy_weights,
-    "weighted": fitted_weights,
-}
-REASONS: dict[Method | None, str] = {
-    None: "not the best by validation accuracy",
-    "greedy": "never picked: the NLL of calibrated members is no lower with it",
-    "weighted": "weight 0: the NLL of calibrated members is no lower with it",
-}
-"""Why a candidate has no weight where nothing else kept it out."""
+Fit = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+FITS: dict[Method, Fit] = {"greedy": greedy_weights, "weighted": fitted_weights}
+BY_CLASS: frozenset[Metric] = frozenset({"balanced_accuracy", "macro_f1", "worst_class"})
+"""Metrics for which weights are fitted to an NLL in which all classes count the same: the metrics
+themselves change in steps, and of few images these are mostly chance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +95,10 @@ def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bo
         val=soften(vote.probs, temperature),
         crossfit=cross_fit(without_fold, num_images),
         left_out=tuple(
-            Excluded(trial=trial.number, reason=vote.reasons.get(position) or REASONS[method])
+            Excluded(
+                trial=trial.number,
+                reason=vote.reasons.get(position) or _why_no_weight(method, pool.metric),
+            )
             for position, trial in enumerate(pool.trials)
             if not vote.weights[position]
         ),
@@ -106,7 +106,7 @@ def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bo
 
 
 def best_single(pool: Pool) -> Chooser:
-    """Choose the most accurate candidate."""
+    """Choose the candidate that is best by the metric."""
 
     def chooser(index: Tensor | None) -> Vote:
         weights = uniform(_ranked(pool, index)[:1], len(pool))
@@ -121,7 +121,10 @@ def voters(pool: Pool, request: EnsembleRequest, method: Method) -> Chooser:
     def chooser(index: Tensor | None) -> Vote:
         if method == "vote":
             taken, reasons = _take(
-                _ranked(pool, index).tolist(), pool, request, "validation accuracy"
+                _ranked(pool, index).tolist(),
+                pool,
+                request,
+                f"validation {name_of(pool.metric)}",
             )
             weights = uniform(torch.tensor(taken), len(pool))
             return _mixed(pool, weights, _as_they_are(pool), reasons)
@@ -146,7 +149,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: SoupMak
             members = kitchen.greedy(members, everything)
         others = {i: "another architecture" for i in range(len(pool)) if i not in group}
         lower = {i: f"not among the {request.top} best of its architecture" for i in order}
-        refused = {i: "with it the soup is less accurate" for i in order[: request.top]}
+        refused = {i: _why_no_weight(method, pool.metric) for i in order[: request.top]}
         return Vote(
             weights=uniform(torch.tensor(members), len(pool)),
             temperatures=_as_they_are(pool),
@@ -155,6 +158,22 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: SoupMak
         )
 
     return chooser
+
+
+def _why_no_weight(method: Method | None, metric: Metric) -> str:
+    """Say why a candidate has no weight where nothing else kept it out."""
+    nll = "class-balanced NLL" if metric in BY_CLASS else "NLL"
+    match method:
+        case "greedy":
+            return f"never picked: the {nll} of calibrated members is no lower with it"
+        case "weighted":
+            return f"weight 0: the {nll} of calibrated members is no lower with it"
+        case "greedy-soup" if metric == "accuracy":
+            return "with it the soup is less accurate"
+        case "greedy-soup":
+            return f"with it the soup is worse by {name_of(metric)}"
+        case _:
+            return f"not the best by validation {name_of(metric)}"
 
 
 def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
@@ -211,10 +230,11 @@ def _mixed(
 def _fitted(
     pool: Pool,
     request: EnsembleRequest,
-    fit: Callable[[Tensor, Tensor], Tensor],
+    fit: Fit,
     index: Tensor | None,
 ) -> Vote:
     """Fit weights to all candidates, each calibrated, then anew to those of them that may stay."""
+    metric = pool.metric
     everything = index is None
     probs = pool.probs if everything else pool.probs[:, index]
     labels = pool.labels if everything else pool.labels[index]
@@ -222,15 +242,16 @@ def _fitted(
     # 16 small CNNs, by cross-fitting, 77.0 % of a greedy vote were right instead of 77.6.
     temperatures = tuple(fit_temperature(p, labels) for p in probs)
     probs = soften_each(probs, temperatures)
-    weights = fit(probs, labels)
+    shares = shares_by_class(labels) if metric in BY_CLASS else None
+    weights = fit(probs, labels, shares)
     # By weight, but the best single one, by NLL, first: with it, no fit is worse than it is.
-    best = int(probs_of_truth(probs, labels).double().log().mean(dim=1).argmax())
+    best = int(mean_over_images(probs_of_truth(probs, labels).double().log(), shares).argmax())
     by_weight = weights.argsort(descending=True, stable=True).tolist()
     order = [best, *(i for i in by_weight if weights[i] > 0 and i != best)]
     taken, reasons = _take(order, pool, request, "weight")
     if len(taken) < len(order):
         weights = torch.zeros_like(weights)
-        weights[taken] = fit(probs[taken], labels)
+        weights[taken] = fit(probs[taken], labels, shares)
     return _mixed(pool, weights, temperatures, reasons)
 
 

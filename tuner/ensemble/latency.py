@@ -1,13 +1,16 @@
 """How long members take, measured here, and what accuracy the time buys."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.ensemble.members import Network
-from tuner.metrics.predict import Tta, predict_probs
+from tuner.metrics.goal import score
+from tuner.metrics.predict import Tta, predict_probs, value_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.training.device import compute_dtype
 from tuner.voting import soft_vote
@@ -69,8 +72,11 @@ class FrontierPoint:
     """Milliseconds for one image through all of them, one after the other."""
     latency_256_ms: float
     val_accuracy: float
-    """What the point was chosen by."""
     accuracy: float
+    """On the test images."""
+    val_metric: float
+    """Value of the metric, by which the point was chosen."""
+    metric: float
     """On the test images."""
 
 
@@ -80,6 +86,7 @@ def find_frontier(
     weights: Tensor,
     val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
+    metric: Metric = "accuracy",
 ) -> list[FrontierPoint]:
     """Return the combinations of members that are best for their time, fastest first.
 
@@ -89,29 +96,37 @@ def find_frontier(
         weights: Shape (M,), positive; scaled to sum to one in each combination.
         val: Probabilities (M, N, K) and labels (N,) that choose the points.
         test: The same of the test images, read off at the points.
+        metric: What the points are chosen by.
     """
     few = range(min(len(trials), MOST_COMBINED))
     sizes = range(1, len(few) + 1)
     combinations = [c for size in sizes for c in itertools.combinations(few, size)]
 
-    def accuracy(combination: tuple[int, ...], probs: Tensor, labels: Tensor) -> float:
+    def value(
+        combination: tuple[int, ...], probs: Tensor, labels: Tensor, of: Metric = "accuracy"
+    ) -> float:
         chosen = list(combination)
         shares = weights[chosen] / weights[chosen].sum()
-        return (soft_vote(probs[chosen], shares).argmax(dim=1) == labels).double().mean().item()
+        return value_of(soft_vote(probs[chosen], shares), labels, of)
 
     timed = sorted(
-        (sum(latencies[i].one_ms for i in c), -accuracy(c, *val), c) for c in combinations
+        (sum(latencies[i].one_ms for i in c), -score(value(c, *val, metric), metric), c)
+        for c in combinations
     )
     points: list[FrontierPoint] = []
+    best = -math.inf
     for time, negative, combination in timed:
-        if not points or -negative > points[-1].val_accuracy:
+        if -negative > best:
+            best = -negative
             points.append(
                 FrontierPoint(
                     members=tuple(trials[i] for i in combination),
                     latency_ms=time,
                     latency_256_ms=sum(latencies[i].batch_ms for i in combination),
-                    val_accuracy=-negative,
-                    accuracy=accuracy(combination, *test),
+                    val_accuracy=value(combination, *val),
+                    accuracy=value(combination, *test),
+                    val_metric=score(best, metric),
+                    metric=value(combination, *test, metric),
                 )
             )
     return points

@@ -11,6 +11,7 @@ from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS, EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.ensemble.students import Contender, TeacherComparison
+from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
 from tuner.run.layout import TEST_READINGS
@@ -20,6 +21,7 @@ MOST_CLASSES = 50
 """Class names that are written out."""
 HARDEST = 3
 """Classes, and confusions, that are named as limits."""
+SCORES = ("", "accuracy", "balanced", "macro F1", "worst class", "top-3", "NLL", "Brier", "ECE")
 
 
 def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) -> str:
@@ -38,7 +40,7 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
         "Members": _members(result),
         "Figures": _figures(result, plan),
         **({"Teacher": _teacher(result.teacher)} if result.teacher else {}),
-        "Calibration": _calibration(result),
+        "Calibration": _calibration(result, plan),
         "Limits": _limits(result),
         "Use": f"""\
     cifar-tune predict photo.jpg --ensemble {shlex.quote(place)}
@@ -102,12 +104,13 @@ def _members(result: EnsembleResult) -> str:
             member.family,
             f"{member.weight:.3f}",
             f"{member.temperature:.3f}",
-            f"{member.val.accuracy:.2%}",
-            f"{member.test.accuracy:.2%}",
+            spelt(member.val.value(result.metric), result.metric),
+            spelt(member.test.value(result.metric), result.metric),
         )
         for member in result.members
     ]
-    return _table(("", "model", "weight", "temperature", "validation", result.tested_on), rows)
+    table = _table(("", "model", "weight", "temperature", "validation", result.tested_on), rows)
+    return f"By {name_of(result.metric)}, which they were chosen by.\n\n{table}"
 
 
 def _figures(result: EnsembleResult, plan: Plan) -> str:
@@ -120,6 +123,9 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
         return (
             name,
             f"{scores.accuracy:.2%}{interval}",
+            f"{scores.balanced_accuracy:.2%}",
+            f"{scores.macro_f1:.2%}",
+            f"{scores.worst_class:.2%}",
             f"{scores.top3:.2%}",
             *(f"{figure:.4f}" for figure in figures),
         )
@@ -132,7 +138,7 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
     return f"""\
 On the {result.test_images} {result.tested_on} images; in brackets the {LEVEL:.0%} interval.
 
-{_table(("", "accuracy", "top-3", "NLL", "Brier", "ECE"), rows)}
+{_table(SCORES, rows)}
 
 Gain in accuracy over the best single network {_interval(gain.over_best_single)} points (McNemar \
 p = {gain.mcnemar_p:.2g}), over the mean member {_interval(gain.over_mean_member)}. At least one \
@@ -178,7 +184,7 @@ On the {images} images, timed on {comparison.device}:
 Accuracy less the teacher's: {_interval(gain)} points."""
 
 
-def _calibration(result: EnsembleResult) -> str:
+def _calibration(result: EnsembleResult, plan: Plan) -> str:
     test = result.ensemble.test
     is_fitted = result.temperature != 1 or any(m.temperature != 1 for m in result.members)
     fitted = (
@@ -188,10 +194,23 @@ def _calibration(result: EnsembleResult) -> str:
         else "No temperature was fitted."
     )
     half = next(row for row in result.coverage if row.coverage >= 0.5)
+    trials = [plan.pool.trials[i] for i in plan.choice.members]
+    adjusted = [
+        f"trial {trial.number}"
+        for trial in trials
+        if trial.config.class_weights != "none" or trial.config.logit_adjustment
+    ]
+    uneven = (
+        f" Trained with class weights or logit adjustment: {', '.join(adjusted)}. They give rare "
+        "classes higher probabilities than these are met with."
+        if adjusted
+        else ""
+    )
     return (
         f"{fitted} Expected calibration error on the {result.tested_on} images {test.ece:.4f}, in "
         f"bins of equal mass {test.ece_equal_mass:.4f}; see `reliability.png`. The surest "
         f"{half.coverage:.0%} of the images are classified with an accuracy of {half.accuracy:.2%}."
+        f"{uneven}"
     )
 
 
@@ -239,8 +258,8 @@ The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions 
 def _command(run: str, request: EnsembleRequest) -> str:
     """Return the command that combines the same members again."""
     words = ["cifar-tune", "ensemble", "--run", run, "--top", str(request.top)]
-    valued = ("method", "tta", "pool", "diverse", "max_parameters", "max_latency_ms", "name")
-    for field in valued:
+    limits = ("max_parameters", "max_latency_ms")
+    for field in ("method", "metric", "tta", "pool", "diverse", *limits, "name"):
         value = getattr(request, field)
         if value is not None and value != getattr(EnsembleRequest(), field):
             words += [f"--{field.replace('_', '-')}", str(value)]

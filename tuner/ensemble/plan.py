@@ -136,6 +136,7 @@ class Plan:
         return {
             "run": self.run.record.name,
             "name": self.request.folder_name,
+            "metric": self.pool.metric,
             "is_val_seen": self.splits.is_val_seen,
             "choices": [
                 self._described(choice) for choice in (self.choice, self.single, *self.others)
@@ -200,6 +201,8 @@ def make_plan(
     data, data_dir = located(record.data, record.data_dir, request.data, request.data_dir)
     splits = load_splits(data, data_dir)
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    if request.metric is not None:
+        run = run.by(request.metric, lambda: splits.val.labels.numpy())
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
     if len(pool) < request.top:
         say(f"candidates: {len(pool)}, fewer than --top {request.top}")

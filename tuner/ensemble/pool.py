@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.ensemble.candidates import Candidate, Recorded, damage_of_copy, read_candidate
 from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.metrics.predict import rank
 from tuner.run.digests import Damage, DamagedError, damage_of_files
 from tuner.run.layout import HISTORY
 from tuner.run.run import Run
 from tuner.run.trial import USABLE, TrialRecord
-from tuner.voting import rank
 
 MEND = (
     "Put the file back, or leave the trial out with --skip-damaged (in Python, skip_damaged=True)."
@@ -33,7 +34,7 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """Candidates, best validation accuracy first, or as ``Run.ranked`` has them without one."""
+    """Candidates, the best by ``metric`` first, or as ``Run.ranked`` has them without one."""
 
     trials: tuple[TrialRecord, ...]
     probs: Tensor
@@ -49,6 +50,8 @@ class Pool:
     latencies: tuple[Latency, ...] | None = None
     is_val_seen: bool = False
     """Whether the validation images were trained on: then nothing changes the order."""
+    metric: Metric = "accuracy"
+    """What is chosen by, on the validation images."""
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -72,13 +75,15 @@ class Pool:
         )
 
     def order(self, probs: Tensor, labels: Tensor) -> Tensor:
-        """Return the candidates' positions, the most accurate by ``probs`` first.
+        """Return the candidates' positions, the best by ``probs`` first.
 
         Args:
             probs: Of validation images, shape (M, N, K).
             labels: Of the same, shape (N,).
         """
-        return torch.arange(len(self)) if self.is_val_seen else rank(probs, labels)
+        if self.is_val_seen:
+            return torch.arange(len(self))
+        return torch.tensor(rank(probs, labels, self.metric))
 
     def seen_anew(self, probs: Tensor) -> "Pool":
         """Return the same candidates with other probabilities, ordered by these."""
@@ -160,6 +165,7 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
         labels=labels,
         left_out=tuple(left_out),
         is_val_seen=run.record.data.all_data,
+        metric=run.metric,
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from tuner.config import Metric
 from tuner.errors import UsageError
 from tuner.metrics.predict import Tta
 from tuner.run.layout import why_not_name
@@ -26,6 +27,8 @@ class EnsembleRequest:
     method: Method = "vote"
     """``vote``: equal weights of the best. ``greedy``: ``tuner.voting.greedy``. ``weighted``:
     ``tuner.voting.weighted``. ``soup``, ``greedy-soup``: ``tuner.ensemble.soup``."""
+    metric: Metric | None = None
+    """What is chosen by, on the validation images; ``None`` is that of the run."""
     pool: int | None = None
     """Best trials to choose from; ``None`` is 50, or ``top`` if that is more."""
     diverse: Diverse | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.duplicates import Duplicates, DuplicatesNote
 from tuner.ensemble.latency import FrontierPoint, Latency, find_frontier
@@ -105,6 +106,8 @@ class EnsembleResult:
     run: str
     name: str
     method: Method
+    metric: Metric
+    """What was chosen by."""
     tta: Tta
     has_test: bool
     """Whether what is called test are test images; else they are the validation images, each voted
@@ -116,10 +119,10 @@ class EnsembleResult:
     temperature: float
     ensemble: Figures
     members: tuple[MemberResult, ...]
-    """Best by validation accuracy first."""
+    """Best by the metric on the validation images first."""
     left_out: tuple[Excluded, ...]
     best_single: int
-    """The candidate of the best validation accuracy, whether it is a member or not."""
+    """The best candidate by the metric on them, whether it is a member or not."""
     best_single_figures: Figures
     mean_member: dict[str, Scores]
     """``val`` and ``test``: means over the members."""
@@ -233,6 +236,7 @@ def assess(
         run=plan.run.record.name,
         name=path.name,
         method=choice.method,
+        metric=pool.metric,
         tta=plan.request.tta,
         has_test=plan.splits.has_test,
         test_images=len(labels),
@@ -325,6 +329,7 @@ def _frontier(
         choice.weights,
         val=(val, pool.labels),
         test=(softened, labels),
+        metric=pool.metric,
     )
     return tuple(points)
 

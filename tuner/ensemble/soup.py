@@ -16,7 +16,8 @@ from tuner.data.cache import Images
 from tuner.ensemble.members import Network, Predict
 from tuner.ensemble.pool import Pool
 from tuner.errors import UsageError
-from tuner.metrics.predict import Tta
+from tuner.metrics.goal import score
+from tuner.metrics.predict import Tta, value_of
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.trial import TrialRecord
 from tuner.storage.paths import AnyPath
@@ -101,7 +102,7 @@ class SoupMaker:
         return self._probs[key]
 
     def greedy(self, order: Sequence[int], index: Tensor) -> list[int]:
-        """Add candidates while the accuracy does not fall (Wortsman et al. 2022, recipe 1).
+        """Add candidates while the metric does not get worse (Wortsman et al. 2022, recipe 1).
 
         Args:
             order: Candidates, the best one first.
@@ -109,13 +110,14 @@ class SoupMaker:
         """
         labels = self.val.labels[index]
 
-        def accuracy(members: list[int]) -> float:
-            return (self.probs(members)[index].argmax(dim=1) == labels).double().mean().item()
+        def score_of(members: list[int]) -> float:
+            metric = self.pool.metric
+            return score(value_of(self.probs(members)[index], labels, metric), metric)
 
         chosen = [order[0]]
-        best = accuracy(chosen)
+        best = score_of(chosen)
         for candidate in order[1:]:
-            if (reached := accuracy([*chosen, candidate])) >= best:
+            if (reached := score_of([*chosen, candidate])) >= best:
                 chosen, best = [*chosen, candidate], reached
         return chosen
 

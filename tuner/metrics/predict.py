@@ -1,6 +1,6 @@
 """From a model to class probabilities, and from those to figures."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.augment import normalize
+from tuner.config import Metric
+from tuner.metrics import goal
 from tuner.metrics.calibration import equal_mass_bins, equal_width_bins, expected_error
+from tuner.metrics.classwise import ClassScores, class_scores
 from tuner.voting import SMALLEST_PROB
 
 Tta = Literal["none", "flip", "flip+shift"]
@@ -103,12 +106,55 @@ class Scores:
     """The same over 15 bins of equally many images (Nixon et al. 2019)."""
     top3: float
     """Share of images whose class is among the three most probable."""
+    balanced_accuracy: float
+    macro_f1: float
+    worst_class: float
+    """As in ``ClassScores``, all three."""
+
+    def value(self, metric: Metric) -> float:
+        """Return the value of a metric."""
+        value: float = getattr(self, metric)
+        return value
 
 
 def accuracy_and_nll(probs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the two scores that an epoch is judged by; see ``score``, which takes longer."""
+    """Return the two scores of each image alone; see ``score``, which takes longer."""
     outcome = _outcome(probs, labels)
     return outcome.accuracy, outcome.nll
+
+
+def scores_by_class(probs: Tensor, labels: Tensor) -> ClassScores:
+    """Return the scores in which each class counts the same; arguments as for ``score``."""
+    return class_scores(probs.argmax(dim=1).cpu().numpy(), labels.cpu().numpy())
+
+
+def value_of(probs: Tensor, labels: Tensor, metric: Metric) -> float:
+    """Return the value of one metric; arguments as for ``score``, which takes longer."""
+    return _value(probs, labels, metric, *accuracy_and_nll(probs, labels))
+
+
+def _value(probs: Tensor, labels: Tensor, metric: Metric, accuracy: float, nll: float) -> float:
+    known = {"accuracy": accuracy, "nll": nll}
+    if metric in known:
+        return known[metric]
+    value: float = getattr(scores_by_class(probs, labels), metric)
+    return value
+
+
+def rank(probs: Tensor, labels: Tensor, metric: Metric) -> list[int]:
+    """Return the members' positions, the best by ``metric`` first; see ``goal.order`` for equals.
+
+    Args:
+        probs: Shape (M, N, K).
+        labels: int64, shape (N,).
+        metric: What counts.
+    """
+    keys = []
+    for member in probs:
+        accuracy, nll = accuracy_and_nll(member, labels)
+        value = _value(member, labels, metric, accuracy, nll)
+        keys.append(goal.order(metric, value, accuracy=accuracy, nll=nll))
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def score(probs: Tensor, labels: Tensor) -> Scores:
@@ -134,6 +180,7 @@ def score(probs: Tensor, labels: Tensor) -> Scores:
         ece=expected_error(equal_width_bins(confidence), confidence, is_right),
         ece_equal_mass=expected_error(equal_mass_bins(confidence), confidence, is_right),
         top3=(best == labels[:, None]).any(dim=1).double().mean().item(),
+        **asdict(scores_by_class(probs, labels)),
     )
 
 

@@ -8,6 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tuner.config import Metric
+from tuner.metrics.goal import name_of
 from tuner.run.run import clock
 from tuner.run.state import Rung, SearchState, TrialProgress
 from tuner.run.trial import EpochMetrics, best_row
@@ -47,7 +49,12 @@ def draw(
     tables: list[RenderableType] = []
     if running:
         tables.append(
-            _running(running[:rows], running[rows:], width if not is_wide else width - 46)
+            _running(
+                running[:rows],
+                running[rows:],
+                state.search.metric,
+                width if not is_wide else width - 46,
+            )
         )
     if rungs and state.num_epochs:
         tables.append(_rungs(rungs, is_promoting=state.search.scheduler == "asha"))
@@ -72,8 +79,7 @@ def summary(state: SearchState, slots: int, seconds_left: float | None) -> str:
     """Say how a search stands in one line."""
     parts = [f"{state.num_ended}/{state.search.trials} trials", _counts(state, slots)]
     if state.best:
-        number, row = state.best
-        parts.append(f"best {row.val_accuracy:.4f} (trial {number})")
+        parts.append(_best_text(state.best, state.search.metric))
     if seconds_left is not None:
         parts.append(f"ETA {clock(seconds_left)}")
     return " · ".join(parts)
@@ -111,8 +117,7 @@ def _counts(state: SearchState, slots: int) -> str:
 
 
 def _best(state: SearchState, best: tuple[int, EpochMetrics], width: int) -> Text:
-    number, row = best
-    text = Text(f"best {row.val_accuracy:.4f} (trial {number})", style="green", no_wrap=True)
+    text = Text(_best_text(best, state.search.metric), style="green", no_wrap=True)
     room = min(CURVE_WIDTH, width - len(text) - 4)
     curve = list(state.best_curve)
     if room > 8 and len(curve) > 1:
@@ -121,25 +126,32 @@ def _best(state: SearchState, best: tuple[int, EpochMetrics], width: int) -> Tex
     return text
 
 
-def _running(rows: list[TrialProgress], hidden: list[TrialProgress], width: int) -> RenderableType:
+def _best_text(best: tuple[int, EpochMetrics], metric: Metric) -> str:
+    number, row = best
+    what = "best" if metric == "accuracy" else f"best {name_of(metric)}"
+    return f"{what} {row.value(metric):.4f} (trial {number})"
+
+
+def _running(
+    rows: list[TrialProgress], hidden: list[TrialProgress], metric: Metric, width: int
+) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("trial", "model"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("epoch", "accuracy"):
+    for heading in ("epoch", metric):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("curve", no_wrap=True, overflow="ellipsis")
     for trial in rows:
         history = list(trial.history)
-        best = best_row(history)
+        best = best_row(history, metric)
+        values = [math.nan if (v := row.value(metric)) is None else v for row in history]
         assert trial.config is not None, "it runs"
         table.add_row(
             str(trial.number),
             trial.config.model.family,
             f"{len(history)}/{trial.config.epochs}",
-            f"{best.val_accuracy:.4f}" if best else "-",
-            sparkline(
-                [row.val_accuracy for row in history][-max(8, min(CURVE_WIDTH, width - 40)) :]
-            ),
+            f"{best.value(metric):.4f}" if best else "-",
+            sparkline(values[-max(8, min(CURVE_WIDTH, width - 40)) :]),
         )
     if not hidden:
         return table

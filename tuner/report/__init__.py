@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.metrics.goal import name_of
 from tuner.report.ensembles import read_ensemble
 from tuner.report.facts import run_facts
-from tuner.report.page import points, render
+from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import outcomes
@@ -69,6 +70,8 @@ def write_report(
         verdict=sentence,
         record=run.record,
         summary=_summary(run, ranked),
+        metric=run.record.search.metric,
+        metric_name=name_of(run.record.search.metric),
         advice=advice,
         planned=outcomes(run, ranked),
         ensemble=ensemble,
@@ -89,10 +92,12 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
         ensemble: The figures of its newest ensemble, if it has one.
     """
     if ensemble:
-        accuracy = ensemble["ensemble"]["test"]["accuracy"]
+        scores, metric = ensemble["ensemble"]["test"], ensemble["metric"]
         images = "test" if ensemble.get("has_test", True) else "held-out"
-        share = f"{100 * accuracy:.1f}\N{NO-BREAK SPACE}%"
-        text = f"Ensemble of {len(ensemble['members'])}: {share} {images}"
+        text = f"Ensemble of {len(ensemble['members'])}: "
+        if metric != "accuracy":
+            text += f"{name_of(metric)} {in_words(scores[metric], metric)}, accuracy "
+        text += f"{in_words(scores['accuracy'], 'accuracy')} {images}"
         gain = ensemble.get("gain", {}).get("over_best_single")
         if gain is None:
             return text
@@ -105,9 +110,13 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
         return f"No trial of {len(ranked)} {missing}"
     if first.is_val_seen:
         return f"{len(ranked)} trials that were trained on their validation images, too"
+    value = first.best.value(first.metric)
+    assert value is not None, "it is what the best was found by"
+    words = f"{in_words(value, first.metric)} validation"
+    if first.metric != "accuracy":
+        words += f" {name_of(first.metric)}"
     family = first.config.model.family
-    accuracy = f"{100 * first.best.val_accuracy:.1f}\N{NO-BREAK SPACE}%"
-    return f"Best of {len(ranked)} trials: {accuracy} validation ({family}, trial {first.number})"
+    return f"Best of {len(ranked)} trials: {words} ({family}, trial {first.number})"
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
     return {
         "trials": len(ranked),
         "states": states,
-        "best": first.best.val_accuracy if first and first.best else None,
+        "best": first.best.value(first.metric) if first and first.best else None,
         "best_trial": first.number if first else None,
         "epochs": sum(len(trial.history) for trial in ranked),
         "active_seconds": run.record.active_seconds,

@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from tuner.config import SearchConfig
 from tuner.run.state import SearchState
-from tuner.run.trial import TrialRecord
+from tuner.run.trial import TrialRecord, order_of
 from tuner.space import SearchSpace
 from tuner.space.axes import Range, parameters, to_yaml, value_of
 
@@ -52,8 +52,12 @@ def _errors(state: SearchState) -> Iterator[str]:
 
 
 def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
-    scored = [(t.best.val_accuracy, t.config.to_dict()) for t in trials if t.best and t.is_scored]
-    scored.sort(key=lambda entry: -entry[0])
+    scored = [
+        (order_of(trial.best, trial.metric), trial.config.to_dict())
+        for trial in trials
+        if trial.best and trial.is_scored
+    ]
+    scored.sort(key=lambda entry: entry[0])
     for axis in parameters(space.axes):
         if not isinstance(axis, Range):
             continue

@@ -1,10 +1,13 @@
 """Runs side by side: what was searched and spent, what came of it, and how fast."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.report.page import render
+from tuner.config import Metric
+from tuner.metrics.goal import name_of, score
+from tuner.report.page import in_words, metric_facts, render
 from tuner.run.run import Run, leader
 from tuner.run.state import SearchState
 from tuner.storage.files import write_text
@@ -13,21 +16,27 @@ from tuner.storage.files import write_text
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Describe each run: its settings, what it spent, its best trial, and its best so far.
 
+    All are shown by the metric that they are ranked by or, where they differ in it, by accuracy,
+    which every run records.
+
     Returns:
-        For each run, in the order given, plain values; ``best_so_far`` holds epochs trained,
-        GPU-hours spent (training hours where no trial had a GPU) and the best validation accuracy
-        at each improvement.
+        For each run, in the order given, plain values; ``best`` is the metric's value of the
+        leading trial, ``best_so_far`` holds epochs trained, GPU-hours spent (training hours where
+        no trial had a GPU) and the metric's best value at each improvement.
     """
-    return [_describe(run) for run in runs]
+    metrics = {run.metric for run in runs}
+    return [_describe(run if len(metrics) == 1 else run.by("accuracy")) for run in runs]
 
 
 def _describe(run: Run) -> dict[str, Any]:
     ranked = run.ranked()
-    record = run.record
-    state = SearchState.from_trials(record.search, ranked)
+    record, metric = run.record, run.metric
+    state = SearchState.from_trials(replace(record.search, metric=metric), ranked)
     first = leader(ranked)
     return {
         "run": record.name,
+        "metric": metric,
+        "searched_by": record.search.metric,
         "path": str(run.path),
         "status": record.status,
         "data": record.data.source,
@@ -41,7 +50,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "seconds": round(record.active_seconds, 1),
         "training_hours": sum(trial.seconds for trial in ranked) / 3600,
         "gpu_hours": state.gpu_seconds / 3600,
-        "best": first.best.val_accuracy if first and first.best else None,
+        "best": first.best.value(metric) if first and first.best else None,
         "best_trial": first.number if first else None,
         "model": first.config.model.family if first else None,
         "best_so_far": state.best_so_far(),
@@ -49,7 +58,7 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def differences(described: Sequence[dict[str, Any]]) -> str:
-    """Say why the accuracies of runs cannot be compared; empty if they can."""
+    """Say why the figures of runs cannot be compared; empty if they can."""
     if seen := [run["run"] for run in described if run["is_val_seen"]]:
         return (
             f"Not comparable: {', '.join(seen)} trained on the validation images, too "
@@ -59,6 +68,12 @@ def differences(described: Sequence[dict[str, Any]]) -> str:
         return (
             "These runs differ in the images that they trained on or were validated on; their "
             "accuracies differ for that reason, too."
+        )
+    if len({run["searched_by"] for run in described}) > 1:
+        by = ", ".join(f"{run['run']} by {run['searched_by']}" for run in described)
+        return (
+            f"These runs were searched by different metrics: {by}. All are shown by "
+            f"{name_of(described[0]['metric'])}; --metric shows them by another."
         )
     return ""
 
@@ -70,15 +85,18 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
         return "None of these runs has a trial with an accuracy"
     if any(run["is_val_seen"] for run in described):
         return f"{len(described)} runs that are not comparable"
-    if differences(described):
+    if len({run["split"] for run in described}) > 1:
         return f"{len(described)} runs on different images"
-    scored.sort(key=lambda run: -run["best"])
+    metric: Metric = described[0]["metric"]
+    scored.sort(key=lambda run: -score(run["best"], metric))
     lead = scored[0]
-    text = f"{lead['run']} leads: {100 * lead['best']:.2f}\N{NO-BREAK SPACE}% validation"
+    by = "" if metric == "accuracy" else f" {name_of(metric)}"
+    text = f"{lead['run']} leads: {in_words(lead['best'], metric, 2)} validation{by}"
     if len(scored) == 1:
         return text
-    ahead = 100 * (lead["best"] - scored[1]["best"])
-    return f"{text}, {ahead:.2f} ahead of {scored[1]['run']}"
+    ahead = score(lead["best"], metric) - score(scored[1]["best"], metric)
+    gap = f"{ahead:.4f}" if metric == "nll" else f"{100 * ahead:.2f}"
+    return f"{text}, {gap} ahead of {scored[1]['run']}"
 
 
 def write_comparison(described: Sequence[dict[str, Any]], path: Path) -> None:
@@ -86,9 +104,11 @@ def write_comparison(described: Sequence[dict[str, Any]], path: Path) -> None:
     page = render(
         "compare.html",
         ("compare.js",),
-        {"runs": list(described)},
+        {"runs": list(described), "metric": metric_facts(described[0]["metric"])},
         title="Comparison · cifar-tune",
         verdict=verdict(described),
+        metric=described[0]["metric"],
+        metric_name=name_of(described[0]["metric"]),
         warning=differences(described),
         runs=described,
     )

@@ -4,7 +4,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from tuner.config import Count, NonNegative, Positive
+from tuner.config import Count, Metric, NonNegative, Positive
 from tuner.run import layout
 from tuner.run.trial import Amount
 from tuner.schema import Bounds, build, quoted, to_plain
@@ -36,6 +36,10 @@ class Scores:
     nll: NonNegative
     brier: NonNegative
     ece: NonNegative
+    balanced_accuracy: Share | None = None
+    macro_f1: Share | None = None
+    worst_class: Share | None = None
+    """``None`` in ensembles of earlier versions, all three."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +183,8 @@ class EnsembleFigures:
     name: str | None = None
     """``None`` for that of the folder."""
     method: str = "vote"
+    metric: Metric = "accuracy"
+    """What it was chosen by."""
     test_images: Amount | None = None
     is_val_seen: bool = False
     has_test: bool = True

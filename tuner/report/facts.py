@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.config import SearchConfig
+from tuner.config import Metric, SearchConfig
+from tuner.report.page import metric_facts
 from tuner.run.run import Run
 from tuner.run.state import SearchState
-from tuner.run.trial import TrialRecord, TrialState
+from tuner.run.trial import TrialRecord, TrialState, order_of
 from tuner.space import SearchSpace
 from tuner.space.axes import Branch, Choice, Range, parameters, to_yaml, value_of
 
@@ -53,12 +54,13 @@ def trial_facts(ranked: Sequence[TrialRecord], described: Sequence[Plain]) -> li
 
 
 def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
-    best = trial.best
+    best, metric = trial.best, trial.metric
     plain = trial.config.to_dict()
     return {
         "number": trial.number,
         "family": trial.config.model.family,
         "state": trial.status.state,
+        "value": _rounded(best.value(metric), 4) if best else None,
         "accuracy": _rounded(best.val_accuracy, 4) if best else None,
         "loss": _rounded(best.val_loss, 4) if best else None,
         "best_epoch": best.epoch if best else None,
@@ -67,12 +69,12 @@ def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
         "parameters": trial.status.num_parameters or None,
         "reason": trial.status.reason,
         "values": [_value(value_of(plain, fact["name"]), fact) for fact in described],
-        "curve": [_rounded(row.val_accuracy, 4) for row in trial.history],
+        "curve": [_rounded(row.value(metric), 4) for row in trial.history],
     }
 
 
-def _rounded(value: float, digits: int) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
+def _rounded(value: float | None, digits: int) -> float | None:
+    return round(value, digits) if value is not None and math.isfinite(value) else None
 
 
 def _value(value: Any, fact: Plain) -> str | float | None:
@@ -97,15 +99,16 @@ def spending(search: SearchConfig, trials: Sequence[TrialRecord]) -> dict[str, l
             key = f"paused at rung {len(trial.history)}"
         by_rung.setdefault(key, []).append(trial)
     return {
-        "family": _spent(by_family),
-        "rung": _spent({key: group for key, group in by_rung.items() if group}),
+        "family": _spent(by_family, search.metric),
+        "rung": _spent({key: group for key, group in by_rung.items() if group}, search.metric),
     }
 
 
-def _spent(groups: Mapping[str, Sequence[TrialRecord]]) -> list[Plain]:
+def _spent(groups: Mapping[str, Sequence[TrialRecord]], metric: Metric) -> list[Plain]:
     rows = []
     for name, trials in groups.items():
-        bests = [trial.best.val_accuracy for trial in trials if trial.best and trial.is_scored]
+        bests = [trial.best for trial in trials if trial.best and trial.is_scored]
+        best = min(bests, key=lambda row: order_of(row, metric), default=None)
         rows.append(
             {
                 "name": name,
@@ -113,7 +116,7 @@ def _spent(groups: Mapping[str, Sequence[TrialRecord]]) -> list[Plain]:
                 "epochs": sum(len(trial.history) for trial in trials),
                 "hours": sum(trial.seconds for trial in trials) / 3600,
                 "gpu_hours": sum(trial.gpu_hours for trial in trials),
-                "best": max(bests, default=None),
+                "best": best.value(metric) if best else None,
             }
         )
     return rows
@@ -129,6 +132,7 @@ def run_facts(
     facts = parameter_facts(space)
     state = SearchState.from_trials(run.record.search, ranked)
     return {
+        "metric": metric_facts(run.record.search.metric),
         "epochs": run.record.search.epochs,
         "rungs": [rung.epoch for rung in state.rungs()],
         "parameters": facts,

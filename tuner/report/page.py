@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tuner.config import Metric
+from tuner.metrics.goal import name_of
 from tuner.run.run import clock
 
 
@@ -46,6 +48,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%",
         "points": points,
+        "figure": figure,
         "clock": clock,
         "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
         "last_name": lambda path: path.rstrip("/").rpartition("/")[2],
@@ -58,6 +61,23 @@ def _environment() -> Environment:
 def points(share: float | None) -> str:
     """Write a difference of two shares in percentage points."""
     return "\N{EN DASH}" if share is None else f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def figure(value: float | None, metric: Metric) -> str:
+    """Write a table's cell of a metric: a share in percent, without the sign, or an NLL."""
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:.4f}" if metric == "nll" else f"{100 * value:.2f}"
+
+
+def in_words(value: float, metric: Metric, digits: int = 1) -> str:
+    """Write a metric's value in a sentence, a share with so many digits."""
+    return f"{value:.4f}" if metric == "nll" else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def metric_facts(metric: Metric) -> dict[str, Any]:
+    """Return what a script has to know of a metric."""
+    return {"key": metric, "name": name_of(metric), "is_share": metric != "nll"}
 
 
 def _asset(name: str) -> str:

@@ -6,7 +6,7 @@ Every file is written whole or not at all, and none is ever unpickled.
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,13 +14,16 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self, TextIO
 
-from tuner.config import DataConfig, NonNegative, RefitConfig, SearchConfig
+import numpy as np
+
+from tuner.config import DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
+from tuner.metrics.classwise import class_scores
 from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.digests import Damage
 from tuner.run.teacher import TeacherRecord
-from tuner.run.trial import OPEN, Amount, TrialRecord, read_history, read_status
+from tuner.run.trial import OPEN, Amount, TrialRecord, order_of, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
 from tuner.storage.files import append_line, remove_abandoned, replacing, write_text
 from tuner.storage.paths import (
@@ -124,11 +127,31 @@ class Reading:
 
 
 class Run:
-    """A run folder."""
+    """A run folder.
+
+    Attributes:
+        path: Of the folder.
+        record: What ``run.json`` holds.
+        metric: What trials are ranked by: that of the search, unless ``by`` named another.
+    """
 
     def __init__(self, path: AnyPath, record: RunRecord) -> None:
         self.path = path
         self.record = record
+        self.metric: Metric = record.search.metric
+        self._val_labels: Callable[[], np.ndarray] | None = None
+
+    def by(self, metric: Metric, val_labels: Callable[[], np.ndarray] | None = None) -> Self:
+        """Return this run with its trials ranked by another metric, each at its kept epoch.
+
+        Args:
+            metric: Which.
+            val_labels: Returns the labels of the validation images, int64, shape (N,), from which
+                the metric is computed where trials of an earlier version lack it.
+        """
+        other = type(self)(self.path, self.record)
+        other.metric, other._val_labels = metric, val_labels
+        return other
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {self.record.status}>"
@@ -237,14 +260,44 @@ class Run:
             usual = self.record.slots.get("gpus", 0.0)
             gpus = usual if status.gpus is None else status.gpus
         history = tuple(read_history(path))
-        return TrialRecord(
+        trial = TrialRecord(
             path=path,
             number=int(path.name),
             status=status,
             history=history,
             gpus=gpus,
             is_val_seen=self.record.data.all_data,
+            metric=self.record.search.metric,
         )
+        return self._measured(trial)
+
+    def _measured(self, trial: TrialRecord) -> TrialRecord:
+        """Give the kept epoch the run's metric, where it lacks it, from its probabilities.
+
+        Raises:
+            TunerError: If these are missing or damaged.
+        """
+        best = trial.best
+        if self._val_labels is None or best is None or not trial.is_scored:
+            return trial
+        if best.value(self.metric) is not None:
+            return trial
+        labels = self._val_labels()
+        try:
+            predicted = trial.val_probs().argmax(axis=-1)
+            if predicted.shape != labels.shape:
+                raise TunerError(f"it is not of {len(labels)} images")
+        except TunerError as error:
+            raise TunerError(
+                f"{trial.path}: was recorded without {self.metric}, which needs its "
+                f"{layout.VAL_PROBS}: {error}"
+            ) from None
+        scores = dataclasses.asdict(class_scores(predicted, labels))
+        told = {f"val_{name}": value for name, value in scores.items()}
+        history = tuple(
+            dataclasses.replace(row, **told) if row is best else row for row in trial.history
+        )
+        return dataclasses.replace(trial, history=history)
 
     def trials(self, damage: list[Damage] | None = None) -> list[TrialRecord]:
         """Read all trials, by number.
@@ -270,23 +323,22 @@ class Run:
         return trials
 
     def ranked(self, damage: list[Damage] | None = None) -> list[TrialRecord]:
-        """Read all trials, best validation accuracy first.
+        """Read all trials, the best by ``metric`` on the validation images first.
 
         Those that ended badly come after the others, those without a figure last. Where validation
-        images were trained on, accuracies say nothing: trials come by number.
+        images were trained on, figures on them say nothing: trials come by number.
 
         Args:
             damage: As for ``trials``.
         """
 
-        def rank(trial: TrialRecord) -> tuple[int, float, float, int]:
+        def rank(trial: TrialRecord) -> tuple[int, tuple[float, ...], int]:
             best = trial.best
             if best is None:
-                return 2, 0, 0, trial.number
+                return 2, (), trial.number
             group = 0 if trial.is_scored else 1
-            if trial.is_val_seen:
-                return group, 0, 0, trial.number
-            return group, -best.val_accuracy, best.val_loss, trial.number
+            key = () if trial.is_val_seen else order_of(best, self.metric)
+            return group, key, trial.number
 
         return sorted(self.trials(damage), key=rank)
 

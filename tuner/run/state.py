@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 from typing import Self
 
-from tuner.config import SearchConfig, TrialConfig, rung_epochs
+from tuner.config import Metric, SearchConfig, TrialConfig, rung_epochs
+from tuner.metrics import goal
 from tuner.run.events import (
     EpochEnded,
     Event,
@@ -30,6 +31,8 @@ from tuner.run.trial import (
     TrialState,
     TrialStatus,
     best_row,
+    order_of,
+    score_of,
 )
 
 RECENT = 4
@@ -58,12 +61,15 @@ class Ending:
     number: int
     state: TrialState
     epochs: int
-    accuracy: float | None
+    metric: Metric = "accuracy"
+    value: float | None
+    """Of the metric."""
     reason: str
 
     def __str__(self) -> str:
-        accuracy = "no accuracy" if self.accuracy is None else f"accuracy {self.accuracy:.4f}"
-        parts = [f"trial {self.number} {self.state}", f"{self.epochs} epochs", accuracy]
+        name = goal.name_of(self.metric)
+        value = f"no {name}" if self.value is None else f"{name} {self.value:.4f}"
+        parts = [f"trial {self.number} {self.state}", f"{self.epochs} epochs", value]
         return " · ".join([*parts, self.reason] if self.reason else parts)
 
 
@@ -120,8 +126,8 @@ class SearchState:
     best: tuple[int, EpochMetrics] | None = None
     """Number and best epoch of the leading trial, of those that did not end badly."""
     best_curve: list[tuple[int, float]] = field(default_factory=list)
-    """Epochs trained in all, some that were lost included, and the best accuracy from then on, at
-    each improvement."""
+    """Epochs trained in all, some that were lost included, and the best value of the search's
+    metric from then on, at each improvement."""
     _leaders: set[int] = field(default_factory=set)
     """The trials that have led."""
     _reached: Counter[int] = field(default_factory=Counter)
@@ -260,11 +266,16 @@ class SearchState:
         self._seconds.append(row.seconds)
         if trial.status.state in ENDED_BADLY:
             return
-        if improves(row, self.best):
-            if self.best is None or row.val_accuracy > self.best[1].val_accuracy:
-                self.best_curve.append((self.num_epochs, row.val_accuracy))
+        if improves(row, self.best, self.search.metric):
+            if (value := self._new_best(row, self.best)) is not None:
+                self.best_curve.append((self.num_epochs, value))
             self.best = (trial.number, row)
             self._leaders.add(trial.number)
+
+    def _new_best(self, row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> float | None:
+        """Return the value of an epoch that improves on the best, unless it is the same."""
+        value = row.value(self.search.metric)
+        return value if best is None or value != best[1].value(self.search.metric) else None
 
     def _take_back(self, trial: TrialProgress, num_epochs: int) -> None:
         """Forget the epochs of a trial after the first ``num_epochs``: they are trained again."""
@@ -280,13 +291,15 @@ class SearchState:
     def _close(self, trial: TrialProgress) -> None:
         status = trial.status
         self.ended[status.state] += 1
-        best = best_row(trial.history)
+        metric = self.search.metric
+        best = best_row(trial.history, metric)
         self.endings.append(
             Ending(
                 number=trial.number,
                 state=status.state,
                 epochs=len(trial.history),
-                accuracy=best.val_accuracy if best else None,
+                metric=metric,
+                value=best.value(metric) if best else None,
                 reason=status.reason,
             )
         )
@@ -317,13 +330,14 @@ class SearchState:
         """Find the leading trial again, if ``trial``, which lost epochs or ended badly, has led."""
         if trial.number not in self._leaders:
             return
+        metric = self.search.metric
         best: tuple[int, EpochMetrics] | None = None
         curve: list[tuple[int, float]] = []
         leaders: set[int] = set()
         for epochs, (row, other) in enumerate(self._rows(), 1):
-            if other.status.state not in ENDED_BADLY and improves(row, best):
-                if best is None or row.val_accuracy > best[1].val_accuracy:
-                    curve.append((epochs, row.val_accuracy))
+            if other.status.state not in ENDED_BADLY and improves(row, best, metric):
+                if (value := self._new_best(row, best)) is not None:
+                    curve.append((epochs, value))
                 best = (other.number, row)
                 leaders.add(other.number)
         # Each whole at once: the live table is drawn in a thread of its own.
@@ -335,24 +349,25 @@ class SearchState:
         return [(row, self.trials[number]) for number, row in rows]
 
     def best_so_far(self) -> list[tuple[int, float, float]]:
-        """Return the best accuracy so far at each improvement, over what had been spent by then.
+        """Return the best value so far at each improvement, over what had been spent by then.
 
         Returns:
             Epochs trained, GPU-hours spent (training hours where no trial held a GPU) and the best
-            validation accuracy of a trial that did not end badly, in the order of time; a last
-            entry is where the search ended.
+            validation value of the search's metric of a trial that did not end badly, in the order
+            of time; a last entry is where the search ended.
         """
+        metric = self.search.metric
         has_gpus = any(trial.gpus for trial in self.trials.values())
         rows = self._rows()
         points: list[tuple[int, float, float]] = []
         seconds, best = 0.0, -math.inf
         for epochs, (row, trial) in enumerate(rows, 1):
             seconds += row.seconds * (trial.gpus if has_gpus else 1)
-            is_scored = trial.status.state not in ENDED_BADLY and math.isfinite(row.val_loss)
-            is_better = is_scored and row.val_accuracy > best
-            best = row.val_accuracy if is_better else best
+            score = score_of(row, metric) if trial.status.state not in ENDED_BADLY else None
+            is_better = score is not None and score > best
+            best = score if score is not None and is_better else best
             if is_better or (epochs == len(rows) and points):
-                points.append((epochs, seconds / 3600, best))
+                points.append((epochs, seconds / 3600, goal.score(best, metric)))
         return points
 
     def rungs(self) -> list[Rung]:
@@ -432,12 +447,14 @@ class SearchState:
         return epochs + self._num_to_come * remaining[0]
 
 
-def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> bool:
+def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None, metric: Metric) -> bool:
     """Whether an epoch is better than the best one so far, as ``best_row`` has it."""
-    if best is None or row.val_accuracy >= best[1].val_accuracy:
-        return best_row([row] if best is None else [best[1], row]) is row
-    # As it is for most of many.
-    return False
+    if score_of(row, metric) is None:
+        return False
+    if best is None:
+        return True
+    keys = [(*order_of(one, metric), one.epoch) for one in (row, best[1])]
+    return keys[0] < keys[1]
 
 
 def is_same(row: EpochMetrics, other: EpochMetrics) -> bool:

@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from tuner.config import NonNegative, TrialConfig
+from tuner.config import Metric, NonNegative, TrialConfig
 from tuner.errors import TunerError
+from tuner.metrics import goal
 from tuner.run.layout import CHECKPOINT, CONFIG, HISTORY, STATE, STATUS, VAL_PROBS
 from tuner.schema import Bounds, quoted
 from tuner.storage.digest import sha256_of
@@ -47,6 +48,7 @@ OPEN: frozenset[TrialState] = frozenset({"running", "paused", "interrupted"})
 Loss = Annotated[float, Bounds(is_finite=False)]
 """NaN or infinite where a training diverged."""
 Amount = Annotated[int, Bounds(ge=0)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +60,11 @@ class EpochMetrics:
     train_loss: Loss
     val_loss: Loss
     """Mean negative log-likelihood of the validation images, in nats."""
-    val_accuracy: Annotated[float, Bounds(ge=0, le=1)]
-    """Share in [0, 1]."""
+    val_accuracy: Share
+    val_balanced_accuracy: Share | None = None
+    val_macro_f1: Share | None = None
+    val_worst_class: Share | None = None
+    """As in ``ClassScores``; ``None``, all three, where an earlier version did not record them."""
     lr: NonNegative
     """Learning rate at the end of the epoch."""
     seconds: NonNegative
@@ -67,10 +72,24 @@ class EpochMetrics:
     time: NonNegative
     """When it ended, in seconds since 1970."""
 
+    def value(self, metric: Metric) -> float | None:
+        """Return the value of a metric on the validation images; ``None`` if it is not recorded."""
+        value: float | None = getattr(self, METRIC_COLUMNS[metric])
+        return value
 
+
+METRIC_COLUMNS: dict[Metric, str] = {
+    "accuracy": "val_accuracy",
+    "balanced_accuracy": "val_balanced_accuracy",
+    "macro_f1": "val_macro_f1",
+    "nll": "val_loss",
+    "worst_class": "val_worst_class",
+}
+BY_CLASS = ("val_balanced_accuracy", "val_macro_f1", "val_worst_class")
 HEADER_ERRORS = (MemoryError, SyntaxError, TypeError, tokenize.TokenError)
 """What NumPy lets through of a header that is no description of an array, or of an endless one."""
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
+EARLIER_COLUMNS = tuple(name for name in COLUMNS if name not in BY_CLASS)
 
 
 def threads_of(cpus: float) -> int:
@@ -82,21 +101,37 @@ def threads_of(cpus: float) -> int:
     return max(1, int(cpus))
 
 
-def best_row(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """Return the best epoch: highest accuracy, then lowest loss, then earliest."""
-    finite = [row for row in history if math.isfinite(row.val_loss)]
-    return min(finite, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch), default=None)
+def score_of(row: EpochMetrics, metric: Metric) -> float | None:
+    """Return an epoch's figure by ``metric`` of which more is better; ``None`` if it has none."""
+    value = row.value(metric)
+    return None if value is None or not math.isfinite(row.val_loss) else goal.score(value, metric)
 
 
-def kept_row(history: Sequence[EpochMetrics], *, is_val_seen: bool) -> EpochMetrics | None:
+def order_of(row: EpochMetrics, metric: Metric) -> tuple[float, float]:
+    """Return a key by which the best epoch comes first; one without the metric comes last."""
+    if (value := row.value(metric)) is None:
+        return math.inf, row.val_loss
+    return goal.order(metric, value, accuracy=row.val_accuracy, nll=row.val_loss)
+
+
+def best_row(history: Sequence[EpochMetrics], metric: Metric) -> EpochMetrics | None:
+    """Return the best epoch by ``metric``; between equals as ``order_of`` has it, the earliest."""
+    scored = [row for row in history if score_of(row, metric) is not None]
+    return min(scored, key=lambda row: (*order_of(row, metric), row.epoch), default=None)
+
+
+def kept_row(
+    history: Sequence[EpochMetrics], metric: Metric, *, is_val_seen: bool
+) -> EpochMetrics | None:
     """Return the epoch whose weights are kept: the best, or the last if validation cannot tell.
 
     Args:
         history: Of a trial.
+        metric: Of its run.
         is_val_seen: Whether its validation images were trained on.
     """
     finite = [row for row in history if math.isfinite(row.train_loss + row.val_loss)]
-    return (finite[-1] if finite else None) if is_val_seen else best_row(history)
+    return (finite[-1] if finite else None) if is_val_seen else best_row(history, metric)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,16 +141,19 @@ class Stop:
     rung: Amount
     """The epoch after which it was judged."""
     value: float
-    """Its accuracy there; under the median rule, its best one so far."""
+    """Of the run's metric; under the median rule, its best one so far."""
     cut: float
     """The value that had to be reached to go on; ASHA may have given all places to others."""
     peers: Amount
     """Trials that had come to this epoch before, and that it was compared with."""
+    metric: Metric = "accuracy"
+    """Of which these are values."""
 
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
-        if self.value < self.cut:
-            return f"epoch {self.rung}: {self.value:.4f} below {self.cut:.4f}, {peers}"
+        if goal.score(self.value, self.metric) < goal.score(self.cut, self.metric):
+            side = "above" if self.metric in goal.LOWER_IS_BETTER else "below"
+            return f"epoch {self.rung}: {self.value:.4f} {side} {self.cut:.4f}, {peers}"
         return f"epoch {self.rung}: {self.value:.4f}, after its places were taken, {peers}"
 
 
@@ -160,6 +198,8 @@ class TrialRecord:
     """GPUs, or a share of one, that it holds in its epochs."""
     is_val_seen: bool = False
     """Whether its validation images were trained on."""
+    metric: Metric = "accuracy"
+    """Of its run: what its best epoch was chosen by."""
 
     @cached_property
     def config(self) -> TrialConfig:
@@ -179,7 +219,7 @@ class TrialRecord:
     @cached_property
     def best(self) -> EpochMetrics | None:
         """The epoch whose weights are in the checkpoint."""
-        return kept_row(self.history, is_val_seen=self.is_val_seen)
+        return kept_row(self.history, self.metric, is_val_seen=self.is_val_seen)
 
     @property
     def is_scored(self) -> bool:
@@ -246,6 +286,9 @@ class TrialRecord:
             "state": self.status.state,
             "accuracy": best.val_accuracy if best else None,
             "loss": best.val_loss if best else None,
+            "balanced_accuracy": best.val_balanced_accuracy if best else None,
+            "macro_f1": best.val_macro_f1 if best else None,
+            "worst_class": best.val_worst_class if best else None,
             "best_epoch": best.epoch if best else None,
             "epochs": len(self.history),
             "seconds": round(self.seconds, 3),
@@ -314,12 +357,13 @@ def read_history(path: AnyPath) -> list[EpochMetrics]:
             return []
         # Without the csv module, whose dictionaries take most of the time of a large leaderboard.
         head, *lines = text.splitlines() or [""]
-        if head.split(",") != [*COLUMNS]:
+        columns = tuple(head.split(","))
+        if columns not in (COLUMNS, EARLIER_COLUMNS):
             raise ValueError(f"has the columns {quoted(head)}, not {','.join(COLUMNS)}")
-        return [_parse_row(line, epoch) for epoch, line in enumerate(lines, 1)]
+        return [_parse_row(line, columns, epoch) for epoch, line in enumerate(lines, 1)]
 
 
-def _parse_row(line: str, epoch: int) -> EpochMetrics:
+def _parse_row(line: str, columns: Sequence[str], epoch: int) -> EpochMetrics:
     """Read the line of an epoch.
 
     Raises:
@@ -329,12 +373,17 @@ def _parse_row(line: str, epoch: int) -> EpochMetrics:
     if first != str(epoch):
         raise ValueError(f"line {epoch + 1}: epoch {quoted(first)} stands where {epoch} should")
     try:
-        figures = dict(zip(COLUMNS[1:], map(float, cells), strict=True))
+        # An empty cell is an epoch of an earlier version.
+        figures: dict[str, Any] = {
+            name: float(cell) if cell or name not in BY_CLASS else None
+            for name, cell in zip(columns[1:], cells, strict=True)
+        }
     except ValueError:
         raise ValueError(f"line {epoch + 1}: {quoted(line)} is not an epoch's figures") from None
     row = EpochMetrics(epoch=epoch, **figures)
-    if not 0 <= row.val_accuracy <= 1:
-        raise ValueError(f"line {epoch + 1}: the accuracy {row.val_accuracy} is not in [0, 1]")
+    for name in ("val_accuracy", *BY_CLASS):
+        if (share := getattr(row, name)) is not None and not 0 <= share <= 1:
+            raise ValueError(f"line {epoch + 1}: {name} is {share}, not in [0, 1]")
     for name in ("lr", "seconds", "time"):
         if not 0 <= (value := getattr(row, name)) < math.inf:
             raise ValueError(f"line {epoch + 1}: {name} is {value}, not a number from 0")

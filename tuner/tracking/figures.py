@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from tuner.config import TrialConfig
+from tuner.config import Metric, TrialConfig
 from tuner.run.trial import EpochMetrics
 
 
@@ -19,9 +19,22 @@ def figures(row: EpochMetrics) -> dict[str, float]:
     """Return an epoch's figures by the names that all targets show, without what is not finite."""
     named = {
         "accuracy/validation": row.val_accuracy,
+        "balanced_accuracy/validation": row.val_balanced_accuracy,
+        "macro_f1/validation": row.val_macro_f1,
+        "worst_class/validation": row.val_worst_class,
         "loss/validation": row.val_loss,
         "loss/training": row.train_loss,
         "learning_rate": row.lr,
         "seconds": row.seconds,
     }
-    return {name: value for name, value in named.items() if math.isfinite(value)}
+    return {
+        name: value for name, value in named.items() if value is not None and math.isfinite(value)
+    }
+
+
+def best_figures(best: EpochMetrics | None, metric: Metric) -> dict[str, float | None]:
+    """Return what is told of a trial's best epoch: its accuracy, and the metric of the run."""
+    return {
+        "best_accuracy": best.val_accuracy if best else None,
+        f"best_{metric}": best.value(metric) if best else None,
+    }

@@ -9,7 +9,7 @@ from mlflow.entities import Metric, Param, RunTag
 from tuner.config import TrialConfig
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, TrialStatus, best_row, flatten
-from tuner.tracking.figures import figures, hyperparameters
+from tuner.tracking.figures import best_figures, figures, hyperparameters
 
 ENDED = {
     "completed": "FINISHED",
@@ -30,6 +30,7 @@ class MLflow:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._name = run.record.name
         self._started = run.record.started
+        self._metric = run.record.search.metric
         self._client = MlflowClient()
         self._experiment = ""
         self._runs: dict[int, str] = {}
@@ -85,11 +86,15 @@ class MLflow:
     ) -> None:
         """Log how the trial ended, and close its run."""
         run = self._runs.pop(number)
-        best = best_row(history)
+        best = best_row(history, self._metric)
         tags = [RunTag("state", status.state), RunTag("reason", status.reason)]
         metrics = []
         if best:
-            metrics = [Metric("best_accuracy", best.val_accuracy, int(1000 * best.time), 0)]
+            metrics = [
+                Metric(key, value, int(1000 * best.time), 0)
+                for key, value in best_figures(best, self._metric).items()
+                if value is not None
+            ]
         self._client.log_batch(run, tags=tags, metrics=metrics)
         self._client.set_terminated(run, ENDED.get(status.state, "FAILED"))
 

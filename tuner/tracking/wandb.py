@@ -10,7 +10,7 @@ import wandb
 from tuner.config import TrialConfig
 from tuner.run.run import Run
 from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialStatus, best_row
-from tuner.tracking.figures import figures, hyperparameters
+from tuner.tracking.figures import best_figures, figures, hyperparameters
 
 PROJECT = "cifar-tune"
 """Unless ``WANDB_PROJECT`` names another; ``WANDB_MODE=offline`` works as everywhere."""
@@ -58,12 +58,12 @@ class WeightsAndBiases:
     ) -> None:
         """Log how the trial ended, and close its run."""
         run = self._runs.pop(number)
-        best = best_row(history)
+        metric = self._run.record.search.metric
         run.summary.update(
             {
                 "state": status.state,
                 "reason": status.reason,
-                "best_accuracy": best.val_accuracy if best else None,
+                **best_figures(best_row(history, metric), metric),
                 "parameters": status.num_parameters,
             }
         )

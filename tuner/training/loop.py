@@ -18,7 +18,7 @@ from tuner.config import TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
-from tuner.metrics.predict import accuracy_and_nll, predict_probs
+from tuner.metrics.predict import accuracy_and_nll, predict_probs, scores_by_class
 from tuner.models.build import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.run.trial import EpochMetrics
@@ -175,6 +175,7 @@ def train(
             )
             train_loss = steps.total_loss.item() / steps.per_epoch
         val_accuracy, val_loss = accuracy_and_nll(val_probs, val_labels)
+        by_class = scores_by_class(val_probs, val_labels)
         seconds = time.perf_counter() - started
         yield Epoch(
             figures=EpochMetrics(
@@ -182,6 +183,9 @@ def train(
                 train_loss=train_loss,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
+                val_balanced_accuracy=by_class.balanced_accuracy,
+                val_macro_f1=by_class.macro_f1,
+                val_worst_class=by_class.worst_class,
                 lr=config.optimizer.lr * steps.lr_factor(number, steps.per_epoch - 1),
                 seconds=seconds,
                 time=time.time(),

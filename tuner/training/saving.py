@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from tuner.config import ModelConfig
+from tuner.config import Metric, ModelConfig
 from tuner.data.splits import Splits
 from tuner.errors import TunerError
 from tuner.run.check import PUT_BACK, damage_of_record
@@ -83,6 +83,7 @@ class Saver:
         model: What is trained.
         splits: On what.
         history: The epochs that the trial goes on from; ``keep`` adds to it.
+        metric: What the kept epoch is chosen by.
         seconds: A loss of the worker is to cost no more training than this, or than one epoch.
         check: Called before each write; may raise.
     """
@@ -94,6 +95,7 @@ class Saver:
         splits: Splits,
         history: list[EpochMetrics],
         *,
+        metric: Metric = "accuracy",
         seconds: float = 10.0,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -101,6 +103,7 @@ class Saver:
         self._path = path
         self._model = model
         self._splits = splits
+        self._metric = metric
         self._seconds = seconds
         self._check = check
         self._num_epochs = self._num_saved = len(history)
@@ -155,7 +158,7 @@ class Saver:
             # Until the copy is whole: memory may be short.
             self._is_broken = True
             is_val_seen = self._splits.is_val_seen
-            if kept_row(history, is_val_seen=is_val_seen) is epoch.figures:
+            if kept_row(history, self._metric, is_val_seen=is_val_seen) is epoch.figures:
                 self._kept = self._kept_epoch(epoch)
             _copy(epoch.learner.state(), self._state)
             self._is_broken = False

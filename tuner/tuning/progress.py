@@ -34,7 +34,7 @@ class Progress:
             self._live.start()
         else:
             line = summary(self.tuner.state, self._slots(), None)
-            self.console.print(line, markup=False)
+            self.console.print(line, soft_wrap=True, markup=False)
         return self
 
     def __exit__(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import REFIT_SEEDS, REFIT_TOP, RefitConfig, Resources, TrialConfig
+from tuner.config import REFIT_SEEDS, REFIT_TOP, Metric, RefitConfig, Resources, TrialConfig
 from tuner.data.splits import load_splits, located
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
@@ -23,6 +23,7 @@ from tuner.space import load_resources
 from tuner.storage.paths import on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights
+from tuner.training.remeasure import ranked_by
 from tuner.training.taught import taught
 from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
@@ -71,6 +72,7 @@ def make_refit_request(
     epochs: int | None = None,
     all_data: bool = False,
     seed: int | None = None,
+    metric: Metric | None = None,
     name: str | None = None,
     keep: int | None = None,
     data: str | None = None,
@@ -89,6 +91,8 @@ def make_refit_request(
         epochs: Of each trial; ``None`` for those of ``run``.
         all_data: Whether to train on the validation images, too.
         seed: Of them all; ``None`` for that of ``run`` and 1 more.
+        metric: What the configurations are chosen by, and the new trials kept by; ``None`` for that
+            of ``run``.
         name: Of the new run.
         keep: Checkpoints that stay; ``None`` for all.
         data: Where the run's images are now; ``None`` where they were.
@@ -106,6 +110,7 @@ def make_refit_request(
             "--top": (top, len(run.record.refit.configs)),
             "--epochs": (epochs, run.record.search.epochs),
             "--seed": (seed, run.record.search.seed),
+            "--metric": (metric, run.record.search.metric),
             "--all-data": (all_data or None, run.record.data.all_data),
         }
         for option, (wanted, was) in settled.items():
@@ -122,6 +127,7 @@ def make_refit_request(
             f"--all-data: the teacher of {run.path} has said nothing of the validation images; "
             "leave it out"
         )
+    run = ranked_by(run, metric, data=data, data_dir=data_dir)
     plan = plan_refit(
         run,
         top=top or REFIT_TOP,
@@ -228,6 +234,7 @@ def begin_refit(
             trials=plan.num_trials,
             epochs=plan.configs[0].epochs,
             scheduler="none",
+            metric=source.metric,
             seed=seed,
         ),
         data=replace(record.data, all_data=all_data),

@@ -176,8 +176,9 @@ def make_search_request(
         asked: Other fields of ``SearchRequest``.
 
     Raises:
-        UsageError: If a run would go on with images that are prepared otherwise, or without the
-            password of its study, or the space wants a teacher and there is none.
+        UsageError: If a run would go on with images that are prepared otherwise, by another
+            metric, or without the password of its study, or the space wants a teacher and there is
+            none.
     """
     study = resumed.record.study_storage if resumed else None
     if study and is_hidden(study) and not asked.get("study_storage"):
@@ -190,6 +191,11 @@ def make_search_request(
         raise UsageError(
             "space.distill: there is no teacher in a search; leave it out, or name the space with "
             "cifar-tune distill --into"
+        )
+    if resumed and space.search.metric != (metric := resumed.record.search.metric):
+        raise UsageError(
+            f"--resume: {resumed.path} goes by {metric}, and a run keeps its metric; write "
+            f"--metric {metric}, or start a new run with --warm-start {resumed.path.name}"
         )
     known = resumed.record.data if resumed else DataConfig(resize="auto")
     said = {k: v for k, v in (data_settings or {}).items() if v is not None}

@@ -18,7 +18,7 @@ Verdict = Stop | Literal["pause"] | None
 
 
 class Scheduler(Protocol):
-    """Judges trials by their validation accuracy after each epoch.
+    """Judges trials by their validation score after each epoch, of which more is better.
 
     ``enter`` and ``judge`` leave the same state, so that a search that is resumed comes to where it
     was.
@@ -28,14 +28,14 @@ class Scheduler(Protocol):
         """Return the epochs after which trial ``number`` may be paused or stopped."""
 
     def enter(self, number: int, epoch: int, value: float) -> None:
-        """Take note of a trial's accuracy after ``epoch``, without judging it.
+        """Take note of a trial's score after ``epoch``, without judging it.
 
         Raises:
             ValueError: If ``value`` is not finite, since NaN would pass every comparison.
         """
 
     def judge(self, number: int, epoch: int, value: float) -> Verdict:
-        """Take note of a trial's accuracy after ``epoch``; say what it has to do.
+        """Take note of a trial's score after ``epoch``; say what it has to do.
 
         Raises:
             ValueError: As ``enter``.
@@ -44,7 +44,7 @@ class Scheduler(Protocol):
 
 @dataclass(slots=True)
 class _Rung:
-    """The trials that came to a rung, best first: minus their accuracy, and their number."""
+    """The trials that came to a rung, best first: minus their score, and their number."""
 
     arrived: list[tuple[float, int]] = field(default_factory=list)
     waiting: list[tuple[float, int]] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Asha:
         self.reduction = reduction
         self.rungs = {epoch: _Rung() for epoch in rung_epochs(grace, reduction, epochs)}
         self._last: dict[int, tuple[int, float]] = {}
-        """Trial -> the last rung that it came to, and its accuracy there."""
+        """Trial -> the last rung that it came to, and its score there."""
 
     def judged_epochs(self, number: int) -> Collection[int]:
         """See ``Scheduler``."""
@@ -171,7 +171,7 @@ class StoppingAsha:
     """Asynchronous successive halving, the variant that stops, as Ray Tune has it.
 
     Rungs lie at ``grace * reduction ** i`` epochs, below the last epoch. A trial that comes to a
-    rung goes on if its accuracy is in the best ``1 / reduction`` of those that came there before;
+    rung goes on if its score is in the best ``1 / reduction`` of those that came there before;
     the first always goes on.
     """
 
@@ -180,7 +180,7 @@ class StoppingAsha:
         self.rungs: dict[int, list[float]] = {
             epoch: [] for epoch in rung_epochs(grace, reduction, epochs)
         }
-        """Epoch of the rung -> the accuracies that arrived, in their order."""
+        """Epoch of the rung -> the scores that arrived, in their order."""
 
     def judged_epochs(self, number: int) -> Collection[int]:
         """See ``Scheduler``."""
@@ -243,7 +243,7 @@ class Hyperband:
 class Median:
     """The median stopping rule of Vizier (Golovin et al. 2017, section 3.2.2).
 
-    From ``grace`` epochs on and below the last, a trial stops if its best accuracy so far is below
+    From ``grace`` epochs on and below the last, a trial stops if its best score so far is below
     the median of what the other trials had on average from their first epoch to this one. It
     compares with those that came to this epoch before, if there are ``MIN_PEERS``.
     """
@@ -251,7 +251,7 @@ class Median:
     def __init__(self, *, grace: int, epochs: int) -> None:
         self.judged = range(grace, epochs)
         self.averages: dict[int, list[float]] = {}
-        """Epoch -> the mean accuracies up to it of the trials that arrived, in their order."""
+        """Epoch -> the mean scores up to it of the trials that arrived, in their order."""
         self._best: dict[int, float] = {}
         self._total: dict[int, float] = {}
 
@@ -294,4 +294,4 @@ def make_scheduler(search: SearchConfig) -> Scheduler:
 
 def _check_finite(value: float) -> None:
     if not math.isfinite(value):
-        raise ValueError(f"an accuracy must be finite, got {value}")
+        raise ValueError(f"a score must be finite, got {value}")

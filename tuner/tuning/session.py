@@ -18,6 +18,7 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import read_text
 from tuner.training.initial_weights import load_all_initial_weights
+from tuner.training.remeasure import ranked_by
 from tuner.tuning.distill import note_best_student, prepare_teaching, with_teacher
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
@@ -118,7 +119,8 @@ def study_place(request: SearchRequest, run: Run | None = None) -> StudyPlace | 
     # Names are given again, and times are not.
     mark = f"{run.record.name} of {run.record.started}" if run else ""
     is_known = request.resume and place == known
-    return StudyPlace(place, request.name, mark, is_ours=is_known) if place else None
+    metric = request.search.metric
+    return StudyPlace(place, request.name, mark, is_ours=is_known, metric=metric) if place else None
 
 
 def settle_code(request: SearchRequest) -> None:
@@ -151,6 +153,7 @@ def _share_refused(sampler: Sampler) -> str:
 
 def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
     """Tell the sampler of a run's trials; they are no peers for those of this one."""
+    run = ranked_by(run, sampler.search.metric)
     # A paused one has been told to the sampler of its own run, too.
     ended = [trial for trial in run.trials() if trial.status.state not in OPEN - {"paused"}]
     check_records(ended)

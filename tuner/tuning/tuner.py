@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tuner.config import TrialConfig
+from tuner.metrics import goal
 from tuner.run.events import (
     EpochEnded,
     Event,
@@ -24,7 +25,7 @@ from tuner.run.events import (
 )
 from tuner.run.run import now
 from tuner.run.state import SearchState, TrialProgress, in_order, is_known, num_alike
-from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord
+from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, score_of
 from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
@@ -325,12 +326,12 @@ class Tuner:
         trial.num_judged = max(trial.num_judged, row.epoch)
         if was_judged or not math.isfinite(row.train_loss + row.val_loss):
             return "continue"
-        verdict = self.scheduler.judge(number, row.epoch, row.val_accuracy)
+        verdict = self.scheduler.judge(number, row.epoch, self._score(row))
         if verdict == "pause":
             return self._decide_at_rung(number, trial)
         if verdict is None:
             return "continue"
-        trial.ending = _stopped(number, verdict)
+        trial.ending = self._stopped(number, verdict)
         return "stop"
 
     def _decide_at_rung(self, number: int, trial: LiveTrial) -> Decision:
@@ -347,6 +348,18 @@ class Tuner:
         if trial.ending is None:
             return "continue"
         return "pause" if trial.ending.state == "paused" else "stop"
+
+    def _score(self, row: EpochMetrics) -> float:
+        """Return what the scheduler judges an epoch by."""
+        score = score_of(row, self.state.search.metric)
+        assert score is not None, "a run records its metric"
+        return score
+
+    def _stopped(self, number: int, stop: Stop) -> TrialEnded:
+        """Return the ending of a trial that the scheduler stops, in the metric's own values."""
+        value, cut = (goal.score(x, self.state.search.metric) for x in (stop.value, stop.cut))
+        stop = replace(stop, value=value, cut=cut, metric=self.state.search.metric)
+        return TrialEnded(number=number, state="stopped", stop=stop, reason=str(stop))
 
     def _write_off(self, number: int, num_epochs: int) -> None:
         """Count the epochs of a trial after the first ``num_epochs`` as trained for nothing."""
@@ -379,7 +392,7 @@ class Tuner:
         if self._asha is None or self.is_draining():
             return
         for number, stop in self._asha.give_up(self._coming()):
-            ending = _stopped(number, stop)
+            ending = self._stopped(number, stop)
             if number in self.live:
                 # It came there just now, and its worker is about to give it back.
                 self.live[number].ending = ending
@@ -507,13 +520,13 @@ class Tuner:
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
             if (number, row.epoch) not in unjudged:
-                self.scheduler.enter(number, row.epoch, row.val_accuracy)
+                self.scheduler.enter(number, row.epoch, self._score(row))
                 continue
-            verdict = self.scheduler.judge(number, row.epoch, row.val_accuracy)
+            verdict = self.scheduler.judge(number, row.epoch, self._score(row))
             if verdict == "pause":
                 arrived.append(number)
             elif verdict is not None:
-                trial.ending = _stopped(number, verdict)
+                trial.ending = self._stopped(number, verdict)
                 self._waiting.remove((number, trial))
                 self.live[number] = trial
                 self.end(number)
@@ -568,7 +581,3 @@ class Tuner:
         self.state.apply(event)
         for observer in self.observers:
             observer(event)
-
-
-def _stopped(number: int, stop: Stop) -> TrialEnded:
-    return TrialEnded(number=number, state="stopped", stop=stop, reason=str(stop))

@@ -76,18 +76,24 @@ def probs_of_truth(probs: Tensor, labels: Tensor) -> Tensor:
     return probs.gather(2, index).squeeze(2).clamp(min=SMALLEST_PROB)
 
 
-def rank(probs: Tensor, labels: Tensor) -> Tensor:
-    """Return the members' positions, highest accuracy first; between equals, lowest NLL.
+def shares_by_class(labels: Tensor) -> Tensor:
+    """Return each image's share of a mean in which all classes count the same.
 
     Args:
-        probs: Shape (M, N, K).
         labels: int64, shape (N,).
 
     Returns:
-        int64, shape (M,).
+        Float64, shape (N,), summing to 1.
     """
-    right = (probs.argmax(dim=2) == labels).sum(dim=1)
-    nll = -probs_of_truth(probs, labels).double().log().mean(dim=1)
-    # By the lesser key first: a stable sort keeps its order among equals.
-    order = nll.argsort(stable=True)
-    return order[right[order].argsort(descending=True, stable=True)]
+    counts = labels.bincount().double()
+    return 1 / (counts[labels] * (counts > 0).sum())
+
+
+def mean_over_images(values: Tensor, shares: Tensor | None) -> Tensor:
+    """Return the mean over the last dimension.
+
+    Args:
+        values: Shape (..., N).
+        shares: Of the images, summing to 1, shape (N,); ``None`` for equal ones.
+    """
+    return values.mean(dim=-1) if shares is None else values @ shares.to(values)

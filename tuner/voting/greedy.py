@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tuner.voting import probs_of_truth
+from tuner.voting import mean_over_images, probs_of_truth
 
 ROUNDS = 40
 """Picks a bag at most: the cap that keeps the selection from fitting the images it is made on."""
@@ -12,7 +12,13 @@ BAGS = 20
 
 
 def greedy_weights(
-    probs: Tensor, labels: Tensor, *, rounds: int = ROUNDS, bags: int = BAGS, seed: int = 0
+    probs: Tensor,
+    labels: Tensor,
+    shares: Tensor | None = None,
+    *,
+    rounds: int = ROUNDS,
+    bags: int = BAGS,
+    seed: int = 0,
 ) -> Tensor:
     """Choose members by forward selection with replacement, averaged over bags of candidates.
 
@@ -27,6 +33,7 @@ def greedy_weights(
     Args:
         probs: Class probabilities of the candidates, shape (M, N, K).
         labels: int64, shape (N,).
+        shares: Of the images in the NLL, summing to 1, shape (N,); ``None`` for equal ones.
         rounds: Picks a bag, at least 1.
         bags: At least 1; a single one holds all candidates.
         seed: Of the bags.
@@ -35,7 +42,7 @@ def greedy_weights(
         Share of the picks, float64, shape (M,), summing to 1.
     """
     of_truth = probs_of_truth(probs, labels).float()
-    alone = of_truth.double().log().mean(dim=1)
+    alone = mean_over_images(of_truth.double().log(), shares)
     order = alone.argsort(descending=True, stable=True)
     of_truth = of_truth[order]
     generator = torch.Generator().manual_seed(seed)
@@ -45,20 +52,21 @@ def greedy_weights(
         others = 1 + torch.randperm(count - 1, generator=generator)
         half = others if bags == 1 else others[: (count + 1) // 2]
         bag = torch.cat([torch.zeros(1, dtype=torch.long), half])
-        picks = bag[_forward_selection(of_truth[bag], rounds)]
+        picks = bag[_forward_selection(of_truth[bag], shares, rounds)]
         weights += torch.bincount(picks, minlength=count).double() / (bags * len(picks))
     chosen = torch.empty_like(weights)
     chosen[order] = weights
     return chosen
 
 
-def _forward_selection(of_truth: Tensor, rounds: int) -> Tensor:
+def _forward_selection(of_truth: Tensor, shares: Tensor | None, rounds: int) -> Tensor:
     """Pick rows of ``of_truth``, shape (M, N), the first one first; give their positions."""
     picks = [0]
     total = of_truth[0].clone()
-    best, best_length = total.log().mean(), 1
+    best, best_length = mean_over_images(total.log(), shares), 1
     for length in range(2, rounds + 1):
-        scores = (of_truth + total).log_().mean(dim=1) - torch.tensor(float(length)).log()
+        logs = mean_over_images((of_truth + total).log_(), shares)
+        scores = logs - torch.tensor(float(length)).log()
         pick = int(scores.argmax())
         picks.append(pick)
         total += of_truth[pick]

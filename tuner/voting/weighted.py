@@ -11,7 +11,7 @@ NEGLIGIBLE = 1e-3
 """Weights below it are taken for none."""
 
 
-def fitted_weights(probs: Tensor, labels: Tensor) -> Tensor:
+def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
     """Return the non-negative weights, summing to one, whose vote has the lowest NLL.
 
     The NLL is convex in the weights (a linear opinion pool; Breiman 1996 stacks regressions so),
@@ -20,18 +20,20 @@ def fitted_weights(probs: Tensor, labels: Tensor) -> Tensor:
     Args:
         probs: Class probabilities of the candidates, shape (M, N, K).
         labels: int64, shape (N,).
+        shares: Of the images in the NLL, summing to 1, shape (N,); ``None`` for equal ones.
 
     Returns:
         Float64, shape (M,); weights that would be below ``NEGLIGIBLE`` are 0.
     """
     of_truth = probs_of_truth(probs, labels).double().numpy()
+    of_image = None if shares is None else shares.numpy()
     count = len(of_truth)
 
     def nll(weights: np.ndarray) -> float:
-        return float(-np.log(weights @ of_truth).mean())
+        return float(-np.average(np.log(weights @ of_truth), weights=of_image))
 
     def gradient(weights: np.ndarray) -> np.ndarray:
-        return np.asarray(-(of_truth / (weights @ of_truth)).mean(axis=1))
+        return -np.average(of_truth / (weights @ of_truth), axis=1, weights=of_image)
 
     found = minimize(
         nll,

@@ -23,6 +23,8 @@ function safe(text) {
 }
 
 const percent = (share, digits = 2) => (share == null ? "–" : (100 * share).toFixed(digits) + " %");
+// A value of the metric that trials are ranked by: a share, or an NLL in nats.
+const figure = (value) => (facts.metric.is_share ? percent(value) : value == null ? "–" : value.toFixed(4));
 const thousands = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
 // Three digits, or as many as the whole number has.
 const short = (value) => (typeof value === "number" ? String(Math.abs(value) >= 100 ? Math.round(value) : Number(value.toPrecision(3))) : value);
@@ -100,6 +102,22 @@ function accuracyAxis(colours, low, high, unit = " %") {
   const max = Math.min(1, Math.max(step, Math.ceil(high / step - 1e-9) * step));
   const min = Math.max(0, Math.min(max - step, Math.floor(low / step + 1e-9) * step));
   return axis(colours, { type: "value", min, max, interval: step, splitLine: true, axisLabel: { fontSize: 11.5, formatter: (v) => (100 * v).toFixed(step < 0.01 ? 1 : 0) + unit } });
+}
+
+// A vertical axis of the metric over the range [low, high].
+function metricAxis(colours, [low, high], unit = " %") {
+  if (facts.metric.is_share) return accuracyAxis(colours, low, high, unit);
+  return axis(colours, { type: "value", min: low, max: high, splitLine: true, axisLabel: { fontSize: 11.5, formatter: short } });
+}
+
+// The range of the metric that is worth seeing: but for this share of the trials, the worst ones.
+function range(values, share) {
+  if (facts.metric.is_share) return [lowest(values, share), highest(values)];
+  const sorted = values.filter((v) => v != null).sort((a, b) => a - b);
+  if (!sorted.length) return [0, 1];
+  const best = sorted[0], worst = sorted[Math.ceil((1 - share) * (sorted.length - 1))];
+  const margin = Math.max(0.01, 0.1 * (worst - best));
+  return [Math.max(0, best - margin), worst + margin];
 }
 
 // The lowest accuracy that is worth seeing: but for this share of the trials, and a little less.

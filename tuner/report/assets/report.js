@@ -25,19 +25,20 @@ const curves = chart("chart-curves", (colours) => {
   // The best are drawn last, on top.
   const ordered = [...shown].reverse();
   const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
-  const bests = shown.map((t) => t.accuracy), low = control("zoom").checked ? lowest(bests, shown.length > 100 ? 0.5 : 0.1) : 0;
+  const bests = shown.map((t) => t.value), seen = range(bests, !control("zoom").checked ? 0 : shown.length > 100 ? 0.5 : 0.1);
+  if (!control("zoom").checked) seen[0] = 0;
   const end = (t) => [t.curve.length, t.curve.at(-1)];
-  const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${percent(t.accuracy)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
+  const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${figure(t.value)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
     grid: { left: 48, right: 18, top: 22 + 16 * legendRows(), bottom: 40 },
     legend: { show: families.length > 1, selectedMode: false, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
     tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
     xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
-    yAxis: accuracyAxis(colours, low, highest(bests)),
+    yAxis: metricAxis(colours, seen),
     series: [
       {
         type: "lines", coordinateSystem: "cartesian2d", polyline: true, clip: true, progressive: 0, z: 2,
-        data: ordered.filter((t) => t.curve.length > 1).map((t) => ({ trial: t, coords: t.curve.map((a, e) => [e + 1, a ?? 0]), lineStyle: { color: colourOf(colours, t.family) } })),
+        data: ordered.filter((t) => t.curve.length > 1).map((t) => ({ trial: t, coords: t.curve.flatMap((a, e) => (a == null ? [] : [[e + 1, a]])), lineStyle: { color: colourOf(colours, t.family) } })),
         lineStyle: { width: 1.2, opacity }, emphasis: { lineStyle: { width: 3, opacity: 1 } },
       },
       ...families.map((family, index) => ({
@@ -55,9 +56,9 @@ on("zoom", curves);
 const soFar = facts.best_so_far.map((point) => point[2]);
 chart("chart-best", (colours) => ({ chart: {
   grid: { left: 48, right: 18, top: 12, bottom: 40 },
-  tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${percent(p[0].data[1])}</b>`, { trigger: "axis" }),
+  tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${figure(p[0].data[1])}</b>`, { trigger: "axis" }),
   xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax", axisLabel: { formatter: thousands } }),
-  yAxis: accuracyAxis(colours, lowest(soFar, 0.3), highest(soFar)),
+  yAxis: metricAxis(colours, range(soFar, 0.3)),
   series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 }, areaStyle: { opacity: 0.08 } }],
 } }));
 
@@ -86,7 +87,7 @@ function absent(p) {
 
 const parallel = chart("chart-parallel", (colours, width) => {
   const family = control("family").value, share = SHARES[control("share").value];
-  const scored = trials.filter((t) => t.accuracy != null && (family === "all" || t.family === family));
+  const scored = trials.filter((t) => t.value != null && (family === "all" || t.family === family));
   const kept = scored.slice(0, Math.max(1, Math.ceil(share * scored.length)));
   const fits = facts.parameters.map((p, index) => ({ ...p, index }))
     .filter((p) => (family === "all" ? p.family === null : p.family === null || p.family === family))
@@ -99,7 +100,7 @@ const parallel = chart("chart-parallel", (colours, width) => {
   control("parallel-note").textContent = (fits.length > axes.length
     ? `The ${rank.size ? axes.length + " most important" : "first " + axes.length} of ${fits.length} parameters; the leaderboard has all. ` : "")
     + (axes.some(lacks) ? "A line meets n/a on the axis of a parameter that its trial has not. " : "");
-  const accuracies = kept.map((t) => t.accuracy), low = Math.min(...accuracies), high = Math.max(...accuracies);
+  const values = kept.map((t) => t.value), low = Math.min(...values), high = Math.max(...values);
   const dims = axes.map((p, dim) => ({
     dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: isNarrow ? 100 : 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",
     ...(p.values
@@ -107,13 +108,13 @@ const parallel = chart("chart-parallel", (colours, width) => {
       : { type: p.log ? "log" : "value", min: lacks(p) ? absent(p) : p.low, max: p.high, minInterval: p.whole ? 1 : 0 }),
     axisLabel: { formatter: (v) => (p.values || v >= p.low ? short(v) : Math.abs(v - absent(p)) < 0.001 * (p.low - absent(p)) ? ABSENT : "") },
   }));
-  dims.push({ dim: axes.length, name: "accuracy", type: "value", scale: true, min: high > low ? low : low - 0.01, max: high, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (100 * v).toFixed(high - low < 0.02 ? 2 : 1) } });
+  dims.push({ dim: axes.length, name: facts.metric.name, type: "value", scale: true, min: high > low ? low : low - 0.01, max: high, nameLocation: isNarrow ? "start" : "end", nameTextStyle: { fontSize: 11.5, fontWeight: 600, color: colours.ink }, axisLabel: { formatter: (v) => (facts.metric.is_share ? (100 * v).toFixed(high - low < 0.02 ? 2 : 1) : short(v)) } });
   return { height: isNarrow ? 60 * dims.length + 80 : 440, chart: {
     tooltip: tooltip(colours, (p) => {
       const t = kept.toReversed()[p.dataIndex];
-      return `<b>${name(t)}</b><br>${axes.map((a) => `${safe(a.short)} ${safe(short(t.values[a.index] ?? "–"))}`).join("<br>")}<br>accuracy ${percent(t.accuracy)}`;
+      return `<b>${name(t)}</b><br>${axes.map((a) => `${safe(a.short)} ${safe(short(t.values[a.index] ?? "–"))}`).join("<br>")}<br>${facts.metric.name} ${figure(t.value)}`;
     }),
-    visualMap: { show: false, dimension: axes.length, min: low, max: high, inRange: { color: colours.ramp } },
+    visualMap: { show: false, dimension: axes.length, min: low, max: high, inRange: { color: facts.metric.is_share ? colours.ramp : colours.ramp.toReversed() } },
     parallel: {
       layout: isNarrow ? "vertical" : "horizontal", left: isNarrow ? 118 : 46, right: isNarrow ? 24 : 60, top: isNarrow ? 24 : 44, bottom: isNarrow ? 40 : 30,
       parallelAxisDefault: { nameGap: 14, axisLine: { lineStyle: { color: colours.soft } }, axisTick: { lineStyle: { color: colours.rule } }, areaSelectStyle: { color: colours.series[0], borderColor: colours.series[0], opacity: 0.25 } },
@@ -123,7 +124,7 @@ const parallel = chart("chart-parallel", (colours, width) => {
       type: "parallel", progressive: 0, inactiveOpacity: 0.03, activeOpacity: 0.9, smooth: 0,
       lineStyle: { width: 1.3, opacity: Math.max(0.25, Math.min(0.8, 10 / Math.sqrt(kept.length * 6))) },
       emphasis: { lineStyle: { width: 3, opacity: 1 } },
-      data: kept.toReversed().map((t) => [...axes.map((a) => t.values[a.index] ?? absent(a)), t.accuracy]),
+      data: kept.toReversed().map((t) => [...axes.map((a) => t.values[a.index] ?? absent(a)), t.value]),
     }],
   } };
 });
@@ -147,8 +148,8 @@ if (groups.length) {
 // Slices
 
 {
-  const scored = trials.filter((t) => t.accuracy != null);
-  const bests = scored.map((t) => t.accuracy), low = lowest(bests, 0.1), high = highest(bests);
+  const scored = trials.filter((t) => t.value != null);
+  const seen = range(scored.map((t) => t.value), 0.1);
   const byRank = facts.parameters.map((p, index) => ({ ...p, index })).sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
   // Chance that stays the same at each drawing.
   const jitter = (number) => ((number * 0.6180339887) % 1) - 0.5;
@@ -158,7 +159,7 @@ if (groups.length) {
     const element = document.createElement("div");
     element.className = "chart";
     element.setAttribute("role", "img");
-    element.setAttribute("aria-label", `${parameter.name} against accuracy`);
+    element.setAttribute("aria-label", `${parameter.name} against ${facts.metric.name}`);
     control("slices").append(element);
     const place = (t) => (parameter.values ? parameter.values.indexOf(t.values[parameter.index]) + 0.5 * jitter(t.number) : t.values[parameter.index]);
     const isFew = parameter.values;
@@ -167,12 +168,12 @@ if (groups.length) {
       return { chart: {
         title: { text: parameter.short, left: 0, top: 0, textStyle: { fontSize: 12.5, fontWeight: 500, color: colours.ink } },
         grid: { left: 38, right: 14, top: 28, bottom: isCrowded ? 52 : 24 },
-        tooltip: tooltip(colours, (p) => `<b>${name(having[p.dataIndex])}</b><br>${safe(parameter.name)} ${safe(short(having[p.dataIndex].values[parameter.index]))}<br>${percent(having[p.dataIndex].accuracy)}`),
+        tooltip: tooltip(colours, (p) => `<b>${name(having[p.dataIndex])}</b><br>${safe(parameter.name)} ${safe(short(having[p.dataIndex].values[parameter.index]))}<br>${figure(having[p.dataIndex].value)}`),
         xAxis: isFew
           ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11, ...(isCrowded && { rotate: 35, interval: 0 }) } })
           : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
-        yAxis: accuracyAxis(colours, low, high, ""),
-        series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.accuracy], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
+        yAxis: metricAxis(colours, seen, ""),
+        series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.value], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
       } };
     });
   }

@@ -12,6 +12,7 @@
     { title: "trial", of: (t) => t.number, number: true },
     { title: "model", of: (t) => t.family },
     { title: "state", of: (t) => t.state, show: (v) => v.replaceAll("_", " ") },
+    ...(["accuracy", "nll"].includes(facts.metric.key) ? [] : [{ title: `${facts.metric.name} %`, of: (t) => t.value, number: true, show: (v) => (100 * v).toFixed(2), down: true }]),
     { title: "accuracy %", of: (t) => t.accuracy, number: true, show: (v) => (100 * v).toFixed(2), down: true },
     { title: "loss", of: (t) => t.loss, number: true, show: (v) => v.toFixed(4) },
     { title: "epochs", of: (t) => t.epochs, number: true, down: true },

@@ -281,11 +281,16 @@ def simulate_search(
             is_awaited = epoch == given.config.epochs or epoch in given.judged_epochs
             yield cost.epoch_seconds + (cost.write_seconds if is_awaited else 0.0)
             error = math.exp(-qualities[number] - NOISE * generator.standard_normal())
+            error *= epoch**-DECAY
+            # Whatever the metric, the better trial has the better value.
             metrics = EpochMetrics(
                 epoch=epoch,
                 train_loss=0.0,
-                val_loss=0.0,
-                val_accuracy=1 - error * epoch**-DECAY,
+                val_loss=error,
+                val_accuracy=1 - error,
+                val_balanced_accuracy=1 - error,
+                val_macro_f1=1 - error,
+                val_worst_class=1 - error,
                 lr=0.0,
                 seconds=cost.epoch_seconds,
                 time=clock.now,

@@ -205,7 +205,10 @@ def run_trials(
             tracked(run, request.log, tuner.state, tuner.observers, say),
             Progress(tuner, console, lambda: capacity.count),
         ):
-            payload = payload | {"save_seconds": request.save_seconds}
+            payload = payload | {
+                "save_seconds": request.save_seconds,
+                "metric": request.search.metric,
+            }
             _run_over_losses(tuner, recorder, payload, capacity, storage, request.max_failures)
         if tuner.draining != "broken":
             status = "interrupted" if tuner.draining == "interrupted" else "finished"

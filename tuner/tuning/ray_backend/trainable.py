@@ -21,7 +21,7 @@ import ray
 import torch
 from ray import tune
 
-from tuner.config import ModelConfig, TrialConfig
+from tuner.config import Metric, ModelConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import StorageError
@@ -66,6 +66,7 @@ def train_trial(
     epoch_seconds: float | None = None,
     compile_mode: CompileMode = "never",
     save_seconds: float = 10.0,
+    metric: Metric = "accuracy",
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
@@ -86,6 +87,7 @@ def train_trial(
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
         compile_mode: See ``tuner.training.compilation``.
         save_seconds: See ``Saver``.
+        metric: See ``Saver``.
     """
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     patience = Patience(
@@ -103,6 +105,7 @@ def train_trial(
             epoch_seconds=epoch_seconds,
             compile_mode=compile_mode,
             save_seconds=save_seconds,
+            metric=metric,
         )
     more = {}
     if patience.problem:
@@ -125,6 +128,7 @@ def _train_trial(
     epoch_seconds: float | None,
     compile_mode: CompileMode,
     save_seconds: float,
+    metric: Metric,
 ) -> TrialEnded:
     """Train as ``train_trial`` does, and return how the trial ended, unless the storage failed."""
     began = time.monotonic()
@@ -168,6 +172,7 @@ def _train_trial(
                 config.model,
                 splits,
                 history,
+                metric=metric,
                 seconds=save_seconds,
                 check=partial(_check_no_successor, path, params["attempt"]),
             )

@@ -7,7 +7,7 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
-from tuner.run.trial import TrialRecord
+from tuner.run.trial import TrialRecord, score_of
 from tuner.space import SearchSpace
 from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.study import make_study
@@ -26,7 +26,7 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
 
     It compares how the values of the best tenth of the trials are distributed with how all are
     (arXiv 2304.10255; parameters of branches as in arXiv 2601.20800). A trial counts with its best
-    accuracy, stopped or not: a scheduler stops those that are worse. One that ended badly does not
+    value, stopped or not: a scheduler stops those that are worse. One that ended badly does not
     count.
 
     Args:
@@ -39,9 +39,10 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
     """
     told: dict[str, list[FrozenTrial]] = {ALL: []}
     for trial in trials:
-        if trial.is_scored and trial.best and (drawn := params_of(space, trial.config)):
+        score = score_of(trial.best, trial.metric) if trial.is_scored and trial.best else None
+        if score is not None and (drawn := params_of(space, trial.config)):
             frozen = create_trial(
-                value=trial.best.val_accuracy,
+                value=score,
                 params=drawn.params,
                 distributions=drawn.distributions,
             )
@@ -57,7 +58,8 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
 
 
 def _shares(trials: list[FrozenTrial]) -> dict[str, float]:
-    study = make_study()
+    # Scores, of which more is better whatever the metric.
+    study = make_study("accuracy")
     study.add_trials(trials)
     quantile = max(BEST_SHARE, MIN_BEST / len(trials))
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import optuna
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
-from tuner.config import SearchConfig, TrialConfig
+from tuner.config import Metric, SearchConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.trial import EpochMetrics, TrialState, best_row
 from tuner.space import RandomTrial, SearchSpace, Trial
@@ -46,7 +47,7 @@ class Sampler:
         self.space = space
         self.search = search
         self._storage = PausedTrials()
-        self.study = make_study(self._storage)
+        self.study = make_study(search.metric, self._storage)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
         self._limit_violation = limit_violation
@@ -162,15 +163,15 @@ class Sampler:
         the bad, however good it is.
         """
         if (trial := self._asked.get(number)) is not None:
-            self._storage.show_as_pruned(trial, _verdict("paused", history)[2])
+            self._storage.show_as_pruned(trial, _verdict("paused", history, self.search.metric)[2])
             self.on_change()
 
     def _tell(
         self, trial: optuna.Trial, state: TrialState, history: Sequence[EpochMetrics]
     ) -> None:
-        optuna_state, value, curve = _verdict(state, history)
-        for step, accuracy in curve.items():
-            trial.report(accuracy, step)
+        optuna_state, value, curve = _verdict(state, history, self.search.metric)
+        for step, reached in curve.items():
+            trial.report(reached, step)
         # Optuna wants to take the value of a pruned trial from its curve itself.
         is_complete = optuna_state is OptunaState.COMPLETE
         self.study.tell(trial, value if is_complete else None, optuna_state)
@@ -195,7 +196,7 @@ class Sampler:
             self._tell(self._ask_again(drawn, number), state, history)
             self.on_change()
             return True
-        optuna_state, value, curve = _verdict(state, history)
+        optuna_state, value, curve = _verdict(state, history, self.search.metric)
         self.study.add_trial(
             create_trial(
                 state=optuna_state,
@@ -242,23 +243,25 @@ class Sampler:
 
 
 def _verdict(
-    state: TrialState, history: Sequence[EpochMetrics]
+    state: TrialState, history: Sequence[EpochMetrics], metric: Metric
 ) -> tuple[OptunaState, float | None, dict[int, float]]:
     """Say what Optuna is told of a trial: its state, its value, its curve.
 
-    A trial that ran its course is COMPLETE with its best accuracy. One that was stopped, or waits
-    at a rung, is PRUNED with its last accuracy; TPE ranks it below the complete ones, by how far it
-    came and how good it was.
+    A trial that ran its course is COMPLETE with its best value. One that was stopped, or waits at
+    a rung, is PRUNED with its last value; TPE ranks it below the complete ones, by how far it came
+    and how good it was.
     A diverged one, or one out of memory or stopped before its first epoch, is PRUNED without a
     value, the worst there is, so that its region is avoided. One that failed for another reason
     says nothing of its configuration: FAIL.
     """
-    best = best_row(history)
-    curve = {row.epoch: row.val_accuracy for row in history}
+    best = best_row(history, metric)
+    values = {row.epoch: row.value(metric) for row in history if math.isfinite(row.val_loss)}
+    # Of an earlier run that did not record the metric, some epochs have none.
+    curve = {epoch: value for epoch, value in values.items() if value is not None}
     if state == "completed" and best is not None:
-        return OptunaState.COMPLETE, best.val_accuracy, curve
-    if state in ("stopped", "paused") and history:
-        return OptunaState.PRUNED, history[-1].val_accuracy if history else None, curve
+        return OptunaState.COMPLETE, best.value(metric), curve
+    if state in ("stopped", "paused") and curve:
+        return OptunaState.PRUNED, curve[max(curve)], curve
     if state in ("diverged", "out_of_memory", "stopped"):
         return OptunaState.PRUNED, None, {}
     return OptunaState.FAIL, None, {}

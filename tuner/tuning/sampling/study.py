@@ -3,12 +3,14 @@
 import math
 import warnings
 from importlib.util import find_spec
+from typing import Literal
 
 import optuna
 from optuna.storages import BaseStorage
 
-from tuner.config import SearchConfig
+from tuner.config import Metric, SearchConfig
 from tuner.errors import UsageError
+from tuner.metrics.goal import LOWER_IS_BETTER
 from tuner.space import SearchSpace
 from tuner.space.axes import Branch, Range, parameters
 
@@ -41,10 +43,15 @@ def check_study_fits(space: SearchSpace, search: SearchConfig) -> None:
         )
 
 
-def make_study(storage: BaseStorage | None = None) -> optuna.Study:
-    """Make an empty study, in memory unless another storage is given."""
+def direction_of(metric: Metric) -> Literal["minimize", "maximize"]:
+    """Return the direction of a study of ``metric``."""
+    return "minimize" if metric in LOWER_IS_BETTER else "maximize"
+
+
+def make_study(metric: Metric, storage: BaseStorage | None = None) -> optuna.Study:
+    """Make an empty study of ``metric``, in memory unless another storage is given."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(storage=storage, direction="maximize")
+    return optuna.create_study(storage=storage, direction=direction_of(metric))
 
 
 def _branches(space: SearchSpace) -> list[str]:

@@ -19,9 +19,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
+from tuner.config import Metric
 from tuner.errors import UsageError
 from tuner.passwords import hide_passwords
 from tuner.tuning.sampling.paused import MARK as MARK_PAUSED
+from tuner.tuning.sampling.study import direction_of
 
 MARK = "run"
 """Attribute of a study: the run that made it."""
@@ -38,14 +40,24 @@ class StudyPlace:
         name: Of the study.
         mark: Names the run, and no other one.
         is_ours: Whether a study that bears no mark was made by this run.
+        metric: What it is a study of.
     """
 
-    def __init__(self, place: str, name: str, mark: str, *, is_ours: bool = False) -> None:
+    def __init__(
+        self,
+        place: str,
+        name: str,
+        mark: str,
+        *,
+        is_ours: bool = False,
+        metric: Metric = "accuracy",
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._place = place
         self._name = name
         self._mark = mark
         self._is_ours = is_ours
+        self._metric = metric
 
     def __str__(self) -> str:
         return hide_passwords(self._place)
@@ -109,7 +121,9 @@ class StudyPlace:
         return Path(str(url.database)) if is_file else None
 
     def _make(self, storage: BaseStorage) -> optuna.Study:
-        study = optuna.create_study(storage=storage, study_name=self._name, direction="maximize")
+        study = optuna.create_study(
+            storage=storage, study_name=self._name, direction=direction_of(self._metric)
+        )
         study.set_user_attr(MARK, self._mark)
         return study
 

@@ -1,0 +1,37 @@
+"""A run seen by another metric than it was searched by."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tuner.config import Metric
+from tuner.data.splits import load_splits, located
+from tuner.run.run import Run
+
+
+def ranked_by(
+    run: Run, metric: Metric | None, *, data: str | None = None, data_dir: Path | None = None
+) -> Run:
+    """Return a run with its trials ranked by ``metric``; ``None`` leaves it as it is.
+
+    What trials of an earlier version lack is computed from their validation probabilities, for
+    which the images are read.
+
+    Args:
+        run: Which.
+        metric: What counts.
+        data: Where the run's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
+    """
+    if metric is None:
+        return run
+    record = run.record
+
+    @cache
+    def val_labels() -> np.ndarray:
+        splits = load_splits(*located(record.data, record.data_dir, data, data_dir))
+        splits.expect(record.data_fingerprint, record.split_fingerprint, run.path)
+        return splits.val.labels.cpu().numpy()
+
+    return run.by(metric, val_labels)
