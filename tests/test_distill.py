@@ -356,7 +356,9 @@ def test_students_are_searched_resumed_refitted_and_combined(
 def test_a_student_beside_its_teacher_fits_80_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    scores = Scores(accuracy=0.91234, nll=0.3, brier=0.1, ece=0.02, ece_equal_mass=0.02, top3=1)
+    rest = {"brier": 0.1, "ece": 0.02, "ece_equal_mass": 0.02, "top3": 1.0}
+    classes = {"balanced_accuracy": 0.9, "macro_f1": 0.9, "worst_class": 0.5}
+    scores = Scores(accuracy=0.91234, nll=0.3, **rest, **classes)
     contender = Contender(
         name="cnn_small-20260101-120000/greedy5",
         val=scores,
