@@ -49,6 +49,14 @@ torch.set_num_threads(1)
 # A job in the background of a script ignores interrupts, and so would the programs that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+TINY_SPACE = """\
+space:
+  model: {cnn: {stages: 2, blocks: 1, width: {choice: [8, 16]}}}
+  batch_size: 32
+  optimizer: {sgd: {lr: {choice: [0.1, 0.2]}}}
+"""
+"""What ``trained_run`` is said to have searched."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the tests that start a cluster last, those that share one session first among them.
@@ -131,7 +139,7 @@ def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run
         num_val=len(digits.val),
         started=now(),
     )
-    run = Run.create(storage / "tiny", record, "space: {}\n")
+    run = Run.create(storage / "tiny", record, TINY_SPACE)
     # Trial 1 is the best one, so that the order of the numbers is not that of the ranks.
     widths_and_rates = ((8, 0.1), (16, 0.2), (16, 0.1))
     for number, (width, lr) in enumerate(widths_and_rates):

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "deploy": "errors voting schema config storage augment models metrics data run training "
     "ensemble",
     "tracking": "errors config storage run",
-    "monitor": "config storage metrics run",
+    "monitor": "config storage metrics run space",
     "report": "schema config storage metrics run space",
     "tuning": "errors passwords schema config storage models metrics data run space training "
     "ensemble deploy tracking monitor",

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
-from tuner.cli import main
+from tuner.cli import cli, main
 from tuner.run.run import Run
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
@@ -52,7 +55,7 @@ MISTAKES = {
     "a missing space": (["search", "--space", "none.yaml"], 2, "none.yaml: there is no such file"),
     "a space of no known name": (["search", "--space", "quik"], 2, "did you mean 'quick'?"),
     "no space": (["search"], 2, "Missing option '--space'"),
-    "an unknown command": (["serch"], 2, "Did you mean 'search'?"),
+    "an unknown command": (["serch"], 2, "'search'"),
     "an unknown option": (["search", "--trails", "3"], 2, "--trials"),
     "no trials": (["search", "--space", "quick", "--trials", "0"], 2, "must be at least 1"),
     "an unknown key in an override": (
@@ -171,7 +174,8 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
     assert result.code == code
     assert result.out == ""
     assert "Traceback" not in result.err
-    assert len(result.err.splitlines()) <= 2
+    _, _, told = result.err.rpartition("cifar-tune: ")
+    assert len(told.splitlines()) <= 2
     assert not Path("runs").exists()
 
 
@@ -284,16 +288,19 @@ def test_the_whole_journey(session: None, call, monkeypatch: pytest.MonkeyPatch)
 
     assert json.loads(call("leaderboard", "--json").out)["trials"][0]["state"] == "completed"
     assert "first" in call("runs").out
-    assert "num_parameters" in call("show", "first", "0").out
+    assert " parameters, " in call("show", "first", "0").out
     shutil.rmtree("runs/first/trials/0000")
     assert call("show", "first", "0").code == 2
 
 
 def test_runs_are_listed_with_the_zone_of_their_times(finished_run: Run, call) -> None:
     told = call("runs", "--storage", str(finished_run.path.parent)).out
-    *_, headings, row = told.splitlines()
+    _, headings, row, *_ = told.splitlines()
     assert headings.rstrip().endswith("started, UTC")
     assert row.rstrip().endswith(finished_run.record.started[:19].replace("T", " "))
+    best = finished_run.ranked()[0].best
+    assert best is not None
+    assert row.split()[3:5] == ["3/3", f"{best.val_accuracy:.4f}"]
 
 
 def test_a_run_is_shown_with_how_it_stands(finished_run: Run, call) -> None:
@@ -301,6 +308,75 @@ def test_a_run_is_shown_with_how_it_stands(finished_run: Run, call) -> None:
     best = finished_run.ranked()[0]
     assert document["best"] == {"trial": best.number, "val_accuracy": best.best.val_accuracy}
     assert sum(document["states"].values()) == len(finished_run.trials())
+
+
+def test_the_newest_run_is_meant_where_none_is_named(finished_run: Run, call) -> None:
+    at = ["--storage", str(finished_run.path.parent)]
+    assert call("show", *at).out.startswith("tiny: finished, 2 completed, 1 stopped, of 3 trials\n")
+    assert call("show", "1", *at).out.startswith("tiny, trial 1: cnn, completed after 2 of 2 ")
+    finished_run.update(hardware={"threads_per_trial": 1})
+    again = call("rerun", "2", *at, "--device", "cpu")
+    assert "2 of 2 epochs gave the same numbers." in again.out, again.err
+    missing = call("show", "tin", *at)
+    assert (missing.code, "did you mean 'tiny'?" in missing.err) == (2, True)
+
+
+def test_the_leaderboard_shows_what_was_searched_and_is_sorted_by_it(
+    finished_run: Run, call
+) -> None:
+    where = ["leaderboard", str(finished_run.path)]
+    title, headings, *rows = call(*where).out.splitlines()
+    assert title == "tiny: 3 trials"
+    assert {"width", "lr"} <= set(headings.split())
+    assert not [line for line in rows if line != line.rstrip()]
+    told = call(*where, "--columns", "trial,lr,batch_size", "--sort", "lr", "--rows", "2").out
+    title, headings, *rows = told.splitlines()
+    assert title == "tiny: 3 trials, by lr, the first 2"
+    assert headings.split() == ["trial", "lr", "batch_size"]
+    assert [row.split() for row in rows[:2]] == [["2", "0.1", "32"], ["0", "0.1", "32"]]
+    assert "did you mean 'width'?" in call(*where, "--columns", "wdth").err
+
+
+def test_every_command_stands_in_a_group_with_a_short_summary(call) -> None:
+    told = call("--help").out
+    assert "Other:" not in told
+    rows = [line for line in told.splitlines() if re.match(r"  [a-z][a-z-]+  +\S", line)]
+    assert len(rows) == len(cli.commands)
+    assert all(len(line.split(maxsplit=1)[1]) <= 55 for line in rows)
+    searching = call("search", "--help").out
+    assert "Other:" not in searching
+    assert "How to search:" in searching
+    assert "[tpe|random|gp|cmaes|grid]" in searching
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "expected"),
+    [
+        (["search", "--space"], "cnn", "cnn_small"),
+        (["search", "--sampler"], "t", "tpe"),
+        (["leaderboard"], "", "tiny"),
+        (["show", "tiny"], "", "2"),
+        (["rerun"], "1", "1"),
+        (["predict", "x.png", "--ensemble"], "ti", "tiny"),
+    ],
+)
+def test_a_shell_completes_values(
+    words: list[str], begun: str, expected: str, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished_run.path.parents[1])
+    completer = ShellComplete(cli, {}, "cifar-tune", "_CIFAR_TUNE_COMPLETE")
+    assert expected in [item.value for item in completer.get_completions(words, begun)]
+
+
+def test_what_an_encoding_lacks_is_written_otherwise(finished_run: Run) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "report", str(finished_run.path)],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert b"validation (cnn, trial 1)" in done.stdout
+    assert b"\\x" not in done.stdout
 
 
 def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> None:

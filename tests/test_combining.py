@@ -9,7 +9,7 @@ import pytest
 import tuner.ensemble
 from tuner.cli import ensemble, main
 from tuner.ensemble import latency
-from tuner.ensemble.request import METHODS
+from tuner.ensemble.request import ASKED_METHODS, METHODS
 from tuner.run.run import Run
 
 
@@ -32,26 +32,53 @@ def call(
 
 
 def test_the_command_offers_every_method() -> None:
-    assert tuple(ensemble.METHODS) == METHODS
+    assert tuple(ensemble.METHODS) == ASKED_METHODS
 
 
-def test_members_gain_and_the_left_out_are_shown(call: Any) -> None:
+def test_the_verdict_comes_first_and_all_fits_a_terminal(call: Any) -> None:
     code, out, err = call("--top", "2", "--device", "cpu")
     assert code == 0, err
-    assert "tiny: vote of 2" in out
-    assert "over the best single, trial 1" in out
-    assert "McNemar p" in out
+    assert out.startswith("tiny: vote of 2\nThe vote of 2 is ")
+    assert "cross-fitted" in out
+    assert "Test gain over trial 1, in points: " in out
+    assert "below the top 2 by validation accuracy" not in out
+    assert "\n  cifar-tune predict IMAGE... --ensemble tiny/ensembles/top2\n" in out
+    assert err.endswith("reading the test images: 359, by networks: 2\n")
+    assert len((err + out).splitlines()) <= 24
+    assert not [line for line in out.splitlines() if line != line.rstrip()]
+
+
+def test_all_tables_are_printed_when_asked_for_and_shown_later(
+    call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = call("--top", "2", "--verbose")
     assert "below the top 2 by validation accuracy" in out
-    assert "Ensemble: tiny/ensembles/top2" in out
-    assert "Next, with --ensemble tiny/ensembles/top2:\n  cifar-tune predict IMAGE...\n" in out
-    assert err == "reading the test images: 359, by networks: 2\n"
+    assert "The first members together" in out
+    assert "true \\ predicted, test images" in out
+    monkeypatch.setattr(sys, "argv", ["cifar-tune", "show", "tiny/ensembles/top2"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out == out
+
+
+def test_auto_takes_what_the_verdict_advises(call: Any, finished_run: Run) -> None:
+    _, out, _ = call("--top", "3", "--method", "auto", "--json")
+    document = json.loads(out)
+    verdict = document["verdict"]
+    assert verdict["advised"] == verdict["asked"] | {"method": verdict["advised"]["method"]}
+    assert document["method"] == (verdict["advised"]["method"] or "vote")
+    assert document["name"] == "auto3"
+    assert len(document["members"]) == verdict["advised"]["num_members"]
+    assert verdict["text"].endswith("Take it.")
 
 
 @pytest.mark.parametrize("words", [["--compare", "--calibrate"], ["--frontier"], ["--dry-run"]])
 def test_what_is_shown_fits_80_columns(call: Any, words: list[str]) -> None:
     code, out, err = call("--top", "3", *words)
     assert code == 0, err
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    told, _, commands = out.partition("Next:\n")
+    assert max(len(line.rstrip()) for line in told.splitlines()) <= 80
+    assert all(line.startswith("  cifar-tune ") for line in commands.splitlines())
 
 
 def test_a_frontier_of_the_first_members_alone_says_so(

@@ -90,8 +90,8 @@ def invoke(*words: str) -> Callable[[Path], object]:
 def watch(storage: Path) -> None:
     watcher = RunWatcher(storage / RUN)
     watcher.look()
-    summary(watcher.state, watcher.slots, watcher.seconds_left())
-    draw(watcher.state, watcher.slots, watcher.seconds_left(), watcher.note(2e9), 100, 30)
+    summary(watcher.state, watcher.slots, watcher.clocks())
+    draw(watcher.state, watcher.slots, watcher.clocks(), watcher.note(2e9), 100, 30)
 
 
 READERS = {

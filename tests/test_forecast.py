@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.cli.plan import print_forecast
+from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import TunerError
 from tuner.report import write_report
 from tuner.run.forecast import (
@@ -21,6 +23,10 @@ from tuner.run.forecast import (
 )
 from tuner.run.run import Run
 from tuner.space import load_space
+from tuner.tuning.budget import Budget
+from tuner.tuning.planning.plan import with_advice
+from tuner.tuning.planning.simulated import TrialCost, simulate
+from tuner.tuning.resources import TrialResources
 
 
 def spread(median: float) -> Spread:
@@ -146,6 +152,37 @@ def test_the_report_sets_the_plan_beside_what_came(forecast: Forecast, finished_
     first = table.partition("<tbody>")[2].partition("</tr>")[0]
     cells = [cell.partition(">")[2] for cell in first.replace("</td>", "").split("<td")[1:]]
     assert cells == ["time of the search, s", "10", "5 to 20", "8", "+25 %"]
+
+
+def test_what_would_fit_into_a_small_budget_is_advised(
+    forecast: Forecast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrialConfig(model=ModelConfig("cnn", {}), epochs=9)
+    share = TrialResources(cpus=1, gpus=0)
+    cost = TrialCost(
+        config=config, resources=share, setup_seconds=0.5, epoch_seconds=1.0, write_seconds=0.0
+    )
+    search = SearchConfig(trials=8, epochs=9, grace=9, scheduler="none", sampler="random")
+    imagined = partial(
+        simulate, num_known=1, fit=lambda shares: len(shares) <= 2, start_seconds=2.0
+    )
+    budget = Budget(trials=8, seconds=25.0)
+    given = replace(forecast, trials=8, done=spread(4.0))
+    advised = with_advice(given, imagined, [cost], search, budget)
+    # Four after one another of 4 epochs take 2 + 4 * 4.75 s = 21; of 5 epochs, 25, but that speeds
+    # differ; all of 9 epochs, 41.
+    assert advised.fitting_epochs in (4, 5)
+    assert advised.seconds_of_all is not None
+    assert 35 < advised.seconds_of_all.median < 47
+    print_forecast(advised)
+    text = capsys.readouterr().out
+    assert "4 of 8 trials fit into the budget" in text
+    assert f"with --epochs {advised.fitting_epochs}, all do." in text
+    # Where not even one epoch of each does, it says so.
+    hopeless = with_advice(given, imagined, [cost], search, replace(budget, seconds=4.0))
+    assert hopeless.fitting_epochs is None
+    print_forecast(hopeless)
+    assert "with fewer epochs not all would" in capsys.readouterr().out
 
 
 def test_a_forecast_reads_well_in_a_narrow_terminal(

@@ -46,7 +46,7 @@ def test_a_finished_run_is_read_and_reported(storage: Path) -> None:
     at = ("--storage", str(storage))
     board = document("leaderboard", "finished", *at)
     assert [trial["trial"] for trial in board["trials"]] == [0, 3, 2, 1]
-    assert "completed: 1" in invoke("show", "finished", *at)
+    assert "3 stopped, 1 completed, of 4 trials" in invoke("show", "finished", *at)
     invoke("report", "finished", *at)
     page = (storage / "finished" / "report.html").read_text()
     assert "epoch 2: 0.3056 below 0.4236" in page

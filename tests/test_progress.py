@@ -14,8 +14,10 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.processes import PROGRAM
-from tests.test_tuner import World
+from tests.test_tuner import World, read_space
+from tuner.monitor import steps
 from tuner.monitor.live_table import sparkline, stretched
+from tuner.monitor.terminal import is_live
 from tuner.tuning.progress import Progress
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -25,11 +27,11 @@ def shown(folder: Path, width: int, *, live: bool = True, **budget: float) -> st
     """Return what the progress of a small search writes on a console."""
     screen = io.StringIO()
     console = Console(
-        file=screen, force_terminal=live, width=width, height=40, no_color=True, _environ={}
+        file=screen, force_terminal=live, width=width, height=40, color_system=None, _environ={}
     )
     world = World(folder)
     tuner = world.tuner(**budget)
-    with Progress(tuner, console, lambda: 2):
+    with Progress(tuner, console, lambda: 2, read_space(world.text)):
         first, second = world.begin(tuner), world.begin(tuner)
         first.step(0.5)
         first.step(0.6)
@@ -50,6 +52,9 @@ def test_the_table_fits_the_terminal_and_tells_what_goes_on(tmp_path: Path, widt
     assert "▁█" in text
     assert re.search(r"1 +2 +1 +1\b", text), "of two that came to rung 1 one passed, one stopped"
     assert "ETA 0:" in text
+    assert re.search(r"3 epochs of 2 s · elapsed 0:00:0\d", text)
+    assert "batch_size" in text, "what is searched"
+    assert "budget" not in text
     assert all(len(line) <= width for line in text.replace("\r", "\n").splitlines())
 
 
@@ -65,7 +70,32 @@ def test_the_time_left_ends_with_the_budget(
     *_, (minutes, seconds) = re.findall(r"ETA 0:(\d\d):(\d\d)", text)
     left = 60 * int(minutes) + int(seconds)
     assert left <= latest
+    assert ("budget left 0:00:0" in text) == bool(budget)
     assert budget or left > 5
+
+
+def test_without_colour_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not is_live(Console(force_terminal=True))
+    monkeypatch.delenv("NO_COLOR")
+    assert is_live(Console(force_terminal=True, _environ={"TERM": "xterm"}))
+
+
+def test_a_long_step_is_told_of_again_and_a_short_one_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "MOMENT", 0.05)
+    monkeypatch.setattr(steps, "PULSE", 0.2)
+    screen = io.StringIO()
+    console = Console(file=screen, width=80)
+    with steps.step(console, "Blinking"):
+        pass
+    with steps.step(console, "Sleeping"):
+        time.sleep(0.6)
+    first, *others = screen.getvalue().splitlines()
+    assert first == "Sleeping ..."
+    assert others
+    assert all(re.fullmatch(r"Sleeping \.\.\. \d s so far", line) for line in others)
 
 
 def test_off_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
@@ -73,7 +103,7 @@ def test_off_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     assert "\x1b" not in text
     assert text.splitlines() == [
         "0/6 trials · 0 of 2 slots busy",
-        "trial 1 stopped · 1 epochs · accuracy 0.1000 · epoch 1: 0.1000 below 0.5000, 1 peer",
+        "trial 1 stopped · 1 epoch · accuracy 0.1000 · epoch 1: 0.1000 below 0.5000, 1 peer",
         "trial 2 failed · 0 epochs · no accuracy · RuntimeError: broken",
     ]
 

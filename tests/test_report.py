@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -29,10 +30,10 @@ from tuner.errors import TunerError
 from tuner.report import verdict, write_report
 from tuner.report.advice import advise
 from tuner.report.comparison import compare, write_comparison
-from tuner.report.facts import short_names
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.space import SearchSpace, load_space
+from tuner.space.searched import short_names
 from tuner.tuning.sampling.importance import ALL, importances
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import make_scheduler
@@ -627,10 +628,47 @@ def test_choices_of_numbers_are_sorted_as_numbers(browser: Any, run: Run) -> Non
     view.page.locator("#with-parameters").check()
     view.page.get_by_role("button", name="Show all 40").click()
     view.page.get_by_role("button", name="batch_size", exact=True).click()
-    cells = view.page.locator("#trials tbody td:nth-child(9)")
+    place = view.page.locator("#trials thead th").all_inner_texts().index("batch_size") + 1
+    cells = view.page.locator(f"#trials tbody td:nth-child({place})")
     values = [int(text) for text in cells.all_inner_texts()]
     assert values == sorted(values)
     assert set(values) == {32, 64, 128}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_click_shows_what_a_trial_was_given_and_why_it_ended(
+    browser: Any, run: Run, width: int
+) -> None:
+    ranked = run.ranked()
+    stopped = next(trial for trial in ranked if trial.status.state == "stopped")
+    view = opened(browser, write_report(run, ranked, spaces(), {}, []).path, width, "light")
+    page, panel = view.page, view.page.locator("#trial")
+    page.locator("#filter").fill(f"stopped {stopped.status.reason.split(',')[0]}")
+    page.get_by_role("button", name=f"Show trial {stopped.number}", exact=True).click()
+    assert stopped.status.reason in panel.inner_text()
+    assert f"batch_size\t{stopped.config.batch_size}" in panel.inner_text()
+    assert view.num_colours("#chart-trial") > 5
+    assert panel.evaluate("e => e.scrollWidth <= e.clientWidth"), "it scrolls sideways"
+    page.keyboard.press("Escape")
+    assert not panel.is_visible()
+    # Another one, by the row: the curve is drawn anew.
+    page.locator("#filter").fill("completed")
+    page.locator("#trials tbody tr").first.click()
+    assert "completed after" in panel.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.locator("#trial-close").click()
+    assert view.problems == []
+
+
+def test_the_best_configuration_is_shown_to_copy(run: Run) -> None:
+    page = write_report(run, run.ranked(), spaces(), {}, []).path.read_text()
+    _, _, card = page.partition('<section id="best">')
+    text = card.partition("<pre>")[2].partition("</pre>")[0]
+    (baseline,) = yaml.safe_load(text)["baseline"]
+    best = run.ranked()[0]
+    assert baseline["batch_size"] == best.config.batch_size
+    assert f"Trial {best.number} (" in card
 
 
 @pytest.mark.browser

@@ -241,13 +241,13 @@ def test_the_time_left_ends_with_the_recorded_budget(
     watcher = RunWatcher(world.run.path)
     world.begin(tuner).step(0.5)
     watcher.look()
-    left = watcher.seconds_left()
+    left = watcher.clocks().remaining
     assert left is not None
     assert 0 < left <= latest
     assert budget or left > 6
     world.run.update(status="finished")
     watcher.look()
-    assert watcher.seconds_left() is None
+    assert watcher.clocks().remaining is None
 
 
 def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
@@ -295,4 +295,6 @@ def test_a_search_that_has_ended_is_shown_once(tmp_path: Path) -> None:
     screen = io.StringIO()
     assert follow(world.run.path, Console(file=screen, width=200)).record.status == "finished"
     # As on the leaderboard, a trial that ended badly does not lead.
-    assert screen.getvalue() == "1/6 trials · 0 of 2 slots busy · 1 failed\n"
+    assert screen.getvalue() == (
+        "1/6 trials · 0 of 2 slots busy · 1 failed · 1 epoch of 2 s · elapsed 0:00:00\n"
+    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tuner.config import Resize
     from tuner.console import Console
     from tuner.deploy.predictor import Ensemble
-    from tuner.ensemble.request import Diverse, Method
+    from tuner.ensemble.request import AskedMethod, Diverse
     from tuner.metrics.predict import Tta
     from tuner.run.run import Run
     from tuner.space import SearchSpace
@@ -477,7 +477,7 @@ def combine(
     run: "Place | Run | None" = None,
     *,
     top: int = 5,
-    method: "Method" = "vote",
+    method: "AskedMethod" = "vote",
     metric: Metric | None = None,
     calibrate: bool = False,
     tta: "Tta" = "none",
@@ -504,7 +504,8 @@ def combine(
     Args:
         run: A run, its name or its folder; ``None`` for the newest.
         top: Members: exactly so many of a vote, at most so many otherwise.
-        method: ``vote``, ``greedy``, ``weighted``, ``soup`` or ``greedy-soup``.
+        method: ``vote``, ``greedy``, ``weighted``, ``soup``, ``greedy-soup``, or ``auto`` for what
+            cross-fitted validation figures advise, which may be the best trial alone.
         metric: What is chosen by, as in ``search``; ``None`` for that of the run.
         calibrate: Fit one temperature to the vote.
         tta: Views of an image that each member averages: ``none``, ``flip``, ``flip+shift``.
@@ -532,12 +533,12 @@ def combine(
         TunerError: If a candidate's files are damaged, each in a line.
     """
     from tuner.ensemble import make_ensemble, planning
-    from tuner.ensemble.request import METHODS, Diverse, EnsembleRequest
+    from tuner.ensemble.request import ASKED_METHODS, Diverse, EnsembleRequest
     from tuner.metrics.predict import Tta
     from tuner.training.device import find_devices
 
     _check_numbers(top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms)
-    _expect("method", method, METHODS)
+    _expect("method", method, ASKED_METHODS)
     _expect("tta", tta, get_args(Tta))
     if metric is not None:
         _expect("metric", metric, get_args(Metric))

@@ -39,6 +39,19 @@ def visible(text: str, keep: str = "\n\t") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
+PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#-")
+"""What stands for our own signs on a terminal that has no Unicode."""
+
+
+def encodable(text: str, encoding: str) -> str:
+    r"""Return the text with what an encoding lacks written otherwise, or as ``\xe9``."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
 def shortened(message: str) -> str:
     """Return a message with the long words and lines that it quotes cut."""
     # Some more are let be: the message may have quoted a part and gone on after it.
@@ -79,7 +92,7 @@ class Console(rich.console.Console):
             if segment.control:
                 yield segment
             else:
-                yield Segment(visible(segment.text), segment.style)
+                yield Segment(encodable(visible(segment.text), self.encoding), segment.style)
 
 
 class _VisibleStream:
@@ -95,7 +108,8 @@ class _VisibleStream:
     def write(self, text: str) -> int:
         """Write text; it may begin with a return, by which progress bars go over their line."""
         begin = "\r" if text.startswith("\r") else ""
-        self.rich_proxied_file.write(begin + visible(text.removeprefix(begin)))
+        shown = visible(text.removeprefix(begin))
+        self.rich_proxied_file.write(begin + encodable(shown, self.encoding or "utf-8"))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -32,18 +32,23 @@ from tuner.cli import (
     show,
     space,
 )
+from tuner.cli.help import WorkflowGroup
 from tuner.cli.running import Interrupted
 from tuner.console import shortened, visible_output
 from tuner.errors import TunerError, UsageError
 
 
 @click.group(
+    cls=WorkflowGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: cifar-tune search --space quick && cifar-tune ensemble --top 5",
 )
 @click.version_option(__version__, prog_name="cifar-tune")
 def cli() -> None:
-    """Search hyperparameters and architectures of image classifiers, then combine the best."""
+    """Search hyperparameters and architectures of image classifiers, then combine the best.
+
+    'COMMAND --help' has an example of each.
+    """
 
 
 IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)

@@ -4,13 +4,14 @@ from dataclasses import asdict
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE
 from tuner.cli.output import print_json
 from tuner.storage.paths import AnyPath
 
 
 @click.command(epilog="Example: cifar-tune check quick-20260101-120000")
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completion.runs)
 @STORAGE
 @DEVICE
 @TRUST_CODE
@@ -25,10 +26,10 @@ def check(
     trust_code: bool,
     as_json: bool,
 ) -> None:
-    """Read every file of a run, and say what is damaged, missing or left over.
+    """Find damaged, missing and left-over files of a run.
 
-    Networks are loaded and have to give the probabilities that were recorded. Ends with 0 if all is
-    well, and with 1 if not.
+    Every file is read. Networks are loaded and have to give the probabilities that were recorded.
+    Ends with 0 if all is well, and with 1 if not.
     """
     from tuner.deploy.predictor import read_ensemble
     from tuner.ensemble.check import damage_of_run

@@ -10,5 +10,8 @@ TEMPLATES = {"kuberay": "kuberay.yaml", "ray-up": "ray-up.yaml", "slurm": "slurm
 @click.command("cluster-template", epilog="Example: cifar-tune cluster-template slurm > search.sh")
 @click.argument("kind", type=click.Choice(list(TEMPLATES)))
 def cluster_template(kind: str) -> None:
-    """Print a file to start a cluster from, for Kubernetes, a cloud or Slurm."""
+    """Print a file for Kubernetes, a cloud or Slurm.
+
+    From it, a cluster is started.
+    """
     click.echo((files("tuner") / "templates" / TEMPLATES[kind]).read_text(), nl=False)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.options import JSON, METRIC, STORAGE, option
 from tuner.cli.output import print_comparison, print_json
 from tuner.run.resuming import short_path
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: cifar-tune compare tpe-1 random-1 --html compare.html")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
+@click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN RUN...", shell_complete=completion.runs
+)
 @STORAGE
 @option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
 @METRIC
@@ -27,7 +30,10 @@ def compare(
     metric: "Metric | None",
     as_json: bool,
 ) -> None:
-    """Set runs side by side: what they spent, and what came of it."""
+    """Set runs side by side.
+
+    What they searched and spent, and what came of it.
+    """
     from tuner.report.comparison import compare as describe
     from tuner.report.comparison import differences, write_comparison
     from tuner.run.run import find_run

@@ -22,7 +22,7 @@ MOST_FILES = 20
 
 @click.group()
 def data() -> None:
-    """Prepare data sets, look at them, and split them."""
+    """Prepare, describe and split data sets."""
 
 
 @data.command("prepare", epilog="Example: cifar-tune data prepare cifar10")
@@ -34,7 +34,7 @@ def data() -> None:
 @SKIP_BROKEN
 @JSON
 def data_prepare(source: str, data_dir: Path, as_json: bool, **settings: Any) -> None:
-    """Fetch and decode a data set, so that searches start at once."""
+    """Fetch and decode images before a search."""
     from tuner.data.splits import load_splits, load_test
 
     splits = load_splits(_config(source, settings), data_dir)
@@ -61,7 +61,10 @@ def data_prepare(source: str, data_dir: Path, as_json: bool, **settings: Any) ->
 @VAL_FRACTION
 @JSON
 def data_info(source: str, data_dir: Path, as_json: bool, **settings: Any) -> None:
-    """Tell what was found: layout, images by class and part, sizes, what is left out and why."""
+    """Tell what images were found.
+
+    Their layout, number by class and part, sizes, and what is left out and why.
+    """
     from tuner.data.description import describe
 
     info = describe(_config(source, settings), data_dir)
@@ -93,7 +96,10 @@ def data_info(source: str, data_dir: Path, as_json: bool, **settings: Any) -> No
 @VAL_FRACTION
 @JSON
 def data_split(source: str, out: Path, val_fraction: float | None, as_json: bool) -> None:
-    """Copy images into OUT/train, OUT/val and OUT/test, divided as a search would divide them."""
+    """Divide images into folders.
+
+    They are copied into OUT/train, OUT/val and OUT/test, divided as a search would divide them.
+    """
     from tuner.config import DataConfig
     from tuner.data.splitting import write_split
 

@@ -55,4 +55,4 @@ def distill(context: click.Context, /, into: str, ensemble: str | None, **option
         **common_options(options),
     )
     run = search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
-    print_outcome(run, as_json=options["as_json"])
+    print_outcome(run, as_json=options["as_json"], quiet=options["quiet"])

@@ -32,7 +32,10 @@ def doctor(
     data_dir: Path,
     as_json: bool,
 ) -> None:
-    """See whether a search would run: nodes, versions, storage, data, and how many trials fit."""
+    """See whether a search would run.
+
+    Nodes, versions, storage and data are looked at, and how many trials fit.
+    """
     if is_dashboard(address := address or os.environ.get("RAY_ADDRESS")):
         return _submit_doctor(context, str(address))
     from dataclasses import asdict

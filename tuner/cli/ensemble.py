@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.ensemble_tables import print_ensemble, print_plan
 from tuner.cli.options import (
     DATA,
@@ -19,9 +20,11 @@ from tuner.cli.options import (
     option,
 )
 from tuner.cli.output import print_json
+from tuner.console import Console
+from tuner.monitor.steps import step
 from tuner.storage.paths import AnyPath
 
-METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
+METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
 
 
 @click.command(epilog="Example: cifar-tune ensemble --top 5 --method greedy --calibrate")
@@ -32,14 +35,21 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
     show_default=True,
     help="How many members; of any method but vote, at most.",
 )
-@option("--run", "run_name", metavar="RUN", help="Name or folder. [default: the newest]")
+@option(
+    "--run",
+    "run_name",
+    metavar="RUN",
+    shell_complete=completion.runs,
+    help="Name or folder. [default: the newest]",
+)
 @STORAGE
 @option(
     "--method",
     type=click.Choice(METHODS),
     default="vote",
     show_default=True,
-    help="How they are chosen and vote; a soup averages weights.",
+    help="How they are chosen and vote. A soup averages weights; auto takes the vote, or the one "
+    "trial, that cross-fitted validation figures advise.",
 )
 @METRIC
 @option("--calibrate", is_flag=True, help="Fit one temperature to the vote.")
@@ -80,6 +90,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup"]
 @MOVED_DATA_DIR
 @option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
 @option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
+@option("--verbose", is_flag=True, help="Print all tables; 'show' prints them, too.")
 @DEVICE
 @TRUST_CODE
 @option("--address", help="Spread the members over a Ray cluster: auto or HOST:PORT.")
@@ -90,23 +101,26 @@ def ensemble(
     dry_run: bool,
     device: str,
     address: str | None,
+    verbose: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Combine the best trials and read the test set once.
+    """Combine the best trials, and test what they make.
 
-    Members, weights and temperature are chosen on validation images, from what each trial has left
-    in the run folder; it may be searched still.
+    The test set is read once. Members, weights and temperature are chosen on validation images,
+    from what each trial has left in the run folder; it may be searched still.
     """
-    from tuner.ensemble import make_ensemble, planning
-    from tuner.ensemble.request import EnsembleRequest
     from tuner.run.run import find_run
-    from tuner.training.device import find_devices
+
+    run = find_run(storage, run_name)
+    with step(Console(stderr=True, highlight=False), "Loading PyTorch"):
+        from tuner.ensemble import make_ensemble, planning
+        from tuner.ensemble.request import EnsembleRequest
+        from tuner.training.device import find_devices
 
     def say(message: str) -> None:
         click.echo(message, err=True)
 
-    run = find_run(storage, run_name)
     request = EnsembleRequest(**asked)
     with contextlib.ExitStack() as stack:
         predict = None
@@ -124,4 +138,4 @@ def ensemble(
     if as_json:
         print_json(result.to_plain())
     else:
-        print_ensemble(result)
+        print_ensemble(result.path, is_whole=verbose)

@@ -1,95 +1,93 @@
-"""An ensemble on the terminal: its members, its worth, and what it was compared with."""
+"""An ensemble on the terminal: what it is worth, its members, and what it was compared with."""
 
-import shlex
+import string
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.cli.output import TRAINED_ON_VALIDATION, interval_text, make_console, make_table
+from tuner.cli.output import (
+    TRAINED_ON_VALIDATION,
+    interval_text,
+    make_console,
+    make_table,
+    print_stripped,
+)
 from tuner.cli.student_table import print_student
 from tuner.config import Metric
 from tuner.console import Console
 from tuner.metrics.goal import name_of, spelt
-from tuner.run.resuming import short_path
+from tuner.run.resuming import command_line, short_path, storage_words
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from tuner.ensemble.pool import Excluded
-    from tuner.ensemble.result import EnsembleResult
-    from tuner.metrics.predict import Scores
+    from tuner.ensemble import pool
+    from tuner.report.ensembles import (
+        Confusion,
+        EnsembleFigures,
+        Excluded,
+        FrontierPoint,
+        Scores,
+    )
 
-VAL = """\
-Val: on the images it was chosen on; cross-fit: on the same, each by a choice
-made without it, from the same candidates."""
-TESTED = "Test, NLL and ECE: on the test images, which choose nothing."
+VAL = "cross-fit: validation images, each by a choice that was made without it."
+TESTED = "test, NLL and ECE: test images, which choose nothing."
 UNTESTED = """\
-There are no test images. Held-out, NLL and ECE: on the validation images, the
-ensemble as cross-fitted; members as they were chosen on them, which flatters them."""
+No test images. held-out, NLL and ECE: validation images, the ensemble cross-fitted,
+members alone as they were chosen there, which flatters them."""
 MOST_CLASSES = 12
 """Up to which the confusion matrix is printed."""
+MOST_LETTERS = 24
+"""Of the name of a class."""
+MOST_MEMBERS = 5
+"""Members that are listed unless all is asked for."""
+MOST_COLUMNS = 80
+"""Columns to which sentences are wrapped on a wide terminal."""
 MOST_REASONS = 6
 MOST_TRIALS = 8
 """Up to which the trials left out for one reason are named."""
 
 
-def print_ensemble(result: "EnsembleResult") -> None:
-    """Print an ensemble beside its members, its gain, its confusion matrix, and its rivals."""
+def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
+    """Print what an ensemble is worth, and what may come next.
+
+    Args:
+        folder: Of the ensemble.
+        is_whole: Whether with all tables, not only those that were asked for by an option.
+
+    Raises:
+        TunerError: If its files are damaged.
+    """
+    from tuner.report.ensembles import read_confusion, read_figures
+
+    result = read_figures(folder)
     console = make_console()
     calibrated = f", temperature {result.temperature:.3f}" if result.temperature != 1 else ""
     tta = f", --tta {result.tta}" if result.tta != "none" else ""
     by = "" if result.metric == "accuracy" else f", by {name_of(result.metric)}"
     title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}{by}"
-    images = result.tested_on
-    table = make_table(title, ("", "model", "weight", "val", "cross-fit", images, "NLL", "ECE"), 2)
-    for member in result.members:
-        table.add_row(
-            f"trial {member.trial}",
-            member.family,
-            f"{member.weight:.3f}",
-            *_scores(result.metric, member.val, None, member.test),
-        )
-    mean, whole = result.mean_member, result.ensemble
-    single = result.best_single_figures
-    table.add_section()
-    table.add_row("mean member", "", "", *_scores(result.metric, mean["val"], None, mean["test"]))
-    table.add_row(
-        f"best single: {result.best_single}",
-        "",
-        "",
-        *_scores(result.metric, single.val, single.crossfit, single.test),
-    )
-    scores = _scores(result.metric, whole.val, whole.crossfit, whole.test)
-    table.add_row("ensemble", "", "", *scores, style="bold")
-    console.print(table)
-    meaning = TRAINED_ON_VALIDATION if result.is_val_seen else VAL
-    console.print(f"\n{meaning}\n{TESTED if result.has_test else UNTESTED}\n")
-    if any(member.temperature != 1 for member in result.members):
-        temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
-        console.print(
-            f"Members stand as they were trained. Each is mixed at a temperature of its own:\n"
-            f"{temperatures}\n"
-        )
-    gain = result.gain
-    over_single, over_mean = map(interval_text, (gain.over_best_single, gain.over_mean_member))
-    console.print(
-        f"Gain in {images} accuracy, {gain.level:.0%} interval, in points:\n"
-        f"  over the best single, trial {result.best_single:<5}{over_single}"
-        f"  McNemar p = {gain.mcnemar_p:.2g}\n"
-        f"  over the mean member             {over_mean}\n"
-    )
-    _print_test_scores(console, result)
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    if result.verdict:
+        _print_sentence(console, result.verdict.text)
+    elif result.is_val_seen:
+        console.print(TRAINED_ON_VALIDATION, markup=False)
+    console.print()
+    _print_members(console, result, None if is_whole else MOST_MEMBERS)
+    meaning = TESTED if result.has_test else UNTESTED
+    console.print(meaning if result.is_val_seen else f"{VAL}\n{meaning}", markup=False)
+    if result.gain:
+        _print_gain(console, result, is_whole=is_whole)
+    console.print()
+    if is_whole:
+        _print_more(console, result)
+        _print_sizes(console, result)
+        confusion = read_confusion(folder)
+        if confusion and len(confusion.classes) <= MOST_CLASSES:
+            _print_confusion(console, confusion, f"true \\ predicted, {result.tested_on} images")
     if result.comparison:
         _print_comparison(console, result)
-    else:
-        _print_sizes(console, result)
-        if len(result.classes) <= MOST_CLASSES:
-            console.print(
-                confusion_table(
-                    result.classes, result.confusion.tolist(), f"true \\ predicted, {images} images"
-                )
-            )
-            console.print()
     if result.frontier:
         _print_frontier(console, result)
     if result.teacher is not None:
@@ -99,48 +97,120 @@ def print_ensemble(result: "EnsembleResult") -> None:
         console.print(
             f"{note.images} test images have near-duplicates in the training data: accuracy "
             f"{note.accuracy_of_these:.2%};\nwithout them {note.accuracy_of_others:.2%}, gain "
-            f"{interval_text(note.gain_of_others)}.\n"
+            f"{interval_text(note.gain_of_others)}.\n",
+            markup=False,
         )
-    _print_left_out(console, result.left_out)
+    if is_whole:
+        _print_left_out(console, result.left_out)
+    _print_next(console, folder, result, is_whole=is_whole)
+
+
+def _print_sentence(console: Console, text: str) -> None:
+    width = min(console.width, MOST_COLUMNS)
+    console.print(textwrap.fill(text, width, break_on_hyphens=False), markup=False, soft_wrap=True)
+
+
+def _print_members(console: Console, result: "EnsembleFigures", most: int | None) -> None:
+    headings = ("", "model", "weight", "val", "cross-fit", result.tested_on, "NLL", "ECE")
+    table = make_table("", headings, 2)
+    if most is None or len(result.members) <= most:
+        shown = result.members
+    else:
+        shown = result.members[: most - 1]
+    for member in shown:
+        scores = _scores(result, member.val, None, member.test)
+        table.add_row(f"trial {member.trial}", member.family, f"{member.weight:.3f}", *scores)
+    if more := len(result.members) - len(shown):
+        table.add_row(f"and {more} more")
+    table.add_section()
+    if mean := result.mean_member:
+        table.add_row("mean member", "", "", *_scores(result, mean.val, None, mean.test))
+    if single := result.best_single_figures:
+        scores = _scores(result, single.val, single.crossfit, single.test)
+        table.add_row(f"best single: {result.best_single}", "", "", *scores)
+    whole = result.ensemble
+    scores = _scores(result, whole.val, whole.crossfit, whole.test)
+    table.add_row("ensemble", "", "", *scores, style="bold")
+    print_stripped(console, table)
+
+
+def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) -> None:
+    gain = result.gain
+    assert gain is not None
+    over_single = interval_text(gain.over_best_single)
+    if not is_whole:
+        console.print(
+            f"{result.tested_on.capitalize()} gain over trial {result.best_single}, in points: "
+            f"{over_single}, McNemar p = {gain.mcnemar_p:.2g}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
     console.print(
-        f"Ensemble: {short_path(result.path)}  (model_card.md, metrics.json, *.png)", soft_wrap=True
-    )
-    _print_next(console, result)
-
-
-def _print_next(console: Console, result: "EnsembleResult") -> None:
-    """Name what is done with an ensemble next."""
-    place = shlex.quote(short_path(result.path))
-    run = shlex.quote(short_path(result.path.parent.parent))
-    lines = (
-        f"Next, with --ensemble {place}:",
-        "  cifar-tune predict IMAGE...",
-        "  cifar-tune evaluate DATA",
-        "  cifar-tune export --format onnx --output model.onnx",
-        f"and for the whole run: cifar-tune report {run}",
-    )
-    console.print("\n".join(lines), soft_wrap=True, markup=False)
-
-
-def _print_test_scores(console: Console, result: "EnsembleResult") -> None:
-    test = result.ensemble.test
-    half = next(row for row in result.coverage if row.coverage >= 0.5)
-    seen = [entry for entry in result.per_class if entry.accuracy is not None]
-    worst = min(seen, key=lambda entry: entry.accuracy or 0)
-    console.print(
-        f"{result.tested_on.capitalize()} images: balanced accuracy {test.balanced_accuracy:.2%}, "
-        f"macro F1 {test.macro_f1:.2%};\n"
-        f"top-3 {test.top3:.2%}, Brier {test.brier:.4f}, "
-        f"ECE by equal mass {test.ece_equal_mass:.4f};\n"
-        f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}; "
-        f"the hardest class, {worst.label[:24]}, {worst.accuracy or 0:.2%}.\n",
+        f"\nGain in {result.tested_on} accuracy, {gain.level:.0%} interval, in points:\n"
+        f"  over the best single, trial {result.best_single:<5}{over_single}"
+        f"  McNemar p = {gain.mcnemar_p:.2g}\n"
+        f"  over the mean member             {interval_text(gain.over_mean_member)}",
         markup=False,
     )
 
 
-def print_plan(plan: dict[str, Any], left_out: Sequence["Excluded"]) -> None:
+def _print_next(
+    console: Console, folder: AnyPath, result: "EnsembleFigures", *, is_whole: bool
+) -> None:
+    """Name what is done with an ensemble next, each command on a line of its own."""
+    storage = storage_words(folder.parent.parent.parent)
+    run = folder.parent.parent.name
+    place = short_path(folder) if storage else f"{run}/{folder.name}"
+    lines = []
+    if result.verdict and result.verdict.advised != result.verdict.asked:
+        method = result.verdict.advised.method
+        top = str(result.verdict.top)
+        words = ["--top", top, "--method", method] if method else ["--top", "1"]
+        lines.append(command_line("ensemble", *words, "--run", run, *storage))
+    if not is_whole:
+        lines.append(command_line("show", place))
+    named = ("--ensemble", place)
+    lines += [
+        command_line("predict", "IMAGE...", *named),
+        command_line("export", *named, "--output", "model.onnx"),
+    ]
+    if is_whole:
+        lines.insert(1, command_line("evaluate", "DATA", *named))
+    console.print(f"Ensemble: {short_path(folder)}. Next:", soft_wrap=True, markup=False)
+    console.print("\n".join(f"  {line}" for line in lines), soft_wrap=True, markup=False)
+
+
+def _print_more(console: Console, result: "EnsembleFigures") -> None:
+    """Print scores besides accuracy, NLL and ECE, and how members are softened."""
+    if any(member.temperature != 1 for member in result.members):
+        temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
+        console.print(
+            f"Members stand as they were trained. Each is mixed at a temperature of its own:\n"
+            f"{temperatures}\n"
+        )
+    test = result.ensemble.test
+    parts = [f"Brier {test.brier:.4f}"]
+    if test.top3 is not None:
+        parts.insert(0, f"top-3 {test.top3:.2%}")
+    if test.ece_equal_mass is not None:
+        parts.append(f"ECE by equal mass {test.ece_equal_mass:.4f}")
+    lines = [f"{result.tested_on.capitalize()} images: {', '.join(parts)}"]
+    if half := next((row for row in result.coverage if row.coverage >= 0.5), None):
+        lines.append(f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}")
+    seen = [entry for entry in result.per_class if entry.accuracy is not None]
+    if seen:
+        worst = min(seen, key=lambda entry: entry.accuracy or 0)
+        lines.append(f"the hardest class, {cut(worst.label)}, {worst.accuracy or 0:.2%}")
+    console.print(";\n".join(lines) + ".\n", markup=False)
+
+
+def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> None:
     """Print choices with their figures on the validation images; no test image was read."""
     console = make_console()
+    if plan["verdict"]:
+        _print_sentence(console, plan["verdict"]["text"])
+        console.print()
     headings = ("", "trials: weights", "val", "cross-fit", "NLL, cross-fit")
     metric = plan["metric"]
     by = "" if metric == "accuracy" else f", by {name_of(metric)}"
@@ -155,19 +225,18 @@ def print_plan(plan: dict[str, Any], left_out: Sequence["Excluded"]) -> None:
             spelt(choice["crossfit"][metric], metric),
             f"{choice['crossfit']['nll']:.4f}",
         )
-    console.print(table)
+    print_stripped(console, table)
     console.print(f"\n{TRAINED_ON_VALIDATION}\n" if plan["is_val_seen"] else "")
     _print_left_out(console, left_out)
 
 
-def _print_sizes(console: Console, result: "EnsembleResult") -> None:
+def _print_sizes(console: Console, result: "EnsembleFigures") -> None:
     if not result.by_size:
         return
-    images = result.tested_on
     headings = (
         "members",
         "trial",
-        images,
+        result.tested_on,
         "interval",
         "gain over best single",
         "McNemar p",
@@ -176,23 +245,28 @@ def _print_sizes(console: Console, result: "EnsembleResult") -> None:
     table = make_table("The first members together", headings, 0)
     for row, member in zip(result.by_size, result.members, strict=True):
         added = member.contribution
+        gain = (row.gain, row.gain_low, row.gain_high)
+        low, *others = (f"{100 * end:+.2f}" for end in gain if end is not None)
         table.add_row(
             str(row.k),
             str(member.trial),
             f"{row.accuracy:.2%}",
             f"{100 * row.low:.2f} - {100 * row.high:.2f}",
-            f"{100 * row.gain:+.2f} [{100 * row.gain_low:+.2f}, {100 * row.gain_high:+.2f}]",
-            f"{row.mcnemar_p:.2g}",
+            f"{low} [{', '.join(others)}]",
+            "-" if row.mcnemar_p is None else f"{row.mcnemar_p:.2g}",
             "-" if added is None else f"{100 * added:+.2f}",
         )
-    console.print(table)
-    console.print(
-        f"\nadds: accuracy with the member less that without it. At least one member is\n"
-        f"right on {result.oracle:.2%} of the {images} images.\n"
-    )
+    print_stripped(console, table)
+    told = "\nadds: accuracy with the member less that without it."
+    if result.oracle is not None:
+        told += (
+            f" At least one member is\nright on {result.oracle:.2%} of the {result.tested_on} "
+            "images."
+        )
+    console.print(f"{told}\n")
 
 
-def _print_comparison(console: Console, result: "EnsembleResult") -> None:
+def _print_comparison(console: Console, result: "EnsembleFigures") -> None:
     images = result.tested_on
     metric = result.metric
     gain = "gain over best single" if metric == "accuracy" else "gain in accuracy"
@@ -203,34 +277,31 @@ def _print_comparison(console: Console, result: "EnsembleResult") -> None:
         table.add_row(
             f"{row.method}{' + T' if row.calibrated else ''}",
             str(len(row.members)),
-            spelt(val.value(metric), metric),
-            spelt(crossfit.value(metric), metric) if crossfit else "-",
-            spelt(test.value(metric), metric),
+            *(_spelt(scores, metric) for scores in (val, crossfit, test)),
             interval_text(row.gain),
             f"{test.nll:.3f}",
             f"{test.ece:.3f}",
         )
-    console.print(table)
+    print_stripped(console, table)
     console.print("\nn: trials in it; + T: calibrated by one temperature.")
     for skipped in result.skipped:
         console.print(f"{skipped.method}: {skipped.reason}.", markup=False)
     console.print()
 
 
-def _print_frontier(console: Console, result: "EnsembleResult") -> None:
+def _print_frontier(console: Console, result: "EnsembleFigures") -> None:
     from tuner.ensemble.latency import MOST_COMBINED
 
     images = result.tested_on
     table = make_table("Best for their time", ("ms", "ms, 256 images", "val", images, "trials"), 0)
-    for point in result.frontier or ():
+    for point in result.frontier:
         table.add_row(
             f"{point.latency_ms:.2f}",
-            f"{point.latency_256_ms:.1f}",
-            spelt(point.val_metric, result.metric),
-            spelt(point.metric, result.metric),
+            "-" if point.latency_256_ms is None else f"{point.latency_256_ms:.1f}",
+            *_point_values(point, result.metric),
             " ".join(map(str, point.members)),
         )
-    console.print(table)
+    print_stripped(console, table)
     if len(result.members) > MOST_COMBINED:
         console.print(
             f"\nOnly the first {MOST_COMBINED} of {len(result.members)} members were combined."
@@ -238,7 +309,7 @@ def _print_frontier(console: Console, result: "EnsembleResult") -> None:
     console.print()
 
 
-def _print_left_out(console: Console, left_out: Sequence["Excluded"]) -> None:
+def _print_left_out(console: Console, left_out: "Sequence[Excluded | pool.Excluded]") -> None:
     by_reason: dict[str, list[str]] = {}
     for entry in left_out:
         by_reason.setdefault(entry.reason, []).append(str(entry.trial))
@@ -253,24 +324,45 @@ def _print_left_out(console: Console, left_out: Sequence["Excluded"]) -> None:
     console.print()
 
 
-def _scores(metric: Metric, val: "Scores", crossfit: "Scores | None", test: "Scores") -> list[str]:
-    return [
-        spelt(val.value(metric), metric),
-        spelt(crossfit.value(metric), metric) if crossfit else "-",
-        spelt(test.value(metric), metric),
-        f"{test.nll:.4f}",
-        f"{test.ece:.4f}",
-    ]
+def _scores(
+    result: "EnsembleFigures", val: "Scores", crossfit: "Scores | None", test: "Scores"
+) -> list[str]:
+    cells = (_spelt(scores, result.metric) for scores in (val, crossfit, test))
+    return [*cells, f"{test.nll:.4f}", f"{test.ece:.4f}"]
+
+
+def _point_values(point: "FrontierPoint", metric: Metric) -> tuple[str, str]:
+    """Return what a point was chosen by; ensembles of earlier versions tell accuracies alone."""
+    if point.metric is None or point.val_metric is None:
+        val = "-" if point.val_accuracy is None else f"{point.val_accuracy:.2%}"
+        return val, f"{point.accuracy:.2%}"
+    return spelt(point.val_metric, metric), spelt(point.metric, metric)
+
+
+def _spelt(scores: "Scores | None", metric: Metric) -> str:
+    value = scores.value(metric) if scores else None
+    return "-" if value is None else spelt(value, metric)
+
+
+def _print_confusion(console: Console, confusion: "Confusion", title: str) -> None:
+    print_stripped(console, confusion_table(confusion.classes, confusion.counts, title))
+    console.print()
 
 
 def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -> Table:
-    """Return a confusion matrix, rows true."""
-    table = Table(title=title, title_justify="left", box=None)
-    table.add_column("", style="bold", no_wrap=True)
-    for label in classes:
-        table.add_column(escape(label[:4]), justify="right", no_wrap=True)
+    """Return a confusion matrix, rows true; columns have the letters of the rows."""
+    table = Table(title=escape(title), box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    letters = string.ascii_lowercase[: len(classes)]
+    for letter in letters:
+        table.add_column(letter, justify="right", no_wrap=True)
     for number, (label, row) in enumerate(zip(classes, rows, strict=True)):
         cells = [str(count) if count else "·" for count in row]
         cells[number] = f"[bold]{cells[number]}[/bold]"
-        table.add_row(escape(label[:12]), *cells)
+        table.add_row(f"{letters[number]} {escape(cut(label))}", *cells)
     return table
+
+
+def cut(label: str) -> str:
+    """Return the name of a class, with an ellipsis where it is long."""
+    return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"

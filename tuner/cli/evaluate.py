@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table
+from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
-from tuner.cli.output import make_console, make_table, print_json, progress_bar
+from tuner.cli.output import (
+    loading,
+    make_console,
+    make_table,
+    print_json,
+    print_stripped,
+    progress_bar,
+)
 from tuner.errors import UsageError
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
@@ -54,26 +61,29 @@ def evaluate(
     trust_code: bool,
     as_json: bool,
 ) -> None:
-    """Measure an ensemble on labelled images: a data set, or a folder of class folders.
+    """Measure an ensemble on labelled images.
 
+    DATA is a data set, or a folder of class folders.
     Where there are parts for training and testing, the test part is read, otherwise all. Classes
     are known by their names and may be some of the ensemble's. Each evaluation is entered in
     evaluations.jsonl in the ensemble's folder.
     """
     from tuner.console import Console
-    from tuner.data.labelled import find_labelled
-    from tuner.deploy.evaluation import enter
-    from tuner.deploy.evaluation import evaluate as measure
-    from tuner.deploy.evaluation_folder import write_evaluation
-    from tuner.deploy.predictor import read_ensemble
     from tuner.run.ensembles import find_ensemble
-    from tuner.training.device import find_device
 
+    console = Console(stderr=True, highlight=False)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
     place = find_ensemble(storage, ensemble)
-    found = read_ensemble(place, find_device(device), trust_code=trust_code)
-    labelled = find_labelled(data, found.preprocessing.size, data_dir)
-    console = Console(stderr=True, highlight=False)
+    with loading(console):
+        from tuner.data.labelled import find_labelled
+        from tuner.deploy.evaluation import enter
+        from tuner.deploy.evaluation import evaluate as measure
+        from tuner.deploy.evaluation_folder import write_evaluation
+        from tuner.deploy.predictor import read_ensemble
+        from tuner.training.device import find_device
+
+        found = read_ensemble(place, find_device(device), trust_code=trust_code)
+        labelled = find_labelled(data, found.preprocessing.size, data_dir)
     with progress_bar(console, len(labelled), is_free=True) as show:
         evaluation = measure(found, labelled, tta=tta, corrupt=corrupt, progress=show)  # type: ignore[arg-type]
     enter(evaluation)
@@ -129,7 +139,7 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
         "",
         style="bold",
     )
-    console.print(table)
+    print_stripped(console, table)
     half = next(row for row in found.coverage if row.coverage >= 0.5)
     console.print(
         f"\nGain in accuracy over {found.members[0].member}, the best on validation images, in "
@@ -150,7 +160,7 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
 def _print_classes(console: "Console", found: "Evaluation") -> None:
     if len(found.classes) <= MOST_CLASSES:
         title = "true \\ predicted"
-        console.print(confusion_table(found.classes, found.confusion.tolist(), title))
+        print_stripped(console, confusion_table(found.classes, found.confusion.tolist(), title))
         console.print()
     rows = [(entry.label, entry.interval) for entry in found.per_class if entry.interval]
     hardest = sorted(rows, key=lambda row: row[1].accuracy)[:3]
@@ -166,7 +176,7 @@ def _print_corrupted(console: "Console", found: "Evaluation") -> None:
     for kind in KINDS:
         cells = (f"{accuracy[kind, severity]:.2%}" for severity in SEVERITIES)
         table.add_row(kind.replace("_", " "), *cells)
-    console.print(table)
+    print_stripped(console, table)
     console.print(f"\nMean over all: {found.corrupted_accuracy:.2%}\n")
 
 
@@ -176,9 +186,9 @@ def _print_mistakes(console: "Console", found: "Evaluation") -> None:
     table.columns[3].justify, table.columns[3].overflow = "left", "fold"
     table.columns[3].no_wrap = False
     for mistake in shown:
-        row = (mistake.true[:24], mistake.predicted[:24], f"{mistake.confidence:.1%}", mistake.path)
+        row = (cut(mistake.true), cut(mistake.predicted), f"{mistake.confidence:.1%}", mistake.path)
         table.add_row(*map(_plain, row))
-    console.print(table)
+    print_stripped(console, table)
     if (more := len(found.mistakes) - len(shown)) > 0:
         console.print(f"and {more} more; --output FOLDER writes them all")
     console.print()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import ENSEMBLE, JSON, STORAGE, TRUST_CODE, option
-from tuner.cli.output import print_json, print_table
+from tuner.cli.output import loading, print_json, print_table
+from tuner.console import Console
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -45,16 +46,18 @@ def export(
     trust_code: bool,
     as_json: bool,
 ) -> None:
-    """Write a whole ensemble as one file: images of any size in, probabilities out.
+    """Write an ensemble as one ONNX or PyTorch file.
 
+    It takes images of any size and gives probabilities.
     The file holds resizing, normalization, members, weights and temperatures. It is run at once,
     and written only if it gives the ensemble's own probabilities.
     """
-    from tuner.deploy.predictor import read_ensemble
     from tuner.run.ensembles import find_ensemble
-    from tuner.training.device import find_device
 
     folder = find_ensemble(storage, ensemble)
+    with loading(Console(stderr=True, highlight=False)):
+        from tuner.deploy.predictor import read_ensemble
+        from tuner.training.device import find_device
     loaded = read_ensemble(folder, find_device("cpu"), trust_code=trust_code)
     # Large ensembles take a minute.
     click.echo(f"Exporting {folder}: {len(loaded.members)} members", err=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.output import TRAINED_ON_VALIDATION
+from tuner.errors import TunerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from tuner.run.run import Run
     from tuner.run.trial import TrialRecord
     from tuner.space import SearchSpace
+    from tuner.space.searched import Column
+
+LEAST_WEIGHED = 20
+"""Trials below which Optuna is not even loaded: no parameter is weighed by so few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,16 +35,44 @@ def insights_of(run: "Run", trials: "Sequence[TrialRecord]") -> RunInsights:
     from tuner.report.advice import advise
     from tuner.run.layout import SPACE
     from tuner.space import load_run_space
-    from tuner.tuning.sampling.importance import ALL, importances
+    from tuner.space.searched import ALL
 
     space = load_run_space(run.path / SPACE)
+    shares = _importance(run, space, trials)
     if run.record.refit:
-        # Its trials were not drawn from the space, but chosen.
         advice = [TRAINED_ON_VALIDATION.replace("\n", " ")] if run.record.data.all_data else []
-        return RunInsights(space=space, importance={}, advice=advice)
-    shares = importances(space, trials)
-    advice = advise(space, run.record.search, trials, shares.get(ALL, {}))
+    else:
+        advice = advise(space, run.record.search, trials, shares.get(ALL, {}))
     return RunInsights(space=space, importance=shares, advice=advice)
+
+
+def _importance(
+    run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
+) -> dict[str, dict[str, float]]:
+    # The trials of a refit were not drawn from the space, but chosen.
+    if run.record.refit or sum(trial.is_scored for trial in trials) < LEAST_WEIGHED:
+        return {}
+    # Optuna takes half a second.
+    from tuner.tuning.sampling.importance import importances
+
+    return importances(space, trials)
+
+
+def searched_columns(run: "Run", trials: "Sequence[TrialRecord]") -> "list[Column]":
+    """Return what a run searched, the most important first; nothing where its space is damaged.
+
+    That is said, then: its trials can be looked at without.
+    """
+    from tuner.run.layout import SPACE
+    from tuner.space import load_run_space
+    from tuner.space.searched import ALL, columns
+
+    try:
+        space = load_run_space(run.path / SPACE)
+    except TunerError as error:
+        click.echo(f"Searched parameters are not shown: {error}", err=True)
+        return []
+    return columns(space, _importance(run, space, trials).get(ALL, {}))
 
 
 def print_advice(advice: list[str]) -> None:

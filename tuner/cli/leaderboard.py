@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.options import JSON, METRIC, STORAGE, option
 from tuner.cli.output import (
     leaderboard_document,
     print_json,
-    print_leaderboard,
 )
+from tuner.cli.trials_table import print_leaderboard
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -18,9 +19,16 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: cifar-tune leaderboard --format parquet > trials.parquet")
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completion.runs)
 @STORAGE
 @option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="Of the table.")
+@option("--all", "is_whole", is_flag=True, help="All trials, with every column.")
+@option(
+    "--columns",
+    metavar="NAME,...",
+    help="Columns of the table, such as trial,accuracy,lr; named as there or as in the CSV.",
+)
+@option("--sort", metavar="NAME", help="Column to sort by. [default: the rank]")
 @option(
     "--format",
     "form",
@@ -35,11 +43,18 @@ def leaderboard(
     run: str | None,
     storage: AnyPath,
     rows: int,
+    is_whole: bool,
+    columns: str | None,
+    sort: str | None,
     form: str,
     metric: "Metric | None",
     as_json: bool,
 ) -> None:
-    """Show the trials of a run, best first; also while it is searched."""
+    """Show the trials of a run, best first.
+
+    Also while it is searched. Of the searched parameters, the most important ones are shown, as
+    many as there is room for.
+    """
     from tuner.run.run import find_run, write_parquet
 
     found = find_run(storage, run)
@@ -56,4 +71,5 @@ def leaderboard(
             raise click.UsageError("Parquet is no text for a terminal; write > trials.parquet.")
         write_parquet(found.ranked(), sys.stdout.buffer)
     else:
-        print_leaderboard(found, rows)
+        wanted = [name.strip() for name in columns.split(",")] if columns else []
+        print_leaderboard(found, None if is_whole else rows, wanted=wanted, sort=sort)

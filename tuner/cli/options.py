@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from tuner import config
+from tuner.cli import completion
 from tuner.errors import UsageError
 from tuner.schema import parse_duration
 from tuner.storage.paths import AnyPath, to_path
@@ -74,6 +75,7 @@ DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, 
 ENSEMBLE = option(
     "--ensemble",
     metavar="E",
+    shell_complete=completion.runs_or_ensembles,
     help="Folder or URI of an ensemble, RUN/NAME, or a run. [default: the newest]",
 )
 TTA = option(

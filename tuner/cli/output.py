@@ -3,18 +3,21 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tuner.console import Console, visible
 from tuner.metrics.goal import name_of
-from tuner.run.resuming import short_path
+from tuner.monitor.steps import step
+from tuner.monitor.terminal import is_live
 
 if TYPE_CHECKING:
     from tuner.metrics.significance import Interval
+    from tuner.report.ensembles import Interval as ReadInterval
     from tuner.run.run import Run
 
 CURVE_WIDTH = 16
@@ -22,8 +25,10 @@ CURVE_WIDTH = 16
 TRAINED_ON_VALIDATION = """\
 The validation images were trained on (refit --all-data): figures on them mean
 nothing. Trials stand by number, the best configuration of the search first."""
+LONG = ("reason", "values", "data", "over epochs")
+"""Columns that give way where a terminal is narrow; a table has one of them."""
 WIDE = 110
-"""Columns of a terminal from which all of a leaderboard or a comparison is shown."""
+"""Columns of a terminal from which all of a comparison is shown."""
 
 
 def leaderboard_document(run: "Run") -> dict[str, Any]:
@@ -34,26 +39,6 @@ def leaderboard_document(run: "Run") -> dict[str, Any]:
         "is_val_seen": run.record.data.all_data,
         "trials": [trial.as_row() for trial in run.ranked()],
     }
-
-
-def print_leaderboard(run: "Run", most: int) -> None:
-    """Print the ``most`` best trials of a run."""
-    trials = run.ranked()
-    column = "loss" if run.metric == "nll" else run.metric
-    columns = ["trial", "model", "state", column, "epochs", "reason"]
-    if make_console().width >= WIDE:
-        wide = ("accuracy", "loss", "seconds", "parameters")
-        columns[5:5] = [name for name in wide if name != column]
-    rows = [trial.as_row() for trial in trials[:most]]
-    short = [{key: figure(row[key]) for key in columns} for row in rows]
-    which = "first" if run.record.data.all_data else "best"
-    hidden = f", the {which} {most}" if len(trials) > most else ""
-    is_usual = run.metric == run.record.search.metric == "accuracy"
-    by = "" if is_usual else f", by {name_of(run.metric)}"
-    print_table(short, f"{run.record.name}: {len(trials)} trials{hidden}{by}")
-    if run.record.data.all_data:
-        print(f"\n{TRAINED_ON_VALIDATION}")
-    print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
 
 
 def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
@@ -109,25 +94,65 @@ def figure(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Print rows of the same keys under a title; as wide as it needs to be off a terminal."""
+def plural(number: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], title: str, *, is_whole: bool = False) -> None:
+    """Print rows of the same keys under a title; as wide as it needs to be off a terminal.
+
+    Args:
+        rows: One or more of the same keys, or none.
+        title: May be longer than the table is wide.
+        is_whole: Whether nothing is cut to the width of a terminal, which then wraps lines.
+    """
     console = make_console()
-    table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in rows[0] if rows else ():
+    table = Table(title=escape(title) or None, box=None, padding=(0, 2, 0, 0))
+    widths = (
+        {h: max(len(h), *(len(_cell(row[h])) for row in rows)) for h in rows[0]} if rows else {}
+    )
+    # What others leave, with two blanks beside each.
+    room = console.width - sum(2 + (0 if h in LONG else width) for h, width in widths.items())
+    for heading in widths:
         cells = [_cell(row[heading]) for row in rows]
         is_text = not any(cell.replace(".", "").isdigit() for cell in cells)
         # Where a terminal is narrow, what is long gives way, not what is short.
-        is_long = heading in ("reason", "values", "data", "over epochs")
+        is_long = heading in LONG and not is_whole
         table.add_column(
             heading,
             justify="left" if is_text else "right",
-            no_wrap=heading != "values",
+            no_wrap=heading != "values" or is_whole,
             overflow="ellipsis",
-            min_width=None if is_long else max(map(len, (heading, *cells))),
+            min_width=None if is_long else widths[heading],
+            max_width=max(len(heading), room) if is_long and console.is_terminal else None,
         )
     for row in rows:
         table.add_row(*(escape(_cell(value)) for value in row.values()))
-    console.print(table)
+    print_stripped(console, table, is_whole=is_whole)
+
+
+def print_stripped(console: Console, table: Table, *, is_whole: bool = False) -> None:
+    """Print a table without blanks at the ends of its lines.
+
+    Args:
+        console: Where.
+        table: What; its title may be longer than it is wide.
+        is_whole: Whether it is as wide as it needs to be.
+    """
+    if isinstance(table.title, str):
+        console.print(table.title, style="italic", soft_wrap=True)
+        table.title = None
+    if not table.columns:
+        return
+    options = console.options
+    if is_whole or not console.is_terminal:
+        needed = console.measure(table, options=options.update(width=10**5)).maximum
+        options = options.update(width=needed)
+    for line in console.render_lines(table, options, pad=False):
+        text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
+        text.rstrip()
+        console.print(text, soft_wrap=True)
 
 
 def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
@@ -138,7 +163,7 @@ def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
     return table
 
 
-def interval_text(interval: "Interval") -> str:
+def interval_text(interval: "Interval | ReadInterval") -> str:
     """Return a gain with its interval, in percentage points."""
     low, high = 100 * interval.low, 100 * interval.high
     return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -152,6 +177,11 @@ def _cell(value: Any) -> str:
 def make_console() -> Console:
     """Return a console for stdout; off a terminal nothing has to fit a width."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def loading(console: Console) -> AbstractContextManager[None]:
+    """Show on a terminal that PyTorch is loaded, which takes a second or more, in the block."""
+    return step(console, "Loading PyTorch") if is_live(console) else nullcontext()
 
 
 @contextmanager
@@ -173,9 +203,8 @@ def progress_bar(
         progress.TextColumn("images, left:"),
         progress.TimeRemainingColumn(),
     )
-    is_live = console.is_terminal and not console.is_dumb_terminal and not console.no_color
     with progress.Progress(
-        *columns, console=console, transient=True, disable=not (is_live and is_free)
+        *columns, console=console, transient=True, disable=not (is_live(console) and is_free)
     ) as bar:
         task = bar.add_task("", total=count)
 

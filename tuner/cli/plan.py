@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuner.cli import completion
+from tuner.cli.help import SearchCommand
 from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import Duration, option
 from tuner.cli.output import print_json, print_table
@@ -16,6 +18,7 @@ from tuner.cli.running import (
 from tuner.cli.search_options import search_request, searched_options
 from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.monitor.steps import step
 
 if TYPE_CHECKING:
     from tuner.run.forecast import Forecast, Spread
@@ -23,8 +26,17 @@ if TYPE_CHECKING:
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-@click.command(epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200")
-@option("--space", metavar="FILE|NAME", required=True, help="Search space.")
+@click.command(
+    cls=SearchCommand,
+    epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200",
+)
+@option(
+    "--space",
+    metavar="FILE|NAME",
+    required=True,
+    shell_complete=completion.spaces,
+    help="Search space.",
+)
 @option(
     "--measure",
     type=Duration(),
@@ -36,7 +48,9 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 @cost_options
 @click.pass_context
 def plan(context: click.Context, /, **options: Any) -> None:
-    """Foresee what a search takes: time, trials a rung, disk, memory, and what would not fit.
+    """Foresee what a search takes, and what fits.
+
+    Time, trials a rung, disk, memory, and what would not fit.
 
     Give it what the search will be given; the search's report then tells how right it was.
     """
@@ -49,10 +63,13 @@ def plan(context: click.Context, /, **options: Any) -> None:
     from dataclasses import asdict
 
     from tuner.space import find_space
-    from tuner.tuning.planning.plan import plan as make_plan
 
-    request = search_request(context, find_space(options["space"]), None, name="plan")
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    path = find_space(options["space"])
+    with step(console, "Loading PyTorch and Ray"):
+        from tuner.tuning.planning.plan import plan as make_plan
+
+        request = search_request(context, path, None, name="plan")
     made = make_plan(request, options["measure"], console)
     if options["as_json"]:
         print_json({"plan": str(made.path), **asdict(made.forecast)})
@@ -107,6 +124,17 @@ def print_forecast(forecast: "Forecast") -> None:
         click.echo(f"Would not fit: {line}" + (f" ({number} configurations)" * (number > 1)))
     if forecast.refused:
         click.echo(f"Constraints refuse {forecast.refused:.0%} of what is drawn.")
+    if forecast.done and forecast.seconds_of_all:
+        click.echo(f"\n{_advice(forecast, forecast.done, forecast.seconds_of_all)}")
+
+
+def _advice(forecast: "Forecast", done: "Spread", seconds_of_all: "Spread") -> str:
+    """Say how many trials fit into the budget, and with what all would."""
+    several = f"{done.median:.0f} of {forecast.trials} trials fit into the budget"
+    time = f"all take {_range(seconds_of_all, _time)}"
+    if forecast.fitting_epochs:
+        return f"{several};\nwith --epochs {forecast.fitting_epochs}, all do. As it is, {time}."
+    return f"{several}, and\nwith fewer epochs not all would; {time}."
 
 
 def _range(spread: "Spread", write: Callable[[float], str]) -> str:

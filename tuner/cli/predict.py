@@ -12,7 +12,7 @@ from typing import TextIO
 import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
-from tuner.cli.output import progress_bar
+from tuner.cli.output import loading, progress_bar
 from tuner.errors import UsageError
 from tuner.storage.paths import AnyPath
 
@@ -57,23 +57,26 @@ def predict(
     device: str,
     trust_code: bool,
 ) -> None:
-    """Classify images: files, folders with all below them, or - for a list of files on stdin.
+    """Classify images.
 
+    PATH is a file, a folder with all below it, or - for a list of files on stdin.
     Images may be of any size and kind; they are prepared as those that the networks were trained
     on. One that cannot be read is named on stderr, the rest goes on, and the exit code is 1.
     """
     from tuner.console import Console
-    from tuner.deploy.predictor import read_ensemble
-    from tuner.deploy.rows import Rows
-    from tuner.deploy.stream import predict_paths
     from tuner.run.ensembles import find_ensemble
-    from tuner.training.device import find_device
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
-    place = find_ensemble(storage, ensemble)
-    found = read_ensemble(place, find_device(device), trust_code=trust_code)
-    rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     console = Console(stderr=True, highlight=False)
+    place = find_ensemble(storage, ensemble)
+    with loading(console):
+        from tuner.deploy.predictor import read_ensemble
+        from tuner.deploy.rows import Rows
+        from tuner.deploy.stream import predict_paths
+        from tuner.training.device import find_device
+
+        found = read_ensemble(place, find_device(device), trust_code=trust_code)
+    rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     files, count = _files(paths)
     seen = failed = 0
     is_free = output is not None or not sys.stdout.isatty()

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from tuner.cli import completion
+from tuner.cli.help import SearchCommand
 from tuner.cli.jobs import is_dashboard, submit_refit
 from tuner.cli.options import DATA, METRIC, MOVED_DATA_DIR, option
 from tuner.cli.running import (
@@ -15,11 +17,12 @@ from tuner.cli.running import (
 from tuner.config import REFIT_SEEDS, REFIT_TOP
 from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.monitor.steps import step
 from tuner.run.resuming import resume_command
 
 
-@click.command(epilog="Example: cifar-tune refit --top 5 --seeds 3 --epochs 100")
-@click.argument("run", required=False)
+@click.command(cls=SearchCommand, epilog="Example: cifar-tune refit --top 5 --seeds 3 --epochs 100")
+@click.argument("run", required=False, shell_complete=completion.runs)
 @option(
     "--top", type=click.IntRange(min=1), help=f"How many configurations. [default: {REFIT_TOP}]"
 )
@@ -36,7 +39,7 @@ from tuner.run.resuming import resume_command
 @running_options
 @click.pass_context
 def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
-    """Train the best configurations of a run anew: longer, with several seeds.
+    """Train the best anew, longer and with several seeds.
 
     The trials are a run of their own, beside RUN, from which 'ensemble' draws. With --all-data
     nothing tells any more which of them is best; a plain vote needs not know.
@@ -45,14 +48,16 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
         return submit_refit(context, str(address))
 
     from tuner.run.run import find_run
-    from tuner.tuning.refit import make_refit_request
-    from tuner.tuning.refit import refit as run_refit
 
+    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
     resume = options["resume"]
     found = find_run(options["storage"], options["name"] if resume else run)
     if resume and found.record.refit is None:
         line = resume_command(found.path, "search")
         raise UsageError(f"--resume: {found.path} is a search; go on with: {line}")
+    with step(console, "Loading PyTorch and Ray"):
+        from tuner.tuning.refit import make_refit_request
+        from tuner.tuning.refit import refit as run_refit
     own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "metric", "name", "keep", "data")
     request = make_refit_request(
         found,
@@ -60,5 +65,5 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
         **{name: options[name] for name in (*own, "data_dir")},
         **common_options(options),
     )
-    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
-    print_outcome(run_refit(request, console), as_json=options["as_json"])
+    made = run_refit(request, console)
+    print_outcome(made, as_json=options["as_json"], quiet=options["quiet"])

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.insights import insights_of, print_advice
 from tuner.cli.options import JSON, STORAGE
 from tuner.cli.output import print_json
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: cifar-tune report")
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completion.runs)
 @STORAGE
 @JSON
 def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
-    """Write a run as one page, report.html in its folder, that opens without a network."""
+    """Write a run as one HTML page.
+
+    It is report.html in the folder of the run, and opens without a network.
+    """
     from tuner.report import write_report
     from tuner.run.run import find_run
 
@@ -30,6 +34,6 @@ def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(made.path), "verdict": made.verdict, "advice": known.advice})
         return
-    click.echo(made.verdict)
+    click.echo(made.verdict.replace("\N{NO-BREAK SPACE}", " "))
     print_advice(known.advice)
     click.echo(f"Report: {short_path(made.path)}")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.options import DATA, DEVICE, JSON, MOVED_DATA_DIR, STORAGE, TRUST_CODE
 from tuner.cli.output import (
     figure,
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: cifar-tune rerun quick-20260101-120000 7")
-@click.argument("run")
-@click.argument("trial", type=click.IntRange(min=0))
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="[RUN] TRIAL",
+    shell_complete=completion.runs_or_trials,
+)
 @STORAGE
 @DATA
 @MOVED_DATA_DIR
@@ -26,14 +32,21 @@ if TYPE_CHECKING:
 @TRUST_CODE
 @JSON
 def rerun(
-    run: str, trial: int, storage: AnyPath, device: str, as_json: bool, **options: Any
+    words: tuple[str, ...], storage: AnyPath, device: str, as_json: bool, **options: Any
 ) -> None:
-    """Train one trial again, alone, and hold it against what was recorded."""
+    """Train a trial again and compare its figures.
+
+    Without RUN, a trial of the newest run. It is trained alone, and held against what was recorded.
+    """
+    *run, last = words
+    if len(run) > 1 or not last.isdecimal():
+        raise click.UsageError("give a trial's number, or a run and a trial's number")
+    trial = int(last)
     from tuner.run.run import find_run
     from tuner.training.device import find_device
     from tuner.training.rerun import rerun as train_again
 
-    found = find_run(storage, run)
+    found = find_run(storage, run[0] if run else None)
     rows = [
         {
             "epoch": now.epoch,

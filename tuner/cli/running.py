@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuner.cli.insights import insights_of, print_advice
 from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
-from tuner.cli.output import leaderboard_document, print_json, print_leaderboard
+from tuner.cli.output import leaderboard_document, print_json
 from tuner.cli.student_table import print_student
+from tuner.cli.trials_table import print_best, print_leaderboard, print_next
 from tuner.errors import TunerError
 
 if TYPE_CHECKING:
@@ -20,11 +22,21 @@ _COSTS = (
     option(
         "--time-budget",
         type=Duration(),
-        help="Such as 90s, 30m, 2h: then end as if done; running epochs are cut off.",
+        help="Such as 90s, 30m, 2h: then end as if done, in mid-epoch. [default: none]",
     ),
-    option("--gpu-hours", type=Amount(min=0, min_open=True), help="The same, of GPUs."),
-    option("--gpus-per-trial", type=Amount(min=0), help="May be a fraction."),
-    option("--cpus-per-trial", type=Amount(min=0, min_open=True), help="[default: 1]"),
+    option(
+        "--gpu-hours", type=Amount(min=0, min_open=True), help="The same, of GPUs. [default: none]"
+    ),
+    option(
+        "--gpus-per-trial",
+        type=Amount(min=0),
+        help="May be a fraction. [default: from the space, or 1 where there are GPUs]",
+    ),
+    option(
+        "--cpus-per-trial",
+        type=Amount(min=0, min_open=True),
+        help="May be a fraction. [default: from the space, or 1]",
+    ),
     option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]"),
     option(
         "--address",
@@ -92,12 +104,13 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def print_outcome(run: "Run", *, as_json: bool) -> None:
-    """Print the leaderboard and, where there was a teacher, the best student beside it.
+def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
+    """Print the leaderboard, the best configuration, and what may come next.
 
     Args:
         run: That has ended.
         as_json: Whether as JSON.
+        quiet: Whether to leave out what is worth a look.
 
     Raises:
         Interrupted: If a signal ended it.
@@ -113,9 +126,17 @@ def print_outcome(run: "Run", *, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        print_leaderboard(run, 10)
+        from tuner.space.searched import ALL, columns
+
+        known = insights_of(run, run.trials())
+        print_leaderboard(run, 10, searched=columns(known.space, known.importance.get(ALL, {})))
+        print_best(run)
         if comparison is not None:
             print_student(comparison)
+        if run.record.status == "finished":
+            if not quiet and not run.record.refit:
+                print_advice(known.advice)
+            print_next(run)
     if run.record.status == "interrupted":
         raise Interrupted(run)
 

@@ -1,47 +1,83 @@
 """``runs``: the runs of a storage."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tuner.cli.options import JSON, STORAGE
-from tuner.cli.output import (
-    print_json,
-    print_table,
-)
+from tuner.cli.output import figure, print_json, print_table
+from tuner.errors import TunerError
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    pass
+    from tuner.run.run import Run
 
 
 @click.command(epilog="Example: cifar-tune runs")
 @STORAGE
 @JSON
 def runs(storage: AnyPath, as_json: bool) -> None:
-    """List the runs."""
+    """List the runs with their best figures."""
     from tuner.run.run import open_runs
 
     found = sorted(open_runs(storage), key=lambda run: run.record.started)
-    rows = [
-        {
-            # As the commands know it: a folder may have been copied or renamed.
-            "run": run.path.name,
-            "status": record.status,
-            "data": record.data.source,
-            "trials": record.search.trials,
-            "metric": record.search.metric,
-            "started": record.started[:19].replace("T", " "),
-        }
-        for run in found
-        for record in (run.record,)
-    ]
+    rows = [_row(run) for run in found]
     if as_json:
         print_json(rows)
     else:
-        columns = {name: name for name in rows[0]} if rows else {}
-        columns |= {"started": "started, UTC"} if rows else {}
-        if all(row["metric"] == "accuracy" for row in rows):
-            columns.pop("metric", None)
-        shown = [{title: row[name] for name, title in columns.items()} for row in rows]
+        shown = [
+            {
+                "run": row["run"],
+                "status": row["status"],
+                "data": row["data"],
+                "trials": f"{row['done']}/{row['trials']}",
+                "best": figure(row["best"]),
+                "ensemble": figure(row["test"]),
+                "started, UTC": row["started"],
+            }
+            for row in rows
+        ]
         print_table(shown, f"Runs in {storage}" if rows else f"No run in {storage} yet.")
+        if rows:
+            click.echo(
+                "\nbest: of the trials, on validation images; ensemble: the newest, on test images"
+            )
+
+
+def _row(run: "Run") -> dict[str, Any]:
+    from tuner.run.run import leader
+    from tuner.run.trial import OPEN
+
+    record = run.record
+    try:
+        ranked = run.ranked()
+    except TunerError as error:
+        click.echo(f"{run.path.name}: no figures: {error}", err=True)
+        ranked = []
+    first = leader(ranked)
+    is_told = first is not None and first.best is not None and not first.is_val_seen
+    return {
+        # As the commands know it: a folder may have been copied or renamed.
+        "run": run.path.name,
+        "status": record.status,
+        "data": record.data.source,
+        "trials": record.search.trials,
+        "done": sum(trial.status.state not in OPEN for trial in ranked),
+        "best": first.best.val_accuracy if is_told and first and first.best else None,
+        "test": _test_accuracy(run),
+        "started": record.started[:19].replace("T", " "),
+    }
+
+
+def _test_accuracy(run: "Run") -> float | None:
+    """Return the test accuracy of a run's newest ensemble, if it has one that was tested."""
+    from tuner.report.ensembles import read_figures
+    from tuner.run.ensembles import ensemble_folders
+
+    try:
+        folders = ensemble_folders(run.path)
+        result = read_figures(folders[0]) if folders else None
+    except TunerError as error:
+        click.echo(f"{run.path.name}: no figures of its ensemble: {error}", err=True)
+        return None
+    return result.ensemble.test.accuracy if result and result.has_test else None

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.insights import insights_of, print_advice
+from tuner.cli import completion
+from tuner.cli.help import SearchCommand
 from tuner.cli.jobs import is_dashboard, submit_search
 from tuner.cli.options import option
 from tuner.cli.running import (
@@ -15,6 +16,7 @@ from tuner.cli.running import (
 from tuner.cli.search_options import search_overrides, search_request, searched_options
 from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.monitor.steps import step
 from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
 
@@ -22,11 +24,24 @@ if TYPE_CHECKING:
     pass
 
 
-@click.command(epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9")
-@option("--space", metavar="FILE|NAME", help="Search space; with --resume, the run's own.")
+@click.command(
+    cls=SearchCommand,
+    epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9",
+)
+@option(
+    "--space",
+    metavar="FILE|NAME",
+    shell_complete=completion.spaces,
+    help="Search space. [default with --resume: the run's own]",
+)
 @option("--name", help="Name of the run. [default: the space's, with the time]")
 @option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
-@option("--warm-start", metavar="RUN", help="Learn from the trials of an earlier run first.")
+@option(
+    "--warm-start",
+    metavar="RUN",
+    shell_complete=completion.runs,
+    help="Learn from the trials of an earlier run first.",
+)
 @option(
     "--study-storage",
     metavar="FILE|URL",
@@ -37,7 +52,7 @@ if TYPE_CHECKING:
 @running_options
 @click.pass_context
 def search(context: click.Context, /, **options: Any) -> None:
-    """Search a space, ending with the leaderboard.
+    """Search a space for the best configuration.
 
     KEY=VALUE overrides a value of the space file by its dotted path.
     """
@@ -47,7 +62,6 @@ def search(context: click.Context, /, **options: Any) -> None:
     from tuner.run.layout import SPACE
     from tuner.run.run import find_run
     from tuner.space import find_space
-    from tuner.tuning.session import search as run_search
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
     if resumed and resumed.record.refit:
@@ -60,15 +74,17 @@ def search(context: click.Context, /, **options: Any) -> None:
     else:
         raise click.UsageError("Missing option '--space'.", context)
     warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
-    request = search_request(
-        context,
-        path,
-        resumed,
-        name=options["name"],
-        warm_start=warm_start or None,
-        study_storage=options["study_storage"],
-    )
-    run = run_search(request, Console(stderr=True, quiet=options["quiet"], highlight=False))
-    print_outcome(run, as_json=options["as_json"])
-    if run.record.status == "finished" and not options["as_json"] and not options["quiet"]:
-        print_advice(insights_of(run, run.trials()).advice)
+    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    with step(console, "Loading PyTorch and Ray"):
+        from tuner.tuning.session import search as run_search
+
+        request = search_request(
+            context,
+            path,
+            resumed,
+            name=options["name"],
+            warm_start=warm_start or None,
+            study_storage=options["study_storage"],
+        )
+    run = run_search(request, console)
+    print_outcome(run, as_json=options["as_json"], quiet=options["quiet"])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
@@ -21,7 +21,7 @@ from tuner.cli.options import (
 from tuner.cli.running import (
     common_options,
 )
-from tuner.config import SPACE_KEYS, Metric, Resize
+from tuner.config import SPACE_KEYS, Metric, Resize, SearchConfig
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -29,21 +29,30 @@ if TYPE_CHECKING:
     from tuner.space import SearchSpace
     from tuner.tuning.request import SearchRequest
 
+FROM_SPACE = "[default: from the space]"
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _PROPOSED = (
-    option("--trials", type=int, help="How many configurations to try."),
-    option("--epochs", type=int, help="The most epochs of a trial."),
-    option("--sampler", help="tpe, random, gp, cmaes or grid."),
-    option("--scheduler", help="asha, asha-stop, hyperband, median or none."),
+    option("--trials", type=int, help=f"How many configurations to try. {FROM_SPACE}"),
+    option("--epochs", type=int, help=f"The most epochs of a trial. {FROM_SPACE}"),
+    option(
+        "--sampler",
+        type=click.Choice(get_args(get_type_hints(SearchConfig)["sampler"])),
+        help=f"How configurations are proposed. {FROM_SPACE}",
+    ),
+    option(
+        "--scheduler",
+        type=click.Choice(get_args(get_type_hints(SearchConfig)["scheduler"])),
+        help=f"Which trials are stopped early. {FROM_SPACE}",
+    ),
     option(
         "--metric",
         type=click.Choice(get_args(Metric)),
-        help="What trials are ranked, stopped and kept by. [default: accuracy]",
+        help=f"What trials are ranked, stopped and kept by. {FROM_SPACE}",
     ),
     option(
         "--seed",
         type=click.IntRange(min=0),
-        help="Of the sampler and, with its number, of each trial.",
+        help=f"Of the sampler and, with its number, of each trial. {FROM_SPACE}",
     ),
     option(
         "--keep",
@@ -57,7 +66,8 @@ _SEARCHED = (
     _OVERRIDES,
     option(
         "--data",
-        help="cifar10, cifar100, digits, or a folder, an archive or a manifest of images.",
+        help="cifar10, cifar100, digits, or a folder, an archive or a manifest of images. "
+        f"{FROM_SPACE}",
     ),
     DATA_DIR,
     IMAGE_SIZE,

@@ -83,10 +83,11 @@ def serve(
     device: str,
     trust_code: bool,
 ) -> None:
-    """Answer HTTP requests with an ensemble: a page to drop images on, and an interface.
+    """Answer HTTP requests with an ensemble.
 
-    POST /predict takes an image or several; /docs says how, / is the page. Images are prepared as
-    by predict, and none is kept. It runs on Ray Serve, on this machine.
+    There is a page to drop images on, and an interface. POST /predict takes an image or several;
+    /docs says how, / is the page. Images are prepared as by predict, and none is kept. It runs on
+    Ray Serve, on this machine.
     """
     from tuner.run.ensembles import find_ensemble
 

@@ -1,69 +1,154 @@
-"""``show``: a run or a trial in full."""
+"""``show``: a run, a trial or an ensemble on a page."""
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuner.cli import completion
+from tuner.cli.ensemble_tables import print_ensemble
+from tuner.cli.insights import searched_columns
 from tuner.cli.options import JSON, STORAGE
-from tuner.cli.output import (
-    figure,
-    print_json,
-    print_table,
-)
-from tuner.storage.paths import AnyPath
+from tuner.cli.output import figure, print_json, print_table
+from tuner.cli.trials_table import print_best, print_leaderboard
+from tuner.errors import UsageError
+from tuner.run.resuming import resume_command
+from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
     from tuner.run.run import Run
+    from tuner.run.trial import TrialRecord
+
+MOST_TRIALS = 5
+"""Trials of a run that are listed, the best ones."""
 
 
 @click.command(epilog="Example: cifar-tune show quick-20260101-120000 7")
-@click.argument("run")
-@click.argument("trial", type=click.IntRange(min=0), required=False)
+@click.argument(
+    "target", required=False, metavar="[RUN|ENSEMBLE]", shell_complete=completion.runs_or_ensembles
+)
+@click.argument(
+    "trial", type=click.IntRange(min=0), required=False, shell_complete=completion.trials
+)
 @STORAGE
 @click.option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
 @JSON
-def show(run: str, trial: int | None, storage: AnyPath, follow: bool, as_json: bool) -> None:
-    """Show a run, or one of its trials, in full; or watch a search that is running elsewhere."""
-    from tuner.run.run import find_run
-    from tuner.run.trial import METRIC_COLUMNS
-    from tuner.schema import to_plain
+def show(
+    target: str | None, trial: int | None, storage: AnyPath, follow: bool, as_json: bool
+) -> None:
+    """Show a run, a trial or an ensemble on a page.
 
-    found = find_run(storage, run)
+    Without RUN, the newest run, or its TRIAL. With --follow, a search that runs elsewhere is
+    watched.
+    """
+    from tuner.run.run import find_run
+
+    if target is not None and trial is None:
+        is_number = target.isdecimal() and not _is_run(storage, target)
+        target, trial = (None, int(target)) if is_number else (target, None)
+    if target is not None and trial is None and (folder := _ensemble(storage, target)):
+        if follow:
+            raise click.UsageError("--follow shows a run; leave it out for an ensemble.")
+        print_json(_figures(folder)) if as_json else print_ensemble(folder, is_whole=True)
+        return
+    found = find_run(storage, target)
     if follow:
         if trial is not None or as_json:
             raise click.UsageError("--follow shows a whole run as a table; leave out the rest.")
-        _follow(found.path)
-        return
-    if trial is None:
-        plain = {"path": str(found.path), **_standing(found), **to_plain(found.record)}
-        if found.record.teacher is not None:
-            from tuner.ensemble.students import find_student
-
-            plain["student"] = to_plain(find_student(found))
-        history = []
+        _follow(found)
+    elif trial is None:
+        _show_run(found, as_json)
     else:
-        record = found.trial(trial)
-        history = [asdict(row) for row in record.history]
-        status = {key: value for key, value in to_plain(record.status).items() if value}
-        plain = {"path": str(record.path), **status, "config": record.config.to_dict()}
-    if as_json:
-        print_json(plain | ({"history": history} if trial is not None else {}))
-        return
-    import yaml
+        _show_trial(found, found.trial(trial), as_json)
 
-    click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
-    if history:
-        columns = ["epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds"]
-        if (column := METRIC_COLUMNS[found.metric]) not in columns:
-            columns.insert(4, column)
-        rows = [{key: figure(row[key]) for key in columns} for row in history]
-        # A rate may be small throughout.
-        rows = [
-            row | {"lr": f"{epoch['lr']:.3g}"} for row, epoch in zip(rows, history, strict=True)
-        ]
-        print_table(rows, "")
+
+def _is_run(storage: AnyPath, name: str) -> bool:
+    from tuner.run.layout import RUN
+
+    named = to_path(name)
+    places = (storage / name, named) if isinstance(named, Path) else (named,)
+    return any((place / RUN).exists() for place in places)
+
+
+def _ensemble(storage: AnyPath, name: str) -> AnyPath | None:
+    """Return the folder of the ensemble of that name; ``None`` where a run is meant."""
+    from tuner.run.ensembles import find_ensemble
+    from tuner.run.run import find_run
+
+    if _is_run(storage, name):
+        return None
+    try:
+        return find_ensemble(storage, name)
+    except UsageError:
+        if "/" in name:
+            raise
+        # It says which runs there are.
+        find_run(storage, name)
+        raise
+
+
+def _figures(folder: AnyPath) -> Any:
+    import json
+
+    from tuner.report.ensembles import read_figures
+    from tuner.run.layout import METRICS
+    from tuner.storage.paths import read_text
+
+    read_figures(folder)  # Which tells of damage.
+    return json.loads(read_text(folder / METRICS))
+
+
+def _show_run(run: "Run", as_json: bool) -> None:
+    from tuner.run.run import clock
+    from tuner.schema import to_plain
+
+    record = run.record
+    if as_json:
+        print_json({"path": str(run.path), **_standing(run), **to_plain(record)})
+        return
+    ranked = run.ranked()
+    states = Counter(trial.status.state.replace("_", " ") for trial in ranked)
+    told = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    search = record.search
+    click.echo(
+        f"{record.name}: {record.status}, {told or 'no trial yet'}, of {search.trials} trials\n"
+        f"{record.data.source}: {record.num_train} training images, {record.num_val} validation "
+        f"images\n"
+        f"{record.space}: {search.epochs} epochs at most, {search.sampler}, {search.scheduler}, "
+        f"seed {search.seed}\n"
+        f"started {record.started[:19].replace('T', ' ')} UTC, {clock(record.active_seconds)} of "
+        "searching\n"
+    )
+    if ranked:
+        print_leaderboard(run, MOST_TRIALS)
+        if not record.refit:
+            print_best(run)
+    if rows := list(_ensembles(run)):
+        click.echo()
+        print_table(rows, "Ensembles, the newest first")
+    is_open = record.status == "interrupted" or states["interrupted"] or states["paused"]
+    if is_open and record.status != "running":
+        command = resume_command(run.path, "refit" if record.refit else "search")
+        click.echo(f"\nGo on with:\n  {command}")
+
+
+def _ensembles(run: "Run") -> Any:
+    from tuner.report.ensembles import read_figures
+    from tuner.run.ensembles import ensemble_folders
+
+    for folder in ensemble_folders(run.path):
+        result = read_figures(folder)
+        crossfit, test = result.ensemble.crossfit, result.ensemble.test
+        yield {
+            "name": folder.name,
+            "method": result.method,
+            "members": str(len(result.members)),
+            "cross-fit": f"{crossfit.accuracy:.2%}" if crossfit else "-",
+            "test": f"{test.accuracy:.2%}" if result.has_test else "-",
+            "NLL": f"{test.nll:.4f}",
+        }
 
 
 def _standing(run: "Run") -> dict[str, Any]:
@@ -85,12 +170,54 @@ def _standing(run: "Run") -> dict[str, Any]:
     return {"states": dict(states.most_common()), "best": found}
 
 
-def _follow(path: AnyPath) -> None:
+def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
+    import yaml
+
+    from tuner.schema import to_plain
+
+    status, best = trial.status, trial.best
+    history = [asdict(row) for row in trial.history]
+    if as_json:
+        known = {key: value for key, value in to_plain(status).items() if value}
+        config = {"config": trial.config.to_dict(), "history": history}
+        print_json({"path": str(trial.path), **known} | config)
+        return
+    epochs = f"{len(history)} of {trial.config.epochs} epochs"
+    reason = f" ({status.reason})" if status.reason else ""
+    size = f"{status.num_parameters:,} parameters, " if status.num_parameters else ""
+    click.echo(
+        f"{run.record.name}, trial {trial.number}: {trial.config.model.family}, "
+        f"{status.state.replace('_', ' ')} after {epochs}{reason}"
+    )
+    if best:
+        click.echo(
+            f"best: epoch {best.epoch}, accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
+        )
+    click.echo(f"{size}{trial.seconds:.1f} s of training\n")
+    text = yaml.safe_dump(
+        trial.config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
+    click.echo(text.rstrip())
+    if history:
+        click.echo()
+        keys = ("epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds")
+        rows = [{key: figure(row[key]) for key in keys} for row in history]
+        # A rate may be small throughout.
+        rows = [
+            row | {"lr": f"{epoch['lr']:.3g}"} for row, epoch in zip(rows, history, strict=True)
+        ]
+        print_table(rows, "")
+    if status.traceback:
+        click.echo(f"\n{status.traceback.rstrip()}")
+
+
+def _follow(run: "Run") -> None:
     from contextlib import suppress
 
     from tuner.console import Console
     from tuner.monitor.follow import follow
 
+    searched = searched_columns(run, run.trials())
     # To leave is not to interrupt: the search goes on.
     with suppress(KeyboardInterrupt):
-        follow(path, Console(highlight=False))
+        follow(run.path, Console(highlight=False), searched)

@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.options import JSON, STORAGE, option
-from tuner.cli.output import print_json, print_table
+from tuner.cli.output import plural, print_json, print_table
 from tuner.storage.paths import AnyPath
 
 
 @click.group()
 def space() -> None:
-    """Look at a search space."""
+    """Check, sample and describe search spaces."""
 
 
 @space.command("check", epilog="Example: cifar-tune space check search_spaces/wide.yaml")
-@click.argument("file")
+@click.argument("file", shell_complete=completion.spaces)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @STORAGE
 @JSON
@@ -29,12 +30,13 @@ def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json
         print_json(rows)
         return
     size = checked.cardinality()
-    count = f"{size} configurations" if size is not None else "continuous"
-    print_table(rows, f"{file}: {len(rows)} parameters, {count}, {len(checked.baseline)} baselines")
+    count = plural(size, "configuration") if size is not None else "continuous"
+    told = (plural(len(rows), "parameter"), count, plural(len(checked.baseline), "baseline"))
+    print_table(rows, f"{file}: {', '.join(told)}")
 
 
 @space.command("sample", epilog="Example: cifar-tune space sample search_spaces/wide.yaml -n 5")
-@click.argument("file")
+@click.argument("file", shell_complete=completion.spaces)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @option("-n", "--number", type=click.IntRange(min=1), default=1, show_default=True)
 @option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

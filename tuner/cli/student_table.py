@@ -6,9 +6,10 @@ from tuner.cli.output import interval_text, make_console, make_table
 
 if TYPE_CHECKING:
     from tuner.ensemble.students import TeacherComparison
+    from tuner.report.ensembles import TeacherComparison as ReadComparison
 
 
-def print_student(comparison: "TeacherComparison") -> None:
+def print_student(comparison: "TeacherComparison | ReadComparison") -> None:
     """Print what student and teacher are worth, and what they cost."""
     console = make_console()
     both = (("Teacher", comparison.teacher), ("Student", comparison.student))

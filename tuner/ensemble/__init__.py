@@ -154,7 +154,7 @@ def _read_test(
         Reading(
             by="ensemble",
             name=request.folder_name,
-            method=request.method,
+            method=plan.choice.method or "",
             trials=tuple(plan.pool.trials[i].number for i in plan.choice.members),
             compared=tuple(rival.label for rival in plan.others if rival.is_calibrated),
             tta=request.tta,

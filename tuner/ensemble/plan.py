@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tuner.ensemble.pool import (
 )
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
 from tuner.ensemble.soup import SoupMaker
+from tuner.ensemble.verdict import VOTES, Verdict, judge
 from tuner.errors import UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
@@ -65,6 +67,8 @@ class Plan:
     others: tuple[Choice, ...]
     """What it is compared with: each method, plain and calibrated."""
     skipped: tuple[Skipped, ...]
+    verdict: Verdict | None
+    """``None`` where the validation images, having been trained on, can tell nothing."""
 
     @property
     def candidates(self) -> list[int]:
@@ -138,6 +142,7 @@ class Plan:
             "name": self.request.folder_name,
             "metric": self.pool.metric,
             "is_val_seen": self.splits.is_val_seen,
+            "verdict": to_plain(self.verdict) if self.verdict else None,
             "choices": [
                 self._described(choice) for choice in (self.choice, self.single, *self.others)
             ],
@@ -250,27 +255,52 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: Sou
             return soups(pool, request, method, kitchen)
         return voters(pool, request, method)
 
+    # Each is cross-fitted, some of them for the comparison and for the verdict alike.
+    made: dict[tuple[Method, bool], Choice] = {}
+
+    def chosen(method: Method, *, calibrate: bool) -> Choice:
+        if (method, calibrate) not in made:
+            made[method, calibrate] = choose(pool, chooser(method), method, calibrate=calibrate)
+        return made[method, calibrate]
+
     others: list[Choice] = []
     skipped: list[Skipped] = []
     for method in METHODS if request.compare else ():
         try:
-            chosen = chooser(method)
+            others += [chosen(method, calibrate=calibrate) for calibrate in (False, True)]
         except UsageError as error:
             if method == request.method:
                 raise
             skipped.append(Skipped(method=method, reason=str(error).split("; ")[0]))
-            continue
-        others += [choose(pool, chosen, method, calibrate=c) for c in (False, True)]
     if request.compare:
         others = [choose(pool, best_single(pool), None, calibrate=True), *others]
+    single = choose(pool, best_single(pool), None, calibrate=False)
+    alone = choose(pool, best_single(pool), None, calibrate=request.calibrate)
+    asked = (
+        None if request.method == "auto" else chosen(request.method, calibrate=request.calibrate)
+    )
+    verdict = None
+    if not pool.is_val_seen:
+        votes = [chosen(method, calibrate=request.calibrate) for method in VOTES]
+        trial = pool.trials[0].number
+        judged = partial(
+            judge, alone, votes=votes, labels=pool.labels, top=request.top, trial=trial
+        )
+        if asked is None:
+            advised = judged(alone).advised.method
+            # The best single one is a vote of one.
+            asked = next((c for c in votes if c.method == advised), replace(alone, method="vote"))
+        verdict = judged(asked)
+    assert asked is not None, "of validation images that were trained on, auto is refused"
     return Plan(
         run=run,
         request=request,
         splits=splits,
         pool=pool,
         kitchen=kitchen,
-        choice=choose(pool, chooser(request.method), request.method, calibrate=request.calibrate),
-        single=choose(pool, best_single(pool), None, calibrate=False),
+        choice=asked,
+        single=single,
         others=tuple(others),
         skipped=tuple(skipped),
+        verdict=verdict,
     )

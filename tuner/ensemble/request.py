@@ -12,6 +12,8 @@ from tuner.schema import quoted
 
 Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
 METHODS: tuple[Method, ...] = get_args(Method)
+AskedMethod = Method | Literal["auto"]
+ASKED_METHODS: tuple[AskedMethod, ...] = (*METHODS, "auto")
 SOUPS = frozenset({"soup", "greedy-soup"})
 """Methods that average weights, not votes: one network comes of it."""
 Diverse = Literal["family", "config", "seed"]
@@ -24,9 +26,10 @@ class EnsembleRequest:
 
     top: int = 5
     """Members: exactly so many of a vote, at most so many otherwise."""
-    method: Method = "vote"
+    method: AskedMethod = "vote"
     """``vote``: equal weights of the best. ``greedy``: ``tuner.voting.greedy``. ``weighted``:
-    ``tuner.voting.weighted``. ``soup``, ``greedy-soup``: ``tuner.ensemble.soup``."""
+    ``tuner.voting.weighted``. ``soup``, ``greedy-soup``: ``tuner.ensemble.soup``. ``auto``: the
+    vote, or the single trial, that ``tuner.ensemble.verdict`` advises."""
     metric: Metric | None = None
     """What is chosen by, on the validation images; ``None`` is that of the run."""
     pool: int | None = None

@@ -16,6 +16,7 @@ from tuner.ensemble.plan import Plan, Skipped
 from tuner.ensemble.pool import Excluded
 from tuner.ensemble.request import SOUPS, Method
 from tuner.ensemble.students import TeacherComparison
+from tuner.ensemble.verdict import Verdict
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
 from tuner.metrics.significance import (
@@ -142,6 +143,8 @@ class EnsembleResult:
     teacher: TeacherComparison | None
     """The ensemble beside the one that taught its members; ``None`` where none did, or it cannot be
     read any more."""
+    verdict: Verdict | None
+    """``None`` where the validation images were trained on."""
     confusion: Tensor
     """Counts on the test set, shape (K, K), rows true."""
 
@@ -272,6 +275,7 @@ def assess(
         skipped=plan.skipped,
         duplicates=listed.note(correct, single_correct) if listed else None,
         teacher=teacher,
+        verdict=plan.verdict,
         confusion=confusion,
     )
 

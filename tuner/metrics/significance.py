@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from scipy.special import bdtr, ndtri
 from torch import Tensor
 
+from tuner.metrics.interval import share_interval
 from tuner.voting import soft_vote
 
 LEVEL = 0.95
@@ -71,13 +72,7 @@ def accuracy_interval(correct: Tensor, *, level: float = LEVEL) -> tuple[float, 
         correct: Whether each image is classified correctly, bool, shape (N,), at least one.
         level: Coverage, in (0, 1).
     """
-    count, z = len(correct), _quantile(level)
-    share = correct.double().mean().item()
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    variance = share * (1 - share) / count + (z / (2 * count)) ** 2
-    margin = z * math.sqrt(variance) / (1 + z**2 / count)
-    # At 0 and 1 an end is the share itself, which rounding may miss.
-    return min(share, max(0.0, centre - margin)), max(share, min(1.0, centre + margin))
+    return share_interval(correct.double().mean().item(), len(correct), _quantile(level))
 
 
 def _quantile(level: float) -> float:

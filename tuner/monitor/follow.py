@@ -1,12 +1,14 @@
 """Watching a search from its run folder alone: from another terminal, or another machine."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, RenderableType
 
-from tuner.monitor.live_table import draw, summary
-from tuner.monitor.terminal import LiveTable
+from tuner.monitor.live_table import Clocks, draw, summary
+from tuner.monitor.steps import PULSE
+from tuner.monitor.terminal import LiveTable, is_live
 from tuner.run.events import (
     EpochEnded,
     Event,
@@ -19,6 +21,7 @@ from tuner.run.layout import HISTORY, RUN, STATUS
 from tuner.run.run import Run, clock
 from tuner.run.state import Ending, SearchState, num_alike
 from tuner.run.trial import TrialRecord
+from tuner.space.searched import Column
 from tuner.storage.paths import AnyPath, etag, modified
 
 SECONDS = 1.0
@@ -66,20 +69,21 @@ class RunWatcher:
                     ended.append(self.state.endings[-1])
         return ended
 
-    def seconds_left(self) -> float | None:
-        """Estimate the remaining time, in seconds, or that of the budget if it ends earlier."""
-        left = self.state.seconds_left(self.slots)
-        if left is None or self.has_ended:
-            return None
+    def clocks(self) -> Clocks:
+        """Return the times of the search; what is left, as foreseen from its folder."""
         record = self.run.record
-        if record.budget_seconds is not None:
-            active = record.active_seconds + time.time() - self._written
-            left = min(left, record.budget_seconds - active)
+        elapsed = record.active_seconds
+        if not self.has_ended:
+            elapsed += time.time() - self._written
+        budget = math.inf if record.budget_seconds is None else record.budget_seconds - elapsed
         held = sum(trial.gpus for trial in list(self.state.running.values()))
         if record.budget_gpu_hours is not None and held:
             unspent = 3600 * record.budget_gpu_hours - self.state.gpu_seconds
-            left = min(left, unspent / held)
-        return max(0.0, left)
+            budget = min(budget, unspent / held)
+        left = None if self.has_ended else self.state.seconds_left(self.slots)
+        return Clocks(
+            elapsed=elapsed, left=left, budget=max(0.0, budget) if math.isfinite(budget) else None
+        )
 
     def note(self, now: float) -> str:
         """Say that nothing has been heard for long, if so."""
@@ -141,8 +145,13 @@ def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:
         )
 
 
-def follow(path: AnyPath, console: Console) -> Run:
+def follow(path: AnyPath, console: Console, columns: Sequence[Column] = ()) -> Run:
     """Show the search of a run folder until it ends, or the user has seen enough.
+
+    Args:
+        path: Of the run.
+        console: Where.
+        columns: What is searched, the most important first.
 
     Raises:
         UsageError: If there is no run.
@@ -150,17 +159,31 @@ def follow(path: AnyPath, console: Console) -> Run:
     """
     watcher = RunWatcher(path)
 
-    if not console.is_terminal or console.is_dumb_terminal:
-        console.print(summary(watcher.state, watcher.slots, watcher.seconds_left()), markup=False)
-        while not watcher.has_ended:
+    if not is_live(console):
+        printed = -math.inf
+        while True:
+            if time.monotonic() - printed >= PULSE:
+                line = summary(watcher.state, watcher.slots, watcher.clocks())
+                console.print(line, markup=False, soft_wrap=True)
+                printed = time.monotonic()
+            if watcher.has_ended:
+                return watcher.run
             time.sleep(SECONDS)
             for ending in watcher.look():
                 console.print(str(ending), soft_wrap=True, markup=False)
-        return watcher.run
+                printed = time.monotonic()
 
     def table(width: int, height: int) -> RenderableType:
         note = watcher.note(time.time())
-        return draw(watcher.state, watcher.slots, watcher.seconds_left(), note, width, height)
+        return draw(
+            watcher.state,
+            watcher.slots,
+            watcher.clocks(),
+            note,
+            width,
+            height,
+            columns=columns,
+        )
 
     with LiveTable(table, console):
         while not watcher.has_ended:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +15,7 @@ from tuner.metrics.goal import name_of
 from tuner.run.run import clock
 from tuner.run.state import Rung, SearchState, TrialProgress
 from tuner.run.trial import EpochMetrics, best_row
+from tuner.space.searched import Column
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 110
@@ -22,40 +25,71 @@ CURVE_WIDTH = 40
 FIXED_LINES = 12
 """Lines that are not running trials, left free of them on a low terminal."""
 MOST_RUNGS = 8
+RUNGS_WIDTH = 46
+"""Columns of the rungs, where they stand beside the running trials."""
+LEAST_CURVE = 10
+"""Characters of a running trial's curve for which searched parameters leave room."""
+MOST_NUMBER = 8
+"""Characters of a number of three digits, such as 0.000123."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clocks:
+    """Times of a search, in seconds."""
+
+    elapsed: float
+    """Spent searching, over all resumes."""
+    left: float | None
+    """Until all trials have ended, as foreseen; ``None`` where nothing is known."""
+    budget: float | None = None
+    """Until the budget is spent; ``None`` without one."""
+
+    @property
+    def remaining(self) -> float | None:
+        """Time until the search ends, for want of trials or of budget."""
+        if self.left is None or self.budget is None:
+            return self.left
+        return min(self.left, self.budget)
 
 
 def draw(
-    state: SearchState, slots: int, seconds_left: float | None, note: str, width: int, height: int
+    state: SearchState,
+    slots: int,
+    clocks: Clocks,
+    note: str,
+    width: int,
+    height: int,
+    *,
+    columns: Sequence[Column] = (),
 ) -> RenderableType:
     """Draw how a search stands.
 
     Args:
         state: How it stands.
         slots: Trials that train at once.
-        seconds_left: As foreseen; ``None`` where nothing is known.
+        clocks: Its times.
         note: A line of what is going on besides; may be empty.
         width: Of the terminal, in columns.
         height: Of the terminal, in lines.
+        columns: What is searched, the most important first; as many are shown as fit.
     """
     running = sorted(list(state.running.values()), key=lambda trial: trial.number)
     rungs = state.rungs()[:MOST_RUNGS]
     is_wide = width >= WIDE
     fixed = FIXED_LINES + (0 if is_wide else len(rungs) + 1)
     rows = max(3, height - fixed)
-    parts: list[RenderableType] = [_bar(state, seconds_left, width), _states(state, slots)]
+    parts: list[RenderableType] = [
+        _bar(state, clocks, width),
+        _line(" · ".join(_times(state, clocks))),
+        _states(state, slots),
+    ]
     # Read once: another thread may take it back.
     if best := state.best:
         parts.append(_best(state, best, width))
     tables: list[RenderableType] = []
     if running:
-        tables.append(
-            _running(
-                running[:rows],
-                running[rows:],
-                state.search.metric,
-                width if not is_wide else width - 46,
-            )
-        )
+        room = width if not is_wide else width - RUNGS_WIDTH
+        tables.append(_running(running[:rows], running[rows:], state.search.metric, room, columns))
     if rungs and state.num_epochs:
         tables.append(_rungs(rungs, is_promoting=state.search.scheduler == "asha"))
     if is_wide and len(tables) > 1:
@@ -75,33 +109,56 @@ def draw(
     return Group(*parts)
 
 
-def summary(state: SearchState, slots: int, seconds_left: float | None) -> str:
-    """Say how a search stands in one line."""
-    parts = [f"{state.num_ended}/{state.search.trials} trials", _counts(state, slots)]
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def summary(state: SearchState, slots: int, clocks: Clocks | None) -> str:
+    """Say how a search stands in one line.
+
+    Args:
+        state: How it stands.
+        slots: Trials that train at once.
+        clocks: Its times; ``None`` before it has begun.
+    """
+    parts = [f"{state.num_done}/{state.search.trials} trials", _counts(state, slots)]
     if state.best:
         parts.append(_best_text(state.best, state.search.metric))
-    if seconds_left is not None:
-        parts.append(f"ETA {clock(seconds_left)}")
+    if clocks:
+        parts += _times(state, clocks)
+        if clocks.remaining is not None:
+            parts.append(f"ETA {clock(clocks.remaining)}")
     return " · ".join(parts)
 
 
-def _bar(state: SearchState, seconds_left: float | None, width: int) -> RenderableType:
+def _bar(state: SearchState, clocks: Clocks, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 2, 0, 0))
-    eta = "-" if seconds_left is None else clock(seconds_left)
+    eta = "-" if clocks.remaining is None else clock(clocks.remaining)
     grid.add_row(
-        Text(f"{state.num_ended}/{state.search.trials} trials", "bold"),
+        Text(f"{state.num_done}/{state.search.trials} trials", "bold"),
         ProgressBar(
             total=max(1, state.search.trials),
-            completed=state.num_ended,
+            completed=state.num_done,
             width=min(40, max(8, width - 50)),
         ),
-        Text(f"{state.num_epochs} epochs · ETA {eta}"),
+        Text(f"ETA {eta}"),
     )
     return grid
 
 
+def _times(state: SearchState, clocks: Clocks) -> list[str]:
+    epochs = state.num_epochs
+    parts = [f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+    if (seconds := state.epoch_seconds) is not None:
+        parts[0] += f" of {f'{seconds:.0f}' if seconds >= 100 else f'{seconds:.2g}'} s"
+    parts.append(f"elapsed {clock(clocks.elapsed)}")
+    if clocks.budget is not None:
+        parts.append(f"budget left {clock(clocks.budget)}")
+    return parts
+
+
 def _states(state: SearchState, slots: int) -> Text:
-    text = Text(_counts(state, slots), no_wrap=True, overflow="ellipsis")
+    text = _line(_counts(state, slots))
     if state.errors:
         kinds = ", ".join(f"{count} {kind}" for kind, count in state.errors.most_common())
         text.append(f"\nerrors: {kinds}", style="red")
@@ -110,7 +167,9 @@ def _states(state: SearchState, slots: int) -> Text:
 
 def _counts(state: SearchState, slots: int) -> str:
     busy = (
-        f"{len(state.running)} of {slots} slots busy" if slots else f"{len(state.running)} running"
+        f"{len(state.running)} of {slots} slot{'' if slots == 1 else 's'} busy"
+        if slots
+        else f"{len(state.running)} running"
     )
     ended = [f"{count} {name.replace('_', ' ')}" for name, count in state.ended.items()]
     return " · ".join([busy, *ended])
@@ -133,25 +192,44 @@ def _best_text(best: tuple[int, EpochMetrics], metric: Metric) -> str:
 
 
 def _running(
-    rows: list[TrialProgress], hidden: list[TrialProgress], metric: Metric, width: int
+    rows: list[TrialProgress],
+    hidden: list[TrialProgress],
+    metric: Metric,
+    width: int,
+    columns: Sequence[Column],
 ) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    families = [trial.config.model.family for trial in rows if trial.config]
+    room = width - len("trial  ") - max(map(len, ("model", *families))) - 2
+    room -= len("epoch   ") + len(f"{metric}  ") + LEAST_CURVE
+    shown = []
+    for column in columns:
+        # Of a width that stays, for a table that stays: a number is at most so long.
+        if (room := room - max(len(column.heading), MOST_NUMBER) - 2) < 0:
+            break
+        shown.append(column)
     for heading in ("trial", "model"):
         table.add_column(heading, no_wrap=True)
     for heading in ("epoch", metric):
         table.add_column(heading, justify="right", no_wrap=True)
+    for column in shown:
+        size = max(len(column.heading), MOST_NUMBER)
+        table.add_column(column.heading, width=size, no_wrap=True, overflow="ellipsis")
     table.add_column("curve", no_wrap=True, overflow="ellipsis")
+    most_points = max(LEAST_CURVE, min(CURVE_WIDTH, room + LEAST_CURVE))
     for trial in rows:
         history = list(trial.history)
         best = best_row(history, metric)
         values = [math.nan if (v := row.value(metric)) is None else v for row in history]
         assert trial.config is not None, "it runs"
+        config = trial.config.to_dict() if shown else {}
         table.add_row(
             str(trial.number),
             trial.config.model.family,
             f"{len(history)}/{trial.config.epochs}",
             f"{best.value(metric):.4f}" if best else "-",
-            sparkline(values[-max(8, min(CURVE_WIDTH, width - 40)) :]),
+            *(escape(column.text(config)) for column in shown),
+            sparkline(values[-most_points:]),
         )
     if not hidden:
         return table

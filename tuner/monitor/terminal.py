@@ -8,6 +8,11 @@ from rich.live import Live
 from rich.segment import ControlType, Segment, SegmentLines
 
 
+def is_live(console: Console) -> bool:
+    """Whether a console shows what moves: not a pipe, and not under ``NO_COLOR``."""
+    return console.is_terminal and not console.is_dumb_terminal and not console.no_color
+
+
 class LiveTable(Live):
     """Shows what ``draw(width, height)`` gives, four times a second.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.metrics.goal import name_of
+from tuner.report.best import best_trial
 from tuner.report.ensembles import read_ensemble
 from tuner.report.facts import run_facts
 from tuner.report.page import in_words, points, render
@@ -64,7 +65,7 @@ def write_report(
     sentence = verdict(ranked, ensemble)
     page = render(
         "report.html",
-        ("table.js", "report.js", "ensemble.js"),
+        ("trial.js", "table.js", "report.js", "ensemble.js"),
         facts,
         title=f"{run.record.name} · cifar-tune",
         verdict=sentence,
@@ -72,6 +73,7 @@ def write_report(
         summary=_summary(run, ranked),
         metric=run.record.search.metric,
         metric_name=name_of(run.record.search.metric),
+        best=best_trial(run, ranked, space),
         advice=advice,
         planned=outcomes(run, ranked),
         ensemble=ensemble,

@@ -40,6 +40,21 @@ class Scores:
     macro_f1: Share | None = None
     worst_class: Share | None = None
     """``None`` in ensembles of earlier versions, all three."""
+    ece_equal_mass: NonNegative | None = None
+    top3: Share | None = None
+
+    def value(self, metric: Metric) -> float | None:
+        """Return the value of a metric; ``None`` in ensembles of earlier versions."""
+        value: float | None = getattr(self, metric)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanMember:
+    """The means of the members' scores."""
+
+    val: Scores
+    test: Scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +73,7 @@ class Member:
     trial: Amount
     family: str
     weight: NonNegative
+    temperature: Positive = 1.0
     val: Scores
     test: Scores
     contribution: Difference | None = None
@@ -120,6 +136,7 @@ class Size:
     gain: Difference | None = None
     gain_low: Difference | None = None
     gain_high: Difference | None = None
+    mcnemar_p: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +173,71 @@ class FrontierPoint:
 
     members: tuple[Amount, ...]
     latency_ms: NonNegative
+    latency_256_ms: NonNegative | None = None
+    val_accuracy: Share | None = None
     accuracy: Share
+    val_metric: NonNegative | None = None
+    metric: NonNegative | None = None
+    """Of what the point was chosen by; ``None`` in ensembles of earlier versions, both."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Milliseconds:
+    """See ``tuner.ensemble.latency.Latency``."""
+
+    one_ms: NonNegative
+    batch_ms: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """See ``tuner.ensemble.students.Contender``."""
+
+    name: str
+    val: Scores
+    test: Scores | None = None
+    num_parameters: Amount
+    latency: Milliseconds | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherComparison:
+    """See ``tuner.ensemble.students.TeacherComparison``."""
+
+    teacher: Contender
+    student: Contender
+    level: Share
+    device: str
+    val_gain: Interval
+    test_gain: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicatesNote:
+    """How much of the accuracy rests on images that have near-duplicates in the training data."""
+
+    images: Amount
+    accuracy_of_these: Share
+    accuracy_of_others: Share
+    gain_of_others: Interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A choice by cross-fitted figures; see ``tuner.ensemble.verdict.Standing``."""
+
+    method: str | None = None
+    num_members: Amount
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Whether combining was worth it; see ``tuner.ensemble.verdict.Verdict``."""
+
+    text: str
+    top: Count
+    asked: Standing
+    advised: Standing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,9 +263,11 @@ class EnsembleFigures:
 
     name: str | None = None
     """``None`` for that of the folder."""
+    run: str = ""
     method: str = "vote"
     metric: Metric = "accuracy"
     """What it was chosen by."""
+    tta: str = "none"
     test_images: Amount | None = None
     is_val_seen: bool = False
     has_test: bool = True
@@ -193,6 +276,9 @@ class EnsembleFigures:
     members: tuple[Member, ...]
     left_out: tuple[Excluded, ...] = ()
     best_single: Amount
+    best_single_figures: Figures | None = None
+    mean_member: MeanMember | None = None
+    verdict: Verdict | None = None
     gain: Gain | None = None
     by_size: tuple[Size, ...] = ()
     per_class: tuple[ClassAccuracy, ...] = ()
@@ -202,6 +288,50 @@ class EnsembleFigures:
     frontier: tuple[FrontierPoint, ...] = ()
     comparison: tuple[ComparedMethod, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    duplicates: DuplicatesNote | None = None
+    teacher: TeacherComparison | None = None
+
+    @property
+    def tested_on(self) -> str:
+        """What the images are called that are no choosing ones: ``test`` or ``held-out``."""
+        return "test" if self.has_test else "held-out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """A confusion matrix, rows true."""
+
+    classes: list[str]
+    counts: list[list[int]]
+
+
+def read_figures(folder: AnyPath) -> EnsembleFigures:
+    """Read the figures of an ensemble.
+
+    Raises:
+        TunerError: If they are damaged.
+    """
+    with explaining_damage(folder):
+        check_no_link(folder.parent)
+        check_no_link(folder)
+    return read_record(folder / layout.METRICS, EnsembleFigures, is_strict=False)
+
+
+def read_confusion(folder: AnyPath) -> Confusion | None:
+    """Read the confusion matrix of an ensemble; ``None`` where there is none.
+
+    Raises:
+        TunerError: If it is damaged.
+    """
+    path = folder / layout.CONFUSION
+    if not path.exists():
+        return None
+    with explaining_damage(path):
+        head, *rows = _read_table(path)
+        classes = head[1:]
+        if [len(row) for row in rows] != [len(head)] * len(classes):
+            raise ValueError(f"has not one row and one column for each of {len(classes)} classes")
+        return Confusion(classes=classes, counts=[list(map(_count, row[1:])) for row in rows])
 
 
 def read_ensemble(folder: AnyPath) -> dict[str, Any]:
@@ -214,28 +344,15 @@ def read_ensemble(folder: AnyPath) -> dict[str, Any]:
     Raises:
         TunerError: If a file is damaged.
     """
-    with explaining_damage(folder):
-        check_no_link(folder.parent)
-        check_no_link(folder)
-    figures = read_record(folder / layout.METRICS, EnsembleFigures, is_strict=False)
+    figures = read_figures(folder)
     ensemble = {key: value for key, value in to_plain(figures).items() if value is not None}
     ensemble.setdefault("name", folder.name)
-    confusion = folder / layout.CONFUSION
-    if confusion.exists():
-        with explaining_damage(confusion):
-            ensemble |= _read_confusion(confusion)
+    if confusion := read_confusion(folder):
+        ensemble |= {"classes": confusion.classes, "confusion": confusion.counts}
     if (folder / layout.MISTAKES / layout.MISTAKES_TABLE).exists():
         with explaining_damage(folder / layout.MISTAKES):
             ensemble["mistakes"] = _read_mistakes(folder / layout.MISTAKES)
     return ensemble
-
-
-def _read_confusion(path: AnyPath) -> dict[str, Any]:
-    head, *rows = _read_table(path)
-    classes = head[1:]
-    if [len(row) for row in rows] != [len(head)] * len(classes):
-        raise ValueError(f"has not one row and one column for each of {len(classes)} classes")
-    return {"classes": classes, "confusion": [list(map(_count, row[1:])) for row in rows]}
 
 
 def _count(cell: str) -> int:

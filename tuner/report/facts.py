@@ -11,21 +11,9 @@ from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, TrialState, order_of
 from tuner.space import SearchSpace
 from tuner.space.axes import Branch, Choice, Range, parameters, to_yaml, value_of
+from tuner.space.searched import ALL, columns, short_names
 
 Plain = dict[str, Any]
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return each dotted name its shortest ending that no other one has."""
-    short = {}
-    for name in names:
-        words = name.split(".")
-        for length in range(1, len(words) + 1):
-            ending = ".".join(words[-length:])
-            if sum(f".{other}".endswith(f".{ending}") for other in names) == 1:
-                break
-        short[name] = ending
-    return short
 
 
 def parameter_facts(space: SearchSpace) -> list[Plain]:
@@ -46,6 +34,17 @@ def parameter_facts(space: SearchSpace) -> list[Plain]:
                 fact["values"] = list(axis.options)
         facts.append(fact)
     return facts
+
+
+def column_facts(
+    space: SearchSpace, described: Sequence[Plain], importance: Mapping[str, float]
+) -> list[Plain]:
+    """Describe the columns of the searched parameters, by their places in ``described``."""
+    places = {fact["name"]: index for index, fact in enumerate(described)}
+    return [
+        {"heading": column.heading, "parameters": [places[name] for name in column.names]}
+        for column in columns(space, importance)
+    ]
 
 
 def trial_facts(ranked: Sequence[TrialRecord], described: Sequence[Plain]) -> list[Plain]:
@@ -136,6 +135,7 @@ def run_facts(
         "epochs": run.record.search.epochs,
         "rungs": [rung.epoch for rung in state.rungs()],
         "parameters": facts,
+        "columns": column_facts(space, facts, importance.get(ALL, {})),
         "trials": trial_facts(ranked, facts),
         "best_so_far": [
             [epochs, round(hours, 5), round(best, 4)] for epochs, hours, best in state.best_so_far()

@@ -50,7 +50,7 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
             inside_run = place.parent / ENSEMBLES / place.name
             if (inside_run / ENSEMBLE).exists():
                 return inside_run
-    hint = did_you_mean(text, _names(storage))
+    hint = did_you_mean(text, names_of_ensembles(storage))
     raise UsageError(
         f"no ensemble '{name}' in {storage}{hint or '; give its folder, RUN/NAME, or a run'}"
     )
@@ -71,7 +71,7 @@ def _newest(run: AnyPath) -> AnyPath:
     raise UsageError(f"{run}: has no ensemble yet. Make one: cifar-tune ensemble --run {run}")
 
 
-def _names(storage: AnyPath) -> Iterator[str]:
+def names_of_ensembles(storage: AnyPath) -> Iterator[str]:
     """Yield the names of all ensembles, as ``find_ensemble`` takes them."""
     for run in folders_with(storage, RUN):
         for folder in ensemble_folders(run):

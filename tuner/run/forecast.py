@@ -89,6 +89,13 @@ class Forecast:
     gpu_hours: Spread
     started: Spread
     """Trials that were begun; fewer than asked for only where a budget ends the search."""
+    done: Spread | None = None
+    """Trials that end by themselves, not for want of budget."""
+    seconds_of_all: Spread | None = None
+    """Seconds that all trials would take; ``None`` where the budget suffices."""
+    fitting_epochs: Count | None = None
+    """Most epochs with which all trials would fit into the budget; ``None`` where none would, or
+    those that were asked for do."""
     rungs: tuple[RungForecast, ...]
     families: tuple[FamilyForecast, ...]
     disk_most: Spread

@@ -1,6 +1,8 @@
-"""How a run goes on: the line that a user types."""
+"""Lines that a user can type: how a run goes on, and what is done with it next."""
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +21,31 @@ def how_to_go_on(run: "Run") -> str:
     )
 
 
-def resume_command(path: StoragePath, command: str) -> str:
+def resume_command(path: StoragePath, command: str, *options: str) -> str:
     """Return the line that goes on with the run at ``path``."""
-    folder = short_path(path.parent)
-    storage = "" if folder == "runs" else f" --storage {shlex.quote(folder)}"
-    return f"cifar-tune {command} --resume --name {shlex.quote(path.name)}{storage}"
+    words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))
+    return command_line(command, *words)
+
+
+def command_line(*words: str) -> str:
+    """Return a line that runs the program with these words, called as the user called it."""
+    return f"{_program()} {shlex.join(words)}"
+
+
+def storage_words(storage: StoragePath) -> list[str]:
+    """Return the option that names a folder of runs; none for the one that is the default."""
+    folder = short_path(storage)
+    return [] if folder == "runs" else ["--storage", folder]
+
+
+def _program() -> str:
+    """Return what the user typed to call the program; its name where it was not typed."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" and called.parent.name == "tuner":
+        return "python -m tuner"
+    if called.name != "cifar-tune" or shutil.which("cifar-tune") == str(called.absolute()):
+        return "cifar-tune"
+    return shlex.quote(short_path(called)) if len(called.parts) > 1 else "cifar-tune"
 
 
 def short_path(path: StoragePath) -> str:

@@ -53,6 +53,11 @@ class TrialProgress:
     """``None`` where the trial was read from its folder, and had ended for good."""
     history: list[EpochMetrics] = field(default_factory=list)
 
+    @property
+    def has_ended_badly(self) -> bool:
+        """Whether nothing should build on its accuracy."""
+        return self.status.state in ENDED_BADLY
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
@@ -69,7 +74,9 @@ class Ending:
     def __str__(self) -> str:
         name = goal.name_of(self.metric)
         value = f"no {name}" if self.value is None else f"{name} {self.value:.4f}"
-        parts = [f"trial {self.number} {self.state}", f"{self.epochs} epochs", value]
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        state = self.state.replace("_", " ")
+        parts = [f"trial {self.number} {state}", epochs, value]
         return " · ".join([*parts, self.reason] if self.reason else parts)
 
 
@@ -156,6 +163,16 @@ class SearchState:
     def num_ended(self) -> int:
         """Number of trials that have ended, for now or for good."""
         return sum(self.ended.values())
+
+    @property
+    def num_done(self) -> int:
+        """Number of trials that have ended for good."""
+        return sum(count for state, count in self.ended.items() if state not in OPEN)
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Mean length of the last epochs, in seconds; ``None`` before the first."""
+        return sum(self._seconds) / len(self._seconds) if self._seconds else None
 
     def add(self, trials: Sequence[TrialRecord], *, have_workers: bool = True) -> None:
         """Count what trials have been through already, in the order in which it happened.
@@ -264,7 +281,7 @@ class SearchState:
         self.last_epoch_time = max(self.last_epoch_time, row.time)
         self._reached[row.epoch] += 1
         self._seconds.append(row.seconds)
-        if trial.status.state in ENDED_BADLY:
+        if trial.has_ended_badly:
             return
         if improves(row, self.best, self.search.metric):
             if (value := self._new_best(row, self.best)) is not None:

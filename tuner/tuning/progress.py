@@ -1,15 +1,26 @@
 """What a running search shows: one live table on a terminal, plain lines elsewhere."""
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
 
-from tuner.monitor.live_table import draw, summary
-from tuner.monitor.terminal import LiveTable
+from tuner.monitor.live_table import Clocks, draw, summary
+from tuner.monitor.steps import Pulse
+from tuner.monitor.terminal import LiveTable, is_live
 from tuner.run.events import Event, TrialEnded
+from tuner.run.trial import best_row, score_of
+from tuner.space import SearchSpace
+from tuner.space.searched import ALL, Column, columns
 from tuner.tuning.tuner import Tuner
+
+LEAST_WEIGHED = 20
+"""Trials from which it is known which parameters matter."""
+MOST_WEIGHED = 320
+"""Trials after which the order of the searched parameters stays as it is."""
 
 
 class Progress:
@@ -19,14 +30,26 @@ class Progress:
         tuner: Decides what its trials do.
         console: Where it is shown.
         slots: Returns how many trials fit at once.
+        space: What is searched; ``None`` where that is not shown.
     """
 
-    def __init__(self, tuner: Tuner, console: Console, slots: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        tuner: Tuner,
+        console: Console,
+        slots: Callable[[], int],
+        space: SearchSpace | None = None,
+    ) -> None:
         self.tuner = tuner
         self.console = console
         self._slots = slots
-        self._is_live = console.is_terminal and not console.is_dumb_terminal
+        self._space = space
+        self._columns: Sequence[Column] = columns(space, {}) if space else ()
+        self._next_weighing = LEAST_WEIGHED
+        self._is_live = is_live(console)
         self._live = LiveTable(self._table, console)
+        self._pulse = Pulse(console, self._line)
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self.tuner.observers.append(self._on)
@@ -35,6 +58,7 @@ class Progress:
         else:
             line = summary(self.tuner.state, self._slots(), None)
             self.console.print(line, soft_wrap=True, markup=False)
+            self._stack.enter_context(self._pulse)
         return self
 
     def __exit__(
@@ -45,21 +69,65 @@ class Progress:
     ) -> None:
         if self._is_live:
             self._live.stop()
+        self._stack.close()
         self.tuner.observers.remove(self._on)
 
     def _on(self, event: Event) -> None:
         """Say in a line how a trial ended, where there is no table."""
-        if isinstance(event, TrialEnded) and not self._is_live:
+        if not isinstance(event, TrialEnded):
+            return
+        if self._is_live:
+            self._weigh()
+        else:
             line = str(self.tuner.state.endings[-1])
             self.console.print(line, soft_wrap=True, markup=False)
+            self._pulse.rest()
+
+    def _weigh(self) -> None:
+        """Put the parameters that matter most first; each time that trials have doubled."""
+        state = self.tuner.state
+        if not self._space or not self._next_weighing <= state.num_done <= MOST_WEIGHED:
+            return
+        # Optuna's importances bring scikit-learn along: a second that no start should wait for.
+        from tuner.tuning.sampling.importance import importances_of
+
+        self._next_weighing = 2 * state.num_done
+        metric = state.search.metric
+        scored = [
+            (trial.config, score_of(best, metric))
+            for trial in state.trials.values()
+            if trial.config
+            and not trial.has_ended_badly
+            and (best := best_row(trial.history, metric))
+        ]
+        known = [(config, score) for config, score in scored if score is not None]
+        shares = importances_of(self._space, known).get(ALL, {})
+        self._columns = columns(self._space, shares)
+
+    def _clocks(self) -> Clocks:
+        budget = self.tuner.budget_seconds
+        return Clocks(
+            elapsed=self.tuner.spending.seconds,
+            left=self.tuner.state.seconds_left(self._slots()),
+            budget=budget if math.isfinite(budget) else None,
+        )
+
+    def _line(self) -> str:
+        return summary(self.tuner.state, self._slots(), self._clocks())
 
     def _table(self, width: int, height: int) -> RenderableType:
-        slots = self._slots()
         note = ""
-        if self.tuner.draining:
+        if self.tuner.draining and self.tuner.live:
             when = "" if self.tuner.is_over else ": running trials finish their epoch"
             note = f"Ending{when}. Ctrl-C aborts."
-        left = self.tuner.state.seconds_left(slots)
-        if left is not None:
-            left = min(left, self.tuner.budget_seconds)
-        return draw(self.tuner.state, slots, left, note, width, height)
+        elif not self.tuner.state.num_epochs:
+            note = "Workers load PyTorch and train their first epoch."
+        return draw(
+            self.tuner.state,
+            self._slots(),
+            self._clocks(),
+            note,
+            width,
+            height,
+            columns=self._columns,
+        )

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from tuner.config import REFIT_SEEDS, REFIT_TOP, Metric, RefitConfig, Resources, TrialConfig
-from tuner.data.splits import load_splits, located
+from tuner.data.splits import located
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
@@ -34,7 +34,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
-from tuner.tuning.request import RunRequest, tell_notes
+from tuner.tuning.request import RunRequest, read_splits
 from tuner.tuning.sampling.sampler import trial_seed
 
 
@@ -308,8 +308,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
         TunerError: If the first three trials failed in the same way.
     """
     plan, epochs = request.plan, request.search.epochs
-    splits = load_splits(request.data, request.data_dir)
-    tell_notes(splits, console)
+    splits = read_splits(request, console)
     if request.source:
         record = request.source.record
         split = None if splits.is_val_seen else record.split_fingerprint

@@ -15,8 +15,9 @@ from rich.console import Console
 from tuner.config import SPACE_KEYS, DataConfig, SearchConfig
 from tuner.data.datasets import find_source
 from tuner.data.known import KNOWN
-from tuner.data.splits import Splits
+from tuner.data.splits import Splits, load_splits
 from tuner.errors import UsageError
+from tuner.monitor.steps import step
 from tuner.passwords import is_hidden
 from tuner.run.layout import why_not_name
 from tuner.run.run import SCHEMA_VERSION, Run
@@ -123,10 +124,23 @@ class SearchRequest(RunRequest):
         return self.storage / ".plans" / f"{key}.json"
 
 
-def tell_notes(splits: Splits, console: Console) -> None:
-    """Say what the user should know of the images."""
+def read_splits(request: RunRequest, console: Console) -> Splits:
+    """Load the images of a run, and say what was loaded and what the user should know of it.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    with step(console, f"Reading {request.data.source}"):
+        splits = load_splits(request.data, request.data_dir)
+    console.print(
+        f"{splits.source}: {len(splits.train)} training images, {len(splits.val)} validation "
+        f"images, {splits.num_classes} classes",
+        markup=False,
+        soft_wrap=True,
+    )
     for note in splits.notes:
         console.print(f"{splits.source}: {note}", markup=False, soft_wrap=True)
+    return splits
 
 
 def load_searched(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from tuner.config import TrialConfig
-from tuner.data.splits import Splits, load_splits
+from tuner.data.splits import Splits
 from tuner.models.cost import limit_violation
 from tuner.models.trust import code_of, remember
 from tuner.run.check import check_records
@@ -27,7 +27,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest, tell_notes
+from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
@@ -58,8 +58,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     if request.warm_start:
         request.warm_start.check_unseen_validation("--warm-start")
     settle_code(request)
-    splits = load_splits(request.data, request.data_dir)
-    tell_notes(splits, console)
+    splits = read_splits(request, console)
     initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )

@@ -52,6 +52,7 @@ const curves = chart("chart-curves", (colours) => {
 });
 on("log-epochs", curves);
 on("zoom", curves);
+curves?.made.on("click", (p) => { if (p.data?.trial) showTrial(p.data.trial); });
 
 const soFar = facts.best_so_far.map((point) => point[2]);
 chart("chart-best", (colours) => ({ chart: {
@@ -163,7 +164,7 @@ if (groups.length) {
     control("slices").append(element);
     const place = (t) => (parameter.values ? parameter.values.indexOf(t.values[parameter.index]) + 0.5 * jitter(t.number) : t.values[parameter.index]);
     const isFew = parameter.values;
-    chart(element, (colours, width) => {
+    const slice = chart(element, (colours, width) => {
       const isCrowded = isFew && 7 * Math.max(...isFew.map((v) => v.length)) > (width - 52) / isFew.length;
       return { chart: {
         title: { text: parameter.short, left: 0, top: 0, textStyle: { fontSize: 12.5, fontWeight: 500, color: colours.ink } },
@@ -176,6 +177,7 @@ if (groups.length) {
         series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.value], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
       } };
     });
+    slice.made.on("click", (p) => showTrial(having[p.dataIndex]));
   }
 }
 

@@ -3,6 +3,8 @@
 
 {
   const FEW = 25;
+  // Columns before the searched parameters, and how many of these are shown at first.
+  const SCORES = 4, IMPORTANT = 4;
   const table = document.getElementById("trials");
   const filter = document.getElementById("filter");
   const withParameters = document.getElementById("with-parameters");
@@ -22,8 +24,11 @@
   const reason = { title: "why it ended", of: (t) => t.reason, long: true };
   // The values of a choice are text here, numbers or not.
   const isNumber = (parameter) => !parameter.values || parameter.values.every((v) => v.trim() && Number.isFinite(Number(v)));
-  const searched = facts.parameters.map((parameter, index) => ({
-    title: parameter.short, of: (t) => t.values[index], number: isNumber(parameter), show: short,
+  // The most important first; where several parameters share a column, a trial has one of them.
+  const searched = facts.columns.map(({ heading, parameters }) => ({
+    title: heading, show: short,
+    of: (t) => parameters.map((index) => t.values[index]).find((value) => value != null),
+    number: parameters.every((index) => isNumber(facts.parameters[index])),
   }));
   const words = facts.trials.map((t) =>
     [`trial ${t.number}`, t.family, t.state.replaceAll("_", " "), t.reason,
@@ -32,7 +37,9 @@
   const RANKED = { column: null, down: false };
   let order = RANKED, all = false;
 
-  const columns = () => (withParameters.checked ? [...plain, ...searched, reason] : [...plain, reason]);
+  const columns = () => [
+    ...plain.slice(0, SCORES), ...(withParameters.checked ? searched : searched.slice(0, IMPORTANT)), ...plain.slice(SCORES), reason,
+  ];
 
   function chosen() {
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -46,6 +53,15 @@
       const [x, y] = number ? [Number(a), Number(b)] : [a, b];
       return x < y ? -sign : x > y ? sign : i - j;
     });
+  }
+
+  function opener(trial) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "link";
+    button.textContent = trial.number;
+    button.setAttribute("aria-label", `Show trial ${trial.number}`);
+    return button;
   }
 
   function show() {
@@ -70,8 +86,10 @@
     const rows = chosen(), shown = all ? rows : rows.slice(0, FEW);
     table.tBodies[0].replaceChildren(...shown.map((i) => {
       const trial = facts.trials[i], line = document.createElement("tr");
+      line.onclick = () => { if (!String(getSelection())) showTrial(trial); };
       for (const column of columns()) {
         const cell = line.insertCell(), value = column.of(trial);
+        if (column.title === "trial") { cell.append(opener(trial)); cell.className = "n"; continue; }
         cell.textContent = value == null ? "–" : column.show && typeof value !== "boolean" ? column.show(value) : value;
         if (column.number) cell.className = "n";
         if (column.title === "state") cell.className = `state-${trial.state}`;

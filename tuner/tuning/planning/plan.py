@@ -3,14 +3,15 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 from rich.console import Console
 
-from tuner.config import TrialConfig, rung_epochs
-from tuner.data.splits import Splits, load_splits
+from tuner.config import SearchConfig, TrialConfig, rung_epochs
+from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
@@ -24,7 +25,7 @@ from tuner.tuning.ray_backend.capacity import fits_together
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.ray_backend.driver import capacity_of
 from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest, tell_notes
+from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
@@ -37,6 +38,8 @@ STARTUP = 10
 MOST_SIMULATIONS, LEAST_SIMULATIONS = 300, 50
 SIMULATED_TRIALS = 30_000
 """In all simulations together: some seconds."""
+ADVISING_SIMULATIONS = 10
+"""Simulations of each number of epochs that is tried, to say which one fits into the budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +66,12 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     space = request.space
     check_study_fits(space, request.search)
     settle_code(request)
-    splits = load_splits(request.data, request.data_dir)
-    tell_notes(splits, console)
+    splits = read_splits(request, console)
     initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
     draws = _draw(request, splits)
-    with connected(request.address):
+    with connected(request.address, console=console):
         capacity = capacity_of(request, space.resources, splits)
         path = request.plan_path(splits, capacity).absolute()
         console.print(f"{capacity}; measuring for {seconds:.0f} s", markup=False)
@@ -99,17 +101,13 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     budget = Budget(
         trials=draws.trials, seconds=request.seconds, gpu_seconds=3600 * request.gpu_hours
     )
-    searches = simulate(
-        [_cost(entry, space) for entry in entries],
-        draws.num_known,
-        request.search,
-        budget,
-        fit,
-        # A worker of each slot was a fresh one.
-        start_seconds=statistics.median(
-            sorted(entry.start_seconds for entry in known)[-capacity.count :]
-        ),
+    # A worker of each slot was a fresh one.
+    starts = sorted(entry.start_seconds for entry in known)[-capacity.count :]
+    imagined = partial(
+        simulate, num_known=draws.num_known, fit=fit, start_seconds=statistics.median(starts)
     )
+    costs = [_cost(entry, space) for entry in entries]
+    searches = imagined(costs, search=request.search, budget=budget)
     simulations = min(MOST_SIMULATIONS, max(LEAST_SIMULATIONS, SIMULATED_TRIALS // draws.trials))
     forecast = _forecast(
         request,
@@ -121,8 +119,40 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         list(islice(searches, simulations)),
         spent,
     )
+    assert forecast.done is not None
+    if forecast.done.median < draws.trials:
+        forecast = with_advice(forecast, imagined, costs, request.search, budget)
     forecast.write(path)
     return Plan(forecast=forecast, path=path)
+
+
+def with_advice(
+    forecast: Forecast,
+    imagined: Callable[..., Iterator[SimulatedSearch]],
+    costs: Sequence[TrialCost],
+    search: SearchConfig,
+    budget: Budget,
+) -> Forecast:
+    """Say how all trials of a search could be trained whose budget is too small for that."""
+    number = max(3, min(ADVISING_SIMULATIONS, SIMULATED_TRIALS // 10 // budget.trials))
+    endless = list(
+        islice(imagined(costs, search=search, budget=Budget(trials=budget.trials)), number)
+    )
+    fits, too_many = 0, search.epochs
+    while too_many - fits > 1:
+        epochs = (fits + too_many) // 2
+        shorter = [replace(cost, config=replace(cost.config, epochs=epochs)) for cost in costs]
+        brief = replace(search, epochs=epochs, grace=min(search.grace, epochs))
+        searches = islice(imagined(shorter, search=brief, budget=budget), number)
+        if statistics.median(one.done for one in searches) < budget.trials:
+            too_many = epochs
+        else:
+            fits = epochs
+    return replace(
+        forecast,
+        seconds_of_all=Spread.of([one.seconds for one in endless]),
+        fitting_epochs=fits or None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,6 +279,7 @@ def _forecast(
         training_seconds=Spread.of([one.training_seconds for one in searches]),
         gpu_hours=Spread.of([one.gpu_seconds / 3600 for one in searches]),
         started=Spread.of([len(one.epochs) for one in searches]),
+        done=Spread.of([one.done for one in searches]),
         rungs=tuple(
             RungForecast(epoch=epoch, trials=Spread.of([one.reaching(epoch) for one in searches]))
             for epoch in (*rungs, search.epochs)

@@ -163,6 +163,8 @@ class SimulatedSearch:
     seconds: float
     epochs: tuple[int, ...]
     """How far each trial came that was begun."""
+    done: int
+    """Trials that ended by themselves: at a rung or their last epoch, not for want of budget."""
     training_seconds: float
     gpu_seconds: float
     most_states: int
@@ -308,6 +310,7 @@ def simulate_search(
         config_indices=tuple(indices[: tuner.num_started]),
         seconds=min(clock.now, budget.seconds),
         epochs=tuple(len(trial.history) for trial in trials),
+        done=tuner.state.num_done,
         training_seconds=sum(row.seconds for trial in trials for row in trial.history),
         gpu_seconds=tuner.state.gpu_seconds,
         most_states=most_states,

@@ -15,9 +15,11 @@ from typing import Any
 import ray
 import safetensors
 from ray.exceptions import AuthenticationError, RayError
+from rich.console import Console
 
 import tuner
 from tuner.errors import ClusterError, UsageError
+from tuner.monitor.steps import step
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
 from tuner.tuning.ray_backend.private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
@@ -42,7 +44,9 @@ LOUD = (
 
 
 @contextmanager
-def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
+def connected(
+    address: str | None, *, compare: bool = True, console: Console | None = None
+) -> Iterator[None]:
     """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray here, for a while.
 
     A session that the caller has opened already is used as it is, and left open.
@@ -50,6 +54,7 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
     Args:
         address: ``auto``, ``HOST:PORT``, or ``local``, which starts Ray here in any case.
         compare: Refuse a cluster whose nodes have other versions than this machine.
+        console: Where it is said what takes long; ``None`` to say nothing.
 
     Raises:
         UsageError: If the address is of a kind that cannot be searched from.
@@ -76,7 +81,9 @@ def connected(address: str | None, *, compare: bool = True) -> Iterator[None]:
         elif _asks_for_token(address):
             use_local_token()
         on_loopback = contextlib.nullcontext() if address else _on_loopback()
-        with sheltering_children(), on_loopback:
+        what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
+        telling = step(console, what) if console else contextlib.nullcontext()
+        with telling, sheltering_children(), on_loopback:
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         reason = _why_not(error)

@@ -26,9 +26,10 @@ from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
-from tuner.run.resuming import how_to_go_on
-from tuner.run.run import Run, RunRecord, RunStatus, now
+from tuner.run.resuming import how_to_go_on, resume_command
+from tuner.run.run import Run, RunRecord, RunStatus, clock, now
 from tuner.run.trial import OPEN
+from tuner.space import load_run_space
 from tuner.storage.files import write_text
 from tuner.storage.paths import remove_folder
 from tuner.storage.patience import Patience, patient, persevere, storage_fault
@@ -48,6 +49,7 @@ from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
 from tuner.tuning.ray_backend.cluster import connected, hardware, is_started_here
 from tuner.tuning.ray_backend.nodes import check_shared, versions_here
 from tuner.tuning.ray_backend.notices import NoticeBoard
+from tuner.tuning.ray_backend.private import air_usage
 from tuner.tuning.ray_backend.signals import drained_by_signals, interrupted_by_signals
 from tuner.tuning.ray_backend.watch import RayWatch
 from tuner.tuning.ray_backend.worker import place, train_if_fit
@@ -85,7 +87,7 @@ def open_run(
     check_installed(request.log)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interrupted_by_signals())
-        stack.enter_context(connected(request.address))
+        stack.enter_context(connected(request.address, console=console))
         check_shared(request.storage.absolute())
         plan = capacity_of(request, resources or Resources(), splits)
         if math.isfinite(request.gpu_hours) and not any(one.gpus for one in plan.all_resources()):
@@ -203,7 +205,7 @@ def run_trials(
             watch,
             drained_by_signals(drain, watch.is_lost),
             tracked(run, request.log, tuner.state, tuner.observers, say),
-            Progress(tuner, console, lambda: capacity.count),
+            Progress(tuner, console, lambda: capacity.count, load_run_space(run.path / SPACE)),
         ):
             payload = payload | {
                 "save_seconds": request.save_seconds,
@@ -234,11 +236,27 @@ def run_trials(
             f"{run.trial_path(number) / 'status.json'}."
         )
     if tuner.draining == "budget":
-        say(
-            f"The budget is spent: {tuner.spending.seconds:.0f} s of searching, "
-            f"{tuner.state.num_ended} of {budget.trials} trials."
-        )
+        say(_budget_spent(tuner, run))
     return tuner
+
+
+def _budget_spent(tuner: Tuner, run: Run) -> str:
+    """Say how far the budget went, and how the rest can be trained."""
+    state, budget = tuner.state, tuner.spending.budget
+    done = f"{state.num_done} of {budget.trials} trials done"
+    if cut := state.ended["interrupted"]:
+        done += f", {cut} cut off"
+    if paused := state.ended["paused"]:
+        done += f", {paused} paused"
+    spent = f"The budget is spent after {clock(tuner.spending.seconds)}: {done}."
+    if state.num_done == budget.trials:
+        return spent
+    if math.isfinite(budget.seconds):
+        more = ("--time-budget", f"{math.ceil(2 * budget.seconds)}s")
+    else:
+        more = ("--gpu-hours", f"{2 * budget.gpu_seconds / 3600:g}")
+    command = "refit" if run.record.refit else "search"
+    return f"{spent} Go on with:\n  {resume_command(run.path, command, *more)}"
 
 
 def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
@@ -372,6 +390,9 @@ def _tune(
 ) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # To count its own callbacks among ours, Tune would import mlflow and wandb: 1.3 s before the
+    # first trial starts, where they are installed.
+    air_usage.tag_callbacks = lambda callbacks: False
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     # Of trials that find no place yet, Tune would by itself start one after the other.
@@ -444,7 +465,7 @@ def _why_none(run: Run, tuner: Tuner) -> str:
     states = ", ".join(f"{number} {state}" for state, number in tuner.state.ended.items())
     last = f" Last failure: {tuner.failures[-1][1]}" if tuner.failures else ""
     more = (
-        f" Go on with: cifar-tune search --resume --name {run.record.name}, and a larger budget."
+        f" Go on with a larger budget: {resume_command(run.path, 'search')}"
         if "interrupted" in tuner.state.ended
         else ""
     )

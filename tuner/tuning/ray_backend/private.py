@@ -19,6 +19,7 @@ from ray.experimental.internal_kv import (
     _internal_kv_get,
     _internal_kv_put,
 )
+from ray.tune.tune import air_usage  # type: ignore[attr-defined]
 
 __all__ = [
     "DEBUG_AUTOSCALING_STATUS",
@@ -29,6 +30,7 @@ __all__ = [
     "_internal_kv_del",
     "_internal_kv_get",
     "_internal_kv_put",
+    "air_usage",
     "canonicalize_bootstrap_address_or_die",
     "maybe_enable_token_auth_if_token_available",
     "ray_constants",

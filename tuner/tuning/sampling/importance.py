@@ -7,12 +7,13 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
+from tuner.config import TrialConfig
 from tuner.run.trial import TrialRecord, score_of
 from tuner.space import SearchSpace
+from tuner.space.searched import ALL
 from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.study import make_study
 
-ALL = "all trials"
 MIN_TRIALS = 20
 """Below, a few lucky trials would decide."""
 BEST_SHARE = 0.1
@@ -37,16 +38,25 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
         ``all trials``, and each family if there are several -> parameter -> share, the largest
         first, summing to 1; without the groups that have too few trials to say anything.
     """
+    scored = (
+        (trial.config, score_of(trial.best, trial.metric))
+        for trial in trials
+        if trial.is_scored and trial.best
+    )
+    return importances_of(space, [(config, score) for config, score in scored if score is not None])
+
+
+def importances_of(
+    space: SearchSpace, scored: Sequence[tuple[TrialConfig, float]]
+) -> dict[str, dict[str, float]]:
+    """Return the same from configurations with their scores; see ``importances``."""
     told: dict[str, list[FrozenTrial]] = {ALL: []}
-    for trial in trials:
-        score = score_of(trial.best, trial.metric) if trial.is_scored and trial.best else None
-        if score is not None and (drawn := params_of(space, trial.config)):
+    for config, score in scored:
+        if drawn := params_of(space, config):
             frozen = create_trial(
-                value=score,
-                params=drawn.params,
-                distributions=drawn.distributions,
+                value=score, params=drawn.params, distributions=drawn.distributions
             )
-            for group in (ALL, trial.config.model.family):
+            for group in (ALL, config.model.family):
                 told.setdefault(group, []).append(frozen)
     families = [group for group in told if group != ALL]
     if len(families) == 1:

@@ -1,0 +1,208 @@
+"""Trials on the terminal: the leaderboard with what was searched, and the best configuration."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tuner.cli.insights import searched_columns
+from tuner.cli.output import TRAINED_ON_VALIDATION, figure, make_console, plural, print_table
+from tuner.errors import TunerError, UsageError
+from tuner.metrics.goal import name_of
+from tuner.run.resuming import command_line, short_path, storage_words
+from tuner.schema import did_you_mean, quoted
+
+if TYPE_CHECKING:
+    from tuner.run.run import Run
+    from tuner.run.trial import TrialRecord
+    from tuner.space.searched import Column
+
+WIDE = 110
+"""Columns of a terminal from which the loss, the time and the size of each trial are shown."""
+LEAST_REASON = 24
+"""Columns that have to be left for the reason why a trial ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """A trial, as the table shows it."""
+
+    row: dict[str, Any]
+    """See ``TrialRecord.as_row``."""
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, trial: "TrialRecord") -> "_Line":
+        return cls(row=trial.as_row(), config=trial.config.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cells:
+    """A column of the table."""
+
+    heading: str
+    value: Callable[[_Line], Any]
+    text: Callable[[_Line], str]
+
+    def width(self, lines: Sequence[_Line]) -> int:
+        return max(map(len, (self.heading, *map(self.text, lines))))
+
+
+def print_leaderboard(
+    run: "Run",
+    most: int | None,
+    *,
+    searched: Sequence["Column"] | None = None,
+    wanted: Sequence[str] = (),
+    sort: str | None = None,
+) -> None:
+    """Print the best trials of a run, with as many searched parameters as there is room for.
+
+    Args:
+        run: Which.
+        most: How many trials; ``None`` for all, with every column.
+        searched: What was searched, the most important first; found here where it is left out.
+        wanted: Names of the columns, where they are not to be chosen here.
+        sort: Name of the column to sort by; by rank where it is left out.
+
+    Raises:
+        UsageError: If there is no such column.
+    """
+    trials = run.ranked()
+    if searched is None:
+        searched = searched_columns(run, trials)
+    lines = [_Line.of(trial) for trial in (trials if sort else trials[:most])]
+    if sort:
+        lines = _sorted(lines, _find(sort, lines, searched))[:most]
+    is_whole = most is None or bool(wanted)
+    if wanted:
+        shown = [_find(name, lines, searched) for name in wanted]
+    else:
+        width = math.inf if is_whole else make_console().width
+        shown = _chosen(lines, searched, width, "loss" if run.metric == "nll" else run.metric)
+    table = [{cells.heading: cells.text(line) for cells in shown} for line in lines]
+    count = plural(len(trials), "trial")
+    is_usual = run.metric == run.record.search.metric == "accuracy"
+    by = f", by {sort or name_of(run.metric)}" if sort or not is_usual else ""
+    which = "first" if sort or run.record.data.all_data else "best"
+    hidden = f", the {which} {most}" if most is not None and len(trials) > most else ""
+    print_table(table, f"{run.record.name}: {count}{by}{hidden}", is_whole=is_whole)
+    if run.record.data.all_data:
+        print(f"\n{TRAINED_ON_VALIDATION}")
+    elif note := _about_leader(trials, run.record.search.epochs):
+        print(f"\n{note}")
+    print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
+
+
+def _about_leader(ranked: Sequence["TrialRecord"], epochs: int) -> str:
+    """Say why a trial leads that was stopped; empty where none does."""
+    from tuner.run.run import leader
+
+    first = leader(ranked)
+    if first is None or first.best is None or first.status.state != "stopped":
+        return ""
+    return (
+        f"Trial {first.number} leads although it was stopped after epoch {len(first.history)} of "
+        f"{epochs}: trials are ranked\nby their best epoch, here epoch {first.best.epoch}, whose "
+        "weights are kept; of equal accuracies\nthe lower loss comes first."
+    )
+
+
+def _chosen(
+    lines: Sequence[_Line], searched: Sequence["Column"], width: float, ranked_by: str
+) -> list[_Cells]:
+    """Choose as many columns as fit into ``width``."""
+    families = {line.row["model"] for line in lines}
+    keys = ["trial", *(["model"] if len(families) > 1 else []), "state", ranked_by, "epochs"]
+    if width >= WIDE:
+        wide = ("accuracy", "loss", "seconds", "parameters")
+        keys += [key for key in wide if key != ranked_by]
+    shown = [_plain(key) for key in keys]
+    # Two blanks beside each column.
+    room = width - sum(cells.width(lines) + 2 for cells in shown)
+    for column in searched:
+        cells = _of(column)
+        if (room := room - cells.width(lines) - 2) < 0:
+            break
+        shown.append(cells)
+    if room >= LEAST_REASON and any(line.row["reason"] for line in lines):
+        shown.append(_plain("reason"))
+    return shown
+
+
+def _plain(key: str) -> _Cells:
+    def text(line: _Line) -> str:
+        value = line.row.get(key)
+        return f"{value:.1f}" if key == "seconds" else figure(value)
+
+    return _Cells(heading=key, value=lambda line: line.row.get(key), text=text)
+
+
+def _of(column: "Column") -> _Cells:
+    return _Cells(
+        heading=column.heading,
+        value=lambda line: column.value(line.config),
+        text=lambda line: column.text(line.config),
+    )
+
+
+def _find(name: str, lines: Sequence[_Line], searched: Sequence["Column"]) -> _Cells:
+    """Return the column that a user names by its heading or, as in leaderboard.csv, its key."""
+    for column in searched:
+        if name == column.heading:
+            return _of(column)
+    keys = {key: None for line in lines for key in line.row}
+    if name not in keys and lines:
+        known = [*(column.heading for column in searched), *keys]
+        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        raise UsageError(f"no column {quoted(name)}{hint}")
+    return _plain(name)
+
+
+def _sorted(lines: Sequence[_Line], by: _Cells) -> list[_Line]:
+    """Sort lines, the lowest value first, those that have none last; ties keep their rank."""
+
+    def key(line: _Line) -> tuple[bool, bool, Any]:
+        value = by.value(line)
+        is_text = isinstance(value, str)
+        return value is None, is_text, "" if value is None else value
+
+    return sorted(lines, key=key)
+
+
+def print_best(run: "Run") -> None:
+    """Print the best configuration of a search, as YAML to copy, and what decided it."""
+    from tuner.report.best import best_trial
+    from tuner.run.layout import SPACE
+    from tuner.space import load_run_space
+
+    try:
+        best = best_trial(run, run.ranked(), load_run_space(run.path / SPACE))
+    except TunerError:
+        return  # Of what is damaged, the leaderboard above has told.
+    if best is None:
+        return
+    others = {0: "no other trial lies", 1: "1 other trial lies"}.get(
+        best.others_within, f"{best.others_within} other trials lie"
+    )
+    print(
+        f"\nBest: trial {best.trial} ({best.family}), epoch {best.epoch} of {best.epochs}: "
+        f"{best.by}{100 * best.accuracy:.2f} % of {best.images} validation images,\n"
+        f"95 % interval {100 * best.low:.2f} to {100 * best.high:.2f}, in which {others}.\n"
+        f"What was searched, to copy into a space, which then tries it first:\n\n"
+        f"{best.yaml.rstrip()}"
+    )
+
+
+def print_next(run: "Run") -> None:
+    """Print the commands that may come after a search, or a refit, each on a line of its own."""
+    storage = storage_words(run.path.parent)
+    name = run.path.name
+    usable = sum(trial.is_usable for trial in run.trials())
+    lines = [
+        command_line("ensemble", "--top", str(min(5, usable)), "--run", name, *storage),
+        command_line("report", name, *storage),
+    ]
+    if not run.record.refit:
+        lines.insert(1, command_line("refit", name, "--top", str(min(5, usable)), *storage))
+    print("\nNext:\n" + "\n".join(f"  {line}" for line in lines))

@@ -1,0 +1,168 @@
+"""Whether combining is worth it, by cross-fitted figures of the validation images alone.
+
+No test image has a part in it: what is advised was never chosen on them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tuner.ensemble.choosing import Choice
+from tuner.ensemble.request import Method
+from tuner.metrics.interval import Z_95
+from tuner.metrics.predict import score
+from tuner.metrics.significance import NO_GAIN, Interval, paired_gain
+from tuner.voting import SMALLEST_PROB, probs_of_truth
+
+VOTES: tuple[Method, ...] = ("vote", "greedy", "weighted")
+"""Methods whose choice computes no network, and among which one is advised."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What a choice is worth on validation images that had no part in it."""
+
+    method: Method | None
+    """``None`` for the best single candidate."""
+    num_members: int
+    accuracy: float
+    nll: float
+    gain: Interval
+    """In accuracy, over the best single candidate."""
+    nll_gain: Interval
+    """By how much the NLL is lower than that of the best single candidate, in nats."""
+
+    @property
+    def better_by(self) -> Literal["accuracy", "NLL"] | None:
+        """By what it is told apart from the best single candidate as the better one.
+
+        A lower NLL counts only if the accuracy is no lower.
+        """
+        if self.gain.low > 0:
+            return "accuracy"
+        return "NLL" if self.gain.gain >= 0 and self.nll_gain.low > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What was asked for, held against the best single candidate, and what is advised."""
+
+    text: str
+    """In a sentence."""
+    images: int
+    """Validation images that told."""
+    top: int
+    """Members, or most members, of what was asked for."""
+    best_single: int
+    """The trial that is most accurate on them all."""
+    single: Standing
+    asked: Standing
+    advised: Standing
+
+
+def judge(
+    single: Choice, asked: Choice, votes: Sequence[Choice], labels: Tensor, *, top: int, trial: int
+) -> Verdict:
+    """Hold choices against the best single candidate.
+
+    Args:
+        single: The best single candidate, calibrated if the others are.
+        asked: The choice that was asked for.
+        votes: Choices among which one is advised, if one is better than the single candidate.
+        labels: Of the validation images, int64, shape (N,).
+        top: Members, or most members, of what was asked for.
+        trial: Number of the best single candidate's trial.
+    """
+    alone, own = _standing(single, single, labels), _standing(asked, single, labels)
+    better = [
+        standing
+        for standing in (_standing(vote, single, labels) for vote in votes)
+        if standing.better_by
+    ]
+    advised = max(
+        better,
+        key=lambda one: (one.better_by == "accuracy", one.accuracy, -one.nll),
+        default=alone,
+    )
+    return Verdict(
+        text=_sentence(alone, own, advised, trial, len(labels)),
+        images=len(labels),
+        top=top,
+        best_single=trial,
+        single=alone,
+        asked=own,
+        advised=advised,
+    )
+
+
+def _standing(choice: Choice, single: Choice, labels: Tensor) -> Standing:
+    scores = score(choice.crossfit, labels)
+    is_same = choice.members == single.members == (0,)
+    correct = choice.crossfit.argmax(dim=1) == labels
+    alone = single.crossfit.argmax(dim=1) == labels
+    return Standing(
+        method=choice.method,
+        num_members=len(choice.members),
+        accuracy=scores.accuracy,
+        nll=scores.nll,
+        gain=NO_GAIN if is_same else paired_gain(correct, alone),
+        nll_gain=NO_GAIN if is_same else _nll_gain(choice.crossfit, single.crossfit, labels),
+    )
+
+
+def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
+    """Return by how much the NLL is lower than a baseline's, with its paired 95 % interval."""
+    both = probs_of_truth(torch.stack([probs, baseline]).double(), labels).clamp_min(SMALLEST_PROB)
+    gains = both[0].log() - both[1].log()
+    mean = gains.mean().item()
+    margin = Z_95 * gains.std().item() / math.sqrt(len(gains))
+    return Interval(gain=mean, low=mean - margin, high=mean + margin)
+
+
+def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, images: int) -> str:
+    if asked.gain == NO_GAIN and asked.num_members == 1:
+        told = (
+            f"The best single, trial {trial}, stands alone, right on {single.accuracy:.2%} of "
+            f"{images} validation images"
+        )
+    else:
+        what = asked.method or "vote"
+        whole = f"The {what}" if what in ("vote", "soup") else f"The {what} vote"
+        whole = whole.replace("soup vote", "soup")
+        told = f"{whole} of {asked.num_members} {_compared(asked, single, trial, images)}"
+    is_single = advised.method is None and asked.num_members == 1 and asked.gain == NO_GAIN
+    if advised == asked or is_single:
+        return f"{told}. Take it."
+    if advised.method is None:
+        return f"{told}. Take trial {trial} alone: --top 1."
+    return (
+        f"{told}. Take --method {advised.method}: {advised.accuracy:.2%}, "
+        f"{_points(advised.gain)}, NLL {advised.nll:.4f}."
+    )
+
+
+def _compared(asked: Standing, single: Standing, trial: int, images: int) -> str:
+    figures = (
+        f"{asked.accuracy:.2%} against {single.accuracy:.2%} of {images} validation images, "
+        f"cross-fitted, {_points(asked.gain)}"
+    )
+    other = f"the best single, trial {trial}"
+    if asked.better_by == "accuracy":
+        return f"is more accurate than {other}: {figures}"
+    if asked.gain.high < 0:
+        return f"is less accurate than {other}: {figures}"
+    if asked.better_by == "NLL":
+        return (
+            f"is not told apart from {other}, by accuracy: {figures}; its probabilities are "
+            f"better, NLL {asked.nll:.4f} against {single.nll:.4f}"
+        )
+    return f"is not told apart from {other}: {figures}"
+
+
+def _points(gain: Interval) -> str:
+    low, high = 100 * gain.low, 100 * gain.high
+    return f"{100 * gain.gain:+.2f} points [{low:+.2f}, {high:+.2f}]"

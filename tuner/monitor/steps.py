@@ -1,0 +1,75 @@
+"""What goes on while there is no table: a spinner on a terminal, lines elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from tuner.monitor.terminal import is_live
+
+MOMENT = 0.1
+"""Seconds after which a step is told of where there is no spinner; shorter ones are not."""
+PULSE = 10.0
+"""Most seconds without a line where there is no live display."""
+
+
+@contextmanager
+def step(console: Console, text: str) -> Iterator[None]:
+    """Say what the block does while it takes long.
+
+    Args:
+        console: Where.
+        text: Such as ``Starting Ray``.
+    """
+    if is_live(console):
+        spinner = "line" if console.options.ascii_only else "dots"
+        with console.status(f"{text} ...", spinner=spinner):
+            yield
+        return
+    began = time.monotonic()
+
+    def line() -> str:
+        seconds = time.monotonic() - began
+        return f"{text} ... {f'{seconds:.0f} s so far' if seconds >= PULSE else ''}".rstrip()
+
+    with Pulse(console, line, first=MOMENT):
+        yield
+
+
+class Pulse:
+    """Prints a line wherever there has been none for ``PULSE`` seconds, in a ``with`` block.
+
+    Args:
+        console: Where.
+        line: Returns what to print.
+        first: Seconds before the first line.
+    """
+
+    def __init__(self, console: Console, line: Callable[[], str], *, first: float = PULSE) -> None:
+        self._console = console
+        self._line = line
+        self._first = first
+        self._due = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def __enter__(self) -> "Pulse":
+        self._due = time.monotonic() + self._first
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def rest(self) -> None:
+        """Take note that a line has just been printed."""
+        self._due = time.monotonic() + PULSE
+
+    def _beat(self) -> None:
+        while not self._ended.wait(max(0.0, self._due - time.monotonic())):
+            if time.monotonic() >= self._due:
+                self.rest()
+                self._console.print(self._line(), markup=False, soft_wrap=True)

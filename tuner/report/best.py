@@ -1,0 +1,72 @@
+"""The best configuration of a run, and what decided it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner.metrics.goal import name_of, spelt
+from tuner.metrics.interval import share_interval
+from tuner.run.run import Run, leader
+from tuner.run.trial import TrialRecord
+from tuner.space import SearchSpace
+from tuner.space.searched import searched_yaml
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestTrial:
+    """The leading trial of a run."""
+
+    trial: int
+    family: str
+    epoch: int
+    """Its best one, whose weights are kept."""
+    epochs: int
+    """Those that it was planned for."""
+    accuracy: float
+    """On the validation images."""
+    by: str
+    """The metric that it is the best by, with its value and a comma; empty for accuracy."""
+    images: int
+    """How many these are."""
+    low: float
+    high: float
+    """95 % interval of the accuracy, for the chance in which images these are."""
+    others_within: int
+    """Trials beside it whose accuracy lies in the interval."""
+    stopped_after: int | None
+    """The epoch after which a scheduler stopped it; ``None`` if none did."""
+    yaml: str
+    """What it was given of what was searched, as a ``baseline`` to copy."""
+
+
+def best_trial(run: Run, ranked: Sequence[TrialRecord], space: SearchSpace) -> BestTrial | None:
+    """Describe the best trial of a run; ``None`` where no accuracy tells which one that is.
+
+    Args:
+        run: Which.
+        ranked: Its trials, the best first.
+        space: What it searched.
+    """
+    first = leader(ranked)
+    if first is None or first.best is None or first.is_val_seen:
+        return None
+    best, metric = first.best, first.metric
+    value = best.value(metric)
+    by = ""
+    if metric != "accuracy" and value is not None:
+        by = f"{name_of(metric)} {spelt(value, metric)}, "
+    low, high = share_interval(best.val_accuracy, run.record.num_val)
+    others = [trial.best.val_accuracy for trial in ranked[1:] if trial.best and trial.is_scored]
+    return BestTrial(
+        trial=first.number,
+        family=first.config.model.family,
+        epoch=best.epoch,
+        epochs=first.config.epochs,
+        accuracy=best.val_accuracy,
+        by=by,
+        images=run.record.num_val,
+        low=low,
+        high=high,
+        others_within=sum(accuracy >= low for accuracy in others),
+        stopped_after=len(first.history) if first.status.state == "stopped" else None,
+        yaml=searched_yaml(space, first.config.to_dict()),
+    )

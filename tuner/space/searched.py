@@ -1,0 +1,111 @@
+"""What a search varies, as people look at it: columns of a table, and a configuration to copy."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tuner.space import SearchSpace
+from tuner.space.axes import Axis, Branch, Choice, Group, Range, parameters, to_yaml, value_of
+
+ALL = "all trials"
+"""The group of trials, as importances are told of groups, that holds them all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One searched parameter in a table, or several of which a trial has one.
+
+    ``optimizer.sgd.lr`` and ``optimizer.adamw.lr`` share a column.
+    """
+
+    heading: str
+    """The shortest ending of the name that no other column has."""
+    names: tuple[str, ...]
+    """Dotted names of the parameters."""
+
+    def text(self, config: Mapping[str, Any]) -> str:
+        """Return the value of a trial, with three digits; ``-`` where it was given none.
+
+        Args:
+            config: As ``TrialConfig.to_dict`` gives it.
+        """
+        value = self.value(config)
+        if value is None:
+            return "-"
+        return f"{value:.3g}" if isinstance(value, float) else to_yaml(value)
+
+    def value(self, config: Mapping[str, Any]) -> Any:
+        """Return the value of a trial; ``None`` where it was given none."""
+        values = (value_of(config, name) for name in self.names)
+        return next((value for value in values if value is not None), None)
+
+
+def columns(space: SearchSpace, importance: Mapping[str, float]) -> list[Column]:
+    """Return what a space searches, the most important first, then in the order of its file.
+
+    Args:
+        space: What is searched.
+        importance: Share of each parameter; may be empty.
+    """
+    merged: dict[str, list[str]] = {}
+    for place, name in _places(space.axes, ()):
+        # Every table names the family already.
+        if name != "model":
+            merged.setdefault(".".join(place), []).append(name)
+    headings = short_names(list(merged))
+    found = [Column(heading=headings[place], names=tuple(names)) for place, names in merged.items()]
+    return sorted(found, key=lambda column: -sum(importance.get(n, 0.0) for n in column.names))
+
+
+def _places(axis: Axis, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the place of each parameter, its name without those of branches, and its name."""
+    match axis:
+        case Range() | Choice():
+            yield place, axis.name
+        case Group(entries=entries):
+            for key, entry in entries.items():
+                yield from _places(entry, (*place, key))
+        case Branch(options=options):
+            if len(options) > 1:
+                yield place, axis.name
+            for group in options.values():
+                yield from _places(group, place)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return each dotted name its shortest ending that no other one has."""
+    short = {}
+    for name in names:
+        words = name.split(".")
+        for length in range(1, len(words) + 1):
+            ending = ".".join(words[-length:])
+            if sum(f".{other}".endswith(f".{ending}") for other in names) == 1:
+                break
+        short[name] = ending
+    return short
+
+
+def searched_yaml(space: SearchSpace, config: Mapping[str, Any]) -> str:
+    """Return what a trial was given of what a space searches, as a ``baseline`` to copy.
+
+    Args:
+        space: What was searched.
+        config: Of the trial, as ``TrialConfig.to_dict`` gives it.
+    """
+    baseline: dict[str, Any] = {}
+    for axis in parameters(space.axes):
+        value = value_of(config, axis.name)
+        if value is None:
+            continue
+        *path, last = axis.name.split(".")
+        inner = baseline
+        for key in path:
+            inner = inner.setdefault(key, {})
+        if isinstance(axis, Branch):
+            inner.setdefault(last, {}).setdefault(str(value), {})
+        else:
+            inner[last] = value
+    text = yaml.safe_dump([baseline], sort_keys=False, default_flow_style=None, width=72)
+    return f"baseline:\n{text}"
