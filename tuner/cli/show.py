@@ -152,8 +152,9 @@ def _ensembles(run: "Run") -> Any:
 
 
 def _standing(run: "Run") -> dict[str, Any]:
-    """Say how many trials came to which state, and which is the best."""
+    """Say how many trials came to which state, which is the best, and what the rungs tell."""
     from tuner.run.run import leader
+    from tuner.run.rung_worth import rung_worths
     from tuner.run.trial import METRIC_COLUMNS
 
     ranked = run.ranked()
@@ -167,7 +168,12 @@ def _standing(run: "Run") -> dict[str, Any]:
             "val_accuracy": best.val_accuracy,
             column: best.value(run.metric),
         }
-    return {"states": dict(states.most_common()), "best": found}
+    worths = rung_worths(run.record.search, [trial.history for trial in ranked])
+    return {
+        "states": dict(states.most_common()),
+        "best": found,
+        **({"rungs": [str(worth) for worth in worths]} if worths else {}),
+    }
 
 
 def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:

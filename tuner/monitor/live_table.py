@@ -13,6 +13,7 @@ from rich.text import Text
 from tuner.config import Metric
 from tuner.metrics.goal import name_of
 from tuner.run.run import clock
+from tuner.run.rung_worth import rung_worths
 from tuner.run.state import Rung, SearchState, TrialProgress
 from tuner.run.trial import EpochMetrics, best_row
 from tuner.space.searched import Column
@@ -75,8 +76,11 @@ def draw(
     """
     running = sorted(list(state.running.values()), key=lambda trial: trial.number)
     rungs = state.rungs()[:MOST_RUNGS]
+    worths = rung_worths(state.search, [t.history for t in list(state.trials.values())])[
+        :MOST_RUNGS
+    ]
     is_wide = width >= WIDE
-    fixed = FIXED_LINES + (0 if is_wide else len(rungs) + 1)
+    fixed = FIXED_LINES + len(worths) + (0 if is_wide else len(rungs) + 1)
     rows = max(3, height - fixed)
     parts: list[RenderableType] = [
         _bar(state, clocks, width),
@@ -99,6 +103,7 @@ def draw(
     else:
         for table in tables:
             parts += [Text(), table]
+    parts += [Text(str(worth), style="dim", no_wrap=True) for worth in worths]
     if endings := list(state.endings):
         parts.append(Text())
         parts += [

@@ -18,6 +18,7 @@ from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import outcomes
 from tuner.run.layout import REPORT, SPACE
 from tuner.run.run import Run, leader
+from tuner.run.rung_worth import rung_worths
 from tuner.run.trial import TrialRecord
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
@@ -75,6 +76,7 @@ def write_report(
         metric_name=name_of(run.record.search.metric),
         best=best_trial(run, ranked, space),
         advice=advice,
+        worths=rung_worths(run.record.search, [trial.history for trial in ranked]),
         planned=outcomes(run, ranked),
         ensemble=ensemble,
         others=ensembles[1:],

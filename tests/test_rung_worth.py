@@ -1,0 +1,70 @@
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from tuner.config import SearchConfig
+from tuner.run.rung_worth import MIN_TRIALS, rung_worths
+from tuner.run.trial import EpochMetrics
+
+SEARCH = SearchConfig(epochs=9, grace=3, reduction=3)
+
+
+def history(*accuracies: float) -> list[EpochMetrics]:
+    return [
+        EpochMetrics(
+            epoch=epoch,
+            train_loss=1.0,
+            val_loss=1.0,
+            val_accuracy=accuracy,
+            lr=0.1,
+            seconds=1.0,
+            time=float(epoch),
+        )
+        for epoch, accuracy in enumerate(accuracies, 1)
+    ]
+
+
+def trials(pairs: Sequence[tuple[float, float]]) -> list[list[EpochMetrics]]:
+    """Return trials with these accuracies at epoch 3 and at the end, 9."""
+    return [history(0.0, 0.0, early, 0.0, 0.0, 0.0, 0.0, 0.0, end) for early, end in pairs]
+
+
+values = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8])
+
+
+@given(st.lists(st.tuples(values, values), min_size=MIN_TRIALS, max_size=40))
+def test_a_rung_is_worth_its_rank_correlation_with_the_next(
+    pairs: list[tuple[float, float]],
+) -> None:
+    found = rung_worths(SEARCH, trials(pairs))
+    if min(len(set(column)) for column in zip(*pairs, strict=True)) == 1:
+        assert not found, "where all are equal there is no order"
+        return
+    (worth,) = found
+    assert worth.correlation == pytest.approx(spearmanr(pairs).statistic)
+    assert worth.low <= worth.high
+    assert (worth.epoch, worth.next_epoch, worth.trials) == (3, 9, len(pairs))
+
+
+def test_the_interval_narrows_with_the_trials_and_holds_what_is_known() -> None:
+    generator = random.Random(0)
+    pairs = [
+        (x, 0.8 * x + 0.2 * generator.random()) for x in (generator.random() for _ in range(300))
+    ]
+    few, many = (rung_worths(SEARCH, trials(pairs[:count]))[0] for count in (20, 300))
+    assert many.high - many.low < few.high - few.low
+    assert few.low < many.correlation
+    assert str(many).startswith("epoch 3 tells the end: 0.9")
+
+
+def test_a_rung_to_which_few_came_tells_nothing() -> None:
+    pairs = [(index / 10, index / 10) for index in range(MIN_TRIALS)]
+    short = [history(0.1, 0.2, 0.3)] * 50
+    assert rung_worths(SEARCH, [*trials(pairs[1:]), *short]) == []
+    assert rung_worths(SEARCH, [*trials(pairs), *short])[0].trials == MIN_TRIALS
+    none = SearchConfig(epochs=9, grace=3, reduction=3, scheduler="none")
+    assert rung_worths(none, trials(pairs)) == []
