@@ -4,15 +4,20 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState as OptunaState
 
+from tests.test_tuner import SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPromoted, TrialStarted
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
+from tuner.tracking import tracked
 from tuner.tuning.budget import Budget, Spending
 from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
 from tuner.tuning.proposers import FixedProposer
@@ -251,3 +256,103 @@ def test_the_remaining_epochs_are_those_of_the_promotions_to_come() -> None:
         left = state.seconds_left(1)
         if isinstance(event, EpochEnded) and left is not None:
             assert left == pytest.approx(total - state.num_epochs)
+
+
+# In a run folder
+
+
+def promoting(folder: Path, **changes: Any) -> World:
+    return World(folder, replace(SEARCH, scheduler="asha", **changes))
+
+
+def waiting(world: World, tuner: Tuner, *accuracies: float) -> None:
+    """Have new trials come to the first rung, where none is due before the last has come."""
+    workers = [world.begin(tuner) for _ in accuracies]
+    for worker, accuracy in zip(workers, accuracies, strict=True):
+        worker.step(accuracy)
+
+
+def states(world: World) -> list[str]:
+    return [trial.status.state for trial in world.run.trials()]
+
+
+def test_a_trial_whose_worker_is_lost_once_it_is_paused_waits_with_its_state(
+    tmp_path: Path,
+) -> None:
+    world = promoting(tmp_path)
+    tuner = world.tuner()
+    worker = world.begin(tuner)
+    assert tuner.on(worker.ended(worker.train(0.5))) == "pause"
+    world.lose(tuner, 0)
+    assert states(world) == ["paused"]
+    assert world.run.trial(0).state.exists()
+    assert not tuner.live
+
+
+def test_a_trial_at_a_rung_waits_when_the_search_is_interrupted_and_goes_on_after(
+    tmp_path: Path,
+) -> None:
+    world = promoting(tmp_path)
+    tuner = world.tuner()
+    waiting(world, tuner, 0.5)
+    worker = world.begin(tuner)
+    tuner.draining = "interrupted"
+    assert not worker.step(0.9), "it would be due, and nothing starts any more"
+    assert tuner.next(lambda running: True) == "done"
+    assert states(world) == ["paused", "paused"]
+    resumed = world.tuner()
+    assert resumed.state.ended == {"paused": 2}
+    assert [t.state for t in world.sampler.study.trials] == [OptunaState.PRUNED] * 2
+    best = world.begin(resumed)
+    assert (best.number, [row.epoch for row in best.history]) == (1, [1])
+    assert world.run.trial(1).status.passed == 1
+    assert world.begin(resumed).number == 2
+
+
+@pytest.mark.parametrize("scheduler", ["asha-stop", "none"])
+def test_what_waits_is_taken_up_where_nothing_is_promoted_any_more(
+    scheduler: str, tmp_path: Path
+) -> None:
+    world = promoting(tmp_path)
+    waiting(world, world.tuner(), 0.5)
+    world.search = replace(world.search, scheduler=scheduler)
+    world.run.update(search=world.search)
+    resumed = world.tuner()
+    assert not resumed.paused
+    assert [world.begin(resumed).number for _ in range(2)] == [0, 1]
+
+
+def test_a_paused_trial_whose_state_was_removed_begins_anew(tmp_path: Path) -> None:
+    world = promoting(tmp_path)
+    waiting(world, world.tuner(), 0.5)
+    world.run.trial(0).state.unlink()
+    resumed = world.tuner()
+    again = world.begin(resumed)
+    assert (again.number, again.history) == (0, [])
+    assert not again.step(0.5)
+    assert states(world) == ["paused"]
+
+
+def test_fewer_trials_after_a_resume_stop_what_can_be_promoted_no_more(tmp_path: Path) -> None:
+    world = promoting(tmp_path)
+    tuner = world.tuner()
+    workers = [world.begin(tuner) for _ in range(3)]
+    tuner.draining = "interrupted"
+    for worker, accuracy in zip(workers, (0.1, 0.9, 0.5), strict=True):
+        assert not worker.step(accuracy)
+    world.tuner()
+    assert states(world) == ["paused"] * 3, "of six trials, three may be promoted"
+    shorter = world.tuner(trials=3)
+    assert states(world) == ["stopped", "paused", "stopped"], "of three, one"
+    assert [trial.state.exists() for trial in world.run.trials()] == [False, True, False]
+    assert world.begin(shorter).number == 1
+
+
+def test_trackers_hear_of_a_paused_trial_that_is_stopped_later(tmp_path: Path) -> None:
+    world = promoting(tmp_path, trials=3)
+    tuner = world.tuner()
+    with tracked(world.run, (), tuner.state, tuner.observers) as tracking:
+        waiting(world, tuner, 0.1, 0.2)
+        waiting(world, tuner, 0.9)
+    assert tracking.problems == {}
+    assert "stopped" in states(world)
