@@ -1,13 +1,18 @@
+import io
 import random
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.stats import spearmanr
 
-from tuner.config import SearchConfig
+from tuner.config import ModelConfig, SearchConfig, TrialConfig
+from tuner.monitor.live_table import draw
+from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.rung_worth import MIN_TRIALS, rung_worths
+from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
 
 SEARCH = SearchConfig(epochs=9, grace=3, reduction=3)
@@ -68,3 +73,20 @@ def test_a_rung_to_which_few_came_tells_nothing() -> None:
     assert rung_worths(SEARCH, [*trials(pairs), *short])[0].trials == MIN_TRIALS
     none = SearchConfig(epochs=9, grace=3, reduction=3, scheduler="none")
     assert rung_worths(none, trials(pairs)) == []
+
+
+def test_the_live_table_tells_it_in_a_line_of_its_own() -> None:
+    state = SearchState(SEARCH)
+    config = TrialConfig(model=ModelConfig("cnn", {}), epochs=9)
+    for number, rows in enumerate(trials([(index / 20, index / 20) for index in range(12)])):
+        state.apply(TrialStarted(number=number, config=config))
+        for row in rows:
+            state.apply(EpochEnded(number=number, metrics=row))
+        state.apply(TrialEnded(number=number, state="completed"))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(draw(state, 2, None, "", 80, 24))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "epoch 3 tells the end: 1.00 (1.00 to 1.00), 12 trials" in [
+        line.strip() for line in lines
+    ]
