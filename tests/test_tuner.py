@@ -689,6 +689,20 @@ def test_the_budget_knows_the_epochs_under_way(world: World) -> None:
     assert world.tuner().spending.gpu_seconds == pytest.approx(1.55)
 
 
+def test_an_epoch_that_was_saved_and_not_heard_is_counted_once(world: World) -> None:
+    clock = SimulatedClock()
+    tuner = unstopped(world, clock=clock)
+    worker = world.begin(tuner)
+    worker.train(0.5)
+    clock.now += 3.0
+    world.lose(tuner, worker.number)
+    # Three seconds of half a GPU, two of them of the epoch.
+    assert tuner.spending.gpu_seconds == pytest.approx(1.5)
+    assert tuner.spending.lost_gpu_seconds == pytest.approx(0.5)
+    world.recorder.record_spending()
+    assert unstopped(world).spending.gpu_seconds == pytest.approx(1.5)
+
+
 def test_a_trial_cut_before_its_first_epoch_begins_anew(world: World) -> None:
     tuner = unstopped(world)
     worker = world.begin(tuner)

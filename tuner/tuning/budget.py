@@ -95,10 +95,15 @@ class Spending:
         if number in self._under_way:
             self.begin_epoch(number, gpus)
 
-    def leave_epoch(self, number: int) -> None:
-        """Count the time of an epoch that is not trained to its end, if one is under way."""
+    def leave_epoch(self, number: int, counted: float = 0.0) -> None:
+        """Count the time of an epoch that is not trained to its end, if one is under way.
+
+        Args:
+            number: Its trial.
+            counted: Seconds of this time that are those of epochs, and are counted as such.
+        """
         began, gpus = self._under_way.pop(number, (0.0, 0.0))
-        spent = (self.clock() - began) * gpus
+        spent = max(0.0, self.clock() - began - counted) * gpus
         self._gpu_seconds += spent
         self.lost_gpu_seconds += spent
 

@@ -447,12 +447,13 @@ class Tuner:
         """Whether a trial had ended when it lost its worker; if not, go back to what was saved."""
         trial, progress = self.live[number], self.state.trials[number]
         if trial.ending is None:
-            self.spending.leave_epoch(number)
             kept = num_alike(progress.history, saved)
+            # The worker was lost between saving and reporting these.
+            unheard = saved[kept:]
+            self.spending.leave_epoch(number, sum(row.seconds for row in unheard))
             self._write_off(number, kept)
             self._tell(TrialLost(number=number, num_epochs=kept))
-            # The worker was lost between saving and reporting the others.
-            self._hear_all(progress, saved[kept:])
+            self._hear_all(progress, unheard)
         return trial.ending is not None
 
     def withdraw(self, number: int, how: str) -> None:
