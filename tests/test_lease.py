@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from tuner.errors import UsageError
+from tests.stores import S3Server
+from tuner.errors import StorageError, UsageError
 from tuner.storage import lease
-from tuner.storage.files import write_json, write_text
+from tuner.storage.files import append_line, write_json, write_text
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.paths import locked
 from tuner.storage.protocol import LOCK_NAME
@@ -25,23 +26,33 @@ def test_a_run_in_a_store_has_one_search_at_a_time(bucket: ObjectPath) -> None:
     assert not (bucket / LOCK_NAME).exists()
 
 
-@pytest.mark.parametrize(
-    ("host", "age"), [(None, 1.0), ("elsewhere", lease.STALE_SECONDS + 1)], ids=["dead", "stale"]
-)
+def holder(**differing: object) -> dict[str, object]:
+    """Return what the lock of a process that is gone holds."""
+    host = socket.gethostname()
+    return {"token": "x", "host": host, "pid": 2**22 + 1, "renewed": time.time(), **differing}
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"], ids=["dead", "stale"])
 def test_the_lock_of_a_process_that_is_gone_is_taken(
-    bucket: ObjectPath, host: str | None, age: float, monkeypatch: pytest.MonkeyPatch
+    bucket: ObjectPath, host: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
-    holder = {"token": "x", "host": host or socket.gethostname(), "pid": 2**22 + 1}
-    write_json(bucket / LOCK_NAME, holder | {"renewed": time.time() - age})
+    write_json(bucket / LOCK_NAME, holder(**({"host": host} if host else {})))
+    if host:
+        monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
+        # The times of a bucket are whole seconds.
+        time.sleep(2.1)
     with locked(bucket):
         assert json.loads((bucket / LOCK_NAME).read_text())["pid"] == os.getpid()
+    assert not list(bucket.iterdir())
 
 
-def test_the_lock_of_a_killed_process_elsewhere_is_waited_for(bucket: ObjectPath) -> None:
-    holder = {"token": "x", "host": "elsewhere", "pid": 1, "renewed": time.time() - 30}
-    write_json(bucket / LOCK_NAME, holder)
-    with pytest.raises(UsageError, match=r"process 1 on elsewhere .* again in \d+ s"):
+@pytest.mark.parametrize("ahead", [-3600, -70, 30, 3600])
+def test_the_lock_of_a_process_elsewhere_is_waited_for_whatever_its_clock_says(
+    bucket: ObjectPath, ahead: int
+) -> None:
+    write_json(bucket / LOCK_NAME, holder(host="elsewhere", renewed=time.time() + ahead))
+    with pytest.raises(UsageError, match=r"process \d+ on elsewhere .* again in (8\d|90) s"):
         locked(bucket).__enter__()
 
 
@@ -59,18 +70,32 @@ def test_a_lock_is_renewed(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) 
         assert renewed() > first
 
 
-def test_a_search_whose_lock_was_taken_is_interrupted(
-    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+def test_a_search_whose_lock_was_taken_is_interrupted_and_writes_no_more(
+    bucket: ObjectPath, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    lock = server.folder / bucket.uri.removeprefix("s3://") / LOCK_NAME
+    another = json.dumps(holder(token="another"))
 
     def search() -> None:
         with locked(bucket):
-            # Again and again, for a renewal under way writes over the first.
-            for _ in range(40):
-                write_json(bucket / LOCK_NAME, {"token": "another"})
-                time.sleep(0.25)
+            try:
+                # Again and again, for a renewal under way writes over the first.
+                for _ in range(40):
+                    lock.write_text(another)
+                    time.sleep(0.25)
+            except KeyboardInterrupt:
+                for write in (
+                    lambda: write_text(bucket / "run.json", "{}"),
+                    lambda: append_line(bucket / "lines", "one"),
+                    lambda: (bucket / "trials" / "0001" / "status.json").unlink(missing_ok=True),
+                ):
+                    with pytest.raises(StorageError, match="another process has taken this run"):
+                        write()
+                raise
 
     with pytest.raises(KeyboardInterrupt):
         search()
-    assert json.loads((bucket / LOCK_NAME).read_text()) == {"token": "another"}
+    assert lock.read_text() == another
+    assert [path.name for path in bucket.iterdir()] == [LOCK_NAME]
+    write_text(bucket / "run.json", "{}")

@@ -1,4 +1,7 @@
-"""A folder of a bucket that one process at a time works in: its lock has a holder and an end."""
+"""A folder of a bucket that one process at a time works in: its lock has a holder and an end.
+
+Machines differ in their clocks: how long ago a lock was renewed is told by that of the bucket.
+"""
 
 import os
 import signal
@@ -32,7 +35,7 @@ class Holder:
     host: str
     pid: int
     renewed: float = 0.0
-    """When it last said that it lives, in seconds since 1970."""
+    """When it last said that it lives, by its own clock, in seconds since 1970."""
 
 
 @contextmanager
@@ -60,6 +63,7 @@ def leased(folder: ObjectPath) -> Iterator[None]:
         with suppress(StorageError):
             if _is_held(lock, mine):
                 lock.unlink(missing_ok=True)
+        folder.allow_writing()
 
 
 def _take(lock: ObjectPath, mine: Holder) -> None:
@@ -79,7 +83,7 @@ def _take_over(lock: ObjectPath, mine: Holder) -> None:
     """
     holder = _holder(lock)
     if holder is not None:
-        left = STALE_SECONDS - (time.time() - holder.renewed)
+        left = STALE_SECONDS - _age(lock, mine)
         is_dead = holder.host == mine.host and not _is_alive(holder.pid)
         if left > 0 and not is_dead:
             raise UsageError(
@@ -92,10 +96,24 @@ def _take_over(lock: ObjectPath, mine: Holder) -> None:
         raise UsageError(f"{lock.parent}: another process began to search this run just now")
 
 
+def _age(lock: ObjectPath, mine: Holder) -> float:
+    """Return how many seconds ago a lock was written, by the clock of its bucket alone."""
+    probe = lock.parent / f"{LOCK_NAME}-{mine.token}"
+    probe.write_bytes(b"now")
+    try:
+        return probe.modified() - lock.modified()
+    except FileNotFoundError:
+        # Its holder has ended just now.
+        return STALE_SECONDS
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def _renew(lock: ObjectPath, mine: Holder, is_over: threading.Event) -> None:
     while not is_over.wait(RENEW_SECONDS):
         with suppress(StorageError, UsageError):  # Whoever works in the folder meets it, too.
             if not _is_held(lock, mine):
+                lock.parent.forbid_writing("another process has taken this run over")
                 print(
                     f"{lock.parent}: another process has taken this run over; leaving it",
                     file=sys.stderr,

@@ -101,16 +101,19 @@ class ObjectPath:
         """Remove a file, if there is one: not every store says whether there was."""
         if self.snapshot and self.uri not in self.snapshot.files:
             return
+        self._check_writable()
         with suppress(FileNotFoundError):
             self._ask("rm_file", self.uri)
 
     def write_bytes(self, content: bytes) -> None:
         """Write a file; see ``upload``."""
+        self._check_writable()
         with self._explaining_bucket():
             self._ask("pipe_file", self.uri, content)
 
     def upload(self, file: Path) -> None:
         """Take a file's content: readers find the old one or the new one, never a part."""
+        self._check_writable()
         with self._explaining_bucket():
             self._ask("put_file", str(file), self.uri)
 
@@ -153,6 +156,19 @@ class ObjectPath:
     def modified(self) -> float:
         """Return when a file was written, in seconds since 1970."""
         return float(self._ask("modified", self.uri).timestamp())
+
+    def forbid_writing(self, reason: str) -> None:
+        """Have this process write and remove nothing in a folder any more, for a reason."""
+        store_of(self._bucket).forbidden[self.uri] = reason
+
+    def allow_writing(self) -> None:
+        """Undo ``forbid_writing``."""
+        store_of(self._bucket).forbidden.pop(self.uri, None)
+
+    def _check_writable(self) -> None:
+        for folder, reason in store_of(self._bucket).forbidden.items():
+            if self.uri.startswith(f"{folder}/"):
+                raise StorageError(f"{folder}: {reason}; nothing more is written there")
 
     def _full(self, key: str) -> str:
         return f"{self.uri.partition('://')[0]}://{key.lstrip('/')}"

@@ -38,10 +38,12 @@ class Store:
 
     Attributes:
         place: Its address, ``SCHEME://BUCKET``.
+        forbidden: Folder that this process may not write in any more -> why.
     """
 
     def __init__(self, place: str) -> None:
         self.place = place
+        self.forbidden: dict[str, str] = {}
         self._fs = _file_system(place.partition("://")[0])
         self._has_answered = False
         self._silent_since: float | None = None
