@@ -12,7 +12,12 @@ import pytest
 from tests.test_run import make_run
 from tuner.storage import temporary
 from tuner.storage.files import replacing, write_text
-from tuner.storage.temporary import TemporaryFolder, remove_abandoned
+from tuner.storage.temporary import (
+    FORGOTTEN_SECONDS,
+    TemporaryFolder,
+    own_suffix,
+    remove_abandoned,
+)
 
 WRITER = """
 import sys, time
@@ -62,13 +67,67 @@ def test_what_a_killed_process_was_writing_is_removed(
 def test_what_is_not_locked_yet_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".run.json.abc.tmp").touch()
+    file = tmp_path / f".run.json.abc{own_suffix()}"
+    file.touch()
     monkeypatch.setattr(temporary, "YOUNG_SECONDS", 60.0)
     remove_abandoned(tmp_path)
     assert list(tmp_path.iterdir())
-    os.utime(tmp_path / ".run.json.abc.tmp", (0, time.time() - 61))
+    os.utime(file, (0, time.time() - 61))
     remove_abandoned(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_another_machine_made_is_left_alone_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its locks some file systems tell nothing, so that they look free from here."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
+        file = tmp_path / f".run.json.abc{own_suffix()}"
+        folder = tmp_path / f".ensemble-abc{own_suffix()}"
+    file.touch()
+    write_text(folder / "new" / "soup.bin", "soup")
+    remove_abandoned(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    a_day_ago = time.time() - FORGOTTEN_SECONDS - 60
+    for path in (file, folder, folder / "new"):
+        os.utime(path, (0, a_day_ago))
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name], "its file is being written"
+    os.utime(folder / "new" / "soup.bin", (0, a_day_ago))
+    remove_abandoned(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+REPLACER = """
+import os, sys
+from pathlib import Path
+from tuner.storage.paths import replace_folder, scratch
+
+place = Path(sys.argv[1])
+rename = Path.rename
+
+def rename_or_die(path, target):
+    if path.name == "new":
+        os.kill(os.getpid(), 9)
+    return rename(path, target)
+
+with scratch(place, ".ensemble-") as folder:
+    (folder / "new").mkdir()
+    (folder / "new" / "metrics.json").write_text("new")
+    Path.rename = rename_or_die
+    replace_folder(folder / "new", place / "top5")
+"""
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path: Path) -> None:
+    write_text(tmp_path / "top5" / "metrics.json", "old")
+    killed = subprocess.run([sys.executable, "-c", REPLACER, str(tmp_path)])
+    assert killed.returncode == -9
+    assert not (tmp_path / "top5").exists()
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["top5"]
+    assert (tmp_path / "top5" / "metrics.json").read_text() == "old"
 
 
 def test_links_and_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
@@ -89,10 +148,10 @@ def test_a_temporary_folder_is_gone_after_its_block(tmp_path: Path) -> None:
 def test_a_run_is_cleared_all_through(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "a")
     left = [
-        tmp_path / "runs" / ".measuring-abc.tmp",
-        run.path / ".run.json.abc.tmp",
-        run.path / "ensembles" / ".ensemble-abc.tmp",
-        run.trial_path(3) / ".checkpoint.safetensors.abc.tmp",
+        tmp_path / "runs" / f".measuring-abc{own_suffix()}",
+        run.path / f".run.json.abc{own_suffix()}",
+        run.path / "ensembles" / f".ensemble-abc{own_suffix()}",
+        run.trial_path(3) / f".checkpoint.safetensors.abc{own_suffix()}",
     ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from tuner.storage.files import replacing, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
 from tuner.storage.records import write_record
 from tuner.storage.spreadsheet import write_csv
-from tuner.storage.temporary import TemporaryFolder
+from tuner.storage.temporary import TemporaryFolder, remove_abandoned
 from tuner.training.device import prediction_dtype
 
 MOST_MISTAKES = 24
@@ -58,6 +58,7 @@ def write_ensemble(
     beside = result.path.parent if isinstance(result.path, Path) else None
     if beside:
         beside.mkdir(exist_ok=True)
+        remove_abandoned(beside)
     with TemporaryFolder(beside, ".ensemble-") as scratch:
         folder = Path(scratch) / "new"
         members = _write_members(folder, result, plan, networks)

@@ -12,7 +12,7 @@ from typing import IO
 
 from tuner.errors import TunerError, UsageError
 from tuner.storage.protocol import LOCK_NAME
-from tuner.storage.temporary import TemporaryFolder, remove_abandoned, temporary_file
+from tuner.storage.temporary import REPLACED, TemporaryFolder, remove_abandoned, temporary_file
 
 MOST_TENSORS = 32 * 2**30
 """Bytes of a file of numbers, at most."""
@@ -93,10 +93,15 @@ class LocalStorage:
             self.put(file, target)
 
     def replace_folder(self, new: Path, folder: Path, *, last: str = "") -> None:
-        """Move a folder to the place of another one beside it, or of none."""
-        old = new.with_name("old")
+        """Move a folder to the place of another one beside it, or of none.
+
+        The other one is moved beside ``new``. If a kill comes between, ``remove_abandoned`` puts it
+        back, provided that ``new`` lies in a temporary folder.
+        """
         if folder.exists():
-            folder.rename(old)
+            replaced = new.with_name(REPLACED)
+            replaced.mkdir()
+            folder.rename(replaced / folder.name)
         new.rename(folder)
 
     def remove_folder(self, folder: Path) -> None:

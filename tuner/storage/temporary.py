@@ -1,13 +1,17 @@
 """Temporary files and folders, and the removal of those whose process was killed.
 
 Each is locked by the process that made it. The system ends a lock with its process, so that what
-can be locked by another one is nobody's any more.
+can be locked by another one is nobody's any more. That holds on one machine: some file systems do
+not tell other machines of locks. So names say which machine a file is of, and what others have made
+is nobody's once it has not been changed for a day.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -20,6 +24,10 @@ SUFFIX = ".tmp"
 """End of the names of all temporary files and folders."""
 YOUNG_SECONDS = 1.0
 """What is younger may not be locked yet."""
+FORGOTTEN_SECONDS = 24 * 3600.0
+"""What another machine has made, and nobody has changed for so long, is nobody's."""
+REPLACED = "replaced"
+"""Folder in a temporary one that holds what was moved away for something new, by its name."""
 
 
 class TemporaryFolder(tempfile.TemporaryDirectory[str]):
@@ -31,7 +39,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
     """
 
     def __init__(self, beside: Path | None = None, prefix: str = PREFIX) -> None:
-        super().__init__(dir=beside, prefix=prefix, suffix=SUFFIX)
+        super().__init__(dir=beside, prefix=prefix, suffix=own_suffix())
         self._lock = os.open(self.name, os.O_RDONLY)
         _lock(self._lock)
 
@@ -46,7 +54,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """Yield an empty hidden file beside ``path``, which is removed if it is still there then."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=own_suffix(), dir=path.parent)
     try:
         _lock(handle)
         yield Path(name)
@@ -55,21 +63,44 @@ def temporary_file(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
+def own_suffix() -> str:
+    """Return the end of the names of what this machine makes."""
+    # Names are up to 255 bytes long, and a host's name may take 64 of them.
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f".{machine}{SUFFIX}"
+
+
 def remove_abandoned(folder: Path, prefix: str = ".") -> None:
     """Remove temporary files and folders in a folder whose process is gone.
+
+    What one of them holds in ``REPLACED`` is put back, if nothing has taken its place.
 
     Args:
         folder: Where to look; it need not be there.
         prefix: Begin of their names.
     """
     for path in folder.glob(f"{prefix}*{SUFFIX}"):
-        if not is_abandoned(path):
+        is_own = path.name.endswith(own_suffix())
+        if not (is_own or _is_forgotten(path)) or not is_abandoned(path):
             continue
         if path.is_dir():
+            for replaced in path.glob(f"{REPLACED}/*"):
+                if not (folder / replaced.name).exists():
+                    replaced.rename(folder / replaced.name)
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _is_forgotten(path: Path) -> bool:
+    """Whether nobody has changed a file, or anything in a folder, for a day."""
+    try:
+        newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
+    except OSError:
+        # It is being changed.
+        return False
+    return time.time() - newest > FORGOTTEN_SECONDS
 
 
 def hold(path: Path) -> int:
