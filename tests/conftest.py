@@ -1,5 +1,6 @@
 """What several test modules share: one thread, the digits, and a run folder of real trials."""
 
+import json
 import shutil
 import signal
 import sys
@@ -243,6 +244,15 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
     return Run.open(bucket / "tiny")
 
 
+def copy_of_trial(run: Run, number: int, new: int) -> Path:
+    """Add a trial that is like another one, and return its folder."""
+    path = Path(str(run.trial_path(new)))
+    shutil.copytree(str(run.trial_path(number)), path)
+    for record in (path / "status.json", path / "digests.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"trial": new}))
+    return path
+
+
 def record_probs(trial: TrialRecord, probs: np.ndarray, labels: torch.Tensor) -> None:
     """Leave other validation probabilities, and the epoch that they would have come of."""
     assert trial.best is not None
@@ -284,5 +294,5 @@ def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
             digests[file.name] = save_checkpoint(file, epoch.network, checkpoint)
             digests["val_probs.npy"] = write_val_probs(path, epoch.val_probs.numpy())
         digests["history.csv"] = write_history(path, history)
-    write_digests(path, digests)
+    write_digests(path, digests, len(history))
     write_status(path, TrialStatus(state="completed", num_parameters=num_parameters))

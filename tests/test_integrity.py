@@ -14,15 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
+from tests.conftest import copy_of_trial
 from tuner.data.splits import Splits
 from tuner.ensemble.integrity import sample_of, why_not_probs
 from tuner.errors import NoUsableTrials, TunerError
 from tuner.metrics.predict import accuracy_and_nll
 from tuner.run.check import check_records
-from tuner.run.checkpoint import load_checkpoint, save_checkpoint
+from tuner.run.checkpoint import load_checkpoint, save_checkpoint, save_state
 from tuner.run.digests import DamagedError, read_digests, write_digests
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_val_probs
+from tuner.storage.digest import sha256_of
 from tuner.training.saving import check_resumable
 
 SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr: 0.1}}}\n"
@@ -152,11 +154,10 @@ def no_test_image_was_read(run: Run) -> bool:
 
 
 CASES = [
-    *((attack, "newer") for attack in ATTACKS),
-    *((attack, "older") for attack in ("rows reversed", "a weight changed", "no configuration")),
-    ("twelve epochs of two", "older"),
+    *((attack, "with digests") for attack in ATTACKS),
     *((attack, "without digests") for attack in ("rows reversed", "accuracy of 7.5")),
     *((attack, "without digests") for attack in ("checkpoint of another trial", "another epoch")),
+    ("rows reversed", "digests rewritten"),
 ]
 
 
@@ -168,9 +169,10 @@ def test_damage_is_told_by_file_before_a_test_image_is_read(
     trials = finished_run.path / "trials"
     spoil_run(trials)
     file = trials / "0001" / name
-    if when == "older" and file.exists():
-        os.utime(file, (1e9, 1e9))
-    elif when == "without digests" and name != "digests.json":
+    if when == "digests rewritten":
+        digests = read_digests(file.parent)
+        write_digests(file.parent, digests | {name: sha256_of(file)})
+    elif when == "without digests":
         for path in trials.iterdir():
             (path / "digests.json").unlink()
     at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
@@ -195,7 +197,7 @@ def test_a_damaged_trial_is_left_out_where_the_user_says_so(
     ATTACKS[attack][1](finished_run.path / "trials")
     if method == "greedy-soup":
         # Of one architecture, as trial 1 would have been.
-        shutil.copytree(finished_run.trial_path(0), finished_run.trial_path(7))
+        copy_of_trial(finished_run, 0, 7)
     options: dict[str, Any] = {"top": 1, "method": method, "device": "cpu", "progress": False}
     if method == "greedy-soup":
         with pytest.raises(TunerError, match="share an architecture"):
@@ -278,18 +280,92 @@ def test_a_folder_of_another_name_is_no_trial(finished_run: Run, call: Call) -> 
 # Kills, earlier versions and searches that go on
 
 
-def test_files_newer_than_their_digests_go_on(finished_run: Run, call: Call) -> None:
-    """As a kill leaves them that comes after an epoch's files and before their digests."""
-    for trial in finished_run.trials():
+def leave_as_killed(run: Run, epochs: int | None) -> None:
+    """Leave the trials as a fault does that comes after an epoch's files, before their digests.
+
+    Args:
+        run: Whose trials it meets; they are to be gone on with.
+        epochs: Those of which the digests tell; ``None`` if they are an earlier version's.
+    """
+    for trial in run.trials():
+        write_status(trial.path, dataclasses.replace(trial.status, state="interrupted"))
+        save_state(trial.state, {"w": torch.zeros(1)}, trial.history)
         digests = read_digests(trial.path)
         older = dict.fromkeys(digests.keys() - {"config.json"}, "0" * 64)
-        write_digests(trial.path, digests | older)
-        os.utime(trial.path / "digests.json", (1e9, 1e9))
+        write_digests(trial.path, digests | older, epochs)
+
+
+@pytest.mark.parametrize("epochs", [1, None])
+def test_files_newer_than_their_digests_go_on(
+    finished_run: Run, call: Call, epochs: int | None
+) -> None:
+    leave_as_killed(finished_run, epochs)
+    # The clock of the node that wrote the digests was ahead.
+    for trial in finished_run.trials():
+        os.utime(trial.path / "digests.json", (2e9, 2e9))
+    check_resumable(finished_run)
     at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
     code, out, err = call("ensemble", "--run", *at, "--top", "3", "--json")
     assert code == 0, err
     assert len(json.loads(out)["members"]) == 3
     assert call("check", *at)[0] == 0
+
+
+def test_files_of_the_epochs_of_their_digests_are_those_recorded(
+    finished_run: Run, call: Call
+) -> None:
+    leave_as_killed(finished_run, epochs=2)
+    with pytest.raises(DamagedError) as told:
+        check_resumable(finished_run)
+    names = {Path(entry.file).name for entry in told.value.damage}
+    assert names == {"checkpoint.safetensors", "val_probs.npy"}
+    at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
+    assert call("ensemble", "--run", *at, "--top", "3")[0] == 1
+
+
+# Trials in each other's place
+
+
+def exchange(trials: Path, *names: str) -> None:
+    """Have trials 1 and 2 change places, whole or some of their files."""
+    for name in names or ("",):
+        one, two, aside = trials / "0001" / name, trials / "0002" / name, trials / "aside"
+        one.rename(aside)
+        two.rename(one)
+        aside.rename(two)
+
+
+OWN = ("config.json", "history.csv", "checkpoint.safetensors", "val_probs.npy", "digests.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ((), "status.json"),
+        (("status.json",), "status.json"),
+        (OWN, "digests.json"),
+        (OWN[:1], "config.json"),
+        (OWN[1:], "digests.json"),
+        (OWN[:4], "config.json"),
+    ],
+    ids=["whole", "status", "files", "configuration", "training", "undigested"],
+)
+def test_trials_in_each_others_place_are_told(
+    finished_run: Run, call: Call, names: tuple[str, ...], told: str
+) -> None:
+    exchange(finished_run.path / "trials", *names)
+    (finished_run.path / "space.yaml").write_text(SPACE)
+    at = ("tiny", "--storage", str(finished_run.path.parent), "--device", "cpu")
+    code, out, _ = call("check", *at, "--json")
+    assert code == 1
+    found = {entry["file"] for entry in json.loads(out)["damage"]}
+    assert {str(finished_run.trial_path(n) / told) for n in (1, 2)} <= found
+    for command in (("ensemble", "--top", "3", "--run", *at), ("report", *at[:3])):
+        code, _, err = call(*command)
+        assert code == 1, command
+        assert f"0001/{told}: " in err
+        assert "Traceback" not in err
+    assert no_test_image_was_read(finished_run)
 
 
 @pytest.mark.parametrize("is_emptied", [False, True])
@@ -335,7 +411,6 @@ def test_a_run_with_damage_is_not_gone_on_with(finished_run: Run, state: Any) ->
     check_resumable(finished_run)
     file = trial.path / ("history.csv" if state == "completed" else "config.json")
     file.write_text(file.read_text().replace("1", "2", 1))
-    os.utime(file, (1e9, 1e9))
     with pytest.raises(DamagedError, match=file.name):
         check_resumable(finished_run)
 
@@ -345,7 +420,6 @@ def test_what_is_ranked_by_and_trained_anew_is_what_was_recorded(
 ) -> None:
     file = finished_run.trial_path(1) / "history.csv"
     set_accuracy(0.999)(finished_run.path / "trials")
-    os.utime(file, (1e9, 1e9))
     with pytest.raises(DamagedError, match=r"history\.csv: is not what the trial's worker wrote"):
         check_records(finished_run.trials())
     (finished_run.path / "space.yaml").write_text(SPACE)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.benchmarks.processes import Search
 from tests.benchmarks.promises import FIGURES, flaws
-from tests.conftest import record_probs
+from tests.conftest import copy_of_trial, record_probs
 from tuner.cli import main
 from tuner.config import (
     DataConfig,
@@ -105,8 +105,7 @@ def test_another_metric_than_the_run_s_takes_others_and_is_the_refit_s(
 def copy_trial(run: Run, number: int, **changes: object) -> int:
     """Add a trial that is like another one, but for its configuration; give its number."""
     new = len(run.trials())
-    shutil.copytree(run.trial_path(number), run.trial_path(new))
-    path = run.trial_path(new) / "config.json"
+    path = copy_of_trial(run, number, new) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return new
 

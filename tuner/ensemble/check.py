@@ -20,8 +20,8 @@ from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import damage_of_record
 from tuner.run.checkpoint import read_description
 from tuner.run.digests import Damage, DamagedError, damage_of_files, one_a_file
-from tuner.run.layout import CHECKPOINT, VAL_PROBS
-from tuner.run.run import Run, is_number
+from tuner.run.layout import CHECKPOINT, VAL_PROBS, is_number
+from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
 from tuner.run.trial import OPEN, USABLE, TrialRecord
 from tuner.storage.digest import sha256_of

@@ -1,27 +1,42 @@
 """``digests.json`` of a trial: the SHA-256 of its other files, by which a changed one is told.
 
 The worker that trains a trial writes it last. A kill may come between: then files are newer than
-their digests, and what they hold has to show whether they are the trial's own.
+their digests, and what they hold has to show whether they are the trial's own. That they are newer
+is told by the epochs that they hold: nodes have clocks of their own, and copies new times.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuner.errors import TunerError
-from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, STATE
+from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, check_trial, number_of
+from tuner.run.trial import Amount, read_history
+from tuner.schema import build, parse_json, to_json
 from tuner.storage.digest import sha256_of
-from tuner.storage.files import write_json
+from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import AnyPath, modified, read_bytes, read_text
+from tuner.storage.paths import AnyPath, read_bytes, read_text
+from tuner.storage.records import explaining_damage
 
 REMOVED = frozenset({CHECKPOINT, STATE})
 """Files that are removed when a trial has ended, or is not among the best."""
 Origin = Literal["recorded", "unknown", "other"]
 """Whether a file is what its worker recorded. It is ``unknown`` where there is no digest of it, as
-in runs of earlier versions, and where it is newer than its digest."""
+in runs of earlier versions, and where it may be newer than its digest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Digests:
+    """``digests.json``."""
+
+    files: dict[str, str]
+    """Name of a file -> its SHA-256."""
+    trial: Amount | None = None
+    """Whose files they are."""
+    epochs: Amount | None = None
+    """Epochs that the trial had been trained when it was written; ``None`` where nobody said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,30 +80,42 @@ def one_a_file(damage: Iterable[Damage]) -> list[Damage]:
     return list(first.values())
 
 
-def write_digests(path: AnyPath, digests: Mapping[str, str]) -> None:
-    """Write ``digests.json`` of a trial: name of a file -> its SHA-256."""
+def write_digests(path: AnyPath, files: Mapping[str, str], epochs: int | None = None) -> None:
+    """Write ``digests.json`` of a trial.
+
+    Args:
+        path: The trial's folder.
+        files: Name of a file -> its SHA-256.
+        epochs: Those that ``history.csv`` holds now.
+    """
+    digests = Digests(files=dict(files), trial=number_of(path), epochs=epochs)
     # Not flushed: 0.2 ms instead of 0.3 to 4 on a busy disk, and what a loss of power leaves of it
     # is no worse than none.
-    write_json(path / DIGESTS, dict(digests), flush=False)
+    write_text(path / DIGESTS, to_json(digests, indent=2) + "\n", flush=False)
 
 
 def read_digests(path: AnyPath) -> dict[str, str]:
-    """Read ``digests.json`` of a trial; empty where there is none, or a loss of power emptied it.
+    """Read the SHA-256 of a trial's files; none where a loss of power emptied ``digests.json``.
 
     Raises:
-        TunerError: If it is damaged.
+        TunerError: If it is damaged, or another trial's.
     """
-    file = path / DIGESTS
-    try:
-        text = read_text(file)
-        plain = json.loads(text) if text.strip("\0") else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise TunerError(f"{file}: damaged or unreadable: {error}") from error
-    if not isinstance(plain, dict) or not all(isinstance(value, str) for value in plain.values()):
-        raise TunerError(f"{file}: damaged: is no list of files with their SHA-256")
-    return plain
+    return _read(path).files
+
+
+def _read(path: AnyPath) -> Digests:
+    with explaining_damage(path / DIGESTS):
+        try:
+            text = read_text(path / DIGESTS)
+        except FileNotFoundError:
+            return Digests(files={})
+        plain = parse_json(text) if text.strip("\0") else {}
+        if isinstance(plain, dict) and "files" not in plain:
+            # As earlier versions wrote it.
+            plain = {"files": plain}
+        digests = build(Digests, plain)
+        check_trial(path, digests.trial)
+    return digests
 
 
 def origin_of(path: AnyPath, name: str, found: str) -> Origin:
@@ -102,21 +129,31 @@ def origin_of(path: AnyPath, name: str, found: str) -> Origin:
     Raises:
         TunerError: If ``digests.json`` is damaged.
     """
-    return _origin(path, name, found, read_digests(path))
+    return _origin(path, name, found, _read(path))
 
 
-def _origin(path: AnyPath, name: str, found: str, digests: Mapping[str, str]) -> Origin:
-    recorded = digests.get(name)
+def _origin(path: AnyPath, name: str, found: str, digests: Digests) -> Origin:
+    recorded = digests.files.get(name)
     if recorded is None:
         return "unknown"
     if recorded == found:
         return "recorded"
-    if name == CONFIG:
-        # It was there before the first digest.
-        return "other"
-    # Times are coarse: of a store to a second, here to some milliseconds.
-    is_newer = modified(path / name) >= modified(path / DIGESTS)
-    return "unknown" if is_newer else "other"
+    # The configuration was there before the first digest.
+    return "unknown" if name != CONFIG and _is_ahead(path, name, digests.epochs) else "other"
+
+
+def _is_ahead(path: AnyPath, name: str, epochs: int | None) -> bool:
+    """Whether a trial has been trained further than its digests tell."""
+    if not (path / STATE).exists():
+        # It has ended, and its digests were written last.
+        return False
+    if epochs is None:
+        return True
+    from tuner.run.checkpoint import load_progress  # PyTorch, which to look at a run needs not.
+
+    # Of an epoch that diverged, history.csv alone tells.
+    told = len(read_history(path)) if name == HISTORY else 0
+    return max(len(load_progress(path / STATE)[0]), told) > epochs
 
 
 def damage_of_files(path: AnyPath, *names: str) -> list[Damage]:
@@ -135,17 +172,19 @@ def damage_of_files(path: AnyPath, *names: str) -> list[Damage]:
 
 def _damage_of_files(path: AnyPath, names: Iterable[str]) -> list[Damage]:
     try:
-        digests = read_digests(path)
+        digests = _read(path)
     except TunerError as error:
-        return [Damage.of(error, _number(path))]
+        return [Damage.of(error, number_of(path))]
     damage = []
     for name in names:
         try:
             if _origin(path, name, _sha256(path, name), digests) == "other":
                 damage.append(changed(path, name))
         except FileNotFoundError:
-            if name in digests and name not in REMOVED:
+            if name in digests.files and name not in REMOVED:
                 damage.append(_damage(path, name, "is missing"))
+        except TunerError as error:
+            damage.append(Damage.of(error, number_of(path)))
         except OSError as error:
             damage.append(_damage(path, name, f"damaged or unreadable: {error}"))
     return damage
@@ -166,8 +205,4 @@ def changed(path: AnyPath, name: str) -> Damage:
 
 
 def _damage(path: AnyPath, name: str, problem: str) -> Damage:
-    return Damage(file=str(path / name), problem=problem, trial=_number(path))
-
-
-def _number(path: AnyPath) -> int | None:
-    return int(path.name) if path.name.isdecimal() else None
+    return Damage(file=str(path / name), problem=problem, trial=number_of(path))

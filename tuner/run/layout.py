@@ -16,6 +16,7 @@
 """
 
 from tuner.storage.paths import MOST_NAME
+from tuner.storage.protocol import StoragePath
 
 RUN = "run.json"
 """What was asked for, and how it went; a folder with it is a run."""
@@ -65,6 +66,30 @@ MISTAKES_TABLE = "mistakes.csv"
 def trial_folder(number: int) -> str:
     """Return the name of a trial's folder."""
     return f"{number:04d}"
+
+
+def is_number(name: str) -> bool:
+    """Whether a trial's folder can have this name, so that no trial has two folders."""
+    return name.isascii() and name.isdecimal() and len(name) < 10 and name == f"{int(name):04d}"
+
+
+def number_of(folder: StoragePath) -> int | None:
+    """Return the number of the trial that a folder is of; ``None`` if it is no trial's."""
+    return int(folder.name) if is_number(folder.name) else None
+
+
+def check_trial(folder: StoragePath, recorded: int | None) -> None:
+    """Make sure that a record in the folder of a trial is of this trial.
+
+    Args:
+        folder: Of the trial.
+        recorded: The trial that the record names, if any.
+
+    Raises:
+        ValueError: If it is of another one.
+    """
+    if recorded is not None and recorded != number_of(folder):
+        raise ValueError(f"is of trial {recorded}, whose folder is {trial_folder(recorded)}")
 
 
 def member_file(trial: int | None) -> str:

@@ -226,7 +226,9 @@ class Run:
             return []
         with explaining_damage(folder):
             check_no_link(folder)
-        paths = [path for path in with_snapshot(folder, *names).iterdir() if is_number(path.name)]
+        paths = [
+            path for path in with_snapshot(folder, *names).iterdir() if layout.is_number(path.name)
+        ]
         return sorted(paths, key=lambda path: int(path.name))
 
     def trial(self, number: int) -> TrialRecord:
@@ -429,11 +431,6 @@ class Run:
         with explaining_damage(path):
             lines = read_text(path).splitlines() if path.exists() else []
             return [from_json(Reading, line, is_strict=False) for line in lines]
-
-
-def is_number(name: str) -> bool:
-    """Whether a trial's folder can have this name, so that no trial has two folders."""
-    return name.isascii() and name.isdecimal() and len(name) < 10 and name == f"{int(name):04d}"
 
 
 def find_run(storage: AnyPath, name: str | None) -> Run:

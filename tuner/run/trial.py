@@ -11,7 +11,7 @@ import io
 import math
 import tokenize
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,16 @@ import numpy as np
 from tuner.config import Metric, NonNegative, TrialConfig
 from tuner.errors import TunerError
 from tuner.metrics import goal
-from tuner.run.layout import CHECKPOINT, CONFIG, HISTORY, STATE, STATUS, VAL_PROBS
+from tuner.run.layout import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    STATE,
+    STATUS,
+    VAL_PROBS,
+    check_trial,
+    number_of,
+)
 from tuner.schema import Bounds, quoted
 from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_text
@@ -162,6 +171,8 @@ class TrialStatus:
     """``status.json``: how far a trial has come, and why it ended."""
 
     state: TrialState
+    trial: Amount | None = field(default=None, compare=False)
+    """Which trial it is of, as it was written; ``None`` where an earlier version did not say."""
     reason: str = ""
     """Why it ended, in one line."""
     stop: Stop | None = None
@@ -322,16 +333,20 @@ def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[A
 
 def write_status(path: AnyPath, status: TrialStatus) -> None:
     """Write ``status.json`` of a trial."""
-    write_record(path / STATUS, status)
+    write_record(path / STATUS, replace(status, trial=number_of(path)))
 
 
 def read_status(path: AnyPath) -> TrialStatus | None:
     """Read ``status.json`` of a trial; ``None`` while there is none.
 
     Raises:
-        TunerError: If it is damaged.
+        TunerError: If it is damaged, or another trial's.
     """
-    return find_record(path / STATUS, TrialStatus)
+    status = find_record(path / STATUS, TrialStatus)
+    if status is not None:
+        with explaining_damage(path / STATUS):
+            check_trial(path, status.trial)
+    return status
 
 
 def write_history(path: AnyPath, history: Iterable[EpochMetrics]) -> str:

@@ -242,7 +242,7 @@ class Saver:
         if kept is not None:
             self._digests |= save_kept(self._path, kept)
         self._digests[HISTORY] = write_history(self._path, snapshot.history)
-        write_digests(self._path, self._digests)
+        write_digests(self._path, self._digests, len(snapshot.history))
         self._num_written = len(snapshot.history)
 
     @contextlib.contextmanager
@@ -310,7 +310,7 @@ def _restore_files(path: AnyPath) -> list[EpochMetrics]:
     is_told = _told_history(path) == history
     digests[HISTORY] = sha256_of(path / HISTORY) if is_told else write_history(path, history)
     if digests != known:
-        write_digests(path, digests)
+        write_digests(path, digests, len(history))
     return history
 
 
