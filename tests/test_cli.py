@@ -179,6 +179,23 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["leaderboard", "nothing", "--json"], 2, "no run 'nothing' in runs"),
+        (["runs", "--json", "--storag", "x"], 2, "No such option"),
+        (["data", "info", "nothing", "--json"], 2, "unknown dataset 'nothing'"),
+        (["search", "--space", "quick", "--address", "127.0.0.1:9", "--json"], 4, "nobody answers"),
+    ],
+)
+def test_a_mistake_is_the_document_of_json(words: list[str], code: int, message: str, call) -> None:
+    result = call(*words)
+    document = json.loads(result.out)
+    assert (result.code, document["exit_code"]) == (code, code)
+    assert message in document["error"]
+    assert result.err == f"cifar-tune: {document['error']}\n"
+
+
 @pytest.mark.parametrize("words", [["space", "check", "quick"], ["runs", "--json"]])
 def test_an_output_that_takes_no_more_is_told_in_a_line(words: list[str]) -> None:
     with Path("/dev/full").open("w") as full:

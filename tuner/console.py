@@ -95,18 +95,21 @@ class Console(rich.console.Console):
                 yield Segment(encodable(visible(segment.text), self.encoding), segment.style)
 
 
-class _VisibleStream:
+class VisibleStream:
     """A stream that shows what cannot be seen in the text that is written to it.
 
     Attributes:
         rich_proxied_file: The stream beneath, to which ``Console`` writes: the name is rich's.
+        is_used: Whether anything was written to it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream
+        self.is_used = False
 
     def write(self, text: str) -> int:
         """Write text; it may begin with a return, by which progress bars go over their line."""
+        self.is_used = True
         begin = "\r" if text.startswith("\r") else ""
         shown = visible(text.removeprefix(begin))
         self.rich_proxied_file.write(begin + encodable(shown, self.encoding or "utf-8"))
@@ -122,12 +125,12 @@ class _VisibleStream:
 
 
 @contextmanager
-def visible_output() -> Iterator[None]:
-    """Show what cannot be seen in all that the block writes to stdout and stderr.
+def visible_output() -> Iterator[VisibleStream]:
+    """Show what cannot be seen in all that the block writes to stdout and stderr; yield the former.
 
     An error that nobody expects leaves it so, for its traceback, too.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_VisibleStream, before)
-    yield
+    sys.stdout, sys.stderr = output, _ = [VisibleStream(stream) for stream in before]
+    yield output
     sys.stdout, sys.stderr = before

@@ -33,6 +33,7 @@ from tuner.cli import (
     space,
 )
 from tuner.cli.help import WorkflowGroup
+from tuner.cli.output import print_json
 from tuner.cli.running import Interrupted
 from tuner.console import shortened, visible_output
 from tuner.errors import TunerError, UsageError
@@ -83,43 +84,42 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the program; a mistake that the user can mend is told in a line or two."""
-    with visible_output():
-        code = _run()
+    """Run the program; a mistake that the user can mend is told in a line or two.
+
+    With ``--json`` it is told on stdout, too, unless the command has printed its document.
+    """
+    with visible_output() as output:
+        code, message = _run()
+        if message:
+            click.echo(f"cifar-tune: {message}", err=True)
+        if code and "--json" in sys.argv[1:] and not output.is_used:
+            print_json({"error": message or "failed", "exit_code": code})
     sys.exit(code)
 
 
-def _run() -> int:
+def _run() -> tuple[int, str]:
+    """Run the command; return its exit code and, if it failed, why."""
     try:
         code = cli.main(prog_name="cifar-tune", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        return UsageError.exit_code
+        return UsageError.exit_code, ""
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See '{context.command_path} --help'." if context else ""
-        _tell(f"{shortened(error.format_message())}{hint}")
-        return UsageError.exit_code
+        return UsageError.exit_code, f"{shortened(error.format_message())}{hint}"
     except Interrupted as error:
-        _tell(str(error))
-        return error.exit_code
+        return error.exit_code, str(error)
     except TunerError as error:
-        _tell(shortened(str(error)))
-        return error.exit_code
+        return error.exit_code, shortened(str(error))
     except OSError as error:
         if error.errno in FULL_OR_BROKEN and error.filename is None:
             # Of what is written, only the output has no name.
-            _tell(f"the output cannot be written: {error.strerror}.")
-            return TunerError.exit_code
+            return TunerError.exit_code, f"the output cannot be written: {error.strerror}."
         if error.errno not in IMPOSSIBLE_PATHS:
             raise
-        _tell(shortened(f"{error.filename}: {error.strerror}. Give another path."))
-        return UsageError.exit_code
+        mend = f"{error.filename}: {error.strerror}. Give another path."
+        return UsageError.exit_code, shortened(mend)
     except (KeyboardInterrupt, click.Abort) as error:
-        _tell(str(error) or "interrupted")
-        return 130
-    return code if isinstance(code, int) else 0
-
-
-def _tell(message: str) -> None:
-    click.echo(f"cifar-tune: {message}", err=True)
+        return 130, str(error) or "interrupted"
+    return code if isinstance(code, int) else 0, ""
