@@ -1,6 +1,7 @@
 """``data info``, ``data prepare`` and ``data split``: what is found is told, and can be written."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,27 @@ def test_info_tells_what_was_found_and_what_was_left_out(photos: Path, tmp_path:
     text = invoke("info", *place).stdout
     for words in ("smallest 12 x 8", "cat/notes.txt", "gone.jpg: a broken link", "cannot be read"):
         assert words in text
+
+
+@pytest.mark.parametrize("is_parted", [True, False])
+def test_info_finds_the_test_images_that_cannot_be_read(
+    photos: Path, tmp_path: Path, is_parted: bool
+) -> None:
+    (photos / "dog" / "torn.jpg").unlink()
+    place = (str(photos), "--data-dir", str(tmp_path / "data"))
+    if is_parted:
+        for part in ("train", "test"):
+            shutil.copytree(photos / "dog", tmp_path / "parts" / part / "dog")
+            shutil.copytree(photos / "cat", tmp_path / "parts" / part / "cat")
+        place = (str(tmp_path / "parts"), *place[1:])
+    test = load_test(DataConfig(source=place[0]), tmp_path / "data")
+    torn = Path(test.names[0])
+    torn.write_bytes(b"\xff\xd8")
+    info = document("info", *place)
+    assert info["test_images"] == len(test.images) - 1
+    assert info["images"][torn.parent.name]["test"] == len(test.images) // 2 - 1
+    assert [*info["broken"]] == [str(torn)]
+    assert f"{torn.name}: " in invoke("info", *place).stdout
 
 
 def test_a_split_is_written_as_a_search_would_divide(photos: Path, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""What ``data info`` tells of a data set; no test image is opened for it."""
+"""What ``data info`` tells of a data set.
+
+Test images are opened, so that broken ones are found before a search and not after it; of their
+content nothing is told.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import DataConfig
-from tuner.data.datasets import find_files, items_of, load_official
+from tuner.data.datasets import DatasetPart, find_files, load_official
 from tuner.data.known import KNOWN
 from tuner.data.listing import Listing
-from tuner.data.splits import Splits, load_splits
+from tuner.data.splits import Splits, load_splits, load_test
 
 
 def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
@@ -27,16 +31,17 @@ def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
     listing = None if config.source in KNOWN else find_files(config.source)
     settled = splits.config
     assert settled is not None
+    test = load_test(settled, data_dir) if listing is not None and splits.has_test else None
     return {
         "data": config.source,
         "layout": "known by name" if listing is None else _layout(listing),
         "classes": list(splits.classes),
-        "images": _counts(splits, listing),
+        "images": _counts(splits, test),
         "image_shape": list(splits.image_shape),
         "training_images": len(splits.train),
         "validation_images": len(splits.val),
-        "test_images": None if listing is None else _num_test(listing),
-        **({} if listing is None else _files(config, data_dir)),
+        "test_images": None if listing is None else len(test.images) if test else 0,
+        **({} if listing is None else _files(config, data_dir, test)),
         "resize": settled.resize,
         "value_range": None if settled.white is None else [settled.black, settled.white],
         "left_out": {} if listing is None else {k: list(v) for k, v in listing.left_out.items()},
@@ -56,27 +61,18 @@ def _layout(listing: Listing) -> str:
     return f"{listing.kind}{lacking}{'' if listing.parts.get('test') else ', no test images'}"
 
 
-def _counts(splits: Splits, listing: Listing | None) -> dict[str, dict[str, int]]:
+def _counts(splits: Splits, test: DatasetPart | None) -> dict[str, dict[str, int]]:
     """Return the number of images by class and part."""
-    parts = {
-        part: Counter(images.labels.tolist())
-        for part, images in (("train", splits.train), ("val", splits.val))
-    }
-    if listing is not None and _num_test(listing):
-        parts["test"] = Counter(item.label for item in items_of(listing, "test"))
+    parts = {"train": splits.train, "val": splits.val, **({"test": test.images} if test else {})}
+    counts = {part: Counter(images.labels.tolist()) for part, images in parts.items()}
     return {
-        name: {part: counts[label] for part, counts in parts.items()}
+        name: {part: count[label] for part, count in counts.items()}
         for label, name in enumerate(splits.classes)
     }
 
 
-def _num_test(listing: Listing) -> int:
-    has_test = listing.is_whole or bool(listing.parts.get("test"))
-    return len(items_of(listing, "test")) if has_test else 0
-
-
-def _files(config: DataConfig, data_dir: Path) -> dict[str, Any]:
-    """Return what was met among the training files."""
+def _files(config: DataConfig, data_dir: Path, test: DatasetPart | None) -> dict[str, Any]:
+    """Return what was met among the training files, and what of all files cannot be read."""
     official = load_official(config, data_dir, "train")
     met = official.met
     return {
@@ -86,5 +82,5 @@ def _files(config: DataConfig, data_dir: Path) -> dict[str, Any]:
             "median": list(met.median),
             "largest": list(met.largest),
         },
-        "broken": dict(official.broken),
+        "broken": dict(sorted({**official.broken, **(test.broken if test else {})}.items())),
     }
