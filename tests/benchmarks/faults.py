@@ -1,11 +1,12 @@
 """Kill a search at random moments, resume it, and hold its run folder to what was promised.
 
-    python -m tests.benchmarks.faults --driver-kills 20 --all-kills 10
+    python -m tests.benchmarks.faults --driver-kills 9 --worker-kills 9 --ray-kills 9 --all-kills 9
 
 Short searches on the digits run through the installed command. At random moments, some before the
-first trial, ``kill -9`` hits the driver alone, or the driver with all that it started: Ray's own
-processes and the workers. The search is resumed at once, while what the kill left over may still
-run. Ends with status 1 if a promise was broken.
+first trial, ``kill -9`` hits the driver alone, the processes that train, one of Ray's own, or the
+driver with all that it started. A search that has lost its workers goes on by itself, and one that
+has lost Ray has to end with a line; else it is resumed at once, while what the kill left over may
+still run. Ends with status 1 if a promise was broken.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.processes import Reaper, Search
+from tests.benchmarks.processes import Process, Reaper, Search, descendants
 from tests.benchmarks.promises import (
     SAVE_SECONDS,
     Kill,
@@ -33,9 +35,11 @@ from tests.benchmarks.promises import (
     look,
     same_runs,
 )
+from tuner.errors import ClusterError
 from tuner.run.run import Run
 
-Kind = Literal["driver", "everything"]
+Kind = Literal["driver", "worker", "ray", "everything"]
+"""What is killed; of Ray the raylet or the GCS."""
 
 TRIALS = 12
 SPACE = f"""
@@ -58,17 +62,26 @@ nothing depends on time or on what was proposed before: a killed search has to b
 """
 KILLS_A_SEARCH = 3
 HANG_SECONDS = 600.0
+NOTICE_SECONDS = 60.0
+"""Within this a search without Ray has to end."""
 
 
 def main() -> None:
     """Run the benchmark; print a table, or one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--driver-kills", type=int, default=20)
+    parser.add_argument("--worker-kills", type=int, default=0)
+    parser.add_argument("--ray-kills", type=int, default=0)
     parser.add_argument("--all-kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    counts: dict[Kind, int] = {"driver": options.driver_kills, "everything": options.all_kills}
+    counts: dict[Kind, int] = {
+        "driver": options.driver_kills,
+        "worker": options.worker_kills,
+        "ray": options.ray_kills,
+        "everything": options.all_kills,
+    }
     messages = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         references, found = measure(Path(folder), counts, options.seed, messages)
@@ -107,6 +120,8 @@ def measure(
     }
     found: dict[Kind, list[Verdict]] = {}
     for kind, count in counts.items():
+        if not count:
+            continue
         verdicts = found.setdefault(kind, [])
         while (left := count - sum(verdict.kills for verdict in verdicts)) > 0:
             slots = SLOTS[len(verdicts) % len(SLOTS)]
@@ -171,27 +186,32 @@ def killed_search(
         name: Of the run.
         slots: Trials at a time.
         kind: What is killed.
-        moments: One for each start; those after the end of the search are left out.
+        moments: One for each kill, from the start of the search or from the kill before; those
+            after the end of the search are left out.
         messages: Where the outcome is told.
     """
     path = folder / "runs" / name
     space = f"space-{slots}.yaml"
     verdict = Verdict()
     kills: list[Kill] = []
+    left = deque(moments)
     began = time.monotonic()
+    code: int | None = None
     with Watch(path) as watch:
-        for moment in (*moments, None):
+        while code is None:
             start = ["--resume"] if (path / "run.json").exists() else ["--space", space]
             options = ("--concurrent", str(slots), "--save-seconds", str(SAVE_SECONDS))
             with Search(folder, *start, "--name", name, *options) as search:
-                if moment is None or not moment.arrives(search, watch):
+                has_driver = True
+                while has_driver and left and left[0].arrives(search, watch):
+                    left.popleft()
+                    at = time.time()
+                    verdict.left_over.append(Reaper(strike(kind, search, verdict)))
+                    kills.append(look(path, at))
+                    has_driver = kind == "worker"
+                if has_driver:
                     code = search.wait(HANG_SECONDS)
                     assert code is not None, f"{name} hangs: {search.errors}"
-                    break
-                at = time.time()
-                left_over = search.kill_driver() if kind == "driver" else search.kill_everything()
-            kills.append(look(path, at))
-            verdict.left_over.append(Reaper(left_over))
         verdict.seconds = time.monotonic() - began
         if not (path / "run.json").exists():
             raise RuntimeError(f"{name} did not begin: {search.errors}")
@@ -208,6 +228,38 @@ def killed_search(
         markup=False,
     )
     return verdict
+
+
+def strike(kind: Kind, search: Search, verdict: Verdict) -> list[Process]:
+    """Kill what is to be killed of a search, and return what of it lives on.
+
+    Args:
+        kind: What that is.
+        search: Which goes on where it lost its workers alone.
+        verdict: Takes what is wrong with the end of a search that has lost Ray.
+    """
+    if kind == "driver":
+        return search.kill_driver()
+    if kind == "everything":
+        return search.kill_everything()
+    names = ("raylet", "gcs_server") if kind == "ray" else ("ray::",)
+    struck: list[Process] = []
+    while not struck and search.wait(0.05) is None:
+        started = descendants(search.process.pid)
+        struck = [process for process in started if process.name.startswith(names)]
+    if kind == "worker":
+        for process in struck:
+            process.kill()
+        return []
+    if not struck:
+        return []
+    struck[len(verdict.left_over) % len(struck)].kill()
+    code = search.wait(NOTICE_SECONDS)
+    last = search.errors.strip().rpartition("\n")[2]
+    # Before its trials a search tells what Ray tells, and there may be nothing to go on with.
+    if code != ClusterError.exit_code or "Traceback" in search.errors:
+        verdict.broken.append(f"ended with {code} without Ray: {last[-500:]}")
+    return started
 
 
 def as_table(found: dict[Kind, list[Verdict]]) -> Table:

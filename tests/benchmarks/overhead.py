@@ -117,14 +117,19 @@ class Memory:
         return float(np.interp(moment, self.times, self.sizes))
 
 
-def measure(folder: Path, *, trials: int, sampler: str, bare: bool) -> dict[str, float]:
-    """Search with workers that only report; give rates in trials a second, memory in kB.
+def search(
+    folder: Path, *, trials: int, sampler: str, bare: bool = False
+) -> tuple[list[float], Memory]:
+    """Search with workers that only report.
 
     Args:
         folder: For the run.
         trials: How many.
         sampler: Proposes them.
         bare: Leave PyTorch out of the workers.
+
+    Returns:
+        When each trial ended, in order, in seconds since 1970, and the memory of this process.
     """
     path = folder / "space.yaml"
     path.write_text(SPACE)
@@ -140,7 +145,6 @@ def measure(folder: Path, *, trials: int, sampler: str, bare: bool) -> dict[str,
         command="",
         keep=1,
     )
-    began, cpu = time.time(), time.process_time()
     real = running.train_if_fit
     running.train_if_fit = report_bare if bare else report_only
     try:
@@ -148,10 +152,16 @@ def measure(folder: Path, *, trials: int, sampler: str, bare: bool) -> dict[str,
             driver.search(request, Console(file=io.StringIO()))
     finally:
         running.train_if_fit = real
-    cpu = time.process_time() - cpu
     ended = [trial.status for trial in Run.open(folder / sampler).trials()]
     assert [status.state for status in ended] == ["completed"] * trials
-    ends = sorted(datetime.fromisoformat(status.finished).timestamp() for status in ended)
+    return sorted(datetime.fromisoformat(status.finished).timestamp() for status in ended), memory
+
+
+def measure(folder: Path, *, trials: int, sampler: str, bare: bool) -> dict[str, float]:
+    """Search so, and return rates in trials a second, memory in kB; see ``search``."""
+    began, cpu = time.time(), time.process_time()
+    ends, memory = search(folder, trials=trials, sampler=sampler, bare=bare)
+    cpu = time.process_time() - cpu
     part = trials // 4
     first, last = _rate(ends[WARM:part]), _rate(ends[-part:])
     return {

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 PROGRAM = Path(sys.executable).with_name("cifar-tune")
 LINGER_SECONDS = 90.0
@@ -83,12 +84,24 @@ def environment() -> dict[str, str]:
 class Search:
     """``cifar-tune search``, or another ``command``, in a process and a session of its own.
 
+    Args:
+        folder: It works in; its runs are in ``runs`` there.
+        arguments: Of the command.
+        command: Which.
+        more: What its environment has besides this process's own.
+
     Attributes:
         process: The driver.
         began: Of the process, in seconds since 1970.
     """
 
-    def __init__(self, folder: Path, *arguments: str, command: str = "search") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        command: str = "search",
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._errors = folder / "stderr.txt"
         self._output = folder / "stdout.txt"
         self.began = time.time()
@@ -96,7 +109,7 @@ class Search:
             self.process = subprocess.Popen(
                 [str(PROGRAM), command, "--storage", str(folder / "runs"), *arguments],
                 cwd=folder,
-                env=environment(),
+                env=environment() | more,
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,

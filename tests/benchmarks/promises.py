@@ -1,5 +1,6 @@
 """What a killed search promises, read from the run folders that it leaves."""
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -103,10 +104,12 @@ class Watch:
     def look(self) -> None:
         """Read the histories that have changed."""
         for path in self._run.glob("trials/[0-9]*/history.csv"):
-            stamp = path.stat().st_mtime_ns
-            if self._stamps.get(path) == stamp:
-                continue
-            self._stamps[path] = stamp
+            # A storage may be taken away for a while.
+            with contextlib.suppress(FileNotFoundError):
+                stamp = path.stat().st_mtime_ns
+                if self._stamps.get(path) == stamp:
+                    continue
+                self._stamps[path] = stamp
             for row in read_history(path.parent):
                 self.seen.setdefault((int(path.parent.name), row.epoch), set()).add(row.time)
 

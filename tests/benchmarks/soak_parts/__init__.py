@@ -1,0 +1,1 @@
+"""What the soak tries, a module for each kind."""
