@@ -24,6 +24,7 @@ from tuner.models.families import Source
 from tuner.models.trust import check_code_trusted, code_of, remember
 from tuner.models.user_code import load_module
 from tuner.run.checkpoint import load_checkpoint, read_description, save_checkpoint
+from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
 
 NET = """\
@@ -98,11 +99,13 @@ def forget(canary: Path) -> None:
 
 
 def craft(file: Path, model: ModelConfig) -> None:
-    """Put another model into a checkpoint's description, and leave its weights."""
+    """Put another model into a checkpoint's description, and leave its weights, digests and all."""
     described = read_description(file)
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    save_checkpoint(file, tensors, replace(described, model=model))
+    digest = save_checkpoint(file, tensors, replace(described, model=model))
+    if (file.parent / "digests.json").exists():
+        write_digests(file.parent, read_digests(file.parent) | {file.name: digest})
 
 
 LOOKS: list[tuple[str, ...]] = [
