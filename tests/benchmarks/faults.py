@@ -242,7 +242,7 @@ def strike(kind: Kind, search: Search, verdict: Verdict) -> list[Process]:
         return search.kill_driver()
     if kind == "everything":
         return search.kill_everything()
-    names = ("raylet", "gcs_server") if kind == "ray" else ("ray::",)
+    names = ("raylet", "gcs_server") if kind == "ray" else ("ray::Implicit", "ray::IDLE")
     struck: list[Process] = []
     while not struck and search.wait(0.05) is None:
         started = descendants(search.process.pid)
