@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -132,7 +131,7 @@ def main() -> None:
             seconds, began = time.monotonic() - began, time.monotonic()
             messages.print(f"{tried.what}: {tried.lost.total()} lost, {seconds:.0f} s")
     if options.json:
-        print(json.dumps([asdict(tried) for tried in found], indent=2))
+        print(json.dumps([tried.to_plain() for tried in found], indent=2))
     else:
         console.print(as_table(found))
         for tried in found:

@@ -4,7 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from tuner.console import MOST_LINE, shortened
 from tuner.errors import TunerError
@@ -25,6 +26,10 @@ class Tried:
     """What else happened -> how often: none of it may."""
     notes: list[str] = field(default_factory=list)
     """Figures of it."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(replace(self, lost=Counter())) | {"lost": dict(self.lost)}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
