@@ -1,10 +1,12 @@
 import io
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,7 @@ from PIL import Image
 from tests.benchmarks.processes import PROGRAM
 from tuner.cli import cli, main
 from tuner.run.run import Run
+from tuner.run.trial import write_history
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
@@ -394,6 +397,16 @@ def test_what_an_encoding_lacks_is_written_otherwise(finished_run: Run) -> None:
     )
     assert b"validation (cnn, trial 1)" in done.stdout
     assert b"\\x" not in done.stdout
+
+
+def test_a_trial_that_diverged_is_shown_as_json(finished_run: Run, call) -> None:
+    trial = finished_run.trial(0)
+    last = replace(trial.history[-1], train_loss=math.nan, val_loss=math.inf)
+    write_history(trial.path, [*trial.history[:-1], last])
+    document = json.loads(call("show", str(finished_run.path), "0", "--json").out)
+    assert document["trial"] == 0
+    assert [row["train_loss"] for row in document["history"]][-1] is None
+    assert [row["val_loss"] for row in document["history"]] == [trial.history[0].val_loss, None]
 
 
 def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> None:

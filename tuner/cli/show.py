@@ -1,5 +1,6 @@
 """``show``: a run, a trial or an ensemble on a page."""
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.insights import searched_columns
 from tuner.cli.options import JSON, STORAGE
 from tuner.cli.output import figure, print_json, print_table
+from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
 from tuner.run.resuming import resume_command
@@ -105,8 +107,14 @@ def _show_run(run: "Run", as_json: bool) -> None:
     from tuner.schema import to_plain
 
     record = run.record
+    student = None
+    if record.teacher is not None:
+        from tuner.ensemble.students import find_student
+
+        student = find_student(run)
     if as_json:
-        print_json({"path": str(run.path), **_standing(run), **to_plain(record)})
+        plain = {"path": str(run.path), **_standing(run), **to_plain(record)}
+        print_json(plain | ({"student": to_plain(student)} if record.teacher else {}))
         return
     ranked = run.ranked()
     states = Counter(trial.status.state.replace("_", " ") for trial in ranked)
@@ -125,6 +133,8 @@ def _show_run(run: "Run", as_json: bool) -> None:
         print_leaderboard(run, MOST_TRIALS)
         if not record.refit:
             print_best(run)
+    if student is not None:
+        print_student(student)
     if rows := list(_ensembles(run)):
         click.echo()
         print_table(rows, "Ensembles, the newest first")
@@ -179,14 +189,17 @@ def _standing(run: "Run") -> dict[str, Any]:
 def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     import yaml
 
+    from tuner.run.trial import METRIC_COLUMNS
     from tuner.schema import to_plain
 
     status, best = trial.status, trial.best
     history = [asdict(row) for row in trial.history]
     if as_json:
         known = {key: value for key, value in to_plain(status).items() if value}
-        config = {"config": trial.config.to_dict(), "history": history}
-        print_json({"path": str(trial.path), **known} | config)
+        # JSON has no word for the losses of an epoch that diverged.
+        told = [{key: _finite(value) for key, value in row.items()} for row in history]
+        named = {"path": str(trial.path), "trial": trial.number}
+        print_json({**named, **known, "config": trial.config.to_dict(), "history": told})
         return
     epochs = f"{len(history)} of {trial.config.epochs} epochs"
     reason = f" ({status.reason})" if status.reason else ""
@@ -206,7 +219,9 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     click.echo(text.rstrip())
     if history:
         click.echo()
-        keys = ("epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds")
+        keys = ["epoch", "train_loss", "val_loss", "val_accuracy", "lr", "seconds"]
+        if (column := METRIC_COLUMNS[run.metric]) not in keys:
+            keys.insert(4, column)
         rows = [{key: figure(row[key]) for key in keys} for row in history]
         # A rate may be small throughout.
         rows = [
@@ -215,6 +230,10 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         print_table(rows, "")
     if status.traceback:
         click.echo(f"\n{status.traceback.rstrip()}")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _follow(run: "Run") -> None:
