@@ -199,14 +199,27 @@ def test_a_mistake_is_the_document_of_json(words: list[str], code: int, message:
     assert result.err == f"cifar-tune: {document['error']}\n"
 
 
-@pytest.mark.parametrize("words", [["space", "check", "quick"], ["runs", "--json"]])
-def test_an_output_that_takes_no_more_is_told_in_a_line(words: list[str]) -> None:
+NO_ROOM = "the output cannot be written: No space left on device."
+NO_FOLDER = "digits: is no folder of files; give a folder, archive or manifest"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["space", "check", "quick"], 1, NO_ROOM),
+        (["runs", "--json"], 1, NO_ROOM),
+        (["data", "split", "digits", "out", "--json"], 2, NO_FOLDER),
+    ],
+)
+def test_an_output_that_takes_no_more_is_told_in_a_line(
+    words: list[str], code: int, message: str
+) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "tuner", *words], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert done.returncode == 1
-    assert done.stderr == "cifar-tune: the output cannot be written: No space left on device.\n"
+    assert done.returncode == code
+    assert done.stderr == f"cifar-tune: {message}\n"
 
 
 def test_cifar10_without_a_copy_or_a_network_names_the_file(

@@ -3,6 +3,7 @@
 What a command needs is imported when it runs: torch and Ray take seconds, ``--help`` should not.
 """
 
+import contextlib
 import errno
 import sys
 
@@ -93,7 +94,9 @@ def main() -> None:
         if message:
             click.echo(f"cifar-tune: {message}", err=True)
         if code and "--json" in sys.argv[1:] and not output.is_used:
-            print_json({"error": message or "failed", "exit_code": code})
+            # It has been told, and the exit code tells the rest, should stdout be full.
+            with contextlib.suppress(OSError):
+                print_json({"error": message or "failed", "exit_code": code})
     sys.exit(code)
 
 
