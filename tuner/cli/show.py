@@ -104,6 +104,7 @@ def _figures(folder: AnyPath) -> Any:
 
 def _show_run(run: "Run", as_json: bool) -> None:
     from tuner.run.run import clock
+    from tuner.run.rung_worth import rung_worths
     from tuner.schema import to_plain
 
     record = run.record
@@ -133,6 +134,8 @@ def _show_run(run: "Run", as_json: bool) -> None:
         print_leaderboard(run, MOST_TRIALS)
         if not record.refit:
             print_best(run)
+    if worths := rung_worths(search, [trial.history for trial in ranked]):
+        click.echo("\n" + "\n".join(map(str, worths)))
     if student is not None:
         print_student(student)
     if rows := list(_ensembles(run)):
