@@ -1,20 +1,31 @@
-"""``data``: prepare data sets, look at them, and split them."""
+"""``data``: prepare data sets, look at them, split them, and find errors in them."""
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 
 from tuner.cli.options import (
+    DATA,
     DATA_DIR,
     IMAGE_SIZE,
     JSON,
+    MOVED_DATA_DIR,
     RESIZE,
     SKIP_BROKEN,
+    STORAGE,
     VAL_FRACTION,
+    option,
 )
 from tuner.cli.output import make_console, print_json, print_table
+from tuner.storage.paths import AnyPath
+from tuner.storage.spreadsheet import write_csv
+
+if TYPE_CHECKING:
+    from tuner.run.issues import Issues
 
 MOST_FILES = 20
 """The most files left out for one reason that are named on a terminal."""
@@ -22,7 +33,7 @@ MOST_FILES = 20
 
 @click.group()
 def data() -> None:
-    """Prepare, describe and split data sets."""
+    """Prepare, describe, split and check data sets."""
 
 
 @data.command("prepare", epilog="Example: cifar-tune data prepare cifar10")
@@ -110,6 +121,102 @@ def data_split(source: str, out: Path, val_fraction: float | None, as_json: bool
         return
     told = ", ".join(f"{part} {count}" for part, count in counts.items())
     click.echo(f"{out}: {told}. Search with --data {out}")
+
+
+@data.command("issues", epilog="Example: cifar-tune data issues --csv issues.csv")
+@click.argument("run", required=False)
+@option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Trials that judge, the best ones.",
+)
+@option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a table.")
+@DATA
+@MOVED_DATA_DIR
+@STORAGE
+@JSON
+def data_issues(
+    run: str | None,
+    top: int,
+    csv_file: Path | None,
+    data: str | None,
+    data_dir: Path | None,
+    storage: AnyPath,
+    as_json: bool,
+) -> None:
+    """Find labels that are probably wrong, and test images that are among the others.
+
+    Judged are the images to validate on, by a vote of networks that were not trained on them; with
+    --folds these are all but the test images. The report of the run shows them.
+    """
+    from dataclasses import asdict
+
+    from tuner.ensemble.issues import look_for_issues
+    from tuner.run.run import find_run
+
+    found = look_for_issues(
+        find_run(storage, run),
+        top=top,
+        command=shlex.join(["cifar-tune", *sys.argv[1:]]),
+        data=data,
+        data_dir=data_dir,
+    )
+    if csv_file is not None:
+        _write_issues(csv_file, found)
+    if as_json:
+        document = asdict(found)
+        for issue in (*document["labels"], *document["duplicates"]):
+            issue.pop("picture")
+            issue.pop("original_picture", None)
+        print_json(document)
+        return
+    _print_issues(found)
+    if csv_file is not None:
+        click.echo(f"\nAll of them: {csv_file}")
+
+
+def _write_issues(path: Path, found: "Issues") -> None:
+    """Write a line for each issue."""
+    head = ["kind", "path", "label", "suggested", "confidence", "original"]
+    labels = [
+        ["label", i.path, i.given, i.suggested, f"{i.suggested_probability:.4f}", ""]
+        for i in found.labels
+    ]
+    copies = [
+        ["duplicate", i.path, i.test_class, i.original_class, f"{i.similarity:.4f}", i.original]
+        for i in found.duplicates
+    ]
+    write_csv(path, head, [*labels, *copies])
+
+
+def _print_issues(found: "Issues") -> None:
+    labels = [
+        {
+            "image": issue.path,
+            "label": issue.given,
+            "rather": issue.suggested,
+            "%": f"{100 * issue.suggested_probability:.0f}",
+        }
+        for issue in found.labels[:MOST_FILES]
+    ]
+    hidden = f", the likeliest {MOST_FILES}" if len(found.labels) > MOST_FILES else ""
+    count = f"{len(found.labels)} of {found.checked} labels may be wrong{hidden}"
+    print_table(labels, count) if labels else click.echo(count)
+    if not found.test_images:
+        click.echo("\nThere are no test images to compare.")
+        return
+    copies = [
+        {"test image": issue.path, "resembles": issue.original}
+        for issue in found.duplicates[:MOST_FILES]
+    ]
+    hidden = f", the nearest {MOST_FILES}" if len(found.duplicates) > MOST_FILES else ""
+    count = (
+        f"{len(found.duplicates)} of {found.test_images} test images are nearly the same as others"
+    )
+    click.echo()
+    print_table(copies, f"{count}{hidden}") if copies else click.echo(count)
 
 
 def _config(source: str, settings: dict[str, Any]) -> Any:

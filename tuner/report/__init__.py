@@ -16,6 +16,7 @@ from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import outcomes
+from tuner.run.issues import find_issues
 from tuner.run.layout import REPORT, SPACE
 from tuner.run.run import Run, leader
 from tuner.run.rung_worth import rung_worths
@@ -53,7 +54,7 @@ def write_report(
         advice: What to look at, one line each.
 
     Raises:
-        TunerError: If the run, its plan or its newest ensemble is damaged.
+        TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
     """
     check_records(ranked)
     ensembles = [read_ensemble(folder) for folder in ensemble_folders(run.path)]
@@ -78,6 +79,7 @@ def write_report(
         advice=advice,
         worths=rung_worths(run.record.search, [trial.history for trial in ranked]),
         planned=outcomes(run, ranked),
+        issues=find_issues(run),
         ensemble=ensemble,
         others=ensembles[1:],
         facts_of=facts,

@@ -3,8 +3,8 @@
 ::
 
     runs/NAME/
-        run.json  space.yaml  leaderboard.csv  report.html  plan.json  test_readings.jsonl
-        teacher.safetensors  student.json
+        run.json  space.yaml  leaderboard.csv  report.html  plan.json  issues.json
+        test_readings.jsonl  teacher.safetensors  student.json
         tensorboard/
         trials/0042/
             config.json  history.csv  status.json
@@ -26,6 +26,8 @@ LEADERBOARD = "leaderboard.csv"
 REPORT = "report.html"
 PLAN = "plan.json"
 """The forecast in the folder of a run that was planned."""
+ISSUES = "issues.json"
+"""Images whose labels may be wrong, and test images that are among the training images."""
 TEST_READINGS = "test_readings.jsonl"
 """One line for each time that the test images were read."""
 TENSORBOARD = "tensorboard"

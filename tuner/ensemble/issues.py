@@ -1,0 +1,150 @@
+"""Errors in the data of a run: wrong labels by its trials' vote, and copies among the test images.
+
+The vote judges the images that its networks were not trained on: those to validate on, which are
+all but the test images where a run has folds.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tuner.data.datasets import DatasetPart, load_official
+from tuner.data.near_duplicates import near_duplicates
+from tuner.data.splits import Splits, load_splits, load_test, located
+from tuner.ensemble.candidates import read_candidate
+from tuner.errors import NoUsableTrials
+from tuner.run.digests import Damage, DamagedError
+from tuner.run.issues import DuplicateIssue, Issues, LabelIssue
+from tuner.run.run import Reading, Run
+from tuner.run.trial import TrialRecord
+from tuner.voting.label_errors import label_errors
+
+MOST_PICTURES = 100
+"""Images of each kind that the record holds as pictures."""
+PICTURE_SIDE = 96
+"""Pixels of a picture's side at the most."""
+
+
+def look_for_issues(
+    run: Run,
+    *,
+    top: int,
+    command: str,
+    data: str | None = None,
+    data_dir: Path | None = None,
+) -> Issues:
+    """Find images with probably wrong labels, and test images that are among the others.
+
+    The record is written into the run. The test images are compared with the others, and entered as
+    read; no network sees them, and their labels decide nothing.
+
+    Args:
+        run: Whose trials judge.
+        top: The best so many vote.
+        command: What is entered with the reading.
+        data: Where the images are now, if they were moved.
+        data_dir: Likewise, where downloads and decoded images are kept.
+
+    Raises:
+        NoUsableTrials: If no trial has left probabilities.
+        UsageError: If the validation images were trained on.
+        DamagedError: If probabilities are damaged.
+        DataError: If the images cannot be read, or are others.
+    """
+    run.check_unseen_validation("data issues")
+    config, folder = located(run.record.data, run.record.data_dir, data, data_dir)
+    splits = load_splits(config, folder)
+    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    trials = [trial for trial in run.ranked() if trial.is_scored][:top]
+    if not trials:
+        raise NoUsableTrials(f"{run.path}: no trial has an accuracy; 'leaderboard' says why")
+    labels = _label_issues(splits, _vote(trials, splits))
+    duplicates: tuple[DuplicateIssue, ...] = ()
+    num_test = 0
+    if splits.has_test:
+        settled = splits.config or config
+        test = load_test(settled, folder)
+        num_test = len(test.images)
+        run.log_test_reading(
+            Reading(by=command, name="data issues", fingerprint=test.fingerprint, images=num_test)
+        )
+        duplicates = _duplicate_issues(test, load_official(settled, folder, "train"))
+    issues = Issues(
+        trials=tuple(trial.number for trial in trials),
+        checked=len(splits.val),
+        labels=labels,
+        test_images=num_test,
+        duplicates=duplicates,
+    )
+    issues.write(run)
+    return issues
+
+
+def _vote(trials: list[TrialRecord], splits: Splits) -> Tensor:
+    """Return the mean of the trials' probabilities, shape (N, K)."""
+    probs = []
+    damage: list[Damage] = []
+    for trial in trials:
+        candidate, wrong = read_candidate(trial, splits.val.labels, splits.num_classes)
+        damage += wrong
+        if candidate is not None:
+            probs.append(candidate.probs)
+    if damage:
+        raise DamagedError(damage, "Put the file back.")
+    return torch.stack(probs).double().mean(dim=0)
+
+
+def _label_issues(splits: Splits, vote: Tensor) -> tuple[LabelIssue, ...]:
+    given = splits.val.labels
+    issues = []
+    for rank, index in enumerate(label_errors(vote, given).tolist()):
+        label, found = int(given[index]), int(vote[index].argmax())
+        issues.append(
+            LabelIssue(
+                path=splits.val_names[index] if splits.val_names else f"validation image {index}",
+                given=splits.classes[label],
+                suggested=splits.classes[found],
+                given_probability=float(vote[index, label]),
+                suggested_probability=float(vote[index, found]),
+                picture=_picture(splits.val.images[index]) if rank < MOST_PICTURES else "",
+            )
+        )
+    return tuple(issues)
+
+
+def _duplicate_issues(test: DatasetPart, others: DatasetPart) -> tuple[DuplicateIssue, ...]:
+    pairs = near_duplicates(test.images.images, others.images.images)
+    issues = []
+    for rank, (index, original, similarity) in enumerate(sorted(pairs, key=lambda p: -p[2])):
+        is_shown = rank < MOST_PICTURES
+        issues.append(
+            DuplicateIssue(
+                path=_name(test, index, "test"),
+                original=_name(others, original, "training"),
+                test_class=test.classes[int(test.images.labels[index])],
+                original_class=others.classes[int(others.images.labels[original])],
+                similarity=min(1.0, similarity),
+                picture=_picture(test.images.images[index]) if is_shown else "",
+                original_picture=_picture(others.images.images[original]) if is_shown else "",
+            )
+        )
+    return tuple(issues)
+
+
+def _name(part: DatasetPart, index: int, kind: str) -> str:
+    return part.names[index] if part.names else f"{kind} image {index}"
+
+
+def _picture(image: Tensor) -> str:
+    """Return an image uint8 (C, H, W) as a PNG in base64."""
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
