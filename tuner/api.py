@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from tuner.config import DATA_DIR, IMAGE_SIZES, SPACE_KEYS, Metric
+from tuner.config import AUTO, DATA_DIR, IMAGE_SIZES, SPACE_KEYS, Metric
 from tuner.errors import SpaceError, UsageError
 from tuner.run.layout import SPACE
 from tuner.schema import Bounds, Scalar, parse_duration
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tuner.space import SearchSpace
     from tuner.tracking import Target
     from tuner.training.compilation import CompileMode
+    from tuner.tuning.request import SearchRequest
 
 Place = str | os.PathLike[str]
 """A folder or file here; a string may also be a URI such as ``s3://BUCKET/runs``."""
@@ -123,6 +124,7 @@ def search(
 
     Args:
         space: As in ``load_space``; with ``resume`` it may be left out, for the run's own.
+            ``auto``, or nothing but ``data``, has one made for images, machine and time.
         data: ``cifar10``, ``cifar100``, ``digits``, or a folder, an archive or a manifest.
         trials: How many configurations to try.
         epochs: The most epochs of a trial.
@@ -166,6 +168,7 @@ def search(
         TunerError: If the first three trials failed in the same way.
     """
     from tuner.space import load_run_space
+    from tuner.tuning.planning.make_space import settled
     from tuner.tuning.request import load_searched, make_search_request
     from tuner.tuning.session import search as run_search
 
@@ -183,8 +186,11 @@ def search(
     resumed = open_run(name, storage=storage) if resume else None
     if resumed and resumed.record.refit:
         raise UsageError(f"resume: {resumed.path} is a refit; go on with tuner.refit(resume=True)")
-    if space is None and not resume:
-        raise UsageError("space: is missing; name one, such as 'cnn_small', or resume a run")
+    if space is None and data is None and not resume:
+        raise UsageError(
+            "space: is missing; name one, such as 'cnn_small', or data to make one for, or resume "
+            "a run"
+        )
     settings = {
         "trials": trials,
         "epochs": epochs,
@@ -197,43 +203,51 @@ def search(
     given = {key: value for key, value in settings.items() if value is not None}
     home = resumed.path.parent if resumed else _place(storage)
     words = [f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()]
+    named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
+    if space is None and not resumed:
+        named = AUTO
+
+    def make(found: "SearchSpace") -> "SearchRequest":
+        return make_search_request(
+            found,
+            space_name=named or "space",
+            stem=Path(named or "space").stem,
+            storage=home,
+            name=name,
+            resumed=resumed,
+            data_settings={
+                "image_size": image_size,
+                "resize": resize,
+                "val_fraction": val_fraction,
+                "skip_broken": skip_broken,
+                "train_limit": train_limit,
+            },
+            data_dir=Path(data_dir).expanduser(),
+            warm_start=_as_run(warm_start, storage) if warm_start is not None else None,
+            study_storage=study_storage,
+            keep=keep,
+            command=_call("search", named, given),
+            **_running(time_budget, gpu_hours, compile_mode, log),
+            trust_code=trust_code,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            concurrent=concurrent,
+            address=address,
+            max_failures=max_failures,
+            save_seconds=save_seconds,
+        )
+
+    console = _console(progress)
+    if named == AUTO and not resumed:
+        with settled(make, [*overrides, *words], console) as request:
+            return run_search(request, console)
 
     def load(words: Sequence[str]) -> "SearchSpace":
-        if resumed and space is None:
+        if resumed and (space is None or named == AUTO):
             return load_run_space(resumed.path / SPACE, words, home)
         return _load_space(space, words, home)
 
-    found = load_searched(load, [*overrides, *words], resumed)
-    named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
-    request = make_search_request(
-        found,
-        space_name=named or "space",
-        stem=Path(named or "space").stem,
-        storage=home,
-        name=name,
-        resumed=resumed,
-        data_settings={
-            "image_size": image_size,
-            "resize": resize,
-            "val_fraction": val_fraction,
-            "skip_broken": skip_broken,
-            "train_limit": train_limit,
-        },
-        data_dir=Path(data_dir).expanduser(),
-        warm_start=_as_run(warm_start, storage) if warm_start is not None else None,
-        study_storage=study_storage,
-        keep=keep,
-        command=_call("search", named, given),
-        **_running(time_budget, gpu_hours, compile_mode, log),
-        trust_code=trust_code,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        concurrent=concurrent,
-        address=address,
-        max_failures=max_failures,
-        save_seconds=save_seconds,
-    )
-    return run_search(request, _console(progress))
+    return run_search(make(load_searched(load, [*overrides, *words], resumed)), console)
 
 
 def refit(

@@ -301,6 +301,8 @@ class SearchConfig:
 
 DATA_DIR = Path.home() / ".cache" / "cifar-tune"
 """Where downloaded and decoded images are kept, if nothing else is said."""
+AUTO = "auto"
+"""Stands for a space that is made for the images, the machine and the time."""
 SPACE_KEYS = {
     **{
         name: f"search.{name}"

@@ -11,6 +11,8 @@ import click
 
 from tuner.cli.options import Duration
 from tuner.cli.output import print_json
+from tuner.cli.search_options import is_auto
+from tuner.config import AUTO
 from tuner.errors import TunerError, UsageError
 from tuner.storage.paths import extra_for
 
@@ -39,7 +41,11 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     options = context.params
     name, texts = options["name"], {}
     words = list(job_words(context, (*NOT_SENT, *FOLDED)))
-    if options["space"]:
+    if is_auto(options):
+        # It is made there, by the cluster's own measure.
+        words += ["--space", AUTO, *overrides]
+        name = name or f"{AUTO}-{datetime.now():%Y%m%d-%H%M%S}"
+    elif options["space"] and options["space"] != AUTO:
         path = find_space(options["space"])
         space = load_space(path, overrides)
         remember(space.own_code)
@@ -53,7 +59,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         if not options["resume"]:
             name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     elif not options["resume"]:
-        raise click.UsageError("Missing option '--space'.", context)
+        raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
     else:
         words += overrides
     _submit(context, address, name, words, texts)

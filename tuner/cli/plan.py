@@ -15,7 +15,12 @@ from tuner.cli.output import print_json, print_table
 from tuner.cli.running import (
     cost_options,
 )
-from tuner.cli.search_options import search_request, searched_options
+from tuner.cli.search_options import (
+    is_auto,
+    search_request,
+    searched_options,
+    settled_request,
+)
 from tuner.console import Console
 from tuner.errors import UsageError
 from tuner.monitor.steps import step
@@ -32,10 +37,10 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 )
 @option(
     "--space",
-    metavar="FILE|NAME",
-    required=True,
+    metavar="FILE|NAME|auto",
     shell_complete=completion.spaces,
-    help="Search space.",
+    help="Search space; auto makes one for the images, the machine and the time. [default: auto "
+    "with --data]",
 )
 @option(
     "--measure",
@@ -65,12 +70,16 @@ def plan(context: click.Context, /, **options: Any) -> None:
     from tuner.space import find_space
 
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
-    path = find_space(options["space"])
     with step(console, "Loading PyTorch and Ray"):
         from tuner.tuning.planning.plan import plan as make_plan
-
-        request = search_request(context, path, None, name="plan")
-    made = make_plan(request, options["measure"], console)
+    if is_auto(options):
+        with settled_request(context, console, name="plan") as request:
+            made = make_plan(request, options["measure"], console)
+    elif not options["space"]:
+        raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
+    else:
+        request = search_request(context, find_space(options["space"]), None, name="plan")
+        made = make_plan(request, options["measure"], console)
     if options["as_json"]:
         print_json({"plan": str(made.path), **asdict(made.forecast)})
     else:

@@ -13,7 +13,14 @@ from tuner.cli.running import (
     print_outcome,
     running_options,
 )
-from tuner.cli.search_options import search_overrides, search_request, searched_options
+from tuner.cli.search_options import (
+    is_auto,
+    search_overrides,
+    search_request,
+    searched_options,
+    settled_request,
+)
+from tuner.config import AUTO
 from tuner.console import Console
 from tuner.errors import UsageError
 from tuner.monitor.steps import step
@@ -30,9 +37,10 @@ if TYPE_CHECKING:
 )
 @option(
     "--space",
-    metavar="FILE|NAME",
+    metavar="FILE|NAME|auto",
     shell_complete=completion.spaces,
-    help="Search space. [default with --resume: the run's own]",
+    help="Search space; auto makes one for the images, the machine and the time. [default: auto "
+    "with --data; with --resume, the run's own]",
 )
 @option("--name", help="Name of the run. [default: the space's, with the time]")
 @option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
@@ -67,24 +75,24 @@ def search(context: click.Context, /, **options: Any) -> None:
     if resumed and resumed.record.refit:
         line = resume_command(resumed.path, "refit")
         raise UsageError(f"--resume: {resumed.path} is a refit; go on with: {line}")
-    if options["space"]:
+    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
+    own = {"warm_start": warm_start or None, "study_storage": options["study_storage"]}
+    if is_auto(options):
+        with step(console, "Loading PyTorch and Ray"):
+            from tuner.tuning.session import search as run_search
+        with settled_request(context, console, name=options["name"], **own) as request:
+            run = run_search(request, console)
+            return print_outcome(run, as_json=options["as_json"], quiet=options["quiet"])
+    if options["space"] and options["space"] != AUTO:
         path: AnyPath = find_space(options["space"])
     elif resumed:
         path = resumed.path / SPACE
     else:
-        raise click.UsageError("Missing option '--space'.", context)
-    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
-    console = Console(stderr=True, quiet=options["quiet"], highlight=False)
+        raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
     with step(console, "Loading PyTorch and Ray"):
         from tuner.tuning.session import search as run_search
 
-        request = search_request(
-            context,
-            path,
-            resumed,
-            name=options["name"],
-            warm_start=warm_start or None,
-            study_storage=options["study_storage"],
-        )
+        request = search_request(context, path, resumed, name=options["name"], **own)
     run = run_search(request, console)
     print_outcome(run, as_json=options["as_json"], quiet=options["quiet"])

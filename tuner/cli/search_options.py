@@ -1,7 +1,8 @@
 """What ``search``, ``plan`` and ``distill`` share: flags, environment, file become a request."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -21,10 +22,11 @@ from tuner.cli.options import (
 from tuner.cli.running import (
     common_options,
 )
-from tuner.config import SPACE_KEYS, Metric, Resize, SearchConfig
+from tuner.config import AUTO, SPACE_KEYS, Metric, Resize, SearchConfig
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
+    from tuner.console import Console
     from tuner.run.run import Run
     from tuner.space import SearchSpace
     from tuner.tuning.request import SearchRequest
@@ -128,24 +130,61 @@ def search_request(
         own: Entries of the request besides.
     """
     from tuner.space import load_run_space, load_space
-    from tuner.tuning.request import load_searched, make_search_request
+    from tuner.tuning.request import load_searched
 
     options = context.params
     storage = resumed.path.parent if resumed else options["storage"]
     overrides = search_overrides(context, options["overrides"])
 
     def load(words: Sequence[str]) -> "SearchSpace":
-        if options["space"]:
+        if options["space"] and options["space"] != AUTO:
             assert isinstance(path, Path)
             return load_space(path, words, storage)
         return load_run_space(path, words, storage)
 
+    space = load_searched(load, overrides, resumed)
+    return _request(context, space, path, resumed, name=name, **own)
+
+
+@contextmanager
+def settled_request(
+    context: click.Context, console: "Console", *, name: str | None, **own: Any
+) -> Iterator["SearchRequest"]:
+    """Bring options into a request for which a space is made; see ``make_space.settled``."""
+    from tuner.tuning.planning.make_space import settled
+
+    def make(space: "SearchSpace") -> "SearchRequest":
+        return _request(context, space, Path(AUTO), None, name=name, **own)
+
+    overrides = search_overrides(context, context.params["overrides"])
+    with settled(make, overrides, console) as request:
+        yield request
+
+
+def is_auto(options: Mapping[str, Any]) -> bool:
+    """Whether a space is to be made: by its name, or for data that come without one."""
+    space = options["space"]
+    return bool(space == AUTO or (not space and options["data"])) and not options.get("resume")
+
+
+def _request(
+    context: click.Context,
+    space: "SearchSpace",
+    path: AnyPath,
+    resumed: "Run | None",
+    *,
+    name: str | None,
+    **own: Any,
+) -> "SearchRequest":
+    from tuner.tuning.request import make_search_request
+
+    options = context.params
     return make_search_request(
-        load_searched(load, overrides, resumed),
+        space,
         space_name=str(path),
         stem=PurePath(path.name).stem,
         resumed=resumed,
-        storage=storage,
+        storage=resumed.path.parent if resumed else options["storage"],
         name=name,
         data_settings={key: options[key] for key in DATA_SETTINGS},
         data_dir=options["data_dir"],

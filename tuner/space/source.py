@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from tuner.config import AUTO
 from tuner.errors import SpaceError
 from tuner.schema import FreeForm, Record, Schema, Tagged, did_you_mean
 from tuner.space.tree import Mistakes, Node, below, compose
@@ -35,6 +36,11 @@ def find_space(name: str) -> Path:
     if path.is_file() or path.suffix or len(path.parts) != 1:
         return path
     known = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+    if name == AUTO:
+        raise SpaceError(
+            "auto: a space that search and plan make for the images of --data; the run keeps it as "
+            "its space.yaml"
+        )
     if name not in known:
         hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
         raise SpaceError(f"{name}: neither a file nor the name of a space{hint}")

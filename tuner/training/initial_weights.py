@@ -50,6 +50,16 @@ def start_key(model: ModelConfig) -> str | None:
     return params.sha256 if params.run else f"{params.name}/{params.weights}"
 
 
+def weights_at_hand(names: Iterable[str]) -> list[str]:
+    """Return those of torchvision's networks whose default weights lie in torch hub's cache."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    # To know the names of the files takes importing torchvision.
+    if not any(folder.glob("*.pth")):
+        return []
+    urls = {name: find_weights(name, "DEFAULT").url for name in names}
+    return [name for name, url in urls.items() if (folder / url.rpartition("/")[2]).exists()]
+
+
 def load_all_initial_weights(
     models: Iterable[ModelConfig],
     classes: tuple[str, ...],

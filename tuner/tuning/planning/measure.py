@@ -74,6 +74,8 @@ def measure_all(
     folder: AnyPath,
     seconds: float,
     tell: Callable[[int], None],
+    *,
+    windows: int = WINDOWS,
 ) -> list[Measured | None]:
     """Measure configurations, the first ones first, until the time is up.
 
@@ -88,6 +90,7 @@ def measure_all(
         folder: Where files may be written as trials write theirs.
         seconds: From the first answer, after which no other one is begun.
         tell: Told how many have been measured.
+        windows: See ``measure``.
 
     Returns:
         What each configuration costs; ``None`` for those that were not measured.
@@ -119,7 +122,9 @@ def measure_all(
         promise = (
             tasks[given.gpus > 0]
             .options(num_cpus=given.cpus, num_gpus=given.gpus)
-            .remote(configs[index].to_dict(), given, str(folder), time.time(), **packed)
+            .remote(
+                configs[index].to_dict(), given, str(folder), time.time(), windows=windows, **packed
+            )
         )
         pending[promise] = index
         while len(pending) >= at_once:
@@ -156,6 +161,7 @@ def measure(
     *,
     data: dict[str, Any],
     initial_weights: dict[str, Any],
+    windows: int = WINDOWS,
 ) -> Measured:
     """Measure one configuration in this process, as ``train_trial`` would train it.
 
@@ -166,6 +172,7 @@ def measure(
         asked: When, in seconds since 1970.
         data: What ``pack`` gave.
         initial_weights: What ``pack_initial_weights`` gave.
+        windows: Times of about a second that are timed, at most.
     """
     waited = time.time() - asked
     began = time.perf_counter()
@@ -179,7 +186,7 @@ def measure(
             limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(initial_weights, config.model)
-            probe = _Probe(config, splits, device, start, micro_batches)
+            probe = _Probe(config, splits, device, start, micro_batches, windows)
             return probe.run(resources, waited, began, to_path(folder))
         except Exception as error:
             problem = f"{type(error).__name__}: {first_line(error)}"
@@ -203,6 +210,7 @@ class _Probe:
     device: torch.device
     start: InitialWeights | None
     micro_batches: int
+    windows: int
 
     def run(
         self, resources: TrialResources, waited: float, began: float, folder: AnyPath
@@ -215,7 +223,7 @@ class _Probe:
             seconds = next(epochs).figures.seconds
         first_setup -= seconds * min(1.0, PROBE_STEPS / whole)
         steps = max(PROBE_STEPS, int(whole * min(1.0, WINDOW_SECONDS / seconds)))
-        windows = max(1, round(WINDOWS * min(1.0, WINDOW_SECONDS * whole / (seconds * steps))))
+        windows = max(1, round(self.windows * min(1.0, WINDOW_SECONDS * whole / (seconds * steps))))
         again = time.perf_counter()
         with closing(self._epochs(steps)) as epochs:
             warm = next(epochs)

@@ -1,0 +1,82 @@
+"""What can be told of a data set before its images are decoded: how many, and how large."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from tuner.config import DataConfig
+from tuner.data.datasets import find_files, items_of, validation_positions
+from tuner.data.decoding import open_image
+from tuner.data.known import KNOWN
+from tuner.data.listing import Listing
+from tuner.data.splits import load_splits
+from tuner.errors import DataError
+
+MOST_OPENED = 64
+"""Images whose sides are read: spread over all, for those of a class often have one size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """The images that a search would train and validate on."""
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    channels: int
+    side: int
+    """Pixels of the shorter side, at the median."""
+
+
+def survey(config: DataConfig, data_dir: Path) -> Survey:
+    """Look at the images of ``config`` without decoding those of a folder, archive or manifest.
+
+    Raises:
+        DataError: If there are none, or too few to be divided.
+    """
+    if config.source in KNOWN:
+        splits = load_splits(config, data_dir)
+        channels, side, _ = splits.image_shape
+        return Survey(
+            num_train=len(splits.train),
+            num_val=len(splits.val),
+            num_classes=splits.num_classes,
+            channels=channels,
+            side=side,
+        )
+    listing = find_files(config.source)
+    items = items_of(listing, "train")
+    num_val = len(listing.parts.get("val", ()))
+    if not num_val:
+        labels = np.array([item.label for item in items])
+        whole = len(listing.parts["train"]) if listing.is_whole else len(items)
+        num_val = len(validation_positions(labels, whole, config.val_fraction, config.source))
+    num_train = len(items) - num_val
+    return Survey(
+        num_train=min(num_train, config.train_limit or num_train),
+        num_val=num_val,
+        num_classes=len(listing.classes),
+        channels=3,
+        side=_median_side(listing),
+    )
+
+
+def _median_side(listing: Listing) -> int:
+    items = items_of(listing, "train")
+    few = items[:: -(-len(items) // MOST_OPENED)]
+    sides = []
+    with warnings.catch_warnings():
+        # Of large images and of metadata that are not in order.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        for _, opened in listing.read(few):
+            try:
+                with open_image(opened()) as image:
+                    sides.append(min(image.size))
+            except Exception:  # Whatever Pillow's parsers run into; it is told where all are read.
+                continue
+    if not sides:
+        raise DataError(f"{listing.base}: none of {len(few)} images can be read; look at one.")
+    return round(median(sides))
