@@ -339,7 +339,8 @@ def test_runs_are_listed_with_the_zone_of_their_times(finished_run: Run, call) -
 def test_a_run_is_shown_with_how_it_stands(finished_run: Run, call) -> None:
     document = json.loads(call("show", str(finished_run.path), "--json").out)
     best = finished_run.ranked()[0]
-    assert document["best"] == {"trial": best.number, "val_accuracy": best.best.val_accuracy}
+    told = {"trial": best.number, "val_accuracy": best.best.val_accuracy}
+    assert document["best"] == told | {"val_margin": "144 validation images: ± 4 points"}
     assert sum(document["states"].values()) == len(finished_run.trials())
 
 

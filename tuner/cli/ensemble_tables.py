@@ -19,11 +19,13 @@ from tuner.cli.student_table import print_student
 from tuner.config import Metric
 from tuner.console import Console
 from tuner.metrics.goal import name_of, spelt
+from tuner.metrics.intervals import margin
 from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from tuner.ensemble import pool
+    from tuner.metrics.bootstrap import Estimate, Intervals
     from tuner.report.ensembles import (
         Confusion,
         EnsembleFigures,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
         FrontierPoint,
         Scores,
     )
+    from tuner.report.ensembles import Estimate as ReadEstimate
+    from tuner.report.ensembles import Intervals as ReadIntervals
 
 VAL = "cross-fit: validation images, each by a choice that was made without it."
 TESTED = "test, NLL and ECE: test images, which choose nothing."
@@ -77,6 +81,13 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
     _print_members(console, result, None if is_whole else MOST_MEMBERS)
     meaning = TESTED if result.has_test else UNTESTED
     console.print(meaning if result.is_val_seen else f"{VAL}\n{meaning}", markup=False)
+    if count := result.test_images:
+        accuracy = result.ensemble.test.accuracy
+        console.print(
+            f"Accuracy on {count} {result.tested_on} images: {margin(accuracy, count)} for the "
+            "ensemble (95% interval).",
+            markup=False,
+        )
     if result.gain:
         _print_gain(console, result, is_whole=is_whole)
     console.print()
@@ -153,6 +164,26 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
         f"  over the mean member             {interval_text(gain.over_mean_member)}",
         markup=False,
     )
+    print_intervals(console, result.intervals)
+
+
+def print_intervals(console: Console, found: "Intervals") -> None:
+    """Print figures with their intervals by the bootstrap."""
+
+    def shares(entry: "Estimate") -> str:
+        return f"{entry.value:.2%} [{100 * entry.low:.2f}, {100 * entry.high:.2f}]"
+
+    def numbers(entry: "Estimate") -> str:
+        return f"{entry.value:.4f} [{entry.low:.4f}, {entry.high:.4f}]"
+
+    console.print(
+        "With 95% intervals, by bootstrap:\n"
+        f"  balanced accuracy {shares(found.balanced_accuracy)}, "
+        f"macro F1 {shares(found.macro_f1)}\n"
+        f"  hardest class {shares(found.worst_class)}\n"
+        f"  NLL {numbers(found.nll)}, ECE {numbers(found.ece)}\n",
+        markup=False,
+    )
 
 
 def _print_next(
@@ -203,6 +234,27 @@ def _print_more(console: Console, result: "EnsembleFigures") -> None:
         worst = min(seen, key=lambda entry: entry.accuracy or 0)
         lines.append(f"the hardest class, {cut(worst.label)}, {worst.accuracy or 0:.2%}")
     console.print(";\n".join(lines) + ".\n", markup=False)
+    if result.intervals is not None:
+        print_intervals(console, result.intervals)
+
+
+def print_intervals(console: Console, found: "Intervals | ReadIntervals") -> None:
+    """Print figures with their intervals by the bootstrap."""
+
+    def shares(entry: "Estimate | ReadEstimate") -> str:
+        return f"{entry.value:.2%} [{100 * entry.low:.2f}, {100 * entry.high:.2f}]"
+
+    def numbers(entry: "Estimate | ReadEstimate") -> str:
+        return f"{entry.value:.4f} [{entry.low:.4f}, {entry.high:.4f}]"
+
+    console.print(
+        "With 95% intervals, by bootstrap:\n"
+        f"  balanced accuracy {shares(found.balanced_accuracy)}, "
+        f"macro F1 {shares(found.macro_f1)}\n"
+        f"  hardest class {shares(found.worst_class)}\n"
+        f"  NLL {numbers(found.nll)}, ECE {numbers(found.ece)}\n",
+        markup=False,
+    )
 
 
 def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> None:
@@ -226,7 +278,9 @@ def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> Non
             f"{choice['crossfit']['nll']:.4f}",
         )
     print_stripped(console, table)
-    console.print(f"\n{TRAINED_ON_VALIDATION}\n" if plan["is_val_seen"] else "")
+    count, accuracy = plan["val_images"], plan["choices"][0]["crossfit"]["accuracy"]
+    told = f"On {count} validation images: {margin(accuracy, count)} for the first (95% interval)."
+    console.print(f"\n{TRAINED_ON_VALIDATION if plan['is_val_seen'] else told}\n")
     _print_left_out(console, left_out)
 
 

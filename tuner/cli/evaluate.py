@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut
+from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut, print_intervals
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import (
     loading,
@@ -150,6 +150,7 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
         f"least one member is right on {found.oracle:.2%}.\n",
         markup=False,
     )
+    print_intervals(console, found.intervals)
     _print_classes(console, found)
     if found.corrupted:
         _print_corrupted(console, found)

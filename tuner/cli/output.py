@@ -37,6 +37,7 @@ def leaderboard_document(run: "Run") -> dict[str, Any]:
         "run": str(run.path),
         "metric": run.metric,
         "is_val_seen": run.record.data.all_data,
+        "val_images": run.record.num_val,
         "trials": [trial.as_row() for trial in run.ranked()],
     }
 

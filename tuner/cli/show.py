@@ -169,11 +169,12 @@ def _standing(run: "Run") -> dict[str, Any]:
     from tuner.run.run import leader
     from tuner.run.rung_worth import rung_worths
     from tuner.run.trial import METRIC_COLUMNS
+    from tuner.run.uncertainty import val_margin
 
     ranked = run.ranked()
     states = Counter(trial.status.state for trial in ranked)
     first = leader(ranked)
-    found = None
+    found: dict[str, Any] | None = None
     if first and (best := first.best):
         column = METRIC_COLUMNS[run.metric]
         found = {
@@ -181,6 +182,8 @@ def _standing(run: "Run") -> dict[str, Any]:
             "val_accuracy": best.val_accuracy,
             column: best.value(run.metric),
         }
+        if note := val_margin(run, best.val_accuracy):
+            found["val_margin"] = note
     worths = rung_worths(run.record.search, [trial.history for trial in ranked])
     return {
         "states": dict(states.most_common()),
@@ -196,12 +199,15 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     from tuner.schema import to_plain
 
     status, best = trial.status, trial.best
+    note = val_margin(run, best.val_accuracy) if best else ""
     history = [asdict(row) for row in trial.history]
     if as_json:
         known = {key: value for key, value in to_plain(status).items() if value}
         # JSON has no word for the losses of an epoch that diverged.
         told = [{key: _finite(value) for key, value in row.items()} for row in history]
         named = {"path": str(trial.path), "trial": trial.number}
+        if best and note:
+            known |= {"val_accuracy": best.val_accuracy, "val_margin": note}
         print_json({**named, **known, "config": trial.config.to_dict(), "history": told})
         return
     epochs = f"{len(history)} of {trial.config.epochs} epochs"
@@ -214,6 +220,7 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     if best:
         click.echo(
             f"best: epoch {best.epoch}, accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
+            + (f" ({note})" if note else "")
         )
     click.echo(f"{size}{trial.seconds:.1f} s of training\n")
     text = yaml.safe_dump(

@@ -89,9 +89,21 @@ def print_leaderboard(
     print_table(table, f"{run.record.name}: {count}{by}{hidden}", is_whole=is_whole)
     if run.record.data.all_data:
         print(f"\n{TRAINED_ON_VALIDATION}")
-    elif note := _about_leader(trials, run.record.search.epochs):
-        print(f"\n{note}")
+    else:
+        notes = (_about_leader(trials, run.record.search.epochs), _accuracy_note(run, trials))
+        for note in filter(None, notes):
+            print(f"\n{note}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
+
+
+def _accuracy_note(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
+    """Say how far the accuracy of the leading trial can be trusted."""
+    from tuner.run.run import leader
+    from tuner.run.uncertainty import val_margin
+
+    first = leader(ranked)
+    note = val_margin(run, first.best.val_accuracy) if first and first.best else ""
+    return note and f"Accuracy on {note} for the best (95% interval)."
 
 
 def _about_leader(ranked: Sequence["TrialRecord"], epochs: int) -> str:

@@ -13,6 +13,7 @@ from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.stream import ImageFile, predict_files
 from tuner.errors import DataError, StorageError
+from tuner.metrics.bootstrap import Intervals, bootstrap
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
 from tuner.metrics.significance import (
@@ -110,6 +111,8 @@ class Evaluation:
     classes: tuple[str, ...]
     scores: Scores
     interval: Share
+    intervals: Intervals
+    """Of figures that are no share of the images."""
     members: tuple[MemberFigures, ...]
     gain_over_best_member: Interval
     """In accuracy, over the member that was best on validation images: the first."""
@@ -321,6 +324,7 @@ def _assess(
         classes=ensemble.classes,
         scores=score(vote.probs, truth),
         interval=_share(correct),
+        intervals=bootstrap(vote.probs, truth),
         members=tuple(
             MemberFigures(
                 member=member.name,

@@ -11,6 +11,7 @@ from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS, EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.ensemble.students import Contender, TeacherComparison
+from tuner.metrics.bootstrap import Intervals
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
@@ -140,9 +141,26 @@ On the {result.test_images} {result.tested_on} images; in brackets the {LEVEL:.0
 
 {_table(SCORES, rows)}
 
+Of the ensemble, with {LEVEL:.0%} intervals by the bootstrap: {_intervals(result.intervals)}.
+
 Gain in accuracy over the best single network {_interval(gain.over_best_single)} points (McNemar \
 p = {gain.mcnemar_p:.2g}), over the mean member {_interval(gain.over_mean_member)}. At least one \
 member is right on {result.oracle:.2%}. {_readings(result, plan)}"""
+
+
+def _intervals(found: Intervals) -> str:
+    shares = {
+        "balanced accuracy": found.balanced_accuracy,
+        "macro F1": found.macro_f1,
+        "hardest class": found.worst_class,
+    }
+    numbers = {"NLL": found.nll, "ECE": found.ece}
+    return ", ".join(
+        [
+            *(f"{name} {e.value:.2%} ({e.low:.2%} to {e.high:.2%})" for name, e in shares.items()),
+            *(f"{name} {e.value:.4f} ({e.low:.4f} to {e.high:.4f})" for name, e in numbers.items()),
+        ]
+    )
 
 
 def _readings(result: EnsembleResult, plan: Plan) -> str:

@@ -143,6 +143,7 @@ class Plan:
             "metric": self.pool.metric,
             "is_val_seen": self.splits.is_val_seen,
             "verdict": to_plain(self.verdict) if self.verdict else None,
+            "val_images": len(self.pool.labels),
             "choices": [
                 self._described(choice) for choice in (self.choice, self.single, *self.others)
             ],

@@ -17,6 +17,7 @@ from tuner.ensemble.pool import Excluded
 from tuner.ensemble.request import SOUPS, Method
 from tuner.ensemble.students import TeacherComparison
 from tuner.ensemble.verdict import Verdict
+from tuner.metrics.bootstrap import Intervals, bootstrap
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
 from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
 from tuner.metrics.significance import (
@@ -114,6 +115,7 @@ class EnsembleResult:
     """Whether what is called test are test images; else they are the validation images, each voted
     on by a choice made without it, though members are as they were chosen on them."""
     test_images: int
+    val_images: int
     is_val_seen: bool
     """Whether the validation images were trained on: figures on them say nothing then."""
     classes: tuple[str, ...]
@@ -125,6 +127,8 @@ class EnsembleResult:
     best_single: int
     """The best candidate by the metric on them, whether it is a member or not."""
     best_single_figures: Figures
+    intervals: Intervals
+    """Of the ensemble on the test images."""
     mean_member: dict[str, Scores]
     """``val`` and ``test``: means over the members."""
     gain: Gain
@@ -243,6 +247,7 @@ def assess(
         tta=plan.request.tta,
         has_test=plan.splits.has_test,
         test_images=len(labels),
+        val_images=len(pool.labels),
         is_val_seen=plan.splits.is_val_seen,
         classes=plan.splits.classes,
         temperature=choice.temperature,
@@ -251,6 +256,7 @@ def assess(
         left_out=plan.left_out,
         best_single=pool.trials[0].number,
         best_single_figures=_figures(plan.single, probs[0,], pool.labels, labels),
+        intervals=bootstrap(vote, labels),
         mean_member={
             "val": _mean(member.val for member in members),
             "test": _mean(member.test for member in members),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.request import Method
-from tuner.metrics.interval import Z_95
+from tuner.metrics.intervals import LEVEL, quantile
 from tuner.metrics.predict import score
 from tuner.metrics.significance import NO_GAIN, Interval, paired_gain
 from tuner.voting import SMALLEST_PROB, probs_of_truth
@@ -119,7 +119,7 @@ def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
     both = probs_of_truth(torch.stack([probs, baseline]).double(), labels).clamp_min(SMALLEST_PROB)
     gains = both[0].log() - both[1].log()
     mean = gains.mean().item()
-    margin = Z_95 * gains.std().item() / math.sqrt(len(gains))
+    margin = quantile(LEVEL) * gains.std().item() / math.sqrt(len(gains))
     return Interval(gain=mean, low=mean - margin, high=mean + margin)
 
 

@@ -3,13 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr
 from torch import Tensor
 
-from tuner.metrics.interval import share_interval
+from tuner.metrics.intervals import LEVEL as LEVEL
+from tuner.metrics.intervals import quantile, wilson
 from tuner.voting import soft_vote
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +56,7 @@ def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> I
     count = len(differences) + 2
     centre = total / count
     variance = (differences.square().sum().item() + 2) / count - centre**2
-    margin = _quantile(level) * math.sqrt(variance / count)
+    margin = quantile(level) * math.sqrt(variance / count)
     return Interval(
         gain=total / len(differences),
         low=max(-1.0, centre - margin),
@@ -72,12 +71,7 @@ def accuracy_interval(correct: Tensor, *, level: float = LEVEL) -> tuple[float, 
         correct: Whether each image is classified correctly, bool, shape (N,), at least one.
         level: Coverage, in (0, 1).
     """
-    return share_interval(correct.double().mean().item(), len(correct), _quantile(level))
-
-
-def _quantile(level: float) -> float:
-    """Return how many standard deviations either side of the mean hold ``level`` of a normal."""
-    return float(ndtri((1 + level) / 2))
+    return wilson(correct.double().mean().item(), len(correct), level=level)
 
 
 def mcnemar(correct: Tensor, baseline: Tensor) -> float:

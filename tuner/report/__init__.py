@@ -21,6 +21,7 @@ from tuner.run.layout import REPORT, SPACE
 from tuner.run.run import Run, leader
 from tuner.run.rung_worth import rung_worths
 from tuner.run.trial import TrialRecord
+from tuner.run.uncertainty import val_margin
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, read_text
@@ -135,6 +136,7 @@ def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
         "states": states,
         "best": first.best.value(first.metric) if first and first.best else None,
         "best_trial": first.number if first else None,
+        "margin": val_margin(run, first.best.val_accuracy) if first and first.best else "",
         "epochs": sum(len(trial.history) for trial in ranked),
         "active_seconds": run.record.active_seconds,
         "training_hours": sum(trial.seconds for trial in ranked) / 3600,

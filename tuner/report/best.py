@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.metrics.goal import name_of, spelt
-from tuner.metrics.interval import share_interval
+from tuner.metrics.intervals import wilson
 from tuner.run.run import Run, leader
 from tuner.run.trial import TrialRecord
 from tuner.space import SearchSpace
@@ -54,7 +54,7 @@ def best_trial(run: Run, ranked: Sequence[TrialRecord], space: SearchSpace) -> B
     by = ""
     if metric != "accuracy" and value is not None:
         by = f"{name_of(metric)} {spelt(value, metric)}, "
-    low, high = share_interval(best.val_accuracy, run.record.num_val)
+    low, high = wilson(best.val_accuracy, run.record.num_val)
     others = [trial.best.val_accuracy for trial in ranked[1:] if trial.best and trial.is_scored]
     return BestTrial(
         trial=first.number,

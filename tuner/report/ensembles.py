@@ -89,6 +89,26 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: NonNegative
+    low: NonNegative
+    high: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervals:
+    """Figures of the ensemble that are no share of the images."""
+
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    worst_class: Estimate
+    nll: Estimate
+    ece: Estimate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Gain:
     """In test accuracy."""
 
@@ -273,6 +293,7 @@ class EnsembleFigures:
     has_test: bool = True
     temperature: Positive = 1.0
     ensemble: Figures
+    intervals: Intervals | None = None
     members: tuple[Member, ...]
     left_out: tuple[Excluded, ...] = ()
     best_single: Amount

@@ -1,0 +1,125 @@
+"""Intervals of figures that are no share of the images, by resampling the images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tuner.metrics.calibration import NUM_BINS, equal_width_bins
+from tuner.metrics.intervals import LEVEL
+from tuner.voting import SMALLEST_PROB
+
+RESAMPLES = 1000
+SEED = 20120401
+"""The same images give the same intervals."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervals:
+    """Figures of class probabilities, each with its 95 % interval.
+
+    They tell how far the figures may be due to the choice of the images, not to training seeds.
+    """
+
+    balanced_accuracy: Estimate
+    """Mean accuracy of the classes that have images."""
+    macro_f1: Estimate
+    """Mean F1 score of the classes that have images or were predicted."""
+    worst_class: Estimate
+    """Lowest accuracy of a class that has images."""
+    nll: Estimate
+    """Mean negative log-likelihood of the true class, in nats."""
+    ece: Estimate
+    """Expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
+
+
+NAMES = ("balanced_accuracy", "macro_f1", "worst_class", "nll", "ece")
+
+
+def bootstrap(probs: Tensor, labels: Tensor, *, num_resamples: int = RESAMPLES) -> Intervals:
+    """Return intervals by the bootstrap (Efron 1979): images are drawn anew with repetition.
+
+    A resample's calibration error is higher than that of the images themselves, for some of them
+    are in it several times, and the accuracy of its worst class is lower. So it is the resamples'
+    spread about their own mean that is taken, and laid about the figure. Where it has no spread, as
+    where no image is wrong, the interval is empty: of shares alone, Wilson's tells more then.
+
+    Args:
+        probs: Shape (N, K), each row summing to 1.
+        labels: int64, shape (N,), at least one.
+        num_resamples: How many.
+    """
+    images = _Images.of(probs, labels)
+    count = len(labels)
+    value = images.figures(np.arange(count))
+    random = np.random.RandomState(SEED)
+    resamples = np.stack(
+        [images.figures(random.randint(0, count, count)) for _ in range(num_resamples)]
+    )
+    ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = value + ends - resamples.mean(axis=0)
+    most = [np.inf if name == "nll" else 1.0 for name in NAMES]
+    low, high = np.clip(low, 0, value), np.clip(high, value, most)
+    return Intervals(
+        **{
+            name: Estimate(value=float(value[i]), low=float(low[i]), high=float(high[i]))
+            for i, name in enumerate(NAMES)
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Images:
+    """What the figures depend on, of each image, shape (N,)."""
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    surprise: np.ndarray
+    """Negative log-likelihood of the true class."""
+    bins: np.ndarray
+    """Of the confidence."""
+    gap: np.ndarray
+    """Confidence, less 1 where the image is right."""
+    num_classes: int
+
+    @classmethod
+    def of(cls, probs: Tensor, labels: Tensor) -> "_Images":
+        probs, labels = probs.double().cpu(), labels.cpu()
+        confidence, predicted = probs.max(dim=1)
+        of_truth = probs.gather(1, labels[:, None]).squeeze(1)
+        return cls(
+            labels=labels.numpy(),
+            predicted=predicted.numpy(),
+            surprise=-of_truth.clamp(min=SMALLEST_PROB).log().numpy(),
+            bins=equal_width_bins(confidence).numpy(),
+            gap=(confidence - (predicted == labels).double()).numpy(),
+            num_classes=probs.shape[1],
+        )
+
+    def figures(self, index: np.ndarray) -> np.ndarray:
+        """Return the figures of the images at ``index``, in the order of ``NAMES``."""
+        return np.fromiter(self._figures(index), dtype=np.float64)
+
+    def _figures(self, index: np.ndarray) -> Iterator[float]:
+        labels, predicted = self.labels[index], self.predicted[index]
+        counts = np.bincount(labels, minlength=self.num_classes)
+        taken_for = np.bincount(predicted, minlength=self.num_classes)
+        right = np.bincount(labels[labels == predicted], minlength=self.num_classes)
+        recalls = right[counts > 0] / counts[counts > 0]
+        involved = counts + taken_for
+        yield recalls.mean()
+        yield (2 * right[involved > 0] / involved[involved > 0]).mean()
+        yield recalls.min()
+        yield self.surprise[index].mean()
+        gaps = np.bincount(self.bins[index], weights=self.gap[index], minlength=NUM_BINS)
+        yield np.abs(gaps).sum() / len(index)

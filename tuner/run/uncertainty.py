@@ -1,0 +1,27 @@
+"""How far the validation accuracies of a run can be trusted, for the number of its images."""
+
+from tuner.metrics.intervals import margin, wilson
+from tuner.run.run import Run
+
+
+def validated_on(run: Run) -> str:
+    """Say on what the accuracies are: ``120 validation images``."""
+    return f"{run.record.num_val} validation images"
+
+
+def val_interval(run: Run, accuracy: float) -> tuple[float, float] | None:
+    """Return the 95 % interval of a validation accuracy; ``None`` where it says nothing.
+
+    It tells how far the accuracy may be due to the choice of the images. That the best of many
+    trials was chosen by it comes on top.
+    """
+    if run.record.data.all_data or not run.record.num_val:
+        return None
+    return wilson(accuracy, run.record.num_val)
+
+
+def val_margin(run: Run, accuracy: float) -> str:
+    """Write it: ``120 validation images: ± 7 points``; empty where it says nothing."""
+    if val_interval(run, accuracy) is None:
+        return ""
+    return f"{validated_on(run)}: {margin(accuracy, run.record.num_val)}"
