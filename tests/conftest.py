@@ -289,6 +289,7 @@ def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
                 mean=epoch.mean,
                 std=epoch.std,
                 computed=epoch.computed,
+                folds=splits.num_folds,
             )
             file = path / "checkpoint.safetensors"
             digests[file.name] = save_checkpoint(file, epoch.network, checkpoint)

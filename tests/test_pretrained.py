@@ -35,8 +35,9 @@ from tuner.run.checkpoint import (
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights, load_initial_weights, start_key
-from tuner.training.loop import Epoch, predict_epoch_seconds, probe_epochs, train
+from tuner.training.loop import predict_epoch_seconds, probe_epochs, train
 from tuner.training.rerun import rerun
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.session import search

@@ -27,7 +27,8 @@ from tuner.storage import patience as patience_module
 from tuner.storage.files import remove_leftovers
 from tuner.storage.patience import Patience, patient
 from tuner.training import saving
-from tuner.training.loop import Epoch, train
+from tuner.training.epoch import Epoch
+from tuner.training.loop import train
 from tuner.training.saving import Saver, restore_files
 
 CPU = torch.device("cpu")

@@ -137,6 +137,24 @@ def test_the_checkpoint_is_what_was_ranked(run: Run) -> None:
         torch.testing.assert_close(probs, stored, atol=2e-2, rtol=0)
 
 
+def test_folds_are_searched_and_kept_as_other_trials_are(session: None, tmp_path: Path) -> None:
+    data = DataConfig(source="digits", folds=3, train_limit=300)
+    found = search(ask(tmp_path, "search.trials=3", "search.epochs=2", data=data), quiet())
+    assert (found.record.num_train, found.record.num_val) == (300, 300)
+    assert {trial.status.state for trial in found.trials()} <= {"completed", "stopped"}
+    splits = load_splits(found.record.data, tmp_path)
+    for trial in found.trials():
+        right = torch.from_numpy(trial.val_probs()).argmax(dim=1) == splits.val.labels
+        assert trial.best is not None
+        assert trial.best.val_accuracy == right.double().mean().item()
+    for trial in found.top(3):
+        network, checkpoint = load_checkpoint(trial.checkpoint, trial.config.model)
+        assert checkpoint.folds == 3
+        num_parameters = sum(parameter.numel() for parameter in network.parameters())
+        assert trial.status.num_parameters == num_parameters
+    assert not damage_of_run(found, torch.device("cpu"))
+
+
 def test_the_same_seed_with_one_slot_gives_the_same_run(session: None, tmp_path: Path) -> None:
     def figures(name: str) -> list[TrialRecord]:
         found = search(ask(tmp_path, "search.trials=4", name=name, concurrent=1), quiet())

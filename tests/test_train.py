@@ -35,8 +35,9 @@ from tuner.models.build import build_model
 from tuner.models.cnn import Cnn
 from tuner.run.checkpoint import load_state, save_state
 from tuner.training.device import compute_dtype
+from tuner.training.epoch import Epoch
 from tuner.training.learner import UnfitStateError
-from tuner.training.loop import Epoch, train
+from tuner.training.loop import train
 
 CPU = torch.device("cpu")
 DEEPER = ModelConfig("cnn", {"stages": 2, "blocks": 2, "width": 16, "dropout": 0.1})
@@ -431,7 +432,7 @@ def test_no_test_image_can_be_reached_from_what_it_is_given(digits: Splits) -> N
     held = [
         getattr(digits, field.name)
         for field in dataclasses.fields(digits)
-        if not isinstance(getattr(digits, field.name), str | tuple | bool | DataConfig)
+        if not isinstance(getattr(digits, field.name), str | tuple | bool | DataConfig | None)
     ]
     assert held == [digits.train, digits.val]
     assert len(digits.train) + len(digits.val) == 1797 - 359

@@ -102,6 +102,7 @@ def search(
     image_size: int | None = None,
     resize: "Resize | None" = None,
     val_fraction: float | None = None,
+    folds: int | None = None,
     skip_broken: bool | None = None,
     train_limit: int | None = None,
     keep: int = 20,
@@ -146,6 +147,7 @@ def search(
         resize: How images become square: ``squash``, ``crop``, ``pad``, or ``auto`` for cropping
             where most are far from it.
         val_fraction: Share of the images to validate on, where the data set has none.
+        folds: Cross-validate: a trial trains so many networks, each on all images but its fold.
         skip_broken: Go on without files that cannot be read, and say which.
         train_limit: Take a stratified part of the training images.
         keep: Checkpoints that stay on disk, the best ones.
@@ -219,6 +221,7 @@ def search(
                 "image_size": image_size,
                 "resize": resize,
                 "val_fraction": val_fraction,
+                "folds": folds,
                 "skip_broken": skip_broken,
                 "train_limit": train_limit,
             },

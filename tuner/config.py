@@ -19,6 +19,7 @@ Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
 SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
 """Sides in pixels that images may have: a search keeps all of them in memory."""
 IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
+LEAST_FOLDS, MOST_FOLDS = 2, 10
 Precision = Literal["auto", "float32", "bfloat16"]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "worst_class"]
 """What trials and ensembles are ranked and chosen by, on validation images: the share that is
@@ -416,9 +417,14 @@ class DataConfig:
     ``None`` until they are read, and where none is so deep."""
     val_fraction: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
     """Share of the training images to validate on, where the data set has no such images."""
+    folds: Annotated[int, Bounds(ge=LEAST_FOLDS, le=MOST_FOLDS)] | None = None
+    """Parts into which all images are divided: a configuration trains as many networks, each on
+    all parts but one, on which it is validated; an epoch is one of each. ``None`` is one network,
+    which is validated on ``val_fraction`` of the images or those that the data set has for it."""
     skip_broken: bool = False
     """Go on without files that cannot be read."""
     train_limit: Count | None = None
-    """Take a stratified part of this many training images; validation images stay the same."""
+    """Take a stratified part of this many training images; validation images stay the same. With
+    folds, it is a part of all images."""
     all_data: bool = False
     """Train on the validation images, too: then they can choose nothing."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from tuner.config import AdamW, Lion, ModelConfig, Muon, Sgd, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
-from tuner.training.loop import Epoch, train
+from tuner.training.epoch import Epoch
+from tuner.training.loop import train
 
 MODELS = {
     "cnn": ModelConfig("cnn", {"stages": 2, "blocks": 1, "width": 16, "dropout": 0.1}),

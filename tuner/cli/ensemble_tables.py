@@ -164,26 +164,6 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
         f"  over the mean member             {interval_text(gain.over_mean_member)}",
         markup=False,
     )
-    print_intervals(console, result.intervals)
-
-
-def print_intervals(console: Console, found: "Intervals") -> None:
-    """Print figures with their intervals by the bootstrap."""
-
-    def shares(entry: "Estimate") -> str:
-        return f"{entry.value:.2%} [{100 * entry.low:.2f}, {100 * entry.high:.2f}]"
-
-    def numbers(entry: "Estimate") -> str:
-        return f"{entry.value:.4f} [{entry.low:.4f}, {entry.high:.4f}]"
-
-    console.print(
-        "With 95% intervals, by bootstrap:\n"
-        f"  balanced accuracy {shares(found.balanced_accuracy)}, "
-        f"macro F1 {shares(found.macro_f1)}\n"
-        f"  hardest class {shares(found.worst_class)}\n"
-        f"  NLL {numbers(found.nll)}, ECE {numbers(found.ece)}\n",
-        markup=False,
-    )
 
 
 def _print_next(

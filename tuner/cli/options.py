@@ -109,6 +109,11 @@ VAL_FRACTION = option(
     type=Amount(min=0, max=1, min_open=True, max_open=True),
     help="Share of the images to validate on, where the data set has none. [default: 0.1]",
 )
+FOLDS = option(
+    "--folds",
+    type=click.IntRange(config.LEAST_FOLDS, config.MOST_FOLDS),
+    help="Cross-validate: a trial trains so many networks, each on all images but its fold.",
+)
 SKIP_BROKEN = option(
     "--skip-broken",
     is_flag=True,

@@ -38,6 +38,7 @@ def leaderboard_document(run: "Run") -> dict[str, Any]:
         "metric": run.metric,
         "is_val_seen": run.record.data.all_data,
         "val_images": run.record.num_val,
+        "folds": run.record.data.folds,
         "trials": [trial.as_row() for trial in run.ranked()],
     }
 

@@ -11,6 +11,7 @@ import click
 from tuner.cli.options import (
     DATA,
     DATA_DIR,
+    FOLDS,
     IMAGE_SIDE,
     IMAGE_SIZE,
     MOVED_DATA_DIR,
@@ -75,6 +76,7 @@ _SEARCHED = (
     IMAGE_SIZE,
     RESIZE,
     VAL_FRACTION,
+    FOLDS,
     SKIP_BROKEN,
     option(
         "--train-limit",
@@ -99,7 +101,7 @@ _DISTILLED = (
     ),
     *_PROPOSED,
 )
-DATA_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
+DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
 """Options that are fields of ``DataConfig``."""
 
 

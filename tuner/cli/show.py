@@ -196,6 +196,7 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     import yaml
 
     from tuner.run.trial import METRIC_COLUMNS
+    from tuner.run.uncertainty import val_margin
     from tuner.schema import to_plain
 
     status, best = trial.status, trial.best

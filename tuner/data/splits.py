@@ -15,7 +15,7 @@ from tuner.data.datasets import (
     load_official,
     validation_positions,
 )
-from tuner.data.stratified import stratified
+from tuner.data.stratified import folds_of, stratified
 from tuner.errors import DataError
 from tuner.storage.paths import AnyPath
 
@@ -38,6 +38,9 @@ class Splits:
     """SHA-256 of the official training images, labels and classes, before the split."""
     split_fingerprint: str
     """SHA-256 of the positions of ``train`` and ``val`` among them."""
+    fold_of: Tensor | None = None
+    """The fold of each image, from 0, int64, shape (N,); ``None`` without folds. With folds,
+    ``train`` and ``val`` are both all images; see ``fold``."""
     is_val_seen: bool = False
     """Whether ``val`` is a part of ``train``: then it chooses nothing, not even an epoch."""
     has_test: bool = True
@@ -62,6 +65,31 @@ class Splits:
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
+
+    @property
+    def num_folds(self) -> int:
+        """Number of folds; 0 without."""
+        return 0 if self.fold_of is None else int(self.fold_of.max()) + 1
+
+    @property
+    def num_trained(self) -> int:
+        """Number of images that a network trains on; of the first fold, which is no smaller."""
+        held_out = 0 if self.fold_of is None else int((self.fold_of == 0).sum())
+        return len(self.train) - held_out
+
+    def fold(self, number: int) -> "Splits":
+        """Return what the network of a fold sees: it is validated on it and trained on the others.
+
+        Mean and deviation of the pixels stay those of all images: they tell nothing of labels.
+        """
+        assert self.fold_of is not None
+        is_held_out = self.fold_of == number
+        return replace(
+            self,
+            train=_select(self.train, ~is_held_out),
+            val=_select(self.val, is_held_out),
+            fold_of=None,
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -115,9 +143,11 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
         DataError: If images are missing or unreadable, or fewer than ``config.train_limit``.
     """
     official = load_official(config, data_dir, "train")
-    images, labels = official.images.images, official.images.labels.numpy()
+    labels = official.images.labels.numpy()
     num_classes = len(official.classes)
 
+    if config.folds is not None:
+        return _folded(config, official)
     if official.val is None:
         whole = len(labels) if official.num_whole is None else official.num_whole
         val = validation_positions(labels, whole, config.val_fraction, config.source)
@@ -134,30 +164,80 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
     if config.all_data:
         train = np.union1d(train, val)
 
-    train_images, val_images = (
-        Images(images=images[index], labels=official.images.labels[index])
-        for index in map(torch.from_numpy, (train, val))
+    return _splits(
+        config,
+        official,
+        _select(official.images, torch.from_numpy(train)),
+        _select(official.images, torch.from_numpy(val)),
+        val,
+        sha256(b"train", train.tobytes(), b"val", val.tobytes()),
     )
-    mean, std = _mean_and_std(train_images.images)
+
+
+def _folded(config: DataConfig, official: DatasetPart) -> Splits:
+    """Divide all images that are no test images into folds.
+
+    Raises:
+        DataError: If there are too few of a class.
+    """
+    assert config.folds is not None
+    labels = official.images.labels.numpy()
+    kept = np.arange(len(labels))
+    if (limit := config.train_limit) is not None:
+        if not len(official.classes) <= limit <= len(labels):
+            raise DataError(
+                f"train_limit {limit} must lie between the {len(official.classes)} classes and the "
+                f"{len(labels)} images of {config.source}"
+            )
+        kept = stratified(labels, limit)
+    counts = np.bincount(labels[kept], minlength=len(official.classes))
+    if counts.min() < 2 or len(kept) < config.folds:
+        fewest = official.classes[int(counts.argmin())]
+        raise DataError(
+            f"folds: {config.source} has {len(kept)} images, {counts.min()} of class {fewest}: "
+            f"{config.folds} folds need an image each, and 2 of every class"
+        )
+    folds = folds_of(labels[kept], config.folds)
+    images = _select(official.images, torch.from_numpy(kept))
+    fingerprint = sha256(b"folds", folds.tobytes(), b"of", kept.tobytes())
+    splits = _splits(config, official, images, images, kept, fingerprint)
+    return replace(splits, fold_of=torch.from_numpy(folds))
+
+
+def _splits(
+    config: DataConfig,
+    official: DatasetPart,
+    train: Images,
+    val: Images,
+    val_positions: np.ndarray,
+    split_fingerprint: str,
+) -> Splits:
+    mean, std = _mean_and_std(train.images)
     if max(std) < LEAST_STD:
         raise DataError(
             f"{config.source}: the training images have no contrast: all are of the same colour. "
             "Look at one of them, and at its depth: data info tells it."
         )
     return Splits(
-        train=train_images,
-        val=val_images,
+        train=train,
+        val=val,
         classes=official.classes,
         mean=mean,
         std=tuple(max(value, LEAST_STD) for value in std),
         fingerprint=official.fingerprint,
-        split_fingerprint=sha256(b"train", train.tobytes(), b"val", val.tobytes()),
+        split_fingerprint=split_fingerprint,
         is_val_seen=config.all_data,
         has_test=official.has_test,
-        val_names=tuple(official.names[index] for index in val) if official.names else (),
+        val_names=tuple(official.names[index] for index in val_positions) if official.names else (),
         notes=official.notes,
         config=_settled(config, official),
     )
+
+
+def _select(images: Images, index: Tensor) -> Images:
+    """Return the images at positions, or where a mask is true."""
+    index = index.to(images.images.device)
+    return Images(images=images.images[index], labels=images.labels[index])
 
 
 def _settled(config: DataConfig, official: DatasetPart) -> DataConfig:

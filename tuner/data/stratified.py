@@ -20,9 +20,31 @@ def stratified(labels: np.ndarray, count: int) -> np.ndarray:
     Returns:
         Ascending positions, shape (count,).
     """
-    # RandomState's stream is frozen for good (NEP 19); torch's and default_rng's may change.
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
+    by_class = _shuffled_by_class(labels)
     sizes = np.bincount(labels)
-    by_class = order[np.argsort(labels[order], kind="stable")]
     rank_in_class = np.concatenate([np.arange(size) / size for size in sizes])
     return np.sort(by_class[np.argsort(rank_in_class, kind="stable")[:count]])
+
+
+def folds_of(labels: np.ndarray, num_folds: int) -> np.ndarray:
+    """Deal images out to folds, each class by turns, the same way every time.
+
+    No fold has more than one image more than another, of each class as of all.
+
+    Args:
+        labels: Integers from 0, shape (N,).
+        num_folds: How many, up to N.
+
+    Returns:
+        The fold of each image, from 0, shape (N,).
+    """
+    folds = np.empty(len(labels), dtype=np.int64)
+    folds[_shuffled_by_class(labels)] = np.arange(len(labels)) % num_folds
+    return folds
+
+
+def _shuffled_by_class(labels: np.ndarray) -> np.ndarray:
+    """Return the positions of all images, class by class, shuffled within each."""
+    # RandomState's stream is frozen for good (NEP 19); torch's and default_rng's may change.
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
+    return order[np.argsort(labels[order], kind="stable")]

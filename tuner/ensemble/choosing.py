@@ -137,8 +137,13 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: SoupMak
     """Choose networks of one architecture whose weights are averaged.
 
     Raises:
-        UsageError: If no two candidates share an architecture.
+        UsageError: If no two candidates share an architecture, or candidates are of folds.
     """
+    if pool.has_folds:
+        raise UsageError(
+            "with --folds a candidate is several networks, trained on different images, whose "
+            "weights have no useful mean; choose another --method"
+        )
     group = find_group(pool)
 
     def chooser(index: Tensor | None) -> Vote:

@@ -108,6 +108,7 @@ def _write_members(
                 soup_of=() if trial is not None else tuple(trials[i] for i in key),
                 weight=1.0 if plan.choice.method in SOUPS else weights[key[0]],
                 temperature=temperatures[key[0]],
+                folds=plan.splits.num_folds,
                 precision=network.precision,
                 floor=network.floor,
             )

@@ -2,11 +2,12 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuner.data.splits import Splits
 from tuner.errors import TunerError
 from tuner.metrics.predict import predict_probs
+from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.trial import EpochMetrics, TrialRecord
 from tuner.storage.paths import AnyPath
@@ -128,11 +129,25 @@ def why_not_network(
         told = trial.best.epoch if trial.best else None
         return f"holds epoch {described.epoch}, and history.csv has the best in epoch {told}"
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (described.mean, described.std))
-    images = splits.val.images[sample_of(len(splits.val))]
+    if described.folds != splits.num_folds:
+        return f"holds networks of {described.folds} folds, not of {splits.num_folds}"
+    positions = sample_of(len(splits.val))
+    images = splits.val.images[positions]
     network = network.to(device)
 
+    def predict(of: nn.Module, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        return predict_probs(of, seen, mean, std, device=device, dtype=dtype)
+
     def difference_in(dtype: torch.dtype) -> float:
-        probs = predict_probs(network, images, mean, std, device=device, dtype=dtype)
+        if isinstance(network, FoldedNetwork) and splits.fold_of is not None:
+            # Each image by the one that was not trained on it, as it was validated.
+            probs = torch.empty(len(images), splits.num_classes)
+            folds = splits.fold_of[positions]
+            for fold in set(folds.tolist()):
+                held_out = folds == fold
+                probs[held_out] = predict(network.networks[fold], images[held_out], dtype)
+        else:
+            probs = predict(network, images, dtype)
         return difference_of(floored(probs, floor), recorded)
 
     dtypes = [dtype for dtype in DTYPES if describe(device, dtype) == described.computed]

@@ -3,14 +3,16 @@
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tuner.config import ModelConfig, Precision
+from tuner.data.splits import Splits
 from tuner.metrics.predict import Tta, predict_probs
+from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint
 from tuner.storage.paths import AnyPath
 from tuner.training.device import compute_dtype
@@ -27,6 +29,8 @@ class Network:
     precision: Precision
     floor: float = 0.0
     """Probabilities are raised to it, as those of the validation images were by being stored."""
+    fold: int | None = None
+    """Which of the networks in the file, of a trial with folds; ``None`` is all, averaged."""
 
 
 class Predict(Protocol):
@@ -59,6 +63,23 @@ class Local:
             return torch.stack(list(workers.map(predict, networks)))
 
 
+def predict_validation(
+    predict: Predict, networks: Sequence[Network], splits: Splits, tta: Tta
+) -> Tensor:
+    """Return the class probabilities of the validation images, shape (M, N, K).
+
+    With folds, each image is seen by the networks that were not trained on it, and by no others.
+    """
+    if splits.fold_of is None:
+        return predict(networks, splits.val.images, tta)
+    probs = torch.empty(len(networks), len(splits.val), splits.num_classes)
+    for fold in range(splits.num_folds):
+        held_out = splits.fold_of == fold
+        of_fold = [replace(network, fold=fold) for network in networks]
+        probs[:, held_out] = predict(of_fold, splits.val.images[held_out], tta)
+    return probs
+
+
 def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.device) -> Tensor:
     """Return a network's class probabilities, shape (N, K), as its validation was computed.
 
@@ -66,6 +87,9 @@ def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.de
         TunerError: If the file is missing or damaged.
     """
     model, checkpoint = load_checkpoint(network.file, network.model)
+    if network.fold is not None:
+        assert isinstance(model, FoldedNetwork)
+        model = model.networks[network.fold]
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     dtype = compute_dtype(network.precision, device)
     probs = predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype, tta=tta)

@@ -38,7 +38,7 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
     kind = "grey" if channels == 1 else "colour"
     sections = {
         "Data": _data(result, plan, description),
-        "Members": _members(result),
+        "Members": _members(result, plan.splits.num_folds),
         "Figures": _figures(result, plan),
         **({"Teacher": _teacher(result.teacher)} if result.teacher else {}),
         "Calibration": _calibration(result, plan),
@@ -84,7 +84,7 @@ def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) ->
         # Of a folder on somebody's disk its name says enough.
         ("source", _text(Path(data["source"]).name)),
         ("training images", data["train_images"]),
-        ("validation images, for choosing", data["val_images"]),
+        (_validated(plan), data["val_images"]),
         (f"{result.tested_on} images, for the figures below", data["test_images"]),
         ("fingerprint, training and validation", f"`{data['fingerprint']}`"),
         ("fingerprint, test", f"`{data['test_fingerprint']}`" if result.has_test else "none"),
@@ -98,11 +98,20 @@ def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) ->
     return _table(("", ""), rows) + seen
 
 
-def _members(result: EnsembleResult) -> str:
+def _validated(plan: Plan) -> str:
+    if not plan.splits.num_folds:
+        return "validation images, for choosing"
+    return (
+        f"the same, validated in {plan.splits.num_folds} folds, for choosing: each by the networks "
+        "that were not trained on it"
+    )
+
+
+def _members(result: EnsembleResult, num_folds: int) -> str:
     rows = [
         (
             f"trial {member.trial}",
-            member.family,
+            member.family + (f", {num_folds} networks" if num_folds else ""),
             f"{member.weight:.3f}",
             f"{member.temperature:.3f}",
             spelt(member.val.value(result.metric), result.metric),
@@ -111,7 +120,14 @@ def _members(result: EnsembleResult) -> str:
         for member in result.members
     ]
     table = _table(("", "model", "weight", "temperature", "validation", result.tested_on), rows)
-    return f"By {name_of(result.metric)}, which they were chosen by.\n\n{table}"
+    told = f"By {name_of(result.metric)}, which they were chosen by.\n\n{table}"
+    if not num_folds:
+        return told
+    return (
+        f"{told}\n\nA member is the {num_folds} networks of a trial, one for each fold, whose "
+        "probabilities are averaged. Its validation figures are of single networks: each image "
+        "is seen by the one that was not trained on it."
+    )
 
 
 def _figures(result: EnsembleResult, plan: Plan) -> str:
@@ -211,6 +227,11 @@ def _calibration(result: EnsembleResult, plan: Plan) -> str:
         if is_fitted
         else "No temperature was fitted."
     )
+    if is_fitted and plan.splits.num_folds:
+        fitted += (
+            " They were fitted to single networks, and the average of a member's networks is less "
+            "confident than each of them."
+        )
     half = next(row for row in result.coverage if row.coverage >= 0.5)
     trials = [plan.pool.trials[i] for i in plan.choice.members]
     adjusted = [

@@ -21,7 +21,7 @@ from tuner.ensemble.choosing import (
     within_latency,
 )
 from tuner.ensemble.latency import measure_latency
-from tuner.ensemble.members import Network, Predict
+from tuner.ensemble.members import Network, Predict, predict_validation
 from tuner.ensemble.pool import (
     Excluded,
     Pool,
@@ -224,7 +224,7 @@ def make_plan(
     if request.tta != "none":
         say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")
         networks = [pool.network(i) for i in range(len(pool))]
-        pool = pool.seen_anew(predict(networks, splits.val.images, request.tta))
+        pool = pool.seen_anew(predict_validation(predict, networks, splits, request.tta))
     if request.max_latency_ms is not None:
         say(f"timing candidates on {device}: {len(pool)}")
         latencies = [

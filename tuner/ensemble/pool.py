@@ -52,6 +52,8 @@ class Pool:
     """Whether the validation images were trained on: then nothing changes the order."""
     metric: Metric = "accuracy"
     """What is chosen by, on the validation images."""
+    has_folds: bool = False
+    """Whether each candidate is a network for each fold."""
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -166,6 +168,7 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
         left_out=tuple(left_out),
         is_val_seen=run.record.data.all_data,
         metric=run.metric,
+        has_folds=run.record.data.folds is not None,
     )
 
 

@@ -151,6 +151,11 @@ def _read(folder: AnyPath) -> EnsembleRecord:
             f"{folder}: was made by an earlier cifar-tune, and does not say what it was trained "
             "on; make the ensemble again"
         )
+    if any(member.folds for member in record.members):
+        raise UsageError(
+            f"{folder}: was made with --folds and was trained on every image, so that none is left "
+            "to validate students on; take an ensemble of a run without --folds"
+        )
     return record
 
 

@@ -94,12 +94,24 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
 
 
 def limit_violation(
-    config: ModelConfig, constraints: Constraints, num_classes: int, image_shape: ImageShape
+    config: ModelConfig,
+    constraints: Constraints,
+    num_classes: int,
+    image_shape: ImageShape,
+    *,
+    num_networks: int = 1,
 ) -> str:
     """Say by what the network exceeds its limits; nothing if it keeps them.
 
     A user's own network is built even if there are no limits, so that its mistakes show here and
     not in a trial.
+
+    Args:
+        config: Of the network.
+        constraints: The limits.
+        num_classes: K.
+        image_shape: (C, H, W).
+        num_networks: Networks of the configuration, which share the limits: one for each fold.
 
     Raises:
         UsageError: As ``build_model``.
@@ -108,7 +120,7 @@ def limit_violation(
     if not any(limits.values()) and not has_own_code(config):
         return ""
     cost = count_cost(config, num_classes, image_shape)
-    counts = {"parameters": cost.parameters, "FLOPs": cost.flops}
+    counts = {"parameters": num_networks * cost.parameters, "FLOPs": num_networks * cost.flops}
     return " and ".join(
         f"{counts[name]:.3g} {name}, above the limit of {limit:.3g}"
         for name, limit in limits.items()

@@ -12,12 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tuner.config import Count, ModelConfig, Positive
+from tuner.config import MOST_FOLDS, Count, ModelConfig, Positive
 from tuner.errors import TunerError, UsageError
 from tuner.models.build import build_model
+from tuner.models.folded import FoldedNetwork
 from tuner.run.layout import CONFIG, ENSEMBLE
 from tuner.run.trial import EpochMetrics
-from tuner.schema import Opaque, from_json, quoted, to_json
+from tuner.schema import Bounds, Opaque, from_json, quoted, to_json
 from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing
 from tuner.storage.paths import AnyPath, on_disk
@@ -40,6 +41,9 @@ class Checkpoint:
     computed: str = ""
     """The kind of device and the number type of its validation, such as ``cpu float32``; empty
     where an earlier version did not say."""
+    folds: Annotated[int, Bounds(ge=0, le=MOST_FOLDS)] = 0
+    """How many networks the file holds, each trained without one fold of the images, if it is not
+    a single one; they are read as one ``FoldedNetwork``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,12 +171,20 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
             _check_model(checkpoint, model)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.random.fork_rng(devices=[]):
-            network = build_model(checkpoint.model, len(checkpoint.classes), checkpoint.image_shape)
+            network = _build(checkpoint)
         network.load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
         reason = str(error).splitlines()[0]  # Of missing weights, torch gives a line each.
         raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
     return network.to(memory_format=torch.channels_last).eval(), checkpoint
+
+
+def _build(checkpoint: Checkpoint) -> nn.Module:
+    networks = [
+        build_model(checkpoint.model, len(checkpoint.classes), checkpoint.image_shape)
+        for _ in range(checkpoint.folds or 1)
+    ]
+    return FoldedNetwork(networks) if checkpoint.folds else networks[0]
 
 
 def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpoint:

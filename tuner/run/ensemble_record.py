@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from tuner.config import Count, ModelConfig, NonNegative, Positive, Precision
+from tuner.config import MOST_FOLDS, Count, ModelConfig, NonNegative, Positive, Precision
 from tuner.metrics.predict import Tta
 from tuner.run.layout import ENSEMBLE
 from tuner.run.trial import Amount
@@ -35,6 +35,8 @@ class EnsembleMember:
     weight: NonNegative
     temperature: Positive
     precision: Precision
+    folds: Annotated[int, Bounds(ge=0, le=MOST_FOLDS)] = 0
+    """Networks in its file, whose probabilities are averaged, if it is not a single one."""
     floor: Share = 0.0
     """Probabilities are raised to it before they are mixed."""
 

@@ -5,8 +5,9 @@ from tuner.run.run import Run
 
 
 def validated_on(run: Run) -> str:
-    """Say on what the accuracies are: ``120 validation images``."""
-    return f"{run.record.num_val} validation images"
+    """Say on what the accuracies are: ``120 validation images`` or ``600 images in 5 folds``."""
+    count, folds = run.record.num_val, run.record.data.folds
+    return f"{count} validation images" if folds is None else f"{count} images in {folds} folds"
 
 
 def val_interval(run: Run, accuracy: float) -> tuple[float, float] | None:

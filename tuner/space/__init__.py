@@ -96,7 +96,7 @@ RESOURCES = Record(
 )
 """Here, since the configuration knows no family."""
 TEXT = Scalar(kind=str)
-DATA = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
+DATA = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
 """What else than its source may be said of a data set, as in ``DataConfig``."""
 DATASET = Record(
     cls=dict,

@@ -67,6 +67,9 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
         raise (trial or run).error(what)
     check_records([record], CHECKPOINT, mend="Put the file back, or name another trial.")
     description = read_description(record.checkpoint, record.config.model)
+    if description.folds:
+        what = f"trial {record.number} is {description.folds} networks, one a fold"
+        raise (trial or run).error(f"{what}; name a run without folds, or refit it with --all-data")
     # Grey images have three channels by the time that they are normalized for ImageNet's weights.
     image_shape = (len(description.mean), *description.image_shape[1:])
     source = Source(model=description.model, image_shape=image_shape)

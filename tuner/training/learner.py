@@ -1,6 +1,6 @@
 """Everything that changes in the course of a training, as named tensors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,21 @@ class UnfitStateError(Exception):
     """
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's global generators, as named tensors."""
+    tensors = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Bring torch's global generators to where ``random_state`` was called."""
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
     """Everything that changes in the course of a training."""
@@ -25,6 +40,11 @@ class Learner:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     """Source of shuffles and augmentation, on the device; dropout draws from the global ones."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the training is."""
+        return self.generator.device
 
     def state(self) -> dict[str, Tensor]:
         """Return all of it as named tensors, for ``restore``."""
@@ -38,10 +58,7 @@ class Learner:
                 tensors[f"optimizer.{index}.{name}"] = tensor
         tensors["average_updates"] = torch.tensor(self.average.num_updates)
         tensors["random.generator"] = self.generator.get_state()
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.generator.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.generator.device)
-        return tensors
+        return tensors | random_state(self.device)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to where ``state`` was called, with the same numbers on a CPU.
@@ -69,9 +86,7 @@ class Learner:
             ).copy_(tensor)
         self.average.num_updates = int(tensors["average_updates"])
         self.generator.set_state(tensors["random.generator"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.generator.device)
+        set_random_state(tensors, self.device)
 
     def _check_fits(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse a state of an optimizer that had other parameters, or in another order."""
@@ -93,3 +108,35 @@ class Learner:
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         return (p for group in self.optimizer.param_groups for p in group["params"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldedLearner:
+    """Everything that changes in the course of the trainings."""
+
+    learners: Sequence[Learner]
+    random: Sequence[Mapping[str, Tensor]]
+    """The global generators as each training left them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainings are."""
+        return self.learners[0].device
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all of it as named tensors."""
+        return {
+            _prefix(fold) + name: tensor
+            for fold, (learner, random) in enumerate(zip(self.learners, self.random, strict=True))
+            for name, tensor in (learner.state() | dict(random)).items()
+        }
+
+
+def state_of_fold(state: Mapping[str, Tensor], fold: int) -> dict[str, Tensor]:
+    """Return the part of ``FoldedLearner.state()`` that the training of a fold goes on from."""
+    prefix = _prefix(fold)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _prefix(fold: int) -> str:
+    return f"folds.{fold}."

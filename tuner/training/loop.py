@@ -8,25 +8,26 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tuner.augment import normalize
 from tuner.config import TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
-from tuner.metrics.predict import accuracy_and_nll, predict_probs, scores_by_class
+from tuner.metrics.predict import predict_probs
 from tuner.models.build import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
-from tuner.run.trial import EpochMetrics
 from tuner.training.compilation import CompileMode
 from tuner.training.device import compute_dtype, describe
 from tuner.training.device_step import CaptureMode, DeviceSteps
+from tuner.training.epoch import Epoch, metrics_of
+from tuner.training.folds import fold_seed, train_in_turn
 from tuner.training.initial_weights import InitialWeights
-from tuner.training.learner import Learner
+from tuner.training.learner import Learner, state_of_fold
 from tuner.training.step import HostSteps, Steps, Task, never
 from tuner.voting.temperature import soften
 
@@ -38,36 +39,6 @@ GPU_PROBE_STEPS = 32
 """The same on a GPU, where captured steps are short beside what else an epoch takes."""
 ENDLESS = 10**6
 """Epochs of a probe, which is ended before."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
-    """What one epoch of training has led to."""
-
-    figures: EpochMetrics
-    val_probs: Tensor
-    """Class probabilities of the validation images by ``network``, float32, shape (N, K), CPU."""
-    network: nn.Module
-    """The averaged weights, in evaluation mode; they change as the iteration goes on."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    """Mean and deviation a channel by which its images were normalized."""
-    learner: Learner
-    """What ``train`` goes on from, as ``learner.state()``; it changes, too."""
-    execution: str
-    """How the steps were run: ``captured``, ``eager``, with a reason where a capture failed."""
-    computed: str
-    """On what kind of device and in which type: ``cpu float32``."""
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters of the network."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the training has not diverged."""
-        return math.isfinite(self.figures.train_loss + self.figures.val_loss)
 
 
 def train(
@@ -84,7 +55,7 @@ def train(
     should_stop: Callable[[], bool] = never,
     budget_seconds: float = math.inf,
 ) -> Generator[Epoch]:
-    """Train one model and yield each epoch as it ends.
+    """Train one model, or one for each fold of the images, and yield each epoch as it ends.
 
     Seeds torch's global generators with ``config.seed``: the same config, splits and device give
     the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU they
@@ -115,6 +86,28 @@ def train(
         UsageError: If the model cannot be built, the weights to start from are missing or unfit, or
             there is no teacher to learn from.
     """
+    if splits.fold_of is not None:
+        yield from train_in_turn(
+            [
+                train(
+                    replace(config, seed=fold_seed(config.seed, fold)),
+                    splits.fold(fold),
+                    device,
+                    start=start,
+                    state=None if state is None else state_of_fold(state, fold),
+                    epochs_done=epochs_done,
+                    micro_batches=micro_batches,
+                    compile_mode=compile_mode,
+                    capture_mode=capture_mode,
+                    should_stop=should_stop,
+                    budget_seconds=budget_seconds,
+                )
+                for fold in range(splits.num_folds)
+            ],
+            splits,
+            device,
+        )
+        return
     began = time.perf_counter()
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -174,21 +167,15 @@ def train(
                 average.model, val_images, mean, std, device=device, dtype=dtype
             )
             train_loss = steps.total_loss.item() / steps.per_epoch
-        val_accuracy, val_loss = accuracy_and_nll(val_probs, val_labels)
-        by_class = scores_by_class(val_probs, val_labels)
         seconds = time.perf_counter() - started
         yield Epoch(
-            figures=EpochMetrics(
+            figures=metrics_of(
+                val_probs,
+                val_labels,
                 epoch=number,
                 train_loss=train_loss,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                val_balanced_accuracy=by_class.balanced_accuracy,
-                val_macro_f1=by_class.macro_f1,
-                val_worst_class=by_class.worst_class,
                 lr=config.optimizer.lr * steps.lr_factor(number, steps.per_epoch - 1),
                 seconds=seconds,
-                time=time.time(),
             ),
             val_probs=val_probs,
             network=average.model,
@@ -257,23 +244,12 @@ def probe_epochs(
     Yields:
         The epochs. The first one is slower, for it warms up.
     """
-    batch_size = min(config.batch_size, len(splits.train))
-    whole = len(splits.train) // batch_size
+    batch_size = min(config.batch_size, splits.num_trained)
+    whole = splits.num_trained // batch_size
     few = min(whole, steps)
-    # In the proportion of the whole, so that one factor scales both.
-    num_val = max(1, len(splits.val) * few // whole)
-    part = replace(
-        splits,
-        train=Images(
-            images=splits.train.images[: few * batch_size],
-            labels=splits.train.labels[: few * batch_size],
-        ),
-        val=Images(images=splits.val.images[:num_val], labels=splits.val.labels[:num_val]),
-        teacher=None if splits.teacher is None else splits.teacher[: few * batch_size],
-    )
     probe = train(
         replace(config, epochs=config.epochs + ENDLESS),
-        part,
+        _part_of(splits, few * batch_size, len(splits.val) * few // whole),
         device,
         start=start,
         epochs_done=config.epochs,
@@ -283,3 +259,26 @@ def probe_epochs(
         for epoch in epochs:
             seconds = epoch.figures.seconds * whole / few
             yield replace(epoch, figures=replace(epoch.figures, seconds=seconds))
+
+
+def _part_of(splits: Splits, num_train: int, num_val: int) -> Splits:
+    """Return a part of splits, in the proportion of the whole, so that one factor scales both.
+
+    Args:
+        splits: The whole.
+        num_train: Images of the part that a network trains on.
+        num_val: Images of the part that are validated on.
+    """
+    if splits.fold_of is None:
+        val = _first(splits.val, max(1, num_val))
+        teacher = None if splits.teacher is None else splits.teacher[:num_train]
+        train = _first(splits.train, num_train)
+        return replace(splits, train=train, val=val, teacher=teacher)
+    num_folds = splits.num_folds
+    count = -(-num_train * num_folds // (num_folds - 1))
+    few = _first(splits.train, count)
+    return replace(splits, train=few, val=few, fold_of=torch.arange(count) % num_folds)
+
+
+def _first(images: Images, count: int) -> Images:
+    return Images(images=images.images[:count], labels=images.labels[:count])

@@ -13,8 +13,9 @@ from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import check_records
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, threads_of
+from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import load_initial_weights
-from tuner.training.loop import Epoch, train
+from tuner.training.loop import train
 from tuner.training.taught import taught
 
 

@@ -52,7 +52,7 @@ from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath
 from tuner.storage.patience import persevere, present_patience, storage_fault
 from tuner.storage.records import explaining_damage
-from tuner.training.loop import Epoch
+from tuner.training.epoch import Epoch
 
 ANEW = "Put the file back, or remove it to have the trial train anew."
 
@@ -163,7 +163,7 @@ class Saver:
             _copy(epoch.learner.state(), self._state)
             self._is_broken = False
             self._num_epochs = len(history)
-            if (device := epoch.learner.generator.device).type == "cuda":
+            if (device := epoch.learner.device).type == "cuda":
                 self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 self._is_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._is_copied.record(torch.cuda.current_stream(device))
@@ -266,6 +266,7 @@ class Saver:
                 mean=epoch.mean,
                 std=epoch.std,
                 computed=epoch.computed,
+                folds=self._splits.num_folds,
             ),
             weights={name: tensor.detach().clone() for name, tensor in weights.items()},
             val_probs=epoch.val_probs.clone(),

@@ -174,7 +174,7 @@ def make_distill_request(
         ],
         storage,
     )
-    for key in ("val_fraction", "skip_broken", "train_limit"):
+    for key in ("val_fraction", "folds", "skip_broken", "train_limit"):
         if space.data.get(key, getattr(config, key)) != getattr(config, key):
             raise UsageError(
                 f"dataset.{key}: a student learns from the teacher's images, as they were divided "

@@ -237,7 +237,8 @@ def begin_refit(
             metric=source.metric,
             seed=seed,
         ),
-        data=replace(record.data, all_data=all_data),
+        # What trains on all images has none to validate on, in folds or otherwise.
+        data=replace(record.data, all_data=all_data, folds=None if all_data else record.data.folds),
         data_dir=Path(record.data_dir),
         storage=source.path.parent,
         name=name,

@@ -191,8 +191,8 @@ def make_search_request(
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, by another
-            metric, or without the password of its study, or the space wants a teacher and there is
-            none.
+            metric, or without the password of its study, if the space wants a teacher and there is
+            none, or if validation images are asked for in two ways.
     """
     study = resumed.record.study_storage if resumed else None
     if study and is_hidden(study) and not asked.get("study_storage"):
@@ -214,6 +214,10 @@ def make_search_request(
     known = resumed.record.data if resumed else DataConfig(resize="auto")
     said = {k: v for k, v in (data_settings or {}).items() if v is not None}
     settings = {**space.data, **said}
+    if {"folds", "val_fraction"} <= settings.keys():
+        raise UsageError(
+            "--folds: all images are validated on, and not a share of them; leave val_fraction out"
+        )
     source = find_source(space.dataset) if space.dataset else known.source
     if resumed:
         if settings.get("resize") == "auto":

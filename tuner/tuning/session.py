@@ -137,7 +137,11 @@ def settle_code(request: SearchRequest) -> None:
 def limit_violation_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
     """Return what says by what a configuration exceeds the space's limits."""
     return lambda config: limit_violation(
-        config.model, space.constraints, len(splits.classes), splits.image_shape
+        config.model,
+        space.constraints,
+        len(splits.classes),
+        splits.image_shape,
+        num_networks=max(1, splits.num_folds),
     )
 
 

@@ -20,8 +20,9 @@ from tuner.data.splits import Splits
 from tuner.run.layout import CHECKPOINT, STATE
 from tuner.storage.paths import AnyPath, scratch, to_path
 from tuner.training.device import find_device
+from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights
-from tuner.training.loop import PROBE_STEPS, Epoch, probe_epochs
+from tuner.training.loop import PROBE_STEPS, probe_epochs
 from tuner.training.saving import Saver
 from tuner.tuning.ray_backend.trainable import (
     first_line,
@@ -216,7 +217,8 @@ class _Probe:
         self, resources: TrialResources, waited: float, began: float, folder: AnyPath
     ) -> Measured:
         _reset_peak(self.device)
-        whole = len(self.splits.train) // min(self.config.batch_size, len(self.splits.train))
+        num_trained = self.splits.num_trained
+        whole = num_trained // min(self.config.batch_size, num_trained)
         with closing(self._epochs(PROBE_STEPS)) as epochs:
             next(epochs)
             first_setup = time.perf_counter() - began

@@ -300,7 +300,8 @@ def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> Capacity
 
     def count(config: TrialConfig) -> int:
         try:
-            return count_parameters(config.model, len(splits.classes), splits.image_shape)
+            one = count_parameters(config.model, len(splits.classes), splits.image_shape)
+            return one * max(1, splits.num_folds)
         except UsageError:
             # A network that cannot be built; its worker says why.
             return 0

@@ -33,9 +33,10 @@ from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.patience import Patience, patient, persevere
 from tuner.training.compilation import CompileMode
 from tuner.training.device import find_device
+from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights, start_key
 from tuner.training.learner import UnfitStateError
-from tuner.training.loop import Epoch, predict_epoch_seconds, train
+from tuner.training.loop import predict_epoch_seconds, train
 from tuner.training.saving import Saver, forget_progress, restore_files
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError, is_device_fault
 from tuner.tuning.ray_backend.messages import to_report
@@ -365,22 +366,25 @@ def first_line(error: Exception) -> str:
 
 def pack(splits: Splits) -> dict[str, Any]:
     """Turn splits into NumPy arrays, which every worker of a node maps without a copy."""
+    parts = {"train": splits.train} | ({} if splits.num_folds else {"val": splits.val})
     teacher = {} if splits.teacher is None else {"teacher": splits.teacher.numpy()}
     return {
         part: {"images": images.images.numpy(), "labels": images.labels.numpy()}
-        for part, images in (("train", splits.train), ("val", splits.val))
+        for part, images in parts.items()
     } | {"teacher": teacher, "rest": {name: getattr(splits, name) for name in _REST}}
 
 
 _FINGERPRINTS = ("fingerprint", "split_fingerprint", "teacher_fingerprint")
-_REST = ("classes", "mean", "std", "is_val_seen", *_FINGERPRINTS)
+_REST = ("classes", "mean", "std", "fold_of", "is_val_seen", *_FINGERPRINTS)
 _resident: dict[str, Splits] = {}
 """The one data set that this process keeps on its GPU, by fingerprint."""
 
 
 def unpack(data: dict[str, Any], device: torch.device) -> Splits:
     """Undo ``pack`` with the images on ``device``, brought there once a process."""
-    train_images, val_images = (Images(**_as_tensors(data[part])) for part in ("train", "val"))
+    train_images = Images(**_as_tensors(data["train"]))
+    # With folds, all images are both.
+    val_images = Images(**_as_tensors(data["val"])) if "val" in data else train_images
     teacher = _as_tensors(data["teacher"]).get("teacher")
     splits = Splits(train=train_images, val=val_images, teacher=teacher, **data["rest"])
     if device.type == "cpu":
@@ -388,8 +392,10 @@ def unpack(data: dict[str, Any], device: torch.device) -> Splits:
     key = "".join(getattr(splits, name) for name in _FINGERPRINTS)
     if key not in _resident:
         _resident.clear()
+        train_there = _to(train_images, device)
+        is_both = val_images is train_images
         _resident[key] = replace(
-            splits, train=_to(train_images, device), val=_to(val_images, device)
+            splits, train=train_there, val=train_there if is_both else _to(val_images, device)
         )
     return _resident[key]
 
