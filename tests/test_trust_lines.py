@@ -43,9 +43,9 @@ HELD_BY: dict[str, tuple[str, ...]] = {
     ),
     (
         "Every file of a trial is recorded in `digests.json` and checked when it is used."
-        " Files newer than that, as after a kill, and runs of earlier versions are "
-        "checked by their figures: probabilities have to give the recorded accuracy and "
-        "loss, and networks the recorded probabilities."
+        " Files of a trial that a kill cut off may be newer than that; they, and runs of "
+        "earlier versions, are checked by their figures: probabilities have to give the "
+        "recorded accuracy and loss, and networks the recorded probabilities."
     ): (
         "test_integrity.test_damage_is_told_by_file_before_a_test_image_is_read",
         "test_integrity.test_files_newer_than_their_digests_go_on",

@@ -222,7 +222,8 @@ class _Maker:
                 lambda number: None,
                 windows=1,
             )
-        share = self.images.num_train / len(blanks.train)
+        # With folds, each of so many networks trains an epoch.
+        share = (self.request.data.folds or 1) * self.images.num_train / len(blanks.train)
         for place, network in enumerate(networks):
             own = [one for one in found[place :: len(networks)] if one is not None]
             if own:
