@@ -23,6 +23,7 @@ from tuner.ensemble.result import EnsembleResult
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.metrics.predict import confusion_matrix, predict_probs, score
 from tuner.run.checkpoint import load_checkpoint
+from tuner.run.layout import DIGESTS
 from tuner.run.run import Run
 from tuner.run.trial import write_status, write_val_probs
 from tuner.training.device import compute_dtype
@@ -252,6 +253,7 @@ def test_members_of_earlier_versions_have_the_same_floor_on_validation_and_test(
     """They kept float16 probabilities, where 2**-25 and less is 0."""
     for trial in finished_run.trials()[:2]:
         write_val_probs(trial.path, trial.val_probs().astype(np.float16))
+        (trial.path / DIGESTS).unlink()
     old = {trial.number for trial in finished_run.trials()[:2]}
     with planning(
         finished_run, EnsembleRequest(top=3, name="mixed", calibrate=True), devices=[CPU]

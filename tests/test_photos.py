@@ -125,9 +125,9 @@ def test_without_test_images_no_figure_is_called_one_of_test(folder: Path, tmp_p
     words = ["ensemble", "--top", "2", "--storage", str(tmp_path), "--device", "cpu"]
     result = CliRunner().invoke(cli, [*words, "--run", "photos"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "There are no test images" in result.stdout
-    assert "Gain in held-out accuracy" in result.stdout
-    assert " test" not in result.stdout.replace("no test images", "")
+    assert "No test images." in result.stdout
+    assert "Held-out gain over trial" in result.stdout
+    assert " test" not in result.stdout.replace("No test images", "")
     report = CliRunner().invoke(cli, ["report", "photos", "--storage", str(tmp_path)])
     assert report.exit_code == 0, report.output
     page = (tmp_path / "photos" / "report.html").read_text()

@@ -9,7 +9,7 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
-from tuner.monitor.live_table import draw
+from tuner.monitor.live_table import Clocks, draw
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.rung_worth import MIN_TRIALS, rung_worths
 from tuner.run.state import SearchState
@@ -84,7 +84,7 @@ def test_the_live_table_tells_it_in_a_line_of_its_own() -> None:
             state.apply(EpochEnded(number=number, metrics=row))
         state.apply(TrialEnded(number=number, state="completed"))
     console = Console(file=io.StringIO(), width=80)
-    console.print(draw(state, 2, None, "", 80, 24))
+    console.print(draw(state, 2, Clocks(elapsed=1.0, left=None), "", 80, 24))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert "epoch 3 tells the end: 1.00 (1.00 to 1.00), 12 trials" in [

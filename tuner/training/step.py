@@ -121,13 +121,14 @@ class Steps(ABC):
             is_mirrored=is_mirrored,
         )
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        taught: Sequence[Tensor | None] = [None] * task.num_parts
+        parts = inputs.chunk(task.num_parts)
+        taught: Sequence[Tensor | None] = [None] * len(parts)
         if task.taught is not None:
             targets, whole = targets.tensor_split(2, dim=1)
             taught = whole.chunk(task.num_parts)
         total = self._loss.weight_of(targets)
-        parts = (inputs.chunk(task.num_parts), targets.chunk(task.num_parts), taught)
-        for part, aims, lessons in zip(*parts, strict=True):
+        aims_of_parts = targets.chunk(task.num_parts)
+        for part, aims, lessons in zip(parts, aims_of_parts, taught, strict=True):
             # A graph could not tell when the casts that autocast keeps are out of date.
             with torch.autocast(
                 device.type,
