@@ -1,0 +1,225 @@
+"""Record learning curves of a shipped space on six sets of images; choose its first trials by them.
+
+    python -m tests.benchmarks.portfolio --space cnn_small --data FOLDER --results cnn_small.jsonl
+
+FOLDER is CIFAR-10 as class folders. The same configurations are drawn from the space and trained on
+the digits and on five parts of CIFAR-10, which differ in classes, size, colour and number of
+images. Eight are chosen one after another, each for the lowest mean regret of the best so far; they
+are printed as the ``baseline:`` of a space. The check learns them from five sets and tries them on
+the sixth, against as many configurations at random. What ``--results`` holds is not trained again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tests.benchmarks.samplers import PORTFOLIO, read_results
+from tuner.config import DataConfig, TrialConfig
+from tuner.data.splits import load_splits
+from tuner.run.trial import EpochMetrics, best_row
+from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.space.source import find_space
+from tuner.training.loop import train
+from tuner.tuning.sampling.reconstruct import reconstruct
+
+VEHICLES = ("airplane", "automobile", "ship", "truck")
+ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+NUM_VAL = 1000
+"""Validation images of each part of CIFAR-10."""
+SHOWN = (1, 2, 4, PORTFOLIO)
+"""Trials after which the check looks."""
+DRAWS = 2000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSet:
+    """A part of CIFAR-10."""
+
+    classes: Sequence[str] = (*VEHICLES, *ANIMALS)
+    train_images: int = 2000
+    image_size: int = 32
+    is_grey: bool = False
+
+
+SETS: dict[str, ImageSet | None] = {
+    "digits": None,
+    "vehicles": ImageSet(classes=VEHICLES),
+    "animals": ImageSet(classes=ANIMALS),
+    "16 pixels": ImageSet(image_size=16),
+    "grey": ImageSet(is_grey=True),
+    "600 images": ImageSet(train_images=600),
+}
+
+
+def prepare(name: str, images: ImageSet | None, cifar: Path, folder: Path) -> DataConfig:
+    """Return a set of images; copy a part of CIFAR-10 to a folder of its own."""
+    if images is None:
+        return DataConfig(source="digits")
+    own = folder / name.replace(" ", "-")
+    if not own.exists():
+        made = own.with_suffix(".part")
+        shutil.rmtree(made, ignore_errors=True)
+        for name in images.classes:
+            files = sorted((cifar / "train" / name).iterdir())
+            num_train, num_val = (
+                number // len(images.classes) for number in (images.train_images, NUM_VAL)
+            )
+            for part, chosen in (
+                ("val", files[:num_val]),
+                ("train", files[num_val : num_val + num_train]),
+            ):
+                target = made / part / name
+                target.mkdir(parents=True)
+                for file in chosen:
+                    if images.is_grey:
+                        Image.open(file).convert("L").save(target / f"{file.stem}.png")
+                    else:
+                        shutil.copyfile(file, target / file.name)
+        made.rename(own)
+    return DataConfig(source=str(own), image_size=images.image_size)
+
+
+def draw(space: SearchSpace, count: int, epochs: int) -> list[TrialConfig]:
+    """Return the baselines of a space, and configurations at random."""
+    trial = RandomTrial(0)
+    known = range(len(space.baseline))
+    return [
+        space.sample(trial, epochs=epochs, seed=0, baseline=number if number in known else None)
+        for number in range(count)
+    ]
+
+
+def record(task: tuple[str, int, TrialConfig, DataConfig, Path]) -> dict[str, Any]:
+    """Train one configuration on one set; return its line of the results."""
+    name, number, config, data, folder = task
+    torch.set_num_threads(1)
+    rows: list[EpochMetrics] = []
+    for epoch in train(config, load_splits(data, folder), torch.device("cpu")):
+        rows.append(epoch.figures)
+        if not epoch.is_finite:
+            break
+    return {
+        "set": name,
+        "number": number,
+        "config": config.to_dict(),
+        "history": [asdict(row) for row in rows],
+    }
+
+
+def regrets_of(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], NDArray[np.float64]]:
+    """Return the configurations that every set has, and their (S, N) normalised regrets."""
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        best = best_row([EpochMetrics(**row) for row in line["history"]])
+        reached = best.val_accuracy if best else 0.0
+        found.setdefault(line["set"], {})[line["number"]] = reached
+    numbers = sorted(set.intersection(*(set(reached) for reached in found.values())))
+    accuracies = np.array([[reached[number] for number in numbers] for reached in found.values()])
+    best, median = accuracies.max(axis=1), np.median(accuracies, axis=1)
+    return numbers, np.minimum(1, (best[:, None] - accuracies) / (best - median)[:, None])
+
+
+def choose(regrets: NDArray[np.float64], size: int) -> list[int]:
+    """Return the columns that complement each other best, chosen one after another.
+
+    Args:
+        regrets: (S, N), of N configurations on S sets.
+        size: How many.
+    """
+    chosen: list[int] = []
+    reached = np.ones((len(regrets), 1))
+    for _ in range(min(size, regrets.shape[1])):
+        # Where none brings the sets on, the one that is good on most of them.
+        order = np.lexsort((regrets.mean(axis=0), np.minimum(regrets, reached).mean(axis=0)))
+        chosen.append(next(column for column in order.tolist() if column not in chosen))
+        reached = np.minimum(reached, regrets[:, chosen[-1:]])
+    return chosen
+
+
+def check(regrets: NDArray[np.float64], sets: Sequence[str]) -> Table:
+    """Try a portfolio on each set that it was not learnt from."""
+    generator = np.random.default_rng(0)
+    table = Table(title="Regret on a set left out, after so many trials (at random)")
+    table.add_column("left out")
+    for count in SHOWN:
+        table.add_column(str(count), justify="right")
+    means = np.zeros((len(sets), len(SHOWN), 2))
+    for place, name in enumerate(sets):
+        own = regrets[place]
+        chosen = choose(np.delete(regrets, place, axis=0), PORTFOLIO)
+        orders = np.array([generator.permutation(len(own)) for _ in range(DRAWS)])
+        for column, count in enumerate(SHOWN):
+            by_chance = own[orders[:, :count]].min(axis=1).mean()
+            means[place, column] = own[chosen[:count]].min(), by_chance
+        table.add_row(name, *(f"{ours:.2f} ({chance:.2f})" for ours, chance in means[place]))
+    table.add_section()
+    table.add_row("mean", *(f"{ours:.2f} ({chance:.2f})" for ours, chance in means.mean(axis=0)))
+    return table
+
+
+def main() -> None:
+    """Record what is missing; print the check, and the chosen configurations as YAML."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", required=True)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--configs", type=int, default=48)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    messages = Console(stderr=True, highlight=False)
+    folder = options.results.with_suffix(".sets")
+    folder.mkdir(parents=True, exist_ok=True)
+    space = load_space(find_space(options.space))
+    configs = draw(space, options.configs, options.epochs)
+    known = {(line["set"], line["number"]) for line in read_results(options.results)}
+    tasks = [
+        (name, number, config, data, folder)
+        for number, config in enumerate(configs)
+        for name, data in _prepared(options.sets, options.data, folder)
+        if (name, number) not in known
+    ]
+    with (
+        options.results.open("a") as lines,
+        ProcessPoolExecutor(options.processes) as pool,
+    ):
+        done = as_completed([pool.submit(record, task) for task in tasks])
+        for future in track(done, "recording", total=len(tasks), console=messages):
+            lines.write(json.dumps(future.result()) + "\n")
+            lines.flush()
+    lines = read_results(options.results)
+    numbers, regrets = regrets_of([line for line in lines if line["number"] < options.configs])
+    sets = list(dict.fromkeys(line["set"] for line in lines))
+    output = Console(highlight=False, width=100)
+    if len(sets) > 1:
+        output.print(check(regrets, sets))
+    for place, column in enumerate(choose(regrets, PORTFOLIO)):
+        number = numbers[column]
+        drawn = reconstruct(
+            space, configs[number], number if number < len(space.baseline) else None
+        )
+        output.print(f"{place + 1}: configuration {number}: {drawn.params if drawn else ''}")
+
+
+def _prepared(names: Sequence[str], cifar: Path, folder: Path) -> Iterator[tuple[str, DataConfig]]:
+    for name in names:
+        yield name, prepare(name, SETS[name], cifar, folder)
+
+
+if __name__ == "__main__":
+    main()
