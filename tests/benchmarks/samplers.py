@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table as Rows
 
-from tests.benchmarks.tables import Table, read_tables
+from tests.benchmarks.tables import Curve, Table, read_tables
 from tuner.config import TrialConfig
 from tuner.run.events import EpochEnded, TrialEnded
 from tuner.run.state import SearchState
@@ -225,8 +225,13 @@ def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[f
     one_slot = TrialResources(cpus=1, gpus=0)
     tuner = Tuner(state, proposer, scheduler, spending, lambda config: one_slot)
 
+    taken: set[int] = set()
+    curves: dict[int, Curve] = {}
+
     def train(given: Assignment) -> Iterator[Step]:
-        curve = table.curve(parameters_of(given.config))
+        if given.number not in curves:
+            curves[given.number] = table.curve(parameters_of(given.config), taken)
+        curve = curves[given.number]
         for epoch in range(given.num_epochs + 1, given.config.epochs + 1):
             seconds, score = float(curve.seconds[epoch - 1]), float(curve.scores[epoch - 1])
             yield seconds
@@ -257,9 +262,7 @@ def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[f
             break
         if math.isfinite(event.metrics.val_loss) and event.metrics.val_accuracy > best:
             best = event.metrics.val_accuracy
-            config = state.trials[event.number].config
-            assert config is not None
-            regret = table.regret(table.curve(parameters_of(config)).test)
+            regret = table.regret(curves[event.number].test)
     # A space can be searched to its end, or a budget be spent to the last second.
     return regrets + [regret] * (len(BUDGETS) - len(regrets))
 

@@ -11,7 +11,8 @@ A folder of tables holds, in any number:
   and columns 3 and 5 are the balanced accuracy on validation and test images.
 
 Recorded tables answer with the row that is nearest to what was asked for, as the tabulated
-benchmarks of Syne Tune do (Salinas et al. 2022).
+benchmarks of Syne Tune do (Salinas et al. 2022), but with none that the same search has had: a
+network that is a little different from one before is not the same one either.
 """
 
 import functools
@@ -98,8 +99,13 @@ class Table:
     axes: Sequence[Axis]
     known: Array
 
-    def curve(self, searched: Mapping[str, float]) -> Curve:
-        """Return the curve of a configuration."""
+    def curve(self, searched: Mapping[str, float], taken: set[int] | None = None) -> Curve:
+        """Return the curve of a configuration.
+
+        Args:
+            searched: Its values.
+            taken: Rows of a recorded table that are not to be had again; grows by one.
+        """
         raise NotImplementedError
 
     @functools.cached_property
@@ -155,10 +161,16 @@ class RecordedTable(Table):
             [axis.unit(column) for axis, column in zip(axes, known.T, strict=True)], axis=1
         )
 
-    def curve(self, searched: Mapping[str, float]) -> Curve:
+    def curve(self, searched: Mapping[str, float], taken: set[int] | None = None) -> Curve:
         """See ``Table``."""
         asked = np.array([axis.unit(np.array(searched[axis.searched_name])) for axis in self.axes])
-        row = int(np.square(self._units - asked).sum(axis=1).argmin())
+        distances = np.square(self._units - asked).sum(axis=1)
+        if taken is not None:
+            # Once all were had, they come again.
+            distances[list(taken)] += 0 if len(taken) == len(distances) else np.inf
+        row = int(distances.argmin())
+        if taken is not None:
+            taken.add(row)
         return Curve(
             scores=self._valid[row], seconds=self._seconds[row], test=float(self._test[row, -1])
         )
@@ -186,7 +198,7 @@ class SurrogateTable(Table):
         """See ``Table``."""
         return self.num_surrogate_epochs
 
-    def curve(self, searched: Mapping[str, float]) -> Curve:
+    def curve(self, searched: Mapping[str, float], taken: set[int] | None = None) -> Curve:
         """See ``Table``."""
         values = np.array([[searched[axis.searched_name] for axis in self.axes]], np.float32)
         key = values.tobytes()
