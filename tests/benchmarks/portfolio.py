@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -32,9 +33,9 @@ from tuner.config import DataConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.run.trial import EpochMetrics, best_row
 from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.space.searched import searched_yaml
 from tuner.space.source import find_space
 from tuner.training.loop import train
-from tuner.tuning.sampling.reconstruct import reconstruct
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
@@ -124,7 +125,7 @@ def regrets_of(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], NDArray[n
     """Return the configurations that every set has, and their (S, N) normalised regrets."""
     found: dict[str, dict[int, float]] = {}
     for line in lines:
-        best = best_row([EpochMetrics(**row) for row in line["history"]])
+        best = best_row([EpochMetrics(**row) for row in line["history"]], "accuracy")
         reached = best.val_accuracy if best else 0.0
         found.setdefault(line["set"], {})[line["number"]] = reached
     numbers = sorted(set.intersection(*(set(reached) for reached in found.values())))
@@ -208,12 +209,11 @@ def main() -> None:
     output = Console(highlight=False, width=100)
     if len(sets) > 1:
         output.print(check(regrets, sets))
-    for place, column in enumerate(choose(regrets, PORTFOLIO)):
-        number = numbers[column]
-        drawn = reconstruct(
-            space, configs[number], number if number < len(space.baseline) else None
-        )
-        output.print(f"{place + 1}: configuration {number}: {drawn.params if drawn else ''}")
+    output.print(f"baseline:  # learnt by tests/benchmarks/portfolio.py on {', '.join(sets)}")
+    for column in choose(regrets, PORTFOLIO):
+        entry = yaml.safe_load(searched_yaml(space, configs[numbers[column]].to_dict()))
+        (chosen,) = entry["baseline"]
+        output.print(f"  - {json.dumps(chosen)}", soft_wrap=True, markup=False)
 
 
 def _prepared(names: Sequence[str], cifar: Path, folder: Path) -> Iterator[tuple[str, DataConfig]]:
