@@ -34,7 +34,7 @@ from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.space import SearchSpace, load_space
 from tuner.space.searched import short_names
-from tuner.tuning.sampling.importance import ALL, importances
+from tuner.tuning.sampling.importance import ALL, importances, resampled_importances
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import make_scheduler
 
@@ -430,6 +430,19 @@ def test_a_thousand_trials_make_a_page_in_seconds_and_below_five_megabytes(tmp_p
     print(f"{seconds:.1f} s, {size / 1e6:.2f} MB")
     assert seconds < 10
     assert size < 5e6
+
+
+def test_of_few_trials_the_importance_is_told_with_its_range(run: Run) -> None:
+    few = run.trials()[:19]
+    shares = resampled_importances(spaces(), few)
+    first, *rest = shares.values()
+    assert next(iter(shares)) == "optimizer.sgd.lr"
+    for spread in shares.values():
+        assert 0 <= spread.low <= spread.median <= spread.high <= 1
+    assert first.high - first.low > 0.1, "few trials cannot tell"
+    assert sum(spread.median for spread in (first, *rest)) == pytest.approx(1, abs=0.3)
+    assert resampled_importances(spaces(), few[:9]) == {}
+    assert resampled_importances(spaces(), run.trials()) == {}
 
 
 # In a browser

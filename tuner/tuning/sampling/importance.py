@@ -1,13 +1,15 @@
 """How much each parameter had to do with a trial being among the best."""
 
+import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
 from tuner.config import TrialConfig
+from tuner.run.forecast import Spread
 from tuner.run.trial import TrialRecord, score_of
 from tuner.space import SearchSpace
 from tuner.space.searched import ALL
@@ -15,7 +17,10 @@ from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.study import make_study
 
 MIN_TRIALS = 20
-"""Below, a few lucky trials would decide."""
+"""Below, a few lucky trials would decide, and only ranges are told."""
+MIN_RESAMPLED = 10
+"""Below, nothing is told: the best ones would be more than half of the trials."""
+NUM_RESAMPLES = 40
 BEST_SHARE = 0.1
 """The best trials whose parameters are compared with all."""
 MIN_BEST = 5
@@ -38,12 +43,7 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
         ``all trials``, and each family if there are several -> parameter -> share, the largest
         first, summing to 1; without the groups that have too few trials to say anything.
     """
-    scored = (
-        (trial.config, score_of(trial.best, trial.metric))
-        for trial in trials
-        if trial.is_scored and trial.best
-    )
-    return importances_of(space, [(config, score) for config, score in scored if score is not None])
+    return importances_of(space, list(_scored(trials)))
 
 
 def importances_of(
@@ -51,13 +51,9 @@ def importances_of(
 ) -> dict[str, dict[str, float]]:
     """Return the same from configurations with their scores; see ``importances``."""
     told: dict[str, list[FrozenTrial]] = {ALL: []}
-    for config, score in scored:
-        if drawn := params_of(space, config):
-            frozen = create_trial(
-                value=score, params=drawn.params, distributions=drawn.distributions
-            )
-            for group in (ALL, config.model.family):
-                told.setdefault(group, []).append(frozen)
+    for family, frozen in _frozen(space, scored):
+        for group in (ALL, family):
+            told.setdefault(group, []).append(frozen)
     families = [group for group in told if group != ALL]
     if len(families) == 1:
         del told[families[0]]
@@ -65,6 +61,53 @@ def importances_of(
         group: _shares(members) for group, members in told.items() if len(members) >= MIN_TRIALS
     }
     return {group: share for group, share in shares.items() if share}
+
+
+def resampled_importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, Spread]:
+    """Return each parameter's share of the importance in few trials, with its range.
+
+    The trials are drawn anew, with replacement, ``NUM_RESAMPLES`` times (Efron 1979): a range tells
+    how far the share depends on which trials there happen to be.
+
+    Args:
+        space: What was searched.
+        trials: Of the run; as for ``importances``.
+
+    Returns:
+        Parameter -> median share and range, the largest median first; nothing where there are
+        fewer than ``MIN_RESAMPLED`` trials, or as many as ``importances`` takes.
+    """
+    frozen = [trial for _, trial in _frozen(space, list(_scored(trials)))]
+    if not MIN_RESAMPLED <= len(frozen) < MIN_TRIALS:
+        return {}
+    draw = random.Random(0)
+    with warnings.catch_warnings():
+        # That few trials have some parameter is the reason for the ranges.
+        warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
+        drawn = [_shares(draw.choices(frozen, k=len(frozen))) for _ in range(NUM_RESAMPLES)]
+    names = dict.fromkeys(name for shares in drawn for name in shares)
+    spreads = {name: Spread.of([shares.get(name, 0.0) for shares in drawn]) for name in names}
+    return dict(sorted(spreads.items(), key=lambda item: -item[1].median))
+
+
+def _scored(trials: Sequence[TrialRecord]) -> Iterator[tuple[TrialConfig, float]]:
+    """Yield configuration and score of each trial that has one."""
+    for trial in trials:
+        if trial.is_scored and trial.best:
+            score = score_of(trial.best, trial.metric)
+            if score is not None:
+                yield trial.config, score
+
+
+def _frozen(
+    space: SearchSpace, scored: Sequence[tuple[TrialConfig, float]]
+) -> Iterator[tuple[str, FrozenTrial]]:
+    """Yield family and trial of each configuration that lies in the space."""
+    for config, score in scored:
+        if drawn := params_of(space, config):
+            params, distributions = drawn.params, drawn.distributions
+            frozen = create_trial(value=score, params=params, distributions=distributions)
+            yield config.model.family, frozen
 
 
 def _shares(trials: list[FrozenTrial]) -> dict[str, float]:
