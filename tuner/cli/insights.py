@@ -11,6 +11,7 @@ from tuner.errors import TunerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tuner.run.forecast import Spread
     from tuner.run.run import Run
     from tuner.run.trial import TrialRecord
     from tuner.space import SearchSpace
@@ -56,6 +57,17 @@ def _importance(
     from tuner.tuning.sampling.importance import importances
 
     return importances(space, trials)
+
+
+def tentative_importance(
+    run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
+) -> "dict[str, Spread]":
+    """Return the shares that parameters of few trials may have in the importance."""
+    if run.record.refit or sum(trial.is_scored for trial in trials) >= LEAST_WEIGHED:
+        return {}
+    from tuner.tuning.sampling.importance import resampled_importances
+
+    return resampled_importances(space, trials)
 
 
 def searched_columns(run: "Run", trials: "Sequence[TrialRecord]") -> "list[Column]":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli import completion
-from tuner.cli.insights import insights_of, print_advice
+from tuner.cli.insights import insights_of, print_advice, tentative_importance
 from tuner.cli.options import JSON, STORAGE
 from tuner.cli.output import print_json
 from tuner.run.resuming import short_path
@@ -30,10 +30,11 @@ def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     found = find_run(storage, run)
     ranked = found.ranked()
     known = insights_of(found, ranked)
-    made = write_report(found, ranked, known.space, known.importance, known.advice)
+    tentative = tentative_importance(found, known.space, ranked)
+    made = write_report(found, ranked, known.space, known.importance, known.advice, tentative)
     if as_json:
-        print_json({"report": str(made.path), "verdict": made.verdict, "advice": known.advice})
+        print_json({"report": str(made.path), "verdict": made.verdict, "advice": made.advice})
         return
     click.echo(made.verdict.replace("\N{NO-BREAK SPACE}", " "))
-    print_advice(known.advice)
+    print_advice(made.advice)
     click.echo(f"Report: {short_path(made.path)}")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.metrics.goal import name_of
+from tuner.report.advice import advise_on_run
 from tuner.report.best import best_trial
-from tuner.report.ensembles import read_ensemble
-from tuner.report.facts import run_facts
+from tuner.report.ensembles import read_ensemble, read_figures
+from tuner.report.facts import class_facts, run_facts
 from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
 from tuner.run.ensembles import ensemble_folders
-from tuner.run.forecast import outcomes
+from tuner.run.forecast import Spread, outcomes
 from tuner.run.issues import find_issues
 from tuner.run.layout import REPORT, SPACE
 from tuner.run.run import Run, leader
@@ -36,6 +37,8 @@ class Report:
     path: AnyPath
     verdict: str
     """Its first sentence."""
+    advice: list[str]
+    """What to look at, one line each."""
 
 
 def write_report(
@@ -44,6 +47,7 @@ def write_report(
     space: SearchSpace,
     importance: Mapping[str, Mapping[str, float]],
     advice: Sequence[str],
+    tentative: Mapping[str, Spread] | None = None,
 ) -> Report:
     """Write ``report.html`` of a run.
 
@@ -53,19 +57,26 @@ def write_report(
         space: What it searched.
         importance: Group of trials -> parameter -> share of the importance.
         advice: What to look at, one line each.
+        tentative: Parameter -> share of the importance, where trials are few.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
     """
     check_records(ranked)
-    ensembles = [read_ensemble(folder) for folder in ensemble_folders(run.path)]
+    folders = ensemble_folders(run.path)
+    ensembles = [read_ensemble(folder) for folder in folders]
     ensemble = ensembles[0] if ensembles else None
-    facts = run_facts(run, space, ranked, importance)
+    facts = run_facts(run, space, ranked, importance, tentative or {})
     if ensemble:
         keys = ("by_size", "classes", "confusion", "per_class", "reliability", "coverage")
         drawn = {key: ensemble[key] for key in (*keys, "frontier") if ensemble.get(key)}
+        if "per_class" in drawn:
+            drawn["per_class"] = class_facts(drawn["per_class"])
         facts["ensemble"] = drawn
     sentence = verdict(ranked, ensemble)
+    best = best_trial(run, ranked, space)
+    figures = read_figures(folders[0]) if folders else None
+    lines = [*advise_on_run(run, ranked, best, figures), *advice]
     page = render(
         "report.html",
         ("trial.js", "table.js", "report.js", "ensemble.js"),
@@ -76,8 +87,8 @@ def write_report(
         summary=_summary(run, ranked),
         metric=run.record.search.metric,
         metric_name=name_of(run.record.search.metric),
-        best=best_trial(run, ranked, space),
-        advice=advice,
+        best=best,
+        advice=lines,
         worths=rung_worths(run.record.search, [trial.history for trial in ranked]),
         planned=outcomes(run, ranked),
         issues=find_issues(run),
@@ -88,7 +99,7 @@ def write_report(
     )
     path = run.path / REPORT
     write_text(path, page)
-    return Report(path=path, verdict=sentence)
+    return Report(path=path, verdict=sentence, advice=lines)
 
 
 def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""What to change in a search space, or in the rungs, as the trials of a run show it."""
+"""What to look at in a run: its space, its rungs, its images, its ensemble."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,8 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from scipy.stats import binom
 
 from tuner.config import SearchConfig
+from tuner.metrics.intervals import wilson
+from tuner.report.best import BestTrial
+from tuner.report.ensembles import EnsembleFigures, Scores
+from tuner.run.resuming import resume_command
+from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, order_of
+from tuner.run.uncertainty import validated_on
 from tuner.space import SearchSpace
 from tuner.space.axes import Range, parameters, to_yaml, value_of
 
@@ -17,10 +23,13 @@ BEST_SHARE = 0.1
 EDGE = 0.1
 """Part of a range, on its own scale, that is its edge."""
 CHANCE = 0.01
-"""So rarely would as many of the best lie at an edge if all places were as good."""
+"""So rarely would as many of the best lie at an edge if all places were as good, or two accuracies
+differ as much if there were no reason."""
 HARDLY = 0.1
 """A parameter hardly matters with less than this part of an even share of the importance."""
 MOST_NAMES = 5
+WIDE = 0.02
+"""An uncertainty, or a gap, of accuracy that is worth a look."""
 
 
 def advise(
@@ -119,3 +128,97 @@ def _rungs(state: SearchState) -> Iterator[str]:
             )
         elif not rung.passed and not rung.paused:
             yield f"Rung {rung.epoch} let none of {rung.arrived} trials pass; raise grace."
+
+
+def advise_on_run(
+    run: Run,
+    trials: Sequence[TrialRecord],
+    best: BestTrial | None,
+    ensemble: EnsembleFigures | None,
+) -> list[str]:
+    """Return what a reader of a run should know of its figures, one line each.
+
+    Args:
+        run: Which.
+        trials: Of the run.
+        best: The leading one.
+        ensemble: The newest one; no figure of test images decides what is said of its members.
+    """
+    lines = [*_cut(run, trials), *_few_images(run, best)]
+    if ensemble is None or ensemble.is_val_seen:
+        return lines
+    return [*lines, *_vote(ensemble), *_gap(ensemble, run.record.num_val)]
+
+
+def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
+    record = run.record
+    has_budget = record.budget_seconds is not None or record.budget_gpu_hours is not None
+    if record.status != "finished" or record.refit or not has_budget:
+        return
+    cut = sum(trial.status.state == "interrupted" for trial in trials)
+    missing = max(0, record.search.trials - len(trials))
+    if cut or missing:
+        told = [f"cut {cut} of {len(trials)} trials"] if cut else []
+        told += [f"left {missing} of {record.search.trials} trials unbegun"] if missing else []
+        more = ("--gpu-hours", f"{2 * (record.budget_gpu_hours or 0):g}")
+        if record.budget_seconds is not None:
+            more = ("--time-budget", f"{math.ceil(2 * record.budget_seconds)}s")
+        command = resume_command(run.path, "search", *more)
+        yield f"The budget {' and '.join(told)}. A larger one goes on: {command}"
+
+
+def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:
+    if best is None or not best.others_within:
+        return
+    margin = best.accuracy - best.low
+    if margin > WIDE:
+        told = f"{best.others_within} other trial{'s' if best.others_within > 1 else ''}"
+        more = ""
+        if run.record.data.folds is None:
+            more = " More images (--val-fraction), or all in turn (--folds), would tell."
+        yield (
+            f"{validated_on(run)} tell an accuracy to within {100 * margin:.1f} points: {told} may "
+            f"be as accurate as the best.{more}"
+        )
+
+
+def _vote(ensemble: EnsembleFigures) -> Iterator[str]:
+    verdict, crossfit = ensemble.verdict, ensemble.ensemble.crossfit
+    if verdict:
+        if verdict.advised != verdict.asked and verdict.asked.num_members > 1:
+            yield verdict.text
+    elif crossfit and len(ensemble.members) > 1 and ensemble.metric == "accuracy":
+        single = _single(ensemble)
+        if single and crossfit.accuracy < single.accuracy:
+            yield (
+                f"The ensemble is right on {crossfit.accuracy:.2%} of the validation images, "
+                f"cross-fitted, the best single, trial {ensemble.best_single}, on "
+                f"{single.accuracy:.2%}."
+            )
+
+
+def _single(ensemble: EnsembleFigures) -> Scores | None:
+    """Return the scores of the best single on validation images, cross-fitted where they were."""
+    crossfits = [row.figures.crossfit for row in ensemble.comparison if row.method == "best single"]
+    vals = [member.val for member in ensemble.members if member.trial == ensemble.best_single]
+    return next((scores for scores in (*crossfits, *vals) if scores), None)
+
+
+def _gap(ensemble: EnsembleFigures, num_val: int) -> Iterator[str]:
+    crossfit, test = ensemble.ensemble.crossfit, ensemble.ensemble.test
+    if crossfit is None or not ensemble.has_test or not ensemble.test_images:
+        return
+    high, low = max(crossfit.accuracy, test.accuracy), min(crossfit.accuracy, test.accuracy)
+    num_high, num_low = num_val, ensemble.test_images
+    side = "below"
+    if test.accuracy > crossfit.accuracy:
+        num_high, num_low, side = num_low, num_high, "above"
+    # Newcombe's (1998) interval of the difference of two shares, method 10.
+    below = high - wilson(high, num_high, level=1 - CHANCE)[0]
+    above = wilson(low, num_low, level=1 - CHANCE)[1] - low
+    if high - low > max(WIDE, math.hypot(below, above)):
+        yield (
+            f"The ensemble's test accuracy, {test.accuracy:.2%}, lies {100 * (high - low):.1f} "
+            f"points {side} the cross-fitted one on validation images, {crossfit.accuracy:.2%}: "
+            "more than chance explains. Do the images come from the same source?"
+        )

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.config import Metric, SearchConfig
+from tuner.metrics.intervals import wilson
 from tuner.report.page import metric_facts
+from tuner.run.forecast import Spread
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, TrialState, order_of
@@ -121,11 +123,22 @@ def _spent(groups: Mapping[str, Sequence[TrialRecord]], metric: Metric) -> list[
     return rows
 
 
+def class_facts(per_class: Sequence[Plain]) -> list[Plain]:
+    """Return the accuracies of classes with their 95 % intervals, without classes of no image."""
+    known = [row for row in per_class if row["count"]]
+    ends = [wilson(row["accuracy"], row["count"]) for row in known]
+    return [
+        row | {"low": round(low, 4), "high": round(high, 4)}
+        for row, (low, high) in zip(known, ends, strict=True)
+    ]
+
+
 def run_facts(
     run: Run,
     space: SearchSpace,
     ranked: Sequence[TrialRecord],
     importance: Mapping[str, Mapping[str, float]],
+    tentative: Mapping[str, Spread],
 ) -> Plain:
     """Return what the script of a run's page draws."""
     facts = parameter_facts(space)
@@ -144,5 +157,9 @@ def run_facts(
             group: [[name, round(share, 4)] for name, share in shares.items()]
             for group, shares in importance.items()
         },
+        "tentative": [
+            [name, round(share.median, 4), round(share.low, 4), round(share.high, 4)]
+            for name, share in tentative.items()
+        ],
         "spending": spending(run.record.search, ranked),
     }

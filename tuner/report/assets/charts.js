@@ -82,21 +82,42 @@ window.addEventListener("beforeprint", () => { printing = true; redraw(); });
 window.addEventListener("afterprint", () => { printing = false; redraw(); });
 
 // Horizontal bars with their names: rows of {name, value, colour}.
-function bars(colours, width, rows, label, about, max = "dataMax") {
+function bars(colours, width, rows, label, about) {
   const ordered = rows.toReversed();
   const left = Math.min(0.4 * width, 18 + 7 * Math.max(...rows.map((r) => r.name.length)));
   const height = Math.max(9, Math.min(23, 1100 / rows.length));
   const isFew = height > 13;
   return { height: height * rows.length + 16, chart: {
     grid: { left, right: 62, top: 4, bottom: 8 },
-    xAxis: { type: "value", show: false, min: 0, max },
+    xAxis: { type: "value", show: false, min: 0, max: "dataMax" },
     yAxis: axis(colours, { type: "category", data: ordered.map((r) => r.name), axisLabel: { color: colours.ink, overflow: "truncate", width: left - 10, ...(isFew && { interval: 0 }) }, axisLine: { show: false } }),
     tooltip: tooltip(colours, (p) => about(ordered[p.dataIndex])),
     series: [{ type: "bar", barWidth: isFew ? 12 : "70%", data: ordered.map((r) => ({ value: r.value, itemStyle: { color: r.colour ?? colours.series[0] } })), label: { show: isFew, position: "right", color: colours.soft, formatter: (p) => label(p.value) }, itemStyle: { borderRadius: [0, 2, 2, 0] } }],
   } };
 }
 
-// A vertical axis of accuracies from low to high, its ends at whole steps.
+// Points on lines that hold their intervals: rows of {name, value, low, high}.
+function ranges(colours, width, rows, scale, about) {
+  const ordered = rows.toReversed();
+  const left = Math.min(0.4 * width, 18 + 7 * Math.max(...rows.map((r) => r.name.length)));
+  const height = Math.max(9, Math.min(23, 1100 / rows.length)), isFew = height > 13;
+  const line = (params, api) => {
+    const [from, to] = [0, 1].map((dim) => api.coord([api.value(dim), api.value(2)]));
+    return { type: "line", shape: { x1: from[0], y1: from[1], x2: to[0], y2: to[1] }, style: { stroke: colours.series[0], opacity: 0.4, lineWidth: isFew ? 4 : 2 } };
+  };
+  return { height: height * rows.length + 40, chart: {
+    grid: { left, right: 24, top: 4, bottom: 32 },
+    xAxis: scale,
+    yAxis: axis(colours, { type: "category", data: ordered.map((r) => r.name), axisLabel: { color: colours.ink, overflow: "truncate", width: left - 10, ...(isFew && { interval: 0 }) }, axisLine: { show: false } }),
+    tooltip: tooltip(colours, (p) => about(ordered[p.dataIndex])),
+    series: [
+      { type: "custom", renderItem: line, encode: { x: [0, 1], y: 2 }, data: ordered.map((r, index) => [r.low, r.high, index]) },
+      { type: "scatter", symbolSize: isFew ? 9 : 5, data: ordered.map((r, index) => [r.value, index]), itemStyle: { color: colours.series[0], opacity: 1 } },
+    ],
+  } };
+}
+
+// An axis of accuracies from low to high, its ends at whole steps.
 function accuracyAxis(colours, low, high, unit = " %") {
   const step = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1].find((s) => (high - low) / s <= 6) ?? 0.2;
   const max = Math.min(1, Math.max(step, Math.ceil(high / step - 1e-9) * step));

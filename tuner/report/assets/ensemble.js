@@ -63,11 +63,10 @@
     } };
   });
 
-  when("per_class", "chart-classes", (given, colours, width) => bars(
+  when("per_class", "chart-classes", (given, colours, width) => ranges(
     colours, width,
-    [...given].sort((a, b) => b.accuracy - a.accuracy).map((r) => ({ name: r.class, value: r.accuracy, count: r.count })),
-    (value) => percent(value, 1),
-    (row) => `${safe(row.name)}: <b>${percent(row.value)}</b> of ${row.count} images`,
-    1,
+    [...given].sort((a, b) => b.accuracy - a.accuracy).map((r) => ({ ...r, name: r.class, value: r.accuracy })),
+    accuracyAxis(colours, Math.min(...given.map((r) => r.low)), Math.max(...given.map((r) => r.high))),
+    (row) => `${safe(row.name)}: <b>${percent(row.value)}</b> of ${row.count} images<br>${percent(row.low)} to ${percent(row.high)}`,
   ));
 }

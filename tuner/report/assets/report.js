@@ -33,7 +33,7 @@ const curves = chart("chart-curves", (colours) => {
     grid: { left: 48, right: 18, top: 22 + 16 * legendRows(), bottom: 40 },
     legend: { show: families.length > 1, selectedMode: false, top: 0, left: 40, icon: "roundRect", itemWidth: 14, itemHeight: 4, textStyle: { color: colours.soft } },
     tooltip: tooltip(colours, (p) => (p.data?.trial ? about(p.data.trial) : "")),
-    xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
+    xAxis: axis(colours, { type: control("log-epochs").checked ? "log" : "value", logBase: 3, name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: facts.epochs, minInterval: 1, axisLabel: { formatter: (v) => String(Math.round(v)) } }),
     yAxis: metricAxis(colours, seen),
     series: [
       {
@@ -60,7 +60,7 @@ chart("chart-best", (colours) => ({ chart: {
   tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${figure(p[0].data[1])}</b>`, { trigger: "axis" }),
   xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax", axisLabel: { formatter: thousands } }),
   yAxis: metricAxis(colours, range(soFar, 0.3)),
-  series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 }, areaStyle: { opacity: 0.08 } }],
+  series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 } }],
 } }));
 
 // Parallel coordinates
@@ -145,6 +145,13 @@ if (groups.length) {
     (row) => `${safe(row.parameter)}<br><b>${percent(row.value, 1)}</b>`,
   )));
 }
+
+chart("chart-tentative", (colours, width) => ranges(
+  colours, width,
+  facts.tentative.map(([parameter, value, low, high]) => ({ name: facts.parameters.find((p) => p.name === parameter).short, parameter, value, low, high })),
+  axis(colours, { type: "value", min: 0, max: 1, splitLine: true, axisLabel: { formatter: (v) => percent(v, 0) } }),
+  (row) => `${safe(row.parameter)}<br><b>${percent(row.value, 0)}</b>, ${percent(row.low, 0)} to ${percent(row.high, 0)}`,
+));
 
 // Slices
 
