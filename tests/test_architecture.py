@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "ensemble",
     "tracking": "errors config storage run",
     "monitor": "config storage metrics run space",
-    "report": "schema config storage metrics run space",
+    "report": "errors schema config storage metrics run space",
     "tuning": "errors passwords schema config storage models metrics data run space training "
     "ensemble deploy tracking monitor",
     "api": "errors console schema config storage metrics run space training ensemble deploy "

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from tests.test_state import row
 from tests.test_tuner import World, read_space
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
-from tuner.report import verdict, write_report
+from tuner.report import live, make_page, verdict, write_report
 from tuner.report.advice import advise
 from tuner.report.comparison import compare, write_comparison
 from tuner.run.run import Run
@@ -444,7 +445,7 @@ def with_ensemble(run: Run, folder: Path, **changed: Any) -> Run:
 
 
 def advice_of(run: Run) -> list[str]:
-    return write_report(run, run.ranked(), spaces(), {}, []).advice
+    return make_page(run, run.ranked(), spaces(), {}, []).advice
 
 
 def test_a_vote_below_the_best_single_is_worth_a_look(tmp_path: Path, run: Run) -> None:
@@ -818,3 +819,62 @@ def test_on_a_phone_the_test_figures_are_in_sight_and_charts_shrink(
     for chart in ("#chart-classes", "#chart-tentative"):
         assert view.num_colours(chart) > 20
     assert view.problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "SECONDS", 0.0)
+    monkeypatch.setattr(live, "IDLE", 0)
+    run = simulated(tmp_path, SEARCH, spaces())
+
+    def build(run: Run, version: str) -> str:
+        return make_page(run, run.ranked(), spaces(), {}, [], version=version).html
+
+    with live.page_server(live.LivePage(run.path, build), 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.method))
+        page.clock.install()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.clock.run_for(10_000)
+        page.wait_for_timeout(300)
+        assert asked.count("GET") == 1, "nothing was new"
+        assert asked.count("HEAD") >= 1
+        page.locator("#filter").fill("cnn")
+        page.get_by_role("button", name="trial", exact=True).click()
+        page.get_by_role("button", name="trial", exact=True).click()
+        page.locator("details summary").last.click()
+        page.locator("#parameters").scroll_into_view_if_needed()
+        rows = page.locator("#trials tbody").inner_text()
+        before = page.evaluate("scrollY")
+        assert before > 500
+        run.update(active_seconds=4321.0)
+        with page.expect_event("load"):
+            page.clock.run_for(4_000)
+        assert "1:12:01" in page.locator("header").inner_text()
+        assert page.locator("#filter").input_value() == "cnn"
+        assert page.locator("#trials tbody").inner_text() == rows
+        assert page.locator("#trials th[aria-sort=descending]").inner_text() == "trial"
+        assert page.locator("details").last.get_attribute("open") is not None
+        assert page.evaluate("scrollY") == before
+        # A trial that is looked at is not taken away.
+        page.locator("#trials tbody tr").first.click()
+        run.update(status="finished")
+        page.clock.run_for(10_000)
+        page.wait_for_timeout(300)
+        assert page.locator("#trial").is_visible()
+        page.keyboard.press("Escape")
+        with page.expect_event("load"):
+            page.clock.run_for(4_000)
+        assert "The search has ended" in page.locator("header").inner_text()
+        asked.clear()
+        page.clock.run_for(60_000)
+        page.wait_for_timeout(300)
+        assert asked == []
+        assert problems == []

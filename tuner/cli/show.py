@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tuner.run.run import Run
     from tuner.run.trial import TrialRecord
 
+PORT = 8050
+"""Where a report is served."""
 MOST_TRIALS = 5
 """Trials of a run that are listed, the best ones."""
 
@@ -36,14 +38,27 @@ MOST_TRIALS = 5
 )
 @STORAGE
 @click.option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
+@click.option("--serve", is_flag=True, help="Show the report in a browser; Ctrl-C ends it.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help=f"With --serve; 0 for one that is free.  [default: {PORT}]",
+)
 @JSON
 def show(
-    target: str | None, trial: int | None, storage: AnyPath, follow: bool, as_json: bool
+    target: str | None,
+    trial: int | None,
+    storage: AnyPath,
+    follow: bool,
+    serve: bool,
+    port: int | None,
+    as_json: bool,
 ) -> None:
     """Show a run, a trial or an ensemble on a page.
 
-    Without RUN, the newest run, or its TRIAL. With --follow, a search that runs elsewhere is
-    watched.
+    Without RUN, the newest run, or its TRIAL. A search that runs elsewhere is watched with
+    --follow in the terminal, and with --serve in a browser, on a page of this machine alone that
+    refreshes itself.
     """
     from tuner.run.run import find_run
 
@@ -51,12 +66,19 @@ def show(
         is_number = target.isdecimal() and not _is_run(storage, target)
         target, trial = (None, int(target)) if is_number else (target, None)
     if target is not None and trial is None and (folder := _ensemble(storage, target)):
-        if follow:
-            raise click.UsageError("--follow shows a run; leave it out for an ensemble.")
+        if follow or serve:
+            option = "--follow" if follow else "--serve"
+            raise click.UsageError(f"{option} shows a run; leave it out for an ensemble.")
         print_json(_figures(folder)) if as_json else print_ensemble(folder, is_whole=True)
         return
+    if port is not None and not serve:
+        raise click.UsageError("--port says where --serve listens; add --serve.")
     found = find_run(storage, target)
-    if follow:
+    if serve:
+        if trial is not None or as_json or follow:
+            raise click.UsageError("--serve shows a whole run in a browser; leave out the rest.")
+        _serve(found, PORT if port is None else port)
+    elif follow:
         if trial is not None or as_json:
             raise click.UsageError("--follow shows a whole run as a table; leave out the rest.")
         _follow(found)
@@ -257,3 +279,29 @@ def _follow(run: "Run") -> None:
     # To leave is not to interrupt: the search goes on.
     with suppress(KeyboardInterrupt):
         follow(run.path, Console(highlight=False), searched)
+
+
+def _serve(run: "Run", port: int) -> None:
+    from contextlib import suppress
+
+    from tuner.report.live import HOST, LivePage, page_server
+
+    page = LivePage(run.path, _page)
+    # To leave is not to interrupt: the search goes on.
+    with page_server(page, port) as server, suppress(KeyboardInterrupt):
+        address = f"http://{HOST}:{server.server_port}/"
+        click.echo(f"The report of {run.record.name}: {address} (Ctrl-C ends it)")
+        server.serve_forever()
+    click.echo("\nNot served any more.")
+
+
+def _page(run: "Run", version: str) -> str:
+    from tuner.cli.insights import insights_of, tentative_importance
+    from tuner.report import make_page
+
+    ranked = run.ranked()
+    known = insights_of(run, ranked)
+    tentative = tentative_importance(run, known.space, ranked)
+    return make_page(
+        run, ranked, known.space, known.importance, known.advice, tentative, version=version
+    ).html

@@ -27,7 +27,18 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, read_text
 
-__all__ = ["Report", "verdict", "write_report"]
+__all__ = ["Page", "Report", "make_page", "verdict", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """A run on a page."""
+
+    html: str
+    verdict: str
+    """Its first sentence."""
+    advice: list[str]
+    """What to look at, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +60,28 @@ def write_report(
     advice: Sequence[str],
     tentative: Mapping[str, Spread] | None = None,
 ) -> Report:
-    """Write ``report.html`` of a run.
+    """Write ``report.html`` of a run; the arguments are those of ``make_page``.
+
+    Raises:
+        TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
+    """
+    page = make_page(run, ranked, space, importance, advice, tentative)
+    path = run.path / REPORT
+    write_text(path, page.html)
+    return Report(path=path, verdict=page.verdict, advice=page.advice)
+
+
+def make_page(
+    run: Run,
+    ranked: Sequence[TrialRecord],
+    space: SearchSpace,
+    importance: Mapping[str, Mapping[str, float]],
+    advice: Sequence[str],
+    tentative: Mapping[str, Spread] | None = None,
+    *,
+    version: str | None = None,
+) -> Page:
+    """Return the page of a run.
 
     Args:
         run: Which.
@@ -58,6 +90,7 @@ def write_report(
         importance: Group of trials -> parameter -> share of the importance.
         advice: What to look at, one line each.
         tentative: Parameter -> share of the importance, where trials are few.
+        version: Of the files of the run, where the page is served; it refreshes itself, then.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
@@ -73,14 +106,18 @@ def write_report(
         if "per_class" in drawn:
             drawn["per_class"] = class_facts(drawn["per_class"])
         facts["ensemble"] = drawn
+    if version:
+        is_running = run.record.status == "running"
+        facts["live"] = {"version": version, "run": str(run.path), "is_running": is_running}
     sentence = verdict(ranked, ensemble)
     best = best_trial(run, ranked, space)
     figures = read_figures(folders[0]) if folders else None
     lines = [*advise_on_run(run, ranked, best, figures), *advice]
-    page = render(
+    html = render(
         "report.html",
-        ("trial.js", "table.js", "report.js", "ensemble.js"),
+        ("trial.js", "table.js", "report.js", "ensemble.js", *(("live.js",) if version else ())),
         facts,
+        is_live=version is not None,
         title=f"{run.record.name} · cifar-tune",
         verdict=sentence,
         record=run.record,
@@ -97,9 +134,7 @@ def write_report(
         facts_of=facts,
         space=read_text(run.path / SPACE),
     )
-    path = run.path / REPORT
-    write_text(path, page)
-    return Report(path=path, verdict=sentence, advice=lines)
+    return Page(html=html, verdict=sentence, advice=lines)
 
 
 def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:

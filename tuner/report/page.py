@@ -17,14 +17,30 @@ from tuner.config import Metric
 from tuner.metrics.goal import name_of
 from tuner.run.run import clock
 
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""What a browser lets a page do: nothing but run what stands in it."""
+LIVE_POLICY = f"{POLICY}; connect-src 'self'"
+"""The same for a page that asks its own server for a newer one."""
 
-def render(template: str, scripts: tuple[str, ...], facts: dict[str, Any], **context: Any) -> str:
+
+def render(
+    template: str,
+    scripts: tuple[str, ...],
+    facts: dict[str, Any],
+    *,
+    is_live: bool = False,
+    **context: Any,
+) -> str:
     """Fill a template.
 
     Args:
         template: Its name in ``assets``.
         scripts: Of the page, by their names there, in their order.
         facts: What the scripts draw, plain values without NaN.
+        is_live: Whether it is served, and refreshes itself.
         context: What the template writes.
     """
     page = _environment().get_template(template)
@@ -32,6 +48,7 @@ def render(template: str, scripts: tuple[str, ...], facts: dict[str, Any], **con
         style=Markup(_asset("page.css")),
         scripts=[Markup(_asset(name)) for name in ("echarts.min.js", "charts.js", *scripts)],
         facts=_script_safe(facts),
+        policy=Markup(LIVE_POLICY if is_live else POLICY),
         **context,
     )
 
