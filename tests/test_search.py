@@ -19,6 +19,7 @@ from tuner.metrics.classwise import class_scores
 from tuner.metrics.predict import predict_probs
 from tuner.run.checkpoint import load_checkpoint, save_state
 from tuner.run.digests import read_digests
+from tuner.run.layout import DIGESTS
 from tuner.run.run import Run
 from tuner.run.trial import TrialRecord, read_history, write_status
 from tuner.space import load_space
@@ -172,6 +173,8 @@ def test_a_trial_whose_saved_state_does_not_fit_begins_anew(session: None, tmp_p
     state = {"optimizer.0.of_another_version": torch.zeros(1)}
     save_state(before.path / "state.safetensors", state, before.history[:3])
     write_status(before.path, replace(before.status, state="interrupted"))
+    # As in runs of versions that recorded none.
+    (before.path / DIGESTS).unlink()
     console = quiet()
     after = search(replace(request, resume=True), console).trial(0)
     assert isinstance(console.file, io.StringIO)

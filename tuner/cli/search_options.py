@@ -69,7 +69,7 @@ _SEARCHED = (
     _OVERRIDES,
     option(
         "--data",
-        help="cifar10, cifar100, digits, or a folder, an archive or a manifest of images. "
+        help="cifar10, cifar100, digits, noisy-digits, or a folder, an archive or a manifest of images. "
         f"{FROM_SPACE}",
     ),
     DATA_DIR,
