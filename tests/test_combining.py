@@ -72,6 +72,25 @@ def test_auto_takes_what_the_verdict_advises(call: Any, finished_run: Run) -> No
     assert verdict["text"].endswith("Take it.")
 
 
+def test_by_nll_the_verdict_goes_by_nll_and_what_is_next_does_so_too(call: Any) -> None:
+    _, out, _ = call("--top", "3", "--metric", "nll", "--json")
+    verdict = json.loads(out)["verdict"]
+    assert "NLL" in verdict["text"]
+    assert verdict["asked"]["metric"] == "nll"
+    assert verdict["asked"]["value"] == verdict["asked"]["nll"]
+    _, out, _ = call("--top", "3", "--metric", "nll")
+    is_taken = verdict["text"].endswith("Take it.")
+    advice = [line for line in out.splitlines() if " ensemble --top " in line]
+    assert is_taken or (len(advice) == 1 and "--metric nll" in advice[0])
+    assert "Test gain in accuracy over trial" in out
+
+
+def test_the_best_trial_that_was_asked_for_is_not_advised_again(call: Any) -> None:
+    _, out, _ = call("--top", "1")
+    assert "stands alone" in out
+    assert " ensemble --top 1" not in out
+
+
 @pytest.mark.parametrize("words", [["--compare", "--calibrate"], ["--frontier"], ["--dry-run"]])
 def test_what_is_shown_fits_80_columns(call: Any, words: list[str]) -> None:
     code, out, err = call("--top", "3", *words)

@@ -1,11 +1,18 @@
 """Whether a vote is advised: by cross-fitted figures alone, and only where they tell."""
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.request import Method
 from tuner.ensemble.verdict import Verdict, judge
+from tuner.report.best import best_trial
+from tuner.run.run import Run
 
 LABELS = torch.zeros(1000, dtype=torch.long)
 
@@ -30,8 +37,14 @@ def choice(method: Method | None, num_right: int, confidence: float = 0.9) -> Ch
     )
 
 
-def verdict(single: Choice, asked: Choice, *others: Choice, labels: Tensor = LABELS) -> Verdict:
-    return judge(single, asked, [asked, *others], labels, top=3, trial=7)
+def verdict(
+    single: Choice,
+    asked: Choice,
+    *others: Choice,
+    labels: Tensor = LABELS,
+    metric: Metric = "accuracy",
+) -> Verdict:
+    return judge(single, asked, [asked, *others], labels, top=3, trial=7, metric=metric)
 
 
 def test_a_vote_that_is_clearly_more_accurate_is_taken() -> None:
@@ -70,3 +83,64 @@ def test_the_single_itself_is_not_compared_with_itself() -> None:
     found = judge(single, alone, [], LABELS, top=1, trial=7)
     assert found.text.startswith("The best single, trial 7, stands alone")
     assert found.asked.gain.low == found.asked.gain.high == 0
+
+
+def test_by_nll_the_lower_one_is_taken_though_fewer_images_are_right() -> None:
+    single = choice(None, 800, confidence=0.999)
+    found = verdict(single, choice("vote", 790, confidence=0.8), metric="nll")
+    assert found.advised == found.asked
+    assert found.text.startswith(
+        "The vote of 3 is better by NLL than the best single, trial 7: 0.5143 against 1.3824 on"
+    )
+    assert "-0.8681 [-1." in found.text
+    found = verdict(choice(None, 790, confidence=0.8), choice("vote", 800, 0.999), metric="nll")
+    assert found.advised == found.single
+    assert "is worse by NLL than the best single" in found.text
+
+
+def test_by_nll_the_method_with_the_lowest_is_named() -> None:
+    single, vote = choice(None, 800, 0.999), choice("vote", 800, 0.99)
+    found = verdict(single, vote, choice("greedy", 799, 0.8), metric="nll")
+    assert found.advised.method == "greedy"
+    assert "Take --method greedy: 0.5018, -0.8806 [" in found.text
+
+
+def test_by_class_a_gain_in_a_rare_class_counts_more_than_one_in_a_common_one() -> None:
+    labels = (torch.arange(1000) >= 900).long()
+
+    def right(method: Method | None, of_common: int, of_rare: int) -> Choice:
+        made = choice(method, 0)
+        is_right = torch.zeros(1000, dtype=torch.bool)
+        is_right[:of_common] = True
+        is_right[900 : 900 + of_rare] = True
+        truth = torch.nn.functional.one_hot(labels, 2).double()
+        wanted = torch.where(is_right[:, None], truth, 1 - truth)
+        return replace(made, crossfit=0.8 * wanted + 0.1)
+
+    single, vote = right(None, 890, 20), right("vote", 870, 70)
+    found = verdict(single, vote, labels=labels, metric="balanced_accuracy")
+    assert found.advised == found.asked
+    assert "is better by balanced accuracy than the best single, trial 7: 83.33%" in found.text
+    assert "+23.89 points [" in found.text
+    found = verdict(vote, replace(single, method="vote"), labels=labels, metric="worst_class")
+    assert "is worse by accuracy of the worst class than" in found.text
+    # Of all images as many are right, but by class they are not.
+    swapped = verdict(
+        right(None, 850, 70), right("vote", 890, 30), labels=labels, metric="macro_f1"
+    )
+    assert swapped.advised == swapped.single
+
+
+def test_a_trial_above_the_interval_of_the_best_does_not_lie_in_it(
+    trained_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.report.best.searched_yaml", lambda space, config: "")
+    # By another metric than accuracy, the best may be less accurate than others.
+    ranked = [
+        replace(trial, history=tuple(replace(row, val_accuracy=accuracy) for row in trial.history))
+        for trial, accuracy in zip(trained_run.ranked(), (0.5, 0.51, 0.95), strict=True)
+    ]
+    space: Any = None
+    found = best_trial(trained_run, ranked, space)
+    assert found is not None
+    assert found.others_within == 1

@@ -18,6 +18,7 @@ from tuner.cli.output import (
 from tuner.cli.student_table import print_student
 from tuner.config import Metric
 from tuner.console import Console
+from tuner.errors import TunerError
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.intervals import margin
 from tuner.run.resuming import command_line, short_path, storage_words
@@ -150,8 +151,9 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
     assert gain is not None
     over_single = interval_text(gain.over_best_single)
     if not is_whole:
+        what = "gain" if result.metric == "accuracy" else "gain in accuracy"
         console.print(
-            f"{result.tested_on.capitalize()} gain over trial {result.best_single}, in points: "
+            f"{result.tested_on.capitalize()} {what} over trial {result.best_single}, in points: "
             f"{over_single}, McNemar p = {gain.mcnemar_p:.2g}",
             markup=False,
             soft_wrap=True,
@@ -174,10 +176,12 @@ def _print_next(
     run = folder.parent.parent.name
     place = short_path(folder) if storage else f"{run}/{folder.name}"
     lines = []
-    if result.verdict and result.verdict.advised != result.verdict.asked:
+    if result.verdict and not result.verdict.is_taken:
         method = result.verdict.advised.method
         top = str(result.verdict.top)
         words = ["--top", top, "--method", method] if method else ["--top", "1"]
+        if result.metric != _metric_of(folder.parent.parent):
+            words += ["--metric", result.metric]
         lines.append(command_line("ensemble", *words, "--run", run, *storage))
     if not is_whole:
         lines.append(command_line("show", place))
@@ -190,6 +194,16 @@ def _print_next(
         lines.insert(1, command_line("evaluate", "DATA", *named))
     console.print(f"Ensemble: {short_path(folder)}. Next:", soft_wrap=True, markup=False)
     console.print("\n".join(f"  {line}" for line in lines), soft_wrap=True, markup=False)
+
+
+def _metric_of(run: AnyPath) -> Metric | None:
+    """Return what a run goes by; ``None`` where an ensemble lies without its run."""
+    from tuner.run.run import Run
+
+    try:
+        return Run.open(run).record.search.metric
+    except TunerError:
+        return None
 
 
 def _print_more(console: Console, result: "EnsembleFigures") -> None:

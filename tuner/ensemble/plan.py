@@ -285,7 +285,13 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: Sou
         votes = [chosen(method, calibrate=request.calibrate) for method in VOTES]
         trial = pool.trials[0].number
         judged = partial(
-            judge, alone, votes=votes, labels=pool.labels, top=request.top, trial=trial
+            judge,
+            alone,
+            votes=votes,
+            labels=pool.labels,
+            top=request.top,
+            trial=trial,
+            metric=pool.metric,
         )
         if asked is None:
             advised = judged(alone).advised.method

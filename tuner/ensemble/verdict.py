@@ -11,8 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.request import Method
+from tuner.metrics import goal
+from tuner.metrics.bootstrap import paired_bootstrap
 from tuner.metrics.intervals import LEVEL, quantile
 from tuner.metrics.predict import score
 from tuner.metrics.significance import NO_GAIN, Interval, paired_gain
@@ -35,16 +38,22 @@ class Standing:
     """In accuracy, over the best single candidate."""
     nll_gain: Interval
     """By how much the NLL is lower than that of the best single candidate, in nats."""
+    metric: Metric = "accuracy"
+    """What counts."""
+    value: float
+    """Of the metric."""
+    metric_gain: Interval
+    """In the metric, over the best single candidate; above 0 it is the better one."""
 
     @property
-    def better_by(self) -> Literal["accuracy", "NLL"] | None:
+    def better_by(self) -> Literal["metric", "NLL"] | None:
         """By what it is told apart from the best single candidate as the better one.
 
-        A lower NLL counts only if the accuracy is no lower.
+        A lower NLL counts only if the metric is no worse.
         """
-        if self.gain.low > 0:
-            return "accuracy"
-        return "NLL" if self.gain.gain >= 0 and self.nll_gain.low > 0 else None
+        if self.metric_gain.low > 0:
+            return "metric"
+        return "NLL" if self.metric_gain.gain >= 0 and self.nll_gain.low > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +67,21 @@ class Verdict:
     top: int
     """Members, or most members, of what was asked for."""
     best_single: int
-    """The trial that is most accurate on them all."""
+    """The trial that is the best by the metric on them all."""
     single: Standing
     asked: Standing
     advised: Standing
 
 
 def judge(
-    single: Choice, asked: Choice, votes: Sequence[Choice], labels: Tensor, *, top: int, trial: int
+    single: Choice,
+    asked: Choice,
+    votes: Sequence[Choice],
+    labels: Tensor,
+    *,
+    top: int,
+    trial: int,
+    metric: Metric = "accuracy",
 ) -> Verdict:
     """Hold choices against the best single candidate.
 
@@ -76,16 +92,18 @@ def judge(
         labels: Of the validation images, int64, shape (N,).
         top: Members, or most members, of what was asked for.
         trial: Number of the best single candidate's trial.
+        metric: What counts.
     """
-    alone, own = _standing(single, single, labels), _standing(asked, single, labels)
+    alone = _standing(single, single, labels, metric)
+    own = _standing(asked, single, labels, metric)
     better = [
         standing
-        for standing in (_standing(vote, single, labels) for vote in votes)
+        for standing in (_standing(vote, single, labels, metric) for vote in votes)
         if standing.better_by
     ]
     advised = max(
         better,
-        key=lambda one: (one.better_by == "accuracy", one.accuracy, -one.nll),
+        key=lambda one: (one.better_by == "metric", goal.score(one.value, metric), -one.nll),
         default=alone,
     )
     return Verdict(
@@ -99,18 +117,31 @@ def judge(
     )
 
 
-def _standing(choice: Choice, single: Choice, labels: Tensor) -> Standing:
+def _standing(choice: Choice, single: Choice, labels: Tensor, metric: Metric) -> Standing:
     scores = score(choice.crossfit, labels)
-    is_same = choice.members == single.members == (0,)
-    correct = choice.crossfit.argmax(dim=1) == labels
-    alone = single.crossfit.argmax(dim=1) == labels
+    if choice.members == single.members == (0,):
+        gain = nll_gain = metric_gain = NO_GAIN
+    else:
+        correct = choice.crossfit.argmax(dim=1) == labels
+        gain = paired_gain(correct, single.crossfit.argmax(dim=1) == labels)
+        nll_gain = _nll_gain(choice.crossfit, single.crossfit, labels)
+        match metric:
+            case "accuracy":
+                metric_gain = gain
+            case "nll":
+                metric_gain = nll_gain
+            case _:
+                metric_gain = paired_bootstrap(choice.crossfit, single.crossfit, labels, metric)
     return Standing(
         method=choice.method,
         num_members=len(choice.members),
         accuracy=scores.accuracy,
         nll=scores.nll,
-        gain=NO_GAIN if is_same else paired_gain(correct, alone),
-        nll_gain=NO_GAIN if is_same else _nll_gain(choice.crossfit, single.crossfit, labels),
+        gain=gain,
+        nll_gain=nll_gain,
+        metric=metric,
+        value=scores.value(metric),
+        metric_gain=metric_gain,
     )
 
 
@@ -125,8 +156,10 @@ def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
 
 def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, images: int) -> str:
     if asked.gain == NO_GAIN and asked.num_members == 1:
+        what = "right on" if single.metric == "accuracy" else f"{goal.name_of(single.metric)}"
+        on = "of" if single.metric == "accuracy" else "on"
         told = (
-            f"The best single, trial {trial}, stands alone, right on {single.accuracy:.2%} of "
+            f"The best single, trial {trial}, stands alone, {what} {_spelt(single)} {on} "
             f"{images} validation images"
         )
     else:
@@ -139,30 +172,44 @@ def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, 
         return f"{told}. Take it."
     if advised.method is None:
         return f"{told}. Take trial {trial} alone: --top 1."
-    return (
-        f"{told}. Take --method {advised.method}: {advised.accuracy:.2%}, "
-        f"{_points(advised.gain)}, NLL {advised.nll:.4f}."
-    )
+    nll = "" if advised.metric == "nll" else f", NLL {advised.nll:.4f}"
+    return f"{told}. Take --method {advised.method}: {_spelt(advised)}, {_gained(advised)}{nll}."
 
 
 def _compared(asked: Standing, single: Standing, trial: int, images: int) -> str:
+    by = asked.metric
+    of = "of" if by == "accuracy" else "on"
     figures = (
-        f"{asked.accuracy:.2%} against {single.accuracy:.2%} of {images} validation images, "
-        f"cross-fitted, {_points(asked.gain)}"
+        f"{_spelt(asked)} against {_spelt(single)} {of} {images} validation images, "
+        f"cross-fitted, {_gained(asked)}"
     )
     other = f"the best single, trial {trial}"
-    if asked.better_by == "accuracy":
-        return f"is more accurate than {other}: {figures}"
-    if asked.gain.high < 0:
-        return f"is less accurate than {other}: {figures}"
+    better, worse = (
+        ("is more accurate than", "is less accurate than")
+        if by == "accuracy"
+        else (f"is better by {goal.name_of(by)} than", f"is worse by {goal.name_of(by)} than")
+    )
+    if asked.better_by == "metric":
+        return f"{better} {other}: {figures}"
+    if asked.metric_gain.high < 0:
+        return f"{worse} {other}: {figures}"
     if asked.better_by == "NLL":
         return (
-            f"is not told apart from {other}, by accuracy: {figures}; its probabilities are "
-            f"better, NLL {asked.nll:.4f} against {single.nll:.4f}"
+            f"is not told apart from {other}, by {goal.name_of(by)}: {figures}; its probabilities "
+            f"are better, NLL {asked.nll:.4f} against {single.nll:.4f}"
         )
-    return f"is not told apart from {other}: {figures}"
+    told = "" if by == "accuracy" else f" by {goal.name_of(by)}"
+    return f"is not told apart from {other}{told}: {figures}"
 
 
-def _points(gain: Interval) -> str:
+def _spelt(standing: Standing) -> str:
+    return goal.spelt(standing.value, standing.metric)
+
+
+def _gained(standing: Standing) -> str:
+    """Write the gain in the metric's own direction: a lower NLL has a minus."""
+    gain = standing.metric_gain
+    if standing.metric == "nll":
+        return f"{-gain.gain:+.4f} [{-gain.high:+.4f}, {-gain.low:+.4f}]"
     low, high = 100 * gain.low, 100 * gain.high
     return f"{100 * gain.gain:+.2f} points [{low:+.2f}, {high:+.2f}]"

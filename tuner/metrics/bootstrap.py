@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from tuner.config import Metric
 from tuner.metrics.calibration import NUM_BINS, equal_width_bins
+from tuner.metrics.classwise import class_scores
 from tuner.metrics.intervals import LEVEL
+from tuner.metrics.significance import Interval
 from tuner.voting import SMALLEST_PROB
 
 RESAMPLES = 1000
@@ -76,6 +79,42 @@ def bootstrap(probs: Tensor, labels: Tensor, *, num_resamples: int = RESAMPLES) 
             for i, name in enumerate(NAMES)
         }
     )
+
+
+def paired_bootstrap(
+    probs: Tensor,
+    baseline: Tensor,
+    labels: Tensor,
+    metric: Metric,
+    *,
+    num_resamples: int = RESAMPLES,
+) -> Interval:
+    """Return the gain over a baseline in a figure by class, with its 95 % interval.
+
+    Args:
+        probs: Shape (N, K).
+        baseline: Of the same images.
+        labels: int64, shape (N,), at least one.
+        metric: One of the fields of ``ClassScores``.
+        num_resamples: How many; the same images are drawn for both.
+    """
+    truth = labels.cpu().numpy()
+    predicted = [one.argmax(dim=1).cpu().numpy() for one in (probs, baseline)]
+
+    def gain(index: np.ndarray) -> float:
+        ours, theirs = (
+            float(getattr(class_scores(one[index], truth[index]), metric)) for one in predicted
+        )
+        return ours - theirs
+
+    count = len(truth)
+    value = gain(np.arange(count))
+    random = np.random.RandomState(SEED)
+    resamples = np.array([gain(random.randint(0, count, count)) for _ in range(num_resamples)])
+    ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # About the figure, for the same reason as above.
+    low, high = np.clip(value + ends - resamples.mean(), -1, 1)
+    return Interval(gain=value, low=float(min(low, value)), high=float(max(high, value)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

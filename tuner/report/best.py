@@ -66,7 +66,7 @@ def best_trial(run: Run, ranked: Sequence[TrialRecord], space: SearchSpace) -> B
         images=run.record.num_val,
         low=low,
         high=high,
-        others_within=sum(accuracy >= low for accuracy in others),
+        others_within=sum(low <= accuracy <= high for accuracy in others),
         stopped_after=len(first.history) if first.status.state == "stopped" else None,
         yaml=searched_yaml(space, first.config.to_dict()),
     )

@@ -259,6 +259,12 @@ class Verdict:
     asked: Standing
     advised: Standing
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether what was asked for is what is advised; the best trial is a vote of one."""
+        is_single = (self.asked.method, self.asked.num_members) == ("vote", 1)
+        return self.advised == self.asked or (self.advised.method is None and is_single)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistake:
