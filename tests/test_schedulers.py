@@ -113,6 +113,19 @@ def test_whatever_the_order_a_rung_passes_on_its_first_and_its_best(
     assert asha.rungs[1] == values, "those that are stopped stay in the rung"
 
 
+def test_of_equal_scores_the_lower_tie_is_promoted_in_whatever_order_they_came() -> None:
+    ties = {0: 2.3, 1: 1.1, 2: 1.9, 3: 0.7}
+    for order in itertools.permutations(ties):
+        asha = Asha(grace=1, reduction=2, epochs=4)
+        for number in order:
+            asha.judge(number, 1, 0.0, ties[number])
+        assert asha.next_promotion({}) == 3
+        asha.promote(3)
+        assert asha.next_promotion({}) == 1
+        asha.promote(1)
+        assert asha.next_promotion({}) is None
+
+
 def test_asha_judges_at_its_rungs_alone() -> None:
     asha = StoppingAsha(grace=2, reduction=2, epochs=9)
     for number, epoch in itertools.product(range(5), range(1, 10)):

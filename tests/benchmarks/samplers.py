@@ -169,7 +169,7 @@ class Stock:
         """See ``Scheduler``."""
         return range(1, self._space.search.epochs + 1)
 
-    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
         """See ``Scheduler``."""
         result = {TRAINING_ITERATION: epoch, METRIC: value}
         decision = self._scheduler.on_trial_result(None, _trial(number), result)
@@ -188,7 +188,7 @@ class Stock:
         self._scheduler.on_trial_complete(None, _trial(number), result)
         self._searcher.on_trial_complete(str(number), result)
 
-    def enter(self, number: int, epoch: int, value: float) -> None:
+    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
         """Refuse, as do the other two, what is for searches that are resumed."""
         raise AssertionError("no search is resumed here")
 

@@ -27,35 +27,44 @@ class Scheduler(Protocol):
     def judged_epochs(self, number: int) -> Collection[int]:
         """Return the epochs after which trial ``number`` may be paused or stopped."""
 
-    def enter(self, number: int, epoch: int, value: float) -> None:
+    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
         """Take note of a trial's score after ``epoch``, without judging it.
+
+        Args:
+            number: Of the trial.
+            epoch: Which it has come to the end of.
+            value: Its score.
+            tie: Of equal scores, the one with less is ahead, where scores are ranked.
 
         Raises:
             ValueError: If ``value`` is not finite, since NaN would pass every comparison.
         """
 
-    def judge(self, number: int, epoch: int, value: float) -> Verdict:
+    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Verdict:
         """Take note of a trial's score after ``epoch``; say what it has to do.
 
-        Raises:
-            ValueError: As ``enter``.
+        Args and errors are those of ``enter``.
         """
+
+
+Entry = tuple[float, float, int]
+"""Minus the score of a trial, what decides between equal ones, and its number."""
 
 
 @dataclass(slots=True)
 class _Rung:
-    """The trials that came to a rung, best first: minus their score, and their number."""
+    """The trials that came to a rung, best first."""
 
-    arrived: list[tuple[float, int]] = field(default_factory=list)
-    waiting: list[tuple[float, int]] = field(default_factory=list)
+    arrived: list[Entry] = field(default_factory=list)
+    waiting: list[Entry] = field(default_factory=list)
     """Those of them that may still be promoted."""
     num_promoted: int = 0
 
-    def rank(self, entry: tuple[float, int]) -> int:
+    def rank(self, entry: Entry) -> int:
         """Return the place of an entry among all that arrived; 1 is the best."""
         return bisect_left(self.arrived, entry) + 1
 
-    def take(self, entry: tuple[float, int]) -> bool:
+    def take(self, entry: Entry) -> bool:
         """Take an entry out of those that wait; say whether it was among them."""
         place = bisect_left(self.waiting, entry)
         is_there = place < len(self.waiting) and self.waiting[place] == entry
@@ -80,33 +89,33 @@ class Asha:
     def __init__(self, *, grace: int, reduction: int, epochs: int) -> None:
         self.reduction = reduction
         self.rungs = {epoch: _Rung() for epoch in rung_epochs(grace, reduction, epochs)}
-        self._last: dict[int, tuple[int, float]] = {}
-        """Trial -> the last rung that it came to, and its score there."""
+        self._last: dict[int, tuple[int, Entry]] = {}
+        """Trial -> the last rung that it came to, and its entry there."""
 
     def judged_epochs(self, number: int) -> Collection[int]:
         """See ``Scheduler``."""
         return self.rungs.keys()
 
-    def enter(self, number: int, epoch: int, value: float) -> None:
+    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
         """See ``Scheduler``; a trial that goes beyond a rung has been promoted there."""
         _check_finite(value)
         if epoch <= self.last_rung(number):
             return
         self.promote(number)
         if epoch in self.rungs:
-            rung = self.rungs[epoch]
-            insort(rung.arrived, (-value, number))
-            insort(rung.waiting, (-value, number))
-            self._last[number] = epoch, value
+            rung, entry = self.rungs[epoch], (-value, tie, number)
+            insort(rung.arrived, entry)
+            insort(rung.waiting, entry)
+            self._last[number] = epoch, entry
 
-    def judge(self, number: int, epoch: int, value: float) -> Verdict:
+    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Verdict:
         """See ``Scheduler``."""
-        self.enter(number, epoch, value)
+        self.enter(number, epoch, value, tie)
         return "pause" if epoch in self.rungs else None
 
     def last_rung(self, number: int) -> int:
         """Return the last rung that a trial came to; 0 before the first."""
-        return self._last.get(number, (0, 0.0))[0]
+        return self._last[number][0] if number in self._last else 0
 
     def next_promotion(self, coming: Mapping[int, int]) -> int | None:
         """Return the trial that is due to be promoted, if there is one: at the highest rung."""
@@ -116,7 +125,7 @@ class Asha:
             places = self._places(len(rung.arrived), is_closed=most == len(rung.arrived))
             if rung.num_promoted < places and rung.waiting:
                 best = rung.waiting[0]
-                due = best[1] if rung.rank(best) <= places else due
+                due = best[2] if rung.rank(best) <= places else due
         return due
 
     def promote(self, number: int) -> None:
@@ -128,8 +137,8 @@ class Asha:
         """Take note that a trial waits no more; say whether it did."""
         if number not in self._last:
             return False
-        epoch, value = self._last[number]
-        return self.rungs[epoch].take((-value, number))
+        epoch, entry = self._last[number]
+        return self.rungs[epoch].take(entry)
 
     def give_up(self, coming: Mapping[int, int]) -> list[tuple[int, Stop]]:
         """Let go of the trials that cannot be promoted any more, and say why of each."""
@@ -147,7 +156,7 @@ class Asha:
                 del rung.waiting[-1]
                 cut = -rung.arrived[min(places, len(rung.arrived)) - 1][0]
                 stop = Stop(rung=epoch, value=-last[0], cut=cut, peers=len(rung.arrived) - 1)
-                gone.append((last[1], stop))
+                gone.append((last[2], stop))
         return gone
 
     def _most_arriving(self, coming: Mapping[int, int]) -> dict[int, int]:
@@ -186,13 +195,13 @@ class StoppingAsha:
         """See ``Scheduler``."""
         return self.rungs.keys()
 
-    def enter(self, number: int, epoch: int, value: float) -> None:
+    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
         """See ``Scheduler``."""
         _check_finite(value)
         if epoch in self.rungs:
             self.rungs[epoch].append(value)
 
-    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
         """See ``Scheduler``; never pauses, here and below."""
         arrived = self.rungs.get(epoch, [])
         cut = float(np.quantile(arrived, 1 - 1 / self.reduction)) if arrived else -math.inf
@@ -231,11 +240,11 @@ class Hyperband:
         """See ``Scheduler``."""
         return self.bracket(number).judged_epochs(number)
 
-    def enter(self, number: int, epoch: int, value: float) -> None:
+    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
         """See ``Scheduler``."""
         self.bracket(number).enter(number, epoch, value)
 
-    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
         """See ``Scheduler``."""
         return self.bracket(number).judge(number, epoch, value)
 
@@ -259,14 +268,14 @@ class Median:
         """See ``Scheduler``."""
         return self.judged
 
-    def enter(self, number: int, epoch: int, value: float) -> None:
+    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
         """See ``Scheduler``."""
         _check_finite(value)
         self._best[number] = max(value, self._best.get(number, value))
         self._total[number] = self._total.get(number, 0.0) + value
         self.averages.setdefault(epoch, []).append(self._total[number] / epoch)
 
-    def judge(self, number: int, epoch: int, value: float) -> Stop | None:
+    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
         """See ``Scheduler``."""
         peers = list(self.averages.get(epoch, ()))
         self.enter(number, epoch, value)

@@ -25,7 +25,7 @@ from tuner.run.events import (
 )
 from tuner.run.run import now
 from tuner.run.state import SearchState, TrialProgress, in_order, is_known, num_alike
-from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, score_of
+from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, order_of, score_of
 from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
@@ -326,7 +326,7 @@ class Tuner:
         trial.num_judged = max(trial.num_judged, row.epoch)
         if was_judged or not math.isfinite(row.train_loss + row.val_loss):
             return "continue"
-        verdict = self.scheduler.judge(number, row.epoch, self._score(row))
+        verdict = self.scheduler.judge(number, row.epoch, *self._score(row))
         if verdict == "pause":
             return self._decide_at_rung(number, trial)
         if verdict is None:
@@ -349,11 +349,12 @@ class Tuner:
             return "continue"
         return "pause" if trial.ending.state == "paused" else "stop"
 
-    def _score(self, row: EpochMetrics) -> float:
-        """Return what the scheduler judges an epoch by."""
-        score = score_of(row, self.state.search.metric)
+    def _score(self, row: EpochMetrics) -> tuple[float, float]:
+        """Return what the scheduler judges an epoch by, and what decides between equals."""
+        metric = self.state.search.metric
+        score = score_of(row, metric)
         assert score is not None, "a run records its metric"
-        return score
+        return score, order_of(row, metric)[1]
 
     def _stopped(self, number: int, stop: Stop) -> TrialEnded:
         """Return the ending of a trial that the scheduler stops, in the metric's own values."""
@@ -521,9 +522,9 @@ class Tuner:
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
             if (number, row.epoch) not in unjudged:
-                self.scheduler.enter(number, row.epoch, self._score(row))
+                self.scheduler.enter(number, row.epoch, *self._score(row))
                 continue
-            verdict = self.scheduler.judge(number, row.epoch, self._score(row))
+            verdict = self.scheduler.judge(number, row.epoch, *self._score(row))
             if verdict == "pause":
                 arrived.append(number)
             elif verdict is not None:
