@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,6 +247,16 @@ def test_students_get_the_teachers_images_as_they_were_divided(teacher_run: Run)
     teacher_run.update(data=replace(teacher_run.record.data, all_data=True))
     with pytest.raises(UsageError, match="distill: goes by the validation images"):
         make_distill_request(folder, into="quick", **ask)
+
+
+def test_students_are_ranked_by_the_metric_that_is_asked_for_in_python_too(
+    teacher_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.tuning.session.search", lambda request, console: request)
+    request: Any = tuner.distill(
+        "tiny/all", into="cnn", metric="nll", storage=teacher_run.path.parent
+    )
+    assert request.search.metric == "nll"
 
 
 def test_a_teacher_sees_the_images_as_it_was_trained_on_them(

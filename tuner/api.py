@@ -375,6 +375,7 @@ def distill(
     epochs: int | None = None,
     sampler: str | None = None,
     scheduler: str | None = None,
+    metric: Metric | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -410,6 +411,7 @@ def distill(
         epochs: See ``search``.
         sampler: See ``search``.
         scheduler: See ``search``.
+        metric: See ``search``.
         seed: See ``search``.
         overrides: See ``search``.
         time_budget: See ``search``.
@@ -459,6 +461,7 @@ def distill(
         "epochs": epochs,
         "sampler": sampler,
         "scheduler": scheduler,
+        "metric": metric,
         "seed": seed,
     }
     given = {key: value for key, value in settings.items() if value is not None}
