@@ -20,6 +20,7 @@ from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits
 from tuner.data.stratified import folds_of
+from tuner.data.survey import survey
 from tuner.deploy.export import open_exported
 from tuner.deploy.predictor import read_ensemble
 from tuner.ensemble import make_ensemble, planning
@@ -321,3 +322,10 @@ def test_no_network_of_several_is_started_from(folded_run: Run, tmp_path: Path) 
     space.write_text("space: {model: {pretrained: {run: folded}}}\n")
     with pytest.raises(SpaceError, match="is 3 networks, one a fold; name a run without folds"):
         load_space(space, storage=folded_run.path.parent)
+
+
+def test_a_survey_counts_what_the_network_of_a_fold_sees(tmp_path: Path) -> None:
+    known = survey(DataConfig(source="digits", folds=4), tmp_path)
+    splits = load_splits(DataConfig(source="digits", folds=4), tmp_path)
+    assert known.num_train == splits.num_trained
+    assert known.num_train + known.num_val == len(splits.train)

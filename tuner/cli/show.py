@@ -127,6 +127,7 @@ def _figures(folder: AnyPath) -> Any:
 def _show_run(run: "Run", as_json: bool) -> None:
     from tuner.run.run import clock
     from tuner.run.rung_worth import rung_worths
+    from tuner.run.uncertainty import validated_on
     from tuner.schema import to_plain
 
     record = run.record
@@ -143,10 +144,12 @@ def _show_run(run: "Run", as_json: bool) -> None:
     states = Counter(trial.status.state.replace("_", " ") for trial in ranked)
     told = ", ".join(f"{count} {state}" for state, count in states.most_common())
     search = record.search
+    images = validated_on(run)
+    if record.data.folds is None:
+        images = f"{record.num_train} training images, {images}"
     click.echo(
         f"{record.name}: {record.status}, {told or 'no trial yet'}, of {search.trials} trials\n"
-        f"{record.data.source}: {record.num_train} training images, {record.num_val} validation "
-        f"images\n"
+        f"{record.data.source}: {images}\n"
         f"{record.space}: {search.epochs} epochs at most, {search.sampler}, {search.scheduler}, "
         f"seed {search.seed}\n"
         f"started {record.started[:19].replace('T', ' ')} UTC, {clock(record.active_seconds)} of "

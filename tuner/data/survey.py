@@ -25,6 +25,7 @@ class Survey:
 
     num_train: int
     num_val: int
+    """With folds, those of one fold's network, like ``num_train``."""
     num_classes: int
     channels: int
     side: int
@@ -40,9 +41,10 @@ def survey(config: DataConfig, data_dir: Path) -> Survey:
     if config.source in KNOWN:
         splits = load_splits(config, data_dir)
         channels, side, _ = splits.image_shape
+        num_held_out = len(splits.train) - splits.num_trained
         return Survey(
-            num_train=len(splits.train),
-            num_val=len(splits.val),
+            num_train=splits.num_trained,
+            num_val=num_held_out if splits.num_folds else len(splits.val),
             num_classes=splits.num_classes,
             channels=channels,
             side=side,
@@ -50,13 +52,21 @@ def survey(config: DataConfig, data_dir: Path) -> Survey:
     listing = find_files(config.source)
     items = items_of(listing, "train")
     num_val = len(listing.parts.get("val", ()))
+    if config.folds is not None:
+        count = min(len(items), config.train_limit or len(items))
+        num_val = count // config.folds
+        return _survey(listing, count - num_val, num_val)
     if not num_val:
         labels = np.array([item.label for item in items])
         whole = len(listing.parts["train"]) if listing.is_whole else len(items)
         num_val = len(validation_positions(labels, whole, config.val_fraction, config.source))
     num_train = len(items) - num_val
+    return _survey(listing, min(num_train, config.train_limit or num_train), num_val)
+
+
+def _survey(listing: Listing, num_train: int, num_val: int) -> Survey:
     return Survey(
-        num_train=min(num_train, config.train_limit or num_train),
+        num_train=num_train,
         num_val=num_val,
         num_classes=len(listing.classes),
         channels=3,

@@ -132,9 +132,11 @@ def read_splits(request: RunRequest, console: Console) -> Splits:
     """
     with step(console, f"Reading {request.data.source}"):
         splits = load_splits(request.data, request.data_dir)
+    images = f"{len(splits.train)} training images, {len(splits.val)} validation images"
+    if splits.num_folds:
+        images = f"{len(splits.train)} images in {splits.num_folds} folds"
     console.print(
-        f"{splits.source}: {len(splits.train)} training images, {len(splits.val)} validation "
-        f"images, {splits.num_classes} classes",
+        f"{splits.source}: {images}, {splits.num_classes} classes",
         markup=False,
         soft_wrap=True,
     )

@@ -313,10 +313,12 @@ class _Maker:
         """Yield a line for each part of the space, with the numbers that it goes by."""
         images, machine = self.images, self.machine
         yield f"Made by --space auto, for {machine.seconds / 60:.3g} minutes."
+        count = f"{images.num_train} to train on, {images.num_val} to validate on"
+        if folds := self.request.data.folds:
+            count += f" in each of {folds} folds"
         yield (
-            f"Images: {images.num_train} to train on, {images.num_val} to validate on, "
-            f"{images.num_classes} classes, {images.side} pixels at the median; trained on at "
-            f"{choice.side}."
+            f"Images: {count}, {images.num_classes} classes, {images.side} pixels at the median; "
+            f"trained on at {choice.side}."
         )
         told = ", ".join(
             f"{network.name} {self.seconds_of(network, choice.side):.2g}"
