@@ -162,4 +162,4 @@ def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
     check_records(ended)
     known = sum(sampler.add(trial.config, trial.status.state, trial.history) for trial in ended)
     outside = f"; {len(ended) - known} lie outside this space" if known < len(ended) else ""
-    console.print(f"RunInsights from {known} trials of {run.record.name}{outside}.", markup=False)
+    console.print(f"Learnt from {known} trials of {run.record.name}{outside}.", markup=False)
