@@ -491,6 +491,12 @@ def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path
     copy.update(search=replace(SEARCH, trials=42))
     (line,) = advice_of(copy)
     assert line.startswith("The budget cut 1 of 40 trials and left 2 of 42 trials unbegun.")
+    write_status(worst.path, replace(worst.status, state="paused"))
+    (line,) = advice_of(copy)
+    assert line.startswith(
+        "The budget left 1 of 40 trials waiting at a rung and left 2 of 42 trials unbegun."
+    )
+    write_status(worst.path, worst.status)
     assert "--time-budget 120s" in line
 
 

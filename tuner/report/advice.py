@@ -156,15 +156,19 @@ def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
     if record.status != "finished" or record.refit or not has_budget:
         return
     cut = sum(trial.status.state == "interrupted" for trial in trials)
+    waiting = sum(trial.status.state == "paused" for trial in trials)
     missing = max(0, record.search.trials - len(trials))
-    if cut or missing:
+    if cut or waiting or missing:
         told = [f"cut {cut} of {len(trials)} trials"] if cut else []
+        told += [f"left {waiting} of {len(trials)} trials waiting at a rung"] if waiting else []
         told += [f"left {missing} of {record.search.trials} trials unbegun"] if missing else []
         more = ("--gpu-hours", f"{2 * (record.budget_gpu_hours or 0):g}")
         if record.budget_seconds is not None:
             more = ("--time-budget", f"{math.ceil(2 * record.budget_seconds)}s")
         command = resume_command(run.path, "search", *more)
-        yield f"The budget {' and '.join(told)}. A larger one goes on: {command}"
+        *before, last = told
+        whole = f"{', '.join(before)} and {last}" if before else last
+        yield f"The budget {whole}. A larger one goes on: {command}"
 
 
 def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:
