@@ -7,6 +7,7 @@ of sixty that a Ctrl-C ended.
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def test_a_metric_that_it_did_not_record_is_computed_from_its_probabilities(stor
     assert [row["worst_class"] for row in board] == sorted(told.values(), reverse=True)
     compared = document("compare", "finished", "finished", *at)["runs"]
     assert compared[0]["best"] == board[0]["worst_class"]
+    run.update(data=replace(run.record.data, source=str(storage / "gone")))
+    result = CliRunner().invoke(cli, ["leaderboard", "finished", *at])
+    assert isinstance(result.exception, TunerError)
+    assert "--data" in str(result.exception)
+    assert document("leaderboard", "finished", "--data", "digits", *at)["trials"] == board
+    run.update(data=replace(run.record.data, source="digits"))
     (usable[0].path / "val_probs.npy").unlink()
     result = CliRunner().invoke(cli, ["leaderboard", "finished", *at])
     assert isinstance(result.exception, TunerError)

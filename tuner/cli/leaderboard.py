@@ -1,12 +1,13 @@
 """``leaderboard``: the trials of a run, best first."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tuner.cli import completion
-from tuner.cli.options import JSON, METRIC, STORAGE, option
+from tuner.cli.options import DATA, JSON, METRIC, MOVED_DATA_DIR, STORAGE, option
 from tuner.cli.output import (
     leaderboard_document,
     print_json,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     help="What to write on stdout; all but the table have every trial and parameter.",
 )
 @METRIC
+@DATA
+@MOVED_DATA_DIR
 @JSON
 def leaderboard(
     run: str | None,
@@ -48,12 +51,15 @@ def leaderboard(
     sort: str | None,
     form: str,
     metric: "Metric | None",
+    data: str | None,
+    data_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Show the trials of a run, best first.
 
     Also while it is searched. Of the searched parameters, the most important ones are shown, as
-    many as there is room for.
+    many as there is room for. Images are read only for --metric, and of a run of an earlier version
+    alone.
     """
     from tuner.run.run import find_run, write_parquet
 
@@ -61,7 +67,7 @@ def leaderboard(
     if metric is not None:
         from tuner.training.remeasure import ranked_by
 
-        found = ranked_by(found, metric)
+        found = ranked_by(found, metric, data=data, data_dir=data_dir)
     if as_json or form == "json":
         print_json(leaderboard_document(found))
     elif form == "csv":
