@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.cli.insights import searched_columns
 from tuner.cli.output import TRAINED_ON_VALIDATION, figure, make_console, plural, print_table
+from tuner.config import Metric
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.goal import name_of
 from tuner.run.resuming import command_line, short_path, storage_words
@@ -90,7 +91,10 @@ def print_leaderboard(
     if run.record.data.all_data:
         print(f"\n{TRAINED_ON_VALIDATION}")
     else:
-        notes = (_about_leader(trials, run.record.search.epochs), _accuracy_note(run, trials))
+        notes = (
+            _about_leader(trials, run.record.search.epochs, run.metric),
+            _accuracy_note(run, trials),
+        )
         for note in filter(None, notes):
             print(f"\n{note}")
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
@@ -106,17 +110,18 @@ def _accuracy_note(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
     return note and f"Accuracy on {note} for the best (95% interval)."
 
 
-def _about_leader(ranked: Sequence["TrialRecord"], epochs: int) -> str:
+def _about_leader(ranked: Sequence["TrialRecord"], epochs: int, metric: Metric) -> str:
     """Say why a trial leads that was stopped; empty where none does."""
     from tuner.run.run import leader
 
     first = leader(ranked)
     if first is None or first.best is None or first.status.state != "stopped":
         return ""
+    decides = "higher accuracy" if metric == "nll" else "lower loss"
     return (
         f"Trial {first.number} leads although it was stopped after epoch {len(first.history)} of "
         f"{epochs}: trials are ranked\nby their best epoch, here epoch {first.best.epoch}, whose "
-        "weights are kept; of equal accuracies\nthe lower loss comes first."
+        f"weights are kept; of equals\nthe one with the {decides} comes first."
     )
 
 
