@@ -255,7 +255,7 @@ def _forecast(
         if search.scheduler == "none"
         else rung_epochs(search.grace, search.reduction, search.epochs)
     )
-    probs_bytes = 2 * len(splits.val) * len(splits.classes)
+    probs_bytes = 4 * len(splits.val) * len(splits.classes)
     state_bytes = statistics.fmean(entry.state_bytes for entry in entries)
     most, kept = [], []
     for one in searches:
