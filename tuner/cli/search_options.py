@@ -69,8 +69,8 @@ _SEARCHED = (
     _OVERRIDES,
     option(
         "--data",
-        help="cifar10, cifar100, digits, noisy-digits, or a folder, an archive or a manifest of images. "
-        f"{FROM_SPACE}",
+        help="cifar10, cifar100, digits, noisy-digits, or a folder, an archive or a manifest of "
+        f"images. {FROM_SPACE}",
     ),
     DATA_DIR,
     IMAGE_SIZE,
