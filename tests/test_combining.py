@@ -130,6 +130,8 @@ def test_a_dry_run_reads_no_test_image(call: Any, finished_run: Run) -> None:
 
 def test_an_ensemble_is_named_after_how_it_was_made(call: Any, finished_run: Run) -> None:
     call("--top", "2", "--method", "greedy", "--calibrate", "--tta", "flip", "--json")
-    assert [path.name for path in (finished_run.path / "ensembles").iterdir()] == [
-        "greedy2-calibrated-flip"
-    ]
+    call("--top", "2", "--metric", "nll", "--json")
+    assert {path.name for path in (finished_run.path / "ensembles").iterdir()} == {
+        "greedy2-calibrated-flip",
+        "top2-nll",
+    }

@@ -83,7 +83,7 @@ def print_leaderboard(
         shown = _chosen(lines, searched, width, "loss" if run.metric == "nll" else run.metric)
     table = [{cells.heading: cells.text(line) for cells in shown} for line in lines]
     count = plural(len(trials), "trial")
-    is_usual = run.metric == run.record.search.metric == "accuracy"
+    is_usual = run.metric == run.record.search.metric == "accuracy" or run.record.data.all_data
     by = f", by {sort or name_of(run.metric)}" if sort or not is_usual else ""
     which = "first" if sort or run.record.data.all_data else "best"
     hidden = f", the {which} {most}" if most is not None and len(trials) > most else ""

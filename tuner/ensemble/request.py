@@ -106,4 +106,5 @@ class EnsembleRequest:
         kind = "top" if self.method == "vote" else self.method
         calibrated = "-calibrated" if self.calibrate else ""
         tta = "" if self.tta == "none" else f"-{self.tta}"
-        return f"{kind}{self.top}{calibrated}{tta}"
+        metric = "" if self.metric is None else f"-{self.metric}"
+        return f"{kind}{self.top}{calibrated}{tta}{metric}"
