@@ -103,7 +103,9 @@ class Store:
         now = time.monotonic()
         with self._lock:
             is_first = self._silent_since is None
-            since = self._silent_since = now if self._silent_since is None else self._silent_since
+            # A question may be slow to fail: from when it was asked, there was no answer.
+            since = began if self._silent_since is None else self._silent_since
+            self._silent_since = since
         if is_first:
             _tell(f"{self.place} does not answer ({reason}); trying again for {limit:.0f} s.")
         # Other questions may be answered all the while: a full bucket is still read.
