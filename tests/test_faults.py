@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import select
 import shlex
 import signal
@@ -293,6 +294,12 @@ def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) ->
     assert [*flaws(run.trial(0))] == []
 
 
+def beside_progress(search: Search) -> list[str]:
+    """Return the lines on stderr but for those of what is under way."""
+    progress = re.compile(r".* \.\.\.( \d+ s so far)?|digits: .*|run: .*|\d+/\d+ trials .*")
+    return [line for line in search.errors.splitlines() if not progress.fullmatch(line)]
+
+
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> None:
     with begin(folder, "--concurrent", "1", trials=1) as search:
@@ -302,10 +309,9 @@ def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> No
         lost.kill()
         assert search.wait(30) == ClusterError.exit_code, search.errors
     assert search.output == ""
-    last = search.errors.splitlines()[-1]
+    (last,) = beside_progress(search)
     assert f"({name}) has ended" in last
     assert "cifar-tune search --resume --name run" in last
-    assert len(search.errors.splitlines()) == 3, search.errors
     assert run_in(folder).record.status == "interrupted"
     assert_trained_as_without_a_fault(resume(folder).trial(0), before)
 
@@ -319,7 +325,7 @@ def test_a_full_disk_under_ray_is_told_in_a_line(
         (disk / "other").write_bytes(bytes(2**15))
         with begin(folder) as search:
             assert search.wait(150) == ClusterError.exit_code, search.errors
-    (line,) = search.errors.splitlines()
+    (line,) = beside_progress(search)
     assert f"{disk} is full" in line
 
 

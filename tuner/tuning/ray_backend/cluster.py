@@ -10,16 +10,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import safetensors
 from ray.exceptions import AuthenticationError, RayError
-from rich.console import Console
 
 import tuner
 from tuner.errors import ClusterError, UsageError
-from tuner.monitor.steps import step
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
 from tuner.tuning.ray_backend.private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
@@ -31,6 +29,9 @@ from tuner.tuning.ray_backend.private import (
 )
 from tuner.tuning.ray_backend.sessions import marked_session
 from tuner.tuning.ray_backend.signals import sheltering_children
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CONNECT_SECONDS = 5.0
 LEAST_ROOM = 2**17
@@ -45,7 +46,7 @@ LOUD = (
 
 @contextmanager
 def connected(
-    address: str | None, *, compare: bool = True, console: Console | None = None
+    address: str | None, *, compare: bool = True, console: "Console | None" = None
 ) -> Iterator[None]:
     """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray here, for a while.
 
@@ -82,7 +83,12 @@ def connected(
             use_local_token()
         on_loopback = contextlib.nullcontext() if address else _on_loopback()
         what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
-        telling = step(console, what) if console else contextlib.nullcontext()
+        telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if console:
+            # Nodes, which look at themselves by this room's modules, may lack rich.
+            from tuner.monitor.steps import step
+
+            telling = step(console, what)
         with telling, sheltering_children(), on_loopback:
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
