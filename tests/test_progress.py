@@ -232,7 +232,7 @@ def test_the_table_bears_a_resize_and_leaves_the_terminal_as_it_was(tmp_path: Pa
     try:
         tmux("send-keys", command, "Enter")
         wide = screen_with("best ", "stopped", "curve")
-        assert re.search(r"trial +model +epoch .* rung +arrived +passed +stopped", wide)
+        assert re.search(r"trial +model +epoch .* rung +arrived +passed( +paused)? +stopped", wide)
         tmux("resize-window", "-x", "80", "-y", "24")
         time.sleep(3)
         narrow = tmux("capture-pane", "-p")
