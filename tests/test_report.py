@@ -521,7 +521,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page of a real search, with an ensemble beside it."""
     storage = tmp_path_factory.mktemp("searched")
     command = [PROGRAM, "search", "--space", "quick", "--name", "run", "--storage", str(storage)]
-    command += ["--trials", "30", "--epochs", "6"]
+    command += ["--trials", "30", "--epochs", "6", "search.grace=2", "search.reduction=3"]
     subprocess.run(command, check=True, capture_output=True)
     run = Run.open(storage / "run")
     write_ensemble(run, [trial.number for trial in run.top(5)])
