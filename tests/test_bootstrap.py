@@ -45,7 +45,7 @@ def test_intervals_hold_their_figures_and_are_the_same_every_time() -> None:
 
 
 def test_intervals_cover_the_figures_of_all_images() -> None:
-    """Of 100 samples of 150 images, the interval holds what a million have about as often as said.
+    """For 100 samples of 150 images, the interval holds what a million have as often as said.
 
     Not so the calibration error and the worst class, which few images tell with a bias: what is
     shown of these is their spread.

@@ -327,7 +327,7 @@ def test_files_of_the_epochs_of_their_digests_are_those_recorded(
 
 
 def exchange(trials: Path, *names: str) -> None:
-    """Have trials 1 and 2 change places, whole or some of their files."""
+    """Exchange trials 1 and 2, whole or some of their files."""
     for name in names or ("",):
         one, two, aside = trials / "0001" / name, trials / "0002" / name, trials / "aside"
         one.rename(aside)

@@ -266,7 +266,7 @@ def promoting(folder: Path, **changes: Any) -> World:
 
 
 def waiting(world: World, tuner: Tuner, *accuracies: float) -> None:
-    """Have new trials come to the first rung, where none is due before the last has come."""
+    """Bring new trials to the first rung, where none is due before the last has come."""
     workers = [world.begin(tuner) for _ in accuracies]
     for worker, accuracy in zip(workers, accuracies, strict=True):
         worker.step(accuracy)

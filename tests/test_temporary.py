@@ -80,7 +80,7 @@ def test_what_is_not_locked_yet_is_left_alone(
 def test_what_another_machine_made_is_left_alone_for_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of its locks some file systems tell nothing, so that they look free from here."""
+    """Some file systems do not show other machines' locks, so that they look free from here."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
         file = tmp_path / f".run.json.abc{own_suffix()}"

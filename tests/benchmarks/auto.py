@@ -37,7 +37,7 @@ SPACES = (AUTO, "cnn_small", "speed")
 IMAGES = 1_200
 TOP = 5
 MOST_TRIALS = 1_000
-"""Of the shipped spaces: more than the time holds."""
+"""Trials of the shipped spaces: more than the time holds."""
 TILE = 160
 """Pixels of a tile's sides."""
 

@@ -51,7 +51,7 @@ STUDENT = {
 
 
 def on_test(run: Run) -> list[dict[str, float]]:
-    """Have the trials of a run look at the test images, which are read for this alone."""
+    """Return what each trial is worth on the test images, which are read for this alone."""
     test = load_test(run.record.data, Path(run.record.data_dir)).images
     figures = []
     for trial in run.trials():

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.benchmarks.samplers import PORTFOLIO, read_results
+from tests.benchmarks.samplers import PORTFOLIO, choose, read_results
 from tuner.config import DataConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.run.trial import EpochMetrics, best_row
@@ -132,23 +132,6 @@ def regrets_of(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], NDArray[n
     accuracies = np.array([[reached[number] for number in numbers] for reached in found.values()])
     best, median = accuracies.max(axis=1), np.median(accuracies, axis=1)
     return numbers, np.minimum(1, (best[:, None] - accuracies) / (best - median)[:, None])
-
-
-def choose(regrets: NDArray[np.float64], size: int) -> list[int]:
-    """Return the columns that complement each other best, chosen one after another.
-
-    Args:
-        regrets: (S, N), of N configurations on S sets.
-        size: How many.
-    """
-    chosen: list[int] = []
-    reached = np.ones((len(regrets), 1))
-    for _ in range(min(size, regrets.shape[1])):
-        # Where none brings the sets on, the one that is good on most of them.
-        order = np.lexsort((regrets.mean(axis=0), np.minimum(regrets, reached).mean(axis=0)))
-        chosen.append(next(column for column in order.tolist() if column not in chosen))
-        reached = np.minimum(reached, regrets[:, chosen[-1:]])
-    return chosen
 
 
 def check(regrets: NDArray[np.float64], sets: Sequence[str]) -> Table:

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table as Rows
 
-from tests.benchmarks.tables import Curve, Table, read_tables
+from tests.benchmarks.tables import Array, Curve, Table, read_tables
 from tuner.config import TrialConfig
 from tuner.run.events import EpochEnded, TrialEnded
 from tuner.run.state import SearchState
@@ -305,13 +305,22 @@ def learn_portfolio(tables: Sequence[Table], left_out: Table, size: int) -> list
         if table.family == left_out.family and table.group != left_out.group
     ]
     regrets = np.array([[table.regret(float(test)) for test in table.finals] for table in others])
+    return choose(regrets, size)
+
+
+def choose(regrets: Array, size: int) -> list[int]:
+    """Return the columns that complement each other best, chosen one after another.
+
+    Args:
+        regrets: (S, N), of N configurations on S sets.
+        size: How many.
+    """
     chosen: list[int] = []
-    reached = np.ones((len(others), 1))
-    for _ in range(size):
-        # Where none brings the tables on, the one that is good on most of them.
-        means = np.minimum(regrets, reached).mean(axis=0), regrets.mean(axis=0)
-        order = (int(row) for row in np.lexsort(means[::-1]))
-        chosen.append(next(row for row in order if row not in chosen))
+    reached = np.ones((len(regrets), 1))
+    for _ in range(min(size, regrets.shape[1])):
+        # Where none brings the sets on, the one that is good on most of them.
+        order = np.lexsort((regrets.mean(axis=0), np.minimum(regrets, reached).mean(axis=0)))
+        chosen.append(next(column for column in order.tolist() if column not in chosen))
         reached = np.minimum(reached, regrets[:, chosen[-1:]])
     return chosen
 

@@ -67,7 +67,7 @@ class Load:
     p50_ms: float
     p99_ms: float
     bare_images_a_second: float
-    """Of the forward pass alone, just before and after."""
+    """Images a second of the forward pass alone, just before and after."""
 
 
 def write_ensemble(folder: Path, models: Sequence[ModelConfig]) -> None:

@@ -17,6 +17,7 @@ network that is a little different from one before is not the same one either.
 
 import functools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class Curve:
     """Score on test images after the last epoch, NaN where it diverged."""
 
 
-class Table:
+class Table(ABC):
     """The learning curves of a task; ``RecordedTable`` or ``SurrogateTable``.
 
     Attributes:
@@ -99,6 +100,7 @@ class Table:
     axes: Sequence[Axis]
     known: Array
 
+    @abstractmethod
     def curve(self, searched: Mapping[str, float], taken: set[int] | None = None) -> Curve:
         """Return the curve of a configuration.
 
@@ -106,7 +108,6 @@ class Table:
             searched: Its values.
             taken: Rows of a recorded table that are not to be had again; grows by one.
         """
-        raise NotImplementedError
 
     @functools.cached_property
     def finals(self) -> Array:
@@ -121,7 +122,7 @@ class Table:
 
     @property
     def num_epochs(self) -> int:
-        """Of a whole training."""
+        """Number of epochs of a whole training."""
         return len(self.curve(self.searched(0)).scores)
 
     def searched(self, row: int) -> dict[str, float]:

@@ -45,7 +45,7 @@ members alone as they were chosen there, which flatters them."""
 MOST_CLASSES = 12
 """Up to which the confusion matrix is printed."""
 MOST_LETTERS = 24
-"""Of the name of a class."""
+"""Most letters of the name of a class."""
 MOST_MEMBERS = 5
 """Members that are listed unless all is asked for."""
 MOST_COLUMNS = 80

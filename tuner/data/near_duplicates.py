@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 8
-"""Of a thumbnail, in pixels."""
+"""Side of a thumbnail in pixels."""
 LEAST = 0.95
 """Correlation from which two images count as nearly the same."""
 LEAST_CONTRAST = 4.0

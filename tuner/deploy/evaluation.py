@@ -112,7 +112,7 @@ class Evaluation:
     scores: Scores
     interval: Share
     intervals: Intervals
-    """Of figures that are no share of the images."""
+    """Intervals of the figures that are no share of the images."""
     members: tuple[MemberFigures, ...]
     gain_over_best_member: Interval
     """In accuracy, over the member that was best on validation images: the first."""

@@ -80,7 +80,7 @@ ImageFile = tuple[str, Source | DataError]
 def predict_paths(
     ensemble: Ensemble, paths: Iterable[str], *, tta: Tta | None = None
 ) -> Iterator[Batch]:
-    """Have an ensemble look at files on disk, as ``find_images`` yields them."""
+    """Predict files on disk, as ``find_images`` yields them."""
     return predict_files(ensemble, ((path, _source(path)) for path in paths), tta=tta)
 
 

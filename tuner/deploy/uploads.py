@@ -27,10 +27,10 @@ class Limits:
     """What one request may ask for, and how many may at a time."""
 
     body_bytes: int = 16 * 2**20
-    """Of all images of a request, as files."""
+    """Most bytes of all images of a request, as files."""
     images: int = 64
     pixels: int = 50_000_000
-    """Of an image: a file of a few kB may decode to more memory than there is."""
+    """Most pixels of an image: a file of a few kB may decode to more memory than there is."""
     seconds: float = 30.0
     """From the first byte of a request to its answer."""
     requests: int = 128

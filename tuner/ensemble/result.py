@@ -128,7 +128,7 @@ class EnsembleResult:
     """The best candidate by the metric on them, whether it is a member or not."""
     best_single_figures: Figures
     intervals: Intervals
-    """Of the ensemble on the test images."""
+    """Intervals of the ensemble's figures on the test images."""
     mean_member: dict[str, Scores]
     """``val`` and ``test``: means over the members."""
     gain: Gain

@@ -34,7 +34,7 @@ class Contender:
     """``None`` where the test images were not read, or the teacher is gone."""
     num_parameters: int
     latency: Latency | None
-    """Of all its networks, one after the other; ``None`` of a teacher that is gone."""
+    """Time of all its networks, one after the other; ``None`` for a teacher that is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class TeacherComparison:
     device: str
     """Where both were timed, such as ``cpu``."""
     val_gain: Interval
-    """Of the student in validation accuracy; below 0 the teacher is better."""
+    """Gain of the student in validation accuracy; below 0 the teacher is better."""
     test_gain: Interval | None
     level: float = LEVEL
 

@@ -41,7 +41,7 @@ class Standing:
     metric: Metric = "accuracy"
     """What counts."""
     value: float
-    """Of the metric."""
+    """Value of the metric."""
     metric_gain: Interval
     """In the metric, over the best single candidate; above 0 it is the better one."""
 

@@ -126,7 +126,7 @@ class _Images:
     surprise: np.ndarray
     """Negative log-likelihood of the true class."""
     bins: np.ndarray
-    """Of the confidence."""
+    """Bin of the confidence of each image."""
     gap: np.ndarray
     """Confidence, less 1 where the image is right."""
     num_classes: int

@@ -198,7 +198,7 @@ class FrontierPoint:
     accuracy: Share
     val_metric: NonNegative | None = None
     metric: NonNegative | None = None
-    """Of what the point was chosen by; ``None`` in ensembles of earlier versions, both."""
+    """Values of the metric that the point was chosen by; both ``None`` in earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

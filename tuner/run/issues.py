@@ -24,7 +24,7 @@ class LabelIssue:
     suggested: str
     """The class that the trials' vote takes it for."""
     given_probability: Share
-    """Of its own class, by the vote."""
+    """Probability of its own class, by the vote."""
     suggested_probability: Share
     picture: str = ""
     """PNG in base64; empty beyond the first ones."""
@@ -35,7 +35,7 @@ class DuplicateIssue:
     """A test image that is nearly the same as one of the others."""
 
     path: str
-    """Of the test image."""
+    """Path of the test image."""
     original: str
     """Path of the most similar image among those to train and to validate on."""
     test_class: str

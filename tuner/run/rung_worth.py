@@ -11,9 +11,9 @@ from tuner.config import SearchConfig, rung_epochs
 from tuner.run.trial import EpochMetrics, score_of
 
 MIN_TRIALS = 8
-"""Of fewer, an interval would tell nothing."""
+"""Trials below which an interval would tell nothing."""
 MOST_TRIALS = 500
-"""Of more, the newest tell enough."""
+"""Trials above which the newest tell enough."""
 RESAMPLES = 400
 
 Pairs = tuple[tuple[float, float], ...]

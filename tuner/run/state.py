@@ -68,7 +68,7 @@ class Ending:
     epochs: int
     metric: Metric = "accuracy"
     value: float | None
-    """Of the metric."""
+    """Value of the metric."""
     reason: str
 
     def __str__(self) -> str:

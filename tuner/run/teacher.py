@@ -18,6 +18,6 @@ class TeacherRecord:
     members: tuple[str, ...]
     """Such as ``trial 3``."""
     num_parameters: Amount | None = None
-    """Of all its networks together; this and what follows is ``None`` until it has taught."""
+    """Parameters of all its networks; this and what follows is ``None`` until it has taught."""
     probs_sha256: str | None = None
     """SHA-256 of ``teacher.safetensors``."""

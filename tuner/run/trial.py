@@ -150,13 +150,13 @@ class Stop:
     rung: Amount
     """The epoch after which it was judged."""
     value: float
-    """Of the run's metric; under the median rule, its best one so far."""
+    """Value of the run's metric; under the median rule, its best one so far."""
     cut: float
     """The value that had to be reached to go on; ASHA may have given all places to others."""
     peers: Amount
     """Trials that had come to this epoch before, and that it was compared with."""
     metric: Metric = "accuracy"
-    """Of which these are values."""
+    """Metric that the values are of."""
 
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
@@ -210,7 +210,7 @@ class TrialRecord:
     is_val_seen: bool = False
     """Whether its validation images were trained on."""
     metric: Metric = "accuracy"
-    """Of its run: what its best epoch was chosen by."""
+    """Metric of its run, by which its best epoch was chosen."""
 
     @cached_property
     def config(self) -> TrialConfig:

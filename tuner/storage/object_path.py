@@ -158,7 +158,7 @@ class ObjectPath:
         return float(self._ask("modified", self.uri).timestamp())
 
     def forbid_writing(self, reason: str) -> None:
-        """Have this process write and remove nothing in a folder any more, for a reason."""
+        """Refuse this process to write or remove anything in a folder from now on, for a reason."""
         store_of(self._bucket).forbidden[self.uri] = reason
 
     def allow_writing(self) -> None:

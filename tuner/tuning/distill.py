@@ -223,7 +223,7 @@ class Teaching:
     """The images as the teacher takes them."""
 
     def teach(self, run: Run, console: Console) -> None:
-        """Have the teacher look at the images, and keep what it says in the run's folder."""
+        """Predict the images with the teacher, and keep its probabilities in the run's folder."""
         record = run.record.teacher
         assert record is not None, "there is a teacher"
         seen, networks = self.seen, len(self.teacher.networks)

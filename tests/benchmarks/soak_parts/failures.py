@@ -89,7 +89,7 @@ def gone(place: Place) -> Iterator[None]:
 
 @contextmanager
 def faulty(place: Place) -> Iterator[None]:
-    """Have each write end in an error of input and output."""
+    """Make each write in the block fail with EIO."""
     place.flag.touch()
     try:
         yield
@@ -99,7 +99,7 @@ def faulty(place: Place) -> Iterator[None]:
 
 @contextmanager
 def locked(place: Place) -> Iterator[None]:
-    """Have the study's database to oneself."""
+    """Lock the study's database for the block."""
     with sqlite3.connect(place.study, timeout=60, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         try:
@@ -148,7 +148,7 @@ SIGNAL = "SIGTERM to the process group"
 
 
 def try_failures(number: int, seed: int, folder: Path, messages: Console) -> list[Tried]:
-    """Have a part of a search fail, each in turn, at a random moment, and resume the search.
+    """Make a part of a search fail, each in turn, at a random moment, and resume the search.
 
     Every other storage fault lasts until the search gives it up, the rest are over before.
 
@@ -247,7 +247,7 @@ def failing_search(
 
 
 def strike(place: Place, kind: str, search: Search, seconds: float) -> tuple[int, ...]:
-    """Have something fail, and mend it, or have the search end before.
+    """Make something fail, and mend it, or let the search end before.
 
     Returns:
         What the search may end with.

@@ -32,7 +32,7 @@ these are 24 trials, of which 6 run their course and can vote."""
 LEAST_TRAININGS = 6
 """The same, where no network fits."""
 LONGEST_SHARE = 0.25
-"""Of the time, for one training: a sampler learns from what has ended."""
+"""Share of the time for one training: a sampler learns from what has ended."""
 STEPS = 24
 """In an epoch, at the least, with the smaller of the two batches."""
 BATCHES = (16, 64)
@@ -46,7 +46,7 @@ TRANSFER_SIDE = 64
 PIXELS = ("crop", "cutout")
 """Keys of ``augment`` that are in pixels."""
 MOST_STAGES = {"cnn": 6, "speednet": 5}
-"""Of the families that halve the side from stage to stage."""
+"""Most stages of the families that halve the side from stage to stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +95,7 @@ class Network:
 
     recipe: Recipe
     name: str
-    """Of its family or, of a pretrained one, its own."""
+    """Name of its family or, for a pretrained one, its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ class Choice:
 
     recipe: Recipe
     names: tuple[str, ...]
-    """Of the networks."""
+    """Names of the networks."""
     side: int
     epochs: int
     batch_size: int

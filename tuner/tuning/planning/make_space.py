@@ -55,14 +55,14 @@ from tuner.tuning.resources import CapacityPlan, TrialResources
 DEFAULT_SECONDS = 1800.0
 """Time of a search where none is given."""
 MEASURED_SHARE = 0.05
-"""Of the time, in which networks are begun to be measured, twice at most."""
+"""Share of the time in which networks are begun to be measured, twice at most."""
 MOST_BLANKS = 2048
 MOST_BLANK_BYTES = 2**28
 """Images on which networks are measured, and their bytes, at the most; an epoch of more images
 takes longer by their number."""
 DRAWS, SIMULATIONS = 40, 5
 LEAST_LEFT = 0.9
-"""Of the time, for the search itself, however long the measuring took on a busy machine."""
+"""Share of the time for the search itself, however long the measuring took."""
 LEAST_TRIALS, MOST_TRIALS = 8, 300
 
 

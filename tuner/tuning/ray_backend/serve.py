@@ -42,7 +42,7 @@ class ServeRequest:
     """What is served, and how."""
 
     folder: AnyPath
-    """Of the ensemble."""
+    """Folder of the ensemble."""
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
@@ -133,7 +133,7 @@ def run_server(request: ServeRequest, tell: Callable[[str], None]) -> None:
 
 
 def _listen_on_loopback() -> None:
-    """Have this replica listen on 127.0.0.1 alone.
+    """Make this replica listen on 127.0.0.1 alone.
 
     Ray Serve 2.60 starts a server for other deployments in each replica, on all addresses; here
     nobody calls it.

@@ -157,7 +157,7 @@ class Sampler:
             self.on_change()
 
     def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """Have Optuna learn from a trial that waits at a rung as from one that was stopped there.
+        """Let Optuna learn from a trial that waits at a rung as from one that was stopped there.
 
         To Optuna it runs on, and that would be worse than the truth: TPE counts what runs among
         the bad, however good it is.
