@@ -385,11 +385,14 @@ def test_an_image_that_is_dropped_or_chosen_is_classified(
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
+        # Asked for now, because the browser is told later than this call returns.
+        page.on("filechooser", lambda _: None)
         page.goto(url)
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == {"light": "rgb(252, 252, 250)", "dark": "rgb(21, 23, 26)"}[scheme]
         # By the keyboard alone.
         page.keyboard.press("Tab")
+        page.locator("#files:focus").wait_for()
         with page.expect_file_chooser() as chooser:
             page.keyboard.press("Space")
         chooser.value.set_files(
