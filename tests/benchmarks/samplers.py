@@ -19,6 +19,7 @@ import os
 import tempfile
 import time
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -342,12 +343,14 @@ def search(task: Task) -> dict[str, Any]:
     name, line_name, slots, seed = task
     table, line = _tables[name], LINES.get(line_name)
     began = time.perf_counter()
+    # Else all tables of a family, which have the same configurations, would begin with the same.
+    drawn = zlib.crc32(f"{name} {seed}".encode())
     if line_name == SCREEN:
-        regrets = screen(table, seed)
+        regrets = screen(table, drawn)
     else:
         portfolio = line.portfolio if line else 0
         baseline = learn_portfolio(list(_tables.values()), table, portfolio) if portfolio else ()
-        space = space_of(table, line or Line(scheduler="asha-stop"), seed, baseline)
+        space = space_of(table, line or Line(scheduler="asha-stop"), drawn, baseline)
         regrets = play(table, ours(space) if line else stock(space), space, slots)
     return {
         "table": name,
