@@ -69,6 +69,8 @@ class LiveTrial:
     """The nodes on which it lost a worker; empty for a worker that had not said a word."""
     ending: TrialEnded | None = None
     """Its worker's last word, or the scheduler's decision."""
+    came_from: int | None = None
+    """The last rung that it came to, or 0 before the first; ``None`` while it goes to no other."""
 
 
 class Tuner:
@@ -108,6 +110,8 @@ class Tuner:
         self.num_started = 0
         self._waiting: deque[tuple[int, LiveTrial]] = deque()
         self._asha = scheduler if isinstance(scheduler, Asha) else None
+        self._under_way: Counter[int] = Counter()
+        """How many trials have come from each rung, and go on; see ``LiveTrial.came_from``."""
         self._is_exhausted = False
         """Whether the proposer has no more configurations."""
 
@@ -182,12 +186,24 @@ class Tuner:
 
     def _coming(self) -> Counter[int]:
         """Return how many trials are on their way to each rung; see ``Asha``."""
-        assert self._asha is not None
-        under_way = [number for number, trial in self.live.items() if trial.ending is None]
-        under_way += [number for number, trial in self._waiting if trial.ending is None]
-        coming = Counter(map(self._asha.last_rung, under_way))
+        coming = self._under_way.copy()
         coming[0] += self._num_to_propose
         return coming
+
+    def _set_ending(self, number: int, trial: LiveTrial, ending: TrialEnded | None) -> None:
+        """Note how a trial that is under way, or waits for a worker, will end, or that it goes on.
+
+        Counted here, for each event: to look through a thousand trials would take longer than all
+        else that is to be decided.
+        """
+        trial.ending = ending
+        if self._asha is None:
+            return
+        if trial.came_from is not None:
+            self._under_way[trial.came_from] -= 1
+        trial.came_from = self._asha.last_rung(number) if ending is None else None
+        if trial.came_from is not None:
+            self._under_way[trial.came_from] += 1
 
     def _start(self) -> Assignment | None:
         """Take up a waiting trial, promote one, or propose a new one; ``None`` if there is none."""
@@ -239,6 +255,7 @@ class Tuner:
         history: tuple[EpochMetrics, ...],
         attempt: int,
     ) -> Assignment:
+        self._set_ending(number, trial, None)
         # In the state first, which the observer that records the run writes: a trial's status is
         # there before its worker starts.
         started = TrialStarted(
@@ -282,7 +299,7 @@ class Tuner:
                 return self._hear(event)
             case TrialEnded():
                 self.spending.leave_epoch(event.number)
-                self.live[event.number].ending = event
+                self._set_ending(event.number, self.live[event.number], event)
             case TrialLost() | TrialPromoted():
                 raise AssertionError("a worker does not say so")
         return "continue"
@@ -331,7 +348,7 @@ class Tuner:
             return self._decide_at_rung(number, trial)
         if verdict is None:
             return "continue"
-        trial.ending = self._stopped(number, verdict)
+        self._set_ending(number, trial, self._stopped(number, verdict))
         return "stop"
 
     def _decide_at_rung(self, number: int, trial: LiveTrial) -> Decision:
@@ -340,9 +357,9 @@ class Tuner:
         It goes on at once if its slot, given back, would take up this same trial.
         """
         # On its way it is no more, which bears on what is due.
-        trial.ending = TrialEnded(number=number, state="paused")
+        self._set_ending(number, trial, TrialEnded(number=number, state="paused"))
         if not self.is_draining() and self._next_promotion() == number:
-            trial.ending = None
+            self._set_ending(number, trial, None)
             self._promote(number)
         self._stop_hopeless()
         if trial.ending is None:
@@ -379,7 +396,10 @@ class Tuner:
         """
         trial = self.live.pop(number)
         self.spending.leave_epoch(number)
-        ending = TrialEnded(number=number, state="failed", reason=lost) if lost else trial.ending
+        if lost:
+            failed = TrialEnded(number=number, state="failed", reason=lost)
+            self._set_ending(number, trial, failed)
+        ending = trial.ending
         assert ending is not None, f"trial {number} ended without a word"
         if ending.state == "paused":
             trial.ending = None
@@ -396,7 +416,7 @@ class Tuner:
             ending = self._stopped(number, stop)
             if number in self.live:
                 # It came there just now, and its worker is about to give it back.
-                self.live[number].ending = ending
+                self._set_ending(number, self.live[number], ending)
             else:
                 del self.paused[number]
                 self._close(ending)
@@ -465,9 +485,9 @@ class Tuner:
             how: What became of its worker.
         """
         epoch = len(self.state.trials[number].history)
-        self.live[number].ending = TrialEnded(
-            number=number, state="interrupted", reason=f"after epoch {epoch}, {how}"
-        )
+        reason = f"after epoch {epoch}, {how}"
+        ending = TrialEnded(number=number, state="interrupted", reason=reason)
+        self._set_ending(number, self.live[number], ending)
 
     def end_waiting(self) -> None:
         """End the trials that lost their worker and, now that nothing starts, get no other."""
@@ -528,7 +548,7 @@ class Tuner:
             if verdict == "pause":
                 arrived.append(number)
             elif verdict is not None:
-                trial.ending = self._stopped(number, verdict)
+                self._set_ending(number, trial, self._stopped(number, verdict))
                 self._waiting.remove((number, trial))
                 self.live[number] = trial
                 self.end(number)
@@ -557,6 +577,8 @@ class Tuner:
             else:
                 self._asha.leave(number)
         waiting = dict(self._waiting)
+        for number, trial in waiting.items():
+            self._set_ending(number, trial, None)
         self.live.update((number, waiting.pop(number)) for number in arrived)
         self._waiting = deque(waiting.items())
         for number in arrived:
