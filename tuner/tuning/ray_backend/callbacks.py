@@ -17,6 +17,7 @@ from tuner.run.digests import DamagedError
 from tuner.run.events import TrialPlaced
 from tuner.run.layout import STATUS
 from tuner.run.trial import EpochMetrics
+from tuner.schema import to_json
 from tuner.storage.paths import to_path
 from tuner.storage.patience import Patience
 from tuner.tuning.ray_backend.capacity import Capacity
@@ -57,7 +58,7 @@ class TuneSearcher(Searcher):
         """Return the parameters of the next trial, or nothing for now, or say that there is none.
 
         Returns:
-            ``number`` of the trial, ``path``, its folder, ``config``, its plain configuration,
+            ``number`` of the trial, ``path``, its folder, ``config``, its configuration as JSON,
             ``attempt``, the number of this taking up, ``known``, how many of its epochs are in the
             books, ``cpus`` and ``gpus``, its resources, ``num_parameters`` and ``halved_from`` of
             its status, ``judged``, the epochs after which it may be paused or stopped,
@@ -74,7 +75,8 @@ class TuneSearcher(Searcher):
             "path": str(self._path_of(given.number)),
             "attempt": given.attempt,
             "known": given.num_epochs,
-            "config": given.config.to_dict(),
+            # As a text: Ray copies, flattens and keeps what it is given, for each report again.
+            "config": to_json(given.config),
             "cpus": given.resources.cpus,
             "gpus": given.resources.gpus,
             "num_parameters": given.num_parameters,

@@ -29,6 +29,7 @@ from tuner.run.checkpoint import load_state
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.layout import STATE
 from tuner.run.trial import read_status
+from tuner.schema import from_json
 from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.patience import Patience, patient, persevere
 from tuner.training.compilation import CompileMode
@@ -141,7 +142,7 @@ def _train_trial(
     while True:
         free_memory()
         try:
-            path, config = to_path(params["path"]), TrialConfig.from_dict(params["config"])
+            path, config = to_path(params["path"]), from_json(TrialConfig, params["config"])
             history = restore_files(path)
             if not is_known or len(history) != params["known"]:
                 started = TrialStarted(
