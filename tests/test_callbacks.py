@@ -1,6 +1,6 @@
 """The engine's events without the engine: what it is told, and what becomes of trials then."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,12 +113,21 @@ class Controller:
         self._tuner = tuner
         self._trials = trials
 
-    def get_trials(self) -> list[Any]:
-        return self._trials
+    def get_live_trials(self) -> set[Any]:
+        return set(self._trials)
 
     def stop_trial(self, trial: Any) -> None:
         trial.status = Trial.TERMINATED
         self._tuner.end(trial.config["number"])
+
+
+@dataclass(eq=False)
+class RayTrial:
+    """A trial of Ray's, as far as a scheduler sees it."""
+
+    config: dict[str, Any]
+    status: str
+    temporary_state: Any
 
 
 def test_trials_that_wait_for_a_node_end_with_the_search(
@@ -127,11 +136,7 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
     tuner = world.tuner()
     numbers = [given.number for _ in range(3) if (given := start(tuner))]
     waiting, about_to_run, running = (
-        SimpleNamespace(
-            config={"number": number},
-            status=status,
-            temporary_state=SimpleNamespace(ray_actor=worker),
-        )
+        RayTrial({"number": number}, status, SimpleNamespace(ray_actor=worker))
         for number, status, worker in zip(
             numbers,
             (Trial.PENDING, Trial.PENDING, Trial.RUNNING),
@@ -142,7 +147,12 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
     controller = Controller(tuner, [waiting, about_to_run, running])
     capacity = Capacity(PLAN, lambda line: None)
     scheduler = scheduler_of(world, tuner, capacity, poster_of(tuner, capacity)[0])
-    assert scheduler.choose_trial_to_run(controller) is waiting
+    for trial in (about_to_run, waiting, running):
+        scheduler.on_trial_add(controller, trial)
+    assert scheduler.choose_trial_to_run(controller) is waiting, "the last of those that wait"
+    waiting.status = Trial.RUNNING
+    assert scheduler.choose_trial_to_run(controller) is about_to_run
+    waiting.status = Trial.PENDING
     tuner.draining = "interrupted"
     assert scheduler.choose_trial_to_run(controller) is None
     assert set(tuner.live) == set(numbers[1:])

@@ -131,12 +131,25 @@ class TuneScheduler(FIFOScheduler):
         self._capacity = capacity
         self._poster = poster
         self._storage = storage
+        self._added: list[Trial] = []
+        """The trials that wait for a worker, in the order in which they came, and some others."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Note that a trial waits for a worker."""
+        self._added.append(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Choose the first of those that wait; end them where no trial is started any more."""
+        """Choose the last of those that wait; end them where no trial is started any more.
+
+        Tune gives a free worker to the trial that is chosen, and ends the one that it is starting
+        for it. For the last, which has just come, it starts none yet. Were it the first, as Tune
+        has it, trials shorter than the start of a worker would keep all slots but one empty.
+        """
         if not self._tuner.is_draining():
-            return super().choose_trial_to_run(tune_controller)
-        for trial in tune_controller.get_trials():
+            while self._added and self._added[-1].status != Trial.PENDING:
+                self._added.pop()
+            return self._added[-1] if self._added else None
+        for trial in list(tune_controller.get_live_trials()):
             # One that has a worker is about to run, whatever its state.
             if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
                 self._tuner.withdraw(trial.config["number"], "before it had a worker")
