@@ -51,11 +51,11 @@ def main() -> None:
     ray.init("local", num_cpus=SLOTS, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory(prefix="trials-") as folder:
-            ends, memory = overhead.search(Path(folder), trials=number, sampler="random")
+            ends, usage = overhead.search(Path(folder), trials=number, sampler="random")
     finally:
         ray.shutdown()
     counts = (number // 4, number // 2, number)
-    print(json.dumps({count: memory.at(ends[count - 1]) for count in counts}))
+    print(json.dumps({count: usage.size_at(ends[count - 1]) for count in counts}))
 
 
 if __name__ == "__main__":
