@@ -4,9 +4,9 @@
 
 First the same small trainings on the digits, one at a time on all CPUs, then as many at a time as
 there are CPUs with a thread each, then twice as many: images a second of all together, rounds in
-turn. Then a run folder of thousands of recorded trials, as a search leaves it (twenty checkpoints,
-validation probabilities of all): seconds of the program's commands, whole processes, and of what a
-resumed search replays.
+turn; ``--trained 0`` leaves this out. Then a run folder of thousands of recorded trials, as a
+search leaves it (twenty checkpoints, validation probabilities of all): seconds of the program's
+commands, whole processes, of what a resumed search replays, and of a proposal after that.
 """
 
 import argparse
@@ -59,6 +59,7 @@ space:
       adamw: {lr: {float: [1.0e-4, 1.0e-2], log: true}}
 """
 KEPT = 20
+PROPOSALS = 10
 
 
 def slots_apart(folder: Path, rounds: int, trials: int, epochs: int) -> dict[str, list[float]]:
@@ -171,18 +172,22 @@ def command_seconds(run: Run, *words: str) -> float:
     return time.perf_counter() - began
 
 
-def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> float:
-    """Return the seconds in which a resumed search learns of all recorded trials."""
+def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> tuple[float, float]:
+    """Return the seconds in which a resumed search learns of all recorded trials, and proposes."""
     search: SearchConfig = replace(run.record.search, sampler=sampler)
+    proposer = Sampler(space, search)
     tuner, recorder = make_tuner(
         run,
-        Sampler(space, search),
+        proposer,
         Budget(trials=search.trials),
         CapacityPlan(default=TrialResources(cpus=1, gpus=0), count=1),
     )
     began = time.perf_counter()
     tuner.restore(recorder.restore())
-    return time.perf_counter() - began
+    replayed = time.perf_counter()
+    for number in range(PROPOSALS):
+        proposer.ask(tuner.num_started + number)
+    return replayed - began, (time.perf_counter() - replayed) / PROPOSALS
 
 
 def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
@@ -192,6 +197,8 @@ def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
     for _ in range(rounds):
         commands = {
             "leaderboard": ("leaderboard",),
+            "show": ("show",),
+            "report": ("report",),
             "ensemble --top 5 --dry-run": ("ensemble", "--top", "5", "--dry-run"),
             "ensemble --top 5": ("ensemble", "--top", "5"),
             "ensemble --top 5 --method greedy": ("ensemble", "--top", "5", "--method", "greedy"),
@@ -199,8 +206,9 @@ def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
         for name, words in commands.items():
             found.setdefault(name, []).append(command_seconds(run, *words))
         for sampler in ("random", "tpe"):
-            seconds = replay_seconds(run, space, sampler)
-            found.setdefault(f"replay, {sampler}", []).append(seconds)
+            replayed, proposed = replay_seconds(run, space, sampler)
+            found.setdefault(f"replay, {sampler}", []).append(replayed)
+            found.setdefault(f"a proposal, {sampler}", []).append(proposed)
     shutil.rmtree(run.path)
     return found
 
@@ -235,15 +243,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         folder = Path(name)
-        rates = slots_apart(folder, options.rounds, options.trained, options.epochs)
+        rates: dict[str, list[float]] = {}
+        if options.trained:
+            rates = slots_apart(folder, options.rounds, options.trained, options.epochs)
         seconds = recorded(folder, options.trials, options.rounds)
     if options.json:
         print(json.dumps({"images_a_second": rates, "seconds": seconds}, indent=2))
         return
     console = Console(highlight=False, width=100)
-    console.print(
-        as_table("Images a second, all trials together", rates, 0, first=next(iter(rates)))
-    )
+    if rates:
+        console.print(
+            as_table("Images a second, all trials together", rates, 0, first=next(iter(rates)))
+        )
     console.print(as_table(f"Seconds, {options.trials:,} recorded trials", seconds, 2))
 
 
