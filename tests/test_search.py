@@ -11,6 +11,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
+from tests.benchmarks import overhead
 from tuner.config import DataConfig, Resources
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble.check import damage_of_run
@@ -286,6 +287,17 @@ space:
             resumed=found,
             data_dir=tmp_path,
         )
+
+
+@pytest.mark.slow
+def test_all_slots_are_used_by_trials_that_are_shorter_than_the_start_of_a_worker(
+    session: None, tmp_path: Path
+) -> None:
+    seconds = 0.5
+    ends, _ = overhead.search(tmp_path, trials=60, sampler="random", sleep=seconds, is_bare=True)
+    half = ends[30:]
+    mean = (half[-1] - half[0]) / (len(half) - 1)
+    assert mean < 0.8 * seconds, "more than one at a time"
 
 
 def test_a_taken_name_is_refused_and_left_alone(run: Run) -> None:
