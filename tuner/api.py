@@ -96,7 +96,7 @@ def search(
     name: str | None = None,
     storage: Place = "runs",
     resume: bool = False,
-    warm_start: "Place | Run | None" = None,
+    warm_start: "Place | Run | Sequence[Place | Run] | None" = None,
     study_storage: str | None = None,
     data_dir: Place = DATA_DIR,
     image_size: int | None = None,
@@ -140,7 +140,8 @@ def search(
         name: Of the run; ``None`` names it after the space and the time.
         storage: Folder of the runs.
         resume: Go on with the run of that name, or the newest.
-        warm_start: A run from whose trials the sampler learns first.
+        warm_start: An earlier run, or several: what was best in them, by ranks, is tried first.
+            One alone also teaches the sampler.
         study_storage: Journal file or database where optuna-dashboard can watch.
         data_dir: Where downloaded and decoded images are kept.
         image_size: Resize images to this many pixels a side.
@@ -226,7 +227,7 @@ def search(
                 "train_limit": train_limit,
             },
             data_dir=Path(data_dir).expanduser(),
-            warm_start=_as_run(warm_start, storage) if warm_start is not None else None,
+            warm_start=_as_runs(warm_start, storage),
             study_storage=study_storage,
             keep=keep,
             command=_call("search", named, given),
@@ -677,6 +678,18 @@ def _as_run(run: "Place | Run | None", storage: Place) -> "Run":
     from tuner.run.run import Run
 
     return run if isinstance(run, Run) else open_run(run, storage=storage)
+
+
+def _as_runs(
+    runs: "Place | Run | Sequence[Place | Run] | None", storage: Place
+) -> "tuple[Run, ...]":
+    from tuner.run.run import Run
+
+    if runs is None:
+        return ()
+    several = [runs] if isinstance(runs, str | os.PathLike | Run) else runs
+    found = [_as_run(run, storage) for run in several]
+    return tuple({str(run.path): run for run in found}.values())
 
 
 def _place(place: "Place | AnyPath") -> AnyPath:

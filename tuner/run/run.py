@@ -453,6 +453,16 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
 
 
+def find_runs(storage: AnyPath, names: Iterable[str]) -> tuple[Run, ...]:
+    """Open runs as ``find_run``, each once.
+
+    Raises:
+        UsageError: If one of them is not there.
+    """
+    found = [find_run(storage, name) for name in names]
+    return tuple({str(run.path): run for run in found}.values())
+
+
 def free_name(storage: AnyPath, stem: str) -> str:
     """Return ``stem``, or, where runs have that name and the next ones, with the first number."""
     names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
