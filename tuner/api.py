@@ -89,6 +89,7 @@ def search(
     sampler: str | None = None,
     scheduler: str | None = None,
     metric: Metric | None = None,
+    patience: float | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -133,6 +134,8 @@ def search(
         scheduler: ``asha``, ``asha-stop``, ``hyperband``, ``median`` or ``none``.
         metric: What trials are ranked, stopped and kept by: ``accuracy``, ``balanced_accuracy``,
             ``macro_f1``, ``nll`` or ``worst_class``.
+        patience: End the search when the next quarter of its budget is expected to improve the best
+            trial by less than so many points; 0 never does.
         seed: Of the sampler and, with its number, of each trial.
         overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
         time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
@@ -200,6 +203,7 @@ def search(
         "sampler": sampler,
         "scheduler": scheduler,
         "metric": metric,
+        "patience": patience,
         "seed": seed,
         "data": None if data is None else os.fspath(data),
     }
@@ -377,6 +381,7 @@ def distill(
     sampler: str | None = None,
     scheduler: str | None = None,
     metric: Metric | None = None,
+    patience: float | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -413,6 +418,7 @@ def distill(
         sampler: See ``search``.
         scheduler: See ``search``.
         metric: See ``search``.
+        patience: See ``search``.
         seed: See ``search``.
         overrides: See ``search``.
         time_budget: See ``search``.
@@ -463,6 +469,7 @@ def distill(
         "sampler": sampler,
         "scheduler": scheduler,
         "metric": metric,
+        "patience": patience,
         "seed": seed,
     }
     given = {key: value for key, value in settings.items() if value is not None}

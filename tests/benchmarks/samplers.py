@@ -21,7 +21,7 @@ import time
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -329,20 +329,21 @@ def learn_portfolio(tables: Sequence[Table], left_out: Table, size: int) -> list
 
 Task = tuple[str, str, int, int]
 """Table, line, slots, seed."""
-_tables: dict[str, Table] = {}
+loaded: dict[str, Table] = {}
+"""The tables of a process, by name."""
 
 
 def _load(folder: Path) -> None:
     warnings.filterwarnings("ignore")
     # Stock Ray logs what it could not tell its study.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _tables.update({table.name: table for table in read_tables(folder)})
+    loaded.update({table.name: table for table in read_tables(folder)})
 
 
 def search(task: Task) -> dict[str, Any]:
     """Play one search; return its line of the results."""
     name, line_name, slots, seed = task
-    table, line = _tables[name], LINES.get(line_name)
+    table, line = loaded[name], LINES.get(line_name)
     began = time.perf_counter()
     # Else all tables of a family, which have the same configurations, would begin with the same.
     drawn = zlib.crc32(f"{name} {seed}".encode())
@@ -350,7 +351,7 @@ def search(task: Task) -> dict[str, Any]:
         regrets = screen(table, drawn)
     else:
         portfolio = line.portfolio if line else 0
-        baseline = learn_portfolio(list(_tables.values()), table, portfolio) if portfolio else ()
+        baseline = learn_portfolio(list(loaded.values()), table, portfolio) if portfolio else ()
         space = space_of(table, line or Line(scheduler="asha-stop"), drawn, baseline)
         regrets = play(table, ours(space) if line else stock(space), space, slots)
     return {
@@ -364,9 +365,15 @@ def search(task: Task) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, results: Path, tasks: Sequence[Task], processes: int) -> None:
-    """Play the searches that ``results`` lacks."""
-    known = {_task_of(row) for row in read_results(results)}
+def run(
+    folder: Path,
+    results: Path,
+    tasks: Sequence[Task],
+    processes: int,
+    play_one: Callable[[Task], Mapping[str, Any]],
+) -> None:
+    """Play the searches that ``results`` lacks; ``play_one`` returns the line of one."""
+    known = {task_of(row) for row in read_results(results)}
     missing = [task for task in tasks if task not in known]
     if not missing:
         return
@@ -374,7 +381,7 @@ def run(folder: Path, results: Path, tasks: Sequence[Task], processes: int) -> N
         results.open("a") as lines,
         ProcessPoolExecutor(processes, initializer=_load, initargs=(folder,)) as pool,
     ):
-        asked = [pool.submit(search, task) for task in missing]
+        asked = [pool.submit(play_one, task) for task in missing]
         done = as_completed(asked)
         messages = Console(stderr=True)
         for future in track(done, "searching", total=len(asked), console=messages):
@@ -390,7 +397,8 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _task_of(row: Mapping[str, Any]) -> Task:
+def task_of(row: Mapping[str, Any]) -> Task:
+    """Return which search a line of the results is."""
     return row["table"], row["line"], row["slots"], row["seed"]
 
 
@@ -540,9 +548,9 @@ def main() -> None:
         for table in tables
         for line in options.lines
     ]
-    run(options.tables, options.results, tasks, options.processes)
+    run(options.tables, options.results, tasks, options.processes, search)
     asked = set(tasks)
-    rows = [row for row in read_results(options.results) if _task_of(row) in asked]
+    rows = [row for row in read_results(options.results) if task_of(row) in asked]
     found: dict[str, Any] = {}
     for slots in options.slots:
         played = [row for row in rows if row["slots"] == slots]

@@ -79,6 +79,8 @@ class RunRecord:
     budget_gpu_hours: NonNegative | None = None
     """What the search may spend, over all resumes; ``None`` for no end."""
     status: RunStatus = "running"
+    reason: str = ""
+    """Why the search ended although its budget was not spent, where it did by itself."""
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""

@@ -1,0 +1,99 @@
+"""What going on with a search is likely to bring.
+
+Of trials that are independent draws, the best is a record, and records come ever more rarely: with
+values whose upper tail falls off exponentially, a search that becomes ``r`` times as long improves
+its best by ``log(r)`` times the tail's mean excess, in expectation (Rényi 1953). The sampler makes
+later trials better than earlier ones, and accuracies have a ceiling: how right the figure is all
+the same, ``tests/benchmarks/patience.py`` tells on recorded searches.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+
+from tuner.config import Metric
+from tuner.metrics.goal import LOWER_IS_BETTER
+from tuner.run.run import Run, clock
+from tuner.run.trial import TrialRecord, TrialState, score_of
+
+MIN_TRIALS = 12
+"""Trials below which nothing is foreseen."""
+TAIL = 1 / 4
+"""Share of the trials that make the tail."""
+MIN_SHARE = 1 / 4
+"""Share of the budget below which a search is not ended: no sampler has learnt much by then."""
+AHEAD = 1 / 4
+"""Share of the budget that has to be worth it."""
+LONGEST = 3600.0
+"""Seconds that are looked ahead at the most; and never longer than a search has taken."""
+
+
+COUNTED: frozenset[TrialState] = frozenset({"completed", "stopped", "paused"})
+"""States of the trials whose scores tell what is to come."""
+
+
+def expected_gain(scores: Iterable[float], ratio: float) -> float | None:
+    """Return how much better the best of a search is likely to be once it is longer.
+
+    Args:
+        scores: The best score of each trial in one of the states ``COUNTED``; more is better.
+        ratio: How many times as long the search becomes.
+
+    Returns:
+        The expected gain, from 0; ``None`` where too few trials tell.
+    """
+    known = list(scores)
+    if len(known) < MIN_TRIALS:
+        return None
+    size = math.ceil(TAIL * len(known))
+    *tail, threshold = heapq.nlargest(size + 1, known)
+    return (sum(tail) / size - threshold) * math.log(ratio)
+
+
+def why_not_go_on(scores: Iterable[float], share: float, patience: float, metric: Metric) -> str:
+    """Say why a search is not worth going on with; empty if it may be, or too little is known.
+
+    Args:
+        scores: As in ``expected_gain``.
+        share: Of its budget that is spent.
+        patience: Points that the next quarter of the budget has to bring.
+        metric: What is to improve.
+    """
+    if share < MIN_SHARE:
+        return ""
+    gain = expected_gain(scores, (share + AHEAD) / share)
+    if gain is None or 100 * gain >= patience:
+        return ""
+    return (
+        f"a further quarter of the budget is expected to bring {in_points(gain, metric)}, "
+        f"less than the {patience:g} of --patience"
+    )
+
+
+def in_points(gain: float, metric: Metric) -> str:
+    """Write a gain in points, which are hundredths of a nat where NLL is what counts."""
+    sign = "-" if metric in LOWER_IS_BETTER else "+"
+    return f"{sign}{100 * gain:.2g} points"
+
+
+def outlook_of(run: Run, trials: Sequence[TrialRecord]) -> str:
+    """Say what going on with a search would bring; empty for a refit, and before it has begun.
+
+    Args:
+        run: Which.
+        trials: Its trials.
+    """
+    record = run.record
+    seconds, metric = record.active_seconds, record.search.metric
+    if record.refit or not trials or not seconds:
+        return ""
+    bests = [trial.best for trial in trials if trial.is_scored and trial.status.state in COUNTED]
+    scores = [score_of(best, metric) for best in bests if best is not None]
+    known = [score for score in scores if score is not None]
+    ahead = min(LONGEST, seconds)
+    gain = expected_gain(known, (seconds + ahead) / seconds)
+    if gain is None:
+        count = f"{len(known)} trial{'' if len(known) == 1 else 's'}"
+        return f"What going on would bring, {count} cannot tell; it takes {MIN_TRIALS}."
+    span = "Another hour" if ahead == LONGEST else f"As long again, {clock(seconds)},"
+    return f"{span} would bring about {in_points(gain, metric)}."
