@@ -17,6 +17,7 @@ from tuner.run.outlook import LEARNT, MIN_TRIALS, expected_gain, outlook_of, why
 from tuner.run.run import Run
 from tuner.run.trial import write_history
 from tuner.space import load_space
+from tuner.tuning.refit import make_refit_request
 from tuner.tuning.tuner import Tuner
 
 scores = st.lists(st.floats(0, 1), min_size=MIN_TRIALS, max_size=40)
@@ -80,7 +81,7 @@ def test_a_search_without_hope_ends_and_says_why(world: World) -> None:
     tuner = play(world, level)
     assert MIN_TRIALS <= tuner.num_started < 32
     assert tuner.draining == "patience"
-    assert "to bring +0 points, less than the 0.1 of --patience" in tuner.reason
+    assert "to bring +0.00 points, less than the 0.1 of --patience" in tuner.reason
     assert tuner.next(lambda running: True) == "done"
 
 
@@ -101,6 +102,12 @@ def test_it_ends_again_when_it_is_resumed_unless_that_is_asked_for(world: World)
     assert world.tuner(trials=1000).draining == ""
     world.run.update(search=replace(world.search, patience=0.0))
     assert world.tuner().draining == ""
+
+
+def test_a_refit_has_no_patience(finished_run: Run) -> None:
+    finished_run.update(search=replace(finished_run.record.search, patience=0.5))
+    request = make_refit_request(finished_run, command="", top=1, seeds=1)
+    assert request.search.patience == 0
 
 
 def test_a_run_says_what_going_on_would_bring(finished_run: Run) -> None:

@@ -75,7 +75,8 @@ def why_not_go_on(scores: Iterable[float], share: float, patience: float, metric
 def in_points(gain: float, metric: Metric) -> str:
     """Write a gain in points, which are hundredths of a nat where NLL is what counts."""
     sign = "-" if metric in LOWER_IS_BETTER else "+"
-    return f"{sign}{100 * gain:.2g} points"
+    points = 100 * gain
+    return f"{sign}{points:.{1 if points >= 0.1 else 2}f} points"
 
 
 def outlook_of(run: Run, trials: Sequence[TrialRecord]) -> str:
