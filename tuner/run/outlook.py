@@ -28,8 +28,6 @@ AHEAD = 1 / 4
 """Share of the budget that has to be worth it."""
 LONGEST = 3600.0
 """Seconds that are looked ahead at the most; and never longer than a search has taken."""
-
-
 COUNTED: frozenset[TrialState] = frozenset({"completed", "stopped", "paused"})
 """States of the trials whose scores tell what is to come."""
 
