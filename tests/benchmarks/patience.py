@@ -35,6 +35,7 @@ from tests.benchmarks.samplers import (
     played,
     read_results,
     run,
+    seed_of,
     space_of,
     task_of,
 )
@@ -63,7 +64,7 @@ def play(task: Task) -> dict[str, Any]:
     """Play one search; return its line of the results."""
     name, line, slots, seed = task
     table = loaded[name]
-    space = space_of(table, Line(), seed, ())
+    space = space_of(table, Line(), seed_of(task), ())
     search = played(table, ours(space), space, slots)
     times = sorted({*SPENT, *(b * step / STEPS for b in BUDGETS for step in range(1, STEPS))})
     spent, best = 0.0, -math.inf

@@ -345,8 +345,7 @@ def search(task: Task) -> dict[str, Any]:
     name, line_name, slots, seed = task
     table, line = loaded[name], LINES.get(line_name)
     began = time.perf_counter()
-    # Else all tables of a family, which have the same configurations, would begin with the same.
-    drawn = zlib.crc32(f"{name} {seed}".encode())
+    drawn = seed_of(task)
     if line_name == SCREEN:
         regrets = screen(table, drawn)
     else:
@@ -363,6 +362,15 @@ def search(task: Task) -> dict[str, Any]:
         "regrets": [round(regret, 6) for regret in regrets],
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def seed_of(task: Task) -> int:
+    """Return the seed of a search's draws, another one for each table.
+
+    Else all tables of a family, which have the same configurations, would begin with the same.
+    """
+    name, _, _, seed = task
+    return zlib.crc32(f"{name} {seed}".encode())
 
 
 def run(
