@@ -104,7 +104,7 @@ def play(task: Task) -> dict[str, Any]:
             for time, scores in asked
             if time in SPENT
             for ratio in RATIOS
-            if (foreseen := expected_gain(scores, ratio)) is not None
+            if (foreseen := expected_gain(scores, ratio, "accuracy")) is not None
         ],
         "ends": [
             {
