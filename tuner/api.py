@@ -89,6 +89,7 @@ def search(
     sampler: str | None = None,
     scheduler: str | None = None,
     metric: Metric | None = None,
+    patience: float | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -96,7 +97,7 @@ def search(
     name: str | None = None,
     storage: Place = "runs",
     resume: bool = False,
-    warm_start: "Place | Run | None" = None,
+    warm_start: "Place | Run | Sequence[Place | Run] | None" = None,
     study_storage: str | None = None,
     data_dir: Place = DATA_DIR,
     image_size: int | None = None,
@@ -133,6 +134,8 @@ def search(
         scheduler: ``asha``, ``asha-stop``, ``hyperband``, ``median`` or ``none``.
         metric: What trials are ranked, stopped and kept by: ``accuracy``, ``balanced_accuracy``,
             ``macro_f1``, ``nll`` or ``worst_class``.
+        patience: End the search when the next quarter of its budget is expected to improve the best
+            trial by less than so many points; 0 never does.
         seed: Of the sampler and, with its number, of each trial.
         overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
         time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
@@ -140,7 +143,8 @@ def search(
         name: Of the run; ``None`` names it after the space and the time.
         storage: Folder of the runs.
         resume: Go on with the run of that name, or the newest.
-        warm_start: A run from whose trials the sampler learns first.
+        warm_start: An earlier run, or several: what was best in them, by ranks, is tried first.
+            One alone also teaches the sampler.
         study_storage: Journal file or database where optuna-dashboard can watch.
         data_dir: Where downloaded and decoded images are kept.
         image_size: Resize images to this many pixels a side.
@@ -199,6 +203,7 @@ def search(
         "sampler": sampler,
         "scheduler": scheduler,
         "metric": metric,
+        "patience": patience,
         "seed": seed,
         "data": None if data is None else os.fspath(data),
     }
@@ -226,7 +231,7 @@ def search(
                 "train_limit": train_limit,
             },
             data_dir=Path(data_dir).expanduser(),
-            warm_start=_as_run(warm_start, storage) if warm_start is not None else None,
+            warm_start=_as_runs(warm_start, storage),
             study_storage=study_storage,
             keep=keep,
             command=_call("search", named, given),
@@ -376,6 +381,7 @@ def distill(
     sampler: str | None = None,
     scheduler: str | None = None,
     metric: Metric | None = None,
+    patience: float | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -412,6 +418,7 @@ def distill(
         sampler: See ``search``.
         scheduler: See ``search``.
         metric: See ``search``.
+        patience: See ``search``.
         seed: See ``search``.
         overrides: See ``search``.
         time_budget: See ``search``.
@@ -462,6 +469,7 @@ def distill(
         "sampler": sampler,
         "scheduler": scheduler,
         "metric": metric,
+        "patience": patience,
         "seed": seed,
     }
     given = {key: value for key, value in settings.items() if value is not None}
@@ -677,6 +685,18 @@ def _as_run(run: "Place | Run | None", storage: Place) -> "Run":
     from tuner.run.run import Run
 
     return run if isinstance(run, Run) else open_run(run, storage=storage)
+
+
+def _as_runs(
+    runs: "Place | Run | Sequence[Place | Run] | None", storage: Place
+) -> "tuple[Run, ...]":
+    from tuner.run.run import Run
+
+    if runs is None:
+        return ()
+    several = [runs] if isinstance(runs, str | os.PathLike | Run) else runs
+    found = [_as_run(run, storage) for run in several]
+    return tuple({str(run.path): run for run in found}.values())
 
 
 def _place(place: "Place | AnyPath") -> AnyPath:

@@ -297,6 +297,9 @@ class SearchConfig:
     """
     metric: Metric = "accuracy"
     """What trials are ranked, stopped and kept by, and the sampler learns; fixed for a run."""
+    patience: NonNegative = 0.0
+    """End the search when the next quarter of its budget is expected to improve the best trial by
+    less than so many points, a hundredth of the metric's unit; 0 never does."""
     seed: Annotated[int, Bounds(ge=0)] = 0
 
 
@@ -307,7 +310,7 @@ AUTO = "auto"
 SPACE_KEYS = {
     **{
         name: f"search.{name}"
-        for name in ("trials", "epochs", "sampler", "scheduler", "metric", "seed")
+        for name in ("trials", "epochs", "sampler", "scheduler", "metric", "patience", "seed")
     },
     "data": "dataset",
 }

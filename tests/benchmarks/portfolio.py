@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.benchmarks.samplers import PORTFOLIO, choose, read_results
+from tests.benchmarks.samplers import read_results
 from tuner.config import DataConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.run.trial import EpochMetrics, best_row
@@ -36,6 +36,7 @@ from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.searched import searched_yaml
 from tuner.space.source import find_space
 from tuner.training.loop import train
+from tuner.tuning.warm_start import PORTFOLIO, choose
 
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")

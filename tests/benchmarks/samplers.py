@@ -21,7 +21,7 @@ import time
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,9 +38,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table as Rows
 
-from tests.benchmarks.tables import Array, Curve, Table, read_tables
+from tests.benchmarks.tables import Curve, Table, read_tables
 from tuner.config import TrialConfig
-from tuner.run.events import EpochEnded, TrialEnded
+from tuner.run.events import EpochEnded, Event, TrialEnded
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, Stop, TrialState
 from tuner.space import SearchSpace, load_space
@@ -51,13 +51,13 @@ from tuner.tuning.resources import TrialResources
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import Scheduler, make_scheduler
 from tuner.tuning.tuner import Assignment, Tuner
+from tuner.tuning.warm_start import PORTFOLIO, choose
 
 BUDGETS = (0.5, 1, 2, 4, 8, 16, 32)
 """Full trainings. The protocol asks for 2 to 32; by the smaller ones a speed-up is found."""
 PRIMARY = (4, 16)
 """Budgets at which the speed-up over the stock is the figure that counts."""
 GRACE, REDUCTION = 3, 3
-PORTFOLIO = 8
 RESAMPLES = 2000
 METRIC = "val_accuracy"
 STOCK = "Ray's OptunaSearch + ASHA"
@@ -213,12 +213,19 @@ def parameters_of(config: TrialConfig) -> Mapping[str, float]:
     return values
 
 
-def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[float]:
-    """Search a table until the largest budget is spent.
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A search of a table, under way."""
 
-    Returns:
-        The regret of the search's choice at each of ``BUDGETS``.
-    """
+    tuner: Tuner
+    curves: Mapping[int, Curve]
+    """Of its trials, by number."""
+    events: Iterator[Event]
+    """What happens in it; without end where the space has none."""
+
+
+def played(table: Table, method: Method, space: SearchSpace, slots: int) -> Played:
+    """Return a search of a table, of so many trials at once."""
     proposer, scheduler = method
     clock = SimulatedClock()
     state = SearchState(space.search)
@@ -251,9 +258,20 @@ def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[f
                 yield TrialEnded(number=given.number, state="diverged")
         yield TrialEnded(number=given.number, state="completed")
 
+    events = run_trials(tuner, clock, train, lambda running: len(running) < slots)
+    return Played(tuner, curves, events)
+
+
+def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[float]:
+    """Search a table until the largest budget is spent.
+
+    Returns:
+        The regret of the search's choice at each of ``BUDGETS``.
+    """
+    search = played(table, method, space, slots)
     regrets: list[float] = []
     spent, best, regret = 0.0, -math.inf, 1.0
-    for event in run_trials(tuner, clock, train, lambda running: len(running) < slots):
+    for event in search.events:
         if not isinstance(event, EpochEnded):
             continue
         spent += event.metrics.seconds / table.full_seconds
@@ -263,7 +281,7 @@ def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[f
             break
         if math.isfinite(event.metrics.val_loss) and event.metrics.val_accuracy > best:
             best = event.metrics.val_accuracy
-            regret = table.regret(curves[event.number].test)
+            regret = table.regret(search.curves[event.number].test)
     # A space can be searched to its end, or a budget be spent to the last second.
     return regrets + [regret] * (len(BUDGETS) - len(regrets))
 
@@ -309,47 +327,30 @@ def learn_portfolio(tables: Sequence[Table], left_out: Table, size: int) -> list
     return choose(regrets, size)
 
 
-def choose(regrets: Array, size: int) -> list[int]:
-    """Return the columns that complement each other best, chosen one after another.
-
-    Args:
-        regrets: (S, N), of N configurations on S sets.
-        size: How many.
-    """
-    chosen: list[int] = []
-    reached = np.ones((len(regrets), 1))
-    for _ in range(min(size, regrets.shape[1])):
-        # Where none brings the sets on, the one that is good on most of them.
-        order = np.lexsort((regrets.mean(axis=0), np.minimum(regrets, reached).mean(axis=0)))
-        chosen.append(next(column for column in order.tolist() if column not in chosen))
-        reached = np.minimum(reached, regrets[:, chosen[-1:]])
-    return chosen
-
-
 Task = tuple[str, str, int, int]
 """Table, line, slots, seed."""
-_tables: dict[str, Table] = {}
+loaded: dict[str, Table] = {}
+"""The tables of a process, by name."""
 
 
 def _load(folder: Path) -> None:
     warnings.filterwarnings("ignore")
     # Stock Ray logs what it could not tell its study.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _tables.update({table.name: table for table in read_tables(folder)})
+    loaded.update({table.name: table for table in read_tables(folder)})
 
 
 def search(task: Task) -> dict[str, Any]:
     """Play one search; return its line of the results."""
     name, line_name, slots, seed = task
-    table, line = _tables[name], LINES.get(line_name)
+    table, line = loaded[name], LINES.get(line_name)
     began = time.perf_counter()
-    # Else all tables of a family, which have the same configurations, would begin with the same.
-    drawn = zlib.crc32(f"{name} {seed}".encode())
+    drawn = seed_of(task)
     if line_name == SCREEN:
         regrets = screen(table, drawn)
     else:
         portfolio = line.portfolio if line else 0
-        baseline = learn_portfolio(list(_tables.values()), table, portfolio) if portfolio else ()
+        baseline = learn_portfolio(list(loaded.values()), table, portfolio) if portfolio else ()
         space = space_of(table, line or Line(scheduler="asha-stop"), drawn, baseline)
         regrets = play(table, ours(space) if line else stock(space), space, slots)
     return {
@@ -363,9 +364,24 @@ def search(task: Task) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, results: Path, tasks: Sequence[Task], processes: int) -> None:
-    """Play the searches that ``results`` lacks."""
-    known = {_task_of(row) for row in read_results(results)}
+def seed_of(task: Task) -> int:
+    """Return the seed of a search's draws, another one for each table.
+
+    Else all tables of a family, which have the same configurations, would begin with the same.
+    """
+    name, _, _, seed = task
+    return zlib.crc32(f"{name} {seed}".encode())
+
+
+def run(
+    folder: Path,
+    results: Path,
+    tasks: Sequence[Task],
+    processes: int,
+    play_one: Callable[[Task], Mapping[str, Any]],
+) -> None:
+    """Play the searches that ``results`` lacks; ``play_one`` returns the line of one."""
+    known = {task_of(row) for row in read_results(results)}
     missing = [task for task in tasks if task not in known]
     if not missing:
         return
@@ -373,7 +389,7 @@ def run(folder: Path, results: Path, tasks: Sequence[Task], processes: int) -> N
         results.open("a") as lines,
         ProcessPoolExecutor(processes, initializer=_load, initargs=(folder,)) as pool,
     ):
-        asked = [pool.submit(search, task) for task in missing]
+        asked = [pool.submit(play_one, task) for task in missing]
         done = as_completed(asked)
         messages = Console(stderr=True)
         for future in track(done, "searching", total=len(asked), console=messages):
@@ -389,7 +405,8 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _task_of(row: Mapping[str, Any]) -> Task:
+def task_of(row: Mapping[str, Any]) -> Task:
+    """Return which search a line of the results is."""
     return row["table"], row["line"], row["slots"], row["seed"]
 
 
@@ -539,9 +556,9 @@ def main() -> None:
         for table in tables
         for line in options.lines
     ]
-    run(options.tables, options.results, tasks, options.processes)
+    run(options.tables, options.results, tasks, options.processes, search)
     asked = set(tasks)
-    rows = [row for row in read_results(options.results) if _task_of(row) in asked]
+    rows = [row for row in read_results(options.results) if task_of(row) in asked]
     found: dict[str, Any] = {}
     for slots in options.slots:
         played = [row for row in rows if row["slots"] == slots]

@@ -18,7 +18,9 @@ from tuner.storage.paths import extra_for
 
 NOT_SENT = ("space", "address", "storage", "name")
 """Options that a job is not given as they are."""
-FOLDED = ("trials", "epochs", "sampler", "scheduler", "metric", "seed", "data", "as_json")
+FOLDED = (
+    *("trials", "epochs", "sampler", "scheduler", "metric", "patience", "seed", "data", "as_json"),
+)
 """Options of a search that the space holds already, or that are for this end of the job."""
 
 

@@ -84,6 +84,8 @@ def plan(context: click.Context, /, **options: Any) -> None:
         print_json({"plan": str(made.path), **asdict(made.forecast)})
     else:
         print_forecast(made.forecast)
+        if request.search.patience:
+            click.echo("\nIts patience may end it sooner: how good trials are is not foreseen.")
 
 
 def print_forecast(forecast: "Forecast") -> None:

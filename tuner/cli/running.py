@@ -116,6 +116,8 @@ def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
         Interrupted: If a signal ended it.
     """
     document = {"status": run.record.status} | leaderboard_document(run)
+    if run.record.reason:
+        document["reason"] = run.record.reason
     comparison = None
     if run.record.teacher is not None and run.record.status == "finished":
         from tuner.ensemble.students import find_student

@@ -1,7 +1,8 @@
 """``search``: a space is searched."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -27,12 +28,32 @@ from tuner.monitor.steps import step
 from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
 
-if TYPE_CHECKING:
-    pass
+
+class _Search(SearchCommand):
+    """Takes several runs after ``--warm-start``, up to the next option or KEY=VALUE."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of the command line."""
+        return super().parse_args(ctx, repeated("--warm-start", args))
+
+
+def repeated(flag: str, words: Sequence[str]) -> list[str]:
+    """Return words with an option that has several values written once for each."""
+    rest = list(words)
+    spread: list[str] = []
+    while rest and rest[0] != "--":
+        spread.append(word := rest.pop(0))
+        if word.partition("=")[0] != flag:
+            continue
+        if word == flag and rest:
+            spread.append(rest.pop(0))
+        while rest and not rest[0].startswith("-") and "=" not in rest[0]:
+            spread += [flag, rest.pop(0)]
+    return spread + rest
 
 
 @click.command(
-    cls=SearchCommand,
+    cls=_Search,
     epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9",
 )
 @option(
@@ -46,9 +67,11 @@ if TYPE_CHECKING:
 @option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
 @option(
     "--warm-start",
-    metavar="RUN",
+    metavar="RUN...",
+    multiple=True,
     shell_complete=completion.runs,
-    help="Learn from the trials of an earlier run first.",
+    help="Earlier runs: try first, by ranks, what was best in them. One alone also teaches the "
+    "sampler.",
 )
 @option(
     "--study-storage",
@@ -68,7 +91,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         return submit_search(context, str(address), search_overrides(context, options["overrides"]))
 
     from tuner.run.layout import SPACE
-    from tuner.run.run import find_run
+    from tuner.run.run import find_run, find_runs
     from tuner.space import find_space
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
@@ -76,8 +99,10 @@ def search(context: click.Context, /, **options: Any) -> None:
         line = resume_command(resumed.path, "refit")
         raise UsageError(f"--resume: {resumed.path} is a refit; go on with: {line}")
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
-    warm_start = options["warm_start"] and find_run(options["storage"], options["warm_start"])
-    own = {"warm_start": warm_start or None, "study_storage": options["study_storage"]}
+    own = {
+        "warm_start": find_runs(options["storage"], options["warm_start"]),
+        "study_storage": options["study_storage"],
+    }
     if is_auto(options):
         with step(console, "Loading PyTorch and Ray"):
             from tuner.tuning.session import search as run_search

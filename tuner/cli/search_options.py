@@ -18,6 +18,7 @@ from tuner.cli.options import (
     RESIZE,
     SKIP_BROKEN,
     VAL_FRACTION,
+    Amount,
     option,
 )
 from tuner.cli.running import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tuner.tuning.request import SearchRequest
 
 FROM_SPACE = "[default: from the space]"
+USUAL_PATIENCE = 0.1
+"""Points, where ``--patience`` stands alone."""
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _PROPOSED = (
     option("--trials", type=int, help=f"How many configurations to try. {FROM_SPACE}"),
@@ -51,6 +54,15 @@ _PROPOSED = (
         "--metric",
         type=click.Choice(get_args(Metric)),
         help=f"What trials are ranked, stopped and kept by. {FROM_SPACE}",
+    ),
+    option(
+        "--patience",
+        type=Amount(min=0),
+        is_flag=False,
+        flag_value=USUAL_PATIENCE,
+        metavar="[POINTS]",
+        help="End when the next quarter of the budget is expected to improve the best trial by "
+        f"less; {USUAL_PATIENCE} without a number, 0 never ends. {FROM_SPACE}",
     ),
     option(
         "--seed",

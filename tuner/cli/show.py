@@ -16,7 +16,7 @@ from tuner.cli.output import figure, print_json, print_table
 from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
-from tuner.run.resuming import resume_command
+from tuner.run.resuming import command_without_patience, resume_command
 from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def _figures(folder: AnyPath) -> Any:
 
 
 def _show_run(run: "Run", as_json: bool) -> None:
+    from tuner.run.outlook import outlook_of
     from tuner.run.run import clock
     from tuner.run.rung_worth import rung_worths
     from tuner.run.uncertainty import validated_on
@@ -161,13 +162,17 @@ def _show_run(run: "Run", as_json: bool) -> None:
             print_best(run)
     if worths := rung_worths(search, [trial.history for trial in ranked]):
         click.echo("\n" + "\n".join(map(str, worths)))
+    if outlook := outlook_of(run, ranked):
+        click.echo(f"\n{outlook}")
+    if record.reason:
+        click.echo(f"\nEnded: {record.reason}.\nGo on with:\n  {command_without_patience(run)}")
     if student is not None:
         print_student(student)
     if rows := list(_ensembles(run)):
         click.echo()
         print_table(rows, "Ensembles, the newest first")
     is_open = record.status == "interrupted" or states["interrupted"] or states["paused"]
-    if is_open and record.status != "running":
+    if is_open and record.status != "running" and not record.reason:
         command = resume_command(run.path, "refit" if record.refit else "search")
         click.echo(f"\nGo on with:\n  {command}")
 
@@ -191,6 +196,7 @@ def _ensembles(run: "Run") -> Any:
 
 def _standing(run: "Run") -> dict[str, Any]:
     """Say how many trials came to which state, which is the best, and what the rungs tell."""
+    from tuner.run.outlook import outlook_of
     from tuner.run.run import leader
     from tuner.run.rung_worth import rung_worths
     from tuner.run.trial import METRIC_COLUMNS
@@ -214,6 +220,7 @@ def _standing(run: "Run") -> dict[str, Any]:
         "states": dict(states.most_common()),
         "best": found,
         **({"rungs": [str(worth) for worth in worths]} if worths else {}),
+        **({"outlook": outlook} if (outlook := outlook_of(run, ranked)) else {}),
     }
 
 

@@ -19,6 +19,7 @@ from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import Spread, outcomes
 from tuner.run.issues import find_issues
 from tuner.run.layout import REPORT, SPACE
+from tuner.run.outlook import outlook_of
 from tuner.run.run import Run, leader
 from tuner.run.rung_worth import rung_worths
 from tuner.run.trial import TrialRecord
@@ -127,6 +128,7 @@ def make_page(
         best=best,
         advice=lines,
         worths=rung_worths(run.record.search, [trial.history for trial in ranked]),
+        outlook=outlook_of(run, ranked),
         planned=outcomes(run, ranked),
         issues=find_issues(run),
         ensemble=ensemble,

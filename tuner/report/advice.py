@@ -9,7 +9,7 @@ from tuner.config import SearchConfig
 from tuner.metrics.intervals import wilson
 from tuner.report.best import BestTrial
 from tuner.report.ensembles import EnsembleFigures, Scores
-from tuner.run.resuming import resume_command
+from tuner.run.resuming import command_without_patience, resume_command
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, order_of
@@ -145,6 +145,9 @@ def advise_on_run(
         ensemble: The newest one; no figure of test images decides what is said of its members.
     """
     lines = [*_cut(run, trials), *_few_images(run, best)]
+    if run.record.reason:
+        command = command_without_patience(run)
+        lines.insert(0, f"The search ended: {run.record.reason}. It goes on with: {command}")
     if ensemble is None or ensemble.is_val_seen:
         return lines
     return [*lines, *_vote(ensemble), *_gap(ensemble, run.record.num_val)]
@@ -153,7 +156,7 @@ def advise_on_run(
 def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
     record = run.record
     has_budget = record.budget_seconds is not None or record.budget_gpu_hours is not None
-    if record.status != "finished" or record.refit or not has_budget:
+    if record.status != "finished" or record.refit or record.reason or not has_budget:
         return
     cut = sum(trial.status.state == "interrupted" for trial in trials)
     waiting = sum(trial.status.state == "paused" for trial in trials)

@@ -21,6 +21,11 @@ def how_to_go_on(run: "Run") -> str:
     )
 
 
+def command_without_patience(run: "Run") -> str:
+    """Return the line that goes on with a search which was ended by its patience."""
+    return resume_command(run.path, "search", "--patience", "0")
+
+
 def resume_command(path: StoragePath, command: str, *options: str) -> str:
     """Return the line that goes on with the run at ``path``."""
     words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))

@@ -79,6 +79,8 @@ class RunRecord:
     budget_gpu_hours: NonNegative | None = None
     """What the search may spend, over all resumes; ``None`` for no end."""
     status: RunStatus = "running"
+    reason: str = ""
+    """Why the search ended although its budget was not spent, where it did by itself."""
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""
@@ -451,6 +453,16 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
             return Run.open(path)
     hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
+
+
+def find_runs(storage: AnyPath, names: Iterable[str]) -> tuple[Run, ...]:
+    """Open runs as ``find_run``, each once.
+
+    Raises:
+        UsageError: If one of them is not there.
+    """
+    found = [find_run(storage, name) for name in names]
+    return tuple({str(run.path): run for run in found}.values())
 
 
 def free_name(storage: AnyPath, stem: str) -> str:

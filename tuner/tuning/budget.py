@@ -76,6 +76,19 @@ class Spending:
             return False
         return self.seconds >= self.budget.seconds or self.gpu_seconds >= self.budget.gpu_seconds
 
+    def share(self, trials: int) -> float:
+        """Return how much of the budget is spent, by what is closest to its end.
+
+        Args:
+            trials: Those that were started.
+        """
+        budget = self.budget
+        return max(
+            trials / budget.trials,
+            self.seconds / budget.seconds,
+            self.gpu_seconds / budget.gpu_seconds,
+        )
+
     def seconds_left(self, gpus: float) -> float:
         """Return the time until the budget is spent with ``gpus`` held; infinite without one."""
         if self.is_endless:

@@ -83,8 +83,8 @@ class SearchRequest(RunRequest):
     """All that a user can ask of a search."""
 
     space: SearchSpace
-    warm_start: Run | None = None
-    """A run from whose trials the sampler learns first."""
+    warm_start: tuple[Run, ...] = ()
+    """Earlier runs; see ``tuner.tuning.warm_start``."""
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
     teacher: TeacherRecord | None = None

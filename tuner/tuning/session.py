@@ -10,15 +10,12 @@ from tuner.config import TrialConfig
 from tuner.data.splits import Splits
 from tuner.models.cost import limit_violation
 from tuner.models.trust import code_of, remember
-from tuner.run.check import check_records
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
-from tuner.run.trial import OPEN
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import read_text
 from tuner.training.initial_weights import load_all_initial_weights
-from tuner.training.remeasure import ranked_by
 from tuner.tuning.distill import note_best_student, prepare_teaching, with_teacher
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
@@ -31,6 +28,7 @@ from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
+from tuner.tuning.warm_start import read_runs, teach, with_portfolio
 
 
 def search(request: SearchRequest, console: Console) -> Run:
@@ -55,10 +53,20 @@ def search(request: SearchRequest, console: Console) -> Run:
     check_study_fits(space, request.search)
     if place := study_place(request):
         place.check_free()
-    if request.warm_start:
-        request.warm_start.check_unseen_validation("--warm-start")
+    for known in request.warm_start:
+        known.check_unseen_validation("--warm-start")
     settle_code(request)
     splits = read_splits(request, console)
+    earlier = read_runs(request.warm_start, request.search, splits)
+    if not request.resume:
+        space = with_portfolio(
+            space,
+            earlier,
+            request.storage,
+            console,
+            limit_violation=limit_violation_of(space, splits),
+        )
+        request = replace(request, space=space)
     initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
@@ -71,8 +79,8 @@ def search(request: SearchRequest, console: Console) -> Run:
             (run.path / PLAN).unlink(missing_ok=True)
         elif plan.exists() and not request.warm_start:
             write_text(run.path / PLAN, read_text(plan))
-        if request.warm_start:
-            _warm_start(sampler, request.warm_start, console)
+        if len(earlier) == 1:
+            teach(sampler, earlier[0], console)
         splits = with_teacher(splits, run, teaching, console)
         request = replace(request, teacher=run.record.teacher)
 
@@ -152,14 +160,3 @@ def _share_refused(sampler: Sampler) -> str:
         f"Constraints: {sampler.num_refused} of {total} proposals ({share:.0%}) exceeded them and "
         "were drawn again."
     )
-
-
-def _warm_start(sampler: Sampler, run: Run, console: Console) -> None:
-    """Tell the sampler of a run's trials; they are no peers for those of this one."""
-    run = ranked_by(run, sampler.search.metric)
-    # A paused one has been told to the sampler of its own run, too.
-    ended = [trial for trial in run.trials() if trial.status.state not in OPEN - {"paused"}]
-    check_records(ended)
-    known = sum(sampler.add(trial.config, trial.status.state, trial.history) for trial in ended)
-    outside = f"; {len(ended) - known} lie outside this space" if known < len(ended) else ""
-    console.print(f"Learnt from {known} trials of {run.record.name}{outside}.", markup=False)

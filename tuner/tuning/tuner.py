@@ -23,15 +23,16 @@ from tuner.run.events import (
     TrialPromoted,
     TrialStarted,
 )
+from tuner.run.outlook import COUNTED, why_not_go_on
 from tuner.run.run import now
 from tuner.run.state import SearchState, TrialProgress, in_order, is_known, num_alike
-from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, order_of, score_of
+from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, best_row, order_of, score_of
 from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
 from tuner.tuning.schedulers import Asha, Scheduler
 
-DrainReason = Literal["", "interrupted", "budget", "broken"]
+DrainReason = Literal["", "interrupted", "budget", "patience", "broken"]
 Decision = Literal["continue", "pause", "stop"]
 """Whether a worker goes on with its trial; one that is paused has to be saved, too."""
 
@@ -82,6 +83,7 @@ class Tuner:
         paused: Trials that wait at a rung, by number.
         observers: Are told of each event; the one that records the run comes first.
         draining: Why no trial is started any more and running ones end, if so.
+        reason: Why going on is not worth it, where the search ends by its patience.
         failures: Number and reason of each trial that failed since this search began or went on.
         num_started: Trials that were proposed, over all resumes.
     """
@@ -106,8 +108,11 @@ class Tuner:
         self.paused: dict[int, LiveTrial] = {}
         self.observers: list[Observer] = []
         self.draining: DrainReason = ""
+        self.reason = ""
         self.failures: list[tuple[int, str]] = []
         self.num_started = 0
+        self._reached: dict[int, float] = {}
+        """Trial that has ended, or is paused -> its best score, where the search has patience."""
         self._waiting: deque[tuple[int, LiveTrial]] = deque()
         self._asha = scheduler if isinstance(scheduler, Asha) else None
         self._under_way: Counter[int] = Counter()
@@ -405,7 +410,24 @@ class Tuner:
             trial.ending = None
             self.paused[number] = trial
         self._close(ending)
+        self._weigh_going_on()
         self._stop_hopeless()
+
+    def _weigh_going_on(self) -> None:
+        """End the search if what is to come is not worth the patience that it has."""
+        patience, metric = self.state.search.patience, self.state.search.metric
+        if patience and not self.draining:
+            share = self.spending.share(self.num_started)
+            self.reason = why_not_go_on(self._reached.values(), share, patience, metric)
+            if self.reason:
+                self.draining = "patience"
+
+    def _note_reached(self, number: int) -> None:
+        progress = self.state.trials[number]
+        if not self.state.search.patience or progress.status.state not in COUNTED:
+            self._reached.pop(number, None)
+        elif best := best_row(progress.history, self.state.search.metric):
+            self._reached[number] = self._score(best)[0]
 
     def _stop_hopeless(self) -> None:
         """Stop the paused trials that cannot be promoted any more, however the others do."""
@@ -425,6 +447,7 @@ class Tuner:
         number = ending.number
         # Recorded before the proposer learns of it: what it learns after a kill, it reads there.
         self._tell(replace(ending, time=now()))
+        self._note_reached(number)
         history = self.state.trials[number].history
         if ending.state == "paused":
             self.proposer.pause(number, history)
@@ -533,6 +556,7 @@ class Tuner:
                 # An epoch of which the scheduler's word was lost is judged again; one that was
                 # interrupted had passed.
                 unjudged.add((number, len(record.history)))
+            self._note_reached(number)
             self.num_started = max(self.num_started, number + 1)
         arrived: list[int] = []
         for number, row in in_order({record.number: record.history for record in trials}):
@@ -553,6 +577,7 @@ class Tuner:
                 self.live[number] = trial
                 self.end(number)
         self._restore_rungs(trials, arrived)
+        self._weigh_going_on()
         return num_outside
 
     def _waits_at_rung(self, record: TrialRecord) -> bool:

@@ -26,7 +26,7 @@ from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
-from tuner.run.resuming import how_to_go_on, resume_command
+from tuner.run.resuming import command_without_patience, how_to_go_on, resume_command
 from tuner.run.run import Run, RunRecord, RunStatus, clock, now
 from tuner.run.trial import OPEN
 from tuner.space import load_run_space
@@ -165,6 +165,7 @@ def run_trials(
         place = {"data": request.data, "data_dir": str(request.data_dir)}
     run.update(
         status="running",
+        reason="",
         search=request.search,
         slots=plan.to_plain(),
         save_seconds=request.save_seconds,
@@ -185,7 +186,12 @@ def run_trials(
 
     def close(status: RunStatus) -> None:
         # First: a damaged trial makes the leaderboard fail, and then this is on record.
-        run.update(status=status, finished=now(), active_seconds=tuner.spending.seconds)
+        run.update(
+            status=status,
+            reason=tuner.reason if tuner.draining == "patience" else "",
+            finished=now(),
+            active_seconds=tuner.spending.seconds,
+        )
         run.write_leaderboard()
 
     def give_up() -> None:
@@ -237,6 +243,10 @@ def run_trials(
         )
     if tuner.draining == "budget":
         say(_budget_spent(tuner, run))
+    if tuner.draining == "patience":
+        done = f"{tuner.state.num_done} of {budget.trials} trials done"
+        say(f"Ended with {done}: {tuner.reason}.")
+        say(f"Go on all the same with:\n  {command_without_patience(run)}")
     return tuner
 
 

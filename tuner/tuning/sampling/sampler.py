@@ -182,13 +182,22 @@ class Sampler:
         state: TrialState,
         history: Sequence[EpochMetrics],
         number: int | None = None,
+        *,
+        may_repeat: bool = False,
     ) -> bool:
         """Tell Optuna of a trial that ended earlier, in this run or, without a number, another.
+
+        Args:
+            config: Of the trial.
+            state: As which it ended.
+            history: Its epochs.
+            number: Of the trial, if it is one of this run.
+            may_repeat: Whether its configuration may be proposed again.
 
         Returns:
             Whether its configuration lies in the space; one that does not is left out.
         """
-        drawn = self._relearn(config)
+        drawn = self._relearn(config, may_repeat=may_repeat)
         if drawn is None:
             return False
         if self.search.sampler == "cmaes":
@@ -228,9 +237,11 @@ class Sampler:
         self.study.enqueue_trial(drawn.params, _attrs(number))
         return self.study.ask(drawn.distributions)
 
-    def _relearn(self, config: TrialConfig) -> RecordingTrial | None:
+    def _relearn(self, config: TrialConfig, *, may_repeat: bool = False) -> RecordingTrial | None:
         """Note that ``config`` was tried; give its draws, or ``None`` if the space lacks it."""
         self._has_relearnt = True
+        if may_repeat:
+            return params_of(self.space, config)
         self._proposed.add(_key(config))
         if config.epochs == self.search.epochs:
             self._baselines = [i for i in self._baselines if not self._is_baseline(i, config)]

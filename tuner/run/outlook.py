@@ -1,0 +1,107 @@
+"""What going on with a search is likely to bring.
+
+Of trials that are independent draws, the best is a record, and records come ever more rarely. Where
+small errors have a power law, a search that becomes ``r`` times as long has ``r ** -a`` times the
+error of its best, with the mean log distance of the small errors from the next one for ``a`` (the
+estimator of Hill 1975). ``tests/benchmarks/patience.py`` measures how right the figure is, on
+searches of recorded curves with TPE and promoting ASHA.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+
+from tuner.config import Metric
+from tuner.metrics import goal
+from tuner.run.run import Run, clock
+from tuner.run.trial import TrialRecord, TrialState, score_of
+
+MIN_TRIALS = 12
+"""Trials below which nothing is foreseen."""
+TAIL, LEAST_TAIL = 0.1, 3
+"""Share of the trials that make the tail, and how many do at least."""
+FACTOR = 2.0
+"""Times the exponent, as measured on LCBench: a few small errors tell too little of it, since it is
+largest where the best is smallest, and a sampler learns. On Taskset it is twice too much, which has
+a search end later rather than sooner."""
+LEAST_ERROR = 1e-9
+"""Stands for an error of 0, of which there is no logarithm."""
+MIN_SHARE = 1 / 4
+"""Share of the budget below which a search is not ended: no sampler has learnt much by then."""
+AHEAD = 1 / 4
+"""Share of the budget that has to be worth it."""
+LONGEST = 3600.0
+"""Seconds that are looked ahead at the most; and never longer than a search has taken."""
+COUNTED: frozenset[TrialState] = frozenset({"completed", "stopped", "paused"})
+"""States of the trials whose scores tell what is to come."""
+
+
+def expected_gain(scores: Iterable[float], ratio: float, metric: Metric) -> float | None:
+    """Return how much better the best of a search is likely to be once it is longer.
+
+    Args:
+        scores: The best score of each trial in one of the states ``COUNTED``; more is better.
+        ratio: How many times as long the search becomes.
+        metric: What is scored.
+
+    Returns:
+        The expected gain, from 0 to the error of the best; ``None`` where too few trials tell.
+    """
+    most = 0.0 if metric in goal.LOWER_IS_BETTER else 1.0
+    known = [max(most - score, LEAST_ERROR) for score in scores]
+    if len(known) < MIN_TRIALS:
+        return None
+    size = max(LEAST_TAIL, math.ceil(TAIL * len(known)))
+    *tail, threshold = heapq.nsmallest(size + 1, known)
+    exponent = sum(math.log(threshold / error) for error in tail) / size
+    return tail[0] * (1 - math.pow(ratio, -FACTOR * exponent))
+
+
+def why_not_go_on(scores: Iterable[float], share: float, patience: float, metric: Metric) -> str:
+    """Say why a search is not worth going on with; empty if it may be, or too little is known.
+
+    Args:
+        scores: As in ``expected_gain``.
+        share: Of its budget that is spent.
+        patience: Points that the next quarter of the budget has to bring.
+        metric: What is to improve.
+    """
+    if share < MIN_SHARE:
+        return ""
+    gain = expected_gain(scores, (share + AHEAD) / share, metric)
+    if gain is None or 100 * gain >= patience:
+        return ""
+    return (
+        f"a further quarter of the budget is expected to bring {in_points(gain, metric)}, "
+        f"less than the {patience:g} of --patience"
+    )
+
+
+def in_points(gain: float, metric: Metric) -> str:
+    """Write a gain in points, which are hundredths of a nat where NLL is what counts."""
+    sign = "-" if metric in goal.LOWER_IS_BETTER else "+"
+    points = 100 * gain
+    return f"{sign}{points:.{1 if points >= 0.1 else 2}f} points"
+
+
+def outlook_of(run: Run, trials: Sequence[TrialRecord]) -> str:
+    """Say what going on with a search would bring; empty for a refit, and before it has begun.
+
+    Args:
+        run: Which.
+        trials: Its trials.
+    """
+    record = run.record
+    seconds, metric = record.active_seconds, record.search.metric
+    if record.refit or not trials or not seconds:
+        return ""
+    bests = [trial.best for trial in trials if trial.is_scored and trial.status.state in COUNTED]
+    scores = [score_of(best, metric) for best in bests if best is not None]
+    known = [score for score in scores if score is not None]
+    ahead = min(LONGEST, seconds)
+    gain = expected_gain(known, (seconds + ahead) / seconds, metric)
+    if gain is None:
+        count = f"{len(known)} trial{'' if len(known) == 1 else 's'}"
+        return f"What going on would bring, {count} cannot tell; it takes {MIN_TRIALS}."
+    span = "Another hour" if ahead == LONGEST else f"As long again, {clock(seconds)},"
+    return f"{span} would bring about {in_points(gain, metric)}."

@@ -1,0 +1,286 @@
+"""What a search takes over from earlier runs: what is tried first, and what its sampler learns.
+
+Accuracies of one set of images say nothing about another, so that runs are brought together by
+ranks: of the configurations that complement each other best over the runs, the first are tried
+first. One run alone teaches the sampler, too.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tuner.config import SearchConfig, TrialConfig
+from tuner.data.splits import Splits
+from tuner.errors import DataError, UsageError
+from tuner.metrics.goal import name_of
+from tuner.run.check import check_records
+from tuner.run.run import Run
+from tuner.run.trial import OPEN, TrialRecord
+from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, Range, value_of
+from tuner.space.searched import searched_yaml
+from tuner.storage.paths import AnyPath
+from tuner.training.remeasure import ranked_by
+from tuner.tuning.sampling.sampler import Sampler
+
+PORTFOLIO = 8
+"""Configurations of earlier runs that are tried first, at the most."""
+LARGEST_SHARE = 4
+"""They are one in this many trials of the search, at the most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierRun:
+    """A run as another search sees it."""
+
+    run: Run
+    trials: Sequence[TrialRecord]
+    """Those that ended or are paused, the best by the metric of the search first."""
+    is_alike: bool
+    """Whether its accuracies can be compared with those of the search: it trained on the same
+    images, and for as many epochs."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.run.record.name
+
+
+def read_runs(runs: Sequence[Run], search: SearchConfig, splits: Splits) -> list[EarlierRun]:
+    """Read the trials of earlier runs.
+
+    Args:
+        runs: Which.
+        search: That they are for.
+        splits: Its images.
+
+    Raises:
+        DataError: If a run did not record the metric, and its images are not to be found.
+        DamagedError: If files of a trial are damaged, or not what was written.
+    """
+    found = []
+    for run in runs:
+        record = run.record
+        has_same_images = (
+            splits.fingerprint == record.data_fingerprint
+            and splits.split_fingerprint == record.split_fingerprint
+        )
+        if has_same_images:
+            # Wherever they were when the run was searched.
+            ranked = run.by(search.metric, splits.val.labels.cpu().numpy)
+        else:
+            ranked = ranked_by(run, search.metric)
+        try:
+            trials = ranked.ranked()
+        except DataError as error:
+            raise DataError(
+                f"--warm-start: {run.path} did not record "
+                f"{name_of(search.metric)}, and its images are not to be had: {error}. Where "
+                "this search is on the same, --data or --data-dir says where they are; else put "
+                "them back, or search by --metric accuracy."
+            ) from None
+        # A paused one has been told to the sampler of its own run, too.
+        ended = [trial for trial in trials if trial.status.state not in OPEN - {"paused"}]
+        check_records(ended)
+        is_alike = has_same_images and record.search.epochs == search.epochs
+        found.append(EarlierRun(run=run, trials=ended, is_alike=is_alike))
+    return found
+
+
+def with_portfolio(
+    space: SearchSpace,
+    runs: Sequence[EarlierRun],
+    storage: AnyPath,
+    console: Console,
+    *,
+    limit_violation: Callable[[TrialConfig], str] = lambda config: "",
+) -> SearchSpace:
+    """Return a space whose first baselines are the portfolio of earlier runs.
+
+    A run alone that is alike brings none: the sampler knows how good its configurations are.
+
+    Args:
+        space: What will be searched.
+        runs: Earlier runs, of any spaces and images.
+        storage: Folder of the runs that ``pretrained`` models start from.
+        console: Where it is said what is tried, and what does not fit.
+        limit_violation: Says which of the space's limits a configuration exceeds.
+    """
+    if not runs or (len(runs) == 1 and runs[0].is_alike):
+        return space
+    size = max(1, min(PORTFOLIO, space.search.trials // LARGEST_SHARE))
+    known = [_ranks_of(run, space, limit_violation) for run in runs]
+    configs = {key: params for ranks in known for key, params in ranks.params.items()}
+    regrets = np.array([[ranks.by_key.get(key, 1.0) for key in configs] for ranks in known])
+    chosen = [list(configs.values())[column] for column in choose(regrets, size)]
+    said = _plural(len(chosen), "configuration") if chosen else "no configuration"
+    whose = ", ".join(run.name for run in runs)
+    console.print(f"Tries first: {said} of {whose}.", markup=False, soft_wrap=True)
+    misfits = sum((ranks.misfits for ranks in known), Counter[str]())
+    if misfits:
+        total = _plural(sum(len(run.trials) for run in runs), "trial")
+        reasons = ", ".join(f"{count} by {what}" for what, count in misfits.most_common())
+        console.print(
+            f"{misfits.total()} of {total} do not fit this space: {reasons}.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return _with_baselines(space, chosen, storage) if chosen else space
+
+
+def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
+    """Tell the sampler of a run's trials; they are no peers for those of the search.
+
+    Those of a run that is not alike may be proposed again.
+    """
+    trials = sorted(earlier.trials, key=lambda trial: trial.number)
+    known = sum(
+        sampler.add(
+            trial.config, trial.status.state, trial.history, may_repeat=not earlier.is_alike
+        )
+        for trial in trials
+    )
+    outside = f"; {len(trials) - known} lie outside this space" if known < len(trials) else ""
+    console.print(
+        f"Learnt from {_plural(known, 'trial')} of {earlier.name}{outside}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def choose(regrets: NDArray[np.float64], size: int) -> list[int]:
+    """Return the columns that complement each other best, chosen one after another.
+
+    Args:
+        regrets: (S, N), of N configurations on S sets of images, or in S runs; 0 is the best.
+        size: How many.
+    """
+    chosen: list[int] = []
+    reached = np.ones((len(regrets), 1))
+    for _ in range(min(size, regrets.shape[1])):
+        # Where none brings the sets on, the one that is good on most of them.
+        order = np.lexsort((regrets.mean(axis=0), np.minimum(regrets, reached).mean(axis=0)))
+        chosen.append(next(column for column in order.tolist() if column not in chosen))
+        reached = np.minimum(reached, regrets[:, chosen[-1:]])
+    return chosen
+
+
+Key = tuple[tuple[str, Plain], ...]
+"""The parameters of a configuration, by which it is known in several runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ranks:
+    """How good the configurations of a run were among its own."""
+
+    by_key: Mapping[Key, float]
+    """Share of the run's trials that were better.
+
+    What a run has not tried counts as its last. On the tables of ``tests/benchmarks`` a guess from
+    the nearest configurations that it has tried, or from all by their distance, chose no better.
+    """
+    params: Mapping[Key, Mapping[str, Plain]]
+    misfits: Counter[str]
+    """What is in the way -> trials that cannot be tried in the space."""
+
+
+def _ranks_of(
+    earlier: EarlierRun, space: SearchSpace, limit_violation: Callable[[TrialConfig], str]
+) -> _Ranks:
+    by_key: dict[Key, float] = {}
+    params: dict[Key, Mapping[str, Plain]] = {}
+    misfits: Counter[str] = Counter()
+    for place, trial in enumerate(earlier.trials):
+        try:
+            found = params_in(space.axes, trial.config.to_dict())
+            config = space.sample(
+                RandomTrial(params=found), epochs=space.search.epochs, seed=trial.config.seed
+            )
+        except MisfitError as error:
+            misfits[str(error)] += 1
+            continue
+        except UsageError:
+            misfits["values that do not go together here"] += 1
+            continue
+        if limit_violation(config):
+            misfits["its constraints"] += 1
+        elif trial.is_scored:
+            key = tuple(sorted(found.items()))
+            # Of a configuration that was trained several times, the best one counts.
+            by_key.setdefault(key, place / len(earlier.trials))
+            params.setdefault(key, found)
+    return _Ranks(by_key=by_key, params=params, misfits=misfits)
+
+
+class MisfitError(Exception):
+    """The parameter of a configuration that a space cannot give."""
+
+
+def params_in(axis: Axis, config: Mapping[str, Any]) -> dict[str, Plain]:
+    """Return what a space searches of a configuration; what it fixes is taken from the space.
+
+    Args:
+        axis: The space's axes, or a part of them.
+        config: As ``TrialConfig.to_dict`` gives it.
+
+    Raises:
+        MisfitError: With the first parameter that the configuration lacks, or whose value the
+            space does not hold.
+    """
+    match axis:
+        case Fixed():
+            return {}
+        case Group(entries=entries):
+            return {
+                name: value
+                for entry in entries.values()
+                for name, value in params_in(entry, config).items()
+            }
+        case Branch(options=options):
+            tag = value_of(config, axis.name)
+            if not isinstance(tag, str) or tag not in options:
+                raise MisfitError(axis.name)
+            own: dict[str, Plain] = {axis.name: tag} if len(options) > 1 else {}
+            return own | params_in(options[tag], config)
+        case Range() | Choice():
+            value = value_of(config, axis.name)
+            if value is None or not axis.admits(value):  # type: ignore[arg-type]
+                raise MisfitError(axis.name)
+            return {axis.name: value}
+
+
+def _with_baselines(
+    space: SearchSpace, chosen: Sequence[Mapping[str, Plain]], storage: AnyPath
+) -> SearchSpace:
+    """Return a space that tries these parameters first, as if its file said so.
+
+    So does the run's own: a search that goes on tries what is left of them.
+    """
+    plain = yaml.safe_load(space.resolved())
+    own = plain.get("baseline", [])
+    others = [
+        entry
+        for entry, baseline in zip(own, space.baseline, strict=True)
+        if baseline.rest or baseline.params not in chosen
+    ]
+    plain["baseline"] = [*(_entry(space, params) for params in chosen), *others]
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    again = load_space(Path("space.yaml"), (), storage, text=text)
+    return replace(again, own_code=space.own_code)
+
+
+def _entry(space: SearchSpace, params: Mapping[str, Plain]) -> Any:
+    config = space.sample(RandomTrial(params=dict(params)), epochs=space.search.epochs, seed=0)
+    (entry,) = yaml.safe_load(searched_yaml(space, config.to_dict()))["baseline"]
+    return entry
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
