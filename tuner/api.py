@@ -89,6 +89,7 @@ def search(
     sampler: str | None = None,
     scheduler: str | None = None,
     metric: Metric | None = None,
+    purpose: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -133,6 +134,8 @@ def search(
         scheduler: ``asha``, ``asha-stop``, ``hyperband``, ``median`` or ``none``.
         metric: What trials are ranked, stopped and kept by: ``accuracy``, ``balanced_accuracy``,
             ``macro_f1``, ``nll`` or ``worst_class``.
+        purpose: What trials are promoted for: ``best``, the best one, or ``ensemble``, in the last
+            third of the budget a vote, too.
         seed: Of the sampler and, with its number, of each trial.
         overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
         time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
@@ -199,6 +202,7 @@ def search(
         "sampler": sampler,
         "scheduler": scheduler,
         "metric": metric,
+        "purpose": purpose,
         "seed": seed,
         "data": None if data is None else os.fspath(data),
     }
@@ -376,6 +380,7 @@ def distill(
     sampler: str | None = None,
     scheduler: str | None = None,
     metric: Metric | None = None,
+    purpose: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -412,6 +417,7 @@ def distill(
         sampler: See ``search``.
         scheduler: See ``search``.
         metric: See ``search``.
+        purpose: See ``search``.
         seed: See ``search``.
         overrides: See ``search``.
         time_budget: See ``search``.
@@ -462,6 +468,7 @@ def distill(
         "sampler": sampler,
         "scheduler": scheduler,
         "metric": metric,
+        "purpose": purpose,
         "seed": seed,
     }
     given = {key: value for key, value in settings.items() if value is not None}
@@ -505,6 +512,7 @@ def combine(
     diverse: "Diverse | None" = None,
     max_parameters: int | None = None,
     max_latency_ms: float | None = None,
+    front: bool = False,
     frontier: bool = False,
     compare: bool = False,
     duplicates: Place | None = None,
@@ -533,6 +541,7 @@ def combine(
         diverse: Take one trial of each ``family``, ``config`` or ``seed``.
         max_parameters: Of all members together.
         max_latency_ms: Of all members, one image, measured here.
+        front: Take the trials on the front of the space's objectives, whatever ``top`` is.
         frontier: Find the members that are best for their time.
         compare: Score all methods by the same reading of the test images.
         duplicates: CSV of test images that have near-duplicates in the training data.
@@ -574,6 +583,7 @@ def combine(
         diverse=diverse,
         max_parameters=max_parameters,
         max_latency_ms=max_latency_ms,
+        front=front,
         frontier=frontier,
         compare=compare,
         duplicates=None if duplicates is None else Path(duplicates),

@@ -76,6 +76,19 @@ class Spending:
             return False
         return self.seconds >= self.budget.seconds or self.gpu_seconds >= self.budget.gpu_seconds
 
+    def share(self, num_trials: int) -> float:
+        """Return the share of the budget that is spent, of what ends first.
+
+        Args:
+            num_trials: Trials that were proposed.
+        """
+        budget = self.budget
+        return max(
+            num_trials / budget.trials,
+            self.seconds / budget.seconds,
+            self.gpu_seconds / budget.gpu_seconds,
+        )
+
     def seconds_left(self, gpus: float) -> float:
         """Return the time until the budget is spent with ``gpus`` held; infinite without one."""
         if self.is_endless:

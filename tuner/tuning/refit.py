@@ -234,6 +234,7 @@ def begin_refit(
             trials=plan.num_trials,
             epochs=plan.configs[0].epochs,
             scheduler="none",
+            purpose="best",
             metric=source.metric,
             seed=seed,
         ),
