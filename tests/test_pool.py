@@ -15,17 +15,26 @@ from tuner.tuning.pool import Pool
 from tuner.tuning.schedulers import Asha
 from tuner.tuning.tuner import Tuner
 
-NUM_IMAGES = 60
+NUM_IMAGES = 300
 LABELS = torch.arange(NUM_IMAGES) % 3
 
 
-def probs_of(*right_on: int, seed: int = 0) -> Tensor:
-    """Return probabilities of a network that knows some of the classes, shape (N, 3)."""
+def probs_of(*strengths: float, seed: int) -> Tensor:
+    """Return probabilities of a network that knows each class so well, shape (N, 3)."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(NUM_IMAGES, 3, generator=generator)
-    knows = torch.isin(LABELS, torch.tensor(right_on))
-    logits[knows, LABELS[knows]] += 4
+    logits[torch.arange(NUM_IMAGES), LABELS] += torch.tensor(strengths)[LABELS]
     return logits.softmax(dim=1)
+
+
+def usual(seed: int) -> Tensor:
+    """Return those of a network like most: it does not know the last class."""
+    return probs_of(4, 4, 0, seed=seed)
+
+
+def unlike(seed: int) -> Tensor:
+    """Return those of one that knows the last class and is worse alone."""
+    return probs_of(1, 1, 3, seed=seed)
 
 
 def truths(*probs: Tensor) -> Tensor:
@@ -36,15 +45,15 @@ def truths(*probs: Tensor) -> Tensor:
 
 
 def test_who_knows_what_the_others_do_not_is_before_who_is_better_alone() -> None:
-    members = truths(probs_of(0, 1, seed=1))
-    better, complement = probs_of(0, 1, seed=2), probs_of(2, seed=3)
+    members = truths(usual(1))
+    better, complement = usual(2), unlike(3)
     assert truths(better).log().mean() > truths(complement).log().mean()
     assert best_addition(members, truths(better, complement)) == 1
     assert best_addition(members, truths(complement, better)) == 0
 
 
 def test_what_lowers_nothing_is_not_chosen() -> None:
-    members = truths(probs_of(0, 1, 2, seed=1))
+    members = truths(probs_of(4, 4, 4, seed=1))
     assert best_addition(members, truths(torch.full((NUM_IMAGES, 3), 1 / 3))) is None
 
 
@@ -110,8 +119,8 @@ def world(tmp_path: Path) -> World:
     world = promoting(tmp_path, trials=6)
     waiting(world, world.tuner(), 0.9, 0.8, 0.7, 0.6)
     for number in (0, 1, 3):
-        leave(world, number, probs_of(0, 1, seed=number))
-    leave(world, 2, probs_of(2, seed=2))
+        leave(world, number, usual(number))
+    leave(world, 2, unlike(2))
     return world
 
 

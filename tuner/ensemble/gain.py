@@ -10,8 +10,8 @@ from tuner.voting.temperature import fit_temperature, soften
 
 ROUNDS = 20
 """Picks of the greedy ensemble at most."""
-NUM_SHARES = 10
-"""Shares of the vote that a new member may take: a tenth, two tenths and so on."""
+SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
+"""Shares of the vote that a new member may take."""
 
 
 def truth_of(probs: Tensor, labels: Tensor) -> Tensor:
@@ -43,29 +43,33 @@ def best_addition(members: Tensor, candidates: Tensor) -> int | None:
     Returns:
         Its position; ``None`` if no candidate lowers the NLL of the ensemble alone.
     """
-    num_images = members.shape[1]
-    shares = [step / NUM_SHARES for step in range(1, NUM_SHARES + 1)]
-    alone = torch.zeros((), dtype=torch.float64)
-    joined = torch.zeros(len(candidates), dtype=torch.float64)
-    for part in parts_of(num_images):
-        is_chosen_on = torch.ones(num_images, dtype=torch.bool)
-        is_chosen_on[part] = False
-        few = members[:, is_chosen_on, None]
+    parts = parts_of(members.shape[1])
+    order = torch.cat(parts)
+    # Each part side by side, which is read several times as fast.
+    members, candidates = members[:, order], candidates[:, order]
+    alone = torch.zeros(())
+    joined = torch.zeros(len(candidates))
+    start = 0
+    for part in parts:
+        held_out = slice(start, start + len(part))
+        start += len(part)
+        few = torch.cat([members[:, : held_out.start], members[:, held_out.stop :]], dim=1)
         no_labels = torch.zeros(few.shape[1], dtype=torch.long)
-        weights = greedy_weights(few, no_labels, rounds=ROUNDS, bags=1)
+        weights = greedy_weights(few[..., None], no_labels, rounds=ROUNDS, bags=1)
         vote = weights.float() @ members
-        own = vote.log().double()
-        alone += own[part].sum()
-        best = (own.sum() - own[part].sum()).expand(len(candidates))
-        held_out = own[part].sum().expand(len(candidates))
+        own = vote.log()
+        own_part = own[held_out].sum()
+        alone += own_part
+        best = (own.sum() - own_part).expand(len(candidates))
+        gained = own_part.expand(len(candidates))
         distance = candidates - vote
-        for share in shares:
+        for share in SHARES:
             logs = torch.add(vote, distance, alpha=share).log_()
-            of_part = logs[:, part].double().sum(dim=1)
-            fitted = logs.double().sum(dim=1) - of_part
+            of_part = logs[:, held_out].sum(dim=1)
+            fitted = logs.sum(dim=1) - of_part
             is_better = fitted > best
             best = torch.where(is_better, fitted, best)
-            held_out = torch.where(is_better, of_part, held_out)
-        joined += held_out
+            gained = torch.where(is_better, of_part, gained)
+        joined += gained
     place = int(joined.argmax())
     return place if joined[place] > alone else None

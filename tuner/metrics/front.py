@@ -38,9 +38,13 @@ def _fronts_of_two(points: np.ndarray) -> np.ndarray:
 def _fronts_of_many(points: np.ndarray) -> np.ndarray:
     """Return the fronts of distinct points in ascending order."""
     fronts = np.zeros(len(points), dtype=np.int64)
-    for index, point in enumerate(points):
-        above = (points[:index] <= point).all(axis=1)
-        fronts[index] = 1 + fronts[:index][above].max(initial=0)
+    # The first column is in order already.
+    others = np.ascontiguousarray(points[:, 1:].T)
+    for index in range(len(points)):
+        is_above = np.ones(index, dtype=bool)
+        for column in others:
+            is_above &= column[:index] <= column[index]
+        fronts[index] = 1 + fronts[:index][is_above].max(initial=0)
     return fronts
 
 

@@ -164,7 +164,8 @@ class Stop:
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
         if self.front is not None:
-            return f"epoch {self.rung}: {self.value:.4f}, on front {self.front}, {peers}"
+            late = ", after its places were taken" if self.front == 1 else ""
+            return f"epoch {self.rung}: {self.value:.4f}, on front {self.front}{late}, {peers}"
         if goal.score(self.value, self.metric) < goal.score(self.cut, self.metric):
             side = "above" if self.metric in goal.LOWER_IS_BETTER else "below"
             return f"epoch {self.rung}: {self.value:.4f} {side} {self.cut:.4f}, {peers}"
