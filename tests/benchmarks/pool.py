@@ -4,7 +4,8 @@
 
 FOLDER of ``--data`` is CIFAR-10 as class folders. Each seed searches ``cnn_small`` on 10,000 of its
 training images once for each arm, as long as six full trainings take on this machine with all its
-slots busy: that is measured first. All trials are validated on the same 5,000 images.
+slots busy, and the start of the workers: that is measured first. All trials are validated on the
+same 5,000 images.
 
 =============  ====================================================================================
 ``stock``      TPE and the stopping ASHA, Ray's stock in kind (``--scheduler asha-stop``), without
@@ -78,8 +79,11 @@ def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) ->
     return run
 
 
-def training_seconds(options: argparse.Namespace, known: dict[tuple[str, int], Any]) -> float:
-    """Return how long one full training takes with all slots busy, divided by the slots."""
+def budget_of(options: argparse.Namespace, known: dict[tuple[str, int], Any]) -> float:
+    """Return the seconds of a search: full trainings with all slots busy, and the workers' start.
+
+    Some trainings of random configurations are timed, once for all searches.
+    """
     if ("calibration", 0) not in known:
         run = searched(
             options,
@@ -90,10 +94,13 @@ def training_seconds(options: argparse.Namespace, known: dict[tuple[str, int], A
             trials=options.calibration,
             overrides=STOCK,
         )
-        seconds = statistics.fmean(trial.seconds for trial in run.trials())
-        slots = run.record.slots["count"]
-        note(options, known, {"arm": "calibration", "seed": 0, "seconds": seconds / slots})
-    return float(known["calibration", 0]["seconds"])
+        trials, slots = run.trials(), run.record.slots["count"]
+        seconds = statistics.fmean(trial.seconds for trial in trials) / slots
+        start = max(0.0, run.record.active_seconds - seconds * len(trials))
+        line = {"arm": "calibration", "seed": 0, "seconds": seconds, "start": start}
+        note(options, known, line)
+    timed = known["calibration", 0]
+    return float(timed["start"] + options.trainings * timed["seconds"])
 
 
 def figures_of(run: Run) -> dict[str, Any]:
@@ -177,7 +184,7 @@ def main() -> None:
     options.storage = options.storage.absolute()
     options.storage.mkdir(parents=True, exist_ok=True)
     known = read(options.storage)
-    budget = options.trainings * training_seconds(options, known)
+    budget = budget_of(options, known)
     for seed in range(options.seeds):
         place = seed % len(options.arms)
         for arm in [*options.arms[place:], *options.arms[:place]]:
