@@ -256,7 +256,7 @@ def test_the_metric_is_that_of_the_objectives(tmp_path: Path) -> None:
         ("objectives: [accuracy, size_mb, size_mb]", "2:33: objectives[2]: size_mb stands twice"),
         (
             "objectives: [accuracy, size_mb]\nsearch: {metric: nll}",
-            "2:14: objectives[0]: is accuracy, and search.metric is nll",
+            "2:14: objectives[0]: is accuracy, and search.metric (--metric) is nll",
         ),
         (
             "objectives: [accuracy, size_mb]\nsearch: {scheduler: median}",

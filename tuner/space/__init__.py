@@ -414,8 +414,8 @@ def _check_search(
     node = root.value["objectives"]
     assert isinstance(node.value, tuple)
     if (said := search.get("metric", objectives.metric)) != objectives.metric:
-        what = f"is {objectives.metric}, and search.metric is {said}; write one of them twice, or"
-        mistakes.add(node.value[0].error(f"{what} leave search.metric out"))
+        what = f"is {objectives.metric}, and search.metric (--metric) is {said}; write {said} here"
+        mistakes.add(node.value[0].error(f"{what}, or leave the other out"))
     if objectives.costs and scheduler not in ("asha", "none"):
         what = f"{scheduler} goes by the metric alone; write search: {{scheduler: asha}}, which"
         mistakes.add(node.error(f"{what} promotes by all objectives, or none"))
