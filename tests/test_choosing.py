@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.conftest import record_probs
 from tuner.data.splits import Splits
-from tuner.ensemble import latency, make_ensemble, planning
+from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
@@ -26,6 +26,7 @@ from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
 from tuner.ensemble.result import ComparedMethod, EnsembleResult
 from tuner.ensemble.soup import estimate_statistics, mean_of
 from tuner.errors import UsageError
+from tuner.metrics import latency
 from tuner.metrics.predict import Tta, score
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests

@@ -90,6 +90,7 @@ def search(
     scheduler: str | None = None,
     metric: Metric | None = None,
     patience: float | None = None,
+    purpose: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -136,6 +137,8 @@ def search(
             ``macro_f1``, ``nll`` or ``worst_class``.
         patience: End the search when the next quarter of its budget is expected to improve the best
             trial by less than so many points; 0 never does.
+        purpose: What trials are promoted for: ``best``, the best one, or ``ensemble``, in the last
+            third of the budget a vote, too.
         seed: Of the sampler and, with its number, of each trial.
         overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
         time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
@@ -204,6 +207,7 @@ def search(
         "scheduler": scheduler,
         "metric": metric,
         "patience": patience,
+        "purpose": purpose,
         "seed": seed,
         "data": None if data is None else os.fspath(data),
     }
@@ -382,6 +386,7 @@ def distill(
     scheduler: str | None = None,
     metric: Metric | None = None,
     patience: float | None = None,
+    purpose: str | None = None,
     seed: int | None = None,
     overrides: Sequence[str] = (),
     time_budget: float | str | None = None,
@@ -419,6 +424,7 @@ def distill(
         scheduler: See ``search``.
         metric: See ``search``.
         patience: See ``search``.
+        purpose: See ``search``.
         seed: See ``search``.
         overrides: See ``search``.
         time_budget: See ``search``.
@@ -470,6 +476,7 @@ def distill(
         "scheduler": scheduler,
         "metric": metric,
         "patience": patience,
+        "purpose": purpose,
         "seed": seed,
     }
     given = {key: value for key, value in settings.items() if value is not None}
@@ -513,6 +520,7 @@ def combine(
     diverse: "Diverse | None" = None,
     max_parameters: int | None = None,
     max_latency_ms: float | None = None,
+    front: bool = False,
     frontier: bool = False,
     compare: bool = False,
     duplicates: Place | None = None,
@@ -541,6 +549,7 @@ def combine(
         diverse: Take one trial of each ``family``, ``config`` or ``seed``.
         max_parameters: Of all members together.
         max_latency_ms: Of all members, one image, measured here.
+        front: Take the trials on the front of the space's objectives, whatever ``top`` is.
         frontier: Find the members that are best for their time.
         compare: Score all methods by the same reading of the test images.
         duplicates: CSV of test images that have near-duplicates in the training data.
@@ -582,6 +591,7 @@ def combine(
         diverse=diverse,
         max_parameters=max_parameters,
         max_latency_ms=max_latency_ms,
+        front=front,
         frontier=frontier,
         compare=compare,
         duplicates=None if duplicates is None else Path(duplicates),

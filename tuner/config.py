@@ -16,6 +16,7 @@ Positive = Annotated[float, Bounds(gt=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Count = Annotated[int, Bounds(ge=1)]
 Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
+LARGEST_BATCH = 4096
 SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
 """Sides in pixels that images may have: a search keeps all of them in memory."""
 IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
@@ -25,6 +26,8 @@ Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "worst_clas
 """What trials and ensembles are ranked and chosen by, on validation images: the share that is
 right, its mean over the classes, the mean F1 score of the classes, the mean negative
 log-likelihood, or the share that is right of the class where it is lowest."""
+Cost = Literal["latency_ms", "parameters", "size_mb"]
+"""What may be an objective beside the metric, less being better; see ``CostObjective``."""
 ClassWeights = Literal["none", "balanced", "sqrt"]
 Resize = Literal["auto", "squash", "crop", "pad"]
 """How an image that is no square becomes one; ``auto`` crops where images are far from square."""
@@ -272,6 +275,23 @@ class TrialConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CostObjective:
+    """What a network costs, as an objective of a search.
+
+    ``latency_ms`` is the median time of an image in milliseconds, from uint8 images in memory to
+    their probabilities, on the trial's device and threads. ``parameters`` is their number and
+    ``size_mb`` the size of the weights in megabytes (10^6 bytes).
+    """
+
+    cost: Cost
+    batch: Annotated[int, Bounds(ge=1, le=LARGEST_BATCH)] = 1
+    """Images at a time while the latency is measured."""
+
+    def __str__(self) -> str:
+        return self.cost if self.batch == 1 else f"{self.cost} at batch {self.batch}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """How a space is searched; the ``search:`` part of a space file."""
 
@@ -301,6 +321,16 @@ class SearchConfig:
     """End the search when the next quarter of its budget is expected to improve the best trial by
     less than so many points, a hundredth of the metric's unit; 0 never does."""
     seed: Annotated[int, Bounds(ge=0)] = 0
+    purpose: Literal["best", "ensemble"] = field(default="best", metadata={"key": "for"})
+    """What trials are promoted for: the best one or, at every second promotion in the last third of
+    the budget, what the ensemble gains; that needs ``asha``."""
+    costs: tuple[CostObjective, ...] = ()
+    """Objectives beside the metric; ``objectives:`` of a space. Fixed for a run."""
+
+    @property
+    def objectives(self) -> str:
+        """All objectives in words."""
+        return ", ".join([self.metric, *map(str, self.costs)])
 
 
 DATA_DIR = Path.home() / ".cache" / "cifar-tune"
@@ -312,6 +342,7 @@ SPACE_KEYS = {
         name: f"search.{name}"
         for name in ("trials", "epochs", "sampler", "scheduler", "metric", "patience", "seed")
     },
+    "purpose": "search.for",
     "data": "dataset",
 }
 """Option of a search -> the key of the space in whose place it is taken."""

@@ -77,6 +77,11 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
     type=Amount(min=0, min_open=True),
     help="Of all members, one image, measured here.",
 )
+@option(
+    "--front",
+    is_flag=True,
+    help="Take the trials on the front of the space's objectives, in place of --top.",
+)
 @option("--frontier", is_flag=True, help="Show which members are best for their time.")
 @option("--compare", is_flag=True, help="Show all methods, by one reading of the test images.")
 @option(
@@ -112,6 +117,9 @@ def ensemble(
     """
     from tuner.run.run import find_run
 
+    source = click.get_current_context().get_parameter_source("top")
+    if asked["front"] and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--front takes all trials of the front; leave --top out.")
     run = find_run(storage, run_name)
     with step(Console(stderr=True, highlight=False), "Loading PyTorch"):
         from tuner.ensemble import make_ensemble, planning

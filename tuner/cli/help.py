@@ -18,7 +18,7 @@ OPTIONS = {
         *("train_limit", "skip_broken", "warm_start"),
     ),
     "How to search": (
-        *("trials", "epochs", "sampler", "scheduler", "metric", "patience", "seed"),
+        *("trials", "epochs", "sampler", "scheduler", "metric", "purpose", "patience", "seed"),
         *("time_budget", "gpu_hours", "measure"),
     ),
     "What each trial gets": (

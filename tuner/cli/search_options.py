@@ -65,6 +65,13 @@ _PROPOSED = (
         f"less; {USUAL_PATIENCE} without a number, 0 never ends. {FROM_SPACE}",
     ),
     option(
+        "--for",
+        "purpose",
+        type=click.Choice(get_args(get_type_hints(SearchConfig)["purpose"])),
+        help="What trials are promoted for: the best one or, in the last third of the budget and "
+        f"with asha, a vote, too. {FROM_SPACE}",
+    ),
+    option(
         "--seed",
         type=click.IntRange(min=0),
         help=f"Of the sampler and, with its number, of each trial. {FROM_SPACE}",

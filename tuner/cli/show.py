@@ -125,6 +125,7 @@ def _figures(folder: AnyPath) -> Any:
 
 
 def _show_run(run: "Run", as_json: bool) -> None:
+    from tuner.report.front import front_of
     from tuner.run.outlook import outlook_of
     from tuner.run.run import clock
     from tuner.run.rung_worth import rung_worths
@@ -160,6 +161,15 @@ def _show_run(run: "Run", as_json: bool) -> None:
         print_leaderboard(run, MOST_TRIALS)
         if not record.refit:
             print_best(run)
+    if front := front_of(run, ranked):
+        click.echo()
+        metric = search.metric
+        rows = [
+            {"trial": str(one.trial), "model": one.family, metric: figure(one.value)}
+            | {name: figure(amount) for name, amount in one.costs.items()}
+            for one in front
+        ]
+        print_table(rows, f"The front of {search.objectives}")
     if worths := rung_worths(search, [trial.history for trial in ranked]):
         click.echo("\n" + "\n".join(map(str, worths)))
     if outlook := outlook_of(run, ranked):
@@ -196,11 +206,13 @@ def _ensembles(run: "Run") -> Any:
 
 def _standing(run: "Run") -> dict[str, Any]:
     """Say how many trials came to which state, which is the best, and what the rungs tell."""
+    from tuner.report.front import front_of
     from tuner.run.outlook import outlook_of
     from tuner.run.run import leader
     from tuner.run.rung_worth import rung_worths
     from tuner.run.trial import METRIC_COLUMNS
     from tuner.run.uncertainty import val_margin
+    from tuner.schema import to_plain
 
     ranked = run.ranked()
     states = Counter(trial.status.state for trial in ranked)
@@ -221,6 +233,7 @@ def _standing(run: "Run") -> dict[str, Any]:
         "best": found,
         **({"rungs": [str(worth) for worth in worths]} if worths else {}),
         **({"outlook": outlook} if (outlook := outlook_of(run, ranked)) else {}),
+        **({"front": to_plain(front_of(run, ranked))} if run.record.search.costs else {}),
     }
 
 
@@ -246,6 +259,10 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     epochs = f"{len(history)} of {trial.config.epochs} epochs"
     reason = f" ({status.reason})" if status.reason else ""
     size = f"{status.num_parameters:,} parameters, " if status.num_parameters else ""
+    if status.size_mb is not None:
+        size += f"{status.size_mb:.3g} MB, "
+    if status.latency_ms is not None:
+        size += f"{status.latency_ms:.3g} ms an image, "
     click.echo(
         f"{run.record.name}, trial {trial.number}: {trial.config.model.family}, "
         f"{status.state.replace('_', ' ')} after {epochs}{reason}"

@@ -31,7 +31,9 @@ def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json
         return
     size = checked.cardinality()
     count = plural(size, "configuration") if size is not None else "continuous"
-    told = (plural(len(rows), "parameter"), count, plural(len(checked.baseline), "baseline"))
+    told = [plural(len(rows), "parameter"), count, plural(len(checked.baseline), "baseline")]
+    if checked.search.costs:
+        told.append(f"by {checked.search.objectives}")
     print_table(rows, f"{file}: {', '.join(told)}")
 
 

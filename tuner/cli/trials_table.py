@@ -80,7 +80,9 @@ def print_leaderboard(
         shown = [_find(name, lines, searched) for name in wanted]
     else:
         width = math.inf if is_whole else make_console().width
-        shown = _chosen(lines, searched, width, "loss" if run.metric == "nll" else run.metric)
+        ranked_by = "loss" if run.metric == "nll" else run.metric
+        costs = [objective.cost for objective in run.record.search.costs]
+        shown = _chosen(lines, searched, width, ranked_by, costs)
     table = [{cells.heading: cells.text(line) for cells in shown} for line in lines]
     count = plural(len(trials), "trial")
     is_usual = run.metric == run.record.search.metric == "accuracy" or run.record.data.all_data
@@ -93,6 +95,7 @@ def print_leaderboard(
     else:
         notes = (
             _about_leader(trials, run.record.search.epochs, run.metric),
+            _about_front(run, trials),
             _accuracy_note(run, trials),
         )
         for note in filter(None, notes):
@@ -108,6 +111,19 @@ def _accuracy_note(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
     first = leader(ranked)
     note = val_margin(run, first.best.val_accuracy) if first and first.best else ""
     return note and f"Accuracy on {note} for the best (95% interval)."
+
+
+def _about_front(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
+    """Say which trials are on the front of a search by costs, too; empty for another one."""
+    from tuner.run.run import on_front
+
+    front = ", ".join(str(trial.number) for trial in on_front(ranked))
+    if not front:
+        return ""
+    return (
+        f"On front 1 of {run.record.search.objectives}: {front}. No other trial is better\nby one "
+        "of these without being worse by another."
+    )
 
 
 def _about_leader(ranked: Sequence["TrialRecord"], epochs: int, metric: Metric) -> str:
@@ -126,14 +142,18 @@ def _about_leader(ranked: Sequence["TrialRecord"], epochs: int, metric: Metric) 
 
 
 def _chosen(
-    lines: Sequence[_Line], searched: Sequence["Column"], width: float, ranked_by: str
+    lines: Sequence[_Line],
+    searched: Sequence["Column"],
+    width: float,
+    ranked_by: str,
+    costs: Sequence[str],
 ) -> list[_Cells]:
     """Choose as many columns as fit into ``width``."""
     families = {line.row["model"] for line in lines}
-    keys = ["trial", *(["model"] if len(families) > 1 else []), "state", ranked_by, "epochs"]
+    keys = ["trial", *(["model"] if len(families) > 1 else []), "state", ranked_by]
+    keys += [*costs, *(["front"] if costs else []), "epochs"]
     if width >= WIDE:
-        wide = ("accuracy", "loss", "seconds", "parameters")
-        keys += [key for key in wide if key != ranked_by]
+        keys += [key for key in ("accuracy", "loss", "seconds", "parameters") if key not in keys]
     shown = [_plain(key) for key in keys]
     # Two blanks beside each column.
     room = width - sum(cells.width(lines) + 2 for cells in shown)

@@ -10,14 +10,13 @@ from torch import Tensor
 from tuner.config import Metric
 from tuner.ensemble.members import Network
 from tuner.metrics.goal import score
-from tuner.metrics.predict import Tta, predict_probs, value_of
+from tuner.metrics.latency import predict_ms
+from tuner.metrics.predict import Tta, value_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.training.device import compute_dtype
 from tuner.voting import soft_vote
 
 LARGE_BATCH = 256
-MIN_SECONDS = 0.2
-"""Time for each measurement."""
 MOST_COMBINED = 10
 """Members of which every combination is tried: 1,023."""
 
@@ -36,30 +35,22 @@ def measure_latency(
     network: Network, image_shape: tuple[int, int, int], tta: Tta, device: torch.device
 ) -> Latency:
     """Time a network on ``device``, with the views that ``tta`` asks for."""
-    # It brings PyTorch's compiler of extensions, half a second that only this has to wait for.
-    from torch.utils.benchmark import Timer
-
     model, checkpoint = load_checkpoint(network.file, network.model)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
-    settings = {"device": device, "dtype": compute_dtype(network.precision, device), "tta": tta}
     model = model.to(device)
-    times = []
-    for count in (1, LARGE_BATCH):
-        images = torch.zeros(count, *image_shape, dtype=torch.uint8)
-        timer = Timer(
-            "predict(model, images, mean, std, **settings)",
-            globals={
-                "predict": predict_probs,
-                "model": model,
-                "images": images,
-                "mean": mean,
-                "std": std,
-                "settings": settings,
-            },
-            num_threads=torch.get_num_threads(),
+    one, many = (
+        predict_ms(
+            model,
+            image_shape,
+            batch=batch,
+            device=device,
+            dtype=compute_dtype(network.precision, device),
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            tta=tta,
         )
-        times.append(1000 * timer.blocked_autorange(min_run_time=MIN_SECONDS).median)
-    return Latency(one_ms=times[0], batch_ms=times[1])
+        for batch in (1, LARGE_BATCH)
+    )
+    return Latency(one_ms=one, batch_ms=many)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -296,7 +296,8 @@ The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions 
 
 def _command(run: str, request: EnsembleRequest) -> str:
     """Return the command that combines the same members again."""
-    words = ["cifar-tune", "ensemble", "--run", run, "--top", str(request.top)]
+    which = ["--front"] if request.front else ["--top", str(request.top)]
+    words = ["cifar-tune", "ensemble", "--run", run, *which]
     limits = ("max_parameters", "max_latency_ms")
     for field in ("method", "metric", "tta", "pool", "diverse", *limits, "name"):
         value = getattr(request, field)

@@ -25,6 +25,7 @@ from tuner.ensemble.members import Network, Predict, predict_validation
 from tuner.ensemble.pool import (
     Excluded,
     Pool,
+    of_front,
     read_pool,
     require_enough,
     without_damaged,
@@ -207,10 +208,12 @@ def make_plan(
     data, data_dir = located(record.data, record.data_dir, request.data, request.data_dir)
     splits = load_splits(data, data_dir)
     splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    if request.front:
+        request = of_front(run, request)
     if request.metric is not None:
         run = run.by(request.metric, lambda: splits.val.labels.numpy())
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
-    if len(pool) < request.top:
+    if len(pool) < request.top and not request.front:
         say(f"candidates: {len(pool)}, fewer than --top {request.top}")
     if request.computes_to_choose:
         # What only votes is read from the folder, and no code of it is run.

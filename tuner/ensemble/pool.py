@@ -16,7 +16,7 @@ from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.metrics.predict import rank
 from tuner.run.digests import Damage, DamagedError, damage_of_files
 from tuner.run.layout import HISTORY
-from tuner.run.run import Run
+from tuner.run.run import Run, on_front
 from tuner.run.trial import USABLE, TrialRecord
 
 MEND = (
@@ -122,13 +122,15 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     """
     damage: list[Damage] = []
     ranked = run.ranked(damage)
+    if request.front:
+        ranked = on_front(ranked)
     for trial in ranked:
         if trial.best is None and trial.status.state in USABLE:
             # It may have had epochs.
             damage += damage_of_files(trial.path, HISTORY)
     usable = [trial for trial in ranked if trial.is_usable]
     if not damage or request.skip_damaged:
-        run.require(usable, request.top if request.method == "vote" else 1)
+        run.require(usable, request.least)
     refuse = _Refusals(request)
     chosen: list[Candidate] = []
     left_out: list[Excluded] = []
@@ -172,6 +174,22 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     )
 
 
+def of_front(run: Run, request: EnsembleRequest) -> EnsembleRequest:
+    """Return a request for the trials of the front with their number.
+
+    Raises:
+        UsageError: If the run has no objectives beside its metric.
+    """
+    if not run.record.search.costs:
+        raise UsageError(
+            f"--front: {run.path} was searched by {run.record.search.metric} alone; search a space "
+            "with objectives: [accuracy, {latency_ms: 1}], or see --frontier for the members that "
+            "are best for their time"
+        )
+    front = on_front(run.ranked([]))
+    return replace(request, top=max(1, sum(trial.is_usable for trial in front)))
+
+
 def excluded(damage: Sequence[Damage]) -> list[Excluded]:
     """Say of trials that they are damaged, each once."""
     reasons: dict[int, str] = {}
@@ -208,8 +226,7 @@ def require_enough(
     run: Run, num_candidates: int, damage: Sequence[Damage], request: EnsembleRequest
 ) -> None:
     """Make sure that a vote has as many members as were asked for."""
-    needed = request.top if request.method == "vote" and not request.max_parameters else 1
-    if num_candidates >= needed:
+    if num_candidates >= (1 if request.max_parameters else request.least):
         return
     diverse = f" --diverse {request.diverse}" if request.diverse else ""
     skipped = " --skip-damaged" if damage else ""

@@ -44,6 +44,9 @@ class EnsembleRequest:
     """Parameters of all networks together, at most."""
     max_latency_ms: float | None = None
     """Milliseconds of all networks one after the other on one image, measured here, at most."""
+    front: bool = False
+    """Take the trials on the front of the run's objectives for candidates, and ``top`` for their
+    number."""
     frontier: bool = False
     """Measure latencies and find the members that are best for their time."""
     compare: bool = False
@@ -77,6 +80,11 @@ class EnsembleRequest:
         return max(POOL, self.top) if self.pool is None else self.pool
 
     @property
+    def least(self) -> int:
+        """How many members there have to be: of a vote, all that were asked for by number."""
+        return self.top if self.method == "vote" and not self.front else 1
+
+    @property
     def computes_to_choose(self) -> bool:
         """Whether networks are computed before any test image is read."""
         return (
@@ -93,6 +101,7 @@ class EnsembleRequest:
             f"--method {self.method}": self.method not in ("vote", "soup"),
             "--calibrate": self.calibrate,
             "--pool": self.pool is not None,
+            "--front": self.front,
             "--frontier": self.frontier,
             "--compare": self.compare,
         }
@@ -103,8 +112,10 @@ class EnsembleRequest:
         """The folder's name, such as ``top5`` or ``greedy5-calibrated-flip``."""
         if self.name is not None:
             return self.name
-        kind = "top" if self.method == "vote" else self.method
+        kind = f"{'top' if self.method == 'vote' else self.method}{self.top}"
+        if self.front:
+            kind = "front" if self.method == "vote" else f"front-{self.method}"
         calibrated = "-calibrated" if self.calibrate else ""
         tta = "" if self.tta == "none" else f"-{self.tta}"
         metric = "" if self.metric is None else f"-{self.metric}"
-        return f"{kind}{self.top}{calibrated}{tta}{metric}"
+        return f"{kind}{calibrated}{tta}{metric}"

@@ -13,6 +13,7 @@ from tuner.run.events import (
     EpochEnded,
     Event,
     TrialEnded,
+    TrialMeasured,
     TrialPlaced,
     TrialPromoted,
     TrialStarted,
@@ -124,6 +125,9 @@ def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:
             time=status.started,
         )
     yield TrialPlaced(number=number, node=status.node)
+    measured = status.latency_ms, status.size_mb
+    if (known.status.latency_ms, known.status.size_mb) != measured if known else any(measured):
+        yield TrialMeasured(number=number, latency_ms=measured[0], size_mb=measured[1])
     if known is None or known.status.passed != status.passed:
         yield TrialPromoted(number=number, rung=status.passed)
     for row in record.history[kept:]:

@@ -13,6 +13,7 @@ from tuner.report.advice import advise_on_run
 from tuner.report.best import best_trial
 from tuner.report.ensembles import read_ensemble, read_figures
 from tuner.report.facts import class_facts, run_facts
+from tuner.report.front import front_of
 from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
 from tuner.run.ensembles import ensemble_folders
@@ -127,6 +128,7 @@ def make_page(
         metric_name=name_of(run.record.search.metric),
         best=best,
         advice=lines,
+        front=front_of(run, ranked),
         worths=rung_worths(run.record.search, [trial.history for trial in ranked]),
         outlook=outlook_of(run, ranked),
         planned=outcomes(run, ranked),

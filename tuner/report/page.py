@@ -68,11 +68,19 @@ def _environment() -> Environment:
         "figure": figure,
         "clock": clock,
         "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+        "amount": amount,
         "last_name": lambda path: path.rstrip("/").rpartition("/")[2],
         "digits": lambda number: f"{number:.0f}" if number >= 100 else f"{number:.3g}",
         "words": lambda text: text.replace("_", " "),
     }
     return environment
+
+
+def amount(number: float) -> str:
+    """Write a number of any size with at least three digits."""
+    if number < 1000:
+        return f"{number:.3g}"
+    return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def points(share: float | None) -> str:

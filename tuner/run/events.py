@@ -35,6 +35,16 @@ class TrialPlaced:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrialMeasured:
+    """The worker of a trial has measured what its network costs, before its first epoch."""
+
+    number: int
+    latency_ms: float | None = None
+    size_mb: float | None = None
+    """As in ``TrialStatus``, both; ``None`` where it is no objective of the search."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialLost:
     """A trial has lost its worker, and waits to be taken up again."""
 
@@ -77,6 +87,8 @@ class TrialEnded:
     """ISO 8601, UTC."""
 
 
-Event = TrialStarted | TrialPlaced | TrialLost | TrialPromoted | EpochEnded | TrialEnded
+Event = (
+    TrialStarted | TrialPlaced | TrialMeasured | TrialLost | TrialPromoted | EpochEnded | TrialEnded
+)
 Observer = Callable[[Event], None]
 """Is told of each event, after it was applied to the state of the search."""

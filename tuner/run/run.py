@@ -19,6 +19,7 @@ import numpy as np
 from tuner.config import DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.metrics.classwise import class_scores
+from tuner.metrics.front import front_ranks
 from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.digests import Damage
@@ -272,6 +273,7 @@ class Run:
             gpus=gpus,
             is_val_seen=self.record.data.all_data,
             metric=self.record.search.metric,
+            costs=self.record.search.costs,
         )
         return self._measured(trial)
 
@@ -330,7 +332,8 @@ class Run:
         """Read all trials, the best by ``metric`` on the validation images first.
 
         Those that ended badly come after the others, those without a figure last. Where validation
-        images were trained on, figures on them say nothing: trials come by number.
+        images were trained on, figures on them say nothing: trials come by number. Where the search
+        has costs as objectives, those with a figure have their ``front``.
 
         Args:
             damage: As for ``trials``.
@@ -344,7 +347,7 @@ class Run:
             key = () if trial.is_val_seen else order_of(best, self.metric)
             return group, key, trial.number
 
-        return sorted(self.trials(damage), key=rank)
+        return _with_fronts(sorted(self.trials(damage), key=rank))
 
     def top(self, k: int) -> list[TrialRecord]:
         """Return the ``k`` best usable trials, best first, in the order of ``ranked``.
@@ -390,14 +393,15 @@ class Run:
             )
 
     def prune(self, keep: int) -> None:
-        """Remove all checkpoints but those of the ``keep`` best usable trials.
+        """Remove all checkpoints but those of the ``keep`` best usable trials, and of the front.
 
         A trial that a resumed search goes on with keeps its own: its best epoch may be behind it.
         """
         trials = self.ranked()
         kept = {trial.number for trial in [t for t in trials if t.is_usable][:keep]}
         for trial in trials:
-            if trial.number not in kept and trial.status.state not in OPEN:
+            is_kept = trial.number in kept or trial.front == 1
+            if not is_kept and trial.status.state not in OPEN:
                 trial.checkpoint.unlink(missing_ok=True)
 
     def write_leaderboard(self) -> None:
@@ -491,6 +495,26 @@ def open_runs(storage: AnyPath) -> list[Run]:
         except TunerError as error:
             print(f"Left out: {error}", file=sys.stderr)
     return runs
+
+
+def _with_fronts(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return trials with the fronts on which they lie, where there are any."""
+    points = {trial.number: trial.point for trial in ranked if trial.costs}
+    known = {number: point for number, point in points.items() if point is not None}
+    if not known:
+        return list(ranked)
+    ranks = front_ranks(np.array(list(known.values())))
+    fronts = dict(zip(known, map(int, ranks), strict=True))
+    return [dataclasses.replace(trial, front=fronts.get(trial.number)) for trial in ranked]
+
+
+def on_front(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that no other one beats by one objective without losing by another.
+
+    Args:
+        ranked: As ``Run.ranked`` returns them.
+    """
+    return [trial for trial in ranked if trial.front == 1]
 
 
 def leader(ranked: Sequence[TrialRecord]) -> TrialRecord | None:

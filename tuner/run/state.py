@@ -18,6 +18,7 @@ from tuner.run.events import (
     Event,
     TrialEnded,
     TrialLost,
+    TrialMeasured,
     TrialPlaced,
     TrialPromoted,
     TrialStarted,
@@ -207,6 +208,11 @@ class SearchState:
             case TrialPlaced():
                 trial = self.trials[event.number]
                 trial.status = replace(trial.status, node=event.node)
+            case TrialMeasured():
+                trial = self.trials[event.number]
+                trial.status = replace(
+                    trial.status, latency_ms=event.latency_ms, size_mb=event.size_mb
+                )
             case TrialLost():
                 self.running.pop(event.number, None)
                 self._take_back(self.trials[event.number], event.num_epochs)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from tuner.config import Metric, NonNegative, TrialConfig
+from tuner.config import CostObjective, Metric, NonNegative, TrialConfig
 from tuner.errors import TunerError
 from tuner.metrics import goal
 from tuner.run.layout import (
@@ -35,6 +35,7 @@ from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_text
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.paths import AnyPath, read_bytes, read_text
+from tuner.storage.patience import persevere
 from tuner.storage.records import explaining_damage, find_record, read_record, write_record
 
 TrialState = Literal[
@@ -157,9 +158,14 @@ class Stop:
     """Trials that had come to this epoch before, and that it was compared with."""
     metric: Metric = "accuracy"
     """Metric that the values are of."""
+    front: Amount | None = None
+    """The front on which it lay, in a search by costs, too; 1 is the best."""
 
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
+        if self.front is not None:
+            late = ", after its places were taken" if self.front == 1 else ""
+            return f"epoch {self.rung}: {self.value:.4f}, on front {self.front}{late}, {peers}"
         if goal.score(self.value, self.metric) < goal.score(self.cut, self.metric):
             side = "above" if self.metric in goal.LOWER_IS_BETTER else "below"
             return f"epoch {self.rung}: {self.value:.4f} {side} {self.cut:.4f}, {peers}"
@@ -179,6 +185,10 @@ class TrialStatus:
     traceback: str = ""
     """The last lines, where it failed."""
     num_parameters: Amount = 0
+    latency_ms: NonNegative | None = None
+    """Milliseconds an image, measured at its first start; ``None`` where it is no objective."""
+    size_mb: NonNegative | None = None
+    """Size of its weights in megabytes; likewise."""
     execution: str = ""
     """How its training steps run, such as ``eager``."""
     halved_from: Amount | None = None
@@ -196,6 +206,17 @@ class TrialStatus:
     finished: str = ""
     """ISO 8601, UTC."""
 
+    def cost(self, objective: CostObjective) -> float | None:
+        """Return what its network costs; ``None`` before that is known."""
+        match objective.cost:
+            case "latency_ms":
+                return self.latency_ms
+            case "size_mb":
+                return self.size_mb
+            case "parameters":
+                # Uncounted where the network cannot be built.
+                return self.num_parameters or None
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
@@ -211,6 +232,10 @@ class TrialRecord:
     """Whether its validation images were trained on."""
     metric: Metric = "accuracy"
     """Metric of its run, by which its best epoch was chosen."""
+    costs: tuple[CostObjective, ...] = ()
+    """Objectives of its run beside the metric."""
+    front: int | None = None
+    """The front of the run on which it lies, 1 being the best; see ``Run.ranked``."""
 
     @cached_property
     def config(self) -> TrialConfig:
@@ -236,6 +261,15 @@ class TrialRecord:
     def is_scored(self) -> bool:
         """Whether it has an accuracy, and did not end badly after it."""
         return self.best is not None and self.status.state not in ENDED_BADLY
+
+    @property
+    def point(self) -> tuple[float, ...] | None:
+        """Its value of the metric and its costs, of which less is better; ``None`` without."""
+        score = score_of(self.best, self.metric) if self.best and self.is_scored else None
+        known = [cost for objective in self.costs if (cost := self.status.cost(objective))]
+        if score is None or self.is_val_seen or len(known) < len(self.costs):
+            return None
+        return (-score, *known)
 
     @property
     def seconds(self) -> float:
@@ -275,13 +309,7 @@ class TrialRecord:
 
     def read_val_probs(self) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
         """Read them, and return the file's SHA-256 with them; see ``val_probs``."""
-        path = self.path / VAL_PROBS
-        try:
-            content = read_bytes(path, most=MOST_TENSORS)
-            probs = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except (OSError, ValueError, EOFError, *HEADER_ERRORS) as error:
-            raise TunerError(f"{path}: not usable validation probabilities: {error}") from error
-        return probs, hashlib.sha256(content).hexdigest()
+        return read_val_probs(self.path)
 
     def as_row(self) -> dict[str, Any]:
         """Return the trial's line of the leaderboard, its config flattened to dotted keys."""
@@ -304,14 +332,44 @@ class TrialRecord:
             "epochs": len(self.history),
             "seconds": round(self.seconds, 3),
             "parameters": self.status.num_parameters,
+            **self._objectives(),
             "reason": self.status.reason,
             **flatten(config),
         }
+
+    def _objectives(self) -> dict[str, Any]:
+        """Return the entries of a row that only a search by costs has."""
+        if not self.costs:
+            return {}
+        measured: dict[str, float | None] = {
+            objective.cost: self.status.cost(objective)
+            for objective in self.costs
+            if objective.cost != "parameters"
+        }
+        return {**measured, "front": self.front}
 
 
 def write_trial(path: AnyPath, config: TrialConfig) -> None:
     """Write ``config.json`` of a new trial."""
     write_record(path / CONFIG, config)
+
+
+def read_val_probs(folder: AnyPath) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
+    """Read ``val_probs.npy`` of a trial, and return its SHA-256 with it.
+
+    Args:
+        folder: Of the trial.
+
+    Raises:
+        TunerError: If the file is missing or damaged.
+    """
+    path = folder / VAL_PROBS
+    try:
+        content = persevere(lambda: read_bytes(path, most=MOST_TENSORS))
+        probs = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError, EOFError, *HEADER_ERRORS) as error:
+        raise TunerError(f"{path}: not usable validation probabilities: {error}") from error
+    return probs, hashlib.sha256(content).hexdigest()
 
 
 def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> str:

@@ -2,8 +2,8 @@
 
 ``source`` reads the text into nodes that know their place, ``plugin`` adds the user's own networks
 and ``transfer`` what pretrained ones start from, ``grammar`` checks the nodes against the schema
-and makes ``axes`` of them, ``baseline`` reads what is tried first, and ``editor`` prints the
-grammar as a JSON schema.
+and makes ``axes`` of them, ``baseline`` reads what is tried first and ``objectives`` what is
+searched by, and ``editor`` prints the grammar as a JSON schema.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from tuner.space.axes import Branch, Group, Plain, RandomTrial, Trial
 from tuner.space.baseline import Baseline, read_baseline
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
+from tuner.space.objectives import Objectives, describe_objectives, read_objectives
 from tuner.space.plugin import with_sources
 from tuner.space.source import check_no_files, find_space, load, with_short_dataset
 from tuner.space.transfer import with_origins
@@ -80,7 +81,14 @@ TRIAL = Record(
     required=frozenset({"model"}),
 )
 """What may stand under ``space:``; a dict, since without the run's keys it makes no config."""
-BLOCKS = {"search": schema_of(SearchConfig), "space": TRIAL}
+SEARCH = Record(
+    cls=SearchConfig,
+    fields={key: field for key, field in schema_of(SearchConfig).fields.items() if key != "costs"},
+    required=frozenset(),
+    names=schema_of(SearchConfig).names,
+)
+"""What may stand under ``search:``; costs are ``objectives``."""
+BLOCKS = {"search": SEARCH, "space": TRIAL}
 RESOURCES = Record(
     cls=Resources,
     fields={
@@ -116,8 +124,8 @@ FILE = Record(
     },
     required=frozenset(),
 )
-"""The top level of a file, but for ``baseline``, a list."""
-TOP_LEVEL = (*FILE.fields, "baseline")
+"""The top level of a file, but for ``objectives`` and ``baseline``, which are lists."""
+TOP_LEVEL = (*FILE.fields, "objectives", "baseline")
 MOST_MISTAKES = 20
 """The most mistakes of a space that are told at once."""
 
@@ -250,7 +258,7 @@ def load_space(
     if text is None and (path.parent / RUN).exists():
         check_no_files(path)
     own_code: dict[str, str] = {}
-    axes, plain = None, None
+    axes, plain, objectives = None, None, None
     baseline: list[Baseline] = []
     with Mistakes(MOST_MISTAKES) as mistakes:
         root = load(path, overrides, FILE, text)
@@ -262,6 +270,12 @@ def load_space(
         nodes = root.value
         with mistakes.collected():
             plain = _read_head(root, mistakes)
+        if "objectives" in nodes:
+            with mistakes.collected():
+                objectives = read_objectives(nodes["objectives"])
+        if plain is not None:
+            with mistakes.collected():
+                _check_search(root, plain.get("search", {}), objectives, mistakes)
         if "space" in nodes:
             with mistakes.collected():
                 axes = read_record(_without_run_keys(nodes["space"], mistakes), TRIAL)
@@ -283,11 +297,14 @@ def load_space(
                     baseline.append(read_baseline(entry, TRIAL, axes))
     assert plain is not None
     assert axes is not None
+    search = build(SearchConfig, plain.get("search", {}), "search")
+    if objectives is not None:
+        search = replace(search, metric=objectives.metric, costs=objectives.costs)
     space = SearchSpace(
         description=plain.get("description", ""),
         dataset=plain.get("dataset", {}).get("source"),
         data={k: v for k, v in plain.get("dataset", {}).items() if k != "source"},
-        search=build(SearchConfig, plain.get("search", {}), "search"),
+        search=search,
         constraints=build(Constraints, plain.get("constraints", {}), "constraints"),
         resources=parse(RESOURCES, plain.get("resources", {}), "resources"),
         baseline=tuple(baseline),
@@ -375,12 +392,33 @@ def _read_head(root: Node, mistakes: Mistakes) -> dict[str, Any]:
             mistakes.add(root.key_error(key, elsewhere or unknown_key(key, TOP_LEVEL)))
         elif key in ("constraints", "resources"):
             head[key] = _with_large_numbers(node)
-        elif key not in ("space", "baseline"):
+        elif key not in ("space", "objectives", "baseline"):
             head[key] = node
     plain = read_record(root.with_value(head), FILE, searched=False).sample(RandomTrial())
     if "parameters" not in plain.get("resources", {}).get("large", {"parameters": 0}):
         raise root.value["resources"].error("'large' needs 'parameters'; add it")
     return plain
+
+
+def _check_search(
+    root: Node, search: Mapping[str, Any], objectives: Objectives | None, mistakes: Mistakes
+) -> None:
+    """Look for what does not go together in how a space is searched."""
+    assert isinstance(root.value, dict)
+    scheduler = search.get("scheduler", SearchConfig().scheduler)
+    if search.get("for") == "ensemble" and scheduler != "asha":
+        what = f"only asha promotes trials, and {scheduler} does not; write scheduler: asha, or"
+        mistakes.add(root.value["search"].key_error("for", f"{what} leave it out"))
+    if objectives is None:
+        return
+    node = root.value["objectives"]
+    assert isinstance(node.value, tuple)
+    if (said := search.get("metric", objectives.metric)) != objectives.metric:
+        what = f"is {objectives.metric}, and search.metric (--metric) is {said}; write {said} here"
+        mistakes.add(node.value[0].error(f"{what}, or leave the other out"))
+    if objectives.costs and scheduler not in ("asha", "none"):
+        what = f"{scheduler} goes by the metric alone; write search: {{scheduler: asha}}, which"
+        mistakes.add(node.error(f"{what} promotes by all objectives, or none"))
 
 
 def _without_run_keys(node: Node, mistakes: Mistakes) -> Node:
@@ -407,6 +445,10 @@ def json_schema() -> dict[str, Any]:
     trial = describe(TRIAL, searched=False)
     keys = {key: describe(schema, searched=False) for key, schema in FILE.fields.items()}
     keys["dataset"] = {"anyOf": [describe(TEXT, searched=False), keys["dataset"]]}
-    keys |= {"space": describe(TRIAL, searched=True), "baseline": {"type": "array", "items": trial}}
+    keys |= {
+        "objectives": describe_objectives(),
+        "space": describe(TRIAL, searched=True),
+        "baseline": {"type": "array", "items": trial},
+    }
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return dialect | {"title": "A search space of cifar-tune"} | mapping(keys)

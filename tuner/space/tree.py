@@ -202,8 +202,9 @@ class _Reader:
         if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
             return self.read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
-            # The entries of an axis have the path of the axis; only baselines need an index.
-            paths = [f"{path}[{i}]" if path == "baseline" else path for i in range(len(node.value))]
+            # The entries of an axis have the path of the axis.
+            is_indexed = path in ("baseline", "objectives")
+            paths = [f"{path}[{i}]" if is_indexed else path for i in range(len(node.value))]
             entries = []
             with Mistakes() as mistakes:
                 for child, child_path in zip(node.value, paths, strict=True):

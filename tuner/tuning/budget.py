@@ -76,15 +76,15 @@ class Spending:
             return False
         return self.seconds >= self.budget.seconds or self.gpu_seconds >= self.budget.gpu_seconds
 
-    def share(self, trials: int) -> float:
-        """Return how much of the budget is spent, by what is closest to its end.
+    def share(self, num_trials: int) -> float:
+        """Return the share of the budget that is spent, of what ends first.
 
         Args:
-            trials: Those that were started.
+            num_trials: Trials that were proposed.
         """
         budget = self.budget
         return max(
-            trials / budget.trials,
+            num_trials / budget.trials,
             self.seconds / budget.seconds,
             self.gpu_seconds / budget.gpu_seconds,
         )

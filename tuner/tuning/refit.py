@@ -235,6 +235,7 @@ def begin_refit(
             epochs=plan.configs[0].epochs,
             scheduler="none",
             patience=0.0,
+            purpose="best",
             metric=source.metric,
             seed=seed,
         ),

@@ -193,8 +193,8 @@ def make_search_request(
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, by another
-            metric, or without the password of its study, if the space wants a teacher and there is
-            none, or if validation images are asked for in two ways.
+            metric or other objectives, or without the password of its study, if the space wants a
+            teacher and there is none, or if validation images are asked for in two ways.
     """
     study = resumed.record.study_storage if resumed else None
     if study and is_hidden(study) and not asked.get("study_storage"):
@@ -212,6 +212,12 @@ def make_search_request(
         raise UsageError(
             f"--resume: {resumed.path} goes by {metric}, and a run keeps its metric; write "
             f"--metric {metric}, or start a new run with --warm-start {resumed.path.name}"
+        )
+    if resumed and space.search.costs != resumed.record.search.costs:
+        raise UsageError(
+            f"--resume: {resumed.path} goes by {resumed.record.search.objectives}, and a run "
+            "keeps its objectives; leave them as they are, or start a new run with --warm-start "
+            f"{resumed.path.name}"
         )
     known = resumed.record.data if resumed else DataConfig(resize="auto")
     said = {k: v for k, v in (data_settings or {}).items() if v is not None}

@@ -1,20 +1,23 @@
 """Which trials are paused or stopped early, and the reason for each stop."""
 
 import math
-from bisect import bisect_left, insort
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 
 from tuner.config import SearchConfig, rung_epochs
 from tuner.run.trial import Stop
+from tuner.tuning.promotion import Entry, FrontRung, Rung
 
 MIN_PEERS = 3
 """Trials that the median rule wants to compare with before it stops one."""
 Verdict = Stop | Literal["pause"] | None
 """Why a trial stops, or that it waits at a rung, or that it goes on."""
+Costs = tuple[float, ...]
+"""Of which less is better."""
+Prefer = Callable[[Sequence[int]], int | None]
+"""From trials that wait, best first, to the one to promote; ``None`` for the one that is due."""
 
 
 class Scheduler(Protocol):
@@ -27,7 +30,9 @@ class Scheduler(Protocol):
     def judged_epochs(self, number: int) -> Collection[int]:
         """Return the epochs after which trial ``number`` may be paused or stopped."""
 
-    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
+    def enter(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> None:
         """Take note of a trial's score after ``epoch``, without judging it.
 
         Args:
@@ -35,42 +40,19 @@ class Scheduler(Protocol):
             epoch: Which it has come to the end of.
             value: Its score.
             tie: Of equal scores, the one with less is ahead, where scores are ranked.
+            costs: Other objectives, of which less is better; ``Asha`` ranks by them, too.
 
         Raises:
             ValueError: If ``value`` is not finite, since NaN would pass every comparison.
         """
 
-    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Verdict:
+    def judge(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> Verdict:
         """Take note of a trial's score after ``epoch``; say what it has to do.
 
         Args and errors are those of ``enter``.
         """
-
-
-Entry = tuple[float, float, int]
-"""Minus the score of a trial, what decides between equal ones, and its number."""
-
-
-@dataclass(slots=True)
-class _Rung:
-    """The trials that came to a rung, best first."""
-
-    arrived: list[Entry] = field(default_factory=list)
-    waiting: list[Entry] = field(default_factory=list)
-    """Those of them that may still be promoted."""
-    num_promoted: int = 0
-
-    def rank(self, entry: Entry) -> int:
-        """Return the place of an entry among all that arrived; 1 is the best."""
-        return bisect_left(self.arrived, entry) + 1
-
-    def take(self, entry: Entry) -> bool:
-        """Take an entry out of those that wait; say whether it was among them."""
-        place = bisect_left(self.waiting, entry)
-        is_there = place < len(self.waiting) and self.waiting[place] == entry
-        if is_there:
-            del self.waiting[place]
-        return is_there
 
 
 class Asha:
@@ -80,15 +62,25 @@ class Asha:
     rung waits there. Of the n trials that came to a rung, the best ``n // reduction`` may be
     promoted, and so many at the most: a sampler that improves pushes earlier ones out of the best,
     and would else promote more and more. A rung to which no trial can come any more promotes its
-    best trial at least, so that a search of few trials trains one of them to the end.
+    best trial at least, so that a search of few trials trains one of them to the end. Which ones
+    are the best, ``promotion`` says.
 
     Several methods take ``coming``: epoch of a rung -> trials under way that came there last; those
     that came to no rung yet, or are still to be proposed, stand under 0.
+
+    Args:
+        grace: The first rung.
+        reduction: The factor between two, and the trials at a rung of which one is promoted.
+        epochs: The last epoch of a trial.
+        has_costs: Whether trials have costs.
     """
 
-    def __init__(self, *, grace: int, reduction: int, epochs: int) -> None:
+    def __init__(self, *, grace: int, reduction: int, epochs: int, has_costs: bool = False) -> None:
         self.reduction = reduction
-        self.rungs = {epoch: _Rung() for epoch in rung_epochs(grace, reduction, epochs)}
+        make = FrontRung if has_costs else Rung
+        self.rungs: dict[int, Rung] = {
+            epoch: make() for epoch in rung_epochs(grace, reduction, epochs)
+        }
         self._last: dict[int, tuple[int, Entry]] = {}
         """Trial -> the last rung that it came to, and its entry there."""
 
@@ -96,37 +88,57 @@ class Asha:
         """See ``Scheduler``."""
         return self.rungs.keys()
 
-    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
+    def enter(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> None:
         """See ``Scheduler``; a trial that goes beyond a rung has been promoted there."""
         _check_finite(value)
         if epoch <= self.last_rung(number):
             return
         self.promote(number)
         if epoch in self.rungs:
-            rung, entry = self.rungs[epoch], (-value, tie, number)
-            insort(rung.arrived, entry)
-            insort(rung.waiting, entry)
+            entry = Entry(-value, tie, number, costs)
+            self.rungs[epoch].arrive(entry)
             self._last[number] = epoch, entry
 
-    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Verdict:
+    def judge(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> Verdict:
         """See ``Scheduler``."""
-        self.enter(number, epoch, value, tie)
+        self.enter(number, epoch, value, tie, costs)
         return "pause" if epoch in self.rungs else None
 
     def last_rung(self, number: int) -> int:
         """Return the last rung that a trial came to; 0 before the first."""
         return self._last[number][0] if number in self._last else 0
 
-    def next_promotion(self, coming: Mapping[int, int]) -> int | None:
-        """Return the trial that is due to be promoted, if there is one: at the highest rung."""
-        due = None
+    def next_promotion(self, coming: Mapping[int, int], prefer: Prefer | None = None) -> int | None:
+        """Return the trial that is due to be promoted, if there is one: at the highest rung.
+
+        Args:
+            coming: See above.
+            prefer: Is asked at every second promotion. It may prefer another trial to the one that
+                is due, of those that wait at rungs with a place left: no rung promotes more.
+        """
+        free = list(self._with_places(coming))
+        best = ((rung, rung.waiting[0], places) for rung, places in reversed(free))
+        due = next((one.number for rung, one, places in best if rung.rank(one) <= places), None)
+        if due is None or prefer is None or self._num_promoted % 2 == 0:
+            return due
+        preferred = prefer([one.number for rung, _ in free for one in rung.waiting])
+        return due if preferred is None else preferred
+
+    @property
+    def _num_promoted(self) -> int:
+        return sum(rung.num_promoted for rung in self.rungs.values())
+
+    def _with_places(self, coming: Mapping[int, int]) -> Iterator[tuple[Rung, int]]:
+        """Yield the rungs that may promote one more that waits, with all their places."""
         for epoch, most in self._most_arriving(coming).items():
             rung = self.rungs[epoch]
             places = self._places(len(rung.arrived), is_closed=most == len(rung.arrived))
             if rung.num_promoted < places and rung.waiting:
-                best = rung.waiting[0]
-                due = best[2] if rung.rank(best) <= places else due
-        return due
+                yield rung, places
 
     def promote(self, number: int) -> None:
         """Take note that a trial goes on, if it waits at a rung."""
@@ -154,9 +166,15 @@ class Asha:
                 if not is_late and rung.rank(last) <= places:
                     break
                 del rung.waiting[-1]
-                cut = -rung.arrived[min(places, len(rung.arrived)) - 1][0]
-                stop = Stop(rung=epoch, value=-last[0], cut=cut, peers=len(rung.arrived) - 1)
-                gone.append((last[2], stop))
+                cut = -rung.arrived[min(places, len(rung.arrived)) - 1].minus_score
+                stop = Stop(
+                    rung=epoch,
+                    value=-last.minus_score,
+                    cut=cut,
+                    peers=len(rung.arrived) - 1,
+                    front=rung.front(last),
+                )
+                gone.append((last.number, stop))
         return gone
 
     def _most_arriving(self, coming: Mapping[int, int]) -> dict[int, int]:
@@ -195,13 +213,17 @@ class StoppingAsha:
         """See ``Scheduler``."""
         return self.rungs.keys()
 
-    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
+    def enter(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> None:
         """See ``Scheduler``."""
         _check_finite(value)
         if epoch in self.rungs:
             self.rungs[epoch].append(value)
 
-    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
+    def judge(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> Stop | None:
         """See ``Scheduler``; never pauses, here and below."""
         arrived = self.rungs.get(epoch, [])
         cut = float(np.quantile(arrived, 1 - 1 / self.reduction)) if arrived else -math.inf
@@ -240,11 +262,15 @@ class Hyperband:
         """See ``Scheduler``."""
         return self.bracket(number).judged_epochs(number)
 
-    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
+    def enter(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> None:
         """See ``Scheduler``."""
         self.bracket(number).enter(number, epoch, value)
 
-    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
+    def judge(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> Stop | None:
         """See ``Scheduler``."""
         return self.bracket(number).judge(number, epoch, value)
 
@@ -268,14 +294,18 @@ class Median:
         """See ``Scheduler``."""
         return self.judged
 
-    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
+    def enter(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> None:
         """See ``Scheduler``."""
         _check_finite(value)
         self._best[number] = max(value, self._best.get(number, value))
         self._total[number] = self._total.get(number, 0.0) + value
         self.averages.setdefault(epoch, []).append(self._total[number] / epoch)
 
-    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
+    def judge(
+        self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
+    ) -> Stop | None:
         """See ``Scheduler``."""
         peers = list(self.averages.get(epoch, ()))
         self.enter(number, epoch, value)
@@ -290,7 +320,8 @@ def make_scheduler(search: SearchConfig) -> Scheduler:
     grace, reduction, epochs = search.grace, search.reduction, search.epochs
     match search.scheduler:
         case "asha":
-            return Asha(grace=grace, reduction=reduction, epochs=epochs)
+            has_costs = bool(search.costs)
+            return Asha(grace=grace, reduction=reduction, epochs=epochs, has_costs=has_costs)
         case "asha-stop":
             return StoppingAsha(grace=grace, reduction=reduction, epochs=epochs)
         case "hyperband":

@@ -97,7 +97,8 @@ def search(request: SearchRequest, console: Console) -> Run:
             if place := study_place(request, run):
                 copy = stack.enter_context(StudyCopy(sampler.study, place, say))
                 sampler.on_change = copy.show
-            tuner = run_trials(request, run, capacity, sampler, payload, console)
+            labels = splits.val.labels if request.search.purpose == "ensemble" else None
+            tuner = run_trials(request, run, capacity, sampler, payload, console, val_labels=labels)
     if (
         run.record.status == "finished"
         and not tuner.draining

@@ -19,6 +19,7 @@ from tuner.run.events import (
     Observer,
     TrialEnded,
     TrialLost,
+    TrialMeasured,
     TrialPlaced,
     TrialPromoted,
     TrialStarted,
@@ -30,7 +31,7 @@ from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, best_row, ord
 from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
-from tuner.tuning.schedulers import Asha, Scheduler
+from tuner.tuning.schedulers import Asha, Prefer, Scheduler
 
 DrainReason = Literal["", "interrupted", "budget", "patience", "broken"]
 Decision = Literal["continue", "pause", "stop"]
@@ -49,6 +50,8 @@ class Assignment:
     """Epochs that are known, after which it goes on."""
     resources: TrialResources
     num_parameters: int
+    is_measured: bool
+    """Whether it is known what its network costs, or nobody asks."""
     halved_from: int | None
     """See ``TrialStatus``."""
     judged_epochs: tuple[int, ...]
@@ -86,6 +89,8 @@ class Tuner:
         reason: Why going on is not worth it, where the search ends by its patience.
         failures: Number and reason of each trial that failed since this search began or went on.
         num_started: Trials that were proposed, over all resumes.
+        prefer: Says in the last third of the budget which of the waiting trials to promote, at
+            every second promotion; see ``Asha.next_promotion``.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Tuner:
         self.num_started = 0
         self._reached: dict[int, float] = {}
         """Trial that has ended, or is paused -> its best score, where the search has patience."""
+        self.prefer: Prefer | None = None
         self._waiting: deque[tuple[int, LiveTrial]] = deque()
         self._asha = scheduler if isinstance(scheduler, Asha) else None
         self._under_way: Counter[int] = Counter()
@@ -187,7 +193,15 @@ class Tuner:
 
     def _next_promotion(self) -> int | None:
         """Return the paused trial that is due to go on, if there is one."""
-        return self._asha.next_promotion(self._coming()) if self._asha else None
+        if self._asha is None:
+            return None
+        prefer = self.prefer if self.prefer and self._is_last_third else None
+        return self._asha.next_promotion(self._coming(), prefer)
+
+    @property
+    def _is_last_third(self) -> bool:
+        """Whether two thirds of the budget are spent: of its trials, its time or its GPU time."""
+        return self.spending.share(self.num_started) >= 2 / 3
 
     def _coming(self) -> Counter[int]:
         """Return how many trials are on their way to each rung; see ``Asha``."""
@@ -284,6 +298,7 @@ class Tuner:
             num_epochs=len(history),
             resources=trial.resources,
             num_parameters=started.num_parameters,
+            is_measured=None not in self._costs(number),
             halved_from=self.state.trials[number].status.halved_from,
             judged_epochs=tuple(self.scheduler.judged_epochs(number)),
             budget_seconds=self.budget_seconds,
@@ -298,6 +313,8 @@ class Tuner:
                 # The first word of every worker: where it is.
                 self._tell(event)
                 self.spending.begin_epoch(event.number, self.live[event.number].resources.gpus)
+            case TrialMeasured():
+                self._tell(event)
             case TrialStarted():
                 return self._go_on(event)
             case EpochEnded():
@@ -348,7 +365,7 @@ class Tuner:
         trial.num_judged = max(trial.num_judged, row.epoch)
         if was_judged or not math.isfinite(row.train_loss + row.val_loss):
             return "continue"
-        verdict = self.scheduler.judge(number, row.epoch, *self._score(row))
+        verdict = self.scheduler.judge(number, row.epoch, *self._score(number, row))
         if verdict == "pause":
             return self._decide_at_rung(number, trial)
         if verdict is None:
@@ -371,12 +388,18 @@ class Tuner:
             return "continue"
         return "pause" if trial.ending.state == "paused" else "stop"
 
-    def _score(self, row: EpochMetrics) -> tuple[float, float]:
-        """Return what the scheduler judges an epoch by, and what decides between equals."""
+    def _score(self, number: int, row: EpochMetrics) -> tuple[float, float, tuple[float, ...]]:
+        """Return what a trial's epoch is judged by, what decides between equals, and its costs."""
         metric = self.state.search.metric
         score = score_of(row, metric)
         assert score is not None, "a run records its metric"
-        return score, order_of(row, metric)[1]
+        costs = tuple(cost for cost in self._costs(number) if cost is not None)
+        assert len(costs) == len(self.state.search.costs), "measured before its first epoch"
+        return score, order_of(row, metric)[1], costs
+
+    def _costs(self, number: int) -> list[float | None]:
+        status = self.state.trials[number].status
+        return [status.cost(objective) for objective in self.state.search.costs]
 
     def _stopped(self, number: int, stop: Stop) -> TrialEnded:
         """Return the ending of a trial that the scheduler stops, in the metric's own values."""
@@ -427,7 +450,7 @@ class Tuner:
         if not self.state.search.patience or progress.status.state not in COUNTED:
             self._reached.pop(number, None)
         elif best := best_row(progress.history, self.state.search.metric):
-            self._reached[number] = self._score(best)[0]
+            self._reached[number] = self._score(number, best)[0]
 
     def _stop_hopeless(self) -> None:
         """Stop the paused trials that cannot be promoted any more, however the others do."""
@@ -566,9 +589,9 @@ class Tuner:
             if not math.isfinite(row.train_loss + row.val_loss):
                 continue
             if (number, row.epoch) not in unjudged:
-                self.scheduler.enter(number, row.epoch, *self._score(row))
+                self.scheduler.enter(number, row.epoch, *self._score(number, row))
                 continue
-            verdict = self.scheduler.judge(number, row.epoch, *self._score(row))
+            verdict = self.scheduler.judge(number, row.epoch, *self._score(number, row))
             if verdict == "pause":
                 arrived.append(number)
             elif verdict is not None:

@@ -31,13 +31,19 @@ def cross_fit(
     """
     if num_images < 2:
         raise ValueError(f"cross-fitting needs 2 images, got {num_images}")
-    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
-    parts = order.tensor_split(min(folds, num_images))
+    parts = parts_of(num_images, folds=folds, seed=seed)
+    order = torch.cat(parts)
     held_out = [choose(_without(order, part))[part].double() for part in parts]
     probs = torch.empty(num_images, held_out[0].shape[1], dtype=torch.float64)
     for part, predicted in zip(parts, held_out, strict=True):
         probs[part] = predicted
     return probs
+
+
+def parts_of(num_images: int, *, folds: int = FOLDS, seed: int = 0) -> tuple[Tensor, ...]:
+    """Divide the positions of images at random, the same way each time."""
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+    return order.tensor_split(min(folds, num_images))
 
 
 def _without(order: Tensor, part: Tensor) -> Tensor:

@@ -227,6 +227,7 @@ def _cost(entry: Measured, space: SearchSpace) -> TrialCost:
         setup_seconds=entry.setup_seconds,
         epoch_seconds=entry.epoch_seconds,
         write_seconds=entry.write_seconds,
+        parameters=max(1, entry.parameters),
         is_infeasible=bool(_problem(entry, space)),
     )
 

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from tuner.config import SearchConfig, TrialConfig
-from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced
+from tuner.run.events import EpochEnded, Event, TrialEnded, TrialMeasured, TrialPlaced
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
 from tuner.tuning.budget import Budget, Spending
@@ -141,6 +141,8 @@ class TrialCost:
     """Seconds of training and validation."""
     write_seconds: float
     """Seconds of writing a trial's files, where it waits for them: at its rungs and at its end."""
+    parameters: int = 1
+    """Of its network."""
     is_infeasible: bool = False
     """Whether it ends before its first epoch."""
 
@@ -281,6 +283,13 @@ def simulate_search(
         yield cost.setup_seconds
         if cost.is_infeasible:
             yield TrialEnded(number=number, state="out_of_memory")
+        if not given.is_measured:
+            # It is the order that counts: what trains longer is taken to predict longer.
+            yield TrialMeasured(
+                number=number,
+                latency_ms=1000 * cost.epoch_seconds,
+                size_mb=4e-6 * cost.parameters,
+            )
         for epoch in range(given.num_epochs + 1, given.config.epochs + 1):
             is_awaited = epoch == given.config.epochs or epoch in given.judged_epochs
             yield cost.epoch_seconds + (cost.write_seconds if is_awaited else 0.0)
@@ -299,7 +308,7 @@ def simulate_search(
                 seconds=cost.epoch_seconds,
                 time=clock.now,
             )
-            yield EpochEnded(number=number, metrics=metrics)
+            yield EpochEnded(number=number, metrics=metrics, num_parameters=cost.parameters)
         yield TrialEnded(number=number, state="completed")
 
     # The clock of the budget starts before the workers do.

@@ -61,9 +61,9 @@ class TuneSearcher(Searcher):
             ``number`` of the trial, ``path``, its folder, ``config``, its configuration as JSON,
             ``attempt``, the number of this taking up, ``known``, how many of its epochs are in the
             books, ``cpus`` and ``gpus``, its resources, ``num_parameters`` and ``halved_from`` of
-            its status, ``judged``, the epochs after which it may be paused or stopped,
-            ``budget_seconds``, the time until the budget is spent, and ``avoid``, the nodes that
-            get no trials.
+            its status, ``is_measured``, whether its network's costs are known, ``judged``, the
+            epochs after which it may be paused or stopped, ``budget_seconds``, the time until the
+            budget is spent, and ``avoid``, the nodes that get no trials.
         """
         # Where no trial is left running, the engine asks again and again and goes no step further.
         self._settle()
@@ -80,6 +80,7 @@ class TuneSearcher(Searcher):
             "cpus": given.resources.cpus,
             "gpus": given.resources.gpus,
             "num_parameters": given.num_parameters,
+            "is_measured": given.is_measured,
             "halved_from": given.halved_from,
             "judged": list(given.judged_epochs),
             "budget_seconds": given.budget_seconds,

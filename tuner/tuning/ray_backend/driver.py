@@ -17,6 +17,7 @@ from typing import Any
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 from rich.console import Console
+from torch import Tensor
 
 from tuner import __version__
 from tuner.config import Resources, TrialConfig
@@ -37,6 +38,7 @@ from tuner.storage.temporary import PREFIX, TemporaryFolder, remove_abandoned
 from tuner.tracking import check_installed, tracked
 from tuner.training.saving import check_resumable
 from tuner.tuning.budget import Budget
+from tuner.tuning.pool import Pool
 from tuner.tuning.progress import Progress
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.ray_backend.callbacks import (
@@ -137,6 +139,8 @@ def run_trials(
     proposer: Proposer,
     payload: dict[str, Any],
     console: Console,
+    *,
+    val_labels: Tensor | None = None,
 ) -> Tuner:
     """Run the trials that ``proposer`` proposes, to the last one or a signal, and close the run.
 
@@ -147,6 +151,8 @@ def run_trials(
         proposer: Proposes them.
         payload: What every worker gets: arguments of ``train_trial``.
         console: Where progress is shown.
+        val_labels: Of the validation images, where trials are promoted for the ensemble; int64,
+            shape (N,).
 
     Raises:
         TunerError: If the first three trials failed in the same way.
@@ -175,6 +181,10 @@ def run_trials(
         **request.record_entries,
     )
     tuner, recorder = make_tuner(run, proposer, budget, plan)
+    if val_labels is not None:
+        pool = Pool(run, tuner.state, val_labels)
+        tuner.observers.append(pool.on)
+        tuner.prefer = pool.prefer
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
@@ -216,6 +226,7 @@ def run_trials(
             payload = payload | {
                 "save_seconds": request.save_seconds,
                 "metric": request.search.metric,
+                "costs": request.search.costs,
             }
             _run_over_losses(tuner, recorder, payload, capacity, storage, request.max_failures)
         if tuner.draining != "broken":

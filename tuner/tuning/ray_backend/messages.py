@@ -8,7 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 from tuner.config import TrialConfig
-from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
+from tuner.run.events import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialMeasured,
+    TrialPlaced,
+    TrialStarted,
+)
 from tuner.run.trial import EpochMetrics
 
 EVENT = "event"
@@ -35,6 +42,8 @@ def event_in(report: Mapping[str, Any]) -> Event | None:
             return TrialStarted(**plain | {"config": config, "history": history})
         case "TrialPlaced":
             return TrialPlaced(**plain)
+        case "TrialMeasured":
+            return TrialMeasured(**plain)
         case "EpochEnded":
             return EpochEnded(**plain | {"metrics": EpochMetrics(**plain["metrics"])})
         case "TrialEnded":

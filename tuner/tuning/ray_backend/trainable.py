@@ -12,7 +12,7 @@ import platform
 import time
 import traceback
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -21,18 +21,19 @@ import ray
 import torch
 from ray import tune
 
-from tuner.config import Metric, ModelConfig, TrialConfig
+from tuner.config import CostObjective, Metric, ModelConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import StorageError
 from tuner.run.checkpoint import load_state
-from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
+from tuner.run.events import EpochEnded, TrialEnded, TrialMeasured, TrialStarted
 from tuner.run.layout import STATE
 from tuner.run.trial import read_status
 from tuner.schema import from_json
 from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.patience import Patience, patient, persevere
 from tuner.training.compilation import CompileMode
+from tuner.training.costs import measure_costs
 from tuner.training.device import find_device
 from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights, start_key
@@ -69,6 +70,7 @@ def train_trial(
     compile_mode: CompileMode = "never",
     save_seconds: float = 10.0,
     metric: Metric = "accuracy",
+    costs: Sequence[CostObjective] = (),
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
@@ -76,7 +78,8 @@ def train_trial(
     goes on after other epochs than the driver knows: ones that were saved and not heard, or fewer,
     short of memory. Where another version has written the state, and this one cannot use it, the
     trial begins anew: that report holds ``tell``, a line for the user. So does one that holds
-    nothing else, while the storage fails. The last report is of ``TrialEnded``, and holds
+    nothing else, while the storage fails. Of a trial of which the driver does not know them yet, it
+    reports the ``costs`` before its first epoch. The last report is of ``TrialEnded``, and holds
     ``storage``, what was wrong with it for too long, if that has ended the trial. An error of the
     training itself is such an ending: all that the engine sees raised, and tries again, is a worker
     that was lost.
@@ -90,6 +93,7 @@ def train_trial(
         compile_mode: See ``tuner.training.compilation``.
         save_seconds: See ``Saver``.
         metric: See ``Saver``.
+        costs: What is measured of the network.
     """
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     patience = Patience(
@@ -108,6 +112,7 @@ def train_trial(
             compile_mode=compile_mode,
             save_seconds=save_seconds,
             metric=metric,
+            costs=costs,
         )
     more = {}
     if patience.problem:
@@ -131,6 +136,7 @@ def _train_trial(
     compile_mode: CompileMode,
     save_seconds: float,
     metric: Metric,
+    costs: Sequence[CostObjective],
 ) -> TrialEnded:
     """Train as ``train_trial`` does, and return how the trial ended, unless the storage failed."""
     began = time.monotonic()
@@ -138,6 +144,7 @@ def _train_trial(
     torch.set_num_threads(resources.threads)
     number, halved_from = params["number"], params["halved_from"]
     is_known, more = True, dict[str, str]()
+    is_measured = params["is_measured"]
     is_second_try = False
     while True:
         free_memory()
@@ -167,6 +174,10 @@ def _train_trial(
             limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(initial_weights, config.model)
+            if not is_measured:
+                measured = measure_costs(config, splits, device, costs, start=start)
+                tune.report(to_report(TrialMeasured(number=number, **measured)))
+                is_measured = True
             if epoch_seconds is not None and not history:
                 _check_speed(config, splits, device, start, micro_batches, epoch_seconds)
             saver = Saver(

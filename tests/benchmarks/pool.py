@@ -1,0 +1,202 @@
+"""Searches of real images side by side, at the same budget: the best trial, and the ensemble.
+
+    python -m tests.benchmarks.pool --data FOLDER --storage FOLDER --seeds 10
+
+FOLDER of ``--data`` is CIFAR-10 as class folders. Each seed searches ``cnn_small`` on 10,000 of its
+training images once for each arm, as long as six full trainings take on this machine with all its
+slots busy, and the start of the workers: that is measured first. All trials are validated on the
+same 5,000 images.
+
+=============  ====================================================================================
+``stock``      TPE and the stopping ASHA, Ray's stock in kind (``--scheduler asha-stop``), without
+               the space's baselines
+``promoting``  the same with the promoting ASHA
+``default``    the space as it is: promoting, with its baselines
+``ensemble``   the same with ``--for ensemble``
+=============  ====================================================================================
+
+The best trial and the greedy ensemble of at most five are told by cross-fitting on the validation
+images and on the test images, and the arms by paired differences from the first one, with the 95 %
+interval of Student's t over the seeds. Each search is a line of ``results.jsonl`` in ``--storage``:
+the same command goes on where it was ended. The arms of a seed take turns in being first.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t
+
+import tuner
+from tuner.run.run import Run, find_run, list_runs
+
+STOCK = ("baseline=[]",)
+ARMS: dict[str, dict[str, Any]] = {
+    "stock": {"scheduler": "asha-stop", "overrides": STOCK},
+    "promoting": {"scheduler": "asha", "overrides": STOCK},
+    "default": {"scheduler": "asha"},
+    "ensemble": {"scheduler": "asha", "purpose": "ensemble"},
+}
+MOST_TRIALS = 1_000
+"""Trials of a search: more than its time holds."""
+TOP = 5
+FIGURES = {
+    "best val": 100.0,
+    "best test": 100.0,
+    "ensemble val": 100.0,
+    "ensemble test": 100.0,
+    "ensemble val NLL": 1.0,
+    "ensemble test NLL": 1.0,
+}
+"""Figure -> by what it is multiplied to be shown: accuracies in percent."""
+
+
+def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) -> Run:
+    """Search the space, or go on with that; a search that has ended is returned as it is."""
+    known = name in list_runs(options.storage)
+    if known and find_run(options.storage, name).record.status == "finished":
+        return find_run(options.storage, name)
+    run = tuner.search(
+        options.space,
+        data=options.data,
+        train_limit=options.images,
+        epochs=options.epochs,
+        seed=seed,
+        name=name,
+        storage=options.storage,
+        resume=known,
+        data_dir=options.storage / "data",
+        **asked,
+    )
+    if run.record.status != "finished":
+        raise SystemExit("interrupted; the same command goes on")
+    return run
+
+
+def budget_of(options: argparse.Namespace, known: dict[tuple[str, int], Any]) -> float:
+    """Return the seconds of a search: full trainings with all slots busy, and the workers' start.
+
+    Some trainings of random configurations are timed, once for all searches.
+    """
+    if ("calibration", 0) not in known:
+        run = searched(
+            options,
+            "calibration",
+            0,
+            scheduler="none",
+            sampler="random",
+            trials=options.calibration,
+            overrides=STOCK,
+        )
+        trials, slots = run.trials(), run.record.slots["count"]
+        seconds = statistics.fmean(trial.seconds for trial in trials) / slots
+        start = max(0.0, run.record.active_seconds - seconds * len(trials))
+        line = {"arm": "calibration", "seed": 0, "seconds": seconds, "start": start}
+        note(options, known, line)
+    timed = known["calibration", 0]
+    return float(timed["start"] + options.trainings * timed["seconds"])
+
+
+def figures_of(run: Run) -> dict[str, Any]:
+    """Score the best trial of a search, and its greedy ensemble."""
+    trials = run.trials()
+    usable = sum(trial.is_usable for trial in trials)
+    found: dict[str, Any] = {
+        "trials": len(trials),
+        "completed": sum(trial.status.state == "completed" for trial in trials),
+        "epochs": sum(len(trial.history) for trial in trials),
+        "seconds": run.record.active_seconds,
+    }
+    for key, top, method in (("best", 1, "vote"), ("ensemble", min(TOP, usable), "greedy")):
+        made = tuner.combine(run, top=top, method=method, name=key, progress=False)
+        scores = made.metrics["ensemble"]
+        for part, name in (("crossfit", "val"), ("test", "test")):
+            found[f"{key} {name}"] = scores[part]["accuracy"]
+            found[f"{key} {name} NLL"] = scores[part]["nll"]
+    return found
+
+
+def note(
+    options: argparse.Namespace, known: dict[tuple[str, int], Any], line: Mapping[str, Any]
+) -> None:
+    """Add a line to the results."""
+    known[line["arm"], line["seed"]] = line
+    with (options.storage / "results.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def read(storage: Path) -> dict[tuple[str, int], Any]:
+    """Return the lines of the results so far, by arm and seed."""
+    path = storage / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(line["arm"], line["seed"]): line for line in map(json.loads, lines)}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of values with its 95 % interval; of one value it is infinite."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def as_table(known: Mapping[tuple[str, int], Any], arms: Sequence[str], seeds: int) -> Table:
+    """Return a row for each figure and arm: its mean, and by how much it is above the first arm."""
+    table = Table(title=f"{seeds} seeds, paired")
+    for heading in ("figure", "arm", "mean", f"minus {arms[0]}", "95 % interval", "wins"):
+        table.add_column(heading, justify="left" if heading in ("figure", "arm") else "right")
+    for figure, scale in FIGURES.items():
+        first = [scale * known[arms[0], seed][figure] for seed in range(seeds)]
+        for arm in arms:
+            values = [scale * known[arm, seed][figure] for seed in range(seeds)]
+            row = [figure, arm, f"{statistics.fmean(values):.4g}"]
+            if arm != arms[0]:
+                gains = [own - other for own, other in zip(values, first, strict=True)]
+                mean, low, high = interval(gains)
+                is_lower_better = figure.endswith("NLL")
+                wins = sum(gain < 0 if is_lower_better else gain > 0 for gain in gains)
+                row += [f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{wins} of {seeds}"]
+            table.add_row(*row)
+    return table
+
+
+def main() -> None:
+    """Run the comparison, or go on with it, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="CIFAR-10 as class folders")
+    parser.add_argument("--storage", type=Path, required=True, help="keeps runs, to go on with")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["default", "ensemble"])
+    parser.add_argument("--trainings", type=float, default=6.0, help="the budget of a search")
+    parser.add_argument("--space", default="cnn_small")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, help="of a full training; the space's without")
+    parser.add_argument("--calibration", type=int, default=8, help="trainings that are timed")
+    options = parser.parse_args()
+    options.storage = options.storage.absolute()
+    options.storage.mkdir(parents=True, exist_ok=True)
+    known = read(options.storage)
+    budget = budget_of(options, known)
+    for seed in range(options.seeds):
+        place = seed % len(options.arms)
+        for arm in [*options.arms[place:], *options.arms[:place]]:
+            if (arm, seed) in known:
+                continue
+            asked = {"trials": MOST_TRIALS, "time_budget": budget, **ARMS[arm]}
+            run = searched(options, f"{arm}-{seed}", seed, **asked)
+            line = {"arm": arm, "seed": seed, "budget": budget, **figures_of(run)}
+            note(options, known, line)
+    table = as_table(known, options.arms, options.seeds)
+    Console(highlight=False, width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""How long a network takes."""
+
+import torch
+from torch import nn
+
+from tuner.metrics.predict import Tta, predict_probs
+
+MIN_SECONDS = 0.2
+"""Time for each measurement."""
+
+
+def predict_ms(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    tta: Tta = "none",
+) -> float:
+    """Return the median time of a batch, from uint8 images in memory to their probabilities.
+
+    Args:
+        model: On ``device``.
+        image_shape: (C, H, W).
+        batch: Images at a time.
+        device: Where to compute.
+        dtype: See ``predict_probs``.
+        mean: Per channel, of values scaled to [0, 1].
+        std: As ``mean``.
+        tta: The views of an image that are looked at.
+
+    Returns:
+        Milliseconds of the whole batch.
+    """
+    # It brings PyTorch's compiler of extensions, half a second that only this has to wait for.
+    from torch.utils.benchmark import Timer
+
+    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    timer = Timer(
+        "predict(model, images, mean, std, **settings)",
+        globals={
+            "predict": predict_probs,
+            "model": model,
+            "images": torch.zeros(batch, *image_shape, dtype=torch.uint8),
+            "mean": shift,
+            "std": scale,
+            "settings": {"device": device, "dtype": dtype, "tta": tta, "batch_size": batch},
+        },
+        num_threads=torch.get_num_threads(),
+    )
+    return 1000 * timer.blocked_autorange(min_run_time=MIN_SECONDS).median

@@ -1,0 +1,43 @@
+"""The front of a search by several objectives: what each gain by one of them costs by another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner.run.run import Run, on_front
+from tuner.run.trial import TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontTrial:
+    """A trial that no other one beats by one objective without losing by another."""
+
+    trial: int
+    family: str
+    value: float
+    """Of the metric."""
+    costs: dict[str, float]
+    """By name, in the order of the objectives."""
+
+
+def front_of(run: Run, ranked: Sequence[TrialRecord]) -> list[FrontTrial]:
+    """Return the front of a run, the best by the metric first; empty without costs.
+
+    Args:
+        run: Which.
+        ranked: Its trials, as ``Run.ranked`` returns them.
+    """
+    metric, costs = run.record.search.metric, run.record.search.costs
+    found = []
+    for trial in on_front(ranked):
+        value = trial.best.value(metric) if trial.best else None
+        known = {cost.cost: trial.status.cost(cost) for cost in costs}
+        assert value is not None, "it lies on the front"
+        found.append(
+            FrontTrial(
+                trial=trial.number,
+                family=trial.config.model.family,
+                value=value,
+                costs={name: amount for name, amount in known.items() if amount is not None},
+            )
+        )
+    return found

@@ -1,0 +1,65 @@
+"""What a network costs where it is trained, measured before its first epoch."""
+
+from collections.abc import Sequence
+
+import torch
+
+from tuner.config import CostObjective, TrialConfig
+from tuner.data.splits import Splits
+from tuner.metrics.latency import predict_ms
+from tuner.models.build import build_model
+from tuner.models.folded import FoldedNetwork
+from tuner.training.device import compute_dtype
+from tuner.training.initial_weights import InitialWeights
+
+
+def measure_costs(
+    config: TrialConfig,
+    splits: Splits,
+    device: torch.device,
+    costs: Sequence[CostObjective],
+    *,
+    start: InitialWeights | None = None,
+) -> dict[str, float]:
+    """Measure what is asked for of the network of a configuration; its weights do not matter.
+
+    With folds it is that of all its networks together. Draws from torch's global generator.
+
+    Args:
+        config: Which network, in which precision.
+        splits: Its images.
+        device: Where it is timed, as an ensemble's members are.
+        costs: What to measure; the number of parameters is known without.
+        start: The weights that a ``pretrained`` model starts from, for their normalization.
+
+    Returns:
+        ``latency_ms`` and ``size_mb``, those of them that are asked for.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
+    asked = {cost.cost: cost for cost in costs if cost.cost != "parameters"}
+    if not asked:
+        return {}
+    networks = [
+        build_model(config.model, len(splits.classes), splits.image_shape)
+        for _ in range(max(1, splits.num_folds))
+    ]
+    network = FoldedNetwork(networks) if splits.num_folds else networks[0]
+    found: dict[str, float] = {}
+    if "size_mb" in asked:
+        tensors = network.state_dict().values()
+        found["size_mb"] = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+    if (latency := asked.get("latency_ms")) is not None:
+        normalized = start or splits
+        whole = predict_ms(
+            network.to(device),
+            splits.image_shape,
+            batch=latency.batch,
+            device=device,
+            dtype=compute_dtype(config.precision, device),
+            mean=normalized.mean,
+            std=normalized.std,
+        )
+        found["latency_ms"] = whole / latency.batch
+    return found

@@ -1,0 +1,109 @@
+"""A pool for the ensemble: which waiting trial the vote gains most from."""
+
+from bisect import insort
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tuner.ensemble.gain import best_addition, truth_of
+from tuner.errors import StorageError, TunerError
+from tuner.run.events import Event, TrialEnded, TrialPromoted, TrialStarted
+from tuner.run.layout import CHECKPOINT
+from tuner.run.run import Run
+from tuner.run.state import SearchState, TrialProgress
+from tuner.run.trial import TrialState, best_row, read_val_probs
+
+MOST_MEMBERS = 20
+"""Trials of which the ensemble is made: those of the lowest NLL that have ended."""
+ENDED_WELL: frozenset[TrialState] = frozenset({"completed", "stopped"})
+
+
+class Pool:
+    """Prefers the waiting trial that lowers the NLL of the ensemble of the ended ones most.
+
+    It goes by the validation probabilities that trials have left in the run folder. Those that are
+    under way write theirs anew and play no part, so that a search that is killed and goes on comes
+    to the same.
+
+    Args:
+        run: Where they are.
+        state: How the search stands, with each event applied before it is told here.
+        labels: Of the validation images, int64, shape (N,).
+    """
+
+    def __init__(self, run: Run, state: SearchState, labels: Tensor) -> None:
+        self._run = run
+        self._state = state
+        self._labels = labels
+        self._known: dict[int, Tensor | None] = {}
+        """Trial -> what ``truth_of`` returned; ``None`` where its file cannot be used."""
+        self._ended: list[tuple[float, int]] | None = None
+        """NLL and number of those that may be members, the best first; ``None`` until needed."""
+        self._last: tuple[tuple[int, ...], tuple[int, ...], int | None] | None = None
+        """What was asked last, and the answer."""
+
+    def on(self, event: Event) -> None:
+        """Take note of an event; see ``Observer``."""
+        number = event.number
+        match event:
+            case TrialEnded(state="paused"):
+                # Read now, one by one: all of them at once would keep the search waiting.
+                self._truth(number)
+            case TrialEnded():
+                if event.state in ENDED_WELL and self._ended is not None:
+                    self._add(self._ended, self._state.trials[number])
+                if number not in self._members():
+                    self._known.pop(number, None)
+            case TrialStarted() | TrialPromoted():
+                self._known.pop(number, None)
+
+    def prefer(self, waiting: Sequence[int]) -> int | None:
+        """Return the trial to promote; see ``Asha.next_promotion``."""
+        members = self._members()
+        asked = (members, tuple(waiting))
+        if self._last is None or self._last[:2] != asked:
+            self._last = (*asked, self._best_of(members, waiting))
+        return self._last[2]
+
+    def _best_of(self, members: Sequence[int], waiting: Sequence[int]) -> int | None:
+        known = [truth for number in members if (truth := self._truth(number)) is not None]
+        candidates = [number for number in waiting if self._truth(number) is not None]
+        if not known or not candidates:
+            return None
+        truths = [truth for number in candidates if (truth := self._truth(number)) is not None]
+        place = best_addition(torch.stack(known), torch.stack(truths))
+        return None if place is None else candidates[place]
+
+    def _members(self) -> tuple[int, ...]:
+        if self._ended is None:
+            self._ended = []
+            for trial in self._state.trials.values():
+                if trial.status.state in ENDED_WELL:
+                    self._add(self._ended, trial)
+        return tuple(number for _, number in self._ended)
+
+    def _add(self, ended: list[tuple[float, int]], trial: TrialProgress) -> None:
+        best = best_row(trial.history, self._state.search.metric)
+        if best is not None and (self._run.trial_path(trial.number) / CHECKPOINT).exists():
+            insort(ended, (best.val_loss, trial.number))
+            for _, number in ended[MOST_MEMBERS:]:
+                self._known.pop(number, None)
+            del ended[MOST_MEMBERS:]
+
+    def _truth(self, number: int) -> Tensor | None:
+        if number not in self._known:
+            self._known[number] = self._read(number)
+        return self._known[number]
+
+    def _read(self, number: int) -> Tensor | None:
+        try:
+            probs, _ = read_val_probs(self._run.trial_path(number))
+        except StorageError:
+            raise
+        except TunerError:
+            # The ensemble refuses it, too, and says why.
+            return None
+        if probs.ndim != 2 or len(probs) != len(self._labels):
+            return None
+        return truth_of(torch.from_numpy(probs).float(), self._labels)
