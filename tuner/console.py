@@ -39,7 +39,7 @@ def visible(text: str, keep: str = "\n\t") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
-PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#-")
+PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#-") | {ord("±"): "+-"}
 """What stands for our own signs on a terminal that has no Unicode."""
 
 
