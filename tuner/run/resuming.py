@@ -16,8 +16,8 @@ def how_to_go_on(run: "Run") -> str:
     """Say what a run that ended early keeps, and the command that goes on with it."""
     command = "refit" if run.record.refit else "search"
     return (
-        f"{short_path(run.path)} keeps what the trials have left. "
-        f"Go on with: {resume_command(run.path, command)}"
+        f"{short_path(run.path)} keeps what the trials have left. Go on with:\n"
+        f"  {resume_command(run.path, command)}"
     )
 
 
@@ -25,6 +25,11 @@ def resume_command(path: StoragePath, command: str, *options: str) -> str:
     """Return the line that goes on with the run at ``path``."""
     words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))
     return command_line(command, *words)
+
+
+def refit_command(path: StoragePath, top: int) -> str:
+    """Return the line that trains the best of the run at ``path`` anew."""
+    return command_line("refit", path.name, "--top", str(top), *storage_words(path.parent))
 
 
 def command_line(*words: str) -> str:
