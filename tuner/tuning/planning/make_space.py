@@ -16,7 +16,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from tuner.config import AUTO, SearchConfig, TrialConfig
+from tuner.config import AUTO, DataConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import Splits
@@ -278,8 +278,16 @@ class _Maker:
     def space(self, choice: Choice) -> SearchSpace:
         """Return the space of what was chosen, with its number of trials and the reasons."""
         plain = self.plain(choice)
-        if self.request.data.source not in KNOWN:
-            plain["dataset"] = {"source": self.request.data.source, "image_size": choice.side}
+        data = self.request.data
+        settings = {
+            key: value
+            for key in ("folds", "val_fraction", "train_limit", "skip_broken")
+            if (value := getattr(data, key)) != getattr(DataConfig(), key)
+        }
+        if data.source not in KNOWN:
+            settings["image_size"] = choice.side
+        if settings:
+            plain["dataset"] = {"source": data.source, **settings}
         trials = self.request.search.trials
         if not self.is_asked("trials"):
             trials = self.trials(choice, self.load(plain))
