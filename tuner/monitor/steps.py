@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 from tuner.monitor.terminal import is_live
 
@@ -73,3 +74,32 @@ class Pulse:
             if time.monotonic() >= self._due:
                 self.rest()
                 self._console.print(self._line(), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yield what prints lines; where the last one stands for long, it is seen to be under way.
+
+    Args:
+        console: Where.
+    """
+    if is_live(console):
+        with console.status("") as status:
+
+            def show(line: str) -> None:
+                console.print(line, markup=False, soft_wrap=True)
+                status.update(f"{escape(line)} ...")
+
+            yield show
+        return
+    last, began = "Choosing", time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal last, began
+        last, began = line, time.monotonic()
+        console.print(line, markup=False, soft_wrap=True)
+        pulse.rest()
+
+    pulse = Pulse(console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far")
+    with pulse:
+        yield say
