@@ -132,7 +132,7 @@ def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
         print_leaderboard(run, 10, searched=columns(known.space, known.importance.get(ALL, {})))
         print_best(run)
         if comparison is not None:
-            print_student(comparison)
+            print_student(comparison, run.metric)
         if run.record.status == "finished":
             if not quiet and not run.record.refit:
                 print_advice(known.advice)

@@ -12,10 +12,18 @@ from tuner.cli import completion
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.insights import searched_columns
 from tuner.cli.options import JSON, STORAGE
-from tuner.cli.output import figure, print_json, print_table
+from tuner.cli.output import (
+    figure,
+    make_console,
+    print_json,
+    print_sentence,
+    print_table,
+    spelt_scores,
+)
 from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
+from tuner.metrics.goal import name_of
 from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath, to_path
 
@@ -162,7 +170,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
     if worths := rung_worths(search, [trial.history for trial in ranked]):
         click.echo("\n" + "\n".join(map(str, worths)))
     if student is not None:
-        print_student(student)
+        print_student(student, run.metric)
     if rows := list(_ensembles(run)):
         click.echo()
         print_table(rows, "Ensembles, the newest first")
@@ -178,13 +186,15 @@ def _ensembles(run: "Run") -> Any:
 
     for folder in ensemble_folders(run.path):
         result = read_figures(folder)
-        crossfit, test = result.ensemble.crossfit, result.ensemble.test
+        test = result.ensemble.test
+        tested = test if result.has_test else None
         yield {
             "name": folder.name,
             "method": result.method,
             "members": str(len(result.members)),
-            "cross-fit": f"{crossfit.accuracy:.2%}" if crossfit else "-",
-            "test": f"{test.accuracy:.2%}" if result.has_test else "-",
+            **({} if run.metric == "accuracy" else {"by": name_of(run.metric)}),
+            "cross-fit": spelt_scores(result.ensemble.crossfit, run.metric),
+            "test": spelt_scores(tested, run.metric),
             "NLL": f"{test.nll:.4f}",
         }
 
@@ -237,12 +247,13 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         print_json({**named, **known, "config": trial.config.to_dict(), "history": told})
         return
     epochs = f"{len(history)} of {trial.config.epochs} epochs"
-    reason = f" ({status.reason})" if status.reason else ""
     size = f"{status.num_parameters:,} parameters, " if status.num_parameters else ""
     click.echo(
         f"{run.record.name}, trial {trial.number}: {trial.config.model.family}, "
-        f"{status.state.replace('_', ' ')} after {epochs}{reason}"
+        f"{status.state.replace('_', ' ')} after {epochs}"
     )
+    if status.reason:
+        print_sentence(make_console(), f"ended: {status.reason}")
     if best:
         click.echo(
             f"best: epoch {best.epoch}, accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
@@ -250,7 +261,12 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         )
     click.echo(f"{size}{trial.seconds:.1f} s of training\n")
     text = yaml.safe_dump(
-        trial.config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None
+        trial.config.to_dict(),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        # A line goes on to the end of the word that crosses it, and the key before that.
+        width=60,
     )
     click.echo(text.rstrip())
     if history:
