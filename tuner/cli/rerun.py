@@ -61,6 +61,11 @@ def rerun(
     if as_json:
         print_json({"run": str(found.path), "trial": trial, "epochs": rows})
         return
-    print_table([{key: figure(value) for key, value in row.items()} for row in rows], "")
+    shown = [
+        {key: figure(value) for key, value in row.items()}
+        | {"same": "yes" if row["same"] else "no"}
+        for row in rows
+    ]
+    print_table(shown, "")
     same = sum(row["same"] for row in rows)
     click.echo(f"\n{same} of {len(rows)} epochs gave the same numbers.")
