@@ -301,7 +301,7 @@ def test_students_are_searched_resumed_refitted_and_combined(
     code, out, err = call("distill", "--ensemble", "tiny", "--into", "small.yaml", "--trials", "2")
     assert code == 0, err
     assert "Student: trial" in out
-    assert "tiny/all looks at the 1294 training images" in err
+    assert "tiny/all looks at 1,294 training images" in err
 
     run = Run.open(folder / "runs" / "tiny-student")
     teacher = run.record.teacher

@@ -203,7 +203,7 @@ def make_console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
-def loading(console: Console) -> AbstractContextManager[None]:
+def loading(console: Console) -> AbstractContextManager[object]:
     """Show on a terminal that PyTorch is loaded, which takes a second or more, in the block."""
     return step(console, "Loading PyTorch") if is_live(console) else nullcontext()
 

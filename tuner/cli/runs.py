@@ -1,5 +1,6 @@
 """``runs``: the runs of a storage."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,6 +9,7 @@ from tuner.cli.options import JSON, STORAGE
 from tuner.cli.output import WIDE, figure, make_console, print_json, print_table
 from tuner.errors import TunerError
 from tuner.metrics.goal import name_of
+from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def runs(storage: AnyPath, as_json: bool) -> None:
             {
                 "run": row["run"],
                 "status": row["status"],
-                "data": row["data"],
+                "data": short_path(Path(row["data"])),
                 "trials": f"{row['done']}/{row['trials']}",
                 "metric": name_of(row["metric"]),
                 "best": figure(row["best_by_metric"]),

@@ -17,8 +17,8 @@ PULSE = 10.0
 
 
 @contextmanager
-def step(console: Console, text: str) -> Iterator[None]:
-    """Say what the block does while it takes long.
+def step(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Say what the block does while it takes long; yield what changes the text.
 
     Args:
         console: Where.
@@ -26,17 +26,21 @@ def step(console: Console, text: str) -> Iterator[None]:
     """
     if is_live(console):
         spinner = "line" if console.options.ascii_only else "dots"
-        with console.status(f"{text} ...", spinner=spinner):
-            yield
+        with console.status(f"{text} ...", spinner=spinner) as status:
+            yield lambda text: status.update(f"{text} ...")
         return
     began = time.monotonic()
+
+    def change(new: str) -> None:
+        nonlocal text
+        text = new
 
     def line() -> str:
         seconds = time.monotonic() - began
         return f"{text} ... {f'{seconds:.0f} s so far' if seconds >= PULSE else ''}".rstrip()
 
     with Pulse(console, line, first=MOMENT):
-        yield
+        yield change
 
 
 class Pulse:

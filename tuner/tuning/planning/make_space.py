@@ -23,6 +23,7 @@ from tuner.data.splits import Splits
 from tuner.data.survey import Survey, survey
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
+from tuner.monitor.steps import step
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.source import SHIPPED
 from tuner.storage.paths import scratch
@@ -97,8 +98,9 @@ def settled(
             f"--space auto: the search takes {minutes:.0f} minutes; --time-budget says otherwise"
         )
         request = replace(request, seconds=DEFAULT_SECONDS)
-    images = survey(request.data, request.data_dir)
-    with connected(request.address):
+    with step(console, f"Looking at {request.data.source}"):
+        images = survey(request.data, request.data_dir)
+    with connected(request.address, console=console):
         began = time.monotonic()
         blanks = _blanks(images, SIDES[-1])
         capacity = capacity_of(request, request.space.resources, blanks)
@@ -210,7 +212,7 @@ class _Maker:
         parent = self.request.plan_path(blanks, self.capacity).absolute().parent
         with (
             scratch(parent, ".measuring-") as folder,
-            self.console.status("Measuring networks"),
+            step(self.console, f"Measuring {len(networks)} network{'s' * (len(networks) > 1)}"),
         ):
             found = measure_all(
                 configs,
