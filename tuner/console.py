@@ -43,6 +43,10 @@ PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#
 """What stands for our own signs on a terminal that has no Unicode."""
 
 
+RESET = "\x1b[0m"
+"""What colorama, which Ray brings along, writes at exit; colours come from ``Console`` alone."""
+
+
 def encodable(text: str, encoding: str) -> str:
     r"""Return the text with what an encoding lacks written otherwise, or as ``\xe9``."""
     try:
@@ -109,6 +113,8 @@ class VisibleStream:
 
     def write(self, text: str) -> int:
         """Write text; it may begin with a return, by which progress bars go over their line."""
+        if text == RESET:
+            return len(text)
         self.is_used = True
         begin = "\r" if text.startswith("\r") else ""
         shown = visible(text.removeprefix(begin))

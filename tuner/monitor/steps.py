@@ -77,7 +77,8 @@ class Pulse:
         while not self._ended.wait(max(0.0, self._due - time.monotonic())):
             if time.monotonic() >= self._due:
                 self.rest()
-                self._console.print(self._line(), markup=False, soft_wrap=True)
+                is_file = not self._console.is_terminal
+                self._console.print(self._line(), markup=False, soft_wrap=is_file)
 
 
 @contextmanager
