@@ -147,6 +147,4 @@ class Interrupted(TunerError):
     exit_code = 130
 
     def __init__(self, run: "Run") -> None:
-        from tuner.run.resuming import how_to_go_on
-
-        super().__init__(f"interrupted; {how_to_go_on(run)}")
+        super().__init__(f"interrupted; {run.how_to_go_on()}")

@@ -4,21 +4,8 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuner.storage.protocol import StoragePath
-
-if TYPE_CHECKING:
-    from tuner.run.run import Run
-
-
-def how_to_go_on(run: "Run") -> str:
-    """Say what a run that ended early keeps, and the command that goes on with it."""
-    command = "refit" if run.record.refit else "search"
-    return (
-        f"{short_path(run.path)} keeps what the trials have left. Go on with:\n"
-        f"  {resume_command(run.path, command)}"
-    )
 
 
 def resume_command(path: StoragePath, command: str, *options: str) -> str:

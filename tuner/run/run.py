@@ -22,7 +22,7 @@ from tuner.metrics.classwise import class_scores
 from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.digests import Damage
-from tuner.run.resuming import command_line, storage_words
+from tuner.run.resuming import command_line, resume_command, short_path, storage_words
 from tuner.run.teacher import TeacherRecord
 from tuner.run.trial import OPEN, Amount, TrialRecord, order_of, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
@@ -203,6 +203,14 @@ class Run:
     def locked(self) -> AbstractContextManager[None]:
         """Keep other searches out of this folder; see ``tuner.storage.paths.locked``."""
         return locked(self.path)
+
+    def how_to_go_on(self) -> str:
+        """Say what a run that ended early keeps, and the command that goes on with it."""
+        command = "refit" if self.record.refit else "search"
+        return (
+            f"{short_path(self.path)} keeps what the trials have left. Go on with:\n"
+            f"  {resume_command(self.path, command)}"
+        )
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes were writing in this folder and beside it."""
