@@ -77,7 +77,7 @@ def predict(
         from tuner.training.device import find_device
 
         found = read_ensemble(place, find_device(device), trust_code=trust_code)
-    if ensemble is None:
+    if ensemble is None and console.is_terminal:
         console.print(f"Ensemble: {short_path(place)}", markup=False, soft_wrap=True)
     rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     files, count = _files(paths)
