@@ -37,7 +37,7 @@ def print_student(comparison: "TeacherComparison | ReadComparison", metric: Metr
     console.print()
     print_stripped(console, table)
     if metric != "accuracy":
-        console.print(f"\nval, test: {name_of(metric)}.", end="")
+        console.print(f"\nval, test: {name_of(metric)}.")
     console.print(
         f"\nThe student's accuracy less the teacher's, {comparison.level:.0%} interval, in points:"
     )
