@@ -190,14 +190,17 @@ def test_a_search_of_data_alone_makes_its_space_and_goes_on_with_it(
     monkeypatch.chdir(tmp_path)
     words = ("search", "--data", "digits", "--data-dir", "data", "--name", "made")
     limits = ("--time-budget", "10m", "--trials", "2", "--epochs", "1")
-    code, _, err = call(*words, *limits, "space.label_smoothing=0.1")
+    code, _, err = call(*words, *limits, "--val-fraction", "0.2", "space.label_smoothing=0.1")
     assert code == 0, err
     run = Run.open(Path("runs/made"))
     text = (run.path / "space.yaml").read_text()
     assert text.strip() in err
     space = load_space(run.path / "space.yaml", text=text)
     lines = space.description.splitlines()
-    assert "1294 to train on" in lines[1]
+    assert "1150 to train on, 288 to validate on" in lines[1]
+    # Whoever copies the space searches the same images.
+    assert space.data == {"val_fraction": 0.2}
+    assert run.record.num_val == 288
     assert "Trials: 2, as asked." in lines
     assert (space.search.trials, space.search.epochs, space.dataset) == (2, 1, "digits")
     for trial in run.trials():

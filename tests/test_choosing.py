@@ -247,7 +247,7 @@ def test_why_a_trial_is_left_out_is_told(finished_run: Run) -> None:
     finished_run.trial(ranked[0]).checkpoint.unlink()
     change(finished_run, ranked[1], state="out_of_memory", stop=None)
     assert reasons_of(choose(finished_run, 1)) == {
-        ranked[0]: "its checkpoint was not kept (search --keep)",
+        ranked[0]: "checkpoint not kept (search --keep)",
         ranked[1]: "out of memory",
     }
 

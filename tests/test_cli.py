@@ -335,6 +335,13 @@ def test_runs_are_listed_with_the_zone_of_their_times(finished_run: Run, call) -
     best = finished_run.ranked()[0].best
     assert best is not None
     assert row.split()[3:5] == ["3/3", f"{best.val_accuracy:.4f}"]
+    record = finished_run.record
+    finished_run.update(search=replace(record.search, metric="nll"))
+    told = call("runs", "--storage", str(finished_run.path.parent)).out
+    _, headings, row, *_ = told.splitlines()
+    assert headings.split()[4:6] == ["metric", "best"]
+    least = min(trial.best.val_loss for trial in finished_run.ranked() if trial.best)
+    assert row.split()[4:6] == ["NLL", f"{least:.4f}"]
 
 
 def test_a_run_is_shown_with_how_it_stands(finished_run: Run, call) -> None:
@@ -378,6 +385,7 @@ def test_every_command_stands_in_a_group_with_a_short_summary(call) -> None:
     rows = [line for line in told.splitlines() if re.match(r"  [a-z][a-z-]+  +\S", line)]
     assert len(rows) == len(cli.commands)
     assert all(len(line.split(maxsplit=1)[1]) <= 55 for line in rows)
+    assert not [line for line in told.splitlines()[1:] if line.endswith("...")]
     searching = call("search", "--help").out
     assert "Other:" not in searching
     assert "How to search:" in searching

@@ -43,7 +43,7 @@ def test_the_verdict_comes_first_and_all_fits_a_terminal(call: Any) -> None:
     assert "Test gain over trial 1, in points: " in out
     assert "below the top 2 by validation accuracy" not in out
     assert "\n  cifar-tune predict IMAGE... --ensemble tiny/ensembles/top2\n" in out
-    assert err.endswith("reading the test images: 359, by networks: 2\n")
+    assert err.endswith("Reading 359 test images with 2 networks\n")
     assert len((err + out).splitlines()) <= 24
     assert not [line for line in out.splitlines() if line != line.rstrip()]
 

@@ -61,6 +61,7 @@ def test_streams_show_it_but_for_the_return_of_a_progress_bar(
     with visible_output():
         print(EVIL.replace("\udcff", ""))
         print("\r50 %\x1b[A", file=sys.stderr, end="")
+        sys.stderr.write("\x1b[0m")  # As colorama does when a program ends.
         Console(file=None, force_terminal=True, color_system="standard").print("[red]own[/]")
     out, err = capsys.readouterr()
     assert SHOWN.removesuffix(r"\udcff") in out

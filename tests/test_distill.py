@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from tuner.config import (
     Augment,
     DataConfig,
     Distill,
+    Metric,
     ModelConfig,
     Sgd,
     TrialConfig,
@@ -301,7 +302,7 @@ def test_students_are_searched_resumed_refitted_and_combined(
     code, out, err = call("distill", "--ensemble", "tiny", "--into", "small.yaml", "--trials", "2")
     assert code == 0, err
     assert "Student: trial" in out
-    assert "tiny/all looks at the 1294 training images" in err
+    assert "tiny/all looks at 1,294 training images" in err
 
     run = Run.open(folder / "runs" / "tiny-student")
     teacher = run.record.teacher
@@ -385,7 +386,10 @@ def test_a_student_beside_its_teacher_fits_80_columns(
         val_gain=gain,
         test_gain=gain,
     )
-    print_student(comparison)
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert "  test       -1.20 [-2.00, +0.10]" in lines
+    for metric, value in (("accuracy", "91.23%"), ("worst_class", "50.00%"), ("nll", "0.3000")):
+        print_student(comparison, cast("Metric", metric))
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert "  test       -1.20 [-2.00, +0.10]" in lines
+        (student,) = (line for line in lines if line.startswith("student"))
+        assert student.split()[1:3] == [value, value]

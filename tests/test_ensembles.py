@@ -54,7 +54,7 @@ def test_an_ensemble_is_found_by_its_folder_wherever_that_is(storage: Path, tmp_
     ("name", "message"),
     [
         ("tiny/al", "no ensemble 'tiny/al' in .*; did you mean 'tiny/all'"),
-        ("newer", "newer: has no ensemble yet. Make one: cifar-tune ensemble --run"),
+        ("newer", "newer: has no ensemble yet. Make one:\n  cifar-tune ensemble --run"),
         ("nowhere", "no ensemble 'nowhere' in .*; give its folder, RUN/NAME, or a run"),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_is_not_there_is_told_in_a_line(name: str, message: str, storage: P
 
 
 def test_without_any_ensemble_the_command_that_makes_one_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"Make one: cifar-tune ensemble --top 5"):
+    with pytest.raises(UsageError, match=r"make one:\n  cifar-tune ensemble --top 5"):
         find_ensemble(tmp_path)
 
 

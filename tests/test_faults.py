@@ -234,7 +234,7 @@ def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
         assert len(trial.history) <= before[trial.number] + 2
         assert [*flaws(trial)] == []
         assert trial.state.exists() == (trial.status.state == "interrupted")
-    command = search.errors.partition("Go on with: ")[2].partition("cifar-tune ")[2].strip()
+    command = search.errors.partition("Go on with:\n")[2].partition("cifar-tune ")[2].strip()
     again = subprocess.run(
         [str(PROGRAM), *shlex.split(command)], cwd=folder, capture_output=True, text=True
     )
@@ -347,9 +347,10 @@ def test_a_storage_that_fails_ends_the_search_with_nothing_lost(folder: Path, fa
             assert search.wait(150) == StorageError.exit_code, search.errors
             assert time.monotonic() - waited > PATIENCE_SECONDS - 10
         assert "Traceback" not in search.errors
-        last = search.errors.splitlines()[-1]
+        last, command = search.errors.splitlines()[-2:]
         assert {"full": "No space left on device", "gone": "the folder is gone"}[fault] in last
-        assert "cifar-tune search --resume --name run" in last.partition("Go on with: ")[2]
+        assert last.endswith("Go on with:")
+        assert "cifar-tune search --resume --name run" in command
         assert ("run.json could not be written" in last) == (fault == "gone")
         if fault == "gone":
             assert [path.name for path in storage.iterdir()] == ["elsewhere"]

@@ -98,6 +98,27 @@ def test_a_long_step_is_told_of_again_and_a_short_one_not_at_all(
     assert all(re.fullmatch(r"Sleeping \.\.\. \d s so far", line) for line in others)
 
 
+def test_what_was_told_last_is_told_again_while_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "PULSE", 0.2)
+    screen = io.StringIO()
+    console = Console(file=screen, width=80)
+    with steps.telling(console) as tell:
+        tell("Timing members")
+        tell("Reading images")
+        time.sleep(0.6)
+    with steps.step(console, "Training") as change:
+        time.sleep(0.3)
+        change("Training, epoch 1 done")
+        time.sleep(0.3)
+    lines = screen.getvalue().splitlines()
+    assert lines[:2] == ["Timing members", "Reading images"]
+    assert re.fullmatch(r"Reading images \.\.\. \d s so far", lines[2])
+    assert "Training ..." in lines
+    assert lines[-1].startswith("Training, epoch 1 done ... ")
+
+
 def test_off_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     text = shown(tmp_path, 200, live=False)
     assert "\x1b" not in text

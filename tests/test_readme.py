@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tuner.cli import cli
 from tuner.cli.guide import GUIDES
 from tuner.errors import SpaceError
+from tuner.run.run import Run
 from tuner.space import RandomTrial, load_space
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,19 @@ QUICK = (
     "cifar-tune cluster-template slurm",
 )
 """Commands that need neither a cluster nor a run."""
+WITH_RUN = (
+    "cifar-tune leaderboard",
+    "cifar-tune show NAME --follow",
+    "cifar-tune ensemble --top 5",
+    "cifar-tune ensemble --top 5 --compare",
+    "cifar-tune ensemble --top 5 --method greedy --calibrate",
+    "cifar-tune predict new-photos/ --format csv",
+    "cifar-tune evaluate DATA --corrupt",
+    "cifar-tune report",
+    "cifar-tune data issues NAME --csv issues.csv",
+    "cifar-tune compare tpe-1 random-1 --html side.html",
+)
+"""Commands that need a run, in an order in which they find what they need."""
 
 
 @pytest.fixture
@@ -99,8 +114,6 @@ def test_every_command_is_one_of_the_program(folder: Path, line: str) -> None:
 @pytest.mark.parametrize("line", QUICK)
 def test_quick_commands_run_as_they_stand(folder: Path, line: str) -> None:
     assert line in LINES
-    from PIL import Image
-
     for number in range(40):
         kind = Path("photos") / ("cats" if number % 2 else "dogs")
         kind.mkdir(parents=True, exist_ok=True)
@@ -108,3 +121,25 @@ def test_quick_commands_run_as_they_stand(folder: Path, line: str) -> None:
     Path("my.yaml").write_text(EXAMPLES[0])
     result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+def test_commands_of_a_run_run_as_they_stand(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished_run.path.parent.parent
+    monkeypatch.chdir(folder)
+    for name in ("tpe-1", "random-1"):
+        shutil.copytree(finished_run.path, folder / "runs" / name)
+    for number in range(20):
+        for place in ("new-photos", f"DATA/{number % 10}"):
+            Path(place).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 12 * number).save(Path(place) / f"{number}.png")
+    for line in WITH_RUN:
+        assert line in LINES
+        # The run has three trials.
+        words = shlex.split(line.replace("NAME", "tiny").replace("--top 5", "--top 3"))[1:]
+        result = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert result.exit_code == 0, (line, result.output)
+    assert (folder / "side.html").exists()
+    assert (folder / "issues.csv").exists()

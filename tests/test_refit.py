@@ -299,11 +299,11 @@ def call(
 MISTAKES = {
     "a search gone on with as a refit": (
         ["refit", "--resume", "--name", "tiny"],
-        "is a search; go on with: cifar-tune search --resume --name tiny",
+        "is a search; go on with:\n  cifar-tune search --resume --name tiny",
     ),
     "a refit gone on with as a search": (
         ["search", "--resume", "--name", "again"],
-        "is a refit; go on with: cifar-tune refit --resume --name again",
+        "is a refit; go on with:\n  cifar-tune refit --resume --name again",
     ),
     "another number of configurations": (
         ["refit", "--resume", "--name", "again", "--top", "3"],

@@ -33,6 +33,7 @@ from tuner.report.advice import advise
 from tuner.report.comparison import compare, write_comparison
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
+from tuner.run.uncertainty import val_margin
 from tuner.space import SearchSpace, load_space
 from tuner.space.searched import short_names
 from tuner.tuning.sampling.importance import ALL, importances, resampled_importances
@@ -465,6 +466,19 @@ def test_a_vote_below_the_best_single_is_worth_a_look(tmp_path: Path, run: Run) 
     assert "Take trial 1 alone." not in advice_of(copy)
 
 
+def test_members_that_were_stopped_early_are_worth_a_look(tmp_path: Path, run: Run) -> None:
+    whole = {trial.number: len(trial.history) == trial.config.epochs for trial in run.trials()}
+    early, late = ([n for n, is_whole in whole.items() if is_whole == wanted] for wanted in (0, 1))
+    for numbers, count in ((early[:2] + late[:1], 2), (early[:1] + late[:2], 0)):
+        shutil.copytree(run.path, tmp_path / str(count) / "run")
+        copy = Run.open(tmp_path / str(count) / "run")
+        write_ensemble(copy, numbers)
+        told = [line for line in advice_of(copy) if "before their last epoch" in line]
+        assert len(told) == bool(count)
+        assert all(line.startswith("2 of 3 members") for line in told)
+        assert all("\n  cifar-tune refit run --top 3" in line for line in told)
+
+
 @pytest.mark.parametrize(("test", "side"), [(0.6, "below"), (0.75, ""), (0.9, "above")])
 def test_a_gap_that_chance_does_not_explain_is_worth_a_look(
     tmp_path: Path, run: Run, test: float, side: str
@@ -484,7 +498,11 @@ def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path
     assert advice_of(copy) == []
     copy.update(num_val=100)
     (line,) = advice_of(copy)
-    assert line.startswith("100 validation images tell an accuracy to within ")
+    assert line.startswith("100 validation images tell an accuracy to ± ")
+    best = copy.ranked()[0].best
+    assert best is not None
+    margin = val_margin(copy, best.val_accuracy).partition(": ")[2]
+    assert f"an accuracy to {margin}: " in line
     worst = copy.ranked()[-2]
     write_status(worst.path, replace(worst.status, state="interrupted"))
     copy.update(num_val=10_000, status="finished", budget_seconds=60.0)

@@ -22,6 +22,7 @@ from tuner.run.run import (
     Reading,
     Run,
     RunRecord,
+    check_name_free,
     find_run,
     leader,
     leaderboard,
@@ -146,6 +147,9 @@ def test_a_new_run_is_not_put_over_an_old_one(run: Run) -> None:
     assert caught.value.exit_code == 2
     assert str(run.path) in str(caught.value)
     assert Run.open(run.path).record.git_commit == "abc"
+    with pytest.raises(UsageError, match="Choose another --name"):
+        check_name_free(run.path.parent, run.path.name)
+    check_name_free(run.path.parent, "another")
 
 
 def test_a_run_is_not_put_over_anything_else(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_the_interval_narrows_with_the_trials_and_holds_what_is_known() -> None:
     assert many.high - many.low < few.high - few.low
     assert few.low < many.correlation
     assert str(many).startswith("epoch 3 tells the end: 0.9")
+    # The live table knows trials as they began, the pages by their rank.
+    assert rung_worths(SEARCH, trials(sorted(pairs[:20]))) == [few]
 
 
 def test_a_rung_to_which_few_came_tells_nothing() -> None:

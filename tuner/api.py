@@ -176,6 +176,7 @@ def search(
         NoUsableTrials: If no trial left a model.
         TunerError: If the first three trials failed in the same way.
     """
+    from tuner.run.run import check_name_free
     from tuner.space import load_run_space
     from tuner.tuning.planning.make_space import settled
     from tuner.tuning.request import load_searched, make_search_request
@@ -200,6 +201,8 @@ def search(
             "space: is missing; name one, such as 'cnn_small', or data to make one for, or resume "
             "a run"
         )
+    if name is not None and not resume:
+        check_name_free(_place(storage), name)
     settings = {
         "trials": trials,
         "epochs": epochs,

@@ -39,8 +39,12 @@ def visible(text: str, keep: str = "\n\t") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
-PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#-")
+PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#-") | {ord("±"): "+-"}
 """What stands for our own signs on a terminal that has no Unicode."""
+
+
+RESET = "\x1b[0m"
+"""What colorama, which Ray brings along, writes at exit; colours come from ``Console`` alone."""
 
 
 def encodable(text: str, encoding: str) -> str:
@@ -109,6 +113,8 @@ class VisibleStream:
 
     def write(self, text: str) -> int:
         """Write text; it may begin with a return, by which progress bars go over their line."""
+        if text == RESET:
+            return len(text)
         self.is_used = True
         begin = "\r" if text.startswith("\r") else ""
         shown = visible(text.removeprefix(begin))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli import completion
-from tuner.cli.options import JSON, METRIC, STORAGE, option
+from tuner.cli.options import DATA, JSON, METRIC, MOVED_DATA_DIR, STORAGE, option
 from tuner.cli.output import print_comparison, print_json
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
@@ -22,17 +22,22 @@ if TYPE_CHECKING:
 @STORAGE
 @option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
 @METRIC
+@DATA
+@MOVED_DATA_DIR
 @JSON
 def compare(
     runs: tuple[str, ...],
     storage: AnyPath,
     html: Path | None,
     metric: "Metric | None",
+    data: str | None,
+    data_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Set runs side by side.
 
-    What they searched and spent, and what came of it.
+    What they searched and spent, and what came of it. Images are read only for --metric, and of
+    runs of an earlier version alone; --data names those of all.
     """
     from tuner.report.comparison import compare as describe
     from tuner.report.comparison import differences, write_comparison
@@ -44,7 +49,7 @@ def compare(
     if metric is not None:
         from tuner.training.remeasure import ranked_by
 
-        found = [ranked_by(run, metric) for run in found]
+        found = [ranked_by(run, metric, data=data, data_dir=data_dir) for run in found]
     described = describe(found)
     if html:
         write_comparison(described, html)

@@ -29,12 +29,12 @@ KEYS = {option: key for option, key in SPACE_KEYS.items() if option != "data"}
 @running_options
 @click.pass_context
 def distill(context: click.Context, /, into: str, ensemble: str | None, **options: Any) -> None:
-    """Search for a small network that is taught by an ensemble, as a run of its own.
+    """Search for a small network that an ensemble teaches.
 
-    Students learn from the ensemble's probabilities of its training images, beside the labels; how
-    much, space.distill.alpha and space.distill.temperature say, which are searched unless the space
-    says them. KEY=VALUE overrides a value of the space by its dotted path. An interrupted run goes
-    on with 'search --resume'.
+    The search is a run of its own. Students learn from the ensemble's probabilities of its training
+    images, beside the labels; how much, space.distill.alpha and space.distill.temperature say,
+    which are searched unless the space says them. KEY=VALUE overrides a value of the space by its
+    dotted path. An interrupted run goes on with 'search --resume'.
     """
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         raise UsageError(

@@ -21,7 +21,7 @@ from tuner.cli.options import (
 )
 from tuner.cli.output import print_json
 from tuner.console import Console
-from tuner.monitor.steps import step
+from tuner.monitor.steps import step, telling
 from tuner.storage.paths import AnyPath
 
 METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
@@ -121,16 +121,15 @@ def ensemble(
     if asked["front"] and source is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--front takes all trials of the front; leave --top out.")
     run = find_run(storage, run_name)
-    with step(Console(stderr=True, highlight=False), "Loading PyTorch"):
+    console = Console(stderr=True, highlight=False)
+    with step(console, "Loading PyTorch"):
         from tuner.ensemble import make_ensemble, planning
         from tuner.ensemble.request import EnsembleRequest
         from tuner.training.device import find_devices
 
-    def say(message: str) -> None:
-        click.echo(message, err=True)
-
     request = EnsembleRequest(**asked)
     with contextlib.ExitStack() as stack:
+        say = stack.enter_context(telling(console))
         predict = None
         if address:
             from tuner.tuning.ray_backend.cluster_predict import spread
@@ -139,11 +138,11 @@ def ensemble(
         plan = stack.enter_context(
             planning(run, request, devices=find_devices(device), predict=predict, say=say)
         )
-        if dry_run:
-            print_json(plan.to_plain()) if as_json else print_plan(plan.to_plain(), plan.left_out)
-            return
-        result = make_ensemble(plan, say=say)
+        result = None if dry_run else make_ensemble(plan, say=say)
+        document = (result or plan).to_plain()
     if as_json:
-        print_json(result.to_plain())
+        print_json(document)
+    elif result is None:
+        print_plan(document, plan.left_out)
     else:
         print_ensemble(result.path, is_whole=verbose)

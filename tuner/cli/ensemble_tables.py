@@ -1,7 +1,6 @@
 """An ensemble on the terminal: what it is worth, its members, and what it was compared with."""
 
 import string
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,9 @@ from tuner.cli.output import (
     interval_text,
     make_console,
     make_table,
+    print_sentence,
     print_stripped,
+    spelt_scores,
 )
 from tuner.cli.student_table import print_student
 from tuner.config import Metric
@@ -48,8 +49,6 @@ MOST_LETTERS = 24
 """Most letters of the name of a class."""
 MOST_MEMBERS = 5
 """Members that are listed unless all is asked for."""
-MOST_COLUMNS = 80
-"""Columns to which sentences are wrapped on a wide terminal."""
 MOST_REASONS = 6
 MOST_TRIALS = 8
 """Up to which the trials left out for one reason are named."""
@@ -75,7 +74,7 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
     title = f"{result.run}: {result.method} of {len(result.members)}{calibrated}{tta}{by}"
     console.print(title, style="bold", markup=False, soft_wrap=True)
     if result.verdict:
-        _print_sentence(console, result.verdict.text)
+        print_sentence(console, result.verdict.text)
     elif result.is_val_seen:
         console.print(TRAINED_ON_VALIDATION, markup=False)
     console.print()
@@ -103,7 +102,7 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
     if result.frontier:
         _print_frontier(console, result)
     if result.teacher is not None:
-        print_student(result.teacher)
+        print_student(result.teacher, result.metric)
         console.print()
     if note := result.duplicates:
         console.print(
@@ -115,11 +114,6 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
     if is_whole:
         _print_left_out(console, result.left_out)
     _print_next(console, folder, result, is_whole=is_whole)
-
-
-def _print_sentence(console: Console, text: str) -> None:
-    width = min(console.width, MOST_COLUMNS)
-    console.print(textwrap.fill(text, width, break_on_hyphens=False), markup=False, soft_wrap=True)
 
 
 def _print_members(console: Console, result: "EnsembleFigures", most: int | None) -> None:
@@ -255,7 +249,7 @@ def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> Non
     """Print choices with their figures on the validation images; no test image was read."""
     console = make_console()
     if plan["verdict"]:
-        _print_sentence(console, plan["verdict"]["text"])
+        print_sentence(console, plan["verdict"]["text"])
         console.print()
     headings = ("", "trials: weights", "val", "cross-fit", "NLL, cross-fit")
     metric = plan["metric"]
@@ -325,7 +319,7 @@ def _print_comparison(console: Console, result: "EnsembleFigures") -> None:
         table.add_row(
             f"{row.method}{' + T' if row.calibrated else ''}",
             str(len(row.members)),
-            *(_spelt(scores, metric) for scores in (val, crossfit, test)),
+            *(spelt_scores(scores, metric) for scores in (val, crossfit, test)),
             interval_text(row.gain),
             f"{test.nll:.3f}",
             f"{test.ece:.3f}",
@@ -375,7 +369,7 @@ def _print_left_out(console: Console, left_out: "Sequence[Excluded | pool.Exclud
 def _scores(
     result: "EnsembleFigures", val: "Scores", crossfit: "Scores | None", test: "Scores"
 ) -> list[str]:
-    cells = (_spelt(scores, result.metric) for scores in (val, crossfit, test))
+    cells = (spelt_scores(scores, result.metric) for scores in (val, crossfit, test))
     return [*cells, f"{test.nll:.4f}", f"{test.ece:.4f}"]
 
 
@@ -385,11 +379,6 @@ def _point_values(point: "FrontierPoint", metric: Metric) -> tuple[str, str]:
         val = "-" if point.val_accuracy is None else f"{point.val_accuracy:.2%}"
         return val, f"{point.accuracy:.2%}"
     return spelt(point.val_metric, metric), spelt(point.metric, metric)
-
-
-def _spelt(scores: "Scores | None", metric: Metric) -> str:
-    value = scores.value(metric) if scores else None
-    return "-" if value is None else spelt(value, metric)
 
 
 def _print_confusion(console: Console, confusion: "Confusion", title: str) -> None:

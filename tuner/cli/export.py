@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import ENSEMBLE, JSON, STORAGE, TRUST_CODE, option
-from tuner.cli.output import loading, print_json, print_table
+from tuner.cli.output import loading, plural, print_json, print_table
 from tuner.console import Console
+from tuner.monitor.steps import step
+from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -55,13 +57,14 @@ def export(
     from tuner.run.ensembles import find_ensemble
 
     folder = find_ensemble(storage, ensemble)
-    with loading(Console(stderr=True, highlight=False)):
+    console = Console(stderr=True, highlight=False)
+    with loading(console):
         from tuner.deploy.predictor import read_ensemble
         from tuner.training.device import find_device
     loaded = read_ensemble(folder, find_device("cpu"), trust_code=trust_code)
     # Large ensembles take a minute.
-    click.echo(f"Exporting {folder}: {len(loaded.members)} members", err=True)
-    made = loaded.export(output, format=to, check=check)
+    with step(console, f"Exporting {short_path(folder)}: {plural(len(loaded.members), 'member')}"):
+        made = loaded.export(output, format=to, check=check)
     if as_json:
         print_json(made.to_plain())
     else:
@@ -71,7 +74,7 @@ def export(
 def _print(made: "Export") -> None:
     compared = made.compared
     print(
-        f"{made.file}: {made.num_bytes / 1e6:.1f} MB, {made.num_members} members\n"
+        f"{made.file}: {made.num_bytes / 1e6:.1f} MB, {plural(made.num_members, 'member')}\n"
         f"Run by {made.runtime} on {compared.num_images} images: probabilities differ by "
         f"{compared.max_difference:.1g} at most, all labels are equal."
     )

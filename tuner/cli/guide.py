@@ -7,6 +7,8 @@ from rich.markdown import Markdown
 
 from tuner.cli.output import make_console
 
+MOST_COLUMNS = 100
+"""Columns of the text on a wide terminal."""
 GUIDES = {
     "spaces": "search spaces, and how they are searched",
     "data": "your own images",
@@ -28,6 +30,6 @@ def guide(name: str | None) -> None:
     text = (files("tuner") / "guides" / f"{name}.md").read_text(encoding="utf-8")
     console = make_console()
     if console.is_terminal:
-        console.print(Markdown(text))
+        console.print(Markdown(text), width=min(console.width, MOST_COLUMNS))
     else:
         click.echo(text, nl=False)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.output import TRAINED_ON_VALIDATION
+from tuner.cli.output import TRAINED_ON_VALIDATION, print_sentence
+from tuner.console import Console
 from tuner.errors import TunerError
 
 if TYPE_CHECKING:
@@ -89,5 +90,10 @@ def searched_columns(run: "Run", trials: "Sequence[TrialRecord]") -> "list[Colum
 
 def print_advice(advice: list[str]) -> None:
     """Print what to look at, on stderr, where there is something."""
+    console = Console(stderr=True, highlight=False)
     for line in advice:
-        click.echo(f"Worth a look: {line}", err=True)
+        text = f"Worth a look: {line}"
+        if console.is_terminal:
+            print_sentence(console, text)
+        else:
+            click.echo(text, err=True)

@@ -90,8 +90,7 @@ DATA_DIR = option(
     "--data-dir",
     type=click.Path(path_type=Path),
     default=config.DATA_DIR,
-    show_default="~/.cache/cifar-tune",
-    help="Where downloaded data are kept.",
+    help="Where downloaded data are kept. [default: ~/.cache/cifar-tune]",
 )
 IMAGE_SIDE = click.IntRange(config.SMALLEST_IMAGE, config.LARGEST_IMAGE)
 IMAGE_SIZE = option(

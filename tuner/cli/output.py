@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tuner.config import Metric
 from tuner.console import Console, visible
-from tuner.metrics.goal import name_of
-from tuner.monitor.steps import step
+from tuner.metrics.goal import name_of, spelt
+from tuner.monitor.steps import Pulse, step
 from tuner.monitor.terminal import is_live
 
 if TYPE_CHECKING:
+    from tuner.metrics.predict import Scores
     from tuner.metrics.significance import Interval
     from tuner.report.ensembles import Interval as ReadInterval
+    from tuner.report.ensembles import Scores as ReadScores
     from tuner.run.run import Run
 
 CURVE_WIDTH = 16
@@ -25,10 +29,12 @@ CURVE_WIDTH = 16
 TRAINED_ON_VALIDATION = """\
 The validation images were trained on (refit --all-data): figures on them mean
 nothing. Trials stand by number, the best configuration of the search first."""
+MOST_COLUMNS = 80
+"""Columns to which sentences are wrapped on a wide terminal."""
 LONG = ("reason", "values", "data", "over epochs")
 """Columns that give way where a terminal is narrow; a table has one of them."""
 WIDE = 110
-"""Columns of a terminal from which all of a comparison is shown."""
+"""Columns of a terminal from which all of a comparison, or of a list of runs, is shown."""
 
 
 def leaderboard_document(run: "Run") -> dict[str, Any]:
@@ -67,6 +73,7 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
 
     most_epochs = max(run["epochs"] for run in runs)
     most_hours = max(run[key] for run in runs)
+    digits = 1 if most_hours >= 100 else 2 if most_hours >= 1 else 4
     rows = [
         {
             "run": run["run"],
@@ -74,7 +81,7 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
             "model": figure(run["model"]),
             "trials": str(run["trials"]),
             "epochs": str(run["epochs"]),
-            hours: f"{run[key]:.3g}" if run[key] else "-",
+            hours: f"{run[key]:.{digits}f}" if run[key] else "-",
             "time": clock(run["seconds"]),
             "over epochs": curve(run, 0, most_epochs),
             # A run that held no GPU has no place on a scale of GPU-hours.
@@ -126,7 +133,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str, *, is_whole: bool
             justify="left" if is_text else "right",
             no_wrap=heading != "values" or is_whole,
             overflow="ellipsis",
-            min_width=None if is_long else widths[heading],
+            min_width=None if is_long or room < 0 else widths[heading],
             max_width=max(len(heading), room) if is_long and console.is_terminal else None,
         )
     for row in rows:
@@ -165,10 +172,25 @@ def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
     return table
 
 
+def print_sentence(console: Console, text: str) -> None:
+    """Print text in lines that end between words; those that are indented stay whole."""
+    width = min(console.width, MOST_COLUMNS)
+    for line in text.split("\n"):
+        is_command = line.startswith(" ")
+        told = line if is_command else textwrap.fill(line, width, break_on_hyphens=False)
+        console.print(told, markup=False, soft_wrap=True)
+
+
 def interval_text(interval: "Interval | ReadInterval") -> str:
     """Return a gain with its interval, in percentage points."""
     low, high = 100 * interval.low, 100 * interval.high
     return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def spelt_scores(scores: "Scores | ReadScores | None", metric: Metric) -> str:
+    """Return what scores are by a metric; a dash where they do not tell."""
+    value = scores.value(metric) if scores else None
+    return "-" if value is None else spelt(value, metric)
 
 
 def _cell(value: Any) -> str:
@@ -181,7 +203,7 @@ def make_console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
-def loading(console: Console) -> AbstractContextManager[None]:
+def loading(console: Console) -> AbstractContextManager[object]:
     """Show on a terminal that PyTorch is loaded, which takes a second or more, in the block."""
     return step(console, "Loading PyTorch") if is_live(console) else nullcontext()
 
@@ -190,7 +212,7 @@ def loading(console: Console) -> AbstractContextManager[None]:
 def progress_bar(
     console: Console, count: int | None, *, is_free: bool
 ) -> Iterator[Callable[[int], None]]:
-    """Yield what shows how many images are done, on a terminal, gone when all are.
+    """Yield what shows how many images are done: a bar on a terminal, else now and then a line.
 
     Args:
         console: For stderr.
@@ -205,9 +227,18 @@ def progress_bar(
         progress.TextColumn("images, left:"),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(
-        *columns, console=console, transient=True, disable=not (is_live(console) and is_free)
-    ) as bar:
+    if not is_live(console):
+        seen = 0
+
+        def count_up(done: int) -> None:
+            nonlocal seen
+            seen = done
+
+        of = "" if count is None else f" of {count:,}"
+        with Pulse(console, lambda: f"{seen:,}{of} images"):
+            yield count_up
+        return
+    with progress.Progress(*columns, console=console, transient=True, disable=not is_free) as bar:
         task = bar.add_task("", total=count)
 
         def show(done: int) -> None:

@@ -11,7 +11,7 @@ from tuner.cli import completion
 from tuner.cli.help import SearchCommand
 from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import Duration, option
-from tuner.cli.output import print_json, print_table
+from tuner.cli.output import WIDE, make_console, print_json, print_table
 from tuner.cli.running import (
     cost_options,
 )
@@ -100,6 +100,9 @@ def print_forecast(forecast: "Forecast") -> None:
         }
         for family in forecast.families
     ]
+    if make_console().width < WIDE:
+        for row in families:
+            del row["parameters"]
     slots = forecast.slots
     print_table(families, f"What a trial costs, {slots['count']:g} at a time")
     rungs = [

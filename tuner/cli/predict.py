@@ -14,6 +14,7 @@ import click
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
 from tuner.cli.output import loading, progress_bar
 from tuner.errors import UsageError
+from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 
@@ -76,6 +77,8 @@ def predict(
         from tuner.training.device import find_device
 
         found = read_ensemble(place, find_device(device), trust_code=trust_code)
+    if ensemble is None and console.is_terminal:
+        console.print(f"Ensemble: {short_path(place)}", markup=False, soft_wrap=True)
     rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     files, count = _files(paths)
     seen = failed = 0

@@ -54,7 +54,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     found = find_run(options["storage"], options["name"] if resume else run)
     if resume and found.record.refit is None:
         line = resume_command(found.path, "search")
-        raise UsageError(f"--resume: {found.path} is a search; go on with: {line}")
+        raise UsageError(f"--resume: {found.path} is a search; go on with:\n  {line}")
     with step(console, "Loading PyTorch and Ray"):
         from tuner.tuning.refit import make_refit_request
         from tuner.tuning.refit import refit as run_refit

@@ -35,6 +35,6 @@ def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(made.path), "verdict": made.verdict, "advice": made.advice})
         return
-    click.echo(made.verdict.replace("\N{NO-BREAK SPACE}", " "))
+    click.echo(made.verdict.replace("\N{NO-BREAK SPACE}%", "%"))
     print_advice(made.advice)
     click.echo(f"Report: {short_path(made.path)}")

@@ -11,6 +11,8 @@ from tuner.cli.output import (
     print_json,
     print_table,
 )
+from tuner.console import Console
+from tuner.monitor.steps import step
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -43,24 +45,34 @@ def rerun(
         raise click.UsageError("give a trial's number, or a run and a trial's number")
     trial = int(last)
     from tuner.run.run import find_run
-    from tuner.training.device import find_device
-    from tuner.training.rerun import rerun as train_again
 
     found = find_run(storage, run[0] if run else None)
-    rows = [
-        {
-            "epoch": now.epoch,
-            "accuracy": now.val_accuracy,
-            "recorded": then.val_accuracy,
-            "loss": now.val_loss,
-            "recorded loss": then.val_loss,
-            "same": (now.val_accuracy, now.val_loss) == (then.val_accuracy, then.val_loss),
-        }
-        for then, now in train_again(found, trial, find_device(device), **options)
-    ]
+    console = Console(stderr=True, highlight=False)
+    with step(console, "Loading PyTorch"):
+        from tuner.training.device import find_device
+        from tuner.training.rerun import rerun as train_again
+    rows = []
+    with step(console, f"Training trial {trial} again") as tell:
+        for then, now in train_again(found, trial, find_device(device), **options):
+            rows.append(
+                {
+                    "epoch": now.epoch,
+                    "accuracy": now.val_accuracy,
+                    "recorded": then.val_accuracy,
+                    "loss": now.val_loss,
+                    "recorded loss": then.val_loss,
+                    "same": (now.val_accuracy, now.val_loss) == (then.val_accuracy, then.val_loss),
+                }
+            )
+            tell(f"Training trial {trial} again, epoch {now.epoch} done")
     if as_json:
         print_json({"run": str(found.path), "trial": trial, "epochs": rows})
         return
-    print_table([{key: figure(value) for key, value in row.items()} for row in rows], "")
+    shown = [
+        {key: figure(value) for key, value in row.items()}
+        | {"same": "yes" if row["same"] else "no"}
+        for row in rows
+    ]
+    print_table(shown, "")
     same = sum(row["same"] for row in rows)
     click.echo(f"\n{same} of {len(rows)} epochs gave the same numbers.")

@@ -134,7 +134,7 @@ def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
         print_leaderboard(run, 10, searched=columns(known.space, known.importance.get(ALL, {})))
         print_best(run)
         if comparison is not None:
-            print_student(comparison)
+            print_student(comparison, run.metric)
         if run.record.status == "finished":
             if not quiet and not run.record.refit:
                 print_advice(known.advice)
@@ -149,6 +149,4 @@ class Interrupted(TunerError):
     exit_code = 130
 
     def __init__(self, run: "Run") -> None:
-        from tuner.run.resuming import how_to_go_on
-
-        super().__init__(f"interrupted; {how_to_go_on(run)}")
+        super().__init__(f"interrupted; {run.how_to_go_on()}")

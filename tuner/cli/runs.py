@@ -1,15 +1,19 @@
 """``runs``: the runs of a storage."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tuner.cli.options import JSON, STORAGE
-from tuner.cli.output import figure, print_json, print_table
+from tuner.cli.output import WIDE, figure, make_console, print_json, print_table
 from tuner.errors import TunerError
+from tuner.metrics.goal import name_of
+from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
+    from tuner.report.ensembles import Scores
     from tuner.run.run import Run
 
 
@@ -29,14 +33,23 @@ def runs(storage: AnyPath, as_json: bool) -> None:
             {
                 "run": row["run"],
                 "status": row["status"],
-                "data": row["data"],
+                "data": short_path(Path(row["data"])),
                 "trials": f"{row['done']}/{row['trials']}",
-                "best": figure(row["best"]),
-                "ensemble": figure(row["test"]),
+                "metric": name_of(row["metric"]),
+                "best": figure(row["best_by_metric"]),
+                "ensemble": figure(row["test_by_metric"]),
                 "started, UTC": row["started"],
             }
             for row in rows
         ]
+        unneeded = []
+        if all(row["metric"] == "accuracy" for row in rows):
+            unneeded.append("metric")
+        if make_console().width < WIDE:
+            unneeded.append("started, UTC")
+        for line in shown:
+            for heading in unneeded:
+                del line[heading]
         print_table(shown, f"Runs in {storage}" if rows else f"No run in {storage} yet.")
         if rows:
             click.echo(
@@ -55,7 +68,8 @@ def _row(run: "Run") -> dict[str, Any]:
         click.echo(f"{run.path.name}: no figures: {error}", err=True)
         ranked = []
     first = leader(ranked)
-    is_told = first is not None and first.best is not None and not first.is_val_seen
+    best = first.best if first and not first.is_val_seen else None
+    test = _test_scores(run)
     return {
         # As the commands know it: a folder may have been copied or renamed.
         "run": run.path.name,
@@ -63,14 +77,17 @@ def _row(run: "Run") -> dict[str, Any]:
         "data": record.data.source,
         "trials": record.search.trials,
         "done": sum(trial.status.state not in OPEN for trial in ranked),
-        "best": first.best.val_accuracy if is_told and first and first.best else None,
-        "test": _test_accuracy(run),
+        "metric": run.metric,
+        "best": best and best.val_accuracy,
+        "test": test and test.accuracy,
+        "best_by_metric": best and best.value(run.metric),
+        "test_by_metric": test and test.value(run.metric),
         "started": record.started[:19].replace("T", " "),
     }
 
 
-def _test_accuracy(run: "Run") -> float | None:
-    """Return the test accuracy of a run's newest ensemble, if it has one that was tested."""
+def _test_scores(run: "Run") -> "Scores | None":
+    """Return the test scores of a run's newest ensemble, if it has one that was tested."""
     from tuner.report.ensembles import read_figures
     from tuner.run.ensembles import ensemble_folders
 
@@ -80,4 +97,4 @@ def _test_accuracy(run: "Run") -> float | None:
     except TunerError as error:
         click.echo(f"{run.path.name}: no figures of its ensemble: {error}", err=True)
         return None
-    return result.ensemble.test.accuracy if result and result.has_test else None
+    return result.ensemble.test if result and result.has_test else None

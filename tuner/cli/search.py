@@ -91,13 +91,16 @@ def search(context: click.Context, /, **options: Any) -> None:
         return submit_search(context, str(address), search_overrides(context, options["overrides"]))
 
     from tuner.run.layout import SPACE
-    from tuner.run.run import find_run, find_runs
+    from tuner.run.run import check_name_free, find_run, find_runs
     from tuner.space import find_space
 
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
     if resumed and resumed.record.refit:
         line = resume_command(resumed.path, "refit")
-        raise UsageError(f"--resume: {resumed.path} is a refit; go on with: {line}")
+        raise UsageError(f"--resume: {resumed.path} is a refit; go on with:\n  {line}")
+    if options["name"] and not resumed:
+        # Told before anything takes time; where the run is made, it is seen to once more.
+        check_name_free(options["storage"], options["name"])
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
     own = {
         "warm_start": find_runs(options["storage"], options["warm_start"]),

@@ -12,7 +12,9 @@ from tuner.cli.options import (
     Duration,
     option,
 )
+from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.monitor.steps import step
 from tuner.storage.paths import AnyPath
 
 
@@ -93,10 +95,11 @@ def serve(
 
     folder = find_ensemble(storage, ensemble)
     try:
-        import python_multipart  # noqa: F401 - what reads forms is imported when there is one.
+        with step(Console(stderr=True, highlight=False), "Loading PyTorch and Ray"):
+            import python_multipart  # noqa: F401 - what reads forms is imported when there is one.
 
-        from tuner.deploy.uploads import Limits
-        from tuner.tuning.ray_backend.serve import ServeRequest, run_server
+            from tuner.deploy.uploads import Limits
+            from tuner.tuning.ray_backend.serve import ServeRequest, run_server
     except ImportError as error:
         raise UsageError(
             f"serve needs what is not installed here ({error.name}): pip install "

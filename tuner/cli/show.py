@@ -12,10 +12,18 @@ from tuner.cli import completion
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.insights import searched_columns
 from tuner.cli.options import JSON, STORAGE
-from tuner.cli.output import figure, print_json, print_table
+from tuner.cli.output import (
+    figure,
+    make_console,
+    print_json,
+    print_sentence,
+    print_table,
+    spelt_scores,
+)
 from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
+from tuner.metrics.goal import name_of
 from tuner.run.resuming import command_without_patience, resume_command
 from tuner.storage.paths import AnyPath, to_path
 
@@ -175,9 +183,11 @@ def _show_run(run: "Run", as_json: bool) -> None:
     if outlook := outlook_of(run, ranked):
         click.echo(f"\n{outlook}")
     if record.reason:
-        click.echo(f"\nEnded: {record.reason}.\nGo on with:\n  {command_without_patience(run)}")
+        click.echo(
+            f"\nEnded: {record.reason}.\nGo on with:\n  {command_without_patience(run.path)}"
+        )
     if student is not None:
-        print_student(student)
+        print_student(student, run.metric)
     if rows := list(_ensembles(run)):
         click.echo()
         print_table(rows, "Ensembles, the newest first")
@@ -193,13 +203,15 @@ def _ensembles(run: "Run") -> Any:
 
     for folder in ensemble_folders(run.path):
         result = read_figures(folder)
-        crossfit, test = result.ensemble.crossfit, result.ensemble.test
+        test = result.ensemble.test
+        tested = test if result.has_test else None
         yield {
             "name": folder.name,
             "method": result.method,
             "members": str(len(result.members)),
-            "cross-fit": f"{crossfit.accuracy:.2%}" if crossfit else "-",
-            "test": f"{test.accuracy:.2%}" if result.has_test else "-",
+            **({} if run.metric == "accuracy" else {"by": name_of(run.metric)}),
+            "cross-fit": spelt_scores(result.ensemble.crossfit, run.metric),
+            "test": spelt_scores(tested, run.metric),
             "NLL": f"{test.nll:.4f}",
         }
 
@@ -257,7 +269,6 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         print_json({**named, **known, "config": trial.config.to_dict(), "history": told})
         return
     epochs = f"{len(history)} of {trial.config.epochs} epochs"
-    reason = f" ({status.reason})" if status.reason else ""
     size = f"{status.num_parameters:,} parameters, " if status.num_parameters else ""
     if status.size_mb is not None:
         size += f"{status.size_mb:.3g} MB, "
@@ -265,8 +276,10 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         size += f"{status.latency_ms:.3g} ms an image, "
     click.echo(
         f"{run.record.name}, trial {trial.number}: {trial.config.model.family}, "
-        f"{status.state.replace('_', ' ')} after {epochs}{reason}"
+        f"{status.state.replace('_', ' ')} after {epochs}"
     )
+    if status.reason:
+        print_sentence(make_console(), f"ended: {status.reason}")
     if best:
         click.echo(
             f"best: epoch {best.epoch}, accuracy {best.val_accuracy:.4f}, loss {best.val_loss:.4f}"
@@ -274,7 +287,12 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         )
     click.echo(f"{size}{trial.seconds:.1f} s of training\n")
     text = yaml.safe_dump(
-        trial.config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None
+        trial.config.to_dict(),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        # A line goes on to the end of the word that crosses it, and the key before that.
+        width=60,
     )
     click.echo(text.rstrip())
     if history:

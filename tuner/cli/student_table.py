@@ -2,15 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from tuner.cli.output import interval_text, make_console, make_table
+from tuner.cli.output import interval_text, make_console, make_table, print_stripped, spelt_scores
+from tuner.config import Metric
+from tuner.metrics.goal import name_of
 
 if TYPE_CHECKING:
     from tuner.ensemble.students import TeacherComparison
     from tuner.report.ensembles import TeacherComparison as ReadComparison
 
 
-def print_student(comparison: "TeacherComparison | ReadComparison") -> None:
-    """Print what student and teacher are worth, and what they cost."""
+def print_student(comparison: "TeacherComparison | ReadComparison", metric: Metric) -> None:
+    """Print what student and teacher are worth, by the metric of the search, and what they cost."""
     console = make_console()
     both = (("Teacher", comparison.teacher), ("Student", comparison.student))
     console.print()
@@ -25,15 +27,17 @@ def print_student(comparison: "TeacherComparison | ReadComparison") -> None:
     for what, contender in both:
         table.add_row(
             what.lower(),
-            f"{contender.val.accuracy:.2%}",
-            f"{contender.test.accuracy:.2%}" if contender.test else "-",
+            spelt_scores(contender.val, metric),
+            spelt_scores(contender.test, metric),
             f"{(contender.test or contender.val).nll:.4f}",
             f"{contender.num_parameters:,}",
             f"{contender.latency.one_ms:.2f}" if contender.latency else "-",
             f"{contender.latency.batch_ms:.1f}" if contender.latency else "-",
         )
     console.print()
-    console.print(table)
+    print_stripped(console, table)
+    if metric != "accuracy":
+        console.print(f"\nval, test: {name_of(metric)}.")
     console.print(
         f"\nThe student's accuracy less the teacher's, {comparison.level:.0%} interval, in points:"
     )

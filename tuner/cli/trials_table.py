@@ -10,7 +10,7 @@ from tuner.cli.output import TRAINED_ON_VALIDATION, figure, make_console, plural
 from tuner.config import Metric
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.goal import name_of
-from tuner.run.resuming import command_line, short_path, storage_words
+from tuner.run.resuming import command_line, refit_command, short_path, storage_words
 from tuner.schema import did_you_mean, quoted
 
 if TYPE_CHECKING:
@@ -224,8 +224,8 @@ def print_best(run: "Run") -> None:
     )
     print(
         f"\nBest: trial {best.trial} ({best.family}), epoch {best.epoch} of {best.epochs}: "
-        f"{best.by}{100 * best.accuracy:.2f} % of {best.images} validation images,\n"
-        f"95 % interval {100 * best.low:.2f} to {100 * best.high:.2f}, in which {others}.\n"
+        f"{best.by}{best.accuracy:.2%} of {best.images} validation images,\n"
+        f"95% interval {100 * best.low:.2f} to {100 * best.high:.2f}, in which {others}.\n"
         f"What was searched, to copy into a space, which then tries it first:\n\n"
         f"{best.yaml.rstrip()}"
     )
@@ -241,5 +241,5 @@ def print_next(run: "Run") -> None:
         command_line("report", name, *storage),
     ]
     if not run.record.refit:
-        lines.insert(1, command_line("refit", name, "--top", str(min(5, usable)), *storage))
+        lines.insert(1, refit_command(run.path, min(5, usable)))
     print("\nNext:\n" + "\n".join(f"  {line}" for line in lines))

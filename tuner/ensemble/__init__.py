@@ -161,7 +161,8 @@ def _read_test(
             fingerprint=test.fingerprint,
         )
     )
-    say(f"reading the test images: {len(test.images)}, by networks: {len(networks)}")
+    several = "network" if len(networks) == 1 else "networks"
+    say(f"Reading {len(test.images):,} test images with {len(networks)} {several}")
     predicted = plan.kitchen.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)

@@ -254,7 +254,7 @@ class _Refusals:
         if trial.status.state not in USABLE:
             return trial.status.state.replace("_", " ")
         if not trial.checkpoint.exists():
-            return "its checkpoint was not kept (search --keep)"
+            return "checkpoint not kept (search --keep)"
         limit, size = self.request.max_parameters, trial.status.num_parameters
         if limit is not None and size > limit:
             return f"{size} parameters, above --max-parameters {limit}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 from tuner.monitor.terminal import is_live
 
@@ -16,8 +17,8 @@ PULSE = 10.0
 
 
 @contextmanager
-def step(console: Console, text: str) -> Iterator[None]:
-    """Say what the block does while it takes long.
+def step(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """Say what the block does while it takes long; yield what changes the text.
 
     Args:
         console: Where.
@@ -25,17 +26,21 @@ def step(console: Console, text: str) -> Iterator[None]:
     """
     if is_live(console):
         spinner = "line" if console.options.ascii_only else "dots"
-        with console.status(f"{text} ...", spinner=spinner):
-            yield
+        with console.status(f"{text} ...", spinner=spinner) as status:
+            yield lambda text: status.update(f"{text} ...")
         return
     began = time.monotonic()
+
+    def change(new: str) -> None:
+        nonlocal text
+        text = new
 
     def line() -> str:
         seconds = time.monotonic() - began
         return f"{text} ... {f'{seconds:.0f} s so far' if seconds >= PULSE else ''}".rstrip()
 
     with Pulse(console, line, first=MOMENT):
-        yield
+        yield change
 
 
 class Pulse:
@@ -72,4 +77,36 @@ class Pulse:
         while not self._ended.wait(max(0.0, self._due - time.monotonic())):
             if time.monotonic() >= self._due:
                 self.rest()
-                self._console.print(self._line(), markup=False, soft_wrap=True)
+                is_file = not self._console.is_terminal
+                self._console.print(self._line(), markup=False, soft_wrap=is_file)
+
+
+@contextmanager
+def telling(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yield what prints lines; where the last one stands for long, it is seen to be under way.
+
+    Args:
+        console: Where.
+    """
+    if is_live(console):
+        with console.status("") as status:
+
+            def show(line: str) -> None:
+                console.print(line, markup=False, soft_wrap=True)
+                status.update(f"{escape(line)} ...")
+
+            yield show
+        return
+    last, began = "Choosing", time.monotonic()
+
+    def say(line: str) -> None:
+        nonlocal last, began
+        last, began = line, time.monotonic()
+        console.print(line, markup=False, soft_wrap=True)
+        pulse.rest()
+
+    pulse = Pulse(
+        console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far", first=PULSE
+    )
+    with pulse:
+        yield say

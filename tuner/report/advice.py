@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from scipy.stats import binom
 
 from tuner.config import SearchConfig
-from tuner.metrics.intervals import wilson
+from tuner.metrics.intervals import margin, wilson
 from tuner.report.best import BestTrial
 from tuner.report.ensembles import EnsembleFigures, Scores
-from tuner.run.resuming import command_without_patience, resume_command
+from tuner.run.resuming import command_without_patience, refit_command, resume_command
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, order_of
@@ -146,11 +146,16 @@ def advise_on_run(
     """
     lines = [*_cut(run, trials), *_few_images(run, best)]
     if run.record.reason:
-        command = command_without_patience(run)
+        command = command_without_patience(run.path)
         lines.insert(0, f"The search ended: {run.record.reason}. It goes on with: {command}")
     if ensemble is None or ensemble.is_val_seen:
         return lines
-    return [*lines, *_vote(ensemble), *_gap(ensemble, run.record.num_val)]
+    return [
+        *lines,
+        *_vote(ensemble),
+        *_unfinished(run, trials, ensemble),
+        *_gap(ensemble, run.record.num_val),
+    ]
 
 
 def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
@@ -171,21 +176,20 @@ def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
         command = resume_command(run.path, "search", *more)
         *before, last = told
         whole = f"{', '.join(before)} and {last}" if before else last
-        yield f"The budget {whole}. A larger one goes on: {command}"
+        yield f"The budget {whole}. A larger one goes on:\n  {command}"
 
 
 def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:
     if best is None or not best.others_within:
         return
-    margin = best.accuracy - best.low
-    if margin > WIDE:
+    if best.accuracy - best.low > WIDE:
         told = f"{best.others_within} other trial{'s' if best.others_within > 1 else ''}"
         more = ""
         if run.record.data.folds is None:
-            more = " More images (--val-fraction), or all in turn (--folds), would tell."
+            more = " More of them, or all images in turn (--folds), would tell."
         yield (
-            f"{validated_on(run)} tell an accuracy to within {100 * margin:.1f} points: {told} may "
-            f"be as accurate as the best.{more}"
+            f"{validated_on(run)} tell an accuracy to {margin(best.accuracy, best.images)}: {told} "
+            f"may be as accurate as the best.{more}"
         )
 
 
@@ -202,6 +206,19 @@ def _vote(ensemble: EnsembleFigures) -> Iterator[str]:
                 f"cross-fitted, the best single, trial {ensemble.best_single}, on "
                 f"{single.accuracy:.2%}."
             )
+
+
+def _unfinished(
+    run: Run, trials: Sequence[TrialRecord], ensemble: EnsembleFigures
+) -> Iterator[str]:
+    members = {member.trial for member in ensemble.members}
+    ended = {trial.number for trial in trials if len(trial.history) == trial.config.epochs}
+    early = len(members - ended)
+    if not run.record.refit and 2 * early > len(members):
+        yield (
+            f"{early} of {len(members)} members were stopped before their last epoch. To train "
+            f"them to the end:\n  {refit_command(run.path, len(members))}"
+        )
 
 
 def _single(ensemble: EnsembleFigures) -> Scores | None:

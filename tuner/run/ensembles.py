@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tuner.errors import UsageError
 from tuner.run.layout import ENSEMBLE, ENSEMBLES, METRICS, RUN
+from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.run.run import Run, open_runs
 from tuner.schema import did_you_mean
 from tuner.storage.paths import AnyPath, folders_with, modified, to_path
@@ -34,8 +35,8 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
             if folders := ensemble_folders(run.path):
                 return folders[0]
         raise UsageError(
-            f"no ensemble in {storage} yet. Make one: cifar-tune ensemble --top 5; or name one by "
-            "--ensemble"
+            f"no ensemble in {storage} yet. Name one by --ensemble, or make one:\n"
+            f"  {command_line('ensemble', '--top', '5', *storage_words(storage))}"
         )
     text = name.rstrip("/") or name
     named = to_path(text)
@@ -68,7 +69,8 @@ def run_of(folder: AnyPath) -> Run | None:
 def _newest(run: AnyPath) -> AnyPath:
     if folders := ensemble_folders(run):
         return folders[0]
-    raise UsageError(f"{run}: has no ensemble yet. Make one: cifar-tune ensemble --run {run}")
+    line = command_line("ensemble", "--run", short_path(run))
+    raise UsageError(f"{run}: has no ensemble yet. Make one:\n  {line}")
 
 
 def names_of_ensembles(storage: AnyPath) -> Iterator[str]:

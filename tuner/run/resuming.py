@@ -4,32 +4,24 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuner.storage.protocol import StoragePath
 
-if TYPE_CHECKING:
-    from tuner.run.run import Run
 
-
-def how_to_go_on(run: "Run") -> str:
-    """Say what a run that ended early keeps, and the command that goes on with it."""
-    command = "refit" if run.record.refit else "search"
-    return (
-        f"{short_path(run.path)} keeps what the trials have left. "
-        f"Go on with: {resume_command(run.path, command)}"
-    )
-
-
-def command_without_patience(run: "Run") -> str:
+def command_without_patience(path: StoragePath) -> str:
     """Return the line that goes on with a search which was ended by its patience."""
-    return resume_command(run.path, "search", "--patience", "0")
+    return resume_command(path, "search", "--patience", "0")
 
 
 def resume_command(path: StoragePath, command: str, *options: str) -> str:
     """Return the line that goes on with the run at ``path``."""
     words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))
     return command_line(command, *words)
+
+
+def refit_command(path: StoragePath, top: int) -> str:
+    """Return the line that trains the best of the run at ``path`` anew."""
+    return command_line("refit", path.name, "--top", str(top), *storage_words(path.parent))
 
 
 def command_line(*words: str) -> str:

@@ -23,6 +23,7 @@ from tuner.metrics.front import front_ranks
 from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.digests import Damage
+from tuner.run.resuming import command_line, resume_command, short_path, storage_words
 from tuner.run.teacher import TeacherRecord
 from tuner.run.trial import OPEN, Amount, TrialRecord, order_of, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
@@ -169,9 +170,7 @@ class Run:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            raise UsageError(
-                f"{path}: there is a run of this name. Choose another --name, or remove the folder."
-            ) from None
+            raise _taken(path) from None
         except OSError as error:
             raise UsageError(
                 f"{path}: cannot make the run folder: {error.strerror}. Choose another --storage."
@@ -208,6 +207,14 @@ class Run:
         """Keep other searches out of this folder; see ``tuner.storage.paths.locked``."""
         return locked(self.path)
 
+    def how_to_go_on(self) -> str:
+        """Say what a run that ended early keeps, and the command that goes on with it."""
+        command = "refit" if self.record.refit else "search"
+        return (
+            f"{short_path(self.path)} keeps what the trials have left. Go on with:\n"
+            f"  {resume_command(self.path, command)}"
+        )
+
     def remove_leftovers(self) -> None:
         """Remove what killed processes were writing in this folder and beside it."""
         for folder in (
@@ -243,7 +250,9 @@ class Run:
         """
         trial = self._read(self.trial_path(number))
         if trial is None:
-            raise UsageError(f"{self.path}: there is no trial {number}")
+            known = [int(path.name) for path in self.trial_paths()]
+            which = f"; they go from {known[0]} to {known[-1]}" if known else ", nor any other yet"
+            raise UsageError(f"{self.path}: there is no trial {number}{which}")
         _ = trial.config  # Read now, so that damage shows here.
         return trial
 
@@ -449,13 +458,16 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
         if not (runs := open_runs(storage)):
             if list_runs(storage):
                 raise UsageError(f"{storage}: no run here can be read; remove or mend those named")
-            raise UsageError(f"no run in {storage} yet. Make one: cifar-tune search --space quick")
+            raise UsageError(
+                f"no run in {storage} yet. Make one:\n"
+                f"  {command_line('search', '--space', 'quick', *storage_words(storage))}"
+            )
         return max(runs, key=lambda run: run.record.started)
     named = to_path(name)
     for path in (storage / name, named) if isinstance(named, Path) else (named,):
         if (path / layout.RUN).exists():
             return Run.open(path)
-    hint = did_you_mean(name, list_runs(storage)) or "; 'cifar-tune runs' lists them"
+    hint = did_you_mean(name, list_runs(storage)) or f"; '{command_line('runs')}' lists them"
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
 
 
@@ -467,6 +479,22 @@ def find_runs(storage: AnyPath, names: Iterable[str]) -> tuple[Run, ...]:
     """
     found = [find_run(storage, name) for name in names]
     return tuple({str(run.path): run for run in found}.values())
+
+
+def _taken(path: AnyPath) -> UsageError:
+    return UsageError(
+        f"{path}: there is a run of this name. Choose another --name, or remove the folder."
+    )
+
+
+def check_name_free(storage: AnyPath, name: str) -> None:
+    """Make sure that nothing is where a run of this name is to be made.
+
+    Raises:
+        UsageError: If there is.
+    """
+    if layout.why_not_name(name) is None and (storage / name).exists():
+        raise _taken(storage / name)
 
 
 def free_name(storage: AnyPath, stem: str) -> str:

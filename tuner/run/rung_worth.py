@@ -91,7 +91,8 @@ def rung_worths(
 @lru_cache(maxsize=32)
 def _correlation(pairs: Pairs) -> tuple[float, float, float] | None:
     """Return the correlation with its interval; ``None`` where all are equal."""
-    values = np.array(pairs)
+    # Trials come as they began, or the best first: what is drawn of them is not to depend on that.
+    values = np.array(sorted(pairs))
     whole = _spearman(values)
     generator = np.random.default_rng(0)
     drawn = [

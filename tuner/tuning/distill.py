@@ -22,6 +22,7 @@ from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, rec
 from tuner.errors import SpaceError, UsageError
 from tuner.metrics.predict import score
 from tuner.models.families import FAMILIES
+from tuner.monitor.steps import step
 from tuner.run.ensemble_record import find_ensemble_record
 from tuner.run.ensembles import run_of
 from tuner.run.layout import STUDENT, TEACHER
@@ -227,15 +228,13 @@ class Teaching:
         record = run.record.teacher
         assert record is not None, "there is a teacher"
         seen, networks = self.seen, len(self.teacher.networks)
-        console.print(
-            f"{record.ensemble} looks at the {len(seen.train)} training images, by networks: "
-            f"{networks}",
-            markup=False,
-        )
-        probs = TeacherProbs(
-            train=self.teacher.probs(seen.train.images, predict_on_cluster),
-            val=self.teacher.probs(seen.val.images, predict_on_cluster),
-        )
+        several = "network" if networks == 1 else "networks"
+        what = f"{record.ensemble} looks at {len(seen.train):,} training images"
+        with step(console, f"{what}, {networks} {several}"):
+            probs = TeacherProbs(
+                train=self.teacher.probs(seen.train.images, predict_on_cluster),
+                val=self.teacher.probs(seen.val.images, predict_on_cluster),
+            )
         on_train = score(probs.train, seen.train.labels)
         on_val = score(probs.val, seen.val.labels)
         console.print(

@@ -57,7 +57,7 @@ class Progress:
             self._live.start()
         else:
             line = summary(self.tuner.state, self._slots(), None)
-            self.console.print(line, soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=not self.console.is_terminal, markup=False)
             self._stack.enter_context(self._pulse)
         return self
 
@@ -80,7 +80,7 @@ class Progress:
             self._weigh()
         else:
             line = str(self.tuner.state.endings[-1])
-            self.console.print(line, soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=not self.console.is_terminal, markup=False)
             self._pulse.rest()
 
     def _weigh(self) -> None:

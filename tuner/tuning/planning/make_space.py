@@ -16,13 +16,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from tuner.config import AUTO, SearchConfig, TrialConfig
+from tuner.config import AUTO, DataConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import Splits
 from tuner.data.survey import Survey, survey
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
+from tuner.monitor.steps import step
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.source import SHIPPED
 from tuner.storage.paths import scratch
@@ -97,8 +98,9 @@ def settled(
             f"--space auto: the search takes {minutes:.0f} minutes; --time-budget says otherwise"
         )
         request = replace(request, seconds=DEFAULT_SECONDS)
-    images = survey(request.data, request.data_dir)
-    with connected(request.address):
+    with step(console, f"Looking at {request.data.source}"):
+        images = survey(request.data, request.data_dir)
+    with connected(request.address, console=console):
         began = time.monotonic()
         blanks = _blanks(images, SIDES[-1])
         capacity = capacity_of(request, request.space.resources, blanks)
@@ -210,7 +212,7 @@ class _Maker:
         parent = self.request.plan_path(blanks, self.capacity).absolute().parent
         with (
             scratch(parent, ".measuring-") as folder,
-            self.console.status("Measuring networks"),
+            step(self.console, f"Measuring {len(networks)} network{'s' * (len(networks) > 1)}"),
         ):
             found = measure_all(
                 configs,
@@ -278,8 +280,16 @@ class _Maker:
     def space(self, choice: Choice) -> SearchSpace:
         """Return the space of what was chosen, with its number of trials and the reasons."""
         plain = self.plain(choice)
-        if self.request.data.source not in KNOWN:
-            plain["dataset"] = {"source": self.request.data.source, "image_size": choice.side}
+        data = self.request.data
+        settings = {
+            key: value
+            for key in ("folds", "val_fraction", "train_limit", "skip_broken")
+            if (value := getattr(data, key)) != getattr(DataConfig(), key)
+        }
+        if data.source not in KNOWN:
+            settings["image_size"] = choice.side
+        if settings:
+            plain["dataset"] = {"source": data.source, **settings}
         trials = self.request.search.trials
         if not self.is_asked("trials"):
             trials = self.trials(choice, self.load(plain))

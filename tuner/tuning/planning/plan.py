@@ -14,6 +14,7 @@ from tuner.config import SearchConfig, TrialConfig, rung_epochs
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
+from tuner.monitor.steps import step
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath, scratch
@@ -78,7 +79,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         began = time.monotonic()
         with (
             scratch(path.parent, ".measuring-") as folder,
-            console.status("Starting workers") as status,
+            step(console, "Starting workers") as told,
         ):
             measured = measure_all(
                 draws.configs,
@@ -87,7 +88,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
                 {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)},
                 folder,
                 seconds,
-                lambda number: status.update(f"{number} configurations measured"),
+                lambda n: told(f"{n} configuration{'' if n == 1 else 's'} measured"),
             )
         spent = time.monotonic() - began
         fit = fits_together(capacity)
@@ -106,22 +107,25 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     imagined = partial(
         simulate, num_known=draws.num_known, fit=fit, start_seconds=statistics.median(starts)
     )
-    costs = [_cost(entry, space) for entry in entries]
-    searches = imagined(costs, search=request.search, budget=budget)
-    simulations = min(MOST_SIMULATIONS, max(LEAST_SIMULATIONS, SIMULATED_TRIALS // draws.trials))
-    forecast = _forecast(
-        request,
-        draws,
-        capacity,
-        splits,
-        entries,
-        known,
-        list(islice(searches, simulations)),
-        spent,
-    )
-    assert forecast.done is not None
-    if forecast.done.median < draws.trials:
-        forecast = with_advice(forecast, imagined, costs, request.search, budget)
+    with step(console, "Simulating searches"):
+        costs = [_cost(entry, space) for entry in entries]
+        searches = imagined(costs, search=request.search, budget=budget)
+        simulations = min(
+            MOST_SIMULATIONS, max(LEAST_SIMULATIONS, SIMULATED_TRIALS // draws.trials)
+        )
+        forecast = _forecast(
+            request,
+            draws,
+            capacity,
+            splits,
+            entries,
+            known,
+            list(islice(searches, simulations)),
+            spent,
+        )
+        assert forecast.done is not None
+        if forecast.done.median < draws.trials:
+            forecast = with_advice(forecast, imagined, costs, request.search, budget)
     forecast.write(path)
     return Plan(forecast=forecast, path=path)
 

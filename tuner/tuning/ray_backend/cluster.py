@@ -83,7 +83,7 @@ def connected(
             use_local_token()
         on_loopback = contextlib.nullcontext() if address else _on_loopback()
         what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
-        telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        telling: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if console:
             # Nodes, which look at themselves by this room's modules, may lack rich.
             from tuner.monitor.steps import step

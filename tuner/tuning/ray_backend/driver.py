@@ -27,7 +27,7 @@ from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
-from tuner.run.resuming import command_without_patience, how_to_go_on, resume_command
+from tuner.run.resuming import command_without_patience, resume_command
 from tuner.run.run import Run, RunRecord, RunStatus, clock, now
 from tuner.run.trial import OPEN
 from tuner.space import load_run_space
@@ -125,11 +125,11 @@ def open_run(
         except KeyboardInterrupt:
             if run.record.status == "running":
                 run.update(status="interrupted", finished=now())
-            raise KeyboardInterrupt(f"interrupted; {how_to_go_on(run)}") from None
+            raise KeyboardInterrupt(f"interrupted; {run.how_to_go_on()}") from None
         except OSError as error:
             if not (reason := storage_fault(error)):
                 raise
-            raise StorageError(f"{path}: cannot be used ({reason}). {how_to_go_on(run)}") from None
+            raise StorageError(f"{path}: cannot be used ({reason}). {run.how_to_go_on()}") from None
 
 
 def run_trials(
@@ -208,7 +208,7 @@ def run_trials(
         console.show_cursor()
         close("interrupted")
 
-    watch = RayWatch(is_local=is_started_here(), close=give_up, advice=how_to_go_on(run))
+    watch = RayWatch(is_local=is_started_here(), close=give_up, advice=run.how_to_go_on())
     storage = Patience(run.path, say, watch.is_lost)
     capacity = Capacity(plan, say)
     status: RunStatus = "failed"
@@ -245,7 +245,7 @@ def run_trials(
                 persevere(lambda: run.prune(request.keep))
     watch.check()
     if storage.problem:
-        raise StorageError(f"{run.path}: cannot be used ({storage.problem}). {how_to_go_on(run)}")
+        raise StorageError(f"{run.path}: cannot be used ({storage.problem}). {run.how_to_go_on()}")
     if tuner.draining == "broken":
         number, reason = tuner.failures[0]
         raise TunerError(
@@ -257,7 +257,7 @@ def run_trials(
     if tuner.draining == "patience":
         done = f"{tuner.state.num_done} of {budget.trials} trials done"
         say(f"Ended with {done}: {tuner.reason}.")
-        say(f"Go on all the same with:\n  {command_without_patience(run)}")
+        say(f"Go on all the same with:\n  {command_without_patience(run.path)}")
     return tuner
 
 

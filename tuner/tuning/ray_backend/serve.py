@@ -100,7 +100,8 @@ def run_server(request: ServeRequest, tell: Callable[[str], None]) -> None:
         )
     # What is wrong with it is told here in a line, and by a replica in pages.
     loaded = read_ensemble(request.folder, torch.device("cpu"), trust_code=request.trust_code)
-    about = f"{len(loaded.members)} members, {len(loaded.classes)} classes"
+    count = len(loaded.members)
+    about = f"{count} member{'' if count == 1 else 's'}, {len(loaded.classes)} classes"
     del loaded
     tell(f"Starting {_replicas(request.replicas)} on {device.type}")
     with interrupted_by_signals(), connected("local"):
