@@ -219,7 +219,7 @@ class Played:
 
     tuner: Tuner
     curves: Mapping[int, Curve]
-    """Of its trials, by number."""
+    """The curves of its trials, by number."""
     events: Iterator[Event]
     """What happens in it; without end where the space has none."""
 

@@ -14,7 +14,7 @@ class FrontTrial:
     trial: int
     family: str
     value: float
-    """Of the metric."""
+    """Its value of the metric."""
     costs: dict[str, float]
     """By name, in the order of the objectives."""
 

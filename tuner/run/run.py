@@ -287,7 +287,7 @@ class Run:
         return self._measured(trial)
 
     def _measured(self, trial: TrialRecord) -> TrialRecord:
-        """Give the kept epoch the run's metric, where it lacks it, from its probabilities.
+        """Return a trial whose kept epoch has the run's metric, from its probabilities if need be.
 
         Raises:
             TunerError: If these are missing or damaged.

@@ -15,10 +15,10 @@ class Entry(NamedTuple):
 
     minus_score: float
     tie: float
-    """Of equal scores, the one with less is ahead."""
+    """Where scores are equal, the trial with less is ahead."""
     number: int
     costs: tuple[float, ...] = ()
-    """Of which less is better."""
+    """Less is better of each."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ MIN_PEERS = 3
 Verdict = Stop | Literal["pause"] | None
 """Why a trial stops, or that it waits at a rung, or that it goes on."""
 Costs = tuple[float, ...]
-"""Of which less is better."""
+"""What a trial costs, by objective; less is better of each."""
 Prefer = Callable[[Sequence[int]], int | None]
 """From trials that wait, best first, to the one to promote; ``None`` for the one that is due."""
 

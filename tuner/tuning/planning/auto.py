@@ -249,7 +249,7 @@ def _scaled(axis: Any, scale: float) -> Any:
 
 
 def _add_stages(model: dict[str, Any], more: int) -> None:
-    """Give the networks of a model's families so many stages more, as far as they can have them."""
+    """Add so many stages to the networks of a model's families, as far as they can have them."""
     for family, most in MOST_STAGES.items():
         params = model.get(family)
         if params and "stages" in params:

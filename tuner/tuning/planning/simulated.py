@@ -142,7 +142,7 @@ class TrialCost:
     write_seconds: float
     """Seconds of writing a trial's files, where it waits for them: at its rungs and at its end."""
     parameters: int = 1
-    """Of its network."""
+    """How many its network has."""
     is_infeasible: bool = False
     """Whether it ends before its first epoch."""
 
