@@ -309,9 +309,10 @@ def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> No
         lost.kill()
         assert search.wait(30) == ClusterError.exit_code, search.errors
     assert search.output == ""
-    (last,) = beside_progress(search)
+    last, command = beside_progress(search)
     assert f"({name}) has ended" in last
-    assert "cifar-tune search --resume --name run" in last
+    assert last.endswith("Go on with:")
+    assert "cifar-tune search --resume --name run" in command
     assert run_in(folder).record.status == "interrupted"
     assert_trained_as_without_a_fault(resume(folder).trial(0), before)
 
