@@ -2,6 +2,8 @@
 
 import ast
 import io
+import os
+import pty
 import sys
 from pathlib import Path
 
@@ -137,3 +139,16 @@ def test_no_console_is_made_but_ours() -> None:
         ]
         made += [path] if is_rich and calls else []
     assert not made
+
+
+def test_what_would_go_to_a_terminal_that_was_closed_goes_nowhere() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        console = Console(file=terminal)
+        console.print("seen")
+        os.close(master)
+        console.print("not seen")
+        console.print("nor this")
+        # What is left in the stream is not written at its end either.
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), terminal.fileno())

@@ -508,10 +508,14 @@ def test_a_server_listens_here_alone_and_answers_what_is_under_way_when_it_ends(
         text=True,
     )
     assert server.stderr
-    with server:
-        lines = list(itertools.islice(server.stderr, 4))
-        assert f"served on http://127.0.0.1:{port}" in lines[1]
-        assert lines[2].strip() == f"curl -F image=@photo.jpg http://127.0.0.1:{port}/predict"
+    with server, contextlib.ExitStack() as at_last:
+        at_last.callback(server.kill)
+        # Lines of what is loaded come first.
+        lines = list(itertools.takewhile(lambda line: "served" not in line, server.stderr))
+        assert lines[-1].startswith("Starting 2 replicas")
+        curl, last_line = itertools.islice(server.stderr, 2)
+        assert curl.strip() == f"curl -F image=@photo.jpg http://127.0.0.1:{port}/predict"
+        assert last_line == "Ctrl-C ends it.\n"
         processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(True)]
         addresses = {
             connection.laddr.ip.removeprefix("::ffff:")

@@ -5,7 +5,10 @@ that the program prints passes ``visible``, in one of two ways: tables and progr
 ``Console``, all else through the streams of ``visible_output``.
 """
 
+import errno
+import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -81,6 +84,15 @@ class Console(rich.console.Console):
     @file.setter
     def file(self, stream: IO[str]) -> None:
         self._file = stream
+
+    def _check_buffer(self) -> None:
+        """Write what is due, or nowhere once the terminal is closed: SIGHUP says what then ends."""
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO or not stat.S_ISCHR(os.fstat(self.file.fileno()).st_mode):
+                raise
+            del self._buffer[:]
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Turn a string into text; here, so that a cell is as wide as what is shown."""
