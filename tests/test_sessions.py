@@ -82,6 +82,17 @@ def test_a_session_of_others_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "session_1").exists()
 
 
+def test_a_ray_that_ends_while_it_starts_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**options: object) -> None:
+        # As Ray 2.60 does where its raylet or GCS is killed by then.
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(cluster.ray, "init", start)
+    message = "Ray could not be started here: The current node timed out during startup.$"
+    with pytest.raises(ClusterError, match=message), cluster.connected("local"):
+        pass
+
+
 def test_a_home_that_cannot_be_written_is_told_with_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ import safetensors
 from ray.exceptions import AuthenticationError, RayError
 
 import tuner
-from tuner.errors import ClusterError, UsageError
+from tuner.errors import ClusterError, TunerError, UsageError
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
 from tuner.tuning.ray_backend.private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
@@ -91,7 +91,10 @@ def connected(
             telling = step(console, what)
         with telling, sheltering_children(), on_loopback:
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+    except TunerError:
+        raise
+    except Exception as error:
+        # Of any kind, and of none: if one of Ray's processes ends as it starts, it raises those.
         reason = _why_not(error)
         raise ClusterError(
             f"--address {address}: no Ray cluster could be used: {reason}"
