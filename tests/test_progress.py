@@ -195,11 +195,11 @@ def test_a_real_terminal_shows_the_table_and_is_whole_after_an_interrupt(tmp_pat
     assert json.loads((tmp_path / "runs/run/run.json").read_text())["status"] == "interrupted"
 
 
+TMUX = ("tmux", "-L", "cifar-tune-test")
+
+
 def tmux(*words: str) -> str:
-    done = subprocess.run(
-        ["tmux", "-L", "cifar-tune-test", *words], capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    return subprocess.run([*TMUX, *words], capture_output=True, text=True, check=True).stdout
 
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
@@ -241,6 +241,10 @@ def narrowed(folder: Path) -> list[str]:
         return lines[lines.index("901") :]
     finally:
         tmux("kill-server")
+        # Who comes while it ends, is sent away.
+        while subprocess.run([*TMUX, "has-session"], capture_output=True).returncode == 0:
+            time.sleep(0.1)
+        time.sleep(0.5)
 
 
 @pytest.mark.ray
