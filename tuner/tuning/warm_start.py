@@ -136,7 +136,7 @@ def with_portfolio(
 
 
 def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
-    """Tell the sampler of a run's trials; they are no peers for those of the search.
+    """Add a run's trials to what the sampler knows; they are no peers for those of the search.
 
     Those of a run that is not alike may be proposed again.
     """
