@@ -546,5 +546,5 @@ def test_a_server_listens_here_alone_and_answers_what_is_under_way_when_it_ends(
         _, told = server.communicate(timeout=60)
         assert server.returncode == 0
         assert told == "Answering what is under way; Ctrl-C again ends it at once.\n"
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=10)
     assert not alive

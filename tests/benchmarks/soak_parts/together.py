@@ -76,8 +76,11 @@ def three_searches(folder: Path, wait: float) -> tuple[list[str], list[str], flo
     if codes[:2] not in promised:
         broken.append(f"two under one name ended with {codes[:2]}: {second.errors[-300:]}")
     for search, code in ((first, codes[0]), (second, codes[1])):
-        lines = search.errors.splitlines()
-        if code == UsageError.exit_code and (len(lines) > 2 or "Traceback" in search.errors):
+        # What went on before it was refused, as Ray that starts, is told in lines of its own.
+        lines = search.errors.partition("cifar-tune: ")[2].splitlines()
+        if code == UsageError.exit_code and (
+            not 1 <= len(lines) <= 2 or "Traceback" in search.errors
+        ):
             broken.append(f"refused in {len(lines)} lines: {search.errors[-300:]}")
     if codes[2] != 0:
         both.append(f"the one beside them ended with {codes[2]}: {third.errors[-300:]}")

@@ -24,6 +24,7 @@ from tuner.tuning.ray_backend.private import (
     GcsClient,
     canonicalize_bootstrap_address_or_die,
     maybe_enable_token_auth_if_token_available,
+    psutil,
     ray_constants,
     worker_module,
 )
@@ -109,8 +110,7 @@ def connected(
         with contextlib.nullcontext() if address else marked_session():
             yield
     finally:
-        _end_at_once()
-        ray.shutdown()
+        _shut_down()
 
 
 @contextmanager
@@ -163,15 +163,23 @@ def is_alive() -> bool:
     return node is not None and not node.dead_processes()
 
 
-def _end_at_once() -> None:
-    """Have Ray end the processes that it has started here with SIGKILL.
+def _shut_down() -> None:
+    """Leave the cluster, and end what Ray has started here with SIGKILL.
 
-    It would send each of them SIGTERM, which they do not get, and wait for a second.
+    Ray 2.60 would send SIGTERM, which its processes do not get, and wait for a second. Two that are
+    not its own children try for a minute to tell a Ray that has ended that it has.
     """
     node: Any = worker_module._global_node
+    descendants = []
     for started in node.all_processes.values() if node else ():
         for each in started:
             each.process.terminate = each.process.kill
+            with contextlib.suppress(psutil.NoSuchProcess):
+                descendants += psutil.Process(each.process.pid).children(recursive=True)
+    ray.shutdown()
+    for process in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def is_dashboard(address: str) -> bool:

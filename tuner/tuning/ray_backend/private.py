@@ -7,7 +7,10 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._private.services import (  # type: ignore[attr-defined]
+    canonicalize_bootstrap_address_or_die,
+    psutil,
+)
 from ray._private.state import state
 from ray._raylet import (  # type: ignore[attr-defined]
     GCS_AUTOSCALER_STATE_NAMESPACE,
@@ -33,6 +36,7 @@ __all__ = [
     "air_usage",
     "canonicalize_bootstrap_address_or_die",
     "maybe_enable_token_auth_if_token_available",
+    "psutil",
     "ray_constants",
     "state",
     "worker_module",
