@@ -207,7 +207,7 @@ def killed_search(
                     left.popleft()
                     at = time.time()
                     verdict.left_over.append(Reaper(strike(kind, search, verdict)))
-                    kills.append(look(path, at))
+                    kills.append(look(path, at, search.began))
                     has_driver = kind == "worker"
                 if has_driver:
                     code = search.wait(HANG_SECONDS)

@@ -114,12 +114,13 @@ class Watch:
                 self.seen.setdefault((int(path.parent.name), row.epoch), set()).add(row.time)
 
 
-def look(path: Path, at: float) -> Kill:
+def look(path: Path, at: float, since: float) -> Kill:
     """Read from the run folder what a resumed search has to keep.
 
     Args:
         path: Of the run.
         at: When it was killed.
+        since: When the search started or was resumed: nobody trained just before.
     """
     ended: dict[int, dict[str, bytes]] = {}
     running: dict[int, list[EpochMetrics]] = {}
@@ -133,7 +134,7 @@ def look(path: Path, at: float) -> Kill:
                 paused.append(trial.number)
                 continue
             # Its worker's first word, before it has set up the training.
-            began = (trial.path / "status.json").stat().st_mtime
+            began = max(since, (trial.path / "status.json").stat().st_mtime)
             last = saved[-1].time if saved else 0.0
             lost[trial.number] = max(0.0, at - max(began, last))
             longest = max((row.seconds for row in saved), default=0.0)
