@@ -206,7 +206,7 @@ def killed_search(
                 while has_driver and left and left[0].arrives(search, watch):
                     left.popleft()
                     at = time.time()
-                    verdict.left_over.append(Reaper(strike(kind, search, verdict)))
+                    verdict.left_over.append(Reaper(strike(kind, search, path, verdict)))
                     kills.append(look(path, at, search.began))
                     has_driver = kind == "worker"
                 if has_driver:
@@ -230,12 +230,13 @@ def killed_search(
     return verdict
 
 
-def strike(kind: Kind, search: Search, verdict: Verdict) -> list[Process]:
+def strike(kind: Kind, search: Search, path: Path, verdict: Verdict) -> list[Process]:
     """Kill what is to be killed of a search, and return what of it lives on.
 
     Args:
         kind: What that is.
         search: Which goes on where it lost its workers alone.
+        path: Of its run.
         verdict: Takes what is wrong with the end of a search that has lost Ray.
     """
     if kind == "driver":
@@ -256,8 +257,10 @@ def strike(kind: Kind, search: Search, verdict: Verdict) -> list[Process]:
     struck[len(verdict.left_over) % len(struck)].kill()
     code = search.wait(NOTICE_SECONDS)
     last = search.errors.strip().rpartition("\n")[2]
+    # After its last trial it needs Ray no more.
+    is_over = code == 0 and Run.open(path).record.status == "finished"
     # Before its trials a search tells what Ray tells, and there may be nothing to go on with.
-    if code != ClusterError.exit_code or "Traceback" in search.errors:
+    if (code != ClusterError.exit_code and not is_over) or "Traceback" in search.errors:
         verdict.broken.append(f"ended with {code} without Ray: {last[-500:]}")
     return started
 
