@@ -82,8 +82,17 @@ def test_a_session_of_others_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "session_1").exists()
 
 
-def test_a_ray_that_ends_while_it_starts_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_ends_while_it_starts_is_told_in_a_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(temporary, "YOUNG_SECONDS", 0.0)
+    session = tmp_path / "ray" / f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
+
     def start(**options: object) -> None:
+        session.mkdir(parents=True)
+        while not (session / MARKER).exists():
+            time.sleep(0.01)
         # As Ray 2.60 does where its raylet or GCS is killed by then.
         raise Exception("The current node timed out during startup.\nThis could happen because ...")
 
@@ -91,6 +100,8 @@ def test_a_ray_that_ends_while_it_starts_is_told_in_a_line(monkeypatch: pytest.M
     message = "Ray could not be started here: The current node timed out during startup.$"
     with pytest.raises(ClusterError, match=message), cluster.connected("local"):
         pass
+    remove_old_sessions(session.parent)
+    assert not session.exists()
 
 
 def test_a_home_that_cannot_be_written_is_told_with_what_helps(

@@ -62,8 +62,11 @@ nothing depends on time or on what was proposed before: a killed search has to b
 """
 KILLS_A_SEARCH = 3
 HANG_SECONDS = 600.0
-NOTICE_SECONDS = 60.0
-"""Within this a search without Ray has to end."""
+NOTICE_SECONDS = 90.0
+"""Within this a search without Ray has to end: Ray itself waits for a minute as it starts."""
+RAYS_OWN_END = "The program will terminate"
+"""Words of Ray 2.60 that ends a process in which it starts, and has held its interpreter till then.
+"""
 
 
 def main() -> None:
@@ -260,7 +263,8 @@ def strike(kind: Kind, search: Search, path: Path, verdict: Verdict) -> list[Pro
     # After its last trial it needs Ray no more.
     is_over = code == 0 and Run.open(path).record.status == "finished"
     # Before its trials a search tells what Ray tells, and there may be nothing to go on with.
-    if (code != ClusterError.exit_code and not is_over) or "Traceback" in search.errors:
+    is_told = code == ClusterError.exit_code or RAYS_OWN_END in search.errors
+    if not (is_told or is_over) or "Traceback" in search.errors:
         verdict.broken.append(f"ended with {code} without Ray: {last[-500:]}")
     return started
 

@@ -223,7 +223,7 @@ def failing_search(
         with Search(place.folder, "--space", "space.yaml", *options, more=more) as search:
             if moment.arrives(search, watch):
                 # What was saved before is lost by none of these, however late it was.
-                kills.append(replace(look(place.run, time.time()), late=[], lost={}))
+                kills.append(replace(look(place.run, time.time(), search.began), late=[], lost={}))
                 expected = strike(place, kind, search, seconds)
                 code = search.wait(HANG_SECONDS)
                 if code not in expected or "Traceback" in search.errors:

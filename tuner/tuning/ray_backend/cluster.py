@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from tuner.tuning.ray_backend.private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
     GcsClient,
     canonicalize_bootstrap_address_or_die,
+    get_default_ray_temp_dir,
     maybe_enable_token_auth_if_token_available,
     psutil,
     ray_constants,
@@ -76,41 +77,51 @@ def connected(
     else:
         _check_address(address)
         options |= {"address": address, "runtime_env": _runtime_env()}
-    try:
-        if address is None:
-            make_token_private()
-        # Of a cluster that asks for no token, the workers do not answer a driver that shows one.
-        elif _asks_for_token(address):
-            use_local_token()
-        on_loopback = contextlib.nullcontext() if address else _on_loopback()
-        what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
-        telling: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    with contextlib.nullcontext() if address else marked_session():
+        _initialize(address, options, console)
+        # Ray sets up its own logging as it starts.
+        silence_ray()
+        try:
+            if address is not None and compare:
+                check_versions()
+            yield
+        finally:
+            _shut_down()
+
+
+def _initialize(address: str | None, options: Mapping[str, Any], console: "Console | None") -> None:
+    """Connect to Ray, or start it where there is no address.
+
+    Raises:
+        ClusterError: If that fails.
+    """
+    with contextlib.ExitStack() as stack:
         if console:
             # Nodes, which look at themselves by this room's modules, may lack rich.
             from tuner.monitor.steps import step
 
-            telling = step(console, what)
-        with telling, sheltering_children(), on_loopback:
+            what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
+            stack.enter_context(step(console, what))
+        stack.enter_context(sheltering_children())
+        if address is None:
+            stack.enter_context(_on_loopback())
+        try:
+            if address is None:
+                make_token_private()
+            # Of a cluster that asks for no token, the workers do not answer one that shows one.
+            elif _asks_for_token(address):
+                use_local_token()
             ray.init(**options)
-    except TunerError:
-        raise
-    except Exception as error:
-        # Of any kind, and of none: if one of Ray's processes ends as it starts, it raises those.
-        reason = _why_not(error)
-        raise ClusterError(
-            f"--address {address}: no Ray cluster could be used: {reason}"
-            if address
-            else f"Ray could not be started here: {reason}"
-        ) from error
-    # Ray sets up its own logging as it starts.
-    silence_ray()
-    try:
-        if address is not None and compare:
-            check_versions()
-        with contextlib.nullcontext() if address else marked_session():
-            yield
-    finally:
-        _shut_down()
+        except TunerError:
+            raise
+        except Exception as error:
+            # Of any kind, and of none: it raises those if one of its processes ends at its start.
+            reason = _why_not(error)
+            raise ClusterError(
+                f"--address {address}: no Ray cluster could be used: {reason}"
+                if address
+                else f"Ray could not be started here: {reason}"
+            ) from error
 
 
 @contextmanager
@@ -224,10 +235,9 @@ def _full_folder() -> str:
 
     Of the memory that its processes share it needs none: it takes the folder instead.
     """
-    # Where Ray 2.60 looks for one.
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    is_full = Path(folder).is_dir() and shutil.disk_usage(folder).free < LEAST_ROOM
-    return folder if is_full else ""
+    folder = Path(get_default_ray_temp_dir()).parent  # type: ignore[no-untyped-call]
+    is_full = folder.is_dir() and shutil.disk_usage(folder).free < LEAST_ROOM
+    return str(folder) if is_full else ""
 
 
 TOKEN_ADVICE = (

@@ -1,5 +1,6 @@
 """All of Ray that is used here and is not public: a new version of it is held against this list."""
 
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private import worker as worker_module
 from ray._private.authentication.authentication_token_setup import (
@@ -35,6 +36,7 @@ __all__ = [
     "_internal_kv_put",
     "air_usage",
     "canonicalize_bootstrap_address_or_die",
+    "get_default_ray_temp_dir",
     "maybe_enable_token_auth_if_token_available",
     "psutil",
     "ray_constants",

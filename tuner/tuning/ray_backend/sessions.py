@@ -5,34 +5,54 @@ import errno
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-
 from tuner.storage.temporary import hold, is_abandoned
+from tuner.tuning.ray_backend.private import get_default_ray_temp_dir
 
 MARKER = "cifar-tune.lock"
 """File in a session's folder by which it is known as ours; its process holds it."""
+MARK_SECONDS = 0.05
+"""Between two looks for the folder of a session that starts."""
 
 
 @contextmanager
 def marked_session() -> Iterator[None]:
-    """Mark the session that this process has started as ours, and remove older ones of ours."""
-    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
-    session = Path(node["RayletSocketName"]).parents[1]
+    """Mark the session that this process starts in the block as ours; remove older ones of ours.
+
+    It is marked as soon as its folder is there: Ray may not come up, and this process be killed.
+    """
+    folder = Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
+    before = set(_own_sessions(folder))
+    handles: list[int] = []
+    is_over = threading.Event()
+
+    def mark() -> None:
+        while not is_over.wait(MARK_SECONDS):
+            for session in set(_own_sessions(folder)) - before:
+                # Without a mark it stays, as Ray leaves it.
+                with contextlib.suppress(OSError):
+                    handles.append(hold(session / MARKER))
+                remove_old_sessions(folder)
+                return
+
+    thread = threading.Thread(target=mark, name="session-mark", daemon=True)
+    thread.start()
     try:
-        handle = hold(session / MARKER)
-    except OSError:
-        # Then it stays, as Ray leaves it.
-        yield
-        return
-    try:
-        remove_old_sessions(session.parent)
         yield
     finally:
-        os.close(handle)
+        is_over.set()
+        thread.join()
+        for handle in handles:
+            os.close(handle)
+
+
+def _own_sessions(folder: Path) -> Iterator[Path]:
+    """Yield the folders of sessions that this process has started."""
+    return folder.glob(f"session_[0-9]*_{os.getpid()}")
 
 
 def remove_old_sessions(folder: Path) -> None:
