@@ -383,6 +383,27 @@ def test_a_paused_trial_is_shown_as_pruned_until_it_ends(tmp_path: Path) -> None
     assert sampler.study.trials[2].user_attrs == {"trial": 2}
 
 
+def test_tpe_takes_a_stopped_trial_for_what_it_came_to(tmp_path: Path) -> None:
+    space = read(tmp_path, FITTING["tpe"])
+    stopped, complete = make(space, "tpe"), make(space, "tpe")
+    for number in range(25):
+        one, other = stopped.ask(number), complete.ask(number)
+        assert one == other
+        assert one is not None
+        history = curve(accuracy_of(one))
+        stopped.tell(number, "stopped" if number % 2 else "completed", history)
+        complete.tell(number, "completed", history)
+    assert {trial.state for trial in stopped.study.trials[1::2]} == {OptunaState.PRUNED}
+
+
+def test_tpe_leaves_every_third_trial_to_chance(tmp_path: Path) -> None:
+    space = read(tmp_path, FITTING["tpe"])
+    sampler = make(space, "tpe")
+    far = [abs(math.log10(config.optimizer.lr / 0.1)) for config in drive(sampler, range(120))]
+    by_place = [np.mean(far[60 + place :: 3]) for place in range(3)]
+    assert by_place[2] > 2 * max(by_place[:2])
+
+
 @pytest.mark.parametrize("kind", ["tpe", "cmaes"])
 def test_samplers_learn_from_paused_trials_as_from_stopped_ones(kind: str, tmp_path: Path) -> None:
     space = read(tmp_path, FITTING[kind])

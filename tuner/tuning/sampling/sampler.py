@@ -16,8 +16,8 @@ from tuner.config import Metric, SearchConfig, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.trial import EpochMetrics, TrialState, best_row
 from tuner.space import RandomTrial, SearchSpace, Trial
-from tuner.tuning.sampling.paused import PausedTrials
 from tuner.tuning.sampling.reconstruct import RecordingTrial, params_of, reconstruct
+from tuner.tuning.sampling.shown import ShownTrials
 from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler, make_study
 
 MAX_REFUSED = 500
@@ -26,6 +26,9 @@ MAX_DRAWS = 50
 """Draws before a configuration that has been proposed already is accepted again."""
 INFORMED_DRAWS = 3
 """Number of these draws before chance decides: a model keeps to what it takes for the best."""
+CHANCE_EVERY = 3
+"""Of so many trials of TPE the last is left to chance: where most were stopped early, what a model
+takes for the best is too little."""
 
 
 class Sampler:
@@ -46,7 +49,7 @@ class Sampler:
         check_study_fits(space, search)
         self.space = space
         self.search = search
-        self._storage = PausedTrials()
+        self._storage = ShownTrials()
         self.study = make_study(search.metric, self._storage)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
@@ -76,6 +79,14 @@ class Sampler:
         Raises:
             UsageError: If the space hardly holds values that go together.
         """
+        if self.search.sampler != "tpe":
+            return self._ask(number, INFORMED_DRAWS)
+        is_left_to_chance = number % CHANCE_EVERY == CHANCE_EVERY - 1
+        with self._storage.drawing():
+            return self._ask(number, 0 if is_left_to_chance else INFORMED_DRAWS)
+
+    def _ask(self, number: int, informed_draws: int) -> TrialConfig | None:
+        """Propose a configuration; after so many draws that were proposed before, by chance."""
         if self._has_relearnt:
             self._seed()
         refusal: UsageError | None = None
@@ -91,7 +102,7 @@ class Sampler:
                     return None
             elif draw == MAX_DRAWS:
                 pinned = repeated
-            self.study.sampler = self._informed if draw + refused < INFORMED_DRAWS else self._chance
+            self.study.sampler = self._informed if draw + refused < informed_draws else self._chance
             if pinned is not None:
                 self.study.enqueue_trial(dict(pinned))
             trial = self.study.ask()
@@ -259,8 +270,7 @@ def _verdict(
     """Say what Optuna is told of a trial: its state, its value, its curve.
 
     A trial that ran its course is COMPLETE with its best value. One that was stopped, or waits at
-    a rung, is PRUNED with its last value; TPE ranks it below the complete ones, by how far it came
-    and how good it was.
+    a rung, is PRUNED with its last value.
     A diverged one, or one out of memory or stopped before its first epoch, is PRUNED without a
     value, the worst there is, so that its region is avoided. One that failed for another reason
     says nothing of its configuration: FAIL.

@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from tuner.config import Metric
 from tuner.errors import UsageError
 from tuner.passwords import hide_passwords
-from tuner.tuning.sampling.paused import MARK as MARK_PAUSED
+from tuner.tuning.sampling.shown import MARK as MARK_PAUSED
 from tuner.tuning.sampling.study import direction_of
 
 MARK = "run"
