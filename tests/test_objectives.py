@@ -90,6 +90,30 @@ def test_of_a_front_the_best_score_is_first_and_then_who_stands_apart() -> None:
     assert rung.rank(cheap) == 2
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=30),
+    st.sets(st.integers(0, 29)),
+)
+def test_a_rung_is_in_order_after_each_arrival(points: list[list[int]], taken: set[int]) -> None:
+    rung, came = FrontRung(), list[Entry]()
+    for number, (score, *costs) in enumerate(points):
+        came.append(Entry(-score, 0.0, number, tuple(costs)))
+        rung.arrive(came[-1])
+        if number in taken:
+            rung.take(came[number // 2])
+        ranks = front_ranks(np.array([one.point for one in came])).tolist()
+        assert [rung.front(one) for one in came] == ranks
+        assert [ranks[one.number] for one in rung.arrived] == sorted(ranks)
+        for front in range(1, max(ranks) + 1):
+            first, *rest = [one for one in rung.arrived if ranks[one.number] == front]
+            members = sorted([first, *rest])
+            assert first == members[0], "the best score"
+            apart = dict(zip(members, crowding(np.array([m.point for m in members])), strict=True))
+            assert [apart[one] for one in rest] == sorted((apart[o] for o in rest), reverse=True)
+        gone = {came[number // 2] for number in taken if number < len(came)}
+        assert rung.waiting == [one for one in rung.arrived if one not in gone]
+
+
 # Promotions
 
 
@@ -250,6 +274,8 @@ def test_the_metric_is_that_of_the_objectives(tmp_path: Path) -> None:
         ("objectives: [accuracy, {latncy_ms: 1}]", "2:25: objectives[1].latncy_ms: 'latncy_ms'"),
         ("objectives: [accuracy, {latency_ms: 0}]", "the number is the images at a time"),
         ("objectives: [accuracy, {latency_ms: big}]", "2:37: objectives[1].latency_ms: 'big'"),
+        ("objectives: [accuracy, {latency_ms: [1, 2]}]", "latency_ms: [1, 2] is not a whole number"),
+        ("objectives: [accuracy, {size_mb: }]", "objectives[1].size_mb: size_mb takes no number"),
         ("objectives: [accuracy, {size_mb: 4}]", "size_mb takes no number; write size_mb"),
         ("objectives: [accuracy, [size_mb]]", "2:24: objectives[1]: a list is no objective"),
         ("objectives: [accuracy, nll]", "nll is a second metric"),

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from tuner.config import LARGEST_BATCH, Cost, CostObjective, Metric
 from tuner.errors import SpaceError
 from tuner.schema import Bounds, Scalar
-from tuner.space.tree import Mistakes, Node
+from tuner.space.tree import Mistakes, Node, to_plain
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 COSTS: tuple[Cost, ...] = get_args(Cost)
@@ -83,7 +83,7 @@ def _read_cost(node: Node) -> CostObjective:
         limit = ", and a limit as constraints: {parameters: 5000000}"
         raise _where(node, name, what + (limit if cost == "parameters" else ""))
     meaning = "the number is the images at a time, 1 where it is left out"
-    if problem := _BATCH.problem(number.value):
+    if problem := _BATCH.problem(to_plain(number)):
         raise number.error(f"{problem}; {meaning}")
     assert isinstance(number.value, int)
     return CostObjective(cost=cost, batch=number.value)

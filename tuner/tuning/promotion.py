@@ -1,13 +1,13 @@
 """The order in which the trials of a rung are promoted."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from tuner.metrics.front import crowding, front_ranks
+from tuner.metrics.front import crowding
 
 
 class Entry(NamedTuple):
@@ -19,6 +19,11 @@ class Entry(NamedTuple):
     number: int
     costs: tuple[float, ...] = ()
     """Less is better of each."""
+
+    @property
+    def point(self) -> tuple[float, ...]:
+        """Its score and its costs, of which less is better."""
+        return (self.minus_score, *self.costs)
 
 
 @dataclass
@@ -64,33 +69,50 @@ class FrontRung(Rung):
     asynchronous halving as in Schmucker et al. 2021, arXiv 2106.12639).
     """
 
-    _fronts: dict[Entry, int] = field(default_factory=dict)
+    _fronts: list[list[Entry]] = field(default_factory=list)
+    """Those of each front, best first."""
 
     def arrive(self, entry: Entry) -> None:
-        """See ``Rung``; all places may change."""
-        waiting = {*self.waiting, entry}
-        self._fronts = _by_front([*self.arrived, entry])
-        self.arrived = list(self._fronts)
-        self.waiting = [one for one in self.arrived if one in waiting]
+        """See ``Rung``; the places of all may change, the fronts of few do."""
+        is_waiting = {one.number for one in self.waiting} | {entry.number}
+        # What dominates it on a later front is dominated itself on each one before.
+        number = bisect_left(self._fronts, True, key=lambda front: not _beaten(front, [entry])[0])
+        coming = [entry]
+        while coming:
+            if number == len(self._fronts):
+                self._fronts.append([])
+            front = self._fronts[number]
+            is_beaten = _beaten(coming, front)
+            stay = [one for one, beaten in zip(front, is_beaten, strict=True) if not beaten]
+            self._fronts[number] = _in_order([*stay, *coming])
+            # What came beats these, and they come to the next front.
+            coming = [one for one, beaten in zip(front, is_beaten, strict=True) if beaten]
+            number += 1
+        self.arrived = [one for front in self._fronts for one in front]
+        self.waiting = [one for one in self.arrived if one.number in is_waiting]
 
     def front(self, entry: Entry) -> int | None:
         """See ``Rung``."""
-        return self._fronts[entry]
+        return next(number for number, front in enumerate(self._fronts, 1) if entry in front)
 
     def _find(self, entries: list[Entry], entry: Entry) -> int:
         return entries.index(entry) if entry in entries else len(entries)
 
 
-def _by_front(entries: Iterable[Entry]) -> dict[Entry, int]:
-    """Return entries with their fronts, best first."""
-    ordered = sorted(entries)
-    points = np.array([(one.minus_score, *one.costs) for one in ordered])
-    ranks = front_ranks(points)
-    found: dict[Entry, int] = {}
-    for rank in range(1, int(ranks.max()) + 1):
-        places = np.flatnonzero(ranks == rank)
-        # Of the ordered entries, the first of each front has its best score.
-        apart = crowding(points[places])
-        apart[0] = np.inf
-        found |= {ordered[places[i]]: rank for i in np.argsort(-apart, kind="stable")}
-    return found
+def _beaten(ones: Sequence[Entry], others: Sequence[Entry]) -> list[bool]:
+    """Say which of the others are dominated by some of the first."""
+    if not ones or not others:
+        return [False] * len(others)
+    first, second = (np.array([entry.point for entry in entries]) for entries in (ones, others))
+    is_no_worse, is_better = first[:, None] <= second, first[:, None] < second
+    beaten: list[bool] = (is_no_worse.all(axis=2) & is_better.any(axis=2)).any(axis=0).tolist()
+    return beaten
+
+
+def _in_order(front: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of a front, best first."""
+    ordered = sorted(front)
+    apart = crowding(np.array([one.point for one in ordered]))
+    # The first has the best score.
+    apart[0] = np.inf
+    return [ordered[i] for i in np.argsort(-apart, kind="stable")]

@@ -165,7 +165,7 @@ class Asha:
                 is_late = rung.num_promoted + len(rung.waiting) > places
                 if not is_late and rung.rank(last) <= places:
                     break
-                del rung.waiting[-1]
+                rung.take(last)
                 cut = -rung.arrived[min(places, len(rung.arrived)) - 1].minus_score
                 stop = Stop(
                     rung=epoch,
