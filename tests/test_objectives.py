@@ -274,7 +274,10 @@ def test_the_metric_is_that_of_the_objectives(tmp_path: Path) -> None:
         ("objectives: [accuracy, {latncy_ms: 1}]", "2:25: objectives[1].latncy_ms: 'latncy_ms'"),
         ("objectives: [accuracy, {latency_ms: 0}]", "the number is the images at a time"),
         ("objectives: [accuracy, {latency_ms: big}]", "2:37: objectives[1].latency_ms: 'big'"),
-        ("objectives: [accuracy, {latency_ms: [1, 2]}]", "latency_ms: [1, 2] is not a whole number"),
+        (
+            "objectives: [accuracy, {latency_ms: [1, 2]}]",
+            "latency_ms: [1, 2] is not a whole number",
+        ),
         ("objectives: [accuracy, {size_mb: }]", "objectives[1].size_mb: size_mb takes no number"),
         ("objectives: [accuracy, {size_mb: 4}]", "size_mb takes no number; write size_mb"),
         ("objectives: [accuracy, [size_mb]]", "2:24: objectives[1]: a list is no objective"),

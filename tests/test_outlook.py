@@ -87,6 +87,25 @@ def test_a_search_without_hope_ends_and_says_why(world: World) -> None:
     assert tuner.next(lambda running: True) == "done"
 
 
+def test_no_search_ends_before_a_trial_was_trained_to_its_end(world: World) -> None:
+    # On many slots all come to the first rung before one is promoted.
+    world.search = replace(world.search, scheduler="asha")
+    world.run.update(search=world.search)
+    tuner = world.tuner()
+    workers = [world.begin(tuner) for _ in range(20)]
+    for worker in workers:
+        worker.step(0.3)
+    assert not tuner.draining
+    while not tuner.is_draining() and tuner.has_more:
+        worker = world.begin(tuner)
+        while len(worker.history) < world.search.epochs and worker.step(0.3):
+            pass
+        if len(worker.history) == world.search.epochs:
+            worker.finish()
+    assert tuner.draining == "patience"
+    assert tuner.state.ended["completed"] == 1
+
+
 def test_one_that_gets_better_goes_on_and_so_does_one_without_patience(
     world: World, tmp_path: Path
 ) -> None:

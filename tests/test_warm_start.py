@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import TrialState as OptunaState
 from rich.console import Console
 
 from tests.test_sampler import curve
 from tuner.cli.search import repeated
-from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
+from tuner.config import AdamW, DataConfig, Metric, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import DataError
 from tuner.models.families import FAMILIES
@@ -202,6 +203,42 @@ def test_one_run_alone_teaches_the_sampler(
     sampler, tried, said = started(space, [run], digits)
     assert said == ["Tries first: 2 configurations of one.", "Learnt from 2 trials of one."]
     assert rates(sampler, 3) == [0.5, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_of_other_images_the_sampler_learns_the_order_alone(
+    metric: Metric, digits: Splits, tmp_path: Path
+) -> None:
+    trials = [(config(8, lr, label_smoothing=0.1), 0.9 + lr) for lr in (0.02, 0.04, 0.06)]
+    run = make_run(tmp_path / "one", digits, trials, data_fingerprint="others")
+    space = load_space(Path("space.yaml"), [f"search.metric={metric}"], text=SPACE)
+    sampler, _, _ = started(space, [run], digits)
+    known = sampler.study.get_trials()
+    order = run.by(metric).ranked()
+    values = {trial.params["optimizer.sgd.lr"]: trial.value for trial in known}
+    told = [values[trial.config.optimizer.lr] for trial in order]
+    assert told == sorted(told, reverse=metric == "accuracy")
+    with sampler._storage.drawing():
+        drawn_from = sampler.study.get_trials()
+    # Whatever this search finds out is complete to TPE, and so better than these.
+    assert {trial.state for trial in drawn_from} == {OptunaState.PRUNED}
+
+
+def test_what_another_space_has_as_text_does_not_fit_a_range(
+    space: SearchSpace, digits: Splits, tmp_path: Path
+) -> None:
+    trials: list[tuple[TrialConfig, float]] = []
+    for width in ("wide", [8], True, 8):
+        params = {**config(8, 0.1).model.params, "width": width}
+        trials.append((config(8, 0.1, model=ModelConfig("cnn", params)), 0.5))
+    runs = [make_run(tmp_path / name, digits, trials) for name in ("one", "two")]
+    # A copy is called as it was asked for.
+    runs[0].update(name="two\nLearnt from 3 trials of three.")
+    _, _, said = started(space, runs, digits)
+    assert said == [
+        "Tries first: 1 configuration of one, two.",
+        "6 of 8 trials do not fit this space: 6 by model.cnn.width.",
+    ]
 
 
 def test_an_earlier_version_s_run_is_ranked_by_images_that_have_moved(

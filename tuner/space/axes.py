@@ -76,8 +76,10 @@ class Range:
         num_steps = round((drawn - self.low) / self.step)
         return float(exact(self.low) + num_steps * exact(self.step))
 
-    def admits(self, value: float) -> bool:
-        """Whether ``sample`` can give ``value``."""
+    def admits(self, value: object) -> bool:
+        """Whether ``sample`` can give ``value``; text and lists of other spaces it cannot."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
         step = self.step or (1 if self.whole else None)
         return self.low <= value <= self.high and not (step and remainder(self.low, value, step))
 
@@ -110,7 +112,7 @@ class Choice:
         """Draw one value."""
         return trial.suggest_categorical(self.name, self.values)  # type: ignore[no-any-return]
 
-    def admits(self, value: Plain) -> bool:
+    def admits(self, value: object) -> bool:
         """Whether ``sample`` can give ``value``."""
         return value in self.values
 

@@ -437,9 +437,12 @@ class Tuner:
         self._stop_hopeless()
 
     def _weigh_going_on(self) -> None:
-        """End the search if what is to come is not worth the patience that it has."""
+        """End the search if what is to come is not worth the patience that it has.
+
+        One trial at least is trained to its end: on many slots, all may wait at the first rung.
+        """
         patience, metric = self.state.search.patience, self.state.search.metric
-        if patience and not self.draining:
+        if patience and not self.draining and self.state.ended["completed"]:
             share = self.spending.share(self.num_started)
             self.reason = why_not_go_on(self._reached.values(), share, patience, metric)
             if self.reason:

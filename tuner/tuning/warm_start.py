@@ -2,7 +2,8 @@
 
 Accuracies of one set of images say nothing about another, so that runs are brought together by
 ranks: of the configurations that complement each other best over the runs, the first are tried
-first. One run alone teaches the sampler, too.
+first. One run alone teaches the sampler, too: its accuracies if they can be compared with those of
+the search, else its order.
 """
 
 from collections import Counter
@@ -49,8 +50,8 @@ class EarlierRun:
 
     @property
     def name(self) -> str:
-        """Its name."""
-        return self.run.record.name
+        """Its name, as it was asked for; of a copy, its record has another one."""
+        return self.run.path.name
 
 
 def read_runs(runs: Sequence[Run], search: SearchConfig, splits: Splits) -> list[EarlierRun]:
@@ -138,14 +139,18 @@ def with_portfolio(
 def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
     """Add a run's trials to what the sampler knows; they are no peers for those of the search.
 
-    Those of a run that is not alike may be proposed again.
+    Of a run that is not alike it learns which ones were better than others, and no accuracy, and
+    may propose them again.
     """
-    trials = sorted(earlier.trials, key=lambda trial: trial.number)
+    trials = earlier.trials
+    shares = {trial.number: place / len(trials) for place, trial in enumerate(trials)}
     known = sum(
-        sampler.add(
-            trial.config, trial.status.state, trial.history, may_repeat=not earlier.is_alike
+        sampler.add(trial.config, trial.status.state, trial.history)
+        if earlier.is_alike
+        else sampler.add_foreign(
+            trial.config, trial.status.state, trial.history, shares[trial.number]
         )
-        for trial in trials
+        for trial in sorted(trials, key=lambda trial: trial.number)
     )
     outside = f"; {len(trials) - known} lie outside this space" if known < len(trials) else ""
     console.print(
@@ -251,7 +256,7 @@ def params_in(axis: Axis, config: Mapping[str, Any]) -> dict[str, Plain]:
             return own | params_in(options[tag], config)
         case Range() | Choice():
             value = value_of(config, axis.name)
-            if value is None or not axis.admits(value):  # type: ignore[arg-type]
+            if value is None or not axis.admits(value):
                 raise MisfitError(axis.name)
             return {axis.name: value}
 

@@ -14,6 +14,7 @@ from optuna.trial import create_trial
 
 from tuner.config import Metric, SearchConfig, TrialConfig
 from tuner.errors import UsageError
+from tuner.metrics import goal
 from tuner.run.trial import EpochMetrics, TrialState, best_row
 from tuner.space import RandomTrial, SearchSpace, Trial
 from tuner.tuning.sampling.reconstruct import RecordingTrial, params_of, reconstruct
@@ -29,6 +30,8 @@ INFORMED_DRAWS = 3
 CHANCE_EVERY = 3
 """Of so many trials of TPE the last is left to chance: where most were stopped early, what a model
 takes for the best is too little."""
+Verdict = tuple[OptunaState, float | None, dict[int, float]]
+"""What Optuna is told of a trial: its state, its value, its curve."""
 
 
 class Sampler:
@@ -164,7 +167,7 @@ class Sampler:
         """Tell Optuna how trial ``number`` ended; see ``_verdict``."""
         if (trial := self._asked.pop(number, None)) is not None:
             self._storage.forget(trial)
-            self._tell(trial, state, history)
+            self._tell(trial, _verdict(state, history, self.search.metric))
             self.on_change()
 
     def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
@@ -177,10 +180,8 @@ class Sampler:
             self._storage.show_as_pruned(trial, _verdict("paused", history, self.search.metric)[2])
             self.on_change()
 
-    def _tell(
-        self, trial: optuna.Trial, state: TrialState, history: Sequence[EpochMetrics]
-    ) -> None:
-        optuna_state, value, curve = _verdict(state, history, self.search.metric)
+    def _tell(self, trial: optuna.Trial, verdict: Verdict) -> None:
+        optuna_state, value, curve = verdict
         for step, reached in curve.items():
             trial.report(reached, step)
         # Optuna wants to take the value of a pruned trial from its curve itself.
@@ -193,8 +194,6 @@ class Sampler:
         state: TrialState,
         history: Sequence[EpochMetrics],
         number: int | None = None,
-        *,
-        may_repeat: bool = False,
     ) -> bool:
         """Tell Optuna of a trial that ended earlier, in this run or, without a number, another.
 
@@ -203,20 +202,51 @@ class Sampler:
             state: As which it ended.
             history: Its epochs.
             number: Of the trial, if it is one of this run.
-            may_repeat: Whether its configuration may be proposed again.
 
         Returns:
             Whether its configuration lies in the space; one that does not is left out.
         """
-        drawn = self._relearn(config, may_repeat=may_repeat)
-        if drawn is None:
+        self._note_tried(config)
+        return self._learn(config, _verdict(state, history, self.search.metric), number)
+
+    def add_foreign(
+        self,
+        config: TrialConfig,
+        state: TrialState,
+        history: Sequence[EpochMetrics],
+        share_better: float,
+    ) -> bool:
+        """Tell Optuna of a trial whose accuracies are not to be compared with those of this search.
+
+        One that has any is told as pruned before the first epoch, by its place in its own run: TPE
+        ranks it below all that this search trains, and goes by it until there is enough of that.
+
+        Args:
+            config: Of the trial; it may be proposed again.
+            state: As which it ended.
+            history: Its epochs.
+            share_better: Share of the trials of its run that were better.
+
+        Returns:
+            As ``add``.
+        """
+        self._has_relearnt = True
+        verdict = _verdict(state, history, self.search.metric)
+        if verdict[1] is not None:
+            place = share_better if self.search.metric in goal.LOWER_IS_BETTER else 1 - share_better
+            verdict = OptunaState.PRUNED, place, {0: place}
+        return self._learn(config, verdict)
+
+    def _learn(self, config: TrialConfig, verdict: Verdict, number: int | None = None) -> bool:
+        """Tell Optuna what became of a configuration; say whether it lies in the space."""
+        if (drawn := params_of(self.space, config)) is None:
             return False
+        optuna_state, value, curve = verdict
         if self.search.sampler == "cmaes":
             # What it has learnt stands beside the trials that it was asked for, and there alone.
-            self._tell(self._ask_again(drawn, number), state, history)
+            self._tell(self._ask_again(drawn, number), verdict)
             self.on_change()
             return True
-        optuna_state, value, curve = _verdict(state, history, self.search.metric)
         self.study.add_trial(
             create_trial(
                 state=optuna_state,
@@ -236,7 +266,8 @@ class Sampler:
         Returns:
             As ``add``.
         """
-        drawn = self._relearn(config)
+        self._note_tried(config)
+        drawn = params_of(self.space, config)
         if drawn is None:
             return False
         self._asked[number] = self._ask_again(drawn, number)
@@ -248,15 +279,12 @@ class Sampler:
         self.study.enqueue_trial(drawn.params, _attrs(number))
         return self.study.ask(drawn.distributions)
 
-    def _relearn(self, config: TrialConfig, *, may_repeat: bool = False) -> RecordingTrial | None:
-        """Note that ``config`` was tried; give its draws, or ``None`` if the space lacks it."""
+    def _note_tried(self, config: TrialConfig) -> None:
+        """Note that a configuration is not to be proposed again."""
         self._has_relearnt = True
-        if may_repeat:
-            return params_of(self.space, config)
         self._proposed.add(_key(config))
         if config.epochs == self.search.epochs:
             self._baselines = [i for i in self._baselines if not self._is_baseline(i, config)]
-        return params_of(self.space, config)
 
     def _is_baseline(self, index: int, config: TrialConfig) -> bool:
         drawn = reconstruct(self.space, config, index)
@@ -264,10 +292,8 @@ class Sampler:
         return drawn is not None and pinned.items() <= drawn.params.items()
 
 
-def _verdict(
-    state: TrialState, history: Sequence[EpochMetrics], metric: Metric
-) -> tuple[OptunaState, float | None, dict[int, float]]:
-    """Say what Optuna is told of a trial: its state, its value, its curve.
+def _verdict(state: TrialState, history: Sequence[EpochMetrics], metric: Metric) -> Verdict:
+    """Say what Optuna is told of a trial.
 
     A trial that ran its course is COMPLETE with its best value. One that was stopped, or waits at
     a rung, is PRUNED with its last value.

@@ -73,8 +73,11 @@ class ShownTrials(InMemoryStorage):
 
 
 def _as_complete(trial: FrozenTrial) -> FrozenTrial:
-    """Return a pruned trial as a complete one; one without a value stays the worst there is."""
-    if trial.state is not TrialState.PRUNED or trial.value is None:
+    """Return a pruned trial as a complete one; one without a value stays the worst there is.
+
+    So does one of other images, below all others; see ``Sampler.add_foreign``.
+    """
+    if trial.state is not TrialState.PRUNED or trial.value is None or trial.last_step == 0:
         return trial
     shown = copy.copy(trial)
     shown.state = TrialState.COMPLETE
