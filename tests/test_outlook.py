@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from tests.test_tuner import SEARCH, World
 from tuner.cli import cli
+from tuner.cli.distill import distill as distill_command
+from tuner.cli.plan import plan as plan_command
 from tuner.cli.search import search as search_command
 from tuner.run.outlook import MIN_TRIALS, expected_gain, outlook_of, why_not_go_on
 from tuner.run.run import Run
@@ -166,5 +169,11 @@ def test_patience_may_stand_alone_or_in_the_space() -> None:
     assert read() is None
     assert read("--patience", "--quiet") == 0.1
     assert read("--patience", "0.5", "search.trials=3") == 0.5
+    assert read("--patience", "search.trials=3") == 0.1
+    for words in (["--patience=-1"], ["--patience", "-1"], ["--patience", "-inf"]):
+        with pytest.raises(click.BadParameter, match=r"is not in the range x>=0|not a finite"):
+            read(*words)
+    for command, words in ((plan_command, []), (distill_command, ["--into", "cnn"])):
+        assert command.make_context("", ["--patience", *words]).params["patience"] == 0.1
     text = "{search: {patience: 0.2}, space: {model: cnn, optimizer: sgd}}"
     assert load_space(Path("space.yaml"), text=text).search.patience == 0.2

@@ -8,7 +8,7 @@ import click
 from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import ENSEMBLE, option
 from tuner.cli.running import common_options, print_outcome, running_options
-from tuner.cli.search_options import distilled_options, search_overrides
+from tuner.cli.search_options import PatientCommand, distilled_options, search_overrides
 from tuner.config import SPACE_KEYS
 from tuner.console import Console
 from tuner.errors import UsageError
@@ -16,7 +16,10 @@ from tuner.errors import UsageError
 KEYS = {option: key for option, key in SPACE_KEYS.items() if option != "data"}
 
 
-@click.command(epilog="Example: cifar-tune distill --ensemble first/top5 --into cnn --trials 16")
+@click.command(
+    cls=PatientCommand,
+    epilog="Example: cifar-tune distill --ensemble first/top5 --into cnn --trials 16",
+)
 @ENSEMBLE
 @option(
     "--into",

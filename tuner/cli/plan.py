@@ -16,6 +16,7 @@ from tuner.cli.running import (
     cost_options,
 )
 from tuner.cli.search_options import (
+    PatientCommand,
     is_auto,
     search_request,
     searched_options,
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+class _Plan(PatientCommand, SearchCommand):
+    """Has the options of a search."""
+
+
 @click.command(
-    cls=SearchCommand,
+    cls=_Plan,
     epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200",
 )
 @option(

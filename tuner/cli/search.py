@@ -15,6 +15,7 @@ from tuner.cli.running import (
     running_options,
 )
 from tuner.cli.search_options import (
+    PatientCommand,
     is_auto,
     search_overrides,
     search_request,
@@ -29,7 +30,7 @@ from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
 
 
-class _Search(SearchCommand):
+class _Search(PatientCommand, SearchCommand):
     """Takes several runs after ``--warm-start``, up to the next option or KEY=VALUE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

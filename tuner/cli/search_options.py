@@ -58,8 +58,6 @@ _PROPOSED = (
     option(
         "--patience",
         type=Amount(min=0),
-        is_flag=False,
-        flag_value=USUAL_PATIENCE,
         metavar="[POINTS]",
         help="End when the next quarter of the budget is expected to improve the best trial by "
         f"less; {USUAL_PATIENCE} without a number, 0 never ends. {FROM_SPACE}",
@@ -122,6 +120,36 @@ _DISTILLED = (
 )
 DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
 """Options that are fields of ``DataConfig``."""
+
+
+class PatientCommand(click.Command):
+    """A command with ``--patience``, whose number may be left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of the command line."""
+        return super().parse_args(ctx, completed("--patience", str(USUAL_PATIENCE), args))
+
+
+def completed(flag: str, usual: str, words: Sequence[str]) -> list[str]:
+    """Return words with the usual value after an option where none follows.
+
+    click would do so itself, but take -1 for an option, and KEY=VALUE for the value.
+    """
+    rest = list(words)
+    found: list[str] = []
+    while rest and rest[0] != "--":
+        found.append(rest.pop(0))
+        if found[-1] == flag and not (rest and _is_value(rest[0])):
+            found.append(usual)
+    return found + rest
+
+
+def _is_value(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return not word.startswith("-") and "=" not in word
+    return True
 
 
 def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
