@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -151,8 +152,25 @@ def test_before_the_last_third_the_pool_is_not_asked(world: World) -> None:
     assert [promoted(tuner) for _ in range(2)] == [0, 1]
 
 
-def test_a_trial_whose_probabilities_are_gone_is_not_preferred(world: World) -> None:
-    (world.run.trial_path(2) / "val_probs.npy").unlink()
+@pytest.mark.parametrize(
+    "damaged",
+    [None, np.float32(1), np.full((NUM_IMAGES, 3), "x"), np.zeros((NUM_IMAGES, 2), np.float32)],
+    ids=["gone", "no table", "text", "too few classes"],
+)
+def test_a_trial_whose_probabilities_cannot_be_used_is_not_preferred(
+    damaged: np.ndarray | None, world: World
+) -> None:
+    file = world.run.trial_path(2) / "val_probs.npy"
+    file.unlink() if damaged is None else np.save(file, damaged)
     tuner = world.tuner()
     with_pool(world, tuner)
     assert [promoted(tuner) for _ in range(2)] == [0, 1]
+
+
+def test_one_that_is_damaged_does_not_keep_others_from_being_preferred(world: World) -> None:
+    broken = usual(1).numpy()
+    broken[0] = np.nan
+    np.save(world.run.trial_path(1) / "val_probs.npy", broken)
+    tuner = world.tuner()
+    with_pool(world, tuner)
+    assert [promoted(tuner) for _ in range(2)] == [0, 2]

@@ -3,10 +3,12 @@
 from bisect import insort
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tuner.ensemble.gain import best_addition, truth_of
+from tuner.ensemble.integrity import ROUNDING
 from tuner.errors import StorageError, TunerError
 from tuner.run.events import Event, TrialEnded, TrialPromoted, TrialStarted
 from tuner.run.layout import CHECKPOINT
@@ -104,6 +106,8 @@ class Pool:
         except TunerError:
             # The ensemble refuses it, too, and says why.
             return None
-        if probs.ndim != 2 or len(probs) != len(self._labels):
+        if probs.dtype not in ROUNDING or probs.ndim != 2 or len(probs) != len(self._labels):
+            return None
+        if probs.shape[1] <= int(self._labels.max()) or not np.isfinite(probs).all():
             return None
         return truth_of(torch.from_numpy(probs).float(), self._labels)
