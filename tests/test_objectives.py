@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.test_promotion import SLOT, promoting
 from tests.test_run import add_trial, make_run
 from tests.test_tuner import Worker, World, start
+from tuner.cli.trials_table import print_leaderboard
 from tuner.config import CostObjective, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
@@ -338,6 +339,27 @@ def test_a_trial_that_ended_badly_or_was_not_measured_is_on_no_front(tmp_path: P
     add_trial(run, 5, 0.99)
     fronts = {trial.number: trial.front for trial in run.ranked()}
     assert fronts == {0: 1, 1: 1, 2: 1, 3: 2, 4: None, 5: None}
+
+
+def test_a_cost_of_nothing_is_known(tmp_path: Path) -> None:
+    run = run_with(tmp_path, LATENCY)
+    write_status(run.trial_path(2), replace(run.trial(2).status, latency_ms=0.0))
+    assert front_of(run, run.ranked())[-1].costs == {"latency_ms": 0.0}
+
+
+def test_a_long_front_is_told_in_lines_that_fit_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with(tmp_path, replace(LATENCY, batch=16), SIZE)
+    for number in range(4, 25):
+        add_trial(run, number, number / 100)
+        status = run.trial(number).status
+        write_status(run.trial_path(number), replace(status, latency_ms=number / 100, size_mb=1.0))
+    print_leaderboard(run, 5, searched=())
+    told = capsys.readouterr().out.partition("On front 1 of ")[2].partition("\n\n")[0]
+    assert told.startswith("accuracy, latency_ms at batch 16, size_mb: 24, 23,")
+    assert "and 1 more. No other" in told.replace("\n", " ")
+    assert max(map(len, told.splitlines()[1:])) <= 80
 
 
 def test_checkpoints_of_the_front_stay(tmp_path: Path) -> None:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.cli.insights import searched_columns
-from tuner.cli.output import TRAINED_ON_VALIDATION, figure, make_console, plural, print_table
+from tuner.cli.output import (
+    TRAINED_ON_VALIDATION,
+    figure,
+    make_console,
+    plural,
+    print_sentence,
+    print_table,
+)
 from tuner.config import Metric
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.goal import name_of
@@ -22,6 +29,8 @@ WIDE = 110
 """Columns of a terminal from which the loss, the time and the size of each trial are shown."""
 LEAST_REASON = 24
 """Columns that have to be left for the reason why a trial ended."""
+MOST_NAMED = 20
+"""Trials of the front that are named below the table, which has its column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +108,8 @@ def print_leaderboard(
             _accuracy_note(run, trials),
         )
         for note in filter(None, notes):
-            print(f"\n{note}")
+            print()
+            print_sentence(make_console(), note)
     print(f"\nRun: {short_path(run.path)}  (leaderboard.csv, trials/)")
 
 
@@ -117,12 +127,15 @@ def _about_front(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
     """Say which trials are on the front of a search by costs, too; empty for another one."""
     from tuner.run.run import on_front
 
-    front = ", ".join(str(trial.number) for trial in on_front(ranked))
+    front = on_front(ranked)
     if not front:
         return ""
+    told = ", ".join(str(trial.number) for trial in front[:MOST_NAMED])
+    if len(front) > MOST_NAMED:
+        told += f" and {len(front) - MOST_NAMED} more"
     return (
-        f"On front 1 of {run.record.search.objectives}: {front}. No other trial is better\nby one "
-        "of these without being worse by another."
+        f"On front 1 of {run.record.search.objectives}: {told}. No other trial is better by one of "
+        "these without being worse by another."
     )
 
 

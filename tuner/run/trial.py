@@ -266,8 +266,9 @@ class TrialRecord:
     def point(self) -> tuple[float, ...] | None:
         """Its value of the metric and its costs, of which less is better; ``None`` without."""
         score = score_of(self.best, self.metric) if self.best and self.is_scored else None
-        known = [cost for objective in self.costs if (cost := self.status.cost(objective))]
-        if score is None or self.is_val_seen or len(known) < len(self.costs):
+        costs = [self.status.cost(objective) for objective in self.costs]
+        known = [cost for cost in costs if cost is not None]
+        if score is None or self.is_val_seen or len(known) < len(costs):
             return None
         return (-score, *known)
 
