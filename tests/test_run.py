@@ -186,6 +186,12 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
+def test_a_name_that_would_write_lines_of_its_own_is_damage(run: Run) -> None:
+    run.update(name="run\nRun: all is well")
+    with pytest.raises(TunerError, match=r"run.json: damaged or unreadable: name: 'run\\nRun"):
+        Run.open(run.path)
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"schema_version": 1}', '{"schema_version": "1"}', "\udcff"]
 )

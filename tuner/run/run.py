@@ -191,6 +191,12 @@ class Run:
         record = find_record(path / layout.RUN, RunRecord, version=SCHEMA_VERSION)
         if record is None:
             raise UsageError(f"{path}: no run here (no {layout.RUN})")
+        if not record.name.isprintable():
+            # It would write lines of its own wherever it is told.
+            raise TunerError(
+                f"{path / layout.RUN}: damaged or unreadable: name: {quoted(record.name)} holds "
+                "characters that cannot be printed"
+            )
         if record.schema_version == 1 and record.search.scheduler == "asha":
             search = dataclasses.replace(record.search, scheduler="asha-stop")
             record = dataclasses.replace(record, search=search)
