@@ -106,7 +106,8 @@ def _beaten(ones: Sequence[Entry], others: Sequence[Entry]) -> list[bool]:
     first, second = (np.array([entry.point for entry in entries]) for entries in (ones, others))
     is_no_worse, is_better = first[:, None] <= second, first[:, None] < second
     dominates = is_no_worse.all(axis=2) & is_better.any(axis=2)
-    return [bool(beaten) for beaten in dominates.any(axis=0)]
+    beaten: list[bool] = np.asarray(dominates.any(axis=0)).tolist()
+    return beaten
 
 
 def _in_order(front: Sequence[Entry]) -> list[Entry]:
