@@ -189,8 +189,8 @@ def try_failures(number: int, seed: int, folder: Path, messages: Console) -> lis
 
 
 def draw_moment(draw: random.Random) -> Moment:
-    """Return a moment after the first epoch."""
-    return Moment(draw.randint(1, 4 * TRIALS), draw.uniform(0, 1))
+    """Return a moment after the first epoch, of which a search trains more than two a trial."""
+    return Moment(draw.randint(1, 2 * TRIALS), draw.uniform(0, 1))
 
 
 def failing_search(
