@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +17,7 @@ from tuner.run.trial import EpochMetrics, TrialState
 from tuner.space import SearchSpace, load_space
 from tuner.space.axes import Branch, Fixed, Group, RandomTrial
 from tuner.tuning.sampling.sampler import Sampler, _shuffled
-from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler
+from tuner.tuning.sampling.study import check_study_fits
 
 NUMBERS = """
 space:
@@ -165,14 +164,6 @@ def test_a_space_of_what_does_not_go_together_is_refused(tmp_path: Path) -> None
     axes = Group(entries={**space.axes.entries, "optimizer": optimizer})
     with pytest.raises(UsageError, match="nesterov needs momentum above 0"):
         make(replace(space, axes=axes), "tpe").ask(0)
-
-
-def test_tpe_groups_parameters_only_where_the_space_has_branches(tmp_path: Path) -> None:
-    for text, has_branches in ((BRANCHED, True), (FINITE, True), (MIXED, False), (NUMBERS, False)):
-        space = read(tmp_path, text)
-        sampler = make_optuna_sampler(space, space.search, 0)
-        assert isinstance(sampler, optuna.samplers.TPESampler)
-        assert sampler._group is has_branches
 
 
 @pytest.mark.parametrize("kind", ["tpe", "cmaes"])

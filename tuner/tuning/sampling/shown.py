@@ -26,6 +26,8 @@ class ShownTrials(InMemoryStorage):
         super().__init__()
         self._shown: dict[int, FrozenTrial] = {}
         """Number of a trial -> as it is shown."""
+        self._complete: dict[int, tuple[FrozenTrial, FrozenTrial]] = {}
+        """Number of a trial -> as it is shown, or is, and as it is shown to who draws."""
         self._drawing: int | None = None
         """Thread that draws."""
 
@@ -67,18 +69,21 @@ class ShownTrials(InMemoryStorage):
             for trial in super().get_all_trials(study_id, deepcopy=False)
         ]
         if is_drawing:
-            trials = [_as_complete(trial) for trial in trials]
+            trials = [self._as_complete(trial) for trial in trials]
         found = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
+    def _as_complete(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a pruned trial as a complete one; one without a value stays the worst there is.
 
-def _as_complete(trial: FrozenTrial) -> FrozenTrial:
-    """Return a pruned trial as a complete one; one without a value stays the worst there is.
-
-    So does one of other images, below all others; see ``Sampler.add_foreign``.
-    """
-    if trial.state is not TrialState.PRUNED or trial.value is None or trial.last_step == 0:
-        return trial
-    shown = copy.copy(trial)
-    shown.state = TrialState.COMPLETE
-    return shown
+        So does one of other images, below all others; see ``Sampler.add_foreign``.
+        """
+        if trial.state is not TrialState.PRUNED or trial.value is None or trial.last_step == 0:
+            return trial
+        known = self._complete.get(trial.number)
+        # Every parameter of every draw asks for all of them.
+        if known is None or known[0] is not trial:
+            shown = copy.copy(trial)
+            shown.state = TrialState.COMPLETE
+            known = self._complete[trial.number] = (trial, shown)
+        return known[1]

@@ -68,12 +68,13 @@ def make_optuna_sampler(
 ) -> optuna.samplers.BaseSampler:
     """Return what proposes the parameters that are not pinned."""
     with warnings.catch_warnings():
-        # For the options group and consider_pruned_trials.
+        # For the options multivariate and consider_pruned_trials.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match search.sampler:
             case "tpe":
-                # group: parameters of a branch are modelled together, not each alone.
-                return optuna.samplers.TPESampler(seed=seed, group=bool(_branches(space)))
+                # Each parameter by itself: of trials that were mostly stopped early there are too
+                # few good ones to tell which values go together.
+                return optuna.samplers.TPESampler(seed=seed, multivariate=False)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cmaes":
