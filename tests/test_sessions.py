@@ -48,6 +48,10 @@ def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(
             if connection.status == psutil.CONN_LISTEN
         }
         assert addresses == {"127.0.0.1"}
+        commands = " ".join(word for process in processes for word in process.cmdline())
+        assert "raylet" in commands
+        unused = ("dashboard.py", "log_monitor.py", "monitor.py")
+        assert not [name for name in unused if name in commands]
         assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
         monkeypatch.setattr(temporary, "YOUNG_SECONDS", 0.0)
         remove_old_sessions(session.parent)

@@ -6,6 +6,7 @@ from ray._private import worker as worker_module
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.node import Node
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import (  # type: ignore[attr-defined]
@@ -31,6 +32,7 @@ __all__ = [
     "GCS_AUTOSCALER_V2_ENABLED_KEY",
     "RAY_JOB_CONFIG_JSON_ENV_VAR",
     "GcsClient",
+    "Node",
     "_internal_kv_del",
     "_internal_kv_get",
     "_internal_kv_put",
