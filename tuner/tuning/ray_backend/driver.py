@@ -51,7 +51,7 @@ from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
 from tuner.tuning.ray_backend.cluster import connected, hardware, is_started_here
 from tuner.tuning.ray_backend.nodes import check_shared, versions_here
 from tuner.tuning.ray_backend.notices import NoticeBoard
-from tuner.tuning.ray_backend.private import air_usage
+from tuner.tuning.ray_backend.private import TUNE_ENV_VARS, air_usage
 from tuner.tuning.ray_backend.signals import drained_by_signals, interrupted_by_signals
 from tuner.tuning.ray_backend.watch import RayWatch
 from tuner.tuning.ray_backend.worker import place, train_if_fit
@@ -415,6 +415,8 @@ def _tune(
     # To count its own callbacks among ours, Tune would import mlflow and wandb: 1.3 s before the
     # first trial starts, where they are installed.
     air_usage.tag_callbacks = lambda callbacks: False
+    # Workers that wait already have no variable for PyTorch Lightning, and Tune would start others.
+    TUNE_ENV_VARS.clear()
     # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
     # Of trials that find no place yet, Tune would by itself start one after the other.

@@ -24,6 +24,7 @@ from ray.experimental.internal_kv import (
     _internal_kv_get,
     _internal_kv_put,
 )
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS as TUNE_ENV_VARS
 from ray.tune.tune import air_usage  # type: ignore[attr-defined]
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "GCS_AUTOSCALER_STATE_NAMESPACE",
     "GCS_AUTOSCALER_V2_ENABLED_KEY",
     "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "TUNE_ENV_VARS",
     "GcsClient",
     "Node",
     "_internal_kv_del",
