@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from tarfile import TarError
 from typing import Literal
@@ -32,14 +33,11 @@ NOISY_TEST, NOISY_VAL = 897, 400
 
 def load_digits(part: Literal["train", "test"], size: int) -> Decoded:
     """Return scikit-learn's digits of a part; the test images are chosen here."""
-    from sklearn import datasets  # Half a second that only digits should wait for.
-
-    digits = datasets.load_digits()
-    labels = digits.target.astype(np.int64)
+    pixels, labels = _read_digits()
     chosen = stratified(labels, round(TEST_SHARE * len(labels)))
     if part == "train":
         chosen = np.setdiff1d(np.arange(len(labels)), chosen)
-    images = torch.from_numpy(np.round(digits.images[chosen, None] * (255 / 16)).astype(np.uint8))
+    images = torch.from_numpy(np.round(pixels[chosen, None] * (255 / 16)).astype(np.uint8))
     return make_decoded(resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
 
 
@@ -50,10 +48,7 @@ def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decode
     laid under noise, the same ones every time: what takes real photographs minutes shows on them in
     seconds, that networks differ and that several together are better than one.
     """
-    from sklearn import datasets  # As in ``load_digits``.
-
-    digits = datasets.load_digits()
-    labels = digits.target.astype(np.int64)
+    pixels, labels = _read_digits()
     count = len(labels)
     # RandomState's stream is frozen for good (NEP 19).
     random = np.random.RandomState(0)
@@ -68,7 +63,7 @@ def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decode
         align_corners=False,
     )
     clean = functional.grid_sample(
-        torch.from_numpy(digits.images[:, None] / 16), grid, align_corners=False
+        torch.from_numpy(pixels[:, None] / 16), grid, align_corners=False
     )
     noise = 0.1 * random.standard_normal(tuple(clean.shape))
     values = (0.15 + 0.7 * clean + torch.from_numpy(noise)).clamp(0, 1)
@@ -80,6 +75,18 @@ def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decode
         resized(images[chosen], size), torch.from_numpy(labels[chosen]), "0123456789"
     )
     return decoded, stratified(labels[chosen], NOISY_VAL)
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits: pixels from 0 to 16, float64, shape (N, 8, 8), and labels.
+
+    Its file is read without the library, whose import takes more than half a second.
+    """
+    library = find_spec("sklearn")
+    assert library is not None, "it is installed with this package"
+    file = Path(str(library.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
 
 
 def decode_cifar(name: str, part: Literal["train", "test"], size: int, data_dir: Path) -> Decoded:

@@ -14,7 +14,6 @@ from tuner.data.datasets import DatasetPart
 from tuner.ensemble.members import Network
 from tuner.ensemble.model_card import model_card
 from tuner.ensemble.plan import Plan
-from tuner.ensemble.plots import plot_confusion, plot_reliability
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.result import EnsembleResult
 from tuner.metrics.predict import predict_probs
@@ -55,6 +54,9 @@ def write_ensemble(
         test: The test images.
         vote: Their probabilities, shape (N, K).
     """
+    # Matplotlib takes a quarter of a second, for which a search would wait, too.
+    from tuner.ensemble.plots import plot_confusion, plot_reliability
+
     beside = result.path.parent if isinstance(result.path, Path) else None
     if beside:
         beside.mkdir(exist_ok=True)

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from scipy.special import bdtr
 from torch import Tensor
 
 from tuner.metrics.intervals import LEVEL as LEVEL
@@ -84,6 +83,8 @@ def mcnemar(correct: Tensor, baseline: Tensor) -> float:
         correct: Whether each image is classified rightly, bool, shape (N,).
         baseline: The same for what is compared with.
     """
+    from scipy.special import bdtr  # A tenth of a second, for which a search would wait, too.
+
     won = int((correct & ~baseline).sum())
     lost = int((~correct & baseline).sum())
     # Twice the lesser tail; both are alike. As scipy.stats has it, whose import takes a second.

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, minimize
 from torch import Tensor
 
 from tuner.voting import probs_of_truth
@@ -25,6 +24,9 @@ def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) 
     Returns:
         Float64, shape (M,); weights that would be below ``NEGLIGIBLE`` are 0.
     """
+    # A third of a second, for which a search would wait, too.
+    from scipy.optimize import Bounds, LinearConstraint, minimize
+
     of_truth = probs_of_truth(probs, labels).double().numpy()
     of_image = None if shares is None else shares.numpy()
     count = len(of_truth)
