@@ -16,6 +16,7 @@ from tuner.errors import TunerError
 from tuner.models.build import build_model
 from tuner.run.checkpoint import (
     Checkpoint,
+    Kept,
     load_checkpoint,
     load_progress,
     load_state,
@@ -214,8 +215,30 @@ def test_a_state_comes_back_with_its_history(path: Path) -> None:
         "bfloat16": torch.randn(5).bfloat16(),
     }
     save_state(path, state, some_history())
-    torch.testing.assert_close(load_state(path), state, rtol=0, atol=0)
+    found = load_state(path)
+    torch.testing.assert_close(found, state, rtol=0, atol=0)
+    assert found["kernel"].is_contiguous(memory_format=torch.channels_last)
     assert load_progress(path)[0] == some_history()
+
+
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_kept_weights_that_are_the_averaged_ones_are_written_once(
+    path: Path, is_newest: bool
+) -> None:
+    kernel = torch.randn(64, 64, 3, 3).to(memory_format=torch.channels_last)
+    weights = {"kernel": kernel, "count": torch.tensor(3)}
+    state = {f"average.{name}": tensor.clone() for name, tensor in weights.items()}
+    state["average.kernel"] += 0 if is_newest else 1
+    described = describe(MODELS[0])
+    kept = Kept(checkpoint=described, weights=weights, val_probs=torch.rand(5, 10))
+    save_state(path, state, some_history(), kept)
+    torch.testing.assert_close(load_state(path), state, rtol=0, atol=0)
+    found = load_progress(path)[1]
+    assert found is not None
+    assert found.checkpoint == described
+    torch.testing.assert_close(found.weights, weights, rtol=0, atol=0)
+    torch.testing.assert_close(found.val_probs, kept.val_probs, rtol=0, atol=0)
+    assert path.stat().st_size == pytest.approx((1 if is_newest else 2) * 4 * 64 * 64 * 9, rel=0.02)
 
 
 def test_a_training_that_saved_nothing_has_no_history(path: Path) -> None:
