@@ -130,6 +130,31 @@ def test_a_training_goes_on_from_any_moment_to_the_same_numbers(
         assert losses == [(row.train_loss, row.val_loss, row.val_accuracy) for row in whole]
 
 
+def test_an_epoch_is_written_from_where_it_is_as_from_a_copy(
+    digits: Splits, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "0", tmp_path / "1"]
+    with (
+        saver_of(paths[0], digits, []) as copied,
+        saver_of(paths[1], digits, []) as direct,
+        epochs_of(digits) as epochs,
+    ):
+        for epoch in epochs:
+            copied.keep(epoch)
+            if epoch.figures.epoch not in (2, 3, 6):
+                direct.keep(epoch)
+                continue
+            copied.save()
+            direct.save(epoch)
+            found, state = (load_state(path / "state.safetensors") for path in paths)
+            torch.testing.assert_close(found, state, rtol=0, atol=0)
+            for path in paths:
+                assert_one_moment(path, digits)
+            assert read_history(paths[0]) == read_history(paths[1])
+            names = ("checkpoint.safetensors", "val_probs.npy")
+            assert all(contents(paths[0])[name] == contents(paths[1])[name] for name in names)
+
+
 def test_what_is_written_does_not_change_with_the_training(digits: Splits, tmp_path: Path) -> None:
     held = threading.Event()
 

@@ -69,6 +69,8 @@ class _Snapshot:
     """``None`` where its files are on disk."""
     is_copied: torch.cuda.Event | None
     """Passed when the tensors are complete; ``None`` where they are at once."""
+    is_awaited: bool
+    """Whether nobody touches the tensors until they are written."""
 
 
 class Saver:
@@ -76,13 +78,14 @@ class Saver:
 
     ``keep`` copies on the device what an epoch has led to, into the same tensors each time. When it
     is to be saved, the thread copies it to the host and writes it. The training waits for a write
-    in ``save`` alone, and in ``keep`` for the copy to the host.
+    in ``save`` alone, and in ``keep`` for the copy to the host. What ``save`` is given is written
+    from where it is, without a copy.
 
     Args:
         path: The trial's folder.
         model: What is trained.
         splits: On what.
-        history: The epochs that the trial goes on from; ``keep`` adds to it.
+        history: The epochs that the trial goes on from; ``keep`` and ``save`` add to it.
         metric: What the kept epoch is chosen by.
         seconds: A loss of the worker is to cost no more training than this, or than one epoch.
         check: Called before each write; may raise.
@@ -109,7 +112,9 @@ class Saver:
         self._num_epochs = self._num_saved = len(history)
         self._num_written = len(history)
         self._digests: dict[str, str] = {}
-        self._state: dict[str, Tensor] = {}
+        self._copy: dict[str, Tensor] = {}
+        self._state: Mapping[str, Tensor] = self._copy
+        """What is written next: the copy, or what the training itself works with."""
         self._kept: Kept | None = None
         self._is_copied: torch.cuda.Event | None = None
         self._saved_at = time.monotonic()
@@ -153,14 +158,20 @@ class Saver:
         self._is_free.wait()
         if self._writing is not None and self._writing.done():
             self._finish()
+        self._take(epoch, is_copy=True)
+
+    def _take(self, epoch: Epoch, *, is_copy: bool) -> None:
         history = [*self.history, epoch.figures]
         if epoch.is_finite:
             # Until the copy is whole: memory may be short.
             self._is_broken = True
             is_val_seen = self._splits.is_val_seen
             if kept_row(history, self._metric, is_val_seen=is_val_seen) is epoch.figures:
-                self._kept = self._kept_epoch(epoch)
-            _copy(epoch.learner.state(), self._state)
+                self._kept = self._kept_epoch(epoch, is_copy=is_copy)
+            self._state = epoch.learner.state()
+            if is_copy:
+                _copy(self._state, self._copy)
+                self._state = self._copy
             self._is_broken = False
             self._num_epochs = len(history)
             if (device := epoch.learner.device).type == "cuda":
@@ -179,22 +190,31 @@ class Saver:
         waited = time.monotonic() - self._saved_at
         if waited + self.history[-1].seconds > self._seconds:
             self._finish()
-            self._begin()
+            self._begin(is_awaited=False)
 
-    def save(self) -> None:
-        """Write the newest epoch, and wait until it is on disk."""
+    def save(self, epoch: Epoch | None = None) -> None:
+        """Write the newest epoch, and wait until it is on disk.
+
+        Args:
+            epoch: A newer one than was kept.
+        """
         self._finish()
+        if epoch is not None:
+            self._take(epoch, is_copy=False)
         if not self.is_saved:
-            self._begin()
+            self._begin(is_awaited=True)
             self._finish()
+        # The training goes on with the other tensors.
+        self._state = self._copy
 
-    def _begin(self) -> None:
+    def _begin(self, *, is_awaited: bool) -> None:
         snapshot = _Snapshot(
             history=tuple(self.history),
             num_epochs=self._num_epochs,
             state=self._state,
             kept=self._kept,
             is_copied=self._is_copied,
+            is_awaited=is_awaited,
         )
         self._saved_at = time.monotonic()
         self._is_free.clear()
@@ -215,7 +235,7 @@ class Saver:
             self._patience.wait(error)
             self._is_broken = False
             # Of the newest epoch, whatever was being written.
-            self._begin()
+            self._begin(is_awaited=True)
             return self._finish()
         if self._patience:
             self._patience.hear()
@@ -228,8 +248,9 @@ class Saver:
         kept = snapshot.kept
         try:
             with self._copying(snapshot):
-                state = _on_host(snapshot.state)
-                kept = kept and replace(kept, weights=_on_host(kept.weights))
+                is_copy = not snapshot.is_awaited
+                state = _on_host(snapshot.state, is_copy=is_copy)
+                kept = kept and replace(kept, weights=_on_host(kept.weights, is_copy=is_copy))
         finally:
             self._is_free.set()
         self._check()
@@ -255,8 +276,10 @@ class Saver:
             self._stream.wait_event(snapshot.is_copied)
             yield
 
-    def _kept_epoch(self, epoch: Epoch) -> Kept:
-        weights = epoch.network.state_dict()
+    def _kept_epoch(self, epoch: Epoch, *, is_copy: bool) -> Kept:
+        weights = {name: tensor.detach() for name, tensor in epoch.network.state_dict().items()}
+        if is_copy:
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
         return Kept(
             checkpoint=Checkpoint(
                 model=self._model,
@@ -268,7 +291,7 @@ class Saver:
                 computed=epoch.computed,
                 folds=self._splits.num_folds,
             ),
-            weights={name: tensor.detach().clone() for name, tensor in weights.items()},
+            weights=weights,
             val_probs=epoch.val_probs.clone(),
         )
 
@@ -414,5 +437,5 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+def _on_host(tensors: Mapping[str, Tensor], *, is_copy: bool) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=is_copy) for name, tensor in tensors.items()}

@@ -266,8 +266,7 @@ class _Probe:
             for _ in range(WRITINGS):
                 began = time.perf_counter()
                 with Saver(path, self.config.model, self.splits, []) as saver:
-                    saver.keep(epoch)
-                    saver.save()
+                    saver.save(epoch)
                 times.append(time.perf_counter() - began)
             sizes = {file.name: len(file.read_bytes()) for file in path.iterdir()}
         return sizes, statistics.fmean(times)

@@ -271,11 +271,11 @@ def _follow(
         halved_from: See ``TrialStatus``.
     """
     for epoch in epochs:
-        saver.keep(epoch)
         place = epoch.figures.epoch
         if place in judged or place == num_epochs or not epoch.is_finite:
-            saver.save()
+            saver.save(epoch)
         else:
+            saver.keep(epoch)
             saver.save_if_due()
         ended = EpochEnded(
             number=number,
