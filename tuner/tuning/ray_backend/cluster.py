@@ -1,13 +1,14 @@
 """The Ray cluster: connect or start, with all that its nodes need, and what it has."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,16 +100,18 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
         ClusterError: If that fails.
     """
     with contextlib.ExitStack() as stack:
+        # First: a thread that tells could take the signals that are held back.
+        stack.enter_context(sheltering_children())
         if console:
             # Nodes, which look at themselves by this room's modules, may lack rich.
             from tuner.monitor.steps import step
 
             what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
             stack.enter_context(step(console, what))
-        stack.enter_context(sheltering_children())
         if address is None:
             stack.enter_context(_on_loopback())
             stack.enter_context(_without_services())
+            stack.enter_context(_whole_or_not())
         try:
             if address is None:
                 make_token_private()
@@ -165,6 +168,21 @@ def _without_services() -> Iterator[None]:
             setattr(Node, name, start)
 
 
+@contextmanager
+def _whole_or_not() -> Iterator[None]:
+    """End what was started in the block where it is left early, by Ctrl-C for one.
+
+    Ray 2.60 ends its own children then, and leaves theirs for a minute.
+    """
+    before = psutil.Process().children()
+    try:
+        yield
+    except BaseException:
+        started = [child for child in psutil.Process().children() if child not in before]
+        _kill([*started, *_descendants(started)])
+        raise
+
+
 def make_token_private() -> None:
     """See that nobody else can read the token by which Ray's processes know each other.
 
@@ -203,14 +221,27 @@ def _shut_down() -> None:
     not its own children try for a minute to tell a Ray that has ended that it has.
     """
     node: Any = worker_module._global_node
-    descendants = []
-    for started in node.all_processes.values() if node else ():
-        for each in started:
-            each.process.terminate = each.process.kill
-            with contextlib.suppress(psutil.NoSuchProcess):
-                descendants += psutil.Process(each.process.pid).children(recursive=True)
+    started = []
+    for each in itertools.chain(*(node.all_processes.values() if node else ())):
+        each.process.terminate = each.process.kill
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started.append(psutil.Process(each.process.pid))
+    descendants = _descendants(started)
     ray.shutdown()
-    for process in descendants:
+    _kill(descendants)
+
+
+def _descendants(processes: Iterable[Any]) -> list[Any]:
+    """Return what processes have started, and what that has."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += process.children(recursive=True)
+    return found
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
