@@ -146,10 +146,12 @@ def load_state(path: AnyPath) -> dict[str, Tensor]:
 def _read(file: Any, names: Iterable[str]) -> dict[str, Tensor]:
     """Read tensors of a state file as they lay in memory when it was written."""
     turned = frozenset(from_json(list[str], (file.metadata() or {}).get("channels_last", "[]")))
-    return {
-        name: tensor.permute(0, 3, 1, 2) if name in turned else tensor
-        for name, tensor in ((name, file.get_tensor(name)) for name in names)
-    }
+    tensors = {name: file.get_tensor(name) for name in names}
+    for name in turned & tensors.keys():
+        if tensors[name].ndim != 4:
+            raise ValueError(f"{name} has no channels that could be last")
+        tensors[name] = tensors[name].permute(0, 3, 1, 2)
+    return tensors
 
 
 def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
