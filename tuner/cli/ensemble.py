@@ -21,7 +21,7 @@ from tuner.cli.options import (
 )
 from tuner.cli.output import print_json
 from tuner.console import Console
-from tuner.monitor.steps import step, telling
+from tuner.monitor.steps import loading, telling
 from tuner.storage.paths import AnyPath
 
 METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
@@ -122,7 +122,7 @@ def ensemble(
         raise click.UsageError("--front takes all trials of the front; leave --top out.")
     run = find_run(storage, run_name)
     console = Console(stderr=True, highlight=False)
-    with step(console, "Loading PyTorch"):
+    with loading(console, "PyTorch"):
         from tuner.ensemble import make_ensemble, planning
         from tuner.ensemble.request import EnsembleRequest
         from tuner.training.device import find_devices

@@ -24,7 +24,7 @@ from tuner.cli.search_options import (
 )
 from tuner.console import Console
 from tuner.errors import UsageError
-from tuner.monitor.steps import step
+from tuner.monitor.steps import loading
 
 if TYPE_CHECKING:
     from tuner.run.forecast import Forecast, Spread
@@ -75,7 +75,7 @@ def plan(context: click.Context, /, **options: Any) -> None:
     from tuner.space import find_space
 
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
-    with step(console, "Loading PyTorch and Ray"):
+    with loading(console, "PyTorch and Ray"):
         from tuner.tuning.planning.plan import plan as make_plan
     if is_auto(options):
         with settled_request(context, console, name="plan") as request:

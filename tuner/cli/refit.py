@@ -17,7 +17,7 @@ from tuner.cli.running import (
 from tuner.config import REFIT_SEEDS, REFIT_TOP
 from tuner.console import Console
 from tuner.errors import UsageError
-from tuner.monitor.steps import step
+from tuner.monitor.steps import loading
 from tuner.run.resuming import resume_command
 
 
@@ -55,7 +55,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     if resume and found.record.refit is None:
         line = resume_command(found.path, "search")
         raise UsageError(f"--resume: {found.path} is a search; go on with:\n  {line}")
-    with step(console, "Loading PyTorch and Ray"):
+    with loading(console, "PyTorch and Ray"):
         from tuner.tuning.refit import make_refit_request
         from tuner.tuning.refit import refit as run_refit
     own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "metric", "name", "keep", "data")

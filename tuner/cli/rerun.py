@@ -12,7 +12,7 @@ from tuner.cli.output import (
     print_table,
 )
 from tuner.console import Console
-from tuner.monitor.steps import step
+from tuner.monitor.steps import loading, step
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def rerun(
 
     found = find_run(storage, run[0] if run else None)
     console = Console(stderr=True, highlight=False)
-    with step(console, "Loading PyTorch"):
+    with loading(console, "PyTorch"):
         from tuner.training.device import find_device
         from tuner.training.rerun import rerun as train_again
     rows = []

@@ -25,7 +25,7 @@ from tuner.cli.search_options import (
 from tuner.config import AUTO
 from tuner.console import Console
 from tuner.errors import UsageError
-from tuner.monitor.steps import step
+from tuner.monitor.steps import loading
 from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
 
@@ -108,7 +108,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         "study_storage": options["study_storage"],
     }
     if is_auto(options):
-        with step(console, "Loading PyTorch and Ray"):
+        with loading(console, "PyTorch and Ray"):
             from tuner.tuning.session import search as run_search
         with settled_request(context, console, name=options["name"], **own) as request:
             run = run_search(request, console)
@@ -119,7 +119,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         path = resumed.path / SPACE
     else:
         raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
-    with step(console, "Loading PyTorch and Ray"):
+    with loading(console, "PyTorch and Ray"):
         from tuner.tuning.session import search as run_search
 
         request = search_request(context, path, resumed, name=options["name"], **own)

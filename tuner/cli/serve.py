@@ -14,7 +14,7 @@ from tuner.cli.options import (
 )
 from tuner.console import Console
 from tuner.errors import UsageError
-from tuner.monitor.steps import step
+from tuner.monitor.steps import loading
 from tuner.storage.paths import AnyPath
 
 
@@ -95,7 +95,7 @@ def serve(
 
     folder = find_ensemble(storage, ensemble)
     try:
-        with step(Console(stderr=True, highlight=False), "Loading PyTorch and Ray"):
+        with loading(Console(stderr=True, highlight=False), "PyTorch and Ray"):
             import python_multipart  # noqa: F401 - what reads forms is imported when there is one.
 
             from tuner.deploy.uploads import Limits

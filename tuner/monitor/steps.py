@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,12 +17,13 @@ PULSE = 10.0
 
 
 @contextmanager
-def step(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+def step(console: Console, text: str, *, first: float = MOMENT) -> Iterator[Callable[[str], None]]:
     """Say what the block does while it takes long; yield what changes the text.
 
     Args:
         console: Where.
         text: Such as ``Starting Ray``.
+        first: Seconds after which it is told where there is no spinner.
     """
     if is_live(console):
         spinner = "line" if console.options.ascii_only else "dots"
@@ -39,8 +40,13 @@ def step(console: Console, text: str) -> Iterator[Callable[[str], None]]:
         seconds = time.monotonic() - began
         return f"{text} ... {f'{seconds:.0f} s so far' if seconds >= PULSE else ''}".rstrip()
 
-    with Pulse(console, line, first=MOMENT):
+    with Pulse(console, line, first=first):
         yield change
+
+
+def loading(console: Console, what: str) -> AbstractContextManager[object]:
+    """Say that the block loads libraries; at once, for while they are no other thread runs."""
+    return step(console, f"Loading {what}", first=0.0)
 
 
 class Pulse:
@@ -49,7 +55,7 @@ class Pulse:
     Args:
         console: Where.
         line: Returns what to print.
-        first: Seconds before the first line.
+        first: Seconds before the first line; with 0 it is there when the block begins.
     """
 
     def __init__(self, console: Console, line: Callable[[], str], *, first: float = PULSE) -> None:
@@ -62,6 +68,8 @@ class Pulse:
 
     def __enter__(self) -> "Pulse":
         self._due = time.monotonic() + self._first
+        if not self._first:
+            self._tell()
         self._thread.start()
         return self
 
@@ -76,9 +84,12 @@ class Pulse:
     def _beat(self) -> None:
         while not self._ended.wait(max(0.0, self._due - time.monotonic())):
             if time.monotonic() >= self._due:
-                self.rest()
-                is_file = not self._console.is_terminal
-                self._console.print(self._line(), markup=False, soft_wrap=is_file)
+                self._tell()
+
+    def _tell(self) -> None:
+        self.rest()
+        is_file = not self._console.is_terminal
+        self._console.print(self._line(), markup=False, soft_wrap=is_file)
 
 
 @contextmanager
