@@ -284,12 +284,13 @@ def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) ->
     try:
         wait_until(has_trained)
         os.close(master)
-        assert process.wait(30) == 130
+        code = process.wait(30)
     finally:
         process.kill()
     assert b"slots" in drawn, "it drew its table"
     run = run_in(folder)
-    assert run.record.status == "interrupted"
+    # What it had to say, nobody has heard: the record tells how it ended.
+    assert (code, run.record.status) == (130, "interrupted"), run.record
     assert run.trial(0).status.state in ("interrupted", "completed")
     assert [*flaws(run.trial(0))] == []
 
