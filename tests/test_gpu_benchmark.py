@@ -44,9 +44,9 @@ def test_a_part_runs_without_a_gpu(tmp_path: Path) -> None:
 
 def test_it_ends_in_time_and_says_what_was_cut(tmp_path: Path) -> None:
     where = ("--data", "digits", "--data-dir", str(tmp_path / "data"), "--device", "cpu")
-    measure(*where, "--minutes", "0.1", "--only", "steps", "--json", str(tmp_path / "found.json"))
+    measure(*where, "--minutes", "0.085", "--only", "steps", "--json", str(tmp_path / "found.json"))
     parts = json.loads((tmp_path / "found.json").read_text())["parts"]
-    assert parts["images"]["ended"].startswith("cut off after 2 s")
+    assert parts["images"]["ended"].startswith("cut off after 1 s")
     assert "steps" not in parts
 
 

@@ -1,5 +1,6 @@
 """What goes on while there is no table: a spinner on a terminal, lines elsewhere."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,8 +46,8 @@ def step(console: Console, text: str, *, first: float = MOMENT) -> Iterator[Call
 
 
 def loading(console: Console, what: str) -> AbstractContextManager[object]:
-    """Say that the block loads libraries; at once, for while they are no other thread runs."""
-    return step(console, f"Loading {what}", first=0.0)
+    """Say that the block loads libraries; at once, for meanwhile no thread of ours gets a turn."""
+    return step(console, f"Loading {what}", first=MOMENT if "torch" in sys.modules else 0.0)
 
 
 class Pulse:
