@@ -152,7 +152,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextmanager
 def _without_services() -> Iterator[None]:
-    """Have the Ray that is started in the block come without three processes that nobody uses here.
+    """Start Ray in the block without three processes that nobody uses here.
 
     Ray 2.60 starts the server of its dashboard without ``include_dashboard``, too, what passes the
     workers' output on without ``log_to_driver``, and an autoscaler for one node. Without them it is

@@ -28,7 +28,7 @@ MAX_DRAWS = 50
 INFORMED_DRAWS = 3
 """Number of these draws before chance decides: a model keeps to what it takes for the best."""
 CHANCE_EVERY = 3
-"""Of so many trials of TPE the last is left to chance: where most were stopped early, what a model
+"""TPE draws the last of so many trials at random: where most were stopped early, what its model
 takes for the best is too little."""
 Verdict = tuple[OptunaState, float | None, dict[int, float]]
 """What Optuna is told of a trial: its state, its value, its curve."""
@@ -216,7 +216,7 @@ class Sampler:
         history: Sequence[EpochMetrics],
         share_better: float,
     ) -> bool:
-        """Tell Optuna of a trial whose accuracies are not to be compared with those of this search.
+        """Add a trial whose accuracies are not to be compared with those of this search.
 
         One that has any is told as pruned before the first epoch, by its place in its own run: TPE
         ranks it below all that this search trains, and goes by it until there is enough of that.
@@ -238,7 +238,7 @@ class Sampler:
         return self._learn(config, verdict)
 
     def _learn(self, config: TrialConfig, verdict: Verdict, number: int | None = None) -> bool:
-        """Tell Optuna what became of a configuration; say whether it lies in the space."""
+        """Add what became of a configuration; return whether it lies in the space."""
         if (drawn := params_of(self.space, config)) is None:
             return False
         optuna_state, value, curve = verdict

@@ -78,12 +78,14 @@ class ShownTrials(InMemoryStorage):
 
         So does one of other images, below all others; see ``Sampler.add_foreign``.
         """
-        if trial.state is not TrialState.PRUNED or trial.value is None or trial.last_step == 0:
+        if trial.state is not TrialState.PRUNED:
             return trial
         known = self._complete.get(trial.number)
         # Every parameter of every draw asks for all of them.
         if known is None or known[0] is not trial:
-            shown = copy.copy(trial)
-            shown.state = TrialState.COMPLETE
+            shown = trial
+            if trial.value is not None and trial.last_step != 0:
+                shown = copy.copy(trial)
+                shown.state = TrialState.COMPLETE
             known = self._complete[trial.number] = (trial, shown)
         return known[1]
