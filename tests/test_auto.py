@@ -2,21 +2,27 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from tuner.config import DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.data.survey import Survey, survey
+from tuner.errors import DataError
 from tuner.models.catalogue import find_weights
 from tuner.run.run import Run
 from tuner.space import RandomTrial, load_space
 from tuner.training.initial_weights import weights_at_hand
+from tuner.tuning.planning import make_space
 from tuner.tuning.planning.auto import (
     LONGEST_SHARE,
     SIDES,
+    SMALL,
     TRAININGS,
     TRANSFER,
     Choice,
@@ -29,8 +35,9 @@ from tuner.tuning.planning.auto import (
     space_of,
 )
 from tuner.tuning.planning.make_space import LEAST_TRIALS, base_of, families_of, most_trials
+from tuner.tuning.planning.measure import Measured
 from tuner.tuning.planning.simulated import TrialCost
-from tuner.tuning.resources import TrialResources
+from tuner.tuning.resources import CapacityPlan, TrialResources
 
 CPU = Machine(slots=2, has_gpu=False, seconds=600.0)
 
@@ -180,6 +187,55 @@ def test_as_many_trials_as_end_in_the_time() -> None:
     assert most_trials([cost], search, 1.0, lambda trials: len(trials) <= 2) == LEAST_TRIALS
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        # The baselines differ in this alone.
+        "space.augment.policy=none",
+        "space.label_smoothing.choice=[0.0,0.1]",
+        "space.optimizer.muon.lr=0.2",
+        "space.model={resnet: {depth: 10}}",
+    ],
+)
+def test_what_the_user_settles_goes_before_the_rules(
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretended_nodes: list[dict[str, float]],
+) -> None:
+    choice = Choice(
+        recipe=SMALL, names=("speednet",), side=32, epochs=9, batch_size=32, trainings=12.0
+    )
+    share = TrialResources(cpus=1, gpus=0)
+    request: Any = SimpleNamespace(storage=tmp_path, data=DataConfig(source="photos"))
+    maker = make_space._Maker(
+        request=request,
+        overrides=[word],
+        images=images_of(840),
+        capacity=CapacityPlan(default=share, count=2),
+        machine=CPU,
+        console=Console(),
+    )
+    space = maker.load(space_of(choice, base_of(SMALL), is_mirrored=True))
+    assert space.baseline
+    config = maker.config_of(Network(recipe=SMALL, name="speednet"), 32)
+    measured = Measured(config=config, resources=share, epoch_seconds=1.0)
+    maker.measured[Network(recipe=SMALL, name="speednet")] = 32, measured
+    monkeypatch.setattr(make_space, "most_trials", lambda costs, *others: len(costs))
+    assert maker.trials(choice, space) == make_space.DRAWS
+
+
+def test_what_no_search_could_load_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for name, number in (("a", 30), ("b", 1)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(number):
+            Image.new("RGB", (8, 8), (index, 0, number)).save(
+                tmp_path / "photos" / name / f"{index}.png"
+            )
+    with pytest.raises(DataError, match="photos/b: needs at least 3 images"):
+        survey(DataConfig(source=str(tmp_path / "photos")), tmp_path)
+
+
 @pytest.mark.ray
 def test_a_search_of_data_alone_makes_its_space_and_goes_on_with_it(
     session: None,
@@ -190,7 +246,8 @@ def test_a_search_of_data_alone_makes_its_space_and_goes_on_with_it(
     monkeypatch.chdir(tmp_path)
     words = ("search", "--data", "digits", "--data-dir", "data", "--name", "made")
     limits = ("--time-budget", "10m", "--trials", "2", "--epochs", "1")
-    code, _, err = call(*words, *limits, "--val-fraction", "0.2", "space.label_smoothing=0.1")
+    said = ("--val-fraction", "0.2", "--image-size", "9", "space.label_smoothing=0.1")
+    code, _, err = call(*words, *limits, *said)
     assert code == 0, err
     run = Run.open(Path("runs/made"))
     text = (run.path / "space.yaml").read_text()
@@ -199,7 +256,7 @@ def test_a_search_of_data_alone_makes_its_space_and_goes_on_with_it(
     lines = space.description.splitlines()
     assert "1150 to train on, 288 to validate on" in lines[1]
     # Whoever copies the space searches the same images.
-    assert space.data == {"val_fraction": 0.2}
+    assert space.data == {"val_fraction": 0.2, "image_size": 9}
     assert run.record.num_val == 288
     assert "Trials: 2, as asked." in lines
     assert (space.search.trials, space.search.epochs, space.dataset) == (2, 1, "digits")

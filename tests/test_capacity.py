@@ -41,6 +41,7 @@ def test_no_more_run_than_the_user_wants(pretended_nodes: list[dict[str, float]]
     pretended_nodes.append({"CPU": 64.0})
     assert capacity.has_room([share])
     assert not capacity.has_room([share] * 2)
+    assert capacity.count == 2, "the live table tells it"
 
 
 HEAD = {"CPU": 0.0, "node:__internal_head__": 1.0}

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import record_probs
+from tuner.config import Method, Tta
 from tuner.data.splits import Splits
 from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
-from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
+from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest
 from tuner.ensemble.result import ComparedMethod, EnsembleResult
 from tuner.ensemble.soup import estimate_statistics, mean_of
 from tuner.errors import UsageError
 from tuner.metrics import latency
-from tuner.metrics.predict import Tta, score
+from tuner.metrics.predict import score
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run

@@ -17,8 +17,11 @@ from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
 from tuner.cli import cli, main
+from tuner.cli.search import search
+from tuner.cli.search_options import search_request
 from tuner.run.run import Run
 from tuner.run.trial import write_history
+from tuner.space import find_space
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
@@ -386,10 +389,42 @@ def test_every_command_stands_in_a_group_with_a_short_summary(call) -> None:
     assert len(rows) == len(cli.commands)
     assert all(len(line.split(maxsplit=1)[1]) <= 55 for line in rows)
     assert not [line for line in told.splitlines()[1:] if line.endswith("...")]
-    searching = call("search", "--help").out
-    assert "Other:" not in searching
-    assert "How to search:" in searching
-    assert "[tpe|random|gp|cmaes|grid]" in searching
+    for command in ("search", "plan", "refit", "distill"):
+        told = call(command, "--help").out
+        assert "Other:" not in told, command
+        assert "How to search:" in told
+    assert "[tpe|random|gp|cmaes|grid]" in call("search", "--help").out
+
+
+def test_key_value_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_TUNE_IMAGE_SIZE", "32")
+    monkeypatch.setenv("CIFAR_TUNE_GPUS_PER_TRIAL", "1")
+    monkeypatch.setenv("CIFAR_TUNE_SEED", "7")
+    said = ["dataset.image_size=16", "resources.gpus=0.5", "search.seed=8"]
+    for words, expected in ((said, (16, None, 8)), ([], (32, 1.0, 7))):
+        context = search.make_context("search", ["--space", "quick", *words])
+        request = search_request(context, find_space("quick"), None, name="x")
+        got = (request.data.image_size, request.gpus_per_trial, request.search.seed)
+        assert got == expected
+
+
+def test_a_resumed_search_keeps_as_many_checkpoints_as_before(finished_run: Run) -> None:
+    finished_run.update(keep=100)
+    where = ["--resume", "--name", "tiny", "--storage", str(finished_run.path.parent)]
+    for words, expected in (([], 100), (["--keep", "7"], 7)):
+        context = search.make_context("search", [*where, *words])
+        path = finished_run.path / "space.yaml"
+        assert search_request(context, path, finished_run, name="tiny").keep == expected
+
+
+def test_the_environment_has_the_names_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_TUNE_FOR", "ensemble")
+    monkeypatch.setenv("CIFAR_TUNE_COMPILE", "never")
+    # As earlier versions called it.
+    monkeypatch.setenv("CIFAR_TUNE_RUN_NAME", "first")
+    params = search.make_context("search", []).params
+    assert (params["purpose"], params["compile_mode"]) == ("ensemble", "never")
+    assert cli.commands["ensemble"].make_context("ensemble", []).params["run_name"] == "first"
 
 
 @pytest.mark.parametrize(

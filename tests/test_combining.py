@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import tuner.ensemble
-from tuner.cli import ensemble, main
+from tuner.cli import main
 from tuner.ensemble import latency
-from tuner.ensemble.request import ASKED_METHODS, METHODS
+from tuner.ensemble.request import METHODS
 from tuner.run.run import Run
 
 
@@ -29,10 +29,6 @@ def call(
         return ended.value.code, captured.out, captured.err
 
     return type_options
-
-
-def test_the_command_offers_every_method() -> None:
-    assert tuple(ensemble.METHODS) == ASKED_METHODS
 
 
 def test_the_verdict_comes_first_and_all_fits_a_terminal(call: Any) -> None:

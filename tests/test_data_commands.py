@@ -12,6 +12,7 @@ from PIL import Image
 from tuner.cli import cli
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits, load_test
+from tuner.errors import DataError
 
 
 @pytest.fixture
@@ -136,3 +137,36 @@ def test_prepare_refuses_what_is_broken_and_says_what_it_skips(
     assert result.exit_code == 0
     assert "is ready: 40 images" in result.stdout
     assert "torn.jpg" in result.stderr
+
+
+@pytest.mark.parametrize("label", ["../../../evil", "{out}/evil", ".hidden", "b/c"])
+def test_a_split_is_written_nowhere_else(tmp_path: Path, label: str) -> None:
+    label = label.format(out=tmp_path)
+    rows = ["path,label"]
+    for number in range(12):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{(label, 'b')[number % 2]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    result = invoke("split", str(tmp_path / "labels.csv"), str(tmp_path / "out"))
+    assert isinstance(result.exception, DataError)
+    assert "can be no folder of its own" in str(result.exception)
+    assert not (tmp_path / "evil").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_manifest_names_is_found_again_in_its_split(tmp_path: Path) -> None:
+    rows = ["path,label"]
+    for number in range(12):
+        name = ("image-{}", ".{}.png")[number % 2].format(number)
+        Image.new("L", (8, 8), 20 * number).save(tmp_path / name, format="PNG")
+        rows.append(f"{name},{'ab'[number // 6]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    result = invoke("split", str(tmp_path / "labels.csv"), str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    found = document("info", str(tmp_path / "out"))
+    assert found["left_out"] == {}
+    assert sum(sum(counts.values()) for counts in found["images"].values()) == 12
+
+
+def test_a_home_of_nobody_is_no_place(tmp_path: Path) -> None:
+    assert isinstance(invoke("info", "~nobody-here/photos").exception, DataError)

@@ -3,6 +3,8 @@
 Every picture is made here, and its right values are worked out by hand.
 """
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -304,3 +306,20 @@ def test_an_image_of_too_many_pixels_is_told_with_the_way(tmp_path: Path) -> Non
     put(tmp_path / "0.png", Image.new("1", (20_000, 10_000)))
     with pytest.raises(DataError, match="more than 178 megapixels; cut it into tiles or shrink it"):
         decode_file(tmp_path / "0.png", 8)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2)])
+def test_bits_that_pillow_cuts_are_told(tmp_path: Path, colour: int, channels: int) -> None:
+    for number in range(8):
+        row = b"\0" + struct.pack(">H", 500 * number) * channels * SIZE
+        head = struct.pack(">IIBBBBB", SIZE, SIZE, 16, colour, 0, 0, 0)
+        parts = ((b"IHDR", head), (b"IDAT", zlib.compress(row * SIZE)), (b"IEND", b""))
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    (note,) = (note for note in load(tmp_path / "photos").notes if "16 bits" in note)
+    assert note.startswith("6 images with 16 bits a colour, or a grey with transparency")

@@ -238,6 +238,9 @@ def test_students_get_the_teachers_images_as_they_were_divided(teacher_run: Run)
     assert request.space.data["image_size"] == 12, "a resumed search reads it there"
     with pytest.raises(UsageError, match=r"dataset\.train_limit: a student learns from the"):
         make_distill_request(folder, into="quick", overrides=["dataset.train_limit=500"], **ask)
+    for word in ("dataset=cifar100", "dataset.source=photos"):
+        with pytest.raises(UsageError, match=f"{word}: a student learns from the teacher's images"):
+            make_distill_request(folder, into="quick", overrides=[word], **ask)
     shutil.copytree(folder, teacher_run.path.parents[1] / "moved")
     moved = make_distill_request(teacher_run.path.parents[1] / "moved", into="quick", **ask)
     assert replace(moved.data, resize="auto") == replace(

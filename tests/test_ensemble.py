@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tuner.config import TrialConfig
+from tuner.config import Method, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_test
 from tuner.deploy.predictor import read_ensemble
 from tuner.ensemble import make_ensemble, planning
-from tuner.ensemble.request import EnsembleRequest, Method
+from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.metrics.predict import confusion_matrix, predict_probs, score

@@ -143,6 +143,46 @@ def test_of_train_and_test_the_test_part_is_read(folder: Path, tmp_path: Path) -
         find_labelled(str(tmp_path), 8, tmp_path)
 
 
+def test_broken_files_of_the_part_alone_are_told_by_the_users_paths(
+    call: Call, run: Run, folder: Path, tmp_path: Path
+) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "data" / part)
+        (tmp_path / "data" / part / "3" / "x.heic").touch()
+    code, _, err = call(tmp_path / "data")
+    assert code == 1
+    first, last = err.splitlines()
+    assert first.startswith(f"{tmp_path}/data/test/3/x.heic: cannot be read as an image")
+    assert last == "Could not be read: 1 of 61"
+    (reading,) = lines_of(run.path / "ensembles" / "all" / "evaluations.jsonl")[-1:]
+    assert (reading["images"], reading["unreadable"]) == (60, 1)
+
+
+def test_an_ensemble_of_before_that_does_not_tell_its_data_is_measured(
+    run: Run, folder: Path, call: Call
+) -> None:
+    file = run.path / "ensembles" / "all" / "ensemble.json"
+    plain = json.loads(file.read_text())
+    del plain["data"]
+    file.write_text(json.dumps(plain))
+    code, _, err = call(folder)
+    assert (code, err) == (0, "")
+
+
+def test_a_ledger_of_the_run_that_cannot_be_written_is_told_in_a_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # Who is root may write anywhere.
+    monkeypatch.setattr("tuner.run.run.append_line", refuse)
+    code, out, err = call("digits")
+    assert (code, out) == (1, "")
+    assert "test_readings.jsonl: cannot be written (Permission denied)" in err
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("form", ["zip", "gztar"])
 def test_an_archive_gives_the_figures_of_its_folder(
     form: str, folder: Path, loaded: Ensemble, tmp_path: Path

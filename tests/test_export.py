@@ -1,6 +1,7 @@
 """A whole ensemble as one file: the same probabilities, in every runtime, without this program."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -484,3 +485,16 @@ def test_networks_of_torchvision_are_exported(name: str, photos: Path, tmp_path:
     ensemble = ensemble_of(model, tta="none", path=tmp_path)
     made = ensemble.export(tmp_path / "ensemble.onnx", check=photos)
     assert made.compared.max_difference < 1e-5
+
+
+def test_a_pipe_stays_a_pipe(exported: Exported, photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "e.pt2")
+    with pytest.raises(UsageError, match=r"e\.pt2: is a pipe, a device or a folder"):
+        exported.ensemble.export(tmp_path / "e.pt2", check=photos)
+    assert (tmp_path / "e.pt2").is_fifo()
+
+
+def test_hidden_files_are_no_images_to_compare_on(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "copy")
+    (tmp_path / "copy" / "._wide.jpg").write_bytes(b"resources of a Mac")
+    assert len(list(samples_in(tmp_path / "copy", "RGB"))) == len(list(samples_in(photos, "RGB")))

@@ -23,12 +23,11 @@ from PIL import Image
 
 import tuner
 from tests.conftest import record_probs
-from tuner.config import DataConfig
+from tuner.config import DataConfig, Method
 from tuner.data.decoding import resized
 from tuner.data.splits import load_splits, load_test
 from tuner.deploy.predictor import BATCH, Ensemble
 from tuner.ensemble.members import Network, predict_network
-from tuner.ensemble.request import Method
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run

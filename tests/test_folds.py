@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import train_trial
-from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
+from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig, Tta
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits
 from tuner.data.stratified import folds_of
@@ -28,7 +28,7 @@ from tuner.ensemble.check import damage_of_run
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.teacher import record_teacher
 from tuner.errors import DataError, SpaceError, UsageError
-from tuner.metrics.predict import Tta, predict_probs
+from tuner.metrics.predict import predict_probs
 from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint, load_state
 from tuner.run.digests import read_digests, write_digests

@@ -135,6 +135,10 @@ def test_a_run_that_did_not_come_to_its_end_is_not_compared(
     forecast.write(finished_run.path / PLAN)
     finished_run.update(status=status)
     assert outcomes(finished_run, finished_run.trials()) == []
+    finished_run.update(status="finished")
+    assert outcomes(finished_run, finished_run.trials())
+    finished_run.update(reason="a quarter of the budget brings nothing")
+    assert outcomes(finished_run, finished_run.trials()) == []
 
 
 def test_the_report_sets_the_plan_beside_what_came(forecast: Forecast, finished_run: Run) -> None:

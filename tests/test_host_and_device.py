@@ -36,8 +36,8 @@ from torch.overrides import TorchFunctionMode
 
 from tuner.augment import augment_batch
 from tuner.augment.policies import magnitudes
-from tuner.config import AdamW, Augment, Lion, ModelConfig, Muon, Sgd, TrialConfig
-from tuner.metrics.predict import Tta, predict_probs
+from tuner.config import AdamW, Augment, Lion, ModelConfig, Muon, Sgd, TrialConfig, Tta
+from tuner.metrics.predict import predict_probs
 from tuner.models.build import build_model
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device_step import Timetable

@@ -448,6 +448,7 @@ def test_a_run_and_its_ensembles_are_whole(finished_run: Run, call: Call) -> Non
         ("metrics.json", '"accuracy": 0.', '"accuracy": 3.'),
         ("metrics.json", '"trial": ', '"trial": 4'),
         ("confusion.csv", "\n0,", "\n0,5"),
+        ("confusion.csv", "\n9,", "\n\n9,"),
         ("ensemble.json", '"trial"', '"number"'),
         ("ensemble.json", '"members"', '"networks"'),
     ],
@@ -484,6 +485,24 @@ def test_a_changed_member_and_what_is_left_over_are_told(finished_run: Run, call
     }
     with pytest.raises(TunerError, match=r"0001\.safetensors"):
         tuner.load_ensemble(path)
+
+
+def test_damage_of_one_ensemble_hides_none_of_another(finished_run: Run, call: Call) -> None:
+    one, other = (
+        Path(str(tuner.combine(finished_run, top=2, name=name, device="cpu", progress=False).path))
+        for name in ("top2", "top2-more")
+    )
+    (one / "probe.safetensors").write_bytes(b"x")
+    for name in ("confusion.csv", "probe.safetensors"):
+        (other / name).write_text("x\n")
+    shutil.rmtree(other / "members")
+    (other / "members").touch()
+    code, out, _ = call("check", str(finished_run.path), "--device", "cpu")
+    assert code == 1
+    told = {line.partition(": ")[0] for line in out.splitlines()}
+    for file in (one / "probe.safetensors", other / "probe.safetensors", other / "confusion.csv"):
+        assert str(file) in told
+    assert any(name.startswith(str(other / "members")) for name in told)
 
 
 def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> None:

@@ -99,7 +99,7 @@ def test_wrong_labels_and_copies_are_named_by_file(
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows if row["kind"] == "label"] == list(told)
-    assert [reading.name for reading in run.test_readings()] == ["data issues"]
+    assert [reading.by for reading in run.test_readings()] == ["data issues"]
 
     code, out, err = call(*words[:5])
     assert code == 0, err

@@ -612,3 +612,140 @@ def test_a_file_or_a_place_without_images_is_told(tmp_path: Path) -> None:
     put(tmp_path / "loose", ["1.png", "2.png"])
     with pytest.raises(DataError, match=r"needs at least 2 class folders, has 0.* a labels.csv"):
         find_files(str(tmp_path / "loose"))
+
+
+# What lies beside, and what only looks like something else
+
+
+@pytest.mark.parametrize("count_of_rows", [128, 250])
+def test_rows_of_parts_may_lie_in_any_order(tmp_path: Path, count_of_rows: int) -> None:
+    values = range(count_of_rows)
+    table = {
+        "image": [png(value) for value in values],
+        "label": [value % 2 for value in values],
+        "Split": ["val" if value % 5 == 0 else "train" for value in values],
+    }
+    pq.write_table(pa.table(table), tmp_path / "all.parquet")
+    splits = load(tmp_path / "all.parquet")
+    assert splits.val.images[:, 0, 0, 0].tolist() == list(range(0, count_of_rows, 5))
+    assert [v % 2 for v in splits.val.images[:, 0, 0, 0].tolist()] == splits.val.labels.tolist()
+    assert greys(splits.train.images) == {value for value in values if value % 5}
+
+
+@pytest.mark.parametrize("stray", ["notes.csv", "logo.png"])
+@pytest.mark.parametrize("inside", ["data/", "a/b/"])
+def test_a_file_beside_the_folder_around_all_names_no_class(
+    tmp_path: Path, stray: str, inside: str
+) -> None:
+    put(
+        tmp_path,
+        numbered(
+            *(f"{inside}{part}/{name}" for part in ("train", "test") for name in ("cat", "dog")),
+            count=3,
+        ),
+    )
+    (tmp_path / stray).write_bytes(png(9) if stray.endswith("png") else b"kind,value\n1,2\n")
+    listing = find_listing(tmp_path)
+    assert listing.classes == ("cat", "dog")
+    assert count(listing) == {"train": [3, 3], "test": [3, 3]}
+
+
+def test_parts_beside_other_images_are_not_guessed(tmp_path: Path) -> None:
+    put(tmp_path, numbered("data/train/cat", "data/test/cat", "docs/figures", count=3))
+    with pytest.raises(DataError, match=r"data: is divided into test and train, and there are"):
+        find_listing(tmp_path)
+
+
+@pytest.mark.parametrize("head", [("Path", "Label", "Split"), ("file_name", "class", " split ")])
+def test_a_split_is_found_by_any_spelling(tmp_path: Path, head: tuple[str, ...]) -> None:
+    put(tmp_path, numbered("a", count=8))
+    rows = [(f"a/{n}.png", str(n % 2), "train" if n < 4 else "test") for n in range(8)]
+    (tmp_path / "labels.csv").write_text("\n".join(map(",".join, [head, *rows])))
+    assert count(find_listing(tmp_path)) == {"train": [2, 2], "test": [2, 2]}
+
+
+def test_lines_of_json_may_leave_out_what_others_have(tmp_path: Path) -> None:
+    put(tmp_path, numbered("a", count=8))
+    rows = [
+        {"path": f"a/{n}.png", "note": "\u2028", "label": n % 2, "split": "train"} for n in range(8)
+    ]
+    del rows[0]["label"]
+    file = tmp_path / "labels.jsonl"
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert count(find_listing(file)) == {"train": [3, 4]}
+    del rows[1]["split"]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="some rows have a split and some have none"):
+        find_listing(file)
+
+
+def test_several_labels_of_an_image_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, numbered("a", count=4))
+    file = tmp_path / "labels.jsonl"
+    rows = [{"path": f"a/{n}.png", "label": ["cat", "dog"][: n % 2 + 1]} for n in range(4)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"labels\.jsonl:1: has several labels"):
+        find_listing(file)
+
+
+def test_names_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    put(tmp_path / "one", numbered("defect", "defect-free", "defect/old", count=3))
+    with pytest.raises(DataError, match="defect holds images, and so does defect/old"):
+        find_listing(tmp_path / "one")
+    put(tmp_path / "two", numbered("photos/cat", "photos/dog", count=3))
+    (tmp_path / "two" / "photos_test").mkdir()
+    assert find_listing(tmp_path / "two").classes == ("cat", "dog")
+
+
+def test_a_folder_without_images_in_that_of_a_class_is_none(tmp_path: Path) -> None:
+    put(tmp_path, numbered("train/cat", "train/dog", count=3))
+    (tmp_path / "train" / "cat" / "notes").mkdir()
+    assert find_listing(tmp_path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("a null path", "row 1: 'path' is no path"),
+        ("a cut archive", r"a\.tar\.gz: "),
+        ("a torn manifest", r"labels\.csv: cannot be read"),
+        ("a torn table", r"train\.parquet: cannot be read"),
+        ("an encrypted archive", "1 file cannot be read:\n.*encrypted"),
+        ("a broken link", "1 file cannot be read:\n.*a broken link"),
+    ],
+)
+def test_damage_of_any_kind_is_told(tmp_path: Path, kind: str, message: str) -> None:
+    place = tmp_path / "photos"
+    place.mkdir()
+    match kind:
+        case "a null path":
+            place /= "labels.parquet"
+            table = pa.table({"path": ["a.png", None], "label": ["a", "b"]})
+            pq.write_table(table, place)
+        case "a cut archive":
+            put(place, numbered("cat", "dog", count=3))
+            place = pack(place, tmp_path / "a.tar.gz")
+            place.write_bytes(place.read_bytes()[:20])
+        case "a broken link":
+            (place / "x.png").symlink_to("nowhere.png")
+        case _:
+            place = tmp_path / "a.zip"
+            name = {"a torn manifest": "labels.csv", "a torn table": "train.parquet"}.get(
+                kind, "x.png"
+            )
+            content = b"path,label\na.png,a\n" * 99
+            if name.endswith("parquet"):
+                buffer = io.BytesIO()
+                pq.write_table(images_table(range(9), ["a", "b"]), buffer)
+                content = buffer.getvalue()
+            with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(name, content)
+            raw = bytearray(place.read_bytes())
+            if kind == "an encrypted archive":
+                raw[raw.index(b"PK\x01\x02") + 8] |= 1
+            else:
+                start = 30 + len(name)
+                raw[start : start + 10] = b"\xff" * 10
+            place.write_bytes(raw)
+    with pytest.raises(DataError, match=message):
+        load(place)

@@ -23,9 +23,11 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     options: str, finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(finished_run.path.parent.parent)
+    # From elsewhere than the folder of the runs.
+    monkeypatch.chdir(finished_run.path)
     top = 1 if "soup" in options else 2
-    run_command(f"cifar-tune ensemble --run tiny --top {top} {options}", monkeypatch)
+    storage = f"--storage {finished_run.path.parent}"
+    run_command(f"cifar-tune ensemble --run tiny --top {top} {options} {storage}", monkeypatch)
     (folder,) = (finished_run.path / "ensembles").iterdir()
     card = (folder / "model_card.md").read_text()
     described = json.loads((folder / "ensemble.json").read_text())

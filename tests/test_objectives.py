@@ -417,3 +417,12 @@ def test_a_search_measures_what_its_networks_cost_and_says_who_is_on_the_front(
         main()
     shown = json.loads(capsys.readouterr().out)["front"]
     assert {one["trial"] for one in shown} == on_front
+
+
+def test_whoever_is_stopped_leaves_its_place_to_another() -> None:
+    values = [(0.95, 5.25), (0.5, 5.0), (0.1, 1.0), (0.6, 5.1), (0.55, 0.9)]
+    values += [(0.05, 9), (0.04, 9), (0.03, 9), (0.02, 9)]
+    tuner = searched(values, (LATENCY,), slots=1)
+    assert [rung.arrived for rung in tuner.state.rungs()] == [9, 3]
+    # It was stopped when four had come, and the fifth put it on the first front again.
+    assert tuner.state.trials[3].status.state == "stopped"

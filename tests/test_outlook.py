@@ -90,6 +90,14 @@ def test_a_search_without_hope_ends_and_says_why(world: World) -> None:
     assert tuner.next(lambda running: True) == "done"
 
 
+def test_one_that_has_come_to_its_end_was_not_ended(world: World) -> None:
+    world.search = replace(world.search, trials=MIN_TRIALS)
+    tuner = play(world, level)
+    assert tuner.next(lambda running: True) == "done"
+    assert (tuner.state.num_done, tuner.draining, tuner.reason) == (MIN_TRIALS, "", "")
+    assert world.tuner().draining == ""
+
+
 def test_no_search_ends_before_a_trial_was_trained_to_its_end(world: World) -> None:
     # On many slots all come to the first rung before one is promoted.
     world.search = replace(world.search, scheduler="asha")

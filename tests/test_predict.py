@@ -12,8 +12,8 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-from tuner.config import ModelConfig
-from tuner.metrics.predict import Tta, confusion_matrix, predict_probs, score
+from tuner.config import ModelConfig, Tta
+from tuner.metrics.predict import confusion_matrix, predict_probs, score
 from tuner.models.build import build_model
 
 CPU = torch.device("cpu")

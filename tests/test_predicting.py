@@ -100,6 +100,15 @@ def test_a_folder_is_classified_in_order_and_to_the_last_file(
     assert {row["rejected"] for row in rows} == {"true", "false"}
 
 
+def test_linked_folders_are_followed_but_not_in_circles(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(photos / "of 1")
+    (tmp_path / "back").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    found = list(find_images([str(tmp_path)]))
+    names = sorted(path.name for path in files_of(photos) if path.parent.name == "of 1")
+    assert found == [str(tmp_path / "linked" / name) for name in names]
+
+
 def test_jsonl_has_every_class_and_an_error_where_there_is_no_answer(
     call: Call, photos: Path, tmp_path: Path, loaded: Ensemble
 ) -> None:
@@ -160,6 +169,12 @@ def test_output_takes_the_place_of_a_file_but_not_of_a_pipe(
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
+    (tmp_path / "target.csv").write_text("of before")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    code, _, _ = call(photos, "--format", "csv", "--output", tmp_path / "link.csv")
+    assert code == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len((tmp_path / "target.csv").read_text().splitlines()) == 41
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
     reader.start()

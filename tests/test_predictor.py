@@ -322,3 +322,11 @@ def test_a_new_environment_without_ray_and_optuna_predicts(folder: Path, tmp_pat
     done = subprocess.run([python, *line], capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].startswith(f"{image},")
+
+
+def test_weights_that_no_vote_takes_are_refused_when_they_are_read(folder: Path) -> None:
+    plain = described(folder)
+    plain["members"][0]["weight"] += 5e-4
+    write_json(folder / "ensemble.json", plain)
+    with pytest.raises(tuner.TunerError, match="their weights sum to"):
+        tuner.load_ensemble(folder, device="cpu")

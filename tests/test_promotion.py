@@ -356,3 +356,15 @@ def test_trackers_hear_of_a_paused_trial_that_is_stopped_later(tmp_path: Path) -
         waiting(world, tuner, 0.9)
     assert tracking.problems == {}
     assert "stopped" in states(world)
+
+
+def test_one_that_begins_anew_was_promoted_from_no_rung(tmp_path: Path) -> None:
+    world = promoting(tmp_path)
+    tuner = world.tuner()
+    waiting(world, tuner, 0.5, 0.4)
+    worker = world.begin(tuner)
+    assert worker.number == 0
+    assert not worker.step(0.5)
+    world.run.trial(0).state.unlink()
+    assert not world.begin(world.tuner()).step(0.3)
+    assert world.begin(world.tuner()).number == 1, "the better one of the two at the rung"

@@ -30,7 +30,7 @@ from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import live, make_page, verdict, write_report
 from tuner.report.advice import advise
-from tuner.report.comparison import compare, write_comparison
+from tuner.report.comparison import compare, comparison_page
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.run.uncertainty import val_margin
@@ -516,6 +516,11 @@ def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path
     )
     write_status(worst.path, worst.status)
     assert "--time-budget 120s" in line
+    copy.update(budget_gpu_hours=1.0)
+    (line,) = advice_of(copy)
+    assert line.endswith("--time-budget 120s --gpu-hours 2 --storage " + str(copy.path.parent))
+    copy.update(search=replace(SEARCH, trials=42, sampler="grid"))
+    assert advice_of(copy) == [], "a grid may hold fewer"
 
 
 def test_of_few_trials_the_importance_is_told_with_its_range(run: Run) -> None:
@@ -696,7 +701,7 @@ def test_where_no_trial_has_an_accuracy_the_pages_say_so(browser: Any, tmp_path:
     assert view.page.locator("#trials tbody tr").count() == 25
     assert view.problems == []
     page = tmp_path / "compare.html"
-    write_comparison(compare([run, run]), page)
+    page.write_text(comparison_page(compare([run, run])))
     view = opened(browser, page, 390, "light")
     assert "Nothing to show yet" in view.page.locator("#curves").inner_text()
     assert view.problems == []

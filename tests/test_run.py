@@ -683,3 +683,11 @@ def test_the_leaderboard_as_parquet_holds_what_the_csv_holds(run: Run) -> None:
     assert pd.isna(table["accuracy"][2])
     assert table["batch_size"].dtype.kind == "i"
     assert table.columns.tolist() == leaderboard(run.ranked()).columns.tolist()
+
+
+def test_the_line_that_goes_on_names_the_budget(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "budget" not in run.resume_command()
+    run.update(budget_seconds=90.5, budget_gpu_hours=1.5)
+    assert "--time-budget 91s --gpu-hours 1.5" in run.how_to_go_on()
+    assert "--time-budget 181s --gpu-hours 3" in run.resume_command(factor=2)

@@ -1,6 +1,7 @@
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from scipy.stats import spearmanr
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.monitor.live_table import Clocks, draw
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
-from tuner.run.rung_worth import MIN_TRIALS, rung_worths
+from tuner.run.rung_worth import MIN_TRIALS, MOST_TRIALS, rung_worths
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
 
@@ -92,3 +93,16 @@ def test_the_live_table_tells_it_in_a_line_of_its_own() -> None:
     assert "epoch 3 tells the end: 1.00 (1.00 to 1.00), 12 trials" in [
         line.strip() for line in lines
     ]
+
+
+def test_of_many_trials_the_newest_tell_in_whatever_order_they_are_given() -> None:
+    generator = random.Random(0)
+    ends = [generator.random() for _ in range(2 * MOST_TRIALS)]
+    pairs = [(end if n >= MOST_TRIALS else 1 - end, end) for n, end in enumerate(ends)]
+    told = [
+        [replace(row, time=row.time + 9 * n) for row in rows]
+        for n, rows in enumerate(trials(pairs))
+    ]
+    ranked = sorted(told, key=lambda rows: -rows[-1].val_accuracy)
+    assert rung_worths(SEARCH, ranked) == rung_worths(SEARCH, told)
+    assert rung_worths(SEARCH, ranked)[0].correlation == pytest.approx(1)

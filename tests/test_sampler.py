@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
 
-from tuner.config import TrialConfig
+from tuner.config import Metric, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.trial import EpochMetrics, TrialState
 from tuner.space import SearchSpace, load_space
 from tuner.space.axes import Branch, Fixed, Group, RandomTrial
 from tuner.tuning.sampling.sampler import Sampler, _shuffled
+from tuner.tuning.sampling.shown import BEST, MOST
 from tuner.tuning.sampling.study import check_study_fits
 
 NUMBERS = """
@@ -385,6 +386,27 @@ def test_tpe_takes_a_stopped_trial_for_what_it_came_to(tmp_path: Path) -> None:
         stopped.tell(number, "stopped" if number % 2 else "completed", history)
         complete.tell(number, "completed", history)
     assert {trial.state for trial in stopped.study.trials[1::2]} == {OptunaState.PRUNED}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_tpe_is_shown_the_best_and_the_newest_of_very_many(metric: Metric, tmp_path: Path) -> None:
+    space = read(tmp_path, FITTING["tpe"])
+    search = replace(space.search, sampler="tpe", epochs=4, metric=metric)
+    sampler = Sampler(space, search)
+    numbers = random.Random(0)
+    for number in range(MOST + 200):
+        config = space.sample(RandomTrial(seed=number), epochs=4, seed=number)
+        value = numbers.random()
+        state: TrialState = "stopped" if number % 2 else "completed"
+        sampler.add(config, state, curve(value, loss=value), number)
+    everyone = sampler.study.trials
+    with sampler._storage.drawing():
+        shown = sampler.study.get_trials()
+    assert len(everyone) == MOST + 200
+    ranked = sorted(everyone, key=lambda trial: trial.value, reverse=metric == "accuracy")
+    best = {trial.number for trial in ranked[:BEST]}
+    newest = {trial.number for trial in everyone[BEST - MOST :]}
+    assert {trial.number for trial in shown} == best | newest
 
 
 def test_tpe_leaves_every_third_trial_to_chance(tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ from torch import Tensor
 
 import tuner
 from tests.test_predicting import mutants
+from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.uploads import Limits
 from tuner.deploy.web import create_app
 from tuner.errors import TunerError, UsageError
-from tuner.metrics.predict import Tta
 from tuner.run.probe import read_probe
 from tuner.run.run import Run
 from tuner.tuning.ray_backend.serve import ServeRequest, resources_of, run_server
@@ -445,6 +445,19 @@ def test_an_address_that_cannot_be_used_is_refused_before_anything_starts(
             run_server(ServeRequest(folder=loaded.path, port=port), print)
     with pytest.raises(UsageError, match=r"--host 192\.0\.2\.1: no address of this machine"):
         run_server(ServeRequest(folder=loaded.path, host="192.0.2.1"), print)
+    # What no name of a machine can be raises another error.
+    with pytest.raises(UsageError, match=r"--host 127\.\.0\.0\.1: no name of a machine"):
+        run_server(ServeRequest(folder=loaded.path, host="127..0.0.1"), print)
+
+
+def test_a_weight_that_is_above_1_by_rounding_is_served(
+    loaded: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = loaded.members
+    members = (replace(first, weight=1.0000000000000002), *others)
+    monkeypatch.setattr(loaded, "members", members)
+    with TestClient(create_app(loaded, limits=LIMITS)) as client:
+        assert client.get("/metadata").json()["members"][0]["weight"] == members[0].weight
 
 
 @pytest.mark.parametrize(

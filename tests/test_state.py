@@ -230,7 +230,13 @@ def test_a_watcher_forgets_epochs_that_are_trained_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("budget", "latest"),
     # One epoch of two seconds on half a GPU spends one GPU-second; the trial runs on.
-    [({}, 100), ({"budget_seconds": 5.5}, 5.5), ({"budget_gpu_hours": 3 / 3600}, 4.01)],
+    [
+        ({}, 100),
+        ({"budget_seconds": 5.5}, 5.5),
+        ({"budget_gpu_hours": 3 / 3600}, 4.01),
+        # Another was lost with its worker.
+        ({"budget_gpu_hours": 3 / 3600, "lost_gpu_seconds": 1.0}, 2.01),
+    ],
 )
 def test_the_time_left_ends_with_the_recorded_budget(
     tmp_path: Path, budget: dict[str, float], latest: float

@@ -308,3 +308,8 @@ def test_an_outage_is_waited_out_once(
         server.start()
     assert attempts == 1
     assert (bucket / "file").read_text() == ""
+
+
+def test_the_users_home_is_found_and_nobodys_is_a_name() -> None:
+    assert to_path("~/runs") == Path.home() / "runs"
+    assert to_path("~nobody-here/runs") == Path("~nobody-here/runs")

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from tests.test_tuner import World
-from tuner.config import ModelConfig, TrialConfig
+from tuner.config import ModelConfig, Target, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, TrialStatus
-from tuner.tracking import Target, Tracking, check_installed, make_trackers, tracked
+from tuner.tracking import Tracking, check_installed, make_trackers, tracked
 from tuner.tracking.figures import hyperparameters
 
 TWO_FAMILIES = """

@@ -53,7 +53,7 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_integrity.test_trials_in_each_others_place_are_told",
     ),
     (
-        "Damage is told before a test image is read, a line a file; `ensemble "
+        "Damage is told before a test image is read, one line for each file; `ensemble "
         "--skip-damaged` leaves those trials out, and `cifar-tune check RUN` tells all "
         "damage of a run. Digests show accidents and mix-ups: whoever rewrites them, too,"
         " is held only against the figures."

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tuner.config import Metric
+from tuner.config import Method, Metric
 from tuner.ensemble.choosing import Choice
-from tuner.ensemble.request import Method
 from tuner.ensemble.verdict import Verdict, judge
 from tuner.report.best import best_trial
 from tuner.run.run import Run

@@ -400,3 +400,8 @@ def test_the_luck_of_the_best_of_many_is_not_in_the_cross_fitted_figure() -> Non
 def test_a_single_image_cannot_be_divided() -> None:
     with pytest.raises(ValueError, match="2 images"):
         cross_fit(lambda index: torch.ones(1, 2), 1)
+
+
+def test_a_single_candidate_has_all_the_weight() -> None:
+    probs = torch.rand(1, 20, 3).softmax(dim=-1)
+    assert greedy_weights(probs, torch.randint(3, (20,))).tolist() == [1.0]

@@ -1,9 +1,11 @@
 """What a search takes over from earlier runs, whose spaces and images may be others."""
 
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from tuner.run.trial import TrialStatus, write_history, write_status, write_tria
 from tuner.schema import build, to_plain
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.session import taught_before
 from tuner.tuning.warm_start import choose, read_runs, teach, with_portfolio
 
 SPACE = """
@@ -203,6 +206,21 @@ def test_one_run_alone_teaches_the_sampler(
     sampler, tried, said = started(space, [run], digits)
     assert said == ["Tries first: 2 configurations of one.", "Learnt from 2 trials of one."]
     assert rates(sampler, 3) == [0.5, 0.2, 0.3]
+
+
+def test_a_search_that_goes_on_is_taught_again(
+    space: SearchSpace, digits: Splits, tmp_path: Path
+) -> None:
+    one = make_run(tmp_path / "one", digits, [(config(8, 0.02), 0.9), (config(16, 0.5), 0.8)])
+    make_run(tmp_path / "next", digits, [(config(8, 0.1), 0.5)], taught_by=str(one.path))
+    request: Any = SimpleNamespace(storage=tmp_path, name="next", search=space.search)
+    said = io.StringIO()
+    console = Console(file=said, width=500)
+    (earlier,) = taught_before(request, digits, console)
+    assert [trial.number for trial in earlier.trials] == [0, 1]
+    shutil.rmtree(one.path)
+    assert taught_before(request, digits, console) == []
+    assert said.getvalue().startswith(f"Goes on without what {one.path} has taught")
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])

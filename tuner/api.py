@@ -14,22 +14,29 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from tuner.config import AUTO, DATA_DIR, IMAGE_SIZES, SPACE_KEYS, Metric
+from tuner.config import (
+    AUTO,
+    DATA_DIR,
+    IMAGE_SIZES,
+    SPACE_KEYS,
+    AskedMethod,
+    CompileMode,
+    Diverse,
+    Metric,
+    Resize,
+    Target,
+    Tta,
+)
 from tuner.errors import SpaceError, UsageError
 from tuner.run.layout import SPACE
 from tuner.schema import Bounds, Scalar, parse_duration
-from tuner.storage.paths import AnyPath, to_path
+from tuner.storage.paths import AnyPath, expanded, to_path
 
 if TYPE_CHECKING:
-    from tuner.config import Resize
     from tuner.console import Console
     from tuner.deploy.predictor import Ensemble
-    from tuner.ensemble.request import AskedMethod, Diverse
-    from tuner.metrics.predict import Tta
     from tuner.run.run import Run
     from tuner.space import SearchSpace
-    from tuner.tracking import Target
-    from tuner.training.compilation import CompileMode
     from tuner.tuning.request import SearchRequest
 
 Place = str | os.PathLike[str]
@@ -102,20 +109,20 @@ def search(
     study_storage: str | None = None,
     data_dir: Place = DATA_DIR,
     image_size: int | None = None,
-    resize: "Resize | None" = None,
+    resize: Resize | None = None,
     val_fraction: float | None = None,
     folds: int | None = None,
     skip_broken: bool | None = None,
     train_limit: int | None = None,
-    keep: int = 20,
+    keep: int | None = None,
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
-    compile_mode: "CompileMode" = "auto",
+    compile_mode: CompileMode = "auto",
     max_failures: int = 3,
     save_seconds: float = 10.0,
-    log: "Sequence[Target]" = (),
+    log: Sequence[Target] = (),
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
@@ -128,7 +135,8 @@ def search(
     Args:
         space: As in ``load_space``; with ``resume`` it may be left out, for the run's own.
             ``auto``, or nothing but ``data``, has one made for images, machine and time.
-        data: ``cifar10``, ``cifar100``, ``digits``, or a folder, an archive or a manifest.
+        data: ``cifar10``, ``cifar100``, ``digits``, ``noisy-digits``, or a folder, an archive or a
+            manifest.
         trials: How many configurations to try.
         epochs: The most epochs of a trial.
         sampler: ``tpe``, ``random``, ``gp``, ``cmaes`` or ``grid``.
@@ -157,12 +165,12 @@ def search(
         folds: Cross-validate: a trial trains so many networks, each on all images but its fold.
         skip_broken: Go on without files that cannot be read, and say which.
         train_limit: Take a stratified part of the training images.
-        keep: Checkpoints that stay on disk, the best ones.
+        keep: Checkpoints that stay on disk, the best ones; ``None`` for 20, or as before.
         cpus_per_trial: CPUs of each trial.
         gpus_per_trial: GPUs of each trial; may be a fraction.
         concurrent: Trials at once; ``None`` for as many as fit.
         address: Of a Ray cluster, ``auto`` or ``HOST:PORT``; an open session is used as it is.
-        compile_mode: Whether networks are compiled.
+        compile_mode: Whether networks are compiled: ``auto``, ``always`` or ``never``.
         max_failures: Workers that a trial may lose.
         save_seconds: Training that a trial may lose with its worker.
         log: ``wandb`` and ``mlflow``, where trials are recorded besides.
@@ -182,17 +190,21 @@ def search(
     from tuner.tuning.request import load_searched, make_search_request
     from tuner.tuning.session import search as run_search
 
-    _check_no_dashboard(address)
-    _check_numbers(
+    running = _running(
+        time_budget=time_budget,
+        gpu_hours=gpu_hours,
+        compile_mode=compile_mode,
+        log=log,
+        address=address,
         keep=keep,
-        image_size=image_size,
-        train_limit=train_limit,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
         max_failures=max_failures,
         save_seconds=save_seconds,
+        trust_code=trust_code,
     )
+    _check_numbers(image_size=image_size, train_limit=train_limit)
     resumed = open_run(name, storage=storage) if resume else None
     if resumed and resumed.record.refit:
         raise UsageError(f"resume: {resumed.path} is a refit; go on with tuner.refit(resume=True)")
@@ -237,19 +249,11 @@ def search(
                 "skip_broken": skip_broken,
                 "train_limit": train_limit,
             },
-            data_dir=Path(data_dir).expanduser(),
+            data_dir=expanded(data_dir),
             warm_start=_as_runs(warm_start, storage),
             study_storage=study_storage,
-            keep=keep,
             command=_call("search", named, given),
-            **_running(time_budget, gpu_hours, compile_mode, log),
-            trust_code=trust_code,
-            cpus_per_trial=cpus_per_trial,
-            gpus_per_trial=gpus_per_trial,
-            concurrent=concurrent,
-            address=address,
-            max_failures=max_failures,
-            save_seconds=save_seconds,
+            **running,
         )
 
     console = _console(progress)
@@ -286,10 +290,10 @@ def refit(
     gpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
-    compile_mode: "CompileMode" = "auto",
+    compile_mode: CompileMode = "auto",
     max_failures: int = 3,
     save_seconds: float = 10.0,
-    log: "Sequence[Target]" = (),
+    log: Sequence[Target] = (),
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
@@ -332,19 +336,21 @@ def refit(
     from tuner.tuning.refit import make_refit_request
     from tuner.tuning.refit import refit as run_refit
 
-    _check_no_dashboard(address)
-    _check_numbers(
-        top=top,
-        seeds=seeds,
-        epochs=epochs,
-        seed=seed,
+    running = _running(
+        time_budget=time_budget,
+        gpu_hours=gpu_hours,
+        compile_mode=compile_mode,
+        log=log,
+        address=address,
         keep=keep,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
         max_failures=max_failures,
         save_seconds=save_seconds,
+        trust_code=trust_code,
     )
+    _check_numbers(top=top, seeds=seeds, epochs=epochs, seed=seed)
     found = _as_run(run, storage)
     if resume and found.record.refit is None:
         raise UsageError(f"resume: {found.path} is a search; go on with tuner.search(resume=True)")
@@ -362,18 +368,10 @@ def refit(
         seed=seed,
         metric=metric,
         name=name,
-        keep=keep,
         data=None if data is None else os.fspath(data),
-        data_dir=None if data_dir is None else Path(data_dir),
+        data_dir=None if data_dir is None else expanded(data_dir),
         command=_call("refit", found.record.name, given),
-        **_running(time_budget, gpu_hours, compile_mode, log),
-        trust_code=trust_code,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        concurrent=concurrent,
-        address=address,
-        max_failures=max_failures,
-        save_seconds=save_seconds,
+        **running,
     )
     return run_refit(request, _console(progress))
 
@@ -398,16 +396,16 @@ def distill(
     storage: Place = "runs",
     data_dir: Place | None = None,
     image_size: int | None = None,
-    resize: "Resize | None" = None,
-    keep: int = 20,
+    resize: Resize | None = None,
+    keep: int | None = None,
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
-    compile_mode: "CompileMode" = "auto",
+    compile_mode: CompileMode = "auto",
     max_failures: int = 3,
     save_seconds: float = 10.0,
-    log: "Sequence[Target]" = (),
+    log: Sequence[Target] = (),
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
@@ -462,16 +460,21 @@ def distill(
     from tuner.tuning.distill import make_distill_request
     from tuner.tuning.session import search as run_search
 
-    _check_no_dashboard(address)
-    _check_numbers(
+    running = _running(
+        time_budget=time_budget,
+        gpu_hours=gpu_hours,
+        compile_mode=compile_mode,
+        log=log,
+        address=address,
         keep=keep,
-        image_size=image_size,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
         max_failures=max_failures,
         save_seconds=save_seconds,
+        trust_code=trust_code,
     )
+    _check_numbers(image_size=image_size)
     settings = {
         "trials": trials,
         "epochs": epochs,
@@ -494,19 +497,11 @@ def distill(
         storage=_place(storage),
         name=name,
         data=None if data is None else os.fspath(data),
-        data_dir=None if data_dir is None else Path(data_dir).expanduser(),
+        data_dir=None if data_dir is None else expanded(data_dir),
         image_size=image_size,
         resize=resize,
-        keep=keep,
         command=_call("distill", str(folder), {"into": into, **given}),
-        **_running(time_budget, gpu_hours, compile_mode, log),
-        trust_code=trust_code,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        concurrent=concurrent,
-        address=address,
-        max_failures=max_failures,
-        save_seconds=save_seconds,
+        **running,
     )
     return run_search(request, _console(progress))
 
@@ -515,12 +510,12 @@ def combine(
     run: "Place | Run | None" = None,
     *,
     top: int = 5,
-    method: "AskedMethod" = "vote",
+    method: AskedMethod = "vote",
     metric: Metric | None = None,
     calibrate: bool = False,
-    tta: "Tta" = "none",
+    tta: Tta = "none",
     pool: int | None = None,
-    diverse: "Diverse | None" = None,
+    diverse: Diverse | None = None,
     max_parameters: int | None = None,
     max_latency_ms: float | None = None,
     front: bool = False,
@@ -573,8 +568,7 @@ def combine(
         TunerError: If a candidate's files are damaged, each in a line.
     """
     from tuner.ensemble import make_ensemble, planning
-    from tuner.ensemble.request import ASKED_METHODS, Diverse, EnsembleRequest
-    from tuner.metrics.predict import Tta
+    from tuner.ensemble.request import ASKED_METHODS, EnsembleRequest
     from tuner.training.device import find_devices
 
     _check_numbers(top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms)
@@ -597,10 +591,10 @@ def combine(
         front=front,
         frontier=frontier,
         compare=compare,
-        duplicates=None if duplicates is None else Path(duplicates),
+        duplicates=None if duplicates is None else expanded(duplicates),
         skip_damaged=skip_damaged,
         data=None if data is None else os.fspath(data),
-        data_dir=None if data_dir is None else Path(data_dir),
+        data_dir=None if data_dir is None else expanded(data_dir),
         trust_code=trust_code,
         name=name,
     )
@@ -708,6 +702,8 @@ def _as_runs(
     if runs is None:
         return ()
     several = [runs] if isinstance(runs, str | os.PathLike | Run) else runs
+    if None in several:
+        raise UsageError("warm_start: None names no run; give names, folders or runs")
     found = [_as_run(run, storage) for run in several]
     return tuple({str(run.path): run for run in found}.values())
 
@@ -715,7 +711,7 @@ def _as_runs(
 def _place(place: "Place | AnyPath") -> AnyPath:
     if isinstance(place, str):
         return to_path(place)
-    return Path(place) if isinstance(place, os.PathLike) else place
+    return expanded(place) if isinstance(place, os.PathLike) else place
 
 
 def _console(progress: bool) -> "Console":
@@ -736,23 +732,30 @@ def _check_no_dashboard(address: str | None) -> None:
 
 
 def _running(
-    time_budget: float | str | None, gpu_hours: float | None, compile_mode: str, log: Sequence[str]
+    *,
+    time_budget: float | str | None,
+    gpu_hours: float | None,
+    compile_mode: str,
+    log: Sequence[str],
+    address: str | None,
+    **others: Any,
 ) -> dict[str, Any]:
-    """Return what needs a check that the command line makes as it reads its options."""
-    from tuner.tracking import Target
-    from tuner.training.compilation import CompileMode
-
+    """Check how trials are to run, and return it as fields of ``RunRequest``."""
+    _check_no_dashboard(address)
     _expect("compile_mode", compile_mode, get_args(CompileMode))
     for target in log:
         _expect("log", target, get_args(Target))
     if isinstance(time_budget, str):
         time_budget = parse_duration(time_budget)
-    _check_numbers(time_budget=time_budget, gpu_hours=gpu_hours)
+    numbers = {name: value for name, value in others.items() if name in _NUMBERS}
+    _check_numbers(time_budget=time_budget, gpu_hours=gpu_hours, **numbers)
     return {
         "seconds": math.inf if time_budget is None else float(time_budget),
         "gpu_hours": math.inf if gpu_hours is None else float(gpu_hours),
         "compile_mode": compile_mode,
         "log": tuple(log),
+        "address": address,
+        **others,
     }
 
 

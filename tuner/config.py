@@ -31,6 +31,16 @@ Cost = Literal["latency_ms", "parameters", "size_mb"]
 ClassWeights = Literal["none", "balanced", "sqrt"]
 Resize = Literal["auto", "squash", "crop", "pad"]
 """How an image that is no square becomes one; ``auto`` crops where images are far from square."""
+Tta = Literal["none", "flip", "flip+shift"]
+"""Test-time augmentation: what else of an image is looked at, beside itself."""
+Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
+"""How an ensemble's members are chosen and combined."""
+AskedMethod = Literal[Method, "auto"]
+Diverse = Literal["family", "config", "seed"]
+"""What members differ in."""
+CompileMode = Literal["auto", "always", "never"]
+Target = Literal["wandb", "mlflow"]
+"""Programs that are told of trials, beside TensorBoard."""
 
 
 @dataclass(frozen=True, slots=True)

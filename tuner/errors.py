@@ -13,6 +13,11 @@ TunerError              1  failed while running
 from typing import ClassVar
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; empty if it has none."""
+    return (str(error).splitlines() or [""])[0]
+
+
 class TunerError(Exception):
     """A mistake that a user can mend; the message says where, what, and how to mend it."""
 

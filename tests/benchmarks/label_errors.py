@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             time_budget=60 * options.minutes,
             data_dir=storage / "data",
         )
-    found = look_for_issues(run, top=5, command="python -m tests.benchmarks.label_errors")
+    found = look_for_issues(run, top=5)
     names = load_splits(run.record.data, storage / "data").val_names
     swapped = {name for name in names if Path(name).name.startswith("swapped-")}
     told = [issue.path for issue in found.labels]

@@ -70,11 +70,14 @@ def play(task: Task) -> dict[str, Any]:
     spent, best = 0.0, -math.inf
     curve: list[tuple[float, float]] = []
     asked: list[tuple[float, list[float]]] = []
+    first_completed = math.inf
     rungs: list[dict[str, float]] = []
     for event in search.events:
         if not isinstance(event, EpochEnded):
             continue
         spent += event.metrics.seconds / table.full_seconds
+        if search.tuner.state.ended["completed"]:
+            first_completed = min(first_completed, spent)
         while times and spent > times[0]:
             asked.append((times.pop(0), scores_of(search)))
         if math.isfinite(event.metrics.val_loss) and event.metrics.val_accuracy > best:
@@ -110,7 +113,7 @@ def play(task: Task) -> dict[str, Any]:
             {
                 "budget": budget,
                 "patience": patience,
-                "spent": (end := ends_at(asked, budget, patience)),
+                "spent": (end := ends_at(asked, first_completed, budget, patience)),
                 "lost": 100 * (reached(budget) - reached(end)),
             }
             for budget in BUDGETS
@@ -128,11 +131,16 @@ def scores_of(search: Played) -> list[float]:
 
 
 def ends_at(
-    asked: Sequence[tuple[float, Sequence[float]]], budget: float, patience: float
+    asked: Sequence[tuple[float, Sequence[float]]],
+    first_completed: float,
+    budget: float,
+    patience: float,
 ) -> float:
-    """Return when a search would end, in full trainings."""
+    """Return when a search would end, in full trainings; not before its first trial is whole."""
     for time, scores in asked:
-        if time < budget and why_not_go_on(scores, time / budget, patience, "accuracy"):
+        if first_completed <= time < budget and why_not_go_on(
+            scores, time / budget, patience, "accuracy"
+        ):
             return time
     return budget
 

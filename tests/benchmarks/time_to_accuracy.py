@@ -33,10 +33,10 @@ from torch import nn
 
 from tests.benchmarks import tutorial
 from tests.benchmarks.record import SCRIPT, Record
-from tuner.config import DataConfig, ModelConfig, TrialConfig
+from tuner.config import DataConfig, ModelConfig, TrialConfig, Tta
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits, load_test
-from tuner.metrics.predict import Tta, predict_probs, score
+from tuner.metrics.predict import predict_probs, score
 from tuner.space import load_space
 from tuner.training.device import compute_dtype, find_device
 from tuner.training.loop import train

@@ -35,6 +35,7 @@ def check(
     from tuner.ensemble.check import damage_of_run
     from tuner.errors import TunerError, UntrustedCodeError, UsageError
     from tuner.run.digests import Damage
+    from tuner.run.layout import ENSEMBLE, ENSEMBLES
     from tuner.run.run import find_run
     from tuner.storage.paths import folders_with
     from tuner.training.device import find_device
@@ -48,8 +49,8 @@ def check(
         found = find_run(storage, run)
         path = found.path
         damage = damage_of_run(found, where, trust_code=trust_code, say=say)
-        for folder in folders_with(path / "ensembles", "ensemble.json"):
-            if any(entry.file.startswith(str(folder)) for entry in damage):
+        for folder in folders_with(path / ENSEMBLES, ENSEMBLE):
+            if any(f"{entry.file}/".startswith(f"{folder}/") for entry in damage):
                 continue
             try:
                 read_ensemble(folder, where, trust_code=trust_code)

@@ -7,7 +7,7 @@ import click
 
 from tuner.cli import completion
 from tuner.cli.options import DATA, JSON, METRIC, MOVED_DATA_DIR, STORAGE, option
-from tuner.cli.output import print_comparison, print_json
+from tuner.cli.output import output_file, print_comparison, print_json
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -40,7 +40,7 @@ def compare(
     runs of an earlier version alone; --data names those of all.
     """
     from tuner.report.comparison import compare as describe
-    from tuner.report.comparison import differences, write_comparison
+    from tuner.report.comparison import comparison_page, differences
     from tuner.run.run import find_run
 
     if len(runs) < 2:
@@ -52,7 +52,8 @@ def compare(
         found = [ranked_by(run, metric, data=data, data_dir=data_dir) for run in found]
     described = describe(found)
     if html:
-        write_comparison(described, html)
+        with output_file(html, "--html") as file:
+            file.write(comparison_page(described))
     if as_json:
         print_json({"runs": described, "html": str(html) if html else None})
         return

@@ -1,7 +1,5 @@
 """``data``: prepare data sets, look at them, split them, and find errors in them."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +18,9 @@ from tuner.cli.options import (
     VAL_FRACTION,
     option,
 )
-from tuner.cli.output import make_console, print_json, print_table
+from tuner.cli.output import make_console, output_file, print_json, print_table
 from tuner.storage.paths import AnyPath
-from tuner.storage.spreadsheet import write_csv
+from tuner.storage.spreadsheet import csv_of
 
 if TYPE_CHECKING:
     from tuner.run.issues import Issues
@@ -159,12 +157,12 @@ def data_issues(
     found = look_for_issues(
         find_run(storage, run),
         top=top,
-        command=shlex.join(["cifar-tune", *sys.argv[1:]]),
         data=data,
         data_dir=data_dir,
     )
     if csv_file is not None:
-        _write_issues(csv_file, found)
+        with output_file(csv_file, "--csv") as file:
+            file.write(_csv_of(found))
     if as_json:
         document = asdict(found)
         for issue in (*document["labels"], *document["duplicates"]):
@@ -177,8 +175,8 @@ def data_issues(
         click.echo(f"\nAll of them: {csv_file}")
 
 
-def _write_issues(path: Path, found: "Issues") -> None:
-    """Write a line for each issue."""
+def _csv_of(found: "Issues") -> str:
+    """Return a line for each issue."""
     head = ["kind", "path", "label", "suggested", "confidence", "original"]
     labels = [
         ["label", i.path, i.given, i.suggested, f"{i.suggested_probability:.4f}", ""]
@@ -188,7 +186,7 @@ def _write_issues(path: Path, found: "Issues") -> None:
         ["duplicate", i.path, i.test_class, i.original_class, f"{i.similarity:.4f}", i.original]
         for i in found.duplicates
     ]
-    write_csv(path, head, [*labels, *copies])
+    return csv_of(head, [*labels, *copies])
 
 
 def _print_issues(found: "Issues") -> None:

@@ -8,7 +8,12 @@ import click
 from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import ENSEMBLE, option
 from tuner.cli.running import common_options, print_outcome, running_options
-from tuner.cli.search_options import PatientCommand, distilled_options, search_overrides
+from tuner.cli.search_options import (
+    PatientCommand,
+    distilled_options,
+    overridden,
+    search_overrides,
+)
 from tuner.config import SPACE_KEYS
 from tuner.console import Console
 from tuner.errors import UsageError
@@ -49,6 +54,7 @@ def distill(context: click.Context, /, into: str, ensemble: str | None, **option
     from tuner.tuning.distill import make_distill_request
     from tuner.tuning.session import search
 
+    options |= dict.fromkeys(overridden(context))
     own = ("storage", "name", "data", "data_dir", "image_size", "resize", "keep")
     request = make_distill_request(
         find_ensemble(options["storage"], ensemble),

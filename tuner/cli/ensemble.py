@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -20,11 +20,10 @@ from tuner.cli.options import (
     option,
 )
 from tuner.cli.output import print_json
+from tuner.config import AskedMethod, Diverse, Tta
 from tuner.console import Console
 from tuner.monitor.steps import loading, telling
 from tuner.storage.paths import AnyPath
-
-METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
 
 
 @click.command(epilog="Example: cifar-tune ensemble --top 5 --method greedy --calibrate")
@@ -45,7 +44,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
 @STORAGE
 @option(
     "--method",
-    type=click.Choice(METHODS),
+    type=click.Choice(get_args(AskedMethod)),
     default="vote",
     show_default=True,
     help="How they are chosen and vote. A soup averages weights; auto takes the vote, or the one "
@@ -55,7 +54,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
 @option("--calibrate", is_flag=True, help="Fit one temperature to the vote.")
 @option(
     "--tta",
-    type=click.Choice(["none", "flip", "flip+shift"]),
+    type=click.Choice(get_args(Tta)),
     default="none",
     show_default=True,
     help="Views of an image that each member averages.",
@@ -67,7 +66,7 @@ METHODS = ["vote", "greedy", "weighted", "soup", "greedy-soup", "auto"]
 )
 @option(
     "--diverse",
-    type=click.Choice(["family", "config", "seed"]),
+    type=click.Choice(get_args(Diverse)),
     help="Take only one trial of each. A config is the same for all of its --seeds in a refit; the "
     "seeds within a run differ anyway.",
 )

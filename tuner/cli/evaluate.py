@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
 
 from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut, print_intervals
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import (
-    loading,
+    interval_text,
+    loading_on_terminal,
     make_console,
     make_table,
     print_json,
@@ -24,7 +26,6 @@ from tuner.storage.paths import AnyPath
 if TYPE_CHECKING:
     from tuner.console import Console
     from tuner.deploy.evaluation import Evaluation, Share
-    from tuner.metrics.significance import Interval
 
 MOST_MISTAKES = 10
 """Mistakes that are printed; ``--output`` and ``--json`` have all."""
@@ -63,7 +64,7 @@ def evaluate(
 ) -> None:
     """Measure an ensemble on labelled images.
 
-    DATA is a data set, or a folder of class folders.
+    DATA is a data set, or a folder, an archive or a manifest of labelled images.
     Where there are parts for training and testing, the test part is read, otherwise all. Classes
     are known by their names and may be some of the ensemble's. Each evaluation is entered in
     evaluations.jsonl in the ensemble's folder.
@@ -74,7 +75,7 @@ def evaluate(
     console = Console(stderr=True, highlight=False)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
     place = find_ensemble(storage, ensemble)
-    with loading(console):
+    with loading_on_terminal(console):
         from tuner.data.labelled import find_labelled
         from tuner.deploy.evaluation import enter
         from tuner.deploy.evaluation import evaluate as measure
@@ -107,7 +108,8 @@ def evaluate(
             soft_wrap=True,
         )
     if evaluation.unreadable:
-        console.print(f"Could not be read: {len(evaluation.unreadable)} of {len(labelled)}")
+        count = len(evaluation.unreadable)
+        console.print(f"Could not be read: {count} of {evaluation.images + count}")
         sys.exit(1)
 
 
@@ -141,10 +143,10 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
     )
     print_stripped(console, table)
     half = next(row for row in found.coverage if row.coverage >= 0.5)
+    gain, over_mean = map(interval_text, (found.gain_over_best_member, found.gain_over_mean_member))
     console.print(
         f"\nGain in accuracy over {found.members[0].member}, the best on validation images, in "
-        f"points:\n  {_gain(found.gain_over_best_member)}  McNemar p = {found.mcnemar_p:.2g}; over "
-        f"the mean member {_gain(found.gain_over_mean_member)}\n"
+        f"points:\n  {gain}  McNemar p = {found.mcnemar_p:.2g}; over the mean member {over_mean}\n"
         f"Top-3 {scores.top3:.2%}, Brier {scores.brier:.4f}, ECE by equal mass "
         f"{scores.ece_equal_mass:.4f};\nthe surest {half.coverage:.0%} {half.accuracy:.2%}; at "
         f"least one member is right on {found.oracle:.2%}.\n",
@@ -188,23 +190,12 @@ def _print_mistakes(console: "Console", found: "Evaluation") -> None:
     table.columns[3].no_wrap = False
     for mistake in shown:
         row = (cut(mistake.true), cut(mistake.predicted), f"{mistake.confidence:.1%}", mistake.path)
-        table.add_row(*map(_plain, row))
+        table.add_row(*map(escape, row))
     print_stripped(console, table)
     if (more := len(found.mistakes) - len(shown)) > 0:
         console.print(f"and {more} more; --output FOLDER writes them all")
     console.print()
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _range(share: "Share") -> str:
     return f"{100 * share.low:.2f} - {100 * share.high:.2f}"
-
-
-def _gain(interval: "Interval") -> str:
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,12 +1,13 @@
 """``export``: an ensemble as one file for other programs."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tuner.cli.options import ENSEMBLE, JSON, STORAGE, TRUST_CODE, option
-from tuner.cli.output import loading, plural, print_json, print_table
+from tuner.cli.output import loading_on_terminal, plural, print_json, print_table
 from tuner.console import Console
 from tuner.monitor.steps import step
 from tuner.run.resuming import short_path
@@ -56,9 +57,10 @@ def export(
     """
     from tuner.run.ensembles import find_ensemble
 
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
     folder = find_ensemble(storage, ensemble)
     console = Console(stderr=True, highlight=False)
-    with loading(console):
+    with loading_on_terminal(console):
         from tuner.deploy.predictor import read_ensemble
         from tuner.training.device import find_device
     loaded = read_ensemble(folder, find_device("cpu"), trust_code=trust_code)

@@ -14,12 +14,12 @@ COMMANDS = {
 """Those of no group come last."""
 OPTIONS = {
     "What to search, on which images": (
-        *("space", "data", "data_dir", "image_size", "resize", "val_fraction", "folds"),
-        *("train_limit", "skip_broken", "warm_start"),
+        *("space", "ensemble", "into", "top", "data", "data_dir", "image_size", "resize"),
+        *("val_fraction", "folds", "train_limit", "all_data", "skip_broken", "warm_start"),
     ),
     "How to search": (
         *("trials", "epochs", "sampler", "scheduler", "metric", "purpose", "patience", "seed"),
-        *("time_budget", "gpu_hours", "measure"),
+        *("seeds", "time_budget", "gpu_hours", "measure"),
     ),
     "What each trial gets": (
         *("gpus_per_trial", "cpus_per_trial", "concurrent", "compile_mode", "max_failures"),

@@ -11,16 +11,14 @@ import click
 
 from tuner.cli.options import Duration
 from tuner.cli.output import print_json
-from tuner.cli.search_options import is_auto
-from tuner.config import AUTO
+from tuner.cli.search_options import is_auto, overridden
+from tuner.config import AUTO, SPACE_KEYS
 from tuner.errors import TunerError, UsageError
 from tuner.storage.paths import extra_for
 
 NOT_SENT = ("space", "address", "storage", "name")
 """Options that a job is not given as they are."""
-FOLDED = (
-    *("trials", "epochs", "sampler", "scheduler", "metric", "patience", "seed", "data", "as_json"),
-)
+FOLDED = (*SPACE_KEYS, "as_json")
 """Options of a search that the space holds already, or that are for this end of the job."""
 
 
@@ -42,7 +40,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
 
     options = context.params
     name, texts = options["name"], {}
-    words = list(job_words(context, (*NOT_SENT, *FOLDED)))
+    words = list(job_words(context, (*NOT_SENT, *FOLDED, *overridden(context))))
     if is_auto(options):
         # It is made there, by the cluster's own measure.
         words += ["--space", AUTO, *overrides]

@@ -20,7 +20,10 @@ class Option(click.Option):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.name and not self.is_flag:
-            self.envvar = f"CIFAR_TUNE_{self.name.upper()}"
+            option = max(self.opts, key=len).lstrip("-").replace("-", "_")
+            # Earlier versions had the names of the parameters.
+            names = dict.fromkeys((option, self.name))
+            self.envvar = [f"CIFAR_TUNE_{name.upper()}" for name in names]
 
 
 class Duration(click.ParamType[float]):
@@ -80,11 +83,13 @@ ENSEMBLE = option(
 )
 TTA = option(
     "--tta",
-    type=click.Choice(["none", "flip", "flip+shift"]),
+    type=click.Choice(get_args(config.Tta)),
     help="Views of an image that each member averages. [default: as the ensemble was made]",
 )
 TRUST_CODE = option(
-    "--trust-code", is_flag=True, help="Run code that came with a run, not searched with here."
+    "--trust-code",
+    is_flag=True,
+    help="Run code that came with a run, even if it was never searched with here.",
 )
 DATA_DIR = option(
     "--data-dir",

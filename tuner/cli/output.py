@@ -4,8 +4,9 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from tuner.config import Metric
 from tuner.console import Console, visible
+from tuner.errors import UsageError
 from tuner.metrics.goal import name_of, spelt
 from tuner.monitor.steps import Pulse, step
 from tuner.monitor.terminal import is_live
@@ -203,7 +205,7 @@ def make_console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
-def loading(console: Console) -> AbstractContextManager[object]:
+def loading_on_terminal(console: Console) -> AbstractContextManager[object]:
     """Show on a terminal that PyTorch is loaded, which takes a second or more, in the block."""
     return step(console, "Loading PyTorch") if is_live(console) else nullcontext()
 
@@ -245,6 +247,32 @@ def progress_bar(
             bar.update(task, completed=done)
 
         yield show
+
+
+@contextmanager
+def output_file(path: Path, option: str) -> Iterator[TextIO]:
+    """Yield a file to write to, which is there whole or not at all in the end.
+
+    What is no plain file, such as /dev/stdout, stays what it is and is written to. Names of files
+    that are no text go through as they are.
+
+    Args:
+        path: Which file.
+        option: That names it, for messages.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
+    from tuner.storage.files import replacing
+
+    with ExitStack() as stack:
+        try:
+            is_special = path.is_symlink() or (path.exists() and not path.is_file())
+            target = path if is_special else stack.enter_context(replacing(path))
+            file = target.open("w", encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UsageError(f"{option} {path}: cannot be written: {error.strerror}") from error
+        yield stack.enter_context(file)
 
 
 def print_json(document: Any) -> None:

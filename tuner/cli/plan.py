@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli import completion
-from tuner.cli.help import SearchCommand
 from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import Duration, option
 from tuner.cli.output import WIDE, make_console, print_json, print_table
-from tuner.cli.running import (
-    cost_options,
-)
+from tuner.cli.running import cost_options
 from tuner.cli.search_options import (
     PatientCommand,
     is_auto,
@@ -32,12 +29,8 @@ if TYPE_CHECKING:
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-class _Plan(PatientCommand, SearchCommand):
-    """Has the options of a search."""
-
-
 @click.command(
-    cls=_Plan,
+    cls=PatientCommand,
     epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200",
 )
 @option(

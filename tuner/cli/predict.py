@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -12,8 +12,7 @@ from typing import TextIO
 import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
-from tuner.cli.output import loading, progress_bar
-from tuner.errors import UsageError
+from tuner.cli.output import loading_on_terminal, output_file, progress_bar
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -70,7 +69,7 @@ def predict(
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
     console = Console(stderr=True, highlight=False)
     place = find_ensemble(storage, ensemble)
-    with loading(console):
+    with loading_on_terminal(console):
         from tuner.deploy.predictor import read_ensemble
         from tuner.deploy.rows import Rows
         from tuner.deploy.stream import predict_paths
@@ -117,23 +116,10 @@ def _stdin() -> Iterator[str]:
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Yield where to write; names of files that are no text go through as they are.
-
-    Raises:
-        UsageError: If it cannot be written there.
-    """
-    from tuner.storage.files import replacing
-
-    if output is None:
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-        yield sys.stdout
+    """Yield where to write; names of files that are no text go through as they are."""
+    if output is not None:
+        with output_file(output, "--output") as file:
+            yield file
         return
-    with ExitStack() as stack:
-        try:
-            # No file may take the place of a pipe or a device.
-            is_special = output.exists() and not output.is_file()
-            target = output if is_special else stack.enter_context(replacing(output))
-            file = target.open("w", encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
-        yield stack.enter_context(file)
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    yield sys.stdout

@@ -42,7 +42,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     """Train the best anew, longer and with several seeds.
 
     The trials are a run of their own, beside RUN, from which 'ensemble' draws. With --all-data
-    nothing tells any more which of them is best; a plain vote needs not know.
+    no images are left to tell which trial is best; a plain vote does not need to know.
     """
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         return submit_refit(context, str(address))

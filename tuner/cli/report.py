@@ -1,7 +1,5 @@
 """``report``: a run as one page."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from tuner.cli import completion
@@ -10,9 +8,6 @@ from tuner.cli.options import JSON, STORAGE
 from tuner.cli.output import print_json
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(epilog="Example: cifar-tune report")

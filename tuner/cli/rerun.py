@@ -1,6 +1,6 @@
 """``rerun``: a trial trained again."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,9 +14,6 @@ from tuner.cli.output import (
 from tuner.console import Console
 from tuner.monitor.steps import loading, step
 from tuner.storage.paths import AnyPath
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(epilog="Example: cifar-tune rerun quick-20260101-120000 7")

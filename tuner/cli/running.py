@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -13,6 +13,7 @@ from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, optio
 from tuner.cli.output import leaderboard_document, print_json
 from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard, print_next
+from tuner.config import CompileMode, Target
 from tuner.errors import TunerError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _COSTS = (
     option(
         "--compile",
         "compile_mode",
-        type=click.Choice(["auto", "always", "never"]),
+        type=click.Choice(get_args(CompileMode)),
         default="auto",
         show_default=True,
         help="Compile networks; auto: on a GPU, where it pays.",
@@ -68,11 +69,12 @@ _OTHERS = (
         type=Amount(min=0),
         default=10.0,
         show_default=True,
-        help="Save running trials so often that a kill costs no more, or one epoch; 0: each epoch.",
+        help="Most seconds of training that a kill costs a trial, or one epoch if that is longer; "
+        "0 saves each epoch.",
     ),
     option(
         "--log",
-        type=click.Choice(["wandb", "mlflow"]),
+        type=click.Choice(get_args(Target)),
         multiple=True,
         help="Record the trials there, too; TensorBoard's files lie in the run folder anyway.",
     ),

@@ -7,13 +7,9 @@ from typing import Any
 import click
 
 from tuner.cli import completion
-from tuner.cli.help import SearchCommand
 from tuner.cli.jobs import is_dashboard, submit_search
 from tuner.cli.options import option
-from tuner.cli.running import (
-    print_outcome,
-    running_options,
-)
+from tuner.cli.running import print_outcome, running_options
 from tuner.cli.search_options import (
     PatientCommand,
     is_auto,
@@ -30,7 +26,7 @@ from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
 
 
-class _Search(PatientCommand, SearchCommand):
+class _Search(PatientCommand):
     """Takes several runs after ``--warm-start``, up to the next option or KEY=VALUE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

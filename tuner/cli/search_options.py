@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
+from tuner.cli.help import SearchCommand
 from tuner.cli.options import (
     DATA,
     DATA_DIR,
@@ -21,9 +22,7 @@ from tuner.cli.options import (
     Amount,
     option,
 )
-from tuner.cli.running import (
-    common_options,
-)
+from tuner.cli.running import common_options
 from tuner.config import AUTO, SPACE_KEYS, Metric, Resize, SearchConfig
 from tuner.storage.paths import AnyPath
 
@@ -77,9 +76,7 @@ _PROPOSED = (
     option(
         "--keep",
         type=click.IntRange(min=1),
-        default=20,
-        show_default=True,
-        help="Checkpoints that stay on disk, the best ones.",
+        help="Checkpoints that stay on disk, the best ones. [default: 20, or as before]",
     ),
 )
 _SEARCHED = (
@@ -120,10 +117,16 @@ _DISTILLED = (
 )
 DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
 """Options that are fields of ``DataConfig``."""
+_REPLACED = {
+    **{name: f"dataset.{name}" for name in DATA_SETTINGS},
+    "gpus_per_trial": "resources.gpus",
+    "cpus_per_trial": "resources.cpus",
+}
+"""Option -> the key of the space in whose place it is taken."""
 
 
-class PatientCommand(click.Command):
-    """A command with ``--patience``, whose number may be left out."""
+class PatientCommand(SearchCommand):
+    """A search with ``--patience``, whose number may be left out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words of the command line."""
@@ -227,7 +230,7 @@ def _request(
 ) -> "SearchRequest":
     from tuner.tuning.request import make_search_request
 
-    options = context.params
+    options = context.params | dict.fromkeys(overridden(context))
     return make_search_request(
         space,
         space_name=str(path),
@@ -240,6 +243,17 @@ def _request(
         keep=options["keep"],
         **own,
         **common_options(options),
+    )
+
+
+def overridden(context: click.Context) -> frozenset[str]:
+    """Return the options of the environment in whose place a KEY=VALUE is taken."""
+    keys = {word.partition("=")[0].strip() for word in context.params["overrides"]}
+    environment = click.core.ParameterSource.ENVIRONMENT
+    return frozenset(
+        name
+        for name, key in _REPLACED.items()
+        if key in keys and context.get_parameter_source(name) == environment
     )
 
 

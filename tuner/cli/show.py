@@ -24,7 +24,7 @@ from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of
-from tuner.run.resuming import command_without_patience, resume_command
+from tuner.run.resuming import WITHOUT_PATIENCE
 from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
@@ -183,9 +183,8 @@ def _show_run(run: "Run", as_json: bool) -> None:
     if outlook := outlook_of(run, ranked):
         click.echo(f"\n{outlook}")
     if record.reason:
-        click.echo(
-            f"\nEnded: {record.reason}.\nGo on with:\n  {command_without_patience(run.path)}"
-        )
+        command = run.resume_command(*WITHOUT_PATIENCE)
+        click.echo(f"\nEnded: {record.reason}.\nGo on with:\n  {command}")
     if student is not None:
         print_student(student, run.metric)
     if rows := list(_ensembles(run)):
@@ -193,8 +192,9 @@ def _show_run(run: "Run", as_json: bool) -> None:
         print_table(rows, "Ensembles, the newest first")
     is_open = record.status == "interrupted" or states["interrupted"] or states["paused"]
     if is_open and record.status != "running" and not record.reason:
-        command = resume_command(run.path, "refit" if record.refit else "search")
-        click.echo(f"\nGo on with:\n  {command}")
+        # What is open though the run is finished has spent its budget.
+        factor = 1 if record.status == "interrupted" else 2
+        click.echo(f"\nGo on with:\n  {run.resume_command(factor=factor)}")
 
 
 def _ensembles(run: "Run") -> Any:

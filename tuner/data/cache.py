@@ -15,7 +15,7 @@ from tuner.data.decoding import Met
 from tuner.errors import DataError
 from tuner.storage.files import replacing
 
-DECODER = 2
+DECODER = 3
 """To be raised when the same files decode to other images, for caches to be made anew."""
 
 

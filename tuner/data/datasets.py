@@ -17,6 +17,7 @@ from tuner.config import DataConfig, Resize
 from tuner.data import listing as listing_parts
 from tuner.data.cache import Decoded, Images, cached, find_cached, keep, make_decoded, sha256
 from tuner.data.decoding import (
+    CUT,
     Met,
     ValueRange,
     decode_all,
@@ -39,7 +40,7 @@ from tuner.data.stratified import TEST_SHARE, stratified
 from tuner.data.trees import CACHE, Opener
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
-from tuner.storage.paths import check_path
+from tuner.storage.paths import check_path, expanded
 
 FAR_LARGER = 4
 """Times ``image_size`` from which photographs lose what the user may want to see."""
@@ -79,7 +80,7 @@ def find_source(word: str) -> str:
         UsageError: If it is no path.
     """
     check_path(word)
-    path = Path(word).expanduser()
+    path = expanded(word)
     return str(path.absolute()) if word not in KNOWN and path.exists() else word
 
 
@@ -115,7 +116,7 @@ def find_files(source: str) -> Listing:
     Raises:
         DataError: If there is none, or it is not laid out in any known way.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise DataError(
             f"unknown dataset {source!r}{did_you_mean(source, KNOWN) or '.'} Give "
@@ -192,6 +193,17 @@ def _load_files(listing: Listing, config: DataConfig, data_dir: Path, part: Part
         met=decoded.met,
         notes=tuple(_notes(listing, config, decoded.met, part, items, broken)),
     )
+
+
+def check_listing(listing: Listing, config: DataConfig) -> None:
+    """Refuse what loading would refuse, as far as it shows before an image is opened.
+
+    Raises:
+        DataError: If there are too few images of a class to train on, or files that cannot be read.
+    """
+    _check_counts(listing, "train")
+    if listing.broken and not config.skip_broken:
+        raise DataError(_say_broken(listing, _broken(listing, (), Met())))
 
 
 def _check_counts(listing: Listing, part: Part) -> None:
@@ -340,6 +352,11 @@ def _notes(
     if part == "test":
         return
     yield from listing.notes
+    if cut := sum(count for mode, count in met.modes.items() if mode.endswith(CUT)):
+        yield (
+            f"{number(cut, 'image')} with 16 bits a colour, or a grey with transparency: their "
+            "upper 8 bits are read; if they use fewer than 16, scale them before"
+        )
     size = config.image_size or 32
     width, height = met.median
     if (short := min(width, height)) >= FAR_LARGER * size:

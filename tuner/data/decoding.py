@@ -64,7 +64,7 @@ class Met:
     """What was met among the files that were decoded."""
 
     modes: dict[str, int] = field(default_factory=dict)
-    """Number of images by Pillow's mode, such as ``RGB``, ``L`` or ``I;16``."""
+    """Number of images by Pillow's mode, such as ``RGB`` or ``I;16``; see ``CUT``."""
     smallest: tuple[int, int] = (0, 0)
     """Width and height; of the image of the fewest pixels."""
     median: tuple[int, int] = (0, 0)
@@ -209,9 +209,23 @@ def plain_image(
     return image.convert(mode)
 
 
+CUT = "/16"
+"""How the mode of an image ends here of whose 16 bits Pillow reads the upper 8 alone."""
+
+
 def is_deep(mode: str) -> bool:
     """Whether values of one of Pillow's modes are deeper than 8 bits: whole numbers or floats."""
     return mode[0] in "IF"
+
+
+def is_cut(image: Image.Image) -> bool:
+    """Whether Pillow reads the upper 8 of 16 bits alone, as it has no deeper mode for the kind.
+
+    To be asked before the pixels are decoded.
+    """
+    return not is_deep(image.mode) and any(
+        ";16" in str(tile) for tile in getattr(image, "tile", ())
+    )
 
 
 def default_resize(aspect: float) -> Literal["crop", "squash"]:
@@ -321,7 +335,7 @@ def decode_all(
                     deep = is_deep(image.mode)
                     if measures and deep:
                         extremes[image.mode[0] == "I"].append(image_extremes(image))
-                    modes[image.mode] += 1
+                    modes[image.mode + CUT if is_cut(image) else image.mode] += 1
                     if (measures and deep) or (resize == "auto" and image.width != image.height):
                         waiting.append(index)
                         continue

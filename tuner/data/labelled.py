@@ -15,6 +15,7 @@ from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
+from tuner.storage.paths import expanded
 
 LabelledPart = Literal["test", "all"]
 
@@ -45,9 +46,18 @@ class Labelled:
 
     @property
     def broken(self) -> list[str]:
-        """Say which further files should be images and are none, and why."""
-        broken = self.listing.broken if self.listing else {}
-        return [f"{path}: cannot be read as an image ({why})" for path, why in broken.items()]
+        """Say which further files of the part should be images and are none, and why."""
+        if self.listing is None:
+            return []
+        # Of files that a manifest names and that are missing, the part is not known.
+        folders = self.listing.folder_of.items()
+        others = tuple(f"{folder}/" for part, folder in folders if part != self.part)
+        named = ((self.listing.tree.shown(name), why) for name, why in self.listing.broken.items())
+        return [
+            f"{path}: cannot be read as an image ({why})"
+            for path, why in named
+            if not path.startswith(others)
+        ]
 
     def read(self) -> Iterator[tuple[int, str, Source | DataError]]:
         """Yield the position, the name and the content of each file, in the order that is fastest.
@@ -92,7 +102,7 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
             f"{listing.base}: has no test images; to measure on others, name their folder"
         )
     return Labelled(
-        source=str(Path(source).expanduser().absolute()),
+        source=str(expanded(source).absolute()),
         part="all" if listing.is_whole else "test",
         classes=listing.classes,
         labels=torch.tensor([item.label for item in items]),

@@ -4,14 +4,14 @@ Class folders are read here, tables in ``tuner.data.manifests``.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of
-from tuner.data.names import check_classes, number, shown
+from tuner.data.names import check_classes, listed, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
 from tuner.data.trees import (
     ARCHIVE_SUFFIXES,
@@ -83,16 +83,35 @@ def _of_tree(tree: Tree) -> Listing:
         met = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         raise DataError(
             f"{tree.shown('')}: holds no images that can be read{f', only {met}' if met else ''}. "
-            f"Images end in {' '.join(sorted(suffixes))}."
+            f"Images end in {' '.join(sorted(suffixes))}.{_told_broken(tree)}"
         )
-    return _of_folders(tree, base, images)
+    return _of_folders(tree, _base_of(images), images)
+
+
+def _base_of(images: Sequence[str]) -> str:
+    """Return the folder in which parts or classes lie; single images around it name no class."""
+    base, inside = _common_folder(images), list(images)
+    while True:
+        inside = [name for name in inside if parent_of(name) != base]
+        if len({parent_of(name) for name in inside}) < 2:
+            return base
+        deeper = _common_folder(inside)
+        if deeper == base:
+            return base
+        base = deeper
+
+
+def _told_broken(tree: Tree) -> str:
+    """Say what is there and cannot be read; empty for nothing."""
+    lines = [f"{tree.shown(name)}: {why}" for name, why in sorted(tree.broken.items())]
+    return f" {number(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
 
 
 def _common_folder(names: Sequence[str]) -> str:
     """Return the deepest folder that holds all of these, but none that names a part."""
     if not names:
         return ""
-    folders = sorted({parent_of(name) for name in names})
+    folders = sorted({parent_of(name) for name in names}, key=lambda folder: folder.split("/"))
     # All between the first and the last have in common what these two have.
     common = folders[0].split("/") if folders[0] else []
     last = folders[-1].split("/")
@@ -110,7 +129,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
     tops |= {
         folder[below:]: None
         for folder in sorted(tree.folders)
-        if folder.startswith(base) and folder[below:].lower() in PARTS
+        if folder.startswith(f"{base}/" if base else "") and folder[below:].lower() in PARTS
     }
     direct = {name[below:].partition("/")[0] for name in images if name[below:].count("/") == 1}
     named = [top for top in tops if top.lower() in PARTS]
@@ -125,7 +144,9 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
         raise DataError(
             f"{where}: needs at least 2 class folders, has {len(folders)}. Sort the images into a "
             "folder a class, or add a labels.csv with the columns path and label."
+            f"{_told_broken(tree)}"
         )
+    _check_no_parts(tree, folders)
     names = _class_names(folders, base, where)
     notes = _told_names(names, base)
     if are_classes:
@@ -139,6 +160,21 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
         is_whole=True,
     )
     return _complete(listing, (base,), [*folders], loose, notes)
+
+
+def _check_no_parts(tree: Tree, folders: Iterable[str]) -> None:
+    """Make sure that no folders of classes lie in one for training and one for other images."""
+    parts: defaultdict[str, set[Part]] = defaultdict(set)
+    for folder in sorted(folders):
+        for above in PurePosixPath(folder).parents:
+            if part := PARTS.get(above.name.lower()):
+                parts[parent_of(str(above))].add(part)
+    for parent, found in parts.items():
+        if len(found) > 1:
+            raise DataError(
+                f"{tree.shown(parent)}: is divided into {' and '.join(sorted(found))}, and there "
+                "are images elsewhere, too. Name that folder alone."
+            )
 
 
 def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]) -> Listing:
@@ -169,6 +205,10 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
         # Of empty folders those count that hold no folder.
         leaves = {f for f in tree.folders if f.startswith(f"{folder}/")}
         leaves -= {parent_of(leaf) for leaf in leaves}
+        # One in the folder of a class is none.
+        leaves = {
+            leaf for leaf in leaves if holding.isdisjoint(map(str, PurePosixPath(leaf).parents))
+        }
         own = _class_names(holding | leaves, folder, tree.shown(folder))
         names |= own
         by_part[part] = set(own.values())

@@ -9,11 +9,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from tuner.data.datasets import find_files, items_of, validation_positions
-from tuner.data.decoding import open_image, why_unread
+from tuner.data.decoding import image_suffixes, open_image, why_unread
 from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
 from tuner.data.names import listed, number
+from tuner.data.trees import suffix_of
 from tuner.errors import DataError, UsageError
+from tuner.storage.paths import expanded
 
 
 def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int]:
@@ -37,7 +39,7 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
         raise UsageError(f"{source}: is no folder of files; give a folder, archive or manifest")
     if out.exists():
         raise UsageError(f"{out}: is there already. Name a new folder.")
-    if out.resolve().is_relative_to(Path(source).expanduser().resolve()):
+    if out.resolve().is_relative_to(expanded(source).resolve()):
         raise UsageError(f"{out}: lies inside {source}. Name a folder outside of it.")
     listing = find_files(source)
     if listing.broken:
@@ -46,6 +48,7 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
             f"{listing.base}: {number(len(listing.broken), 'file')} cannot be read as images. Mend "
             f"or remove them.{listed(lines)}"
         )
+    _check_folders(listing)
     parts = _divided(listing, val_fraction)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,17 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}). Name another.") from error
     return {part: len(items) for part, items in parts.items()}
+
+
+def _check_folders(listing: Listing) -> None:
+    """Make sure that every class can be a folder of its own, which is found again."""
+    for name in listing.classes:
+        is_around = any(other.startswith(f"{name}/") for other in listing.classes)
+        if is_around or any(part.startswith(".") or not part for part in name.split("/")):
+            raise DataError(
+                f"{listing.base}: class {name!r} can be no folder of its own that is found again. "
+                "Rename it."
+            )
 
 
 def _divided(listing: Listing, val_fraction: float) -> dict[str, Sequence[Item]]:
@@ -86,13 +100,13 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             source = opener()
-            if not isinstance(source, io.BytesIO):
-                shutil.copyfile(source, target)
-                continue
-            if item.row >= 0:
+            if suffix_of(target.name) not in image_suffixes():
                 with open_image(source) as image:
-                    target = target.with_suffix(f".{(image.format or 'png').lower()}")
-            target.write_bytes(source.getvalue())
+                    target = target.with_name(f"{target.name}.{(image.format or 'png').lower()}")
+            if isinstance(source, io.BytesIO):
+                target.write_bytes(source.getvalue())
+            else:
+                shutil.copyfile(source, target)
         except Exception as error:  # Whatever Pillow and archives raise of damaged files.
             raise DataError(
                 f"{listing.shown(item)}: cannot be copied ({why_unread(error)}). Mend or remove it."
@@ -101,5 +115,6 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
 
 def _file_name(item: Item) -> str:
     if item.row < 0:
-        return PurePosixPath(item.name).name
+        # What is hidden would not be found again.
+        return PurePosixPath(item.name).name.lstrip(".")
     return f"{PurePosixPath(item.name).stem}-{item.row:07d}"

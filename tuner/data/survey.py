@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from tuner.config import DataConfig
-from tuner.data.datasets import find_files, items_of, validation_positions
+from tuner.data.datasets import check_listing, find_files, items_of, validation_positions
 from tuner.data.decoding import open_image
 from tuner.data.known import KNOWN
 from tuner.data.listing import Listing
@@ -50,6 +50,7 @@ def survey(config: DataConfig, data_dir: Path) -> Survey:
             side=side,
         )
     listing = find_files(config.source)
+    check_listing(listing, config)
     items = items_of(listing, "train")
     num_val = len(listing.parts.get("val", ()))
     if config.folds is not None:

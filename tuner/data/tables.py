@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tuner.data.names import number, shown
-from tuner.data.trees import Opener, Tree
+from tuner.data.trees import DAMAGE, Opener, Tree
 from tuner.errors import DataError
 
 if TYPE_CHECKING:
@@ -68,9 +68,13 @@ class Table:
         """Return the name of a row's class.
 
         Raises:
-            DataError: If it is a number without a name.
+            DataError: If it is a number without a name, or several labels.
         """
         label = self.labels[row]
+        if isinstance(label, list | tuple | Mapping):
+            raise DataError(
+                f"{self.where(row)}: has several labels, and an image has one class. Write one."
+            )
         if self.class_names is None:
             return None if label is None else str(label)
         if label is None or label == -1:
@@ -101,6 +105,7 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
         raise DataError(f"{where}: is not UTF-8 text. Save it as UTF-8.") from None
     columns, lines = (_json_lines if suffix == ".jsonl" else _csv_rows)(text, where)
     path, label = _column(columns, PATHS, where), _column(columns, LABELS, where)
+    split = _column(columns, (SPLIT,), where)
     if path is None or label is None:
         return _lacking(path, label, columns)
     # Only now: the lines of another table are of no concern.
@@ -112,7 +117,7 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
     return Table(
         name=name,
         labels=[None if row.get(label) in (None, "") else row[label] for row in rows],
-        splits=[row.get(SPLIT) for row in rows] if SPLIT in columns else None,
+        splits=None if split is None else [row.get(split) for row in rows],
         paths=[row[path] for row in rows],
         image_column=path,
         first_line=first_line,
@@ -149,7 +154,7 @@ def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
 
 
 def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
-    """Return the columns of the first line, and the rows, checked when they are asked for."""
+    """Return the columns of all lines, and the rows, checked when they are asked for."""
 
     def parsed(line: int, text: str) -> Mapping[str, Any]:
         try:
@@ -160,9 +165,20 @@ def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
             raise DataError(f'{where}:{line}: is no mapping such as {{"path": ...}}. Mend it.')
         return row
 
-    lines = text.splitlines()
-    columns = list(parsed(1, lines[0])) if lines else []
-    return columns, (parsed(line, text) for line, text in enumerate(lines, 1))
+    # JSON may hold what else Python takes for the end of a line.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if lines:
+        parsed(1, lines[0])
+    columns = dict.fromkeys(key for line in lines for key in _keys(line))
+    return list(columns), (parsed(line, text) for line, text in enumerate(lines, 1))
+
+
+def _keys(line: str) -> Iterable[str]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return ()
+    return row if isinstance(row, dict) else ()
 
 
 def _column(columns: Iterable[str], known: Sequence[str], where: str) -> str | None:
@@ -192,15 +208,19 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
         if image is None or label is None:
             return _lacking(image, label, schema.names)
         is_path = _is_text(schema.field(image).type)
-        wanted = [label, *([SPLIT] if SPLIT in schema.names else []), *([image] if is_path else [])]
+        split = _column(schema.names, (SPLIT,), where)
+        wanted = [label, *([split] if split else []), *([image] if is_path else [])]
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
         for batch in read(wanted):
             for column in wanted:
                 columns[column] += batch.column(column).to_pylist()
+    if is_path and None in columns[image]:
+        row = columns[image].index(None)
+        raise DataError(f"{where} row {row}: '{image}' is no path. Write one.")
     return Table(
         name=name,
         labels=columns[label],
-        splits=columns.get(SPLIT),
+        splits=columns[split] if split else None,
         paths=columns[image] if is_path else None,
         image_column=image,
         first_line=None,
@@ -214,18 +234,20 @@ def read_images(tree: Tree, table: Table, rows: Sequence[int]) -> Iterator[tuple
     Args:
         tree: Where the table is.
         table: Without paths.
-        rows: Ascending.
+        rows: In any order; they are read as they lie in the table.
     """
     where = tree.shown(table.name)
+    order = sorted(range(len(rows)), key=rows.__getitem__)
     with _explaining_arrow(where):
         _, read = _opened(tree, table.name)
-        start, position = 0, 0
+        start, done = 0, 0
         for batch in read([table.image_column]):
             images = batch.column(table.image_column)
-            while position < len(rows) and rows[position] < start + batch.num_rows:
+            while done < len(order) and rows[order[done]] < start + batch.num_rows:
+                position = order[done]
                 image = images[rows[position] - start].as_py()
                 yield position, functools.partial(_bytes_of, tree, table, image)
-                position += 1
+                done += 1
             start += batch.num_rows
 
 
@@ -275,7 +297,7 @@ def _explaining_arrow(where: str) -> Iterator[None]:
     """Turn what pyarrow raises of damaged files into a ``DataError``."""
     try:
         yield
-    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+    except (*DAMAGE, TypeError) as error:
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: cannot be read ({text}). Make it again.") from error
 

@@ -30,6 +30,12 @@ MOST_RATIO = 200
 CACHE = ".cifar-tune"
 """Name of the folder of decoded images."""
 
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, NotImplementedError),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+)
+"""What is raised by archives that are damaged, or of a kind that is not known."""
+
 Opener = Callable[[], Source]
 """Returns a path or the bytes of a file; raises what the reading raises."""
 
@@ -83,7 +89,7 @@ class Tree(ABC):
             return (
                 source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
             )
-        except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
+        except DAMAGE as error:
             raise DataError(f"{self.shown(name)}: cannot be read ({error}). Mend it.") from error
 
     def add(self, name: str) -> None:
@@ -314,10 +320,9 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 @contextlib.contextmanager
 def _explaining(path: Path) -> Iterator[None]:
     """Turn what damaged archives raise into a ``DataError``."""
-    damage = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
     try:
         yield
-    except damage as error:
+    except DAMAGE as error:
         raise DataError(
             f"{path}: cannot be read to its end ({error}). Fetch or make it again."
         ) from error
@@ -341,8 +346,8 @@ def open_tree(path: Path) -> Tree | None:
             return ZipTree(path)
         if tarfile.is_tarfile(path):
             return TarTree(path)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. Mend it.") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}. Mend it.") from error
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tuner.config import Tta
 from tuner.data.cache import Fingerprint
 from tuner.data.labelled import Labelled, LabelledPart, check_classes
 from tuner.deploy.corruption import Corruption, Kind, all_corruptions
@@ -15,7 +16,7 @@ from tuner.deploy.stream import ImageFile, predict_files
 from tuner.errors import DataError, StorageError
 from tuner.metrics.bootstrap import Intervals, bootstrap
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
-from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
+from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
     LEVEL,
     NO_GAIN,
@@ -29,14 +30,12 @@ from tuner.metrics.significance import (
     paired_gain,
 )
 from tuner.run.ensembles import run_of
+from tuner.run.layout import EVALUATIONS
 from tuner.run.run import Reading
 from tuner.schema import to_json
 from tuner.storage.files import append_line
 from tuner.storage.paths import AnyPath
 from tuner.voting.temperature import soften_each
-
-LEDGER = "evaluations.jsonl"
-"""In the ensemble's folder: a line for each evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,7 +235,7 @@ def enter(evaluation: Evaluation) -> None:
         nll=evaluation.scores.nll,
         corrupted_accuracy=evaluation.corrupted_accuracy,
     )
-    ledger = evaluation.ensemble / LEDGER
+    ledger = evaluation.ensemble / EVALUATIONS
     try:
         append_line(ledger, to_json(reading))
     except OSError as error:
@@ -309,8 +308,9 @@ def _assess(
     mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
-    data = ensemble.description.get("data", {})
-    is_same_place = labelled.source == data.get("source")
+    # Ensembles of earlier versions do not say.
+    data = ensemble.description["data"]
+    is_same_place = data is not None and labelled.source == data["source"]
     return Evaluation(
         ensemble=ensemble.path,
         source=labelled.source,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tuner.deploy.evaluation import Evaluation
 from tuner.ensemble.plots import plot_confusion, plot_reliability
+from tuner.run.layout import CONFUSION
 from tuner.storage.files import write_json
 from tuner.storage.spreadsheet import write_csv
 
@@ -13,7 +14,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     write_json(folder / "evaluation.json", evaluation.to_plain())
     rows = zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)
     write_csv(
-        folder / "confusion.csv",
+        folder / CONFUSION,
         ["true \\ predicted", *evaluation.classes],
         ([label, *row] for label, row in rows),
     )

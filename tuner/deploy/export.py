@@ -186,7 +186,9 @@ def export_graph(
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield what ``replacing`` does; say in a line where it cannot be written."""
     try:
-        with replacing(path) as temporary:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is a pipe, a device or a folder; name a file")
+        with replacing(path.resolve()) as temporary:
             yield temporary
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error

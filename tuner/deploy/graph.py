@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tuner.augment import normalize
-from tuner.metrics.predict import Tta, views
+from tuner.config import Tta
+from tuner.metrics.predict import views
 from tuner.voting import floored
 from tuner.voting.temperature import soften
 

@@ -1,6 +1,5 @@
 """An ensemble loaded from its folder: images in, class probabilities out."""
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,20 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuner.config import ModelConfig
+from tuner.config import ModelConfig, Tta
 from tuner.deploy.explanation import Explanation, explain
 from tuner.deploy.graph import EnsembleGraph, MemberGraph
 from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
 from tuner.deploy.samples import Sample, samples_in, samples_of
 from tuner.errors import TunerError, UsageError
-from tuner.metrics.predict import Tta, predict_probs
+from tuner.metrics.predict import predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import EnsembleMember, find_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
 from tuner.schema import did_you_mean, quoted, to_plain
-from tuner.storage.paths import AnyPath, inside, on_disk
+from tuner.storage.digest import sha256_of
+from tuner.storage.paths import AnyPath, inside
 from tuner.storage.records import explaining_damage, read_record
 from tuner.training.device import prediction_dtype
 from tuner.voting import floored, soft_vote
@@ -430,15 +430,10 @@ def _load(
 
 
 def _check_digest(file: AnyPath, digest: str | None) -> None:
-    with explaining_damage(file), on_disk(file) as local:
-        found = _sha256(local)
+    with explaining_damage(file):
+        found = sha256_of(file)
     if digest is not None and found != digest:
         raise TunerError(
             f"{file}: is not the file that the ensemble was made with (its SHA-256 differs); make "
             "the ensemble again"
         )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -53,7 +53,7 @@ def samples_in(
     They are read one by one, as they are asked for.
 
     Args:
-        folder: Files in it that are no images are passed by.
+        folder: Files in it that are hidden, or no images, are passed by.
         mode: Grey or coloured.
         value_range: Of the training images, for what is deeper than 8 bits.
 
@@ -62,7 +62,11 @@ def samples_in(
     """
     suffixes = image_suffixes()
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
         raise DataError(f"{folder}: no images there; they end in {' '.join(sorted(suffixes))}")

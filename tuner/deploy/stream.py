@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tuner.config import Tta
 from tuner.data.decoding import Source, image_suffixes
 from tuner.data.trees import suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.preprocessing import Preprocessing, channels_first
 from tuner.errors import DataError
-from tuner.metrics.predict import Tta
 
 CHUNK = 32
 """Files that a thread decodes at a time."""
@@ -46,8 +46,9 @@ class Batch:
 def find_images(paths: Iterable[str]) -> Iterator[str]:
     """Yield files as they are, and the images in folders, at any depth, in alphabetical order.
 
-    Images are told by their names' endings; what is hidden is passed by. A folder that has none, or
-    cannot be listed, is yielded itself: it cannot be read as an image, and is told as such.
+    Images are told by their names' endings; what is hidden is passed by, and links are followed,
+    but not in circles. A folder that has none, or cannot be listed, is yielded itself: it cannot be
+    read as an image, and is told as such.
     """
     for path in paths:
         if os.path.isdir(path):  # noqa: PTH112 - a Path takes as long as all else that is done here.
@@ -56,21 +57,32 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
             yield path
 
 
-def _images_below(folder: str) -> list[str]:
+def _images_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
     try:
+        status = os.stat(folder)  # noqa: PTH116 - as in find_images.
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError:
         return [folder]
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return []
     images = []
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            images += _images_below(entry.path)
+        if _is_folder(entry):
+            images += _images_below(entry.path, (*above, identity))
         elif suffix_of(entry.name) in image_suffixes():
             images.append(entry.path)
     return images
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 ImageFile = tuple[str, Source | DataError]

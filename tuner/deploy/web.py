@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from tuner import __version__
+from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer
 from tuner.deploy.pages import ASSETS, PAGE_HEADERS, render_docs, render_drop_page
 from tuner.deploy.predictor import Ensemble, Vote
@@ -35,7 +36,6 @@ from tuner.deploy.uploads import (
     decode_uploads,
     read_uploads,
 )
-from tuner.metrics.predict import Tta
 
 RETRY_SECONDS = 1
 """After which a client may come back that met a full queue."""
@@ -91,7 +91,8 @@ class Member(BaseModel):
 
     name: str
     family: str | None = Field(description="Null in ensembles of early versions.")
-    weight: Probability = Field(description="Its share in the vote.")
+    # Not a ``Probability``: the one of a single member may be above 1 by rounding.
+    weight: float = Field(ge=0, description="Its share in the vote.")
     temperature: float
 
 

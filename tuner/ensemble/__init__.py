@@ -156,14 +156,14 @@ def _read_test(
             name=request.folder_name,
             method=plan.choice.method or "",
             trials=tuple(plan.pool.trials[i].number for i in plan.choice.members),
-            compared=tuple(rival.label for rival in plan.others if rival.is_calibrated),
+            compared=tuple(choice.label for choice in plan.others if choice.is_calibrated),
             tta=request.tta,
             fingerprint=test.fingerprint,
         )
     )
     several = "network" if len(networks) == 1 else "networks"
     say(f"Reading {len(test.images):,} test images with {len(networks)} {several}")
-    predicted = plan.kitchen.predict(list(networks.values()), test.images.images, request.tta)
+    predicted = plan.soup_maker.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)
     return test, probs
@@ -207,7 +207,7 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
     members = plan.choice.members[:MOST_COMBINED]
     if timed := plan.pool.latencies:
         return tuple(timed[i] for i in members)
-    device = plan.kitchen.device
+    device = plan.soup_maker.device
     say(f"timing members on {device}: {len(members)}")
     return tuple(
         measure_latency(networks[i,], plan.splits.image_shape, plan.request.tta, device)
@@ -259,7 +259,7 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
 def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
     """Copy a candidate's network, and say what is wrong with it."""
     trial = plan.pool.trials[position]
-    copy = plan.kitchen.folder / f"{trial.number:04d}.safetensors"
+    copy = plan.soup_maker.folder / f"{trial.number:04d}.safetensors"
     try:
         with explaining_damage(trial.checkpoint):
             copy_file(trial.checkpoint, copy)

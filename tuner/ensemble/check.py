@@ -20,7 +20,21 @@ from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import damage_of_record
 from tuner.run.checkpoint import read_description
 from tuner.run.digests import Damage, DamagedError, damage_of_files, one_a_file
-from tuner.run.layout import CHECKPOINT, VAL_PROBS, is_number
+from tuner.run.layout import (
+    CHECKPOINT,
+    CONFUSION,
+    ENSEMBLE,
+    ENSEMBLES,
+    LEADERBOARD,
+    MEMBERS,
+    METRICS,
+    PROBE,
+    SPACE,
+    TEST_READINGS,
+    TRIALS,
+    VAL_PROBS,
+    is_number,
+)
 from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
 from tuner.run.trial import OPEN, USABLE, TrialRecord
@@ -51,15 +65,15 @@ def damage_of_run(
     candidates: list[Candidate] = []
     for trial in trials:
         damage += _damage_of_trial(trial, splits, device, trust_code, say, candidates)
-    folder = run.path / "ensembles"
+    folder = run.path / ENSEMBLES
     if folder.exists():
         for path in sorted(folder.iterdir(), key=lambda path: path.name):
             if not path.name.startswith("."):
                 damage += damage_of_ensemble(path)
-    damage += _damage_of_readings(run.path / "test_readings.jsonl")
-    damage += _damage_of_space(run.path / "space.yaml")
+    damage += _damage_of_readings(run.path / TEST_READINGS)
+    damage += _damage_of_space(run.path / SPACE)
     damage += _damage_of_teacher(run)
-    leaderboard = run.path / "leaderboard.csv"
+    leaderboard = run.path / LEADERBOARD
     if run.record.status != "running" and not leaderboard.exists():
         damage.append(Damage(file=str(leaderboard), problem="is missing"))
     return one_a_file(damage)
@@ -101,6 +115,7 @@ def _damage_of_trial(
     """Say what is wrong with a trial; ``candidates`` are those before it, and takes it."""
     state = trial.status.state
     if state in OPEN and trial.state.exists():
+        # A search may have written it between two readings: damage is what is found twice.
         yield from _damage_of_progress(trial) and _damage_of_progress(trial)
     if state == "running":
         # Its files may be written at this moment.
@@ -135,7 +150,7 @@ def _damage_of_progress(trial: TrialRecord) -> tuple[Damage, ...]:
 
 def _leftovers(run: Run) -> Iterator[Damage]:
     """Say what does not belong into the folder of a run that is not being searched."""
-    trials = run.path / "trials"
+    trials = run.path / TRIALS
     for folder in [run.path, *([trials] if trials.exists() else []), *run.trial_paths()]:
         try:
             with explaining_damage(folder):
@@ -161,7 +176,7 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
     Args:
         path: Its folder.
     """
-    file = path / "ensemble.json"
+    file = path / ENSEMBLE
     try:
         with explaining_damage(path):
             check_no_link(path)
@@ -175,25 +190,37 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
     except TunerError as error:
         yield Damage.of(error)
         return
+    if probe := described.get("probe"):
+        try:
+            with explaining_damage(path / PROBE):
+                _check_digest(inside(path, probe["file"]), probe["sha256"])
+        except TunerError as error:
+            yield Damage.of(error)
     for member, digest, model in members:
         try:
             with explaining_damage(member):
-                if digest is not None and sha256_of(member) != digest:
-                    raise ValueError("is not the file whose SHA-256 ensemble.json holds")
+                if digest is not None:
+                    _check_digest(member, digest)
             read_description(member, model)
         except TunerError as error:
             yield Damage.of(error)
     known = {member.name for member, *_ in members}
-    if (path / "members").exists():
-        for stray in (path / "members").iterdir():
-            if stray.name not in known:
-                yield Damage(file=str(stray), problem="is no member that ensemble.json names")
+    folder = path / MEMBERS
     try:
-        with explaining_damage(path / "metrics.json"):
-            metrics = json.loads(read_text(path / "metrics.json"))
+        with explaining_damage(folder):
+            found = list(folder.iterdir()) if folder.exists() else []
+    except TunerError as error:
+        yield Damage.of(error)
+        found = []
+    for stray in found:
+        if stray.name not in known:
+            yield Damage(file=str(stray), problem="is no member that ensemble.json names")
+    try:
+        with explaining_damage(path / METRICS):
+            metrics = json.loads(read_text(path / METRICS))
             _check_metrics(metrics, told)
-        with explaining_damage(path / "confusion.csv"):
-            _check_confusion(path / "confusion.csv", metrics)
+        with explaining_damage(path / CONFUSION):
+            _check_confusion(path / CONFUSION, metrics)
     except TunerError as error:
         yield Damage.of(error)
 
@@ -207,6 +234,11 @@ def _member(
         ((family, params),) = plain["model"].items()
         model = ModelConfig(family, params)
     return inside(folder, plain["file"]), plain.get("sha256"), model
+
+
+def _check_digest(file: AnyPath, digest: str) -> None:
+    if sha256_of(file) != digest:
+        raise ValueError("is not the file whose SHA-256 ensemble.json holds")
 
 
 def _trials(plain: dict[str, Any]) -> list[int]:
@@ -232,6 +264,8 @@ def _check_confusion(path: AnyPath, metrics: Any) -> None:
     rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline="")))[1:]
     counts = [[int(cell) for cell in row[1:]] for row in rows]
     total = sum(map(sum, counts))
+    if not total or any(len(row) != len(counts) for row in counts):
+        raise ValueError("is no square table of counts")
     right = sum(row[i] for i, row in enumerate(counts))
     if total != metrics["test_images"]:
         raise ValueError(f"counts {total} images of the {metrics['test_images']} in metrics.json")

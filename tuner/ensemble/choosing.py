@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuner.config import Metric
+from tuner.config import Method, Metric
 from tuner.ensemble.pool import Excluded, Pool
-from tuner.ensemble.request import EnsembleRequest, Method
+from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.soup import SoupMaker, find_group
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of
@@ -133,7 +133,7 @@ def voters(pool: Pool, request: EnsembleRequest, method: Method) -> Chooser:
     return chooser
 
 
-def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: SoupMaker) -> Chooser:
+def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: SoupMaker) -> Chooser:
     """Choose networks of one architecture whose weights are averaged.
 
     Raises:
@@ -151,14 +151,14 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, kitchen: SoupMak
         order = [position for position in _ranked(pool, index).tolist() if position in group]
         members = order[: request.top]
         if method == "greedy-soup":
-            members = kitchen.greedy(members, everything)
+            members = soup_maker.greedy(members, everything)
         others = {i: "another architecture" for i in range(len(pool)) if i not in group}
         lower = {i: f"not among the {request.top} best of its architecture" for i in order}
         refused = {i: _why_no_weight(method, pool.metric) for i in order[: request.top]}
         return Vote(
             weights=uniform(torch.tensor(members), len(pool)),
             temperatures=_as_they_are(pool),
-            probs=kitchen.probs(members),
+            probs=soup_maker.probs(members),
             reasons=others | lower | refused,
         )
 

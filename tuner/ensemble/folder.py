@@ -1,6 +1,5 @@
 """The ensemble's folder: the networks with their weights, figures, pictures and mistakes."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from tuner.run.ensemble_record import (
 )
 from tuner.run.run import now
 from tuner.schema import to_plain
+from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
 from tuner.storage.records import write_record
@@ -64,11 +64,11 @@ def write_ensemble(
     with TemporaryFolder(beside, ".ensemble-") as scratch:
         folder = Path(scratch) / "new"
         members = _write_members(folder, result, plan, networks)
-        probe.write_probe(folder / probe.FILE, _make_probe(plan, networks))
+        probe.write_probe(folder / layout.PROBE, _make_probe(plan, networks))
         record = replace(
             _record(result, plan, networks[0,], members),
             data=_data(plan, test),
-            probe=ProbeRecord(file=probe.FILE, sha256=_sha256(folder / probe.FILE)),
+            probe=ProbeRecord(file=layout.PROBE, sha256=sha256_of(folder / layout.PROBE)),
         )
         write_record(folder / layout.ENSEMBLE, record)
         write_text(folder / layout.MODEL_CARD, model_card(result, plan, to_plain(record)))
@@ -105,7 +105,7 @@ def _write_members(
             EnsembleMember(
                 file=name,
                 model=network.model,
-                sha256=_sha256(folder / name),
+                sha256=sha256_of(folder / name),
                 trial=trial,
                 soup_of=() if trial is not None else tuple(trials[i] for i in key),
                 weight=1.0 if plan.choice.method in SOUPS else weights[key[0]],
@@ -162,7 +162,7 @@ def _data(plan: Plan, test: DatasetPart) -> DataRecord:
 def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> probe.Probe:
     """Have each member look at a few validation images, as a loaded ensemble computes it."""
     images = probe.choose_images(plan.splits.val.images)
-    device = plan.kitchen.device
+    device = plan.soup_maker.device
     probs, dtypes = [], []
     for key in plan.networks(plan.choice):
         model, checkpoint = load_checkpoint(networks[key].file, networks[key].model)
@@ -173,10 +173,6 @@ def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> prob
     return probe.Probe(
         images=images, probs=torch.stack(probs), device=device.type, dtypes=tuple(dtypes)
     )
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequence[str]) -> None:

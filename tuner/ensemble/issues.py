@@ -34,7 +34,6 @@ def look_for_issues(
     run: Run,
     *,
     top: int,
-    command: str,
     data: str | None = None,
     data_dir: Path | None = None,
 ) -> Issues:
@@ -46,7 +45,6 @@ def look_for_issues(
     Args:
         run: Whose trials judge.
         top: The best so many vote.
-        command: What is entered with the reading.
         data: Where the images are now, if they were moved.
         data_dir: Likewise, where downloads and decoded images are kept.
 
@@ -71,7 +69,7 @@ def look_for_issues(
         test = load_test(settled, folder)
         num_test = len(test.images)
         run.log_test_reading(
-            Reading(by=command, name="data issues", fingerprint=test.fingerprint, images=num_test)
+            Reading(by="data issues", fingerprint=test.fingerprint, images=num_test)
         )
         duplicates = _duplicate_issues(test, load_official(settled, folder, "train"))
     issues = Issues(

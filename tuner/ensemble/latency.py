@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tuner.config import Metric
+from tuner.config import Metric, Tta
 from tuner.ensemble.members import Network
 from tuner.metrics.goal import score
 from tuner.metrics.latency import predict_ms
-from tuner.metrics.predict import Tta, value_of
+from tuner.metrics.predict import value_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.training.device import compute_dtype
 from tuner.voting import soft_vote

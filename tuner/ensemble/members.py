@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tuner.config import ModelConfig, Precision
+from tuner.config import ModelConfig, Precision, Tta
 from tuner.data.splits import Splits
-from tuner.metrics.predict import Tta, predict_probs
+from tuner.metrics.predict import predict_probs
 from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint
 from tuner.storage.paths import AnyPath

@@ -16,6 +16,7 @@ from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
 from tuner.run.layout import TEST_READINGS
+from tuner.run.resuming import storage_words
 from tuner.storage.paths import read_text
 
 MOST_CLASSES = 50
@@ -44,17 +45,17 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
         "Calibration": _calibration(result, plan),
         "Limits": _limits(result),
         "Use": f"""\
-    cifar-tune predict photo.jpg --ensemble {shlex.quote(place)}
+    cifar-tune predict photo.jpg --ensemble FOLDER
 
 ```python
 import tuner
 
-ensemble = tuner.load_ensemble("FOLDER")  # the folder of this card, here or a URI
+ensemble = tuner.load_ensemble("FOLDER")
 probs = ensemble.predict(["photo.jpg"])  # (N, {len(result.classes)}), as ensemble.classes stand
 ```
 
-The folder is all that is needed. Files are checked by their hashes, and the networks by
-`probe.safetensors`, when it is loaded.""",
+FOLDER is the folder of this card, here or as a URI, and all that is needed. Files are checked by \
+their hashes, and the networks by `probe.safetensors`, when it is loaded.""",
         "Made by": _recipe(plan, description),
     }
     head = f"""\
@@ -288,13 +289,13 @@ def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
     commit = f" at commit {record.git_commit}" if record.git_commit else ""
     return f"""\
     {" ".join(record.command.split())}
-    {_command(record.name, plan.request)}
+    {_command(record.name, plan.request, storage_words(plan.run.path.parent))}
 
 The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions else ""}. \
 `ensemble.json` has the SHA-256 of every network."""
 
 
-def _command(run: str, request: EnsembleRequest) -> str:
+def _command(run: str, request: EnsembleRequest, storage: Sequence[str]) -> str:
     """Return the command that combines the same members again."""
     which = ["--front"] if request.front else ["--top", str(request.top)]
     words = ["cifar-tune", "ensemble", "--run", run, *which]
@@ -303,7 +304,8 @@ def _command(run: str, request: EnsembleRequest) -> str:
         value = getattr(request, field)
         if value is not None and value != getattr(EnsembleRequest(), field):
             words += [f"--{field.replace('_', '-')}", str(value)]
-    return shlex.join([*words, *(["--calibrate"] if request.calibrate else [])])
+    flags = {"--calibrate": request.calibrate, "--skip-damaged": request.skip_damaged}
+    return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set), *storage])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import ModelConfig
+from tuner.config import Method, ModelConfig
 from tuner.data.splits import Splits, load_splits, located
 from tuner.ensemble.candidates import damage_of_network
 from tuner.ensemble.choosing import (
@@ -30,7 +30,7 @@ from tuner.ensemble.pool import (
     require_enough,
     without_damaged,
 )
-from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest, Method
+from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest
 from tuner.ensemble.soup import SoupMaker
 from tuner.ensemble.verdict import VOTES, Verdict, judge
 from tuner.errors import UsageError
@@ -60,7 +60,7 @@ class Plan:
     request: EnsembleRequest
     splits: Splits
     pool: Pool
-    kitchen: SoupMaker
+    soup_maker: SoupMaker
     choice: Choice
     """The one that was asked for."""
     single: Choice
@@ -94,7 +94,7 @@ class Plan:
         damage = damage_of_network(
             self.pool.recorded(position),
             self.splits,
-            self.kitchen.device,
+            self.soup_maker.device,
             file=file,
             is_quick=is_quick,
         )
@@ -112,8 +112,8 @@ class Plan:
         """
         pool = without_damaged(self.pool, damage, self.request)
         require_enough(self.run, len(pool), damage, self.request)
-        kitchen = replace(self.kitchen, pool=pool)
-        return _choose_all(self.run, self.request, self.splits, kitchen)
+        soup_maker = replace(self.soup_maker, pool=pool)
+        return _choose_all(self.run, self.request, self.splits, soup_maker)
 
     @property
     def left_out(self) -> tuple[Excluded, ...]:
@@ -129,7 +129,7 @@ class Plan:
     def networks(self, choice: Choice) -> dict[tuple[int, ...], Network]:
         """Return what a choice computes, by the positions of the candidates in it."""
         if choice.method in SOUPS:
-            return {choice.members: self.kitchen.network(choice.members)}
+            return {choice.members: self.soup_maker.network(choice.members)}
         return {(i,): self.pool.network(i) for i in choice.members}
 
     def models(self) -> list[ModelConfig]:
@@ -235,7 +235,7 @@ def make_plan(
             for i in range(len(pool))
         ]
         pool = within_latency(replace(pool, latencies=tuple(latencies)), request)
-    kitchen = SoupMaker(
+    soup_maker = SoupMaker(
         pool=pool,
         folder=folder,
         train_images=splits.train.images,
@@ -244,19 +244,19 @@ def make_plan(
         predict=predict,
         device=device,
     )
-    plan = _choose_all(run, request, splits, kitchen)
+    plan = _choose_all(run, request, splits, soup_maker)
     while not request.computes_to_choose and (damage := plan.damage_of_files()):
         plan = plan.without(damage)
     return plan
 
 
-def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: SoupMaker) -> Plan:
-    """Choose from the candidates that ``kitchen`` has."""
-    pool = kitchen.pool
+def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: SoupMaker) -> Plan:
+    """Choose from the candidates that ``soup_maker`` has."""
+    pool = soup_maker.pool
 
     def chooser(method: Method) -> Chooser:
         if method in SOUPS:
-            return soups(pool, request, method, kitchen)
+            return soups(pool, request, method, soup_maker)
         return voters(pool, request, method)
 
     # Each is cross-fitted, some of them for the comparison and for the verdict alike.
@@ -307,7 +307,7 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, kitchen: Sou
         request=request,
         splits=splits,
         pool=pool,
-        kitchen=kitchen,
+        soup_maker=soup_maker,
         choice=asked,
         single=single,
         others=tuple(others),

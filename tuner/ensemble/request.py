@@ -2,21 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from tuner.config import Metric
+from tuner.config import AskedMethod, Diverse, Method, Metric, Tta
 from tuner.errors import UsageError
-from tuner.metrics.predict import Tta
 from tuner.run.layout import why_not_name
 from tuner.schema import quoted
 
-Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
 METHODS: tuple[Method, ...] = get_args(Method)
-AskedMethod = Method | Literal["auto"]
-ASKED_METHODS: tuple[AskedMethod, ...] = (*METHODS, "auto")
+ASKED_METHODS: tuple[AskedMethod, ...] = get_args(AskedMethod)
 SOUPS = frozenset({"soup", "greedy-soup"})
 """Methods that average weights, not votes: one network comes of it."""
-Diverse = Literal["family", "config", "seed"]
 POOL = 50
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.config import Metric
+from tuner.config import Method, Metric, Tta
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.duplicates import Duplicates, DuplicatesNote
 from tuner.ensemble.latency import FrontierPoint, Latency, find_frontier
 from tuner.ensemble.plan import Plan, Skipped
 from tuner.ensemble.pool import Excluded
-from tuner.ensemble.request import SOUPS, Method
+from tuner.ensemble.request import SOUPS
 from tuner.ensemble.students import TeacherComparison
 from tuner.ensemble.verdict import Verdict
 from tuner.metrics.bootstrap import Intervals, bootstrap
 from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
-from tuner.metrics.predict import Scores, Tta, confusion_matrix, score
+from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
     LEVEL,
     NO_GAIN,

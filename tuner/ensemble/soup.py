@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tuner.augment import normalize
+from tuner.config import Tta
 from tuner.data.cache import Images
 from tuner.ensemble.members import Network, Predict
 from tuner.ensemble.pool import Pool
 from tuner.errors import UsageError
 from tuner.metrics.goal import score
-from tuner.metrics.predict import Tta, value_of
+from tuner.metrics.predict import value_of
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.trial import TrialRecord
 from tuner.storage.paths import AnyPath

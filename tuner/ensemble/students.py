@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tuner.config import Tta
 from tuner.data.datasets import DatasetPart
 from tuner.data.splits import Splits, load_test
 from tuner.ensemble.latency import Latency
@@ -13,7 +14,7 @@ from tuner.ensemble.members import Network
 from tuner.ensemble.plan import Plan, Say
 from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, total_latency
 from tuner.errors import TunerError
-from tuner.metrics.predict import Scores, Tta, score
+from tuner.metrics.predict import Scores, score
 from tuner.metrics.significance import LEVEL, Interval, paired_gain
 from tuner.run.layout import STUDENT
 from tuner.run.run import Run
@@ -182,14 +183,14 @@ def compare_ensemble(
         assert plan.splits.config is not None, "they were loaded"
         prepared = known.teacher.prepared(plan.splits.config)
         seen = test if prepared == plan.splits.config else load_test(prepared, plan.data_dir)
-        probs = known.teacher.probs(seen.images.images, plan.kitchen.predict)
+        probs = known.teacher.probs(seen.images.images, plan.soup_maker.predict)
         on_test = (probs, vote, test.images.labels)
     return known.compare(
         f"{plan.run.record.name}/{plan.request.folder_name}",
         networks,
         image_shape=plan.splits.image_shape,
         tta=plan.request.tta,
-        device=plan.kitchen.device,
+        device=plan.soup_maker.device,
         val=(plan.choice.val, plan.pool.labels),
         test=on_test,
     )

@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tuner.config import Metric
+from tuner.config import Method, Metric
 from tuner.ensemble.choosing import Choice
-from tuner.ensemble.request import Method
 from tuner.metrics import goal
 from tuner.metrics.bootstrap import paired_bootstrap
 from tuner.metrics.intervals import LEVEL, quantile

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from tuner.metrics.predict import Tta, predict_probs
+from tuner.config import Tta
+from tuner.metrics.predict import predict_probs
 
 MIN_SECONDS = 0.2
 """Time for each measurement."""

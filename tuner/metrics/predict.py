@@ -1,21 +1,17 @@
 """From a model to class probabilities, and from those to figures."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.augment import normalize
-from tuner.config import Metric
+from tuner.config import Metric, Tta
 from tuner.metrics import goal
 from tuner.metrics.calibration import equal_mass_bins, equal_width_bins, expected_error
 from tuner.metrics.classwise import ClassScores, class_scores
 from tuner.voting import SMALLEST_PROB
-
-Tta = Literal["none", "flip", "flip+shift"]
-"""Test-time augmentation: what else of an image is looked at, beside itself."""
 
 
 def predict_probs(

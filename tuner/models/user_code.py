@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import tuner
-from tuner.errors import UsageError
+from tuner.errors import UsageError, first_line
 from tuner.schema import did_you_mean
 
 OURS = ("num_classes", "image_shape")
@@ -128,5 +128,4 @@ def place_of(path: str, error: BaseException) -> str:
 
 def first_line_of(error: BaseException) -> str:
     """Return an error's kind and the first line of its message."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"

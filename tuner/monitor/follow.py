@@ -79,7 +79,8 @@ class RunWatcher:
         budget = math.inf if record.budget_seconds is None else record.budget_seconds - elapsed
         held = sum(trial.gpus for trial in list(self.state.running.values()))
         if record.budget_gpu_hours is not None and held:
-            unspent = 3600 * record.budget_gpu_hours - self.state.gpu_seconds
+            spent = self.state.gpu_seconds + record.lost_gpu_seconds
+            unspent = 3600 * record.budget_gpu_hours - spent
             budget = min(budget, unspent / held)
         left = None if self.has_ended else self.state.seconds_left(self.slots)
         return Clocks(

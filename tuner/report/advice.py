@@ -9,7 +9,7 @@ from tuner.config import SearchConfig
 from tuner.metrics.intervals import margin, wilson
 from tuner.report.best import BestTrial
 from tuner.report.ensembles import EnsembleFigures, Scores
-from tuner.run.resuming import command_without_patience, refit_command, resume_command
+from tuner.run.resuming import WITHOUT_PATIENCE, refit_command
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, order_of
@@ -146,7 +146,7 @@ def advise_on_run(
     """
     lines = [*_cut(run, trials), *_few_images(run, best)]
     if run.record.reason:
-        command = command_without_patience(run.path)
+        command = run.resume_command(*WITHOUT_PATIENCE)
         lines.insert(0, f"The search ended: {run.record.reason}. It goes on with: {command}")
     if ensemble is None or ensemble.is_val_seen:
         return lines
@@ -165,18 +165,16 @@ def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
         return
     cut = sum(trial.status.state == "interrupted" for trial in trials)
     waiting = sum(trial.status.state == "paused" for trial in trials)
-    missing = max(0, record.search.trials - len(trials))
+    # How many configurations a grid holds is not known here.
+    is_grid = record.search.sampler == "grid"
+    missing = 0 if is_grid else max(0, record.search.trials - len(trials))
     if cut or waiting or missing:
         told = [f"cut {cut} of {len(trials)} trials"] if cut else []
         told += [f"left {waiting} of {len(trials)} trials waiting at a rung"] if waiting else []
         told += [f"left {missing} of {record.search.trials} trials unbegun"] if missing else []
-        more = ("--gpu-hours", f"{2 * (record.budget_gpu_hours or 0):g}")
-        if record.budget_seconds is not None:
-            more = ("--time-budget", f"{math.ceil(2 * record.budget_seconds)}s")
-        command = resume_command(run.path, "search", *more)
         *before, last = told
         whole = f"{', '.join(before)} and {last}" if before else last
-        yield f"The budget {whole}. A larger one goes on:\n  {command}"
+        yield f"The budget {whole}. A larger one goes on:\n  {run.resume_command(factor=2)}"
 
 
 def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:

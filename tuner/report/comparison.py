@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tuner.config import Metric
@@ -10,7 +9,6 @@ from tuner.metrics.goal import name_of, score
 from tuner.report.page import in_words, metric_facts, render
 from tuner.run.run import Run, leader
 from tuner.run.state import SearchState
-from tuner.storage.files import write_text
 
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -99,9 +97,9 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
     return f"{text}, {gap} ahead of {scored[1]['run']}"
 
 
-def write_comparison(described: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write runs, as ``compare`` gives them, side by side on one page that needs nothing else."""
-    page = render(
+def comparison_page(described: Sequence[dict[str, Any]]) -> str:
+    """Return runs, as ``compare`` gives them, side by side on one page that needs nothing else."""
+    return render(
         "compare.html",
         ("compare.js",),
         {"runs": list(described), "metric": metric_facts(described[0]["metric"])},
@@ -112,4 +110,3 @@ def write_comparison(described: Sequence[dict[str, Any]], path: Path) -> None:
         warning=differences(described),
         runs=described,
     )
-    write_text(path, page)

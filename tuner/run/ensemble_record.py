@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from tuner.config import MOST_FOLDS, Count, ModelConfig, NonNegative, Positive, Precision
-from tuner.metrics.predict import Tta
+from tuner.config import MOST_FOLDS, Count, ModelConfig, NonNegative, Positive, Precision, Tta
 from tuner.run.layout import ENSEMBLE
 from tuner.run.trial import Amount
 from tuner.schema import Bounds, Opaque
@@ -112,7 +111,8 @@ class EnsembleRecord:
 
     def __post_init__(self) -> None:
         total = sum(member.weight for member in self.members)
-        if not math.isclose(total, 1, abs_tol=1e-3):
+        # As near as ``mix`` wants it.
+        if not math.isclose(total, 1, abs_tol=1e-4):
             raise ValueError(f"members: their weights sum to {total:g}, not to 1")
 
 

@@ -148,7 +148,8 @@ def outcomes(run: Run, trials: Sequence[TrialRecord]) -> list[Outcome]:
         TunerError: If the plan is damaged.
     """
     path = run.path / PLAN
-    if run.record.status != "finished" or not path.exists():
+    # One that ended by its patience is finished, too.
+    if run.record.status != "finished" or run.record.reason or not path.exists():
         return []
     return list(_outcomes(Forecast.read(path), run, trials))
 

@@ -11,7 +11,7 @@
             checkpoint.safetensors  val_probs.npy  state.safetensors  digests.json
         ensembles/NAME/
             ensemble.json  metrics.json  confusion.csv  confusion.png  reliability.png
-            members/0042.safetensors  model_card.md
+            members/0042.safetensors  probe.safetensors  model_card.md  evaluations.jsonl
             mistakes/mistakes.csv  mistakes/00.png
 """
 
@@ -56,6 +56,10 @@ ENSEMBLE = "ensemble.json"
 """What is needed to predict with an ensemble."""
 METRICS = "metrics.json"
 """Its figures; written last, so that a folder with it is an ensemble."""
+PROBE = "probe.safetensors"
+"""Images, and what each member said of them, by which a loaded ensemble checks itself."""
+EVALUATIONS = "evaluations.jsonl"
+"""One line for each time that it was measured on labelled images."""
 MODEL_CARD = "model_card.md"
 MEMBERS = "members"
 CONFUSION = "confusion.csv"

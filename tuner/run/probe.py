@@ -11,7 +11,6 @@ from torch import Tensor
 from tuner.storage.files import replacing
 from tuner.storage.paths import AnyPath, on_disk
 
-FILE = "probe.safetensors"
 NUM_IMAGES = 32
 
 

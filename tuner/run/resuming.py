@@ -1,5 +1,6 @@
 """Lines that a user can type: how a run goes on, and what is done with it next."""
 
+import math
 import shlex
 import shutil
 import sys
@@ -7,16 +8,20 @@ from pathlib import Path
 
 from tuner.storage.protocol import StoragePath
 
-
-def command_without_patience(path: StoragePath) -> str:
-    """Return the line that goes on with a search which was ended by its patience."""
-    return resume_command(path, "search", "--patience", "0")
+WITHOUT_PATIENCE = ("--patience", "0")
+"""Options with which a search goes on that was ended by its patience."""
 
 
 def resume_command(path: StoragePath, command: str, *options: str) -> str:
     """Return the line that goes on with the run at ``path``."""
     words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))
     return command_line(command, *words)
+
+
+def budget_words(seconds: float | None, gpu_hours: float | None, factor: float = 1.0) -> list[str]:
+    """Return the options that give a run so many times its budget; none where it has none."""
+    words = [] if seconds is None else ["--time-budget", f"{math.ceil(factor * seconds)}s"]
+    return words if gpu_hours is None else [*words, "--gpu-hours", f"{factor * gpu_hours:g}"]
 
 
 def refit_command(path: StoragePath, top: int) -> str:

@@ -23,7 +23,13 @@ from tuner.metrics.front import front_ranks
 from tuner.passwords import hide_passwords
 from tuner.run import layout
 from tuner.run.digests import Damage
-from tuner.run.resuming import command_line, resume_command, short_path, storage_words
+from tuner.run.resuming import (
+    budget_words,
+    command_line,
+    resume_command,
+    short_path,
+    storage_words,
+)
 from tuner.run.teacher import TeacherRecord
 from tuner.run.trial import OPEN, Amount, TrialRecord, order_of, read_history, read_status
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
@@ -69,6 +75,10 @@ class RunRecord:
     """The ensemble that its trials learn from, beside the labels."""
     study_storage: str | None = None
     """Where Optuna's study of the run is kept, beside this folder."""
+    taught_by: str | None = None
+    """The earlier run whose trials taught the sampler."""
+    keep: Amount | None = None
+    """Checkpoints that stay on disk when the run ends; ``None`` in runs of earlier versions."""
     num_train: Amount
     num_val: Amount
     versions: dict[str, str] = field(default_factory=dict)
@@ -215,11 +225,17 @@ class Run:
 
     def how_to_go_on(self) -> str:
         """Say what a run that ended early keeps, and the command that goes on with it."""
-        command = "refit" if self.record.refit else "search"
         return (
             f"{short_path(self.path)} keeps what the trials have left. Go on with:\n"
-            f"  {resume_command(self.path, command)}"
+            f"  {self.resume_command()}"
         )
+
+    def resume_command(self, *options: str, factor: float = 1.0) -> str:
+        """Return the line that goes on with this run, with so many times its budget."""
+        record = self.record
+        words = budget_words(record.budget_seconds, record.budget_gpu_hours, factor)
+        command = "refit" if record.refit else "search"
+        return resume_command(self.path, command, *options, *words)
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes were writing in this folder and beside it."""
@@ -273,7 +289,7 @@ class Run:
         """Read one trial but for its configuration; ``None`` while it has no status."""
         with explaining_damage(path):
             check_no_link(path)
-        with explaining_damage(path / "status.json"):
+        with explaining_damage(path / layout.STATUS):
             status = read_status(path)
             if status is None:
                 return None
@@ -439,8 +455,19 @@ class Run:
         return leaderboard(self.ranked())
 
     def log_test_reading(self, reading: Reading) -> None:
-        """Enter one reading of the test images in ``test_readings.jsonl``."""
-        append_line(self.path / layout.TEST_READINGS, to_json(reading))
+        """Enter one reading of the test images in ``test_readings.jsonl``.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        ledger = self.path / layout.TEST_READINGS
+        try:
+            append_line(ledger, to_json(reading))
+        except OSError as error:
+            raise StorageError(
+                f"{ledger}: cannot be written ({error.strerror or error}), and every reading of "
+                "the test images is entered there. Make it writable."
+            ) from error
 
     def test_readings(self) -> list[Reading]:
         """Return the readings of the test images so far.

@@ -66,7 +66,9 @@ def rung_worths(
     for epoch, next_epoch in itertools.pairwise(marks):
         # Cut first: in a search that runs, another thread may take an epoch back.
         cut = [history[:next_epoch] for history in known if len(history) >= next_epoch]
-        came = [rows for rows in cut if len(rows) == next_epoch][-MOST_TRIALS:]
+        came = [rows for rows in cut if len(rows) == next_epoch]
+        # The live table knows trials as they began, the pages by their rank.
+        came = sorted(came, key=lambda rows: rows[-1].time)[-MOST_TRIALS:]
         scores = [(score_of(rows[epoch - 1], metric), score_of(rows[-1], metric)) for rows in came]
         # A diverged epoch has none.
         pairs = tuple((one, end) for one, end in scores if one is not None and end is not None)

@@ -51,7 +51,7 @@ class TrialProgress:
     gpus: float
     """GPUs, or a share of one, that it holds in its epochs."""
     config: TrialConfig | None = None
-    """``None`` where the trial was read from its folder, and had ended for good."""
+    """``None`` where a search is followed, and the trial had ended for good before."""
     history: list[EpochMetrics] = field(default_factory=list)
 
     @property

@@ -312,17 +312,22 @@ def load_space(
         text=dump(with_short_dataset(root)),
         own_code=own_code,
     )
+    _check_draws(space, nodes["space"], entries)
+    return space
+
+
+def _check_draws(space: SearchSpace, axes: Node, baseline: Sequence[Node]) -> None:
+    """Make sure that the space, and each baseline in it, can be drawn."""
     draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
     with Mistakes() as mistakes:
         with mistakes.collected():
-            check_possible(nodes["space"], draw, {})
-        for index, node in enumerate(entries):
+            check_possible(axes, draw, {})
+        for index, node in enumerate(baseline):
             with mistakes.collected():
                 if space.baseline[index] in space.baseline[:index]:
                     raise node.error("is the same as one before it; remove one")
                 pinned = functools.partial(draw, baseline=index)
                 check_possible(node, pinned, space.baseline_params(index))
-    return space
 
 
 def load_run_space(

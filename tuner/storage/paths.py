@@ -5,6 +5,7 @@ functions here do the rest, and have the path's ``Storage`` do it.
 """
 
 import io
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -35,12 +36,20 @@ def to_path(text: str) -> StoragePath:
     """
     check_path(text)
     if ":/" not in text:
-        return Path(text)
+        return expanded(text)
     scheme, _, rest = text.partition("://")
     place = PurePosixPath(rest)
     if not rest.strip("/") or not scheme.isalnum() or ".." in place.parts or place.is_absolute():
-        raise UsageError(f"--storage {text}: is no folder of a storage; write s3://BUCKET/FOLDER")
+        raise UsageError(f"{quoted(text)}: is no folder of a store; write s3://BUCKET/FOLDER")
     return ObjectPath(f"{scheme}://{place}")
+
+
+def expanded(place: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` replaced by the user's home; the ``~name`` of nobody stays."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        return Path(place)
 
 
 def check_path(text: str) -> None:

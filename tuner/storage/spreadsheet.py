@@ -27,10 +27,15 @@ def original(text: str) -> str:
 
 def write_csv(path: StoragePath, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table, whole or not at all."""
+    write_text(path, csv_of(head, rows))
+
+
+def csv_of(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as the text of a file."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([harmless(value) for value in row] for row in (head, *rows))
-    write_text(path, table.getvalue())
+    return table.getvalue()
 
 
 def read_csv(path: StoragePath) -> list[list[str]]:

@@ -10,16 +10,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Protocol
 
-from tuner.config import TrialConfig
+from tuner.config import Target, TrialConfig
 from tuner.errors import UsageError
 from tuner.run.events import EpochEnded, Event, Observer, TrialEnded, TrialStarted
 from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, TrialStatus
 
-Target = Literal["wandb", "mlflow"]
 PATIENCE_SECONDS = 60.0
 """A tracker that takes nothing for so long, once the search has ended, is left."""
 

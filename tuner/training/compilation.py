@@ -8,15 +8,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
 from tuner.config import NonNegative, Positive, TrialConfig
 from tuner.errors import UsageError
 from tuner.schema import from_json, to_json
-
-CompileMode = Literal["auto", "always", "never"]
 
 COLD_SECONDS = 18.5
 """Length of a first compilation, where none was measured on this node: speednet's on one H100."""

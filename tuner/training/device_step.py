@@ -15,8 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tuner.training.compilation import CompilationCosts, CompileMode
-from tuner.training.graph import CaptureError, capture, first_line, why_not_capturable
+from tuner.config import CompileMode
+from tuner.errors import first_line
+from tuner.training.compilation import CompilationCosts
+from tuner.training.graph import CaptureError, capture, why_not_capturable
 from tuner.training.pace import Pace
 from tuner.training.step import Steps, Task, never
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tuner.errors import first_line
+
 _failed: list[torch.cuda.CUDAGraph] = []
 """Graphs whose capture failed. The allocator still refers to them, so they must not be freed."""
 
@@ -74,11 +76,6 @@ def capture(
             each.graphsafe_set_state(state)
         raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
     return graph
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).splitlines() or [""])[0]
 
 
 def _note_read(

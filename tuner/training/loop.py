@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from tuner.augment import normalize
-from tuner.config import TrialConfig
+from tuner.config import CompileMode, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.metrics.predict import predict_probs
 from tuner.models.build import FitsImages, StartsFromWeights, build_model
 from tuner.optim import WeightAverage, make_optimizer
-from tuner.training.compilation import CompileMode
 from tuner.training.device import compute_dtype, describe
 from tuner.training.device_step import CaptureMode, DeviceSteps
 from tuner.training.epoch import Epoch, metrics_of

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuner.augment import augment_batch, random_sides
-from tuner.config import TrialConfig
+from tuner.config import CompileMode, TrialConfig
 from tuner.optim import lr_factor
-from tuner.training.compilation import CompileMode
 from tuner.training.learner import Learner
 from tuner.training.loss import TrainingLoss
 

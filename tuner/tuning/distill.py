@@ -163,6 +163,12 @@ def make_distill_request(
         SpaceError: If the space cannot be read.
     """
     teacher = record_teacher(ensemble)
+    for word in overrides:
+        if word.partition("=")[0].strip() in ("dataset", "dataset.source"):
+            raise UsageError(
+                f"{word}: a student learns from the teacher's images; leave it out, or say where "
+                "they are now with --data"
+            )
     known, folder = _images_of(ensemble)
     config, folder = located(known, folder, data, data_dir)
     mine = {"image_size": image_size, "resize": resize}

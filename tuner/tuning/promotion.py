@@ -34,6 +34,8 @@ class Rung:
     waiting: list[Entry] = field(default_factory=list)
     """Those of them that may still be promoted."""
     num_promoted: int = 0
+    let_go: set[int] = field(default_factory=set)
+    """Numbers of those that will not be promoted."""
 
     def arrive(self, entry: Entry) -> None:
         """Take up a trial that waits."""
@@ -90,6 +92,14 @@ class FrontRung(Rung):
             number += 1
         self.arrived = [one for front in self._fronts for one in front]
         self.waiting = [one for one in self.arrived if one.number in is_waiting]
+
+    def rank(self, entry: Entry) -> int:
+        """See ``Rung``; who was let go of holds no place, though others may have come to its front.
+
+        Whoever comes later may bring others behind one that they were ahead of.
+        """
+        before = self.arrived[: self._find(self.arrived, entry)]
+        return 1 + sum(one.number not in self.let_go for one in before)
 
     def front(self, entry: Entry) -> int | None:
         """See ``Rung``."""

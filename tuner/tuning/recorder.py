@@ -89,8 +89,10 @@ class Recorder:
             # It was saved before it was paused.
             return record
         if record.status.state in OPEN:
-            # What was not saved has to be trained again.
-            return replace(record, history=tuple(self.saved_epochs(record.number)))
+            # What was not saved has to be trained, judged and promoted again.
+            history = tuple(self.saved_epochs(record.number))
+            passed = min(record.status.passed, len(history))
+            return replace(record, history=history, status=replace(record.status, passed=passed))
         # There still if the search was killed while it closed this trial's books.
         record.state.unlink(missing_ok=True)
         return record

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import SPACE_KEYS, DataConfig, SearchConfig
+from tuner.config import SPACE_KEYS, CompileMode, DataConfig, SearchConfig, Target
 from tuner.data.datasets import find_source
 from tuner.data.known import KNOWN
 from tuner.data.splits import Splits, load_splits
@@ -25,9 +25,10 @@ from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath
-from tuner.tracking import Target
-from tuner.training.compilation import CompileMode
 from tuner.tuning.resources import CapacityPlan
+
+KEEP = 20
+"""Checkpoints of a search that stay on disk, if nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,12 @@ class SearchRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        entries = {"study_storage": self.study_storage, "teacher": self.teacher}
+        taught_by = str(self.warm_start[0].path.absolute()) if len(self.warm_start) == 1 else None
+        entries = {
+            "study_storage": self.study_storage,
+            "teacher": self.teacher,
+            "taught_by": taught_by,
+        }
         return {name: entry for name, entry in entries.items() if entry}
 
     def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
@@ -176,6 +182,7 @@ def make_search_request(
     resumed: Run | None = None,
     data_settings: Mapping[str, Any] | None = None,
     data_dir: Path,
+    keep: int | None = None,
     **asked: Any,
 ) -> SearchRequest:
     """Bring what a user asks for and what is known already into a request.
@@ -189,6 +196,7 @@ def make_search_request(
         data_settings: Fields of ``DataConfig`` that go before what the space says; ``None`` where
             the user does not say.
         data_dir: Where downloads and decoded images are kept.
+        keep: Checkpoints that stay; ``None`` for as many as the run had, or ``KEEP``.
         asked: Other fields of ``SearchRequest``.
 
     Raises:
@@ -227,6 +235,9 @@ def make_search_request(
             "--folds: all images are validated on, and not a share of them; leave val_fraction out"
         )
     source = find_source(space.dataset) if space.dataset else known.source
+    if source in KNOWN:
+        # All of its images are square.
+        settings.pop("resize", None)
     if resumed:
         if settings.get("resize") == "auto":
             del settings["resize"]
@@ -236,6 +247,7 @@ def make_search_request(
     # The same images may have moved; whether they are the same, their fingerprint says.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
+    known_keep = resumed.record.keep if resumed else None
     return SearchRequest(
         space=space,
         search=space.search,
@@ -244,5 +256,6 @@ def make_search_request(
         storage=resumed.path.parent if resumed else storage,
         name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
         resume=resumed is not None,
+        keep=keep or known_keep or KEEP,
         **asked,
     )

@@ -142,15 +142,16 @@ class Asha:
 
     def promote(self, number: int) -> None:
         """Take note that a trial goes on, if it waits at a rung."""
-        if self.leave(number):
-            self.rungs[self.last_rung(number)].num_promoted += 1
+        if number in self._last:
+            epoch, entry = self._last[number]
+            self.rungs[epoch].num_promoted += self.rungs[epoch].take(entry)
 
-    def leave(self, number: int) -> bool:
-        """Take note that a trial waits no more; say whether it did."""
-        if number not in self._last:
-            return False
-        epoch, entry = self._last[number]
-        return self.rungs[epoch].take(entry)
+    def leave(self, number: int) -> None:
+        """Take note that a trial will not be promoted any more, if it waits at a rung."""
+        if number in self._last:
+            epoch, entry = self._last[number]
+            if self.rungs[epoch].take(entry):
+                self.rungs[epoch].let_go.add(number)
 
     def give_up(self, coming: Mapping[int, int]) -> list[tuple[int, Stop]]:
         """Let go of the trials that cannot be promoted any more, and say why of each."""
@@ -166,6 +167,7 @@ class Asha:
                 if not is_late and rung.rank(last) <= places:
                     break
                 rung.take(last)
+                rung.let_go.add(last.number)
                 cut = -rung.arrived[min(places, len(rung.arrived)) - 1].minus_score
                 stop = Stop(
                     rung=epoch,

@@ -8,13 +8,14 @@ from rich.console import Console
 
 from tuner.config import TrialConfig
 from tuner.data.splits import Splits
+from tuner.errors import TunerError
 from tuner.models.cost import limit_violation
 from tuner.models.trust import code_of, remember
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
-from tuner.storage.paths import read_text
+from tuner.storage.paths import read_text, to_path
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.tuning.distill import note_best_student, prepare_teaching, with_teacher
 from tuner.tuning.ray_backend.driver import (
@@ -28,7 +29,7 @@ from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
-from tuner.tuning.warm_start import read_runs, teach, with_portfolio
+from tuner.tuning.warm_start import EarlierRun, read_runs, teach, with_portfolio
 
 
 def search(request: SearchRequest, console: Console) -> Run:
@@ -58,6 +59,8 @@ def search(request: SearchRequest, console: Console) -> Run:
     settle_code(request)
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
+    if request.resume and not earlier:
+        earlier = taught_before(request, splits, console)
     if not request.resume:
         space = with_portfolio(
             space,
@@ -79,7 +82,8 @@ def search(request: SearchRequest, console: Console) -> Run:
             (run.path / PLAN).unlink(missing_ok=True)
         elif plan.exists() and not request.warm_start:
             write_text(run.path / PLAN, read_text(plan))
-        if len(earlier) == 1:
+        # Of the order of a run's trials, the other samplers can make nothing.
+        if len(earlier) == 1 and (earlier[0].is_alike or request.search.sampler == "tpe"):
             teach(sampler, earlier[0], console)
         splits = with_teacher(splits, run, teaching, console)
         request = replace(request, teacher=run.record.teacher)
@@ -111,6 +115,22 @@ def search(request: SearchRequest, console: Console) -> Run:
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run
+
+
+def taught_before(request: SearchRequest, splits: Splits, console: Console) -> list[EarlierRun]:
+    """Read the earlier run that taught the sampler of a run which goes on, if one did."""
+    place = Run.open(request.storage / request.name).record.taught_by
+    if place is None:
+        return []
+    try:
+        return read_runs([Run.open(to_path(place))], request.search, splits)
+    except TunerError as error:
+        console.print(
+            f"Goes on without what {place} has taught, which cannot be read: {error}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return []
 
 
 def study_place(request: SearchRequest, run: Run | None = None) -> StudyPlace | None:

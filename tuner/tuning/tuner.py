@@ -442,7 +442,8 @@ class Tuner:
         One trial at least is trained to its end: on many slots, all may wait at the first rung.
         """
         patience, metric = self.state.search.patience, self.state.search.metric
-        if patience and not self.draining and self.state.ended["completed"]:
+        is_one_left = bool(self.live) or self.has_more
+        if patience and is_one_left and not self.draining and self.state.ended["completed"]:
             share = self.spending.share(self.num_started)
             self.reason = why_not_go_on(self._reached.values(), share, patience, metric)
             if self.reason:
@@ -568,6 +569,7 @@ class Tuner:
         self.state.add(trials, have_workers=False)
         for record in trials:
             number, config, state = record.number, record.config, record.status.state
+            self.state.trials[number].config = config
             trial = restored[number] = LiveTrial(self._resources_of(record))
             if state in OPEN:
                 num_outside += not self.proposer.restore(number, config)

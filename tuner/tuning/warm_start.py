@@ -29,6 +29,7 @@ from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, Range, v
 from tuner.space.searched import searched_yaml
 from tuner.storage.paths import AnyPath
 from tuner.training.remeasure import ranked_by
+from tuner.tuning.resources import count_of
 from tuner.tuning.sampling.sampler import Sampler
 
 PORTFOLIO = 8
@@ -121,12 +122,12 @@ def with_portfolio(
     configs = {key: params for ranks in known for key, params in ranks.params.items()}
     regrets = np.array([[ranks.by_key.get(key, 1.0) for key in configs] for ranks in known])
     chosen = [list(configs.values())[column] for column in choose(regrets, size)]
-    said = _plural(len(chosen), "configuration") if chosen else "no configuration"
+    said = count_of(len(chosen), "configuration") if chosen else "no configuration"
     whose = ", ".join(run.name for run in runs)
     console.print(f"Tries first: {said} of {whose}.", markup=False, soft_wrap=True)
     misfits = sum((ranks.misfits for ranks in known), Counter[str]())
     if misfits:
-        total = _plural(sum(len(run.trials) for run in runs), "trial")
+        total = count_of(sum(len(run.trials) for run in runs), "trial")
         reasons = ", ".join(f"{count} by {what}" for what, count in misfits.most_common())
         console.print(
             f"{misfits.total()} of {total} do not fit this space: {reasons}.",
@@ -154,7 +155,7 @@ def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
     )
     outside = f"; {len(trials) - known} lie outside this space" if known < len(trials) else ""
     console.print(
-        f"Learnt from {_plural(known, 'trial')} of {earlier.name}{outside}.",
+        f"Learnt from {count_of(known, 'trial')} of {earlier.name}{outside}.",
         markup=False,
         soft_wrap=True,
     )
@@ -285,7 +286,3 @@ def _entry(space: SearchSpace, params: Mapping[str, Plain]) -> Any:
     config = space.sample(RandomTrial(params=dict(params)), epochs=space.search.epochs, seed=0)
     (entry,) = yaml.safe_load(searched_yaml(space, config.to_dict()))["baseline"]
     return entry
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

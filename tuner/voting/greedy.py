@@ -56,7 +56,7 @@ def greedy_weights(
         weights += torch.bincount(picks, minlength=count).double() / (bags * len(picks))
     chosen = torch.empty_like(weights)
     chosen[order] = weights
-    return chosen
+    return chosen / chosen.sum()
 
 
 def _forward_selection(of_truth: Tensor, shares: Tensor | None, rounds: int) -> Tensor:

@@ -269,11 +269,15 @@ class _Maker:
 
     def load(self, plain: dict[str, Any]) -> SearchSpace:
         """Read a space; what the user has settled is no part of its baselines any more."""
-        baseline = copy.deepcopy(plain["baseline"])
-        for word in self.overrides:
-            block, *keys = word.partition("=")[0].split(".")
-            for entry in baseline if block == "space" and keys else ():
-                _remove(entry, keys)
+        baseline: list[dict[str, Any]] = []
+        for entry in copy.deepcopy(plain["baseline"]):
+            for word in self.overrides:
+                block, *keys = word.partition("=")[0].split(".")
+                if block == "space" and keys:
+                    _remove(entry, keys)
+            # Two may have differed in that alone.
+            if entry not in baseline:
+                baseline.append(entry)
         text = yaml.safe_dump({**plain, "baseline": baseline}, sort_keys=False)
         return load_space(Path(AUTO), self.overrides, self.request.storage, text=text)
 
@@ -286,7 +290,9 @@ class _Maker:
             for key in ("folds", "val_fraction", "train_limit", "skip_broken")
             if (value := getattr(data, key)) != getattr(DataConfig(), key)
         }
-        if data.source not in KNOWN:
+        if data.resize != "auto":
+            settings["resize"] = data.resize
+        if data.source not in KNOWN or data.image_size is not None:
             settings["image_size"] = choice.side
         if settings:
             plain["dataset"] = {"source": data.source, **settings}
@@ -303,6 +309,9 @@ class _Maker:
         for seed in range(DRAWS):
             config = space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
             network = Network(recipe=choice.recipe, name=_name_of(config))
+            if network not in self.measured:
+                # The user has settled the model, which was measured in the place of each.
+                network = Network(recipe=choice.recipe, name=choice.names[0])
             _, one = self.measured[network]
             ratio = self.flops_of(config, choice.side) / self.flops_of(
                 self.config_of(network, choice.side), choice.side
@@ -384,11 +393,12 @@ def most_trials(
 
 
 def _remove(plain: dict[str, Any], keys: Sequence[str]) -> None:
-    """Take an entry out of nested mappings, if it is there."""
-    *path, last = keys
-    for key in path:
-        plain = plain.get(key, {})
-    plain.pop(last, None)
+    """Take an entry out of nested mappings, or the value that an axis is to replace."""
+    key, *below = keys
+    if below and below[0] != "choice" and isinstance(plain.get(key), dict):
+        _remove(plain[key], below)
+    else:
+        plain.pop(key, None)
 
 
 def _first_config(space: SearchSpace) -> TrialConfig:

@@ -17,6 +17,7 @@ from ray.exceptions import WorkerCrashedError
 
 from tuner.config import TrialConfig
 from tuner.data.splits import Splits
+from tuner.errors import first_line
 from tuner.run.layout import CHECKPOINT, STATE
 from tuner.storage.paths import AnyPath, scratch, to_path
 from tuner.training.device import find_device
@@ -25,7 +26,6 @@ from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import PROBE_STEPS, probe_epochs
 from tuner.training.saving import Saver
 from tuner.tuning.ray_backend.trainable import (
-    first_line,
     free_memory,
     is_out_of_memory,
     limit_memory,

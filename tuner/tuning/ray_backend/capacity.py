@@ -229,10 +229,11 @@ class Capacity:
     def _measure(self, nodes: list[dict[str, float]]) -> None:
         default, autoscaler = self._plan.default, find_autoscaler()
         count = Packing(nodes).add_all(default)
-        is_first, changed = self._nodes is None, count != self.count
-        self._nodes, self.count = nodes, count
         most = most_at_once(default, nodes, autoscaler)
         self._ahead = min(max(1, count), most - count) if autoscaler else 0
+        count = min(count, self._plan.concurrent or count)
+        is_first, changed = self._nodes is None, count != self.count
+        self._nodes, self.count = nodes, count
         self._placeless = {one for one in self._kinds if not Packing(nodes).add(one)}
         self._awaited &= self._placeless
         self._autoscaler = ", from the autoscaler" if autoscaler else ""

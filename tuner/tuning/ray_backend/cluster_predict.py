@@ -9,10 +9,9 @@ import ray
 import torch
 from torch import Tensor
 
-from tuner.config import Resources
+from tuner.config import Resources, Tta
 from tuner.ensemble.members import Network, Predict, predict_network
 from tuner.errors import ClusterError
-from tuner.metrics.predict import Tta
 from tuner.training.device import find_device
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected

@@ -27,7 +27,7 @@ from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
-from tuner.run.resuming import command_without_patience, resume_command
+from tuner.run.resuming import WITHOUT_PATIENCE
 from tuner.run.run import Run, RunRecord, RunStatus, clock, now
 from tuner.run.trial import OPEN
 from tuner.space import load_run_space
@@ -174,6 +174,7 @@ def run_trials(
         reason="",
         search=request.search,
         slots=plan.to_plain(),
+        keep=request.keep,
         save_seconds=request.save_seconds,
         budget_seconds=_unless_endless(request.seconds),
         budget_gpu_hours=_unless_endless(request.gpu_hours),
@@ -213,22 +214,23 @@ def run_trials(
     capacity = Capacity(plan, say)
     status: RunStatus = "failed"
     try:
-        if trials := recorder.restore():
-            num_outside = tuner.restore(trials)
-            say(_resuming(tuner, num_outside))
         with (
             patient(storage),
             watch,
             drained_by_signals(drain, watch.is_lost),
             tracked(run, request.log, tuner.state, tuner.observers, say),
-            Progress(tuner, console, lambda: capacity.count, load_run_space(run.path / SPACE)),
         ):
+            if trials := recorder.restore():
+                num_outside = tuner.restore(trials)
+                say(_resuming(tuner, num_outside))
             payload = payload | {
                 "save_seconds": request.save_seconds,
                 "metric": request.search.metric,
                 "costs": request.search.costs,
             }
-            _run_over_losses(tuner, recorder, payload, capacity, storage, request.max_failures)
+            space = load_run_space(run.path / SPACE)
+            with Progress(tuner, console, lambda: capacity.count, space):
+                _run_over_losses(tuner, recorder, payload, capacity, storage, request.max_failures)
         if tuner.draining != "broken":
             status = "interrupted" if tuner.draining == "interrupted" else "finished"
     except KeyboardInterrupt:
@@ -257,7 +259,7 @@ def run_trials(
     if tuner.draining == "patience":
         done = f"{tuner.state.num_done} of {budget.trials} trials done"
         say(f"Ended with {done}: {tuner.reason}.")
-        say(f"Go on all the same with:\n  {command_without_patience(run.path)}")
+        say(f"Go on all the same with:\n  {run.resume_command(*WITHOUT_PATIENCE)}")
     return tuner
 
 
@@ -272,12 +274,7 @@ def _budget_spent(tuner: Tuner, run: Run) -> str:
     spent = f"The budget is spent after {clock(tuner.spending.seconds)}: {done}."
     if state.num_done == budget.trials:
         return spent
-    if math.isfinite(budget.seconds):
-        more = ("--time-budget", f"{math.ceil(2 * budget.seconds)}s")
-    else:
-        more = ("--gpu-hours", f"{2 * budget.gpu_seconds / 3600:g}")
-    command = "refit" if run.record.refit else "search"
-    return f"{spent} Go on with:\n  {resume_command(run.path, command, *more)}"
+    return f"{spent} Go on with:\n  {run.resume_command(factor=2)}"
 
 
 def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
@@ -489,7 +486,7 @@ def _why_none(run: Run, tuner: Tuner) -> str:
     states = ", ".join(f"{number} {state}" for state, number in tuner.state.ended.items())
     last = f" Last failure: {tuner.failures[-1][1]}" if tuner.failures else ""
     more = (
-        f" Go on with a larger budget: {resume_command(run.path, 'search')}"
+        f" Go on with a larger budget: {run.resume_command(factor=2)}"
         if "interrupted" in tuner.state.ended
         else ""
     )

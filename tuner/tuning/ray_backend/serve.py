@@ -20,11 +20,11 @@ from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from tuner.config import Tta
 from tuner.deploy.predictor import read_ensemble
 from tuner.deploy.uploads import FIELD, Limits
 from tuner.deploy.web import RETRY_SECONDS, create_app
 from tuner.errors import ClusterError, TunerError, UsageError
-from tuner.metrics.predict import Tta
 from tuner.storage.paths import AnyPath
 from tuner.training.device import find_device
 from tuner.tuning.ray_backend.cluster import connected, is_alive
@@ -238,6 +238,11 @@ def _check_address(host: str, port: int) -> bool:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except UnicodeError as error:
+        raise UsageError(
+            f"--host {host}: no name of a machine. Take 127.0.0.1, or 0.0.0.0 for all addresses of "
+            "this one."
+        ) from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(

@@ -22,10 +22,10 @@ import ray
 import torch
 from ray import tune
 
-from tuner.config import CostObjective, Metric, ModelConfig, TrialConfig
+from tuner.config import CompileMode, CostObjective, Metric, ModelConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.splits import Splits
-from tuner.errors import StorageError
+from tuner.errors import StorageError, first_line
 from tuner.run.checkpoint import load_state
 from tuner.run.events import EpochEnded, TrialEnded, TrialMeasured, TrialStarted
 from tuner.run.layout import STATE
@@ -33,7 +33,6 @@ from tuner.run.trial import read_status
 from tuner.schema import from_json
 from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.patience import Patience, patient, persevere
-from tuner.training.compilation import CompileMode
 from tuner.training.costs import measure_costs
 from tuner.training.device import find_device
 from tuner.training.epoch import Epoch
@@ -373,11 +372,6 @@ def _pass_over_imports() -> None:
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's words."""
-    return (str(error).splitlines() or [""])[0]
 
 
 def pack(splits: Splits) -> dict[str, Any]:

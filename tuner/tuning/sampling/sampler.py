@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Sampler:
         self.on_change: Callable[[], None] = lambda: None
         """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
         self._limit_violation = limit_violation
+        self._is_tpe = search.sampler == "tpe"
         self._refused: set[bytes] = set()
         self.num_accepted = 0
         self._grid = self._shuffled_grid()
@@ -82,14 +84,8 @@ class Sampler:
         Raises:
             UsageError: If the space hardly holds values that go together.
         """
-        if self.search.sampler != "tpe":
-            return self._ask(number, INFORMED_DRAWS)
-        is_left_to_chance = number % CHANCE_EVERY == CHANCE_EVERY - 1
-        with self._storage.drawing():
-            return self._ask(number, 0 if is_left_to_chance else INFORMED_DRAWS)
-
-    def _ask(self, number: int, informed_draws: int) -> TrialConfig | None:
-        """Propose a configuration; after so many draws that were proposed before, by chance."""
+        is_left_to_chance = self._is_tpe and number % CHANCE_EVERY == CHANCE_EVERY - 1
+        informed_draws = 0 if is_left_to_chance else INFORMED_DRAWS
         if self._has_relearnt:
             self._seed()
         refusal: UsageError | None = None
@@ -110,7 +106,8 @@ class Sampler:
                 self.study.enqueue_trial(dict(pinned))
             trial = self.study.ask()
             try:
-                config = self._sample(trial, number, baseline)
+                with self._storage.drawing() if self._is_tpe else nullcontext():
+                    config = self._sample(trial, number, baseline)
                 is_new = _key(config) not in self._proposed
                 problem = self._limit_violation(config) if is_new else ""
             except UsageError as error:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
 from tuner.config import Metric
-from tuner.errors import UsageError
+from tuner.errors import UsageError, first_line
 from tuner.passwords import hide_passwords
 from tuner.tuning.sampling.shown import MARK as MARK_PAUSED
 from tuner.tuning.sampling.study import direction_of
@@ -324,5 +324,5 @@ def open_storage(place: str) -> BaseStorage:
 
 def _first_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
-    reason = (str(cause or error).splitlines() or [""])[0]
-    return f"{type(cause or error).__name__}: {hide_passwords(reason)}"
+    reason = hide_passwords(first_line(cause or error))
+    return f"{type(cause or error).__name__}: {reason}"
