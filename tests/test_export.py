@@ -411,7 +411,7 @@ def test_what_is_not_installed_is_named(
     exported: Exported, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UsageError, match=r"\(onnxruntime\): pip install 'cifar-tune\[export\]'"):
+    with pytest.raises(UsageError, match=r"\(onnxruntime\): pip install -e '\.\[export\]'"):
         exported.ensemble.export(tmp_path / "ensemble.onnx", check=photos)
 
 

@@ -223,7 +223,7 @@ def test_without_its_package_cmaes_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cmaes", None)
-    with pytest.raises(UsageError, match=r"not installed: pip install 'cifar-tune\[cmaes\]'$"):
+    with pytest.raises(UsageError, match=r"not installed: pip install -e '\.\[cmaes\]'"):
         make(read(tmp_path, NUMBERS), "cmaes")
 
 

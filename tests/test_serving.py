@@ -496,7 +496,7 @@ def test_where_the_extra_is_missing_the_command_to_install_it_is_told(
     monkeypatch.setitem(sys.modules, "python_multipart", None)
     code, out, err = call("serve", "--ensemble", str(loaded.path))
     assert (code, out) == (2, "")
-    assert "pip install 'cifar-tune[serve]'" in err
+    assert "pip install -e '.[serve]', in the clone" in err
 
 
 def free_port() -> int:

@@ -221,7 +221,7 @@ def test_a_kind_of_storage_that_nobody_knows_is_refused() -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UsageError, match=re.escape("pip install 'cifar-tune[gcs]'")):
+    with pytest.raises(UsageError, match=re.escape("pip install -e '.[gcs]', in the clone")):
         to_path("gs://bucket/runs").exists()
 
 

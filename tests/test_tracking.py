@@ -218,7 +218,7 @@ def test_a_target_that_is_not_installed_is_refused_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tuner.tracking.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'cifar-tune\[wandb\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[wandb\]'"):
         check_installed(["wandb"])
     check_installed([])
 

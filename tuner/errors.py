@@ -18,6 +18,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
+def how_to_get(extra: str) -> str:
+    """Return how an extra of this package is installed; no index of packages has it."""
+    return f"pip install -e '.[{extra}]', in the clone"
+
+
 class TunerError(Exception):
     """A mistake that a user can mend; the message says where, what, and how to mend it."""
 

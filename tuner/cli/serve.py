@@ -13,7 +13,7 @@ from tuner.cli.options import (
     option,
 )
 from tuner.console import Console
-from tuner.errors import UsageError
+from tuner.errors import UsageError, how_to_get
 from tuner.monitor.steps import loading
 from tuner.storage.paths import AnyPath
 
@@ -102,8 +102,7 @@ def serve(
             from tuner.tuning.ray_backend.serve import ServeRequest, run_server
     except ImportError as error:
         raise UsageError(
-            f"serve needs what is not installed here ({error.name}): pip install "
-            "'cifar-tune[serve]'"
+            f"serve needs what is not installed here ({error.name}): {how_to_get('serve')}"
         ) from error
 
     run_server(

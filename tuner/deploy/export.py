@@ -41,7 +41,7 @@ from torch.export import Dim, ExportedProgram
 from tuner import __version__
 from tuner.deploy.graph import EnsembleGraph, MemberGraph
 from tuner.deploy.samples import Sample
-from tuner.errors import TunerError, UsageError
+from tuner.errors import TunerError, UsageError, how_to_get
 from tuner.storage.files import replacing
 
 Format = Literal["onnx", "pt2"]
@@ -217,8 +217,8 @@ def check_installed() -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"--format onnx needs what is not installed ({', '.join(missing)}): pip install "
-            "'cifar-tune[export]'"
+            f"--format onnx needs what is not installed ({', '.join(missing)}): "
+            f"{how_to_get('export')}"
         )
 
 

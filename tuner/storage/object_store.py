@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from tuner.errors import StorageError, UsageError
+from tuner.errors import StorageError, UsageError, how_to_get
 
 FIRST_SECONDS = 20.0
 """For so long a store that has never answered this process is asked again."""
@@ -132,7 +132,7 @@ def _file_system(scheme: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False, **own | nested)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
-        needed = f"pip install 'cifar-tune[{extra}]'" if extra else str(error)
+        needed = how_to_get(extra) if extra else str(error)
         raise UsageError(
             f"--storage {scheme}://: needs a package that is not installed: {needed}"
         ) from error

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from tuner.config import Target, TrialConfig
-from tuner.errors import UsageError
+from tuner.errors import UsageError, how_to_get
 from tuner.run.events import EpochEnded, Event, Observer, TrialEnded, TrialStarted
 from tuner.run.run import Run
 from tuner.run.state import SearchState
@@ -55,8 +55,7 @@ def check_installed(targets: Sequence[Target]) -> None:
     for target in targets:
         if find_spec(target) is None:
             raise UsageError(
-                f"--log {target} needs a package that is not installed: "
-                f"pip install 'cifar-tune[{target}]'"
+                f"--log {target} needs a package that is not installed: {how_to_get(target)}"
             )
 
 

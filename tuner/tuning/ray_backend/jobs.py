@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from tuner.errors import ClusterError, UsageError
+from tuner.errors import ClusterError, UsageError, how_to_get
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_ray, use_local_token
 
@@ -71,8 +71,7 @@ def _explaining(address: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UsageError(
-            f"--address {address}: needs what is not installed here: pip install "
-            "'cifar-tune[cluster]'"
+            f"--address {address}: needs what is not installed here: {how_to_get('cluster')}"
         ) from error
     except AuthenticationError as error:
         raise ClusterError(f"--address {address}: {TOKEN_ADVICE}") from error
@@ -86,7 +85,7 @@ def _explaining(address: str) -> Iterator[None]:
         # Ray's client raises it for a missing extra and for whatever the server refuses.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "ray[default]" in str(error):
-            reason = "needs what is not installed here: pip install 'cifar-tune[cluster]'"
+            reason = f"needs what is not installed here: {how_to_get('cluster')}"
         if "No available agent" in reason:
             reason = reason.rstrip(".") + (
                 ". If that does not help, something else on the head node, such as another Ray, "

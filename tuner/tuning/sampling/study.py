@@ -9,7 +9,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from tuner.config import Metric, SearchConfig
-from tuner.errors import UsageError
+from tuner.errors import UsageError, how_to_get
 from tuner.metrics.goal import LOWER_IS_BETTER
 from tuner.space import SearchSpace
 from tuner.space.axes import Branch, Range, parameters
@@ -39,7 +39,7 @@ def check_study_fits(space: SearchSpace, search: SearchConfig) -> None:
         raise UsageError(f"--sampler {search.sampler} {obstacle}, or take --sampler {others_fit}")
     if search.sampler == "cmaes" and find_spec("cmaes") is None:
         raise UsageError(
-            "--sampler cmaes needs a package that is not installed: pip install 'cifar-tune[cmaes]'"
+            f"--sampler cmaes needs a package that is not installed: {how_to_get('cmaes')}"
         )
 
 
