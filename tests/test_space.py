@@ -366,6 +366,48 @@ def test_a_baseline_may_repeat_what_the_space_fixes() -> None:
     assert space.baseline_params(0) == {}
 
 
+BASE = """\
+baseline:
+  - {batch_size: 64, model: {resnet: {depth: 18}}, label_smoothing: 0.1}
+  - {batch_size: 128, label_smoothing: 0.1}
+  - {model: {cnn: {width: 24}}}
+space:
+  batch_size: {choice: [64, 128]}
+  model: {choice: {resnet: {depth: {choice: [10, 18]}}, cnn: {width: {int: [8, 64]}}}}
+  label_smoothing: {float: [0.0, 0.2]}
+"""
+
+
+def test_an_inherited_baseline_keeps_what_fits(tmp_path: Path) -> None:
+    base, own = tmp_path / "base.yaml", tmp_path / "own.yaml"
+    base.write_text(BASE)
+    depths = "{resnet: {depth: {choice: [18, 34]}}}"
+    own.write_text(f"extends: base.yaml\nspace:\n  batch_size: 32\n  model: {depths}\n")
+    space = load_space(own)
+    kept = [space.baseline_params(index) for index in range(len(space.baseline))]
+    # The third is of a network that is searched no more.
+    assert kept == [{"model.resnet.depth": 18, "label_smoothing": 0.1}, {"label_smoothing": 0.1}]
+    again = load_space(Path("space.yaml"), text=space.resolved())
+    assert again.baseline == space.baseline, "a run goes on with the same"
+
+
+def test_an_override_goes_before_a_baseline(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(BASE)
+    space = load_space(base, ["space.batch_size=64", "space.model.cnn.width=32"])
+    kept = [space.baseline_params(index) for index in range(len(space.baseline))]
+    assert kept == [
+        {"model": "resnet", "model.resnet.depth": 18, "label_smoothing": 0.1},
+        {"label_smoothing": 0.1},
+        {"model": "cnn"},
+    ]
+    with pytest.raises(SpaceError, match="256 lies outside the space's axis"):
+        load_space(base, ["space.label_smoothing=0.1", "baseline=[{batch_size: 256}]"])
+    base.write_text(BASE.replace("batch_size: 64", "batch_size: 256"))
+    with pytest.raises(SpaceError, match="256 lies outside the space's axis"):
+        load_space(base)
+
+
 def test_a_baseline_on_a_whole_axis_is_a_whole_number() -> None:
     lines = "  optimizer: {sgd: {lr: {int: [1, 3]}}}\n"
     space = load("baseline: [{optimizer: {sgd: {lr: 2.0}}}]\n" + HEAD + lines)

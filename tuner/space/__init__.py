@@ -41,7 +41,7 @@ from tuner.schema import (
     unknown_key,
 )
 from tuner.space.axes import Branch, Group, Plain, RandomTrial, Trial
-from tuner.space.baseline import Baseline, read_baseline
+from tuner.space.baseline import Baseline, read_baseline, without_misfits
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
 from tuner.space.objectives import Objectives, describe_objectives, read_objectives
@@ -288,6 +288,13 @@ def load_space(
             and plain.get("search", {}).get("scheduler", SearchConfig().scheduler) != "none"
         ):
             _check_epochs(mistakes, *entries, *([nodes["space"]] if "space" in nodes else []))
+        if axes is not None:
+            entries = _fitting(entries, axes, path, overrides, is_run=text is not None)
+            if entries:
+                baseline_node = replace(nodes["baseline"], value=entries)
+                root = root.with_value({**nodes, "baseline": baseline_node})
+            elif "baseline" in nodes:
+                root = root.with_value({k: v for k, v in nodes.items() if k != "baseline"})
         for node in entries:
             with mistakes.collected():
                 entry = _without_run_keys(node, mistakes)
@@ -372,6 +379,41 @@ def _entries(node: Node) -> tuple[Node, ...]:
     if not isinstance(node.value, tuple):
         raise node.error("is not a list; begin each entry with '- '")
     return node.value
+
+
+def _fitting(
+    entries: Sequence[Node],
+    axes: Group,
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    is_run: bool,
+) -> tuple[Node, ...]:
+    """Return baselines without what the space was changed from under them.
+
+    A value that the space lacks is a mistake of who wrote the baseline, unless the space is
+    another one by now: it extends the baseline's file, or an override goes before it.
+
+    Args:
+        entries: The baselines.
+        axes: What the space searches.
+        path: Of the space's own file.
+        overrides: As in ``load_space``.
+        is_run: Whether the text comes from a run, in which places have no lines.
+    """
+    is_overridden = any(word.lstrip().startswith("space.") for word in overrides)
+    found: list[Node] = []
+    for node in entries:
+        is_own = is_run or node.place.startswith(f"{path}:")
+        is_said = any(word.lstrip().startswith("baseline") for word in overrides)
+        if is_said or (is_own and not is_overridden):
+            found.append(node)
+            continue
+        fitting = without_misfits(node, axes)
+        # Two may have differed in what is gone.
+        if fitting is not None and all(dump(fitting) != dump(one) for one in found):
+            found.append(fitting)
+    return tuple(found)
 
 
 def _with_large_numbers(node: Node) -> Node:

@@ -38,6 +38,37 @@ def read_baseline(node: Node, schema: Record, axes: Group) -> Baseline:
     return Baseline(params=params, rest=_pin(axes, node, plain, params))
 
 
+def without_misfits(node: Node, axis: Axis) -> Node | None:
+    """Return a baseline without the values that the space lacks; ``None`` if nothing is left.
+
+    Args:
+        node: The baseline, or a part of it.
+        axis: What the space searches there.
+    """
+    match axis:
+        case Group(entries=entries) if isinstance(node.value, dict):
+            fitting = {
+                key: without_misfits(child, entries[key]) if key in entries else child
+                for key, child in node.value.items()
+            }
+            kept = {key: child for key, child in fitting.items() if child is not None}
+            return node.with_value(kept) if kept or not node.value else None
+        case Branch(options=options) if isinstance(node.value, dict):
+            for tag, child in node.value.items():
+                if tag not in options:
+                    return None
+                inner = without_misfits(child, options[tag])
+                return node.with_value({tag: inner or child.with_value({})})
+        case Branch(options=options):
+            return node if node.value in options else None
+        case Fixed():
+            # The space says it, or otherwise.
+            return None
+        case Range() | Choice():
+            return node if axis.admits(node.value) else None
+    return node
+
+
 def _pin(axis: Axis, node: Node, plain: Any, params: dict[str, Plain]) -> dict[str, Any]:
     """Collect in ``params`` what lies on an axis, and give the rest."""
     children = node.value if isinstance(node.value, dict) else {}

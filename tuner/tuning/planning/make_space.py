@@ -1,6 +1,5 @@
 """``--space auto`` at work: networks measured, the rules of ``auto`` asked, a space written."""
 
-import copy
 import functools
 import math
 import statistics
@@ -268,17 +267,8 @@ class _Maker:
         return space_of(choice, base_of(choice.recipe), is_mirrored=is_mirrored)
 
     def load(self, plain: dict[str, Any]) -> SearchSpace:
-        """Read a space; what the user has settled is no part of its baselines any more."""
-        baseline: list[dict[str, Any]] = []
-        for entry in copy.deepcopy(plain["baseline"]):
-            for word in self.overrides:
-                block, *keys = word.partition("=")[0].split(".")
-                if block == "space" and keys:
-                    _remove(entry, keys)
-            # Two may have differed in that alone.
-            if entry not in baseline:
-                baseline.append(entry)
-        text = yaml.safe_dump({**plain, "baseline": baseline}, sort_keys=False)
+        """Read a space; of its baselines, what the user has settled otherwise is left out."""
+        text = yaml.safe_dump(plain, sort_keys=False)
         return load_space(Path(AUTO), self.overrides, self.request.storage, text=text)
 
     def space(self, choice: Choice) -> SearchSpace:
@@ -390,15 +380,6 @@ def most_trials(
         middle = (low + high) // 2
         low, high = (middle, high) if ends(middle) else (low, middle)
     return low
-
-
-def _remove(plain: dict[str, Any], keys: Sequence[str]) -> None:
-    """Take an entry out of nested mappings, or the value that an axis is to replace."""
-    key, *below = keys
-    if below and below[0] != "choice" and isinstance(plain.get(key), dict):
-        _remove(plain[key], below)
-    else:
-        plain.pop(key, None)
 
 
 def _first_config(space: SearchSpace) -> TrialConfig:
