@@ -1,6 +1,7 @@
 """What several test modules share: one thread, the digits, and a run folder of real trials."""
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -89,8 +90,14 @@ def _needs_own(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what is recorded of a user's own code out of the home of whoever tests."""
+    """Keep what is recorded of a user's own code out of the home of whoever tests.
+
+    Nor do options, or a cluster, come from their environment.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - {"CIFAR_TUNE_TEST_IMAGES"}:
+            if name.startswith("CIFAR_TUNE_") or name == "RAY_ADDRESS":
+                patch.delenv(name)
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 

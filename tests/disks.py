@@ -27,3 +27,16 @@ def small_disk(place: Path, size: str) -> Iterator[None]:
 def remount(place: Path, options: str) -> None:
     """Change a mounted file system: ``ro``, ``size=10m``."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+def _may_mount_alone() -> bool:
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/tmp"]
+    try:
+        return subprocess.run(probe, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+needs_own_mounts = pytest.mark.skipif(
+    not _may_mount_alone(), reason="nothing may be mounted for one node alone"
+)

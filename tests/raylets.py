@@ -87,7 +87,11 @@ class Raylets:
             self.bootstrap.write_text(json.dumps(autoscaling(self.address, cpus, growth)))
             head.append(f"--autoscaling-config={self.bootstrap}")
         self._start(python, cpus, *head, f"--port={port}")
-        wait_for(self.dashboard + "/api/version")
+        try:
+            wait_for(self.dashboard + "/api/version")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def add(
         self, python: Path = Path(sys.executable), *, cpus: int = 1, own: Path | None = None

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 import yaml
@@ -17,6 +19,7 @@ from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
 from tuner.cli import cli, main
+from tuner.cli.output import figure
 from tuner.cli.search import search
 from tuner.cli.search_options import search_request
 from tuner.run.run import Run
@@ -237,23 +240,24 @@ def test_cifar10_without_a_copy_or_a_network_names_the_file(
     assert "--data digits" in result.err
 
 
-def test_every_command_shows_its_help_with_an_example(call) -> None:
-    for words in (
-        ["search"],
-        ["plan"],
-        ["refit"],
-        ["ensemble"],
-        ["leaderboard"],
-        ["runs"],
-        ["show"],
-        ["report"],
-        ["compare"],
-        *(["space", name] for name in ("check", "sample", "schema")),
-        *(["data", name] for name in ("prepare", "info")),
-    ):
-        result = call(*words, "--help")
-        assert result.code == 0
-        assert "Example: cifar-tune" in " ".join(result.out.split())
+@pytest.mark.parametrize(
+    ("value", "cell"), [(2.5e-5, "2.5e-05"), (0.0, "0.0000"), (0.1234, "0.1234"), (12.3, "12.3")]
+)
+def test_a_small_figure_is_not_told_as_nothing(value: float, cell: str) -> None:
+    assert figure(value) == cell
+
+
+def commands_of(group: click.Group, *path: str) -> Iterator[list[str]]:
+    for name, command in group.commands.items():
+        is_group = isinstance(command, click.Group)
+        yield from commands_of(command, *path, name) if is_group else [[*path, name]]
+
+
+@pytest.mark.parametrize("words", list(commands_of(cli)), ids=" ".join)
+def test_every_command_shows_its_help_with_an_example(words: list[str], call) -> None:
+    result = call(*words, "--help")
+    assert result.code == 0
+    assert "Example: cifar-tune" in " ".join(result.out.split())
 
 
 def test_the_version_is_the_packages(call) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from click.testing import CliRunner
 from ray.job_submission import JobStatus
 
+from tuner.cli import jobs as submitting
 from tuner.cli import main
 from tuner.cli.cluster_template import TEMPLATES, cluster_template
 from tuner.cli.doctor import split_output
@@ -220,7 +222,43 @@ def test_a_head_whose_jobs_run_in_another_environment_is_told_of_it(
 
     monkeypatch.setattr(jobs, "follow", follow)
     with pytest.raises(ClusterError) as caught:
-        jobs._missing(client, "")
+        jobs._missing(client, [])
     assert f"{sys.executable} on the head node" in str(caught.value)
     assert "no ray[tune]>=2.60 and no torch>=" in str(caught.value)
     assert "start Ray with that one activated" in str(caught.value)
+
+
+def test_what_a_space_is_made_of_travels_and_what_is_needed_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(submitting, "_submit", lambda *call: calls.append(call))
+    words = ["--data", "digits", "--log", "wandb", "--log", "mlflow"]
+    context: click.Context = search.make_context("search", words)
+    overrides = ['dataset="digits"', 'search.sampler="cmaes"']
+    submitting.submit_search(context, "http://head:8265", overrides)
+    *_, files, extras = calls.pop()
+    assert {f"search_spaces/{name}.yaml" for name in ("small", "cnn", "transfer")} <= files.keys()
+    assert set(extras) == {"cmaes", "wandb", "mlflow"}
+
+
+def test_what_a_store_needs_is_asked_of_pip_without_a_condition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Mock()
+
+    def follow(client: Any, job: str, write: Callable[[str], object]) -> Any:
+        names = shlex.split(client.submit_job.call_args.kwargs["entrypoint"])[3:]
+        lacks = ("s3fs", "cmaes")
+        write(json.dumps(["python", {n: None if n in lacks else "999" for n in names}]))
+        return Mock(status=JobStatus.SUCCEEDED)
+
+    monkeypatch.setattr(jobs, "follow", follow)
+    asked = jobs._missing(client, ["s3", "cmaes", "tpe"])
+    assert sum(requirement.startswith(("s3fs", "cmaes")) for requirement in asked) == 2
+    assert not any(";" in requirement for requirement in asked)
+
+
+@pytest.mark.parametrize("kind", sorted(TEMPLATES))
+def test_no_template_installs_what_no_index_has(kind: str) -> None:
+    assert "pip install cifar-tune" not in template(kind)

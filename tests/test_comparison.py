@@ -142,3 +142,9 @@ def test_a_run_without_a_gpu_has_no_place_over_gpu_hours(
     assert len(re.findall("[▁-█]+", lines[1])) == 2
     assert re.search(r" - +0:00:\d\d +[▁-█]+ +-$", lines[2].rstrip())
     assert "Over GPU-hours without two: no trial held a GPU there." in page.read_text()
+
+
+def test_a_copied_run_is_told_by_its_folder(runs: list[Run]) -> None:
+    names = [run.path.name for run in runs]
+    runs[1].update(name=runs[0].record.name)
+    assert [run["run"] for run in compare(runs)] == names

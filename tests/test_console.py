@@ -152,3 +152,11 @@ def test_what_would_go_to_a_terminal_that_was_closed_goes_nowhere() -> None:
         # What is left in the stream is not written at its end either.
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), terminal.fileno())
+
+
+def test_a_word_between_colons_is_no_picture() -> None:
+    file = io.StringIO()
+    table = Table("class")
+    table.add_row("toy:ship:red")
+    Console(file=file, width=80).print(table)
+    assert "toy:ship:red" in file.getvalue()

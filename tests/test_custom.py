@@ -341,3 +341,17 @@ def test_an_import_by_an_earlier_name_is_told_the_present_one(
 def test_an_import_of_what_never_was_is_told_as_such() -> None:
     with pytest.raises(UsageError, match="; it may import installed packages alone"):
         load_module("nets.py", "import tuner.never")
+
+
+def test_another_file_takes_the_place_of_the_text_that_a_space_holds() -> None:
+    Path("first.yaml").write_text(load(SPACE).resolved())
+    Path("v2.py").write_text(NETS + "VERSION = 2\n")
+    space = load_space(Path("first.yaml"), ["space.model.custom.path=v2.py"])
+    models = [model for model in space.models_with_code() if model.family == "custom"]
+    assert models
+    assert all(model.params["source"].endswith("VERSION = 2\n") for model in models)
+
+
+def test_a_file_that_ends_the_program_is_refused() -> None:
+    Path("my_models.py").write_text(NETS + "import sys\nsys.exit()\n")
+    assert "SystemExit" in refusal(SPACE)

@@ -24,7 +24,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
 from tuner.data.cache import sha256
-from tuner.data.datasets import DatasetPart
+from tuner.data.datasets import DatasetPart, validation_positions
 from tuner.data.splits import Splits, load_splits, load_test
 from tuner.data.stratified import stratified
 from tuner.errors import DataError
@@ -277,6 +277,14 @@ def test_a_train_limit_must_fit(folder: Path, data_dir: Path, limit: int) -> Non
     message = f"train_limit {limit} must lie between the 3 classes and the 54 training images"
     with pytest.raises(DataError, match=message):
         load_splits(of(folder, train_limit=limit), data_dir)
+
+
+@pytest.mark.parametrize("val_fraction", [0.6, 0.95])
+def test_a_class_of_which_nothing_is_left_to_train_on_is_refused(val_fraction: float) -> None:
+    labels = np.array([0, 0] + [1] * 30)
+    assert len(validation_positions(labels, len(labels), 0.4, "photos")) == 13
+    with pytest.raises(DataError, match=f"val_fraction {val_fraction} leaves too few of the 32"):
+        validation_positions(labels, len(labels), val_fraction, "photos")
 
 
 @given(

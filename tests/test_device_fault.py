@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tuner.tuning.ray_backend.device_fault import is_device_fault
+from tuner.tuning.ray_backend.trainable import is_out_of_memory
 
 HELP = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the "
@@ -53,4 +54,17 @@ def test_what_a_process_cannot_recover_from_is_a_fault(error: Exception) -> None
     ids=lambda error: str(error)[:40],
 )
 def test_what_leaves_the_process_usable_is_none(error: Exception) -> None:
+    assert not is_device_fault(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_want_of_memory_is_known_whoever_tells_it(error: Exception) -> None:
+    assert is_out_of_memory(error)
     assert not is_device_fault(error)

@@ -79,3 +79,11 @@ def test_a_node_with_gpus_says_how_trials_share_them(
     assert finding.level == level
     assert words in finding.text
     assert ("CIFAR_TUNE_MPS=0" in finding.mend) == sharing.is_broken
+
+
+def test_a_node_that_leaves_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"NodeID": "b", "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr(doctor, "alive_nodes", lambda: [node])
+    value = {"gpus": [], "torch_gpus": 0, "sharing": mps.Sharing(how="by turns")}
+    answers = [Answer(node=name, host="here", value=value) for name in "ab"]
+    assert [one.level for one in map(doctor._node, answers)] == ["warning", "ok"]

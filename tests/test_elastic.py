@@ -1,6 +1,5 @@
 """Clusters that change under a search."""
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from ray.core.generated import autoscaler_pb2
 from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import Process, Search
 from tests.benchmarks.promises import flaws
+from tests.disks import needs_own_mounts
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, TrialRecord, read_history
@@ -179,7 +179,7 @@ def test_a_node_that_joins_with_other_versions_gets_no_trials(
     assert len({trial.status.node for trial in found if trial.history}) == 1
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a folder for one node alone")
+@needs_own_mounts
 def test_a_node_that_joins_without_the_storage_gets_no_trials(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,3 +82,18 @@ def test_ensembles_of_a_bucket_are_found_and_loaded_by_uri_and_by_name(
     image = np.zeros((1, 8, 8, 1), dtype=np.uint8)
     probs = [tuner.load_ensemble(place, device="cpu").predict(image) for place in (here, str(kept))]
     np.testing.assert_array_equal(*probs)
+
+
+def test_the_newest_ensemble_is_the_one_that_was_made_last(
+    run_with_ensemble: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(run_with_ensemble.path, tmp_path / "tiny")
+    folder = tmp_path / "tiny" / "ensembles"
+    shutil.copytree(folder / "all", folder / "older")
+    described = json.loads((folder / "older" / "ensemble.json").read_text())
+    (folder / "older" / "ensemble.json").write_text(
+        json.dumps(described | {"made": "2001-01-01T00:00:00+00:00"})
+    )
+    # As a copy has it.
+    (folder / "older" / "metrics.json").touch()
+    assert find_ensemble(tmp_path, "tiny") == folder / "all"

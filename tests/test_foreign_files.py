@@ -214,3 +214,27 @@ def test_text_is_read_as_before(tmp_path: Path) -> None:
         read_text(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         read_bytes(tmp_path)
+
+
+def test_no_code_beside_the_space_of_a_run_is_run_by_what_extends_it(tmp_path: Path) -> None:
+    run, own = tmp_path / "run", tmp_path / "own.yaml"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "nets.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    (run / "space.yaml").write_text("space: {model: {custom: {path: nets.py, name: Net}}}\n")
+    own.write_text("extends: run/space.yaml\nspace: {batch_size: 32}\n")
+    with pytest.raises(SpaceError, match="it is damaged"):
+        load_space(own)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_no_link_of_a_run_is_followed_by_what_tidies_up(finished_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (finished_run.path / "ensembles").symlink_to(tmp_path / "home")
+    with pytest.raises(TunerError, match="ensembles"):
+        finished_run.remove_leftovers()
+    (tmp_path / "elsewhere").mkdir()
+    (finished_run.path / "trials").rename(tmp_path / "elsewhere" / "trials")
+    (finished_run.path / "trials").symlink_to(tmp_path / "elsewhere" / "trials")
+    with pytest.raises(TunerError, match="trials"):
+        finished_run.trial(0)

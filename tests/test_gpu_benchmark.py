@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import gpu
 from tests.benchmarks.gpu_parts import PARTS, WEIGHTS, Judged, Report, sharing, steps
 from tests.benchmarks.gpu_parts.__main__ import MODULES
 
@@ -42,12 +43,25 @@ def test_a_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert "speednet: captured over eager" in table
 
 
-def test_it_ends_in_time_and_says_what_was_cut(tmp_path: Path) -> None:
-    where = ("--data", "digits", "--data-dir", str(tmp_path / "data"), "--device", "cpu")
-    measure(*where, "--minutes", "0.085", "--only", "steps", "--json", str(tmp_path / "found.json"))
-    parts = json.loads((tmp_path / "found.json").read_text())["parts"]
-    assert parts["images"]["ended"].startswith("cut off after 1 s")
+def test_it_ends_in_time_and_says_what_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless, found = tmp_path / "python", tmp_path / "found.json"
+    endless.write_text("#!/bin/sh\nexec sleep 60\n")
+    endless.chmod(0o755)
+    words = ["gpu", "--data", "digits", "--data-dir", str(tmp_path), "--device", "cpu"]
+    words += ["--minutes", "0.1", "--only", "steps", "--json", str(found)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "executable", str(endless))
+    gpu.main()
+    parts = json.loads(found.read_text())["parts"]
+    assert parts["images"]["ended"].startswith("cut off after ")
     assert "steps" not in parts
+
+
+def test_a_checkout_of_today_may_be_the_earlier_one(tmp_path: Path) -> None:
+    where = ("--data", "digits", "--data-dir", str(tmp_path), "--device", "cpu")
+    measure(*where, "--minutes", "0.05", "--only", "steps", "--before", str(REPOSITORY))
 
 
 def test_rates_are_those_of_the_time_in_which_all_trainings_ran() -> None:

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from tuner.training.graph import why_not_capturable
 
@@ -38,3 +39,13 @@ def test_other_warnings_say_nothing_of_a_step() -> None:
 
 def test_random_numbers_of_the_host_are_told() -> None:
     assert "random numbers" in str(why_not_capturable(lambda: torch.rand(1)))
+
+
+def test_a_buffer_that_a_step_replaces_is_told() -> None:
+    norm = nn.BatchNorm1d(2)
+
+    def step() -> None:
+        assert norm.running_mean is not None
+        norm.running_mean = norm.running_mean + 1
+
+    assert "buffer" in str(why_not_capturable(step, norm.buffers))

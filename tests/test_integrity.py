@@ -544,3 +544,11 @@ def test_a_network_is_checked_by_images_from_all_over(count: int) -> None:
     assert index[0] == 0
     assert len(index.unique()) == len(index)
     assert count - 1 - index[-1] <= count / 64
+
+
+def test_too_few_are_left_for_a_vote_whose_networks_are_computed(finished_run: Run) -> None:
+    ATTACKS["a weight changed"][1](finished_run.path / "trials")
+    with pytest.raises(TunerError, match=r"--top 3 --skip-damaged: .* Give --top 2 or less"):
+        tuner.combine(
+            finished_run, top=3, tta="flip", skip_damaged=True, device="cpu", progress=False
+        )

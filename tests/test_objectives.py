@@ -22,7 +22,7 @@ from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.ensemble import planning
 from tuner.ensemble.request import EnsembleRequest
-from tuner.errors import SpaceError, UsageError
+from tuner.errors import SpaceError, TunerError, UsageError
 from tuner.metrics.front import crowding, front_ranks
 from tuner.monitor.follow import RunWatcher
 from tuner.report.front import front_of
@@ -426,3 +426,13 @@ def test_whoever_is_stopped_leaves_its_place_to_another() -> None:
     assert [rung.arrived for rung in tuner.state.rungs()] == [9, 3]
     # It was stopped when four had come, and the fifth put it on the first front again.
     assert tuner.state.trials[3].status.state == "stopped"
+
+
+def test_a_front_is_not_that_of_what_damage_has_left(finished_run: Run) -> None:
+    finished_run.update(search=replace(finished_run.record.search, costs=(PARAMETERS,)))
+    (finished_run.trial_path(1) / "history.csv").unlink()
+    with (
+        pytest.raises(TunerError, match=r"history\.csv"),
+        planning(finished_run, EnsembleRequest(front=True), devices=[CPU]),
+    ):
+        pass

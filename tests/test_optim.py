@@ -566,3 +566,46 @@ def test_the_average_keeps_channels_last() -> None:
     kernel = average.model.state_dict()["0.weight"]
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert not kernel.is_contiguous()
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_buffer_that_a_forward_replaces_is_followed(on_device: bool) -> None:
+    model = some_model()
+    average = WeightAverage(model, 0.0)
+    model.get_submodule("1").running_mean = torch.full((4,), 3.0)
+    if on_device:
+        average.move(torch.tensor(1.0))
+    else:
+        for _ in range(400):
+            average.update()
+    torch.testing.assert_close(
+        average.model.state_dict()["1.running_mean"], torch.full((4,), 3.0), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS)
+def test_a_weight_may_begin_to_learn_after_others(config: AnyOptimizer) -> None:
+    model = some_model()
+    optimizer, late = make_optimizer(model, config), model.get_submodule("0")
+    before = late.weight.detach().clone()
+    for step in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        if step == 0:
+            late.weight.grad = late.bias.grad = None
+        optimizer.step()
+    assert not torch.equal(late.weight, before)
+
+
+def test_a_momentum_of_zeros_leads_to_the_same_step() -> None:
+    ours, theirs = some_model(), some_model()
+    config = Sgd(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)
+    other = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    for optimizer, model in ((make_optimizer(ours, config), ours), (other, theirs)):
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for one, same in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, same)

@@ -25,6 +25,7 @@ URL = "postgresql://me:hunter2@db:5432/optuna"
         ),
         ("mysql://db/x?user=me&password=hunter2&ssl=1", "mysql://db/x?user=me&password=***&ssl=1"),
         ("mysql+pymysql://:hunter2@db/x", "mysql+pymysql://:***@db/x"),
+        ("postgresql://me:hunter2@hunter2@db/x", "postgresql://me:***@db/x"),
     ],
 )
 def test_a_password_is_hidden(text: str, hidden: str) -> None:

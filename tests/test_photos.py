@@ -46,9 +46,9 @@ def put_photographs(folder: Path, count: int, first_seed: int = 0) -> None:
             image.save(folder / name / f"{number}.png")
 
 
-def make_run(folder: Path, storage: Path) -> Run:
+def make_run(folder: Path, storage: Path, **more: Any) -> Run:
     """Train two tiny trials on a folder, as a search would."""
-    asked = DataConfig(source=str(folder), image_size=8, resize="auto", val_fraction=0.3)
+    asked = DataConfig(source=str(folder), image_size=8, resize="auto", val_fraction=0.3, **more)
     splits = load_splits(asked, storage / "data")
     assert splits.config is not None
     record = RunRecord(
@@ -244,3 +244,25 @@ def test_a_search_says_what_it_found_and_goes_on_where_the_images_moved(
     assert invoke("--resume", "search.trials=3").exit_code == 0
     changed = invoke("--resume", "search.trials=4", "--resize", "pad")
     assert "the images of" in str(changed.exception)
+
+
+def test_without_test_images_nothing_fitted_to_them_is_held_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    result = combine(make_run(folder, tmp_path), method="greedy", compare=True)
+    assert result.by_size == ()
+    assert {member.contribution for member in result.members} == {None}
+    single = result.best_single_figures
+    assert single.test == single.crossfit
+    (row,) = (r for r in result.comparison if r.method == "best single" and not r.calibrated)
+    assert row.figures == single
+    assert result.verdict is not None
+    assert result.gain.over_best_single == result.verdict.asked.gain
+
+
+def test_images_that_were_trained_on_are_not_held_out(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = combine(make_run(folder, tmp_path, all_data=True), said)
+    assert result.tested_on == "training"
+    assert not [line for line in said if "made without it" in line]
+    assert "held-out" not in (result.path / "model_card.md").read_text()

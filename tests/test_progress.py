@@ -195,7 +195,7 @@ def test_a_real_terminal_shows_the_table_and_is_whole_after_an_interrupt(tmp_pat
     assert json.loads((tmp_path / "runs/run/run.json").read_text())["status"] == "interrupted"
 
 
-TMUX = ("tmux", "-L", "cifar-tune-test")
+TMUX = ("tmux", "-L", f"cifar-tune-{os.getpid()}")
 
 
 def tmux(*words: str) -> str:
@@ -283,3 +283,11 @@ def screen_with(*words: str) -> str:
             return text
         time.sleep(0.3)
     raise AssertionError(f"no {words} in:\n{text}")
+
+
+def test_a_step_is_told_as_it_is_written() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm"})
+    with steps.step(console, "Reading toys[/old]/:ship:"):
+        pass
+    assert "Reading toys[/old]/:ship: ..." in screen.getvalue()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from tuner.errors import TunerError
 from tuner.report import live, make_page, verdict, write_report
 from tuner.report.advice import advise
 from tuner.report.comparison import compare, comparison_page
+from tuner.report.facts import _value
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.run.uncertainty import val_margin
@@ -907,3 +909,14 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
         page.wait_for_timeout(300)
         assert asked == []
         assert problems == []
+
+
+def test_a_whole_number_stays_whole() -> None:
+    assert _value(123456, {"low": 1, "high": 10**6, "log": False, "whole": True}) == 123456
+
+
+def test_the_commands_of_the_page_can_be_typed(tmp_path: Path) -> None:
+    run = simulated(tmp_path, replace(SEARCH, trials=3), spaces())
+    moved = Run.open(run.path.rename(tmp_path / "my run"))
+    page = html.unescape(write_report(moved, moved.ranked(), spaces(), {}, []).path.read_text())
+    assert f"rerun 'my run' {moved.ranked()[0].number} --storage {tmp_path}" in page

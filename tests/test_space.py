@@ -1,7 +1,6 @@
 import json
 import math
 import pickle
-import random
 import re
 import textwrap
 from pathlib import Path
@@ -13,11 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.benchmarks.soak_parts.inputs import mutated
 from tuner.config import SearchConfig, Sgd
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Record, Scalar, Schema, Tagged
 from tuner.space import TRIAL, RandomTrial, SearchSpace, find_space, json_schema, load_space
+from tuner.space.source import word_of
 
 SHIPPED = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 EDITOR = jsonschema.Draft202012Validator(json_schema())
@@ -967,20 +966,6 @@ space:
     ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32 - 1))
-def test_a_shipped_space_with_random_mistakes_is_read_or_refused(seed: int) -> None:
-    draw = random.Random(seed)
-    text = mutated(draw.choice(SHIPPED).read_text(), draw)
-    Path("s.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
-    told = "nothing wrong"
-    try:
-        load_space(Path("s.yaml"))
-    except UsageError as error:
-        told = str(error)
-    assert told.strip()
-
-
 def test_no_more_mistakes_are_told_than_can_be_read() -> None:
     choices = ", ".join(f"b{number}" for number in range(50))
     with pytest.raises(SpaceError) as caught:
@@ -1109,3 +1094,27 @@ def test_random_whole_numbers_on_a_log_axis_follow_optunas_law(low: int, high: i
         tolerance = 4 * math.sqrt(share * (1 - share) / draws)
         assert ours.count(number) / draws == pytest.approx(share, abs=tolerance)
         assert theirs.count(number) / draws == pytest.approx(share, abs=tolerance)
+
+
+def test_characters_beyond_16_bits_are_read_as_json_spells_them() -> None:
+    place = "fotos\N{CAMERA}\N{GRINNING FACE}"
+    space = load("dataset: cifar10\n" + HEAD, "dataset=" + json.dumps(place))
+    assert space.dataset == place
+    assert load(space.resolved()).dataset == place
+
+
+def test_a_small_number_is_said_so_that_yaml_reads_it() -> None:
+    space = load(HEAD, word_of("search.patience", 1e-5))
+    assert space.search.patience == 1e-5
+
+
+@pytest.mark.parametrize(
+    "entry", ["{optimizer: [{sgd: {}}]}", "{optimizer: {sgd: {lr: 1e-3}}}", "{batch_size: [1]}"]
+)
+def test_an_override_hides_no_mistake_of_a_baseline(entry: str) -> None:
+    axes = "  optimizer: {sgd: {lr: {float: [0.01, 1.0]}}}\n  batch_size: {choice: [32, 64]}\n"
+    text = f"baseline:\n  - {entry}\n" + HEAD + axes
+    with pytest.raises(SpaceError):
+        load(text)
+    with pytest.raises(SpaceError):
+        load(text, "space.label_smoothing=0.1")

@@ -1,7 +1,6 @@
 """A run in a store: the same files, figures and commands as of one in a folder."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import pytest
 
 from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
+from tests.disks import needs_own_mounts
 from tests.raylets import Raylets
 from tests.stores import S3Server
 from tuner.errors import UsageError
@@ -161,7 +161,7 @@ def test_a_search_outlives_the_death_of_its_storage(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a folder for one node alone")
+@needs_own_mounts
 def test_a_cluster_that_shares_no_folder_searches_into_a_store(
     bucket: ObjectPath, tmp_path: Path
 ) -> None:

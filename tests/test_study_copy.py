@@ -1,10 +1,12 @@
 """The copy of the study that others may look at, and what becomes of it when its storage fails."""
 
+import io
 import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -13,7 +15,7 @@ from rich.console import Console
 from tests.test_sampler import BRANCHED, curve, drive, make, read
 from tuner.errors import UsageError
 from tuner.run.run import Run
-from tuner.tuning.request import make_search_request
+from tuner.tuning.request import SearchRequest, make_search_request
 from tuner.tuning.sampling import study_copy
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, open_storage
@@ -250,25 +252,41 @@ def test_a_journal_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
         StudyPlace(str(journal), "run", "first").check_free()
 
 
+def resuming(run: Run, folder: Path, **asked: Any) -> SearchRequest:
+    return make_search_request(
+        read(folder, BRANCHED),
+        space_name="space.yaml",
+        stem="space",
+        storage=folder,
+        resumed=run,
+        data_dir=folder / "data",
+        keep=5,
+        command="",
+        **asked,
+    )
+
+
 def test_a_refused_resume_changes_nothing(place: str, finished_run: Run, tmp_path: Path) -> None:
     study = optuna.create_study(storage=open_storage(place), study_name="tiny")
     study.add_trial(optuna.create_trial(value=1.0))
     before = {file: file.read_bytes() for file in finished_run.path.rglob("*.*")}
-    request = make_search_request(
-        read(tmp_path, BRANCHED),
-        space_name="space.yaml",
-        stem="space",
-        storage=tmp_path,
-        resumed=finished_run,
-        data_dir=tmp_path / "data",
-        study_storage=place,
-        keep=5,
-        command="",
-    )
+    request = resuming(finished_run, tmp_path, study_storage=place)
     with pytest.raises(UsageError, match="which this run has not made"):
         search(request, Console(quiet=True))
     assert {file: file.read_bytes() for file in finished_run.path.rglob("*.*")} == before
     assert len(stored(place, "tiny")) == 1
+
+
+def test_a_resumed_search_says_where_its_run_names_a_study(
+    finished_run: Run, tmp_path: Path
+) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("no study\n")
+    finished_run.update(study_storage=str(place))
+    written = io.StringIO()
+    with pytest.raises(UsageError, match="cannot be used"):
+        search(resuming(finished_run, tmp_path), Console(file=written, width=80))
+    assert written.getvalue() == f"The study goes on in {place}, which the run names.\n"
 
 
 def test_a_copy_of_a_study_of_losses_says_that_less_is_better(

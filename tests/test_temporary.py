@@ -160,3 +160,23 @@ def test_a_run_is_cleared_all_through(tmp_path: Path) -> None:
         run.remove_leftovers()
     assert not [path for path in left if path.exists()]
     assert (run.path / "leaderboard.csv").exists()
+
+
+def test_what_a_link_leads_to_is_not_put_back(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").touch()
+    left = tmp_path / "run" / f".ensemble-abc{own_suffix()}"
+    left.mkdir(parents=True)
+    (left / "replaced").symlink_to(tmp_path / "mine")
+    os.utime(left, (0, 0))
+    remove_abandoned(tmp_path / "run")
+    assert (tmp_path / "mine" / "letter").exists()
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_somebody_elses_temporary_files_stay(tmp_path: Path) -> None:
+    for name in (".letter.tmp", ".old.0123abcd.tmp"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".letter.tmp"]

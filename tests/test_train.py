@@ -438,3 +438,13 @@ def test_no_test_image_can_be_reached_from_what_it_is_given(digits: Splits) -> N
     assert len(digits.train) + len(digits.val) == 1797 - 359
     for tensor in tensors(digits):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_a_training_goes_on_on_another_kind_of_device(digits: Splits) -> None:
+    config, splits = tiny(), first(digits, 64)
+    with contextlib.closing(train(config, splits, CPU)) as epochs:
+        state = {name: tensor.clone() for name, tensor in next(epochs).learner.state().items()}
+    # As a GPU leaves them.
+    state["random.cuda"] = state["random.generator"] = torch.zeros(16, dtype=torch.uint8)
+    (epoch,) = train(config, splits, CPU, state=state, epochs_done=1)
+    assert epoch.is_finite

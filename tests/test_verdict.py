@@ -143,3 +143,10 @@ def test_a_trial_above_the_interval_of_the_best_does_not_lie_in_it(
     found = best_trial(trained_run, ranked, space)
     assert found is not None
     assert found.others_within == 1
+
+
+def test_a_soup_that_is_better_is_taken() -> None:
+    soup, vote = choice("soup", 850), choice("vote", 801)
+    found = judge(choice(None, 800), soup, [vote], LABELS, top=3, trial=7)
+    assert found.advised == found.asked
+    assert found.text.endswith("Take it.")

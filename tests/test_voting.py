@@ -19,6 +19,8 @@ from tuner.voting.greedy import greedy_weights
 from tuner.voting.temperature import RANGE, fit_temperature, soften, soften_each
 from tuner.voting.weighted import NEGLIGIBLE, fitted_weights
 
+FEW = settings(max_examples=settings.default.max_examples * 4 // 5)
+"""Of what fits weights: each example takes a while."""
 FITS = (greedy_weights, fitted_weights)
 
 
@@ -134,7 +136,7 @@ def test_the_rank_is_by_accuracy_then_by_nll() -> None:
 
 @pytest.mark.parametrize("fit", FITS)
 @given(library=libraries)
-@settings(max_examples=20)
+@FEW
 def test_fitted_weights_are_shares(fit, library: tuple[Tensor, Tensor]) -> None:
     weights = fit(*library)
     assert weights.shape == library[0].shape[:1]
@@ -145,7 +147,7 @@ def test_fitted_weights_are_shares(fit, library: tuple[Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize("fit", FITS)
 @given(library=libraries, random=st.randoms(use_true_random=False))
-@settings(max_examples=15)
+@FEW
 def test_fitted_weights_follow_their_members(fit, library, random) -> None:
     probs, labels = library
     order = random.sample(range(len(probs)), len(probs))
@@ -170,7 +172,7 @@ def test_shares_by_class_count_as_copies_of_the_rarer_images_do(fit) -> None:
 
 
 @given(library=libraries)
-@settings(max_examples=20)
+@FEW
 def test_greedy_is_never_worse_than_the_best_single_member(library: tuple[Tensor, Tensor]) -> None:
     probs, labels = library
     best = min(nll(member, labels) for member in probs)
@@ -179,7 +181,7 @@ def test_greedy_is_never_worse_than_the_best_single_member(library: tuple[Tensor
 
 
 @given(library=libraries)
-@settings(max_examples=20)
+@FEW
 def test_no_other_weights_beat_the_fitted_ones(library: tuple[Tensor, Tensor]) -> None:
     """The loss is convex, so that it is enough to look a little way towards each corner."""
     probs, labels = library
@@ -312,7 +314,7 @@ def test_one_floor_on_validation_and_test_calibrates_what_half_precision_has_cut
 
 
 @given(library=libraries)
-@settings(max_examples=20)
+@FEW
 def test_a_floor_leaves_probabilities_that_are_above_it(library: tuple[Tensor, Tensor]) -> None:
     probs, _ = library
     assert floored(probs, 0.0) is probs
@@ -324,7 +326,7 @@ def test_a_floor_leaves_probabilities_that_are_above_it(library: tuple[Tensor, T
 
 
 @given(library=libraries)
-@settings(max_examples=20)
+@FEW
 def test_the_fitted_temperature_never_raises_the_loss(library: tuple[Tensor, Tensor]) -> None:
     probs, labels = library
     softened = soften(probs[0], fit_temperature(probs[0], labels))
@@ -405,3 +407,9 @@ def test_a_single_image_cannot_be_divided() -> None:
 def test_a_single_candidate_has_all_the_weight() -> None:
     probs = torch.rand(1, 20, 3).softmax(dim=-1)
     assert greedy_weights(probs, torch.randint(3, (20,))).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("count", [10, 11, 14, 20])
+def test_a_sure_vote_is_not_above_1(count: int) -> None:
+    probs = torch.tensor([1.0, 0.0]).expand(count, 50, 2)
+    assert soft_vote(probs, uniform(torch.arange(count), count)).max() <= 1

@@ -8,6 +8,7 @@ import pytest
 from tuner.storage.object_path import ObjectPath
 from tuner.tuning.ray_backend import mps, worker
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
+from tuner.tuning.ray_backend.trainable import first_halved
 from tuner.tuning.ray_backend.worker import marking_fault, problem_with, share_gpu
 
 
@@ -52,3 +53,20 @@ def test_a_trial_goes_on_by_turns_after_a_device_fault(
     mps.join.cache_clear()
     assert not share_gpu(tmp_path / "next").reason, "the process stays apart, and says nothing"
     mps.join.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("known", "num_epochs", "is_short", "expected"),
+    [
+        (None, 1, True, 2),
+        (None, 4, False, None),
+        (1, 4, True, 1),
+        (3, 2, False, 3),
+        (3, 0, False, None),
+        (3, 0, True, 1),
+    ],
+)
+def test_the_first_halved_epoch_is_that_of_the_weights(
+    known: int | None, num_epochs: int, is_short: bool, expected: int | None
+) -> None:
+    assert first_halved(known, num_epochs, is_short=is_short) == expected

@@ -4,7 +4,6 @@ What a function needs is imported when it is called, as for the commands: ``load
 where Ray and Optuna are not installed.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -186,6 +185,7 @@ def search(
     """
     from tuner.run.run import check_name_free
     from tuner.space import load_run_space
+    from tuner.space.source import word_of
     from tuner.tuning.planning.make_space import settled
     from tuner.tuning.request import load_searched, make_search_request
     from tuner.tuning.session import search as run_search
@@ -228,7 +228,7 @@ def search(
     }
     given = {key: value for key, value in settings.items() if value is not None}
     home = resumed.path.parent if resumed else _place(storage)
-    words = [f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()]
+    words = [word_of(SPACE_KEYS[key], value) for key, value in given.items()]
     named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
     if space is None and not resumed:
         named = AUTO
@@ -457,6 +457,7 @@ def distill(
         TunerError: If a file of the ensemble is damaged, and as ``search``.
     """
     from tuner.deploy.predictor import Ensemble
+    from tuner.space.source import word_of
     from tuner.tuning.distill import make_distill_request
     from tuner.tuning.session import search as run_search
 
@@ -492,7 +493,7 @@ def distill(
         into=os.fspath(into),
         overrides=[
             *overrides,
-            *(f"{SPACE_KEYS[key]}={json.dumps(value)}" for key, value in given.items()),
+            *(word_of(SPACE_KEYS[key], value) for key, value in given.items()),
         ],
         storage=_place(storage),
         name=name,

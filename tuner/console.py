@@ -72,6 +72,10 @@ def shortened(message: str) -> str:
 class Console(rich.console.Console):
     """A console that shows what cannot be seen, but for its own colours and movements."""
 
+    def __init__(self, **options: Any) -> None:
+        """Take words as they are: ``:ship:`` in a name is no picture."""
+        super().__init__(emoji=False, **options)
+
     @property
     def file(self) -> IO[str]:
         """The stream beneath all that show what cannot be seen, and beneath rich's own."""

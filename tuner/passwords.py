@@ -3,7 +3,7 @@
 import re
 
 HIDDEN = "***"
-_USERS = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")
+_USERS = re.compile(r"(://[^:/@\s]*:)(?:[^/?#\s]+|[^@\s]+)@")
 _QUERIES = re.compile(r"([?&][\w.-]*(?:pass|pwd|secret|token)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE)
 
 

@@ -555,7 +555,7 @@ def parse_duration(text: str) -> float:
     Raises:
         UsageError: If it is no such time, or nothing.
     """
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    found = re.fullmatch("".join(f"(?:([0-9]{{1,9}}){unit})?" for unit in "dhms"), text.strip())
     days, hours, minutes, seconds = (int(n or 0) for n in found.groups()) if found else [0] * 4
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if not total:

@@ -28,6 +28,9 @@ from rich.table import Table
 from tests.benchmarks.gpu_parts import PARTS, WEIGHTS, Rows, Settings
 from tests.benchmarks.processes import descendants
 
+TRAINING = ("tuner/train.py", "tuner/training/loop.py")
+"""Where ``train`` stands in a checkout: up to commit a475a52, and since."""
+
 REPOSITORY = Path(__file__).parents[2]
 IMAGE_SECONDS = 90.0
 """At most, to decode the images."""
@@ -57,7 +60,7 @@ def main() -> None:
         return
     if not options.data:
         parser.error("the following arguments are required: --data")
-    if options.before and not (options.before / "tuner" / "train.py").exists():
+    if options.before and not any((options.before / file).exists() for file in TRAINING):
         parser.error(f"--before: {options.before} is no checkout of this repository")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             time_budget=60 * options.minutes,
             data_dir=storage / "data",
         )
+    if run.record.status != "finished":
+        raise SystemExit("interrupted; remove the run, and the same command begins anew")
     found = look_for_issues(run, top=5)
     names = load_splits(run.record.data, storage / "data").val_names
     swapped = {name for name in names if Path(name).name.startswith("swapped-")}

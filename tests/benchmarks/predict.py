@@ -143,7 +143,7 @@ def measure(name: str, files: Sequence[str], rounds: int) -> dict[str, Any]:
     """Return ``predict`` against the bare pass of the same members."""
     ensemble = ensemble_of(MEMBERS[name])
     bare(ensemble, 512, 256)
-    times = {size: timed(partial(bare, ensemble, 512, size))[1] for size in BARE_BATCHES}
+    times = {size: timed(partial(bare, ensemble, 512, size))[0] for size in BARE_BATCHES}
     best = min(times, key=lambda size: times[size])
     count = len(files) - len(files) % 256
     ways = {

@@ -544,6 +544,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if STOCK not in options.lines:
+        parser.error(f"--lines: {STOCK!r} is what the others are compared with")
     tables = [
         table.name
         for table in read_tables(options.tables)

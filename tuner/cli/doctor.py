@@ -64,8 +64,8 @@ def _submit_doctor(context: click.Context, address: str) -> None:
     client = jobs.connect(address)
     storage = job_storage(context, None)
     words = ["doctor", "--storage", storage, *job_words(context, NOT_SENT)]
-    extra = extra_for(storage)
-    job = jobs.submit(client, words, files={}, metadata={}, tell=say, extra=extra)
+    extras = [extra_for(storage)]
+    job = jobs.submit(client, words, files={}, metadata={}, tell=say, extras=extras)
     if not context.params["as_json"]:
         context.exit(jobs.exit_code(jobs.follow(client, job, job_writer(False))))
     parts: list[str] = []

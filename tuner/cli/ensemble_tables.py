@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 VAL = "cross-fit: validation images, each by a choice that was made without it."
 TESTED = "test, NLL and ECE: test images, which choose nothing."
 UNTESTED = """\
-No test images. held-out, NLL and ECE: validation images, the ensemble cross-fitted,
-members alone as they were chosen there, which flatters them."""
+No test images. held-out, NLL and ECE: validation images, the ensemble and the best single
+cross-fitted, members alone as they were chosen there, which flatters them."""
+SEEN = "No test images. training, NLL and ECE: images that the networks were trained on."
 MOST_CLASSES = 12
 """Up to which the confusion matrix is printed."""
 MOST_LETTERS = 24
@@ -79,7 +80,7 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
         console.print(TRAINED_ON_VALIDATION, markup=False)
     console.print()
     _print_members(console, result, None if is_whole else MOST_MEMBERS)
-    meaning = TESTED if result.has_test else UNTESTED
+    meaning = {"test": TESTED, "held-out": UNTESTED, "training": SEEN}[result.tested_on]
     console.print(meaning if result.is_val_seen else f"{VAL}\n{meaning}", markup=False)
     if count := result.test_images:
         accuracy = result.ensemble.test.accuracy
@@ -172,8 +173,9 @@ def _print_next(
     lines = []
     if result.verdict and not result.verdict.is_taken:
         method = result.verdict.advised.method
-        top = str(result.verdict.top)
-        words = ["--top", top, "--method", method] if method else ["--top", "1"]
+        members = ["--front"] if result.front else ["--top", str(result.verdict.top)]
+        words = [*members, "--method", method] if method else ["--top", "1"]
+        words += result.conditions
         if result.metric != _metric_of(folder.parent.parent):
             words += ["--metric", result.metric]
         lines.append(command_line("ensemble", *words, "--run", run, *storage))
@@ -266,6 +268,8 @@ def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> Non
             f"{choice['crossfit']['nll']:.4f}",
         )
     print_stripped(console, table)
+    for skipped in plan["skipped"]:
+        console.print(f"{skipped['method']}: {skipped['reason']}.", markup=False)
     count, accuracy = plan["val_images"], plan["choices"][0]["crossfit"]["accuracy"]
     told = f"On {count} validation images: {margin(accuracy, count)} for the first (95% interval)."
     console.print(f"\n{TRAINED_ON_VALIDATION if plan['is_val_seen'] else told}\n")
@@ -334,13 +338,15 @@ def _print_comparison(console: Console, result: "EnsembleFigures") -> None:
 def _print_frontier(console: Console, result: "EnsembleFigures") -> None:
     from tuner.ensemble.latency import MOST_COMBINED
 
-    images = result.tested_on
-    table = make_table("Best for their time", ("ms", "ms, 256 images", "val", images, "trials"), 0)
+    # Without test images, those that members were chosen on would stand there again.
+    tested = [result.tested_on] if result.has_test else []
+    headings = ("ms", "ms, 256 images", "val", *tested, "trials")
+    table = make_table("Best for their time", headings, 0)
     for point in result.frontier:
         table.add_row(
             f"{point.latency_ms:.2f}",
             "-" if point.latency_256_ms is None else f"{point.latency_256_ms:.1f}",
-            *_point_values(point, result.metric),
+            *_point_values(point, result.metric)[: 1 + len(tested)],
             " ".join(map(str, point.members)),
         )
     print_stripped(console, table)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,23 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     """
     from tuner.models.trust import check_code_trusted, code_of, remember
     from tuner.space import find_space, load_space
+    from tuner.space.source import SHIPPED
 
     options = context.params
     name, texts = options["name"], {}
+    asked = {key: value for key, _, value in (word.partition("=") for word in overrides)}
+    sampler = asked.get("search.sampler", "").strip('"')
     words = list(job_words(context, (*NOT_SENT, *FOLDED, *overridden(context))))
     if is_auto(options):
         # It is made there, by the cluster's own measure.
         words += ["--space", AUTO, *overrides]
+        for file in SHIPPED.glob("*.yaml"):
+            texts[f"{SHIPPED.name}/{file.name}"] = file.read_text(encoding="utf-8")
         name = name or f"{AUTO}-{datetime.now():%Y%m%d-%H%M%S}"
     elif options["space"] and options["space"] != AUTO:
         path = find_space(options["space"])
-        space = load_space(path, overrides)
+        space = load_space(path, overrides, options["storage"])
+        sampler = space.search.sampler
         remember(space.own_code)
         code = code_of(space.models_with_code())
         check_code_trusted(code, path, trust=options["trust_code"])
@@ -62,7 +68,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
     else:
         words += overrides
-    _submit(context, address, name, words, texts)
+    _submit(context, address, name, words, texts, {sampler, *options["log"]})
 
 
 def submit_refit(context: click.Context, address: str) -> None:
@@ -72,7 +78,7 @@ def submit_refit(context: click.Context, address: str) -> None:
         raise UsageError("refit: as a job it needs the --name of the new run")
     source = [options["run"]] if options["run"] else []
     words = [*source, *job_words(context, (*NOT_SENT, "as_json"))]
-    _submit(context, address, options["name"], words, {})
+    _submit(context, address, options["name"], words, {}, options["log"])
 
 
 def _submit(
@@ -81,6 +87,7 @@ def _submit(
     name: str | None,
     words: Sequence[str],
     files: Mapping[str, str],
+    extras: Collection[str],
 ) -> None:
     """Submit a command that makes a run, or find its job that is under way, and follow it.
 
@@ -90,6 +97,7 @@ def _submit(
         name: Of the run; ``None`` for that of the newest job, where one is to go on.
         words: Arguments of the command but for name and storage.
         files: See ``jobs.submit``.
+        extras: See ``jobs.submit``.
     """
     from tuner.tuning.ray_backend import jobs
 
@@ -106,13 +114,19 @@ def _submit(
         storage, job = known[jobs.STORAGE_KEY], earlier.submission_id
     else:
         storage = job_storage(context, known.get(jobs.STORAGE_KEY))
+        extras = {extra_for(storage), *extras, *known.get(jobs.EXTRAS_KEY, "").split()}
         job = jobs.submit(
             client,
             [command, "--name", name, "--storage", storage, *words],
             files=files,
-            metadata={jobs.RUN_KEY: name, jobs.STORAGE_KEY: storage},
+            metadata={
+                jobs.RUN_KEY: name,
+                jobs.STORAGE_KEY: storage,
+                # What its sampler and trackers need, a search that goes on needs again.
+                jobs.EXTRAS_KEY: " ".join(sorted(extras)),
+            },
             tell=say,
-            extra=extra_for(storage),
+            extras=extras,
         )
     trusted = " --trust-code" if "--trust-code" in words else ""
     again = f"cifar-tune {command} --resume --name {shlex.quote(name)} --address {address}{trusted}"

@@ -101,6 +101,8 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
 def figure(value: Any) -> str:
     """Return a table's cell for a number, a word, or nothing."""
     if isinstance(value, float):
+        if 0 < abs(value) < 0.001:
+            return f"{value:.3g}"
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
     return "-" if value is None else str(value)
 

@@ -1,6 +1,5 @@
 """What ``search``, ``plan`` and ``distill`` share: flags, environment, file become a request."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -267,10 +266,12 @@ def search_overrides(
         given: ``KEY=VALUE`` each.
         keys: Option -> the key of the space in whose place it is taken.
     """
+    from tuner.space.source import word_of
+
     sources: dict[Any, list[str]] = {}
     for name, key in keys.items():
         if (value := context.params[name]) is not None:
             source = context.get_parameter_source(name)
-            sources.setdefault(source, []).append(f"{key}={json.dumps(value)}")
+            sources.setdefault(source, []).append(word_of(key, value))
     environment = sources.pop(click.core.ParameterSource.ENVIRONMENT, [])
     return [*environment, *given, *(word for words in sources.values() for word in words)]

@@ -151,16 +151,17 @@ def validation_positions(
         source: The data set, for messages.
 
     Raises:
-        DataError: If too few are left to train on.
+        DataError: If too few are left to train on, of all or of one class.
     """
     num_classes = int(labels.max()) + 1
     num_val = max(round(val_fraction * num_whole), num_classes)
-    if num_val > len(labels) - num_classes:
+    positions = stratified(labels, min(num_val, len(labels)))
+    if len(np.unique(np.delete(labels, positions))) < num_classes:
         raise DataError(
             f"val_fraction {val_fraction:g} leaves too few of the {len(labels)} training images of "
             f"{source} to train {num_classes} classes on; give less"
         )
-    return stratified(labels, num_val)
+    return positions
 
 
 def _load_files(listing: Listing, config: DataConfig, data_dir: Path, part: Part) -> DatasetPart:

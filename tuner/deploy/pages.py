@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tuner.deploy.predictor import Ensemble
 from tuner.deploy.uploads import FIELD, Limits
+from tuner.run.ensemble_record import images_called
 
 PAGE_HEADERS = {
     # Previews of images are blobs.
@@ -40,7 +41,10 @@ def render_drop_page(ensemble: Ensemble, reject: float | None, limits: Limits) -
         classes=ensemble.classes,
         num_members=len(ensemble.members),
         accuracy=figures["accuracy"],
-        has_test=ensemble.metrics.get("has_test", True),
+        images=images_called(
+            has_test=ensemble.metrics.get("has_test", True),
+            is_val_seen=ensemble.metrics.get("is_val_seen", False),
+        ),
         reject=reject,
         megabytes=limits.body_bytes / 2**20,
         megapixels=limits.pixels / 1e6,

@@ -99,8 +99,11 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         vote_of: Callable[[Choice], Tensor] = partial(vote_on_test, probs=probs)
     else:
         say(
-            "there are no test images: figures are those of the validation images, each voted on "
-            "by a choice that was made without it"
+            "there are no test images, and the validation images were trained on: figures on them "
+            "say nothing"
+            if plan.splits.is_val_seen
+            else "there are no test images: figures are those of the validation images, each voted "
+            "on by a choice that was made without it"
         )
         splits = plan.splits
         test = DatasetPart(

@@ -144,15 +144,15 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
             "with --folds a candidate is several networks, trained on different images, whose "
             "weights have no useful mean; choose another --method"
         )
-    group = find_group(pool)
+    find_group(pool, range(len(pool)))  # Refused now, not when it is first chosen.
 
     def chooser(index: Tensor | None) -> Vote:
         everything = torch.arange(len(pool.labels)) if index is None else index
-        order = [position for position in _ranked(pool, index).tolist() if position in group]
+        order = find_group(pool, _ranked(pool, index).tolist())
         members = order[: request.top]
         if method == "greedy-soup":
             members = soup_maker.greedy(members, everything)
-        others = {i: "another architecture" for i in range(len(pool)) if i not in group}
+        others = {i: "another architecture" for i in range(len(pool)) if i not in order}
         lower = {i: f"not among the {request.top} best of its architecture" for i in order}
         refused = {i: _why_no_weight(method, pool.metric) for i in order[: request.top]}
         return Vote(

@@ -82,7 +82,7 @@ def read_duplicates(path: Path, source: str) -> Duplicates:
             f"those of {source}"
         )
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             cells = [row[0].strip() for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--duplicates {path}: cannot be read: {error}") from None

@@ -181,6 +181,8 @@ def _intervals(found: Intervals) -> str:
 
 
 def _readings(result: EnsembleResult, plan: Plan) -> str:
+    if not result.has_test and result.is_val_seen:
+        return "There are no test images, and these were trained on: the figures say nothing."
     if not result.has_test:
         return (
             "There are no test images: held out are validation images, each voted on by a choice "
@@ -299,13 +301,11 @@ def _command(run: str, request: EnsembleRequest, storage: Sequence[str]) -> str:
     """Return the command that combines the same members again."""
     which = ["--front"] if request.front else ["--top", str(request.top)]
     words = ["cifar-tune", "ensemble", "--run", run, *which]
-    limits = ("max_parameters", "max_latency_ms")
-    for field in ("method", "metric", "tta", "pool", "diverse", *limits, "name"):
+    for field in ("method", "metric", "name"):
         value = getattr(request, field)
         if value is not None and value != getattr(EnsembleRequest(), field):
-            words += [f"--{field.replace('_', '-')}", str(value)]
-    flags = {"--calibrate": request.calibrate, "--skip-damaged": request.skip_damaged}
-    return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set), *storage])
+            words += [f"--{field}", str(value)]
+    return shlex.join([*words, *request.conditions, *storage])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -213,8 +213,6 @@ def make_plan(
     if request.metric is not None:
         run = run.by(request.metric, lambda: splits.val.labels.numpy())
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
-    if len(pool) < request.top and not request.front:
-        say(f"candidates: {len(pool)}, fewer than --top {request.top}")
     if request.computes_to_choose:
         # What only votes is read from the folder, and no code of it is run.
         models = code_of(trial.config.model for trial in pool.trials)
@@ -224,6 +222,9 @@ def make_plan(
             entry for i in everyone for entry in damage_of_network(pool.recorded(i), splits, device)
         ]
         pool = without_damaged(pool, damage, request)
+        require_enough(run, len(pool), damage, request)
+    if len(pool) < request.top and not request.front:
+        say(f"candidates: {len(pool)}, fewer than --top {request.top}")
     if request.tta != "none":
         say(f"looking at the validation images with --tta {request.tta}, candidates: {len(pool)}")
         networks = [pool.network(i) for i in range(len(pool))]

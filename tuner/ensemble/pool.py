@@ -122,12 +122,12 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     """
     damage: list[Damage] = []
     ranked = run.ranked(damage)
-    if request.front:
-        ranked = on_front(ranked)
     for trial in ranked:
         if trial.best is None and trial.status.state in USABLE:
             # It may have had epochs.
             damage += damage_of_files(trial.path, HISTORY)
+    if request.front:
+        ranked = on_front(ranked)
     usable = [trial for trial in ranked if trial.is_usable]
     if not damage or request.skip_damaged:
         run.require(usable, request.least)
@@ -226,7 +226,8 @@ def require_enough(
     run: Run, num_candidates: int, damage: Sequence[Damage], request: EnsembleRequest
 ) -> None:
     """Make sure that a vote has as many members as were asked for."""
-    if num_candidates >= (1 if request.max_parameters else request.least):
+    is_limited = request.max_parameters is not None or request.max_latency_ms is not None
+    if num_candidates >= (1 if is_limited else request.least):
         return
     diverse = f" --diverse {request.diverse}" if request.diverse else ""
     skipped = " --skip-damaged" if damage else ""

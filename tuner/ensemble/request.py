@@ -95,6 +95,7 @@ class EnsembleRequest:
         """What of this goes by validation images, beyond the order of the trials, as options."""
         asked = {
             f"--method {self.method}": self.method not in ("vote", "soup"),
+            f"--metric {self.metric}": self.metric is not None,
             "--calibrate": self.calibrate,
             "--pool": self.pool is not None,
             "--front": self.front,
@@ -102,6 +103,17 @@ class EnsembleRequest:
             "--compare": self.compare,
         }
         return tuple(option for option, is_asked in asked.items() if is_asked)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Under what members are chosen, beyond how many, how and by what, as options."""
+        words: list[str] = []
+        for name in ("tta", "pool", "diverse", "max_parameters", "max_latency_ms"):
+            value = getattr(self, name)
+            if value is not None and value != "none":
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        flags = {"--calibrate": self.calibrate, "--skip-damaged": self.skip_damaged}
+        return (*words, *(flag for flag, is_set in flags.items() if is_set))
 
     @property
     def folder_name(self) -> str:

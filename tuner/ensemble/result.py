@@ -1,7 +1,7 @@
 """What one reading of the test images tells of an ensemble, its members and its rivals."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -33,6 +33,7 @@ from tuner.metrics.significance import (
     oracle_accuracy,
     paired_gain,
 )
+from tuner.run.ensemble_record import images_called
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
 from tuner.voting import soft_vote
@@ -51,7 +52,8 @@ class MemberResult:
     val: Scores
     test: Scores
     contribution: float | None
-    """Test accuracy with it less that without it; ``None`` in a soup, and of a member alone."""
+    """Test accuracy with it less that without it; ``None`` in a soup, of a member alone, and
+    without test images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,13 +151,17 @@ class EnsembleResult:
     read any more."""
     verdict: Verdict | None
     """``None`` where the validation images were trained on."""
+    conditions: tuple[str, ...]
+    """See ``EnsembleRequest``."""
+    front: bool
+    """Whether its members are the trials on the front of the run's objectives."""
     confusion: Tensor
     """Counts on the test set, shape (K, K), rows true."""
 
     @property
     def tested_on(self) -> str:
-        """What the images are called that are no choosing ones: ``test`` or ``held-out``."""
-        return "test" if self.has_test else "held-out"
+        """What the images are called that are no choosing ones; see ``images_called``."""
+        return images_called(has_test=self.has_test, is_val_seen=self.is_val_seen)
 
     def to_plain(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds."""
@@ -210,18 +216,20 @@ def assess(
     is_soup = choice.method in SOUPS
     vote = vote_of(choice)
     correct = vote.argmax(dim=1) == labels
-    single_correct = probs[0,].argmax(dim=1) == labels
+    # Cross-fitted, too, where there are no test images, as the verdict has it.
+    single = vote_of(plan.single)
+    single_correct = single.argmax(dim=1) == labels
     alone = torch.stack([probs[i,] for i in choice.members])
     softened = soften_each(alone, choice.temperatures)
-    changes = [None] * len(alone) if is_soup else contributions(softened, choice.weights, labels)
-    is_single_first = choice.members[0] == 0
-    sizes = (
-        []
-        if is_soup
-        else by_size(
-            softened, choice.weights, labels, single_correct, is_baseline_first=is_single_first
+    changes: list[float | None] = [None] * len(alone)
+    sizes: Sequence[SizeResult] = ()
+    # On images that members and weights were fitted to, parts of the vote would tell too much.
+    if not is_soup and plan.splits.has_test:
+        changes = contributions(softened, choice.weights, labels)
+        is_first = choice.members[0] == 0
+        sizes = by_size(
+            softened, choice.weights, labels, single_correct, is_baseline_first=is_first
         )
-    )
     members = tuple(
         MemberResult(
             trial=pool.trials[i].number,
@@ -255,7 +263,7 @@ def assess(
         members=members,
         left_out=plan.left_out,
         best_single=pool.trials[0].number,
-        best_single_figures=_figures(plan.single, probs[0,], pool.labels, labels),
+        best_single_figures=_figures(plan.single, single, pool.labels, labels),
         intervals=bootstrap(vote, labels),
         mean_member={
             "val": _mean(member.val for member in members),
@@ -282,6 +290,8 @@ def assess(
         duplicates=listed.note(correct, single_correct) if listed else None,
         teacher=teacher,
         verdict=plan.verdict,
+        conditions=plan.request.conditions,
+        front=plan.request.front,
         confusion=confusion,
     )
 
@@ -293,7 +303,7 @@ def _comparison(
     vote_of: Callable[[Choice], Tensor],
 ) -> tuple[ComparedMethod, ...]:
     pool = plan.pool
-    single_correct = probs[0,].argmax(dim=1) == labels
+    single_correct = vote_of(plan.single).argmax(dim=1) == labels
 
     def rival(choice: Choice) -> ComparedMethod:
         vote = vote_of(choice)

@@ -4,7 +4,7 @@ The mean of networks that were trained from different beginnings is rarely a goo
 averages fine-tunings of one pretrained network. What a soup is worth here, its figures tell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,15 +30,19 @@ ONLY_IN_TRAINING = {"dropout", "stochastic_depth", "policy", "freeze_epochs", "l
 """Parameters of architectures in which networks of one soup may differ."""
 
 
-def find_group(pool: Pool) -> list[int]:
+def find_group(pool: Pool, order: Iterable[int]) -> list[int]:
     """Return the candidates of the best architecture that two or more of them share, best first.
+
+    Args:
+        pool: The candidates.
+        order: Their positions, best first.
 
     Raises:
         UsageError: If no two share one.
     """
     groups: dict[str, list[int]] = {}
-    for position, trial in enumerate(pool.trials):
-        groups.setdefault(_architecture(trial), []).append(position)
+    for position in order:
+        groups.setdefault(_architecture(pool.trials[position]), []).append(position)
     shared = [group for group in groups.values() if len(group) > 1]
     if not shared:
         raise UsageError(

@@ -95,11 +95,9 @@ def judge(
     """
     alone = _standing(single, single, labels, metric)
     own = _standing(asked, single, labels, metric)
-    better = [
-        standing
-        for standing in (_standing(vote, single, labels, metric) for vote in votes)
-        if standing.better_by
-    ]
+    # What was asked for may be a soup, which is advised to none but who thought of it.
+    standings = [own, *(_standing(vote, single, labels, metric) for vote in votes)]
+    better = [standing for standing in standings if standing.better_by]
     advised = max(
         better,
         key=lambda one: (one.better_by == "metric", goal.score(one.value, metric), -one.nll),

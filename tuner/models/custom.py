@@ -25,7 +25,7 @@ def build_custom(
     make = load_callable(params.path, params.name, params.source)
     try:
         network = make(num_classes=num_classes, image_shape=image_shape, **params.params)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failure(params, "", error) from error
     if not isinstance(network, nn.Module):
         raise UsageError(
@@ -38,7 +38,7 @@ def build_custom(
         # Neither the running statistics nor the random numbers of a training may notice.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = network.eval()(images)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failure(params, f", on images of shape {tuple(images.shape)}", error) from error
     network.train(was_training)
     expected = (2, num_classes)
@@ -51,6 +51,6 @@ def build_custom(
     return network
 
 
-def _failure(params: CustomParams, when: str, error: Exception) -> UsageError:
+def _failure(params: CustomParams, when: str, error: BaseException) -> UsageError:
     place = place_of(params.path, error)
     return UsageError(f"{place}: {params.name} failed{when}: {first_line_of(error)}")

@@ -96,7 +96,7 @@ def load_module(path: str, source: str) -> ModuleType:
         # Run once a process, it may not move the random numbers of the training that comes first.
         with torch.random.fork_rng(devices=[]):
             exec(code, vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         hint = ""
         if isinstance(error, ImportError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from tuner.monitor.terminal import is_live
 
@@ -18,18 +18,21 @@ PULSE = 10.0
 
 
 @contextmanager
-def step(console: Console, text: str, *, first: float = MOMENT) -> Iterator[Callable[[str], None]]:
+def step(
+    console: Console, text: str, *, first: float | None = None
+) -> Iterator[Callable[[str], None]]:
     """Say what the block does while it takes long; yield what changes the text.
 
     Args:
         console: Where.
         text: Such as ``Starting Ray``.
-        first: Seconds after which it is told where there is no spinner.
+        first: Seconds after which it is told where there is no spinner; ``None`` for ``MOMENT``.
     """
     if is_live(console):
         spinner = "line" if console.options.ascii_only else "dots"
-        with console.status(f"{text} ...", spinner=spinner) as status:
-            yield lambda text: status.update(f"{text} ...")
+        # As Text: in a string, rich would look for markup and emojis.
+        with console.status(Text(f"{text} ..."), spinner=spinner) as status:
+            yield lambda text: status.update(Text(f"{text} ..."))
         return
     began = time.monotonic()
 
@@ -41,13 +44,13 @@ def step(console: Console, text: str, *, first: float = MOMENT) -> Iterator[Call
         seconds = time.monotonic() - began
         return f"{text} ... {f'{seconds:.0f} s so far' if seconds >= PULSE else ''}".rstrip()
 
-    with Pulse(console, line, first=first):
+    with Pulse(console, line, first=MOMENT if first is None else first):
         yield change
 
 
 def loading(console: Console, what: str) -> AbstractContextManager[object]:
     """Say that the block loads libraries; at once, for meanwhile no thread of ours gets a turn."""
-    return step(console, f"Loading {what}", first=MOMENT if "torch" in sys.modules else 0.0)
+    return step(console, f"Loading {what}", first=None if "torch" in sys.modules else 0.0)
 
 
 class Pulse:
@@ -105,7 +108,7 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
 
             def show(line: str) -> None:
                 console.print(line, markup=False, soft_wrap=True)
-                status.update(f"{escape(line)} ...")
+                status.update(Text(f"{line} ..."))
 
             yield show
         return

@@ -11,6 +11,7 @@ from tuner.config import AdamW, Lion, Muon, Sgd
 from tuner.optim import lion, muon
 from tuner.optim.average import WeightAverage
 from tuner.optim.schedule import lr_factor
+from tuner.optim.sgd import FusedSgd
 
 __all__ = ["WeightAverage", "lr_factor", "make_optimizer"]
 
@@ -42,8 +43,7 @@ def make_optimizer(
             the whole rate.
     """
     matrices = {id(p) for p in muon.hidden_matrices(model)} if isinstance(config, Muon) else set()
-    # What has a share never joins what has none: torch's fused SGD fails where some weights of a
-    # group begin to learn later than others.
+    # What has a share never joins what has none: saved states go by the order of the groups.
     hidden: dict[float | None, list[nn.Parameter]] = {None: []}
     # By share, weight decay, and the factor of the learning rate.
     others: dict[tuple[float | None, float, float], list[nn.Parameter]] = {
@@ -85,7 +85,7 @@ def make_optimizer(
     optimizer: torch.optim.Optimizer
     match config:
         case Sgd():
-            optimizer = torch.optim.SGD(
+            optimizer = FusedSgd(
                 groups,
                 lr=config.lr,
                 momentum=config.momentum,
@@ -132,4 +132,4 @@ def _make_partner(groups: list[dict[str, Any]], config: Muon) -> torch.optim.Opt
     if config.partner == "adamw":
         return torch.optim.AdamW(groups, betas=PARTNER_BETAS, fused=True)
     momentum = config.sgd_momentum
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)
+    return FusedSgd(groups, momentum=momentum, nesterov=momentum > 0, fused=True)

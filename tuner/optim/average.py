@@ -18,11 +18,12 @@ class WeightAverage:
         """The averaged model, in evaluation mode."""
         self.decay = decay
         self.num_updates = 0
-        self._pairs = _float_pairs(self.model, model)
-        self._counters = [
-            (mine, theirs)
-            for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True)
-            if not mine.is_floating_point()
+        self._parameters = _float_parameters(self.model), _float_parameters(model)
+        # By module and name: a forward may put another tensor in the place of a buffer.
+        places = (name.rpartition(".") for name, _ in model.named_buffers())
+        self._buffers = [
+            (self.model.get_submodule(path)._buffers, model.get_submodule(path)._buffers, name)
+            for path, _, name in places
         ]
 
     def share_at(self, num_updates: int) -> float:
@@ -33,9 +34,9 @@ class WeightAverage:
     def update(self) -> None:
         """Move the average towards the model's present weights."""
         self.num_updates += 1
-        averaged, current = self._pairs
+        averaged, current, counters = self._pairs()
         torch._foreach_lerp_(averaged, current, self.share_at(self.num_updates))
-        for mine, theirs in self._counters:
+        for mine, theirs in counters:
             mine.copy_(theirs)
 
     @torch.no_grad()
@@ -45,7 +46,7 @@ class WeightAverage:
         Args:
             share: What ``share_at`` returns, shape ().
         """
-        averaged, current = self._pairs
+        averaged, current, counters = self._pairs()
         if self.decay:
             # A lerp takes no share from the device.
             steps = torch._foreach_sub(current, averaged)
@@ -53,15 +54,25 @@ class WeightAverage:
             torch._foreach_add_(averaged, steps)
         else:
             torch._foreach_copy_(averaged, current)
-        if self._counters:
-            mine, theirs = zip(*self._counters, strict=True)
+        if counters:
+            mine, theirs = zip(*counters, strict=True)
             torch._foreach_copy_(mine, theirs)
 
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Return what is averaged, what it follows, and pairs of which the second is copied."""
+        averaged, current = map(list, self._parameters)
+        counters = []
+        for mine, theirs, name in self._buffers:
+            one, other = mine[name], theirs[name]
+            assert one is not None, "it has a name among the buffers"
+            assert other is not None, "likewise"
+            if one.is_floating_point():
+                averaged.append(one)
+                current.append(other)
+            else:
+                counters.append((one, other))
+        return averaged, current, counters
 
-def _float_pairs(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the floating-point parameters and buffers of both models, in the same order."""
-    mine, theirs = (
-        [t.detach() for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
-        for m in (averaged, model)
-    )
-    return mine, theirs
+
+def _float_parameters(model: nn.Module) -> list[Tensor]:
+    return [p.detach() for p in model.parameters() if p.is_floating_point()]

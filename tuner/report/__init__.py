@@ -16,11 +16,13 @@ from tuner.report.facts import class_facts, run_facts
 from tuner.report.front import front_of
 from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
+from tuner.run.ensemble_record import images_called
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import Spread, outcomes
 from tuner.run.issues import find_issues
 from tuner.run.layout import REPORT, SPACE
 from tuner.run.outlook import outlook_of
+from tuner.run.resuming import command_line, storage_words
 from tuner.run.run import Run, leader
 from tuner.run.rung_worth import rung_worths
 from tuner.run.trial import TrialRecord
@@ -115,6 +117,8 @@ def make_page(
     best = best_trial(run, ranked, space)
     figures = read_figures(folders[0]) if folders else None
     lines = [*advise_on_run(run, ranked, best, figures), *advice]
+    name, where = run.path.name, storage_words(run.path.parent)
+    first = leader(ranked)
     html = render(
         "report.html",
         ("trial.js", "table.js", "report.js", "ensemble.js", *(("live.js",) if version else ())),
@@ -135,6 +139,8 @@ def make_page(
         issues=find_issues(run),
         ensemble=ensemble,
         others=ensembles[1:],
+        rerun=command_line("rerun", name, str(first.number if first else 0), *where),
+        all_issues=command_line("data", "issues", name, "--csv", "issues.csv", *where),
         facts_of=facts,
         space=read_text(run.path / SPACE),
     )
@@ -150,7 +156,9 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
     """
     if ensemble:
         scores, metric = ensemble["ensemble"]["test"], ensemble["metric"]
-        images = "test" if ensemble.get("has_test", True) else "held-out"
+        images = images_called(
+            has_test=ensemble.get("has_test", True), is_val_seen=ensemble.get("is_val_seen", False)
+        )
         text = f"Ensemble of {len(ensemble['members'])}: "
         if metric != "accuracy":
             text += f"{name_of(metric)} {in_words(scores[metric], metric)}, accuracy "

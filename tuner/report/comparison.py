@@ -1,5 +1,6 @@
 """Runs side by side: what was searched and spent, what came of it, and how fast."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,10 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
         no trial had a GPU) and the metric's best value at each improvement.
     """
     metrics = {run.metric for run in runs}
-    return [_describe(run if len(metrics) == 1 else run.by("accuracy")) for run in runs]
+    told = [_describe(run if len(metrics) == 1 else run.by("accuracy")) for run in runs]
+    names = Counter(one["run"] for one in told)
+    # Of the same name in two storages, each is told by its path.
+    return [one | ({"run": one["path"]} if names[one["run"]] > 1 else {}) for one in told]
 
 
 def _describe(run: Run) -> dict[str, Any]:
@@ -32,7 +36,8 @@ def _describe(run: Run) -> dict[str, Any]:
     state = SearchState.from_trials(replace(record.search, metric=metric), ranked)
     first = leader(ranked)
     return {
-        "run": record.name,
+        # As the commands know it: a folder may have been copied or renamed.
+        "run": run.path.name,
         "metric": metric,
         "searched_by": record.search.metric,
         "path": str(run.path),

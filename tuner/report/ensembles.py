@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from tuner.config import Count, Metric, NonNegative, Positive
 from tuner.run import layout
+from tuner.run.ensemble_record import images_called
 from tuner.run.trial import Amount
 from tuner.schema import Bounds, build, quoted, to_plain
 from tuner.storage.paths import (
@@ -317,11 +318,14 @@ class EnsembleFigures:
     skipped: tuple[Skipped, ...] = ()
     duplicates: DuplicatesNote | None = None
     teacher: TeacherComparison | None = None
+    conditions: tuple[str, ...] = ()
+    """Options under which members were chosen."""
+    front: bool = False
 
     @property
     def tested_on(self) -> str:
-        """What the images are called that are no choosing ones: ``test`` or ``held-out``."""
-        return "test" if self.has_test else "held-out"
+        """What the images are called that are no choosing ones; see ``images_called``."""
+        return images_called(has_test=self.has_test, is_val_seen=self.is_val_seen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -79,10 +79,13 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _value(value: Any, fact: Plain) -> str | float | None:
-    """Spell a choice as its axis does; of a number, keep as many digits as a picture can show."""
+    """Spell a choice as its axis does; of a number that is not whole, keep what a picture shows."""
     if value is None:
         return None
-    return to_yaml(value) if "values" in fact else float(f"{value:.5g}")
+    if "values" in fact:
+        return to_yaml(value)
+    # A whole number is shown as a count, too.
+    return value if fact["whole"] else float(f"{value:.5g}")
 
 
 def spending(search: SearchConfig, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:

@@ -116,6 +116,16 @@ class EnsembleRecord:
             raise ValueError(f"members: their weights sum to {total:g}, not to 1")
 
 
+def images_called(*, has_test: bool, is_val_seen: bool) -> str:
+    """Return what the images are called that an ensemble's figures are of, beside validation ones.
+
+    Args:
+        has_test: Whether the data set has test images; if not, they are the validation images.
+        is_val_seen: Whether those were trained on.
+    """
+    return "test" if has_test else "training" if is_val_seen else "held-out"
+
+
 def find_ensemble_record(folder: AnyPath) -> EnsembleRecord | None:
     """Read the record of an ensemble; ``None`` where there is none.
 

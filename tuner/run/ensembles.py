@@ -1,9 +1,11 @@
 """The folders of ensembles: which ones a run has, and which one a user means."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
-from tuner.errors import UsageError
+from tuner.errors import TunerError, UsageError
+from tuner.run.ensemble_record import find_ensemble_record
 from tuner.run.layout import ENSEMBLE, ENSEMBLES, METRICS, RUN
 from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.run.run import Run, open_runs
@@ -16,7 +18,19 @@ def ensemble_folders(run: AnyPath) -> list[AnyPath]:
     """Return the folders of a run's ensembles, the one that was made last first."""
     with explaining_damage(run / ENSEMBLES):
         folders = folders_with(run / ENSEMBLES, METRICS)
-        return sorted(folders, key=lambda path: -modified(path / METRICS))
+        return sorted(folders, key=_made, reverse=True)
+
+
+def _made(folder: AnyPath) -> tuple[float, float]:
+    """Return when an ensemble was made, and when its last file was written; copies change that."""
+    written = modified(folder / METRICS)
+    try:
+        record = find_ensemble_record(folder)
+        made = datetime.fromisoformat(record.made).timestamp() if record else written
+    except (TunerError, ValueError):
+        # Damage is told when it is used.
+        made = written
+    return made, written
 
 
 def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:

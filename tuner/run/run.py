@@ -238,7 +238,13 @@ class Run:
         return resume_command(self.path, command, *options, *words)
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes were writing in this folder and beside it."""
+        """Remove what killed processes were writing in this folder and beside it.
+
+        Raises:
+            TunerError: If the folder of its ensembles is a link.
+        """
+        with explaining_damage(self.path / layout.ENSEMBLES):
+            check_no_link(self.path / layout.ENSEMBLES)
         for folder in (
             self.path.parent,
             self.path,
@@ -288,6 +294,7 @@ class Run:
     def _read(self, path: AnyPath) -> TrialRecord | None:
         """Read one trial but for its configuration; ``None`` while it has no status."""
         with explaining_damage(path):
+            check_no_link(path.parent)
             check_no_link(path)
         with explaining_damage(path / layout.STATUS):
             status = read_status(path)

@@ -29,7 +29,6 @@ from tuner.config import (
 )
 from tuner.errors import UsageError
 from tuner.models.families import FAMILIES, params_of
-from tuner.run.layout import RUN
 from tuner.schema import (
     Record,
     Scalar,
@@ -255,8 +254,6 @@ def load_space(
         SpaceError: With every mistake, one a line, as
             ``file:line:column: path: what; how to mend``.
     """
-    if text is None and (path.parent / RUN).exists():
-        check_no_files(path)
     own_code: dict[str, str] = {}
     axes, plain, objectives = None, None, None
     baseline: list[Baseline] = []

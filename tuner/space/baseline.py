@@ -60,12 +60,15 @@ def without_misfits(node: Node, axis: Axis) -> Node | None:
                 inner = without_misfits(child, options[tag])
                 return node.with_value({tag: inner or child.with_value({})})
         case Branch(options=options):
-            return node if node.value in options else None
+            # What is no name at all, the grammar refuses.
+            return node if not isinstance(node.value, str) or node.value in options else None
         case Fixed():
             # The space says it, or otherwise.
             return None
         case Range() | Choice():
-            return node if axis.admits(node.value) else None
+            is_text = isinstance(axis, Range) and isinstance(node.value, str)
+            is_plain = isinstance(node.value, int | float | str) and not is_text
+            return node if not is_plain or axis.admits(node.value) else None
     return node
 
 

@@ -6,7 +6,7 @@ from tuner.errors import UsageError
 from tuner.models.user_code import check_arguments, load_callable, load_module
 from tuner.schema import join
 from tuner.space.source import descend, words
-from tuner.space.tree import FORMS, Node
+from tuner.space.tree import FORMS, Node, file_of
 from tuner.storage.paths import read_text
 
 
@@ -32,8 +32,9 @@ def with_sources(root: Node, space: Path) -> tuple[Node, dict[str, str]]:
 
 def _with_source(node: Node, space: Path, own: dict[str, str]) -> Node:
     assert isinstance(node.value, dict)
-    path = node.value.get("path")
-    if path is None or "source" in node.value:
+    path, held = node.value.get("path"), node.value.get("source")
+    # The text that a run holds is of the path beside it, not of one that was laid over that.
+    if path is None or (held is not None and file_of(held) == file_of(path)):
         return node
     if not isinstance(path.value, str):
         raise path.error("is not the name of a Python file; write one, such as my_models.py")
@@ -43,7 +44,7 @@ def _with_source(node: Node, space: Path, own: dict[str, str]) -> Node:
     except FileNotFoundError:
         what = f"there is no file {file}; the name is relative to this file's folder"
         raise path.error(what) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise path.error(f"{file} cannot be read ({error}); name a Python file") from None
     try:
         load_module(path.value, text)
@@ -86,6 +87,5 @@ def _at(node: Node, key: str) -> Node:
 
 def _folder(node: Node, space: Path) -> Path:
     """Return the folder of the file in which a node stands, which a space may extend."""
-    file, *place = node.place.rsplit(":", 2)
-    is_in_file = len(place) == 2 and all(number.isdigit() for number in place)
-    return Path(file).parent if is_in_file else space.parent
+    file = file_of(node)
+    return Path(file).parent if file != node.place else space.parent

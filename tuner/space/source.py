@@ -1,5 +1,6 @@
 """A space file with its bases and overrides, merged into one tree."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import yaml
 
 from tuner.config import AUTO
-from tuner.errors import SpaceError
+from tuner.errors import SpaceError, UsageError
+from tuner.run.layout import RUN
 from tuner.schema import FreeForm, Record, Schema, Tagged, did_you_mean
+from tuner.space.axes import to_yaml
 from tuner.space.tree import Mistakes, Node, below, compose
 from tuner.storage.paths import check_path, read_text
 
@@ -16,12 +19,13 @@ _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next(
     (
         folder / "search_spaces"
-        for folder in (_PACKAGE, _PACKAGE.parent)
+        for folder in (_PACKAGE, _PACKAGE.parent, Path())
         if (folder / "search_spaces").is_dir()
     ),
     _PACKAGE / "search_spaces",
 )
-"""In an installed wheel within the package, in a clone beside it; on a cluster's nodes nowhere."""
+"""In an installed wheel within the package, in a clone beside it; on a cluster's head in the folder
+of a job that makes a space, on its other nodes nowhere."""
 
 
 def find_space(name: str) -> Path:
@@ -70,6 +74,11 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
             with mistakes.collected():
                 root = _override(root, override)
     return root
+
+
+def word_of(key: str, value: bool | float | str) -> str:
+    """Return the override that gives a key this value."""
+    return f"{key}={to_yaml(value) if isinstance(value, float) else json.dumps(value)}"
 
 
 def check_no_files(path: Path) -> None:
@@ -152,6 +161,8 @@ def _load_file(
     path: Path, schema: Schema, chain: tuple[Path, ...], text: str | None = None
 ) -> Node:
     if text is None:
+        if (path.parent / RUN).exists():
+            check_no_files(path)
         root = compose(_read_text(path), "", _placing(path))
     else:
         root = compose(text, "", lambda mark: str(path))
@@ -165,17 +176,21 @@ def _load_file(
         return root
     if not isinstance(extends.value, str):
         raise extends.error("is not a name; write that of a file, or of a shipped space as cnn")
+    try:
+        check_path(extends.value)
+    except UsageError as error:
+        raise extends.error(str(error)) from None
     base = path.parent / extends.value
     if not base.is_file() and (SHIPPED / f"{extends.value}.yaml").is_file():
         base = SHIPPED / f"{extends.value}.yaml"
-    if base.resolve() in (path.resolve(), *chain):
-        raise extends.error(f"{base} extends this file in turn; break the circle")
     if not base.is_file():
         known = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
         hint = did_you_mean(extends.value, known) or f"; shipped spaces are {', '.join(known)}"
         raise extends.error(
             f"no file {base} from this file's folder, and no shipped space of that name{hint}"
         )
+    if base.resolve() in (path.resolve(), *chain):
+        raise extends.error(f"{base} extends this file in turn; break the circle")
     own = {key: child for key, child in root.value.items() if key != "extends"}
     return merge(_load_file(base, schema, (path.resolve(), *chain)), root.with_value(own), schema)
 

@@ -5,7 +5,7 @@ from tuner.models.catalogue import why_not_name, why_not_weights
 from tuner.models.families import Source
 from tuner.schema import Scalar, join
 from tuner.space.source import descend, words
-from tuner.space.tree import Node
+from tuner.space.tree import Node, file_of
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath
 
@@ -36,8 +36,14 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
         known = [str(name.value) for name in names]
         if known and (problem := why_not_weights(str(weights.value), *known)):
             raise weights.error(problem)
-    if "run" not in node.value or "source" in node.value:
+    held = node.value.get("source")
+    keys = [key for key in ("run", "trial") if key in node.value]
+    # What a run holds is of the trial beside it, not of one that was laid over that.
+    moved = [key for key in keys if held and file_of(node.value[key]) != file_of(held)]
+    if "run" not in node.value or (held is not None and not moved):
         return node
+    if moved == ["run"]:
+        node = node.with_value({key: v for key, v in node.value.items() if key != "trial"})
     return _with_run(node, storage)
 
 
@@ -70,6 +76,11 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
     if description.folds:
         what = f"trial {record.number} is {description.folds} networks, one a fold"
         raise (trial or run).error(f"{what}; name a run without folds, or refit it with --all-data")
+    size = node.value.get("image_size")
+    if size is not None and size.value is not None and description.model.family == "pretrained":
+        raise size.error(
+            f"trial {record.number} brings images to a size of its own; leave image_size out"
+        )
     # Grey images have three channels by the time that they are normalized for ImageNet's weights.
     image_shape = (len(description.mean), *description.image_shape[1:])
     source = Source(model=description.model, image_shape=image_shape)

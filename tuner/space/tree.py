@@ -104,6 +104,13 @@ class Node:
         return dataclasses.replace(self, value=value)
 
 
+def file_of(node: Node) -> str:
+    """Return the file, or the override, in which a node stands."""
+    file, *place = node.place.rsplit(":", 2)
+    is_in_file = len(place) == 2 and all(number.isdigit() for number in place)
+    return file if is_in_file else node.place
+
+
 def compose(text: str, path: str, place: Callable[[yaml.Mark | None], str]) -> Node | None:
     """Read a text; ``None`` if it is empty.
 
@@ -128,6 +135,9 @@ def compose(text: str, path: str, place: Callable[[yaml.Mark | None], str]) -> N
         raise _syntax_error(place(mark), f"character #x{error.character:02x}") from None
     except RecursionError:
         raise _syntax_error(place(None), "nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        what = f"an escape or a number that is none ({error})"
+        raise _syntax_error(place(None), what) from None
 
 
 def dump(node: Node) -> str:
@@ -248,7 +258,8 @@ def _scalar(node: yaml.Node) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         tag = ""
     if tag == "str":
-        return text
+        # JSON spells a character beyond 16 bits as two halves.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     if tag == "null":
         return None
     if tag == "bool" and text.lower() in ("true", "false"):

@@ -137,6 +137,11 @@ class LocalStorage:
                 raise UsageError(
                     f"{folder}: another process is searching this run; wait for it, or stop it"
                 ) from None
+            except OSError as error:
+                raise TunerError(
+                    f"{folder}: this file system has no locks ({error.strerror}), which keep two "
+                    "searches apart. Mount it with them, or choose another --storage."
+                ) from error
             yield
 
     def _lock_file(self, folder: Path) -> IO[str]:

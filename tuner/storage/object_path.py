@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,9 @@ class ObjectPath:
     def iterdir(self) -> Iterator["ObjectPath"]:
         """Yield the files and folders in a folder."""
         if self.snapshot:
-            below = (uri.removeprefix(f"{self.uri}/") for uri in self.snapshot.files)
+            inside = f"{self.uri}/"
+            files = (uri for uri in self.snapshot.files if uri.startswith(inside))
+            below = (uri.removeprefix(inside) for uri in files)
             names = {rest.partition("/")[0] for rest in below}
         else:
             names = {entry.rstrip("/").rpartition("/")[2] for entry in self._list("ls")}
@@ -205,15 +208,24 @@ class ObjectPath:
 
 
 def _read_all(fs: Any, uris: Sequence[str]) -> dict[str, bytes]:
-    found = fs.cat(list(uris), on_error="return")
+    # To cat, a bracket, * or ? in a name makes a pattern of it.
+    plain = [uri for uri in uris if not has_magic(uri)]
+    found = fs.cat(plain, on_error="return") if plain else {}
     contents = {}
     for uri in uris:
-        content = found[fs._strip_protocol(uri)]
+        content = _read_one(fs, uri) if has_magic(uri) else found[fs._strip_protocol(uri)]
         if isinstance(content, bytes):
             contents[uri] = content
         elif not isinstance(content, FileNotFoundError):
             raise content
     return contents
+
+
+def _read_one(fs: Any, uri: str) -> bytes | FileNotFoundError:
+    try:
+        return bytes(fs.cat_file(uri))
+    except FileNotFoundError as error:
+        return error
 
 
 def _create(fs: Any, uri: str, content: bytes) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
 import stat
@@ -22,6 +23,8 @@ from pathlib import Path
 PREFIX = "cifar-tune-"
 SUFFIX = ".tmp"
 """End of the names of all temporary files and folders."""
+OTHERS = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+"""How names end of what some machine makes; see ``own_suffix``."""
 YOUNG_SECONDS = 1.0
 """What is younger may not be locked yet."""
 FORGOTTEN_SECONDS = 24 * 3600.0
@@ -81,10 +84,13 @@ def remove_abandoned(folder: Path, prefix: str = ".") -> None:
     """
     for path in folder.glob(f"{prefix}*{SUFFIX}"):
         is_own = path.name.endswith(own_suffix())
-        if not (is_own or _is_forgotten(path)) or not is_abandoned(path):
+        is_others = OTHERS.search(path.name) is not None and _is_forgotten(path)
+        if not (is_own or is_others) or not is_abandoned(path):
             continue
         if path.is_dir():
-            for replaced in path.glob(f"{REPLACED}/*"):
+            moved = path / REPLACED
+            # A link leads to what is somebody's.
+            for replaced in () if moved.is_symlink() else moved.glob("*"):
                 if not (folder / replaced.name).exists():
                     replaced.rename(folder / replaced.name)
             shutil.rmtree(path, ignore_errors=True)

@@ -16,7 +16,7 @@ from tuner.config import TrialConfig
 from tuner.run.layout import TENSORBOARD
 from tuner.run.run import Run
 from tuner.run.trial import ENDED_BADLY, OPEN, EpochMetrics, TrialState, TrialStatus, flatten
-from tuner.storage.paths import replace_folder
+from tuner.storage.paths import check_no_link, replace_folder
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tracking.figures import figures, hyperparameters
 
@@ -43,7 +43,9 @@ class TensorBoard:
         """Write the hyperparameters, and again the epochs that the trial goes on from."""
         if (old := self._writers.pop(number, None)) is not None:
             old.close()
+        check_no_link(self._folder)
         folder = self._folder / f"{number:04d}"
+        check_no_link(folder)
         # A search that was killed may have told more than was saved.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

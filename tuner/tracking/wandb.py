@@ -1,6 +1,7 @@
 """Weights & Biases: a run a trial, in a group a search."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,9 @@ class WeightsAndBiases:
         """Open the trial's run, or open it again."""
         if (old := self._runs.pop(number, None)) is not None:
             old.finish()
-        settings = wandb.Settings(silent=True, console="off")
-        project = settings.project or PROJECT
         self._runs[number] = wandb.init(
-            project=project,
+            # What is given here goes before the environment.
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
             group=self._run.record.name,
             name=f"{self._run.record.name} {number:04d}",
             id=f"{self._key[:8]}-{number:04d}",
@@ -43,7 +43,7 @@ class WeightsAndBiases:
             # Several trials run at once in this process.
             reinit="create_new",
             resume="allow",
-            settings=settings,
+            settings=wandb.Settings(silent=True, console="off"),
         )
         for row in history:
             self.epoch_ended(number, row)

@@ -3,7 +3,7 @@
 import random
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ class CaptureError(Exception):
     """A step that cannot be captured; the message says why, in one line."""
 
 
-def why_not_capturable(step: Callable[[], None]) -> str | None:
+def why_not_capturable(
+    step: Callable[[], None], buffers: Callable[[], Iterable[torch.Tensor]] = tuple
+) -> str | None:
     """Run a step as it is, and return why a graph of it would not do the same.
 
     A graph repeats what the device did. A value that is read on the host, and a random number that
@@ -29,7 +31,9 @@ def why_not_capturable(step: Callable[[], None]) -> str | None:
 
     Args:
         step: The step. It is run once, with all its effects.
+        buffers: Returns those of the network as they are.
     """
+    held = [*buffers()]
     before, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
     places: list[str] = []
     with warnings.catch_warnings():
@@ -44,6 +48,8 @@ def why_not_capturable(step: Callable[[], None]) -> str | None:
         return f"{places[0]} reads a value on the host"
     if _host_random_state() != before:
         return "the step draws random numbers on the host"
+    if any(old is not new for old, new in zip(held, buffers(), strict=False)):
+        return "the network puts another tensor in the place of a buffer; use copy_"
     return None
 
 

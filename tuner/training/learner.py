@@ -27,7 +27,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 def set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Bring torch's global generators to where ``random_state`` was called."""
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors:
+    if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
@@ -63,6 +63,8 @@ class Learner:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to where ``state`` was called, with the same numbers on a CPU.
 
+        On another kind of device than before, other random numbers are drawn from here on.
+
         Raises:
             UnfitStateError: If a part of the optimizer's state is not what it keeps for that
                 parameter. Then nothing has changed.
@@ -85,7 +87,12 @@ class Learner:
                 like, dtype=tensor.dtype, requires_grad=False
             ).copy_(tensor)
         self.average.num_updates = int(tensors["average_updates"])
-        self.generator.set_state(tensors["random.generator"])
+        random = tensors["random.generator"]
+        if random.shape == self.generator.get_state().shape:
+            self.generator.set_state(random)
+        else:
+            seed = self.generator.initial_seed() + self.average.num_updates
+            self.generator.manual_seed(seed % 2**63)
         set_random_state(tensors, self.device)
 
     def _check_fits(self, tensors: Mapping[str, Tensor]) -> None:

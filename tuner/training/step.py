@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tuner.augment import augment_batch, random_sides
 from tuner.config import CompileMode, TrialConfig
+from tuner.errors import UsageError
 from tuner.optim import lr_factor
 from tuner.training.learner import Learner
 from tuner.training.loss import TrainingLoss
@@ -135,8 +136,15 @@ class Steps(ABC):
                 enabled=task.dtype != torch.float32,
                 cache_enabled=device.type != "cuda",
             ):
-                logits = self._forward(part).float()
-            loss = self._loss.part(logits, aims, total, lessons, len(part) / self.batch_size)
+                logits = self._forward(part)
+            if not isinstance(logits, Tensor):
+                raise UsageError(
+                    f"model.{config.model.family}: in training the network gives "
+                    f"{type(logits).__name__}; it has to give logits alone, as in evaluation"
+                )
+            loss = self._loss.part(
+                logits.float(), aims, total, lessons, len(part) / self.batch_size
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             self.total_loss += loss.detach()
         if config.clip_norm:
@@ -159,6 +167,8 @@ class HostSteps(Steps):
         super().__init__(task)
         # Not under `auto`: 0.73 to 0.94 times the speed of channels-last without it.
         if compile_mode == "always":
+            # What this process compiled for earlier trials counts against a limit of variants.
+            torch.compiler.reset()
             self._forward = torch.compile(task.learner.network, dynamic=False)
             self.execution = "compiled"
 

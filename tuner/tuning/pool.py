@@ -59,6 +59,9 @@ class Pool:
                     self._known.pop(number, None)
             case TrialStarted() | TrialPromoted():
                 self._known.pop(number, None)
+        if isinstance(event, TrialEnded | TrialStarted | TrialPromoted):
+            # The same trials may have come to another rung.
+            self._last = None
 
     def prefer(self, waiting: Sequence[int]) -> int | None:
         """Return the trial to promote; see ``Asha.next_promotion``."""

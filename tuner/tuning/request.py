@@ -235,12 +235,10 @@ def make_search_request(
             "--folds: all images are validated on, and not a share of them; leave val_fraction out"
         )
     source = find_source(space.dataset) if space.dataset else known.source
-    if source in KNOWN:
-        # All of its images are square.
-        settings.pop("resize", None)
     if resumed:
-        if settings.get("resize") == "auto":
-            del settings["resize"]
+        # Of a known source, all images are square.
+        if settings.get("resize") == "auto" or source in KNOWN:
+            settings.pop("resize", None)
         if source not in KNOWN and not Path(source).exists():
             source = known.source
     data = build(DataConfig, {**to_plain(known), **settings, "source": source}, "dataset")

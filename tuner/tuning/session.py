@@ -52,11 +52,15 @@ def search(request: SearchRequest, console: Console) -> Run:
     """
     space = request.space
     check_study_fits(space, request.search)
-    if place := study_place(request):
-        place.check_free()
     for known in request.warm_start:
         known.check_unseen_validation("--warm-start")
     settle_code(request)
+    if place := study_place(request):
+        if not request.study_storage:
+            console.print(
+                f"The study goes on in {place}, which the run names.", markup=False, soft_wrap=True
+            )
+        place.check_free()
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
     if request.resume and not earlier:

@@ -44,7 +44,8 @@ def soft_vote(probs: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(f"weights must not be negative, got {weights.tolist()}")
     if not torch.isclose(weights.sum(), weights.new_ones(()), atol=1e-4):
         raise ValueError(f"weights must sum to 1, got {weights.sum().item():g}")
-    return (weights[:, None, None] * probs).sum(dim=0)
+    # Ten tenths are above 1 in float32, and the NLL of a sure vote would be below 0.
+    return (weights[:, None, None] * probs).sum(dim=0).clamp(max=1)
 
 
 def uniform(members: Tensor, count: int) -> Tensor:

@@ -60,7 +60,8 @@ chart("chart-best", (colours) => ({ chart: {
   tooltip: tooltip(colours, (p) => `after ${p[0].data[0]} epochs<br><b>${figure(p[0].data[1])}</b>`, { trigger: "axis" }),
   xAxis: axis(colours, { type: "value", name: "epochs trained by all trials", nameLocation: "middle", nameGap: 24, max: "dataMax", axisLabel: { formatter: thousands } }),
   yAxis: metricAxis(colours, range(soFar, 0.3)),
-  series: [{ type: "line", step: "end", showSymbol: false, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 } }],
+  // One point makes no line.
+  series: [{ type: "line", step: "end", showSymbol: facts.best_so_far.length === 1, clip: true, data: facts.best_so_far.map(([epochs, , best]) => [epochs, best]), lineStyle: { width: 2 } }],
 } }));
 
 // Parallel coordinates

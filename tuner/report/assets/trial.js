@@ -32,13 +32,12 @@ function showTrial(trial) {
 }
 
 function drawTrial(colours) {
-  const known = shownTrial.curve.filter((accuracy) => accuracy != null);
   return { chart: {
     grid: { left: 48, right: 18, top: 12, bottom: 40 },
-    tooltip: tooltip(colours, (p) => `epoch ${p[0].data[0]}<br><b>${percent(p[0].data[1])}</b>`, { trigger: "axis" }),
+    tooltip: tooltip(colours, (p) => `epoch ${p[0].data[0]}<br><b>${figure(p[0].data[1])}</b>`, { trigger: "axis" }),
     xAxis: axis(colours, { type: "value", name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: Math.max(2, facts.epochs), minInterval: 1 }),
-    yAxis: accuracyAxis(colours, Math.min(...known), highest(known)),
-    series: [{ type: "line", symbolSize: 5, data: shownTrial.curve.map((accuracy, epoch) => [epoch + 1, accuracy]), lineStyle: { width: 2 } }],
+    yAxis: metricAxis(colours, range(shownTrial.curve, 0)),
+    series: [{ type: "line", symbolSize: 5, data: shownTrial.curve.map((value, epoch) => [epoch + 1, value]), lineStyle: { width: 2 } }],
   } };
 }
 

@@ -211,6 +211,8 @@ def space_of(choice: Choice, base: Mapping[str, Any], *, is_mirrored: bool) -> d
     }
     space = plain["space"]
     space["batch_size"] = {"choice": [choice.batch_size, 2 * choice.batch_size]}
+    for entry in plain["baseline"]:
+        entry.pop("batch_size", None)
     if choice.recipe is TRANSFER:
         params = space["model"]["pretrained"]
         params |= {"name": _axis(choice.names), "image_size": max(TRANSFER_SIDE, choice.side)}

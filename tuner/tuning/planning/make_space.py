@@ -280,7 +280,7 @@ class _Maker:
             for key in ("folds", "val_fraction", "train_limit", "skip_broken")
             if (value := getattr(data, key)) != getattr(DataConfig(), key)
         }
-        if data.resize != "auto":
+        if data.source not in KNOWN and data.resize != "auto":
             settings["resize"] = data.resize
         if data.source not in KNOWN or data.image_size is not None:
             settings["image_size"] = choice.side

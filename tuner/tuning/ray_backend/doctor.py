@@ -121,7 +121,10 @@ def _node(answer: Answer) -> Finding:
     if answer.problem:
         mend = "See its logs, under the temporary folder of Ray there, or leave it out."
         return Finding(level="failure", about=about, text=answer.problem, mend=mend)
-    resources = next(node["Resources"] for node in alive_nodes() if node["NodeID"] == answer.node)
+    known = {node["NodeID"]: node["Resources"] for node in alive_nodes()}
+    if (resources := known.get(answer.node)) is None:
+        text, mend = "has just left the cluster, or leaves it", "Run doctor again once it is gone."
+        return Finding(level="warning", about=about, text=text, mend=mend)
     num_gpus = resources.get("GPU", 0)
     gpus = f" ({'; '.join(answer.value['gpus'])})" if answer.value["gpus"] else ""
     text = (
@@ -167,7 +170,10 @@ def _versions(answers: list[Answer]) -> Finding:
             mend="Install the versions of this machine there.",
         )
     text = ", ".join(f"{name} {number}" for name, number in here.items())
-    return Finding(level="ok", about="versions", text=f"{text}, everywhere")
+    where = "everywhere"
+    if len(given) < len(answers):
+        where = f"on {len(given)} of {len(answers)} nodes"
+    return Finding(level="ok", about="versions", text=f"{text}, {where}")
 
 
 def _storage(storage: AnyPath) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import requires
 from pathlib import Path
@@ -30,6 +30,7 @@ LOST_SECONDS = 120.0
 """For so long a dashboard that does not answer is asked again."""
 RUN_KEY = "cifar-tune-run"
 STORAGE_KEY = "cifar-tune-storage"
+EXTRAS_KEY = "cifar-tune-extras"
 """Under these a job's metadata hold the run that it searches."""
 TRAVELS = ("ray", "torch", "torchvision")
 """What a cluster must bring along itself."""
@@ -101,7 +102,7 @@ def submit(
     files: Mapping[str, str],
     metadata: Mapping[str, str],
     tell: Callable[[str], None],
-    extra: str = "",
+    extras: Collection[str] = (),
 ) -> str:
     """Have the cluster run ``cifar-tune`` with these words.
 
@@ -111,7 +112,7 @@ def submit(
         files: Name and text of files that lie where the command is started.
         metadata: By which the job can be found again.
         tell: Told what takes a while.
-        extra: Of this package, that the command needs.
+        extras: Those of this package that the command needs; what is none is passed by.
 
     Returns:
         The job's identifier.
@@ -120,7 +121,7 @@ def submit(
         ClusterError: If the cluster takes no job, or lacks what it has to bring along.
     """
     tell("Looking at what the head node has.")
-    missing = _missing(client, extra)
+    missing = _missing(client, extras)
     environment: dict[str, Any] = {
         "py_modules": py_modules(),
         "env_vars": {"PYTHONUNBUFFERED": "1"},
@@ -131,7 +132,9 @@ def submit(
     job = f"cifar-tune-{words[0]}-{secrets.token_hex(4)}"
     with TemporaryFolder() as folder:
         for name, text in files.items():
-            (Path(folder) / name).write_text(text)
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
         if files:
             environment["working_dir"] = folder
         with _explaining(client.get_address()):
@@ -144,13 +147,15 @@ def submit(
     return job
 
 
-def _missing(client: JobSubmissionClient, extra: str) -> list[str]:
+def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
     """Return the requirements of this package that the head node does not meet, by a short job."""
-    needed = {
-        requirement.name: requirement
-        for requirement in map(Requirement, requires("cifar-tune") or ())
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-    }
+    needed: dict[str, Requirement] = {}
+    for requirement in map(Requirement, requires("cifar-tune") or ()):
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            # pip, which is asked for no extra, would leave out what still has its condition.
+            requirement.marker = None
+            needed[requirement.name] = requirement
     with _explaining(client.get_address()):
         job = client.submit_job(entrypoint=shlex.join(["python", "-c", LOOK, *needed]))
     lines: list[str] = []

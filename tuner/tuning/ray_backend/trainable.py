@@ -166,10 +166,8 @@ def _train_trial(
             if reader.look().is_ending:
                 ending = _interrupted(number, len(history), reader)
                 break
-            if is_second_try:
-                halved_from = len(history) + 1
-            is_halved = halved_from is not None and len(history) >= halved_from - 1
-            micro_batches = 2 if is_halved else 1
+            halved_from = first_halved(halved_from, len(history), is_short=is_second_try)
+            micro_batches = 1 if halved_from is None else 2
             device = find_device()
             limit_memory(resources, device)
             splits = unpack(data, device)
@@ -335,11 +333,33 @@ def _check_speed(
         raise TooSlowError(f"an epoch would take {seconds:.3g} s, above the limit of {limit:.3g} s")
 
 
+def first_halved(known: int | None, num_epochs: int, *, is_short: bool) -> int | None:
+    """Return the first epoch whose batches went, or go from here on, through in halves.
+
+    Args:
+        known: As the trial's record has it.
+        num_epochs: That it goes on from; what the record tells of later ones is trained again.
+        is_short: Whether memory was short just now.
+    """
+    if known is not None and known <= num_epochs + 1:
+        return known
+    return num_epochs + 1 if is_short else None
+
+
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # PyTorch on a CPU.
+    # CUDA and its libraries, beside PyTorch's allocator.
+    "CUDA error: out of memory",
+    "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
+)
+"""What a plain RuntimeError says where memory was short."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device, or this machine, had not the memory that was asked for."""
-    # On a CPU, PyTorch raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 
