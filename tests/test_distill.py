@@ -40,7 +40,7 @@ from tuner.space import RandomTrial, load_space
 from tuner.training.loop import predict_epoch_seconds, train
 from tuner.training.loss import TrainingLoss
 from tuner.tuning.distill import STUDENTS, make_distill_request, student_space
-from tuner.tuning.ray_backend.trainable import pack, unpack
+from tuner.tuning.ray_backend.payload import pack, unpack
 from tuner.tuning.request import make_search_request
 
 Call = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ from tuner.run.forecast import PLAN
 from tuner.run.run import Run
 from tuner.training.loop import probe_epochs
 from tuner.tuning.planning.measure import measure
-from tuner.tuning.ray_backend.trainable import pack
+from tuner.tuning.ray_backend.payload import pack
 from tuner.tuning.resources import TrialResources
 
 SPACE = """

@@ -20,7 +20,7 @@ from tuner.voting.temperature import RANGE, fit_temperature, soften, soften_each
 from tuner.voting.weighted import NEGLIGIBLE, fitted_weights
 
 FEW = settings(max_examples=settings.default.max_examples * 4 // 5)
-"""Of what fits weights: each example takes a while."""
+"""For tests that fit weights: each example takes a while."""
 FITS = (greedy_weights, fitted_weights)
 
 

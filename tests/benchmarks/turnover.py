@@ -41,7 +41,7 @@ from tuner.data.splits import load_splits
 from tuner.run.state import in_order
 from tuner.space import RandomTrial, load_space
 from tuner.tuning.ray_backend.capacity import plan_capacity
-from tuner.tuning.ray_backend.trainable import pack, unpack
+from tuner.tuning.ray_backend.payload import pack, unpack
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.session import search
 

@@ -33,7 +33,7 @@ from tuner.tuning.ray_backend.driver import (
     require_usable_trial,
     run_trials,
 )
-from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
+from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
 from tuner.tuning.request import RunRequest, read_splits
 from tuner.tuning.sampling.sampler import trial_seed
 

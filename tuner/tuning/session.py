@@ -24,7 +24,7 @@ from tuner.tuning.ray_backend.driver import (
     require_usable_trial,
     run_trials,
 )
-from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
+from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits

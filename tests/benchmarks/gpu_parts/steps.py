@@ -88,7 +88,7 @@ def describe(device: torch.device) -> str:
 
 def on_device(splits: Splits, device: torch.device) -> Splits:
     """Bring the images to the device."""
-    from tuner.tuning.ray_backend.trainable import pack, unpack
+    from tuner.tuning.ray_backend.payload import pack, unpack
 
     return unpack(pack(splits), device)
 

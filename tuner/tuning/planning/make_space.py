@@ -48,7 +48,7 @@ from tuner.tuning.planning.simulated import TrialCost, simulate
 from tuner.tuning.ray_backend.capacity import fits_together
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.ray_backend.driver import capacity_of
-from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
+from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest
 from tuner.tuning.resources import CapacityPlan, TrialResources
 

@@ -25,13 +25,8 @@ from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import PROBE_STEPS, probe_epochs
 from tuner.training.saving import Saver
-from tuner.tuning.ray_backend.trainable import (
-    free_memory,
-    is_out_of_memory,
-    limit_memory,
-    unpack,
-    unpack_initial_weights,
-)
+from tuner.tuning.ray_backend.payload import unpack, unpack_initial_weights
+from tuner.tuning.ray_backend.trainable import free_memory, is_out_of_memory, limit_memory
 from tuner.tuning.resources import TrialResources
 
 WINDOW_SECONDS = 1.0

@@ -25,7 +25,7 @@ from tuner.tuning.planning.simulated import LEARNERS, SimulatedSearch, TrialCost
 from tuner.tuning.ray_backend.capacity import fits_together
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.ray_backend.driver import capacity_of
-from tuner.tuning.ray_backend.trainable import pack, pack_initial_weights
+from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler

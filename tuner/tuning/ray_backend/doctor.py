@@ -29,7 +29,7 @@ from tuner.tuning.ray_backend.nodes import (
     versions_here,
     without,
 )
-from tuner.tuning.ray_backend.trainable import pack
+from tuner.tuning.ray_backend.payload import pack
 
 Level = Literal["ok", "warning", "failure"]
 GB = 1e9

@@ -11,9 +11,7 @@ import os
 import platform
 import time
 import traceback
-import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
@@ -22,8 +20,7 @@ import ray
 import torch
 from ray import tune
 
-from tuner.config import CompileMode, CostObjective, Metric, ModelConfig, TrialConfig
-from tuner.data.cache import Images
+from tuner.config import CompileMode, CostObjective, Metric, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import StorageError, first_line
 from tuner.run.checkpoint import load_state
@@ -36,13 +33,14 @@ from tuner.storage.patience import Patience, patient, persevere
 from tuner.training.costs import measure_costs
 from tuner.training.device import find_device
 from tuner.training.epoch import Epoch
-from tuner.training.initial_weights import InitialWeights, start_key
+from tuner.training.initial_weights import InitialWeights
 from tuner.training.learner import UnfitStateError
 from tuner.training.loop import predict_epoch_seconds, train
 from tuner.training.saving import Saver, forget_progress, restore_files
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError, is_device_fault
 from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.notices import NoticeBoard, NoticeReader
+from tuner.tuning.ray_backend.payload import unpack, unpack_initial_weights
 from tuner.tuning.resources import TrialResources
 
 TRACEBACK_LINES = 30
@@ -392,70 +390,3 @@ def _pass_over_imports() -> None:
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()
-
-
-def pack(splits: Splits) -> dict[str, Any]:
-    """Turn splits into NumPy arrays, which every worker of a node maps without a copy."""
-    parts = {"train": splits.train} | ({} if splits.num_folds else {"val": splits.val})
-    teacher = {} if splits.teacher is None else {"teacher": splits.teacher.numpy()}
-    return {
-        part: {"images": images.images.numpy(), "labels": images.labels.numpy()}
-        for part, images in parts.items()
-    } | {"teacher": teacher, "rest": {name: getattr(splits, name) for name in _REST}}
-
-
-_FINGERPRINTS = ("fingerprint", "split_fingerprint", "teacher_fingerprint")
-_REST = ("classes", "mean", "std", "fold_of", "is_val_seen", *_FINGERPRINTS)
-_resident: dict[str, Splits] = {}
-"""The one data set that this process keeps on its GPU, by fingerprint."""
-
-
-def unpack(data: dict[str, Any], device: torch.device) -> Splits:
-    """Undo ``pack`` with the images on ``device``, brought there once a process."""
-    train_images = Images(**_as_tensors(data["train"]))
-    # With folds, all images are both.
-    val_images = Images(**_as_tensors(data["val"])) if "val" in data else train_images
-    teacher = _as_tensors(data["teacher"]).get("teacher")
-    splits = Splits(train=train_images, val=val_images, teacher=teacher, **data["rest"])
-    if device.type == "cpu":
-        return splits
-    key = "".join(getattr(splits, name) for name in _FINGERPRINTS)
-    if key not in _resident:
-        _resident.clear()
-        train_there = _to(train_images, device)
-        is_both = val_images is train_images
-        _resident[key] = replace(
-            splits, train=train_there, val=train_there if is_both else _to(val_images, device)
-        )
-    return _resident[key]
-
-
-def pack_initial_weights(initial_weights: Mapping[str, InitialWeights]) -> dict[str, Any]:
-    """Turn weights to start from into NumPy arrays, by ``start_key``; see ``pack``."""
-    return {
-        key: {
-            "tensors": {name: tensor.numpy() for name, tensor in start.tensors.items()},
-            "mean": start.mean,
-            "std": start.std,
-        }
-        for key, start in initial_weights.items()
-    }
-
-
-def unpack_initial_weights(
-    initial_weights: dict[str, Any], model: ModelConfig
-) -> InitialWeights | None:
-    """Undo ``pack_initial_weights`` for what ``model`` starts from; ``None`` for random weights."""
-    packed = initial_weights.get(start_key(model) or "")
-    return packed and InitialWeights(**packed | {"tensors": _as_tensors(packed["tensors"])})
-
-
-def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
-    with warnings.catch_warnings():
-        # The arrays lie read-only in shared memory; nothing here writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _to(images: Images, device: torch.device) -> Images:
-    return Images(images=images.images.to(device), labels=images.labels.to(device))
