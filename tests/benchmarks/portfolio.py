@@ -2,18 +2,19 @@
 
     python -m tests.benchmarks.portfolio --space cnn_small --data FOLDER --results cnn_small.jsonl
 
-FOLDER is CIFAR-10 as class folders. The same configurations are drawn from the space and trained on
-the digits and on five parts of CIFAR-10, which differ in classes, size, colour and number of
-images. Eight are chosen one after another, each for the lowest mean regret of the best so far; they
-are printed as the ``baseline:`` of a space. The check learns them from five sets and tries them on
-the sixth, against as many configurations at random. What ``--results`` holds is not trained again.
+FOLDER is CIFAR-10 as class folders. The same configurations, drawn from the space and its
+baselines, are trained on the digits and on five parts of CIFAR-10, which differ in classes, size,
+colour and number of images. Eight are chosen one after another, each for the lowest mean regret of
+the best so far; they are printed as the ``baseline:`` of a space. The check learns them from five
+sets and tries them on the sixth, against as many configurations at random. What ``--results`` holds
+is not trained again.
 """
 
 import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,18 +97,19 @@ def prepare(name: str, images: ImageSet | None, cifar: Path, folder: Path) -> Da
 
 
 def draw(space: SearchSpace, count: int, epochs: int) -> list[TrialConfig]:
-    """Return the baselines of a space, and configurations at random."""
-    trial = RandomTrial(0)
-    known = range(len(space.baseline))
-    return [
-        space.sample(trial, epochs=epochs, seed=0, baseline=number if number in known else None)
-        for number in range(count)
+    """Return configurations at random, and the baselines of a space."""
+    trial = RandomTrial()
+    drawn = [space.sample(trial, epochs=epochs, seed=0) for _ in range(count)]
+    known = [RandomTrial(params=space.baseline_params(n)) for n in range(len(space.baseline))]
+    return drawn + [
+        space.sample(trial, epochs=epochs, seed=0, baseline=number)
+        for number, trial in enumerate(known)
     ]
 
 
-def record(task: tuple[str, int, TrialConfig, DataConfig, Path]) -> dict[str, Any]:
+def record(task: tuple[str, TrialConfig, DataConfig, Path]) -> dict[str, Any]:
     """Train one configuration on one set; return its line of the results."""
-    name, number, config, data, folder = task
+    name, config, data, folder = task
     torch.set_num_threads(1)
     rows: list[EpochMetrics] = []
     for epoch in train(config, load_splits(data, folder), torch.device("cpu")):
@@ -116,23 +118,31 @@ def record(task: tuple[str, int, TrialConfig, DataConfig, Path]) -> dict[str, An
             break
     return {
         "set": name,
-        "number": number,
         "config": config.to_dict(),
         "history": [asdict(row) for row in rows],
     }
 
 
-def regrets_of(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the configurations that every set has, and their (S, N) normalised regrets."""
-    found: dict[str, dict[int, float]] = {}
-    for line in lines:
+def key_of(config: TrialConfig) -> str:
+    """Return a text that tells configurations apart."""
+    return json.dumps(config.to_dict(), sort_keys=True)
+
+
+def read(results: Path) -> dict[str, dict[str, float]]:
+    """Return what has been recorded: set -> key of a configuration -> its best accuracy."""
+    found: dict[str, dict[str, float]] = {}
+    for line in read_results(results):
         best = best_row([EpochMetrics(**row) for row in line["history"]], "accuracy")
-        reached = best.val_accuracy if best else 0.0
-        found.setdefault(line["set"], {})[line["number"]] = reached
-    numbers = sorted(set.intersection(*(set(reached) for reached in found.values())))
-    accuracies = np.array([[reached[number] for number in numbers] for reached in found.values()])
+        # Built anew: what an earlier commit recorded may lack a setting.
+        key = key_of(TrialConfig.from_dict(line["config"]))
+        found.setdefault(line["set"], {})[key] = best.val_accuracy if best else 0.0
+    return found
+
+
+def regrets_of(accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the normalised regrets of configurations on each set, both of shape (S, N)."""
     best, median = accuracies.max(axis=1), np.median(accuracies, axis=1)
-    return numbers, np.minimum(1, (best[:, None] - accuracies) / (best - median)[:, None])
+    return np.minimum(1, (best[:, None] - accuracies) / (best - median)[:, None])
 
 
 def check(regrets: NDArray[np.float64], sets: Sequence[str]) -> Table:
@@ -162,7 +172,7 @@ def main() -> None:
     parser.add_argument("--space", required=True)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--configs", type=int, default=48)
+    parser.add_argument("--configs", type=int, default=48, help="drawn beside the baselines")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -172,12 +182,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     space = load_space(find_space(options.space))
     configs = draw(space, options.configs, options.epochs)
-    known = {(line["set"], line["number"]) for line in read_results(options.results)}
+    known = read(options.results)
     tasks = [
-        (name, number, config, data, folder)
-        for number, config in enumerate(configs)
+        (name, config, data, folder)
+        for config in configs
         for name, data in _prepared(options.sets, options.data, folder)
-        if (name, number) not in known
+        if key_of(config) not in known.get(name, {})
     ]
     with (
         options.results.open("a") as lines,
@@ -187,15 +197,17 @@ def main() -> None:
         for future in track(done, "recording", total=len(tasks), console=messages):
             lines.write(json.dumps(future.result()) + "\n")
             lines.flush()
-    lines = read_results(options.results)
-    numbers, regrets = regrets_of([line for line in lines if line["number"] < options.configs])
-    sets = list(dict.fromkeys(line["set"] for line in lines))
+    known = read(options.results)
+    sets = options.sets
+    regrets = regrets_of(
+        np.array([[known[name][key_of(config)] for config in configs] for name in sets])
+    )
     output = Console(highlight=False, width=100)
     if len(sets) > 1:
         output.print(check(regrets, sets))
     output.print(f"baseline:  # learnt by tests/benchmarks/portfolio.py on {', '.join(sets)}")
     for column in choose(regrets, PORTFOLIO):
-        entry = yaml.safe_load(searched_yaml(space, configs[numbers[column]].to_dict()))
+        entry = yaml.safe_load(searched_yaml(space, configs[column].to_dict()))
         (chosen,) = entry["baseline"]
         output.print(f"  - {json.dumps(chosen)}", soft_wrap=True, markup=False)
 
