@@ -269,6 +269,16 @@ def test_the_importance_of_few_trials_is_not_told(run: Run) -> None:
     assert importances(spaces(), run.trials()[:10]) == {}
 
 
+def test_the_importance_in_very_many_trials_is_that_in_some_of_them(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = [trial for trial in run.trials() if trial.is_scored and trial.best]
+    some = importances(spaces(), scored[::2])
+    assert some != importances(spaces(), scored)
+    monkeypatch.setattr("tuner.tuning.sampling.importance.MOST_TRIALS", len(scored) // 2 + 1)
+    assert importances(spaces(), run.trials()) == some
+
+
 def test_a_family_without_a_score_before_the_only_one_with_scores_is_passed_over(run: Run) -> None:
     trials = run.trials()
     first = trials[0].config.model.family

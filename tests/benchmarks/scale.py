@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.turnover import search_digits
-from tuner.config import DataConfig, ModelConfig, SearchConfig
+from tuner.config import DataConfig, SearchConfig, TrialConfig
 from tuner.data.splits import Splits, load_splits
+from tuner.ensemble.members import Network, predict_network
 from tuner.models.build import build_model
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
 from tuner.run.run import Run, RunRecord, now
@@ -42,6 +43,8 @@ from tuner.run.trial import (
     write_val_probs,
 )
 from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.training.epoch import Epoch, metrics_of
+from tuner.training.loop import train
 from tuner.tuning.budget import Budget
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.resources import CapacityPlan, TrialResources
@@ -137,30 +140,64 @@ def _write_trial(
         for epoch in range(1, epochs + 1)
     ]
     write_trial(path, config)
-    write_history(path, history)
-    noise = np.random.default_rng(number).dirichlet(np.ones(splits.num_classes), len(splits.val))
-    hits = np.random.default_rng(number).random(len(splits.val)) < history[-1].val_accuracy
-    truth = np.eye(splits.num_classes)[splits.val.labels.numpy()]
-    probs = np.where(hits[:, None], 0.1 * noise + 0.9 * truth, noise)
-    write_val_probs(path, probs.astype(np.float32))
     if accuracy > 0.95:  # More than are kept.
-        _write_checkpoint(path, config.model, splits)
+        file = path / "checkpoint.safetensors"
+        _write_checkpoint(file, config, splits, number)
+        network = Network(file=file, model=config.model, precision=config.precision)
+        probs = predict_network(network, splits.val.images, "none", torch.device("cpu"))
+    else:
+        chance = np.random.default_rng(number)
+        noise = chance.dirichlet(np.ones(splits.num_classes), len(splits.val))
+        hits = chance.random(len(splits.val)) < history[-1].val_accuracy
+        truth = np.eye(splits.num_classes)[splits.val.labels.numpy()]
+        probs = torch.from_numpy(np.where(hits[:, None], 0.1 * noise + 0.9 * truth, noise)).float()
+    # The program holds the figures of an epoch against its probabilities.
+    figures = metrics_of(
+        probs, splits.val.labels, epoch=epochs, train_loss=1.0 / epochs, lr=0.1, seconds=0.5
+    )
+    write_history(path, [*history[:-1], replace(figures, time=history[-1].time)])
+    write_val_probs(path, probs.numpy())
     state = "completed" if epochs == 9 else "stopped"
     write_status(path, TrialStatus(state=state, num_parameters=1000, finished=now()))
 
 
-def _write_checkpoint(path: Path, model: ModelConfig, splits: Splits) -> None:
-    torch.manual_seed(0)
-    network = build_model(model, splits.num_classes, splits.image_shape)
+def _write_checkpoint(file: Path, config: TrialConfig, splits: Splits, number: int) -> None:
+    """Write a trained network, whose weights are a little different in each trial."""
+    epoch = _trained(config.model.params["width"], splits)
+    network = build_model(config.model, splits.num_classes, splits.image_shape)
+    network.load_state_dict(epoch.network.state_dict())
+    generator = torch.Generator().manual_seed(number)
+    with torch.no_grad():
+        for weights in network.parameters():
+            scale = 0.02 * weights.abs().mean()
+            weights += scale * torch.randn(weights.shape, generator=generator)
     checkpoint = Checkpoint(
-        model=model,
+        model=config.model,
         epoch=9,
         classes=splits.classes,
         image_shape=splits.image_shape,
-        mean=splits.mean,
-        std=splits.std,
+        mean=epoch.mean,
+        std=epoch.std,
     )
-    save_checkpoint(path / "checkpoint.safetensors", network, checkpoint)
+    save_checkpoint(file, network, checkpoint)
+
+
+_known: dict[int, Epoch] = {}
+
+
+def _trained(width: int, splits: Splits) -> Epoch:
+    """Return the end of a training of a network of that width."""
+    if width not in _known:
+        config = TrialConfig.from_dict(
+            {
+                "model": {"cnn": {"stages": 2, "width": width}},
+                "epochs": 9,
+                "batch_size": 32,
+                "optimizer": {"adamw": {"lr": 0.005}},
+            }
+        )
+        *_, _known[width] = train(config, splits, torch.device("cpu"))
+    return _known[width]
 
 
 def command_seconds(run: Run, *words: str) -> float:
