@@ -20,7 +20,7 @@ from tuner.tuning.sampling.study import make_study
 MIN_TRIALS = 20
 """Below, a few lucky trials would decide, and only ranges are told."""
 MOST_TRIALS = 1000
-"""Of more, evenly spaced ones tell enough; to read the configurations of 10,000 takes seconds."""
+"""Most trials that are compared; of more, evenly spaced ones, as reading 10,000 takes seconds."""
 MIN_RESAMPLED = 10
 """Below, nothing is told: the best ones would be more than half of the trials."""
 NUM_RESAMPLES = 40
