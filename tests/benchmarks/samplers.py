@@ -170,8 +170,8 @@ class Stock:
         """See ``Scheduler``."""
         return range(1, self._space.search.epochs + 1)
 
-    def judge(self, number: int, epoch: int, value: float, tie: float = 0.0) -> Stop | None:
-        """See ``Scheduler``."""
+    def judge(self, number: int, epoch: int, value: float, *unused: Any) -> Stop | None:
+        """See ``Scheduler``; it knows neither a second figure for equals nor costs."""
         result = {TRAINING_ITERATION: epoch, METRIC: value}
         decision = self._scheduler.on_trial_result(None, _trial(number), result)
         # After the last epoch it stops every trial.
@@ -189,7 +189,7 @@ class Stock:
         self._scheduler.on_trial_complete(None, _trial(number), result)
         self._searcher.on_trial_complete(str(number), result)
 
-    def enter(self, number: int, epoch: int, value: float, tie: float = 0.0) -> None:
+    def enter(self, *ignored: Any) -> None:
         """Refuse, as do the other two, what is for searches that are resumed."""
         raise AssertionError("no search is resumed here")
 
