@@ -28,7 +28,13 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return list(found)
 
 
-@pytest.mark.parametrize("line", [*samplers.LINES, samplers.SCREEN])
+LINES = [
+    pytest.param(line, marks=pytest.mark.slow if line.startswith("GP") else ())
+    for line in (*samplers.LINES, samplers.SCREEN)
+]
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_each_way_to_search_comes_nearer_to_the_best_of_a_table(
     line: str, tables: list[str]
 ) -> None:

@@ -84,6 +84,7 @@ class Line:
 
 LINES: dict[str, Line | None] = {
     "random, none stopped": Line(sampler="random", scheduler="none"),
+    "GP, none stopped": Line(sampler="gp", scheduler="none"),
     "random + stopping ASHA": Line(sampler="random", scheduler="asha-stop"),
     "random + promoting ASHA": Line(sampler="random"),
     STOCK: None,
