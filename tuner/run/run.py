@@ -258,15 +258,18 @@ class Run:
         return self.path / layout.TRIALS / layout.trial_folder(number)
 
     def trial_paths(self, *names: str) -> list[AnyPath]:
-        """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``."""
+        """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``.
+
+        Raises:
+            TunerError: If the folder that they lie in is none.
+        """
         folder = self.path / layout.TRIALS
         if not folder.exists():
             return []
         with explaining_damage(folder):
             check_no_link(folder)
-        paths = [
-            path for path in with_snapshot(folder, *names).iterdir() if layout.is_number(path.name)
-        ]
+            found = list(with_snapshot(folder, *names).iterdir())
+        paths = [path for path in found if layout.is_number(path.name)]
         return sorted(paths, key=lambda path: int(path.name))
 
     def trial(self, number: int) -> TrialRecord:
