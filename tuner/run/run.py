@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self, TextI
 
 import numpy as np
 
-from tuner.config import DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
+from tuner.config import Count, DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.metrics.classwise import class_scores
 from tuner.metrics.front import front_ranks
@@ -80,7 +80,7 @@ class RunRecord:
     keep: Amount | None = None
     """Checkpoints that stay on disk when the run ends; ``None`` in runs of earlier versions."""
     num_train: Amount
-    num_val: Amount
+    num_val: Count
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
