@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import ray
@@ -16,7 +18,7 @@ import torch
 from hypothesis import settings
 
 from tests.stores import S3Server, s3_server
-from tuner.cli import main
+from tuner.cli import cli, main
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble import make_ensemble, planning
@@ -249,6 +251,22 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
     """Return a copy in the store of a run of three trials; its storage is ``bucket``."""
     shutil.copytree(trained_run.path, server.folder / bucket.uri.removeprefix("s3://") / "tiny")
     return Run.open(bucket / "tiny")
+
+
+def context_of(line: str) -> click.Context:
+    """Read a line that calls the program, as click does, and run nothing.
+
+    Raises:
+        click.ClickException: On an unknown option, a choice that there is not, a missing argument.
+    """
+    words = shlex.split(line.split(" > ")[0], comments=True)[1:]
+    command: click.Command = cli
+    context = click.Context(cli, info_name="cifar-tune")
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words.pop(0))
+        assert found is not None, line
+        command = found
+    return command.make_context(command.name, words, parent=context)
 
 
 def copy_of_trial(run: Run, number: int, new: int) -> Path:

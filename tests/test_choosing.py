@@ -259,6 +259,11 @@ def test_every_trial_is_a_member_or_left_out(finished_run: Run) -> None:
         assert sorted([*members_of(plan), *reasons_of(plan)]) == [0, 1, 2]
 
 
+def test_no_ensemble_gets_a_name_that_begins_as_an_option_does() -> None:
+    with pytest.raises(UsageError, match="begins as an option does"):
+        EnsembleRequest(name="--trust-code")
+
+
 def test_the_pool_bounds_the_choice(finished_run: Run) -> None:
     best = finished_run.ranked()[0].number
     assert members_of(choose(finished_run, 1, method="weighted", pool=1)) == [best]

@@ -260,6 +260,18 @@ def test_every_command_shows_its_help_with_an_example(words: list[str], call) ->
     assert "Example: cifar-tune" in " ".join(result.out.split())
 
 
+@pytest.mark.parametrize("words", list(commands_of(cli)), ids=" ".join)
+def test_every_option_says_what_it_is_in_a_whole_phrase(words: list[str]) -> None:
+    command: click.Command = cli
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert not re.match(r"(Of|For|May|The same|Most (of|at)|Such|Also|As) ", option.help)
+
+
 def test_the_version_is_the_packages(call) -> None:
     assert call("--version").out.startswith("cifar-tune, version ")
 

@@ -1,10 +1,12 @@
 """Run folders with any of their files damaged: each command ends in a line, none in a traceback."""
 
+import json
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -178,3 +180,40 @@ def test_what_stands_beside_weights_is_read_as_a_record(storage: Path, text: str
     with pytest.raises(TunerError, match="not a usable checkpoint: ") as caught:
         read_description(damaged_file)
     assert "\n" not in str(caught.value)
+
+
+def no_validation_images(record: Any) -> None:
+    record["num_val"] = 0
+
+
+def no_value_of_its_metric(metrics: Any) -> None:
+    metrics["metric"] = "macro_f1"
+    metrics["ensemble"]["test"]["macro_f1"] = None
+
+
+def no_accuracy_of_a_class(metrics: Any) -> None:
+    metrics["per_class"][0] |= {"accuracy": None, "count": 3}
+
+
+@pytest.mark.parametrize("reader", ["report", "show"])
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("run.json", no_validation_images, "num_val"),
+        ("ensembles/top2/metrics.json", no_value_of_its_metric, "macro_f1"),
+        ("ensembles/top2/metrics.json", no_accuracy_of_a_class, "no accuracy"),
+    ],
+)
+def test_figures_that_cannot_be_are_told(
+    reader: str, name: str, damage: Callable[[Any], None], told: str, storage: Path
+) -> None:
+    file = storage / RUN / name
+    original = file.read_text()
+    plain = json.loads(original)
+    damage(plain)
+    try:
+        file.write_text(json.dumps(plain))
+        with pytest.raises(TunerError, match=f"^{file}: damaged or unreadable: .*{told}"):
+            READERS[reader](storage)
+    finally:
+        file.write_text(original)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 import tuner
 from tuner.deploy.predictor import read_ensemble as load
 from tuner.errors import SpaceError, TunerError
+from tuner.monitor.follow import RunWatcher
 from tuner.report.ensembles import read_ensemble
+from tuner.report.live import version_of
 from tuner.run.run import Run
 from tuner.space import load_resources, load_run_space, load_space
 from tuner.storage import paths
@@ -238,3 +241,34 @@ def test_no_link_of_a_run_is_followed_by_what_tidies_up(finished_run: Run, tmp_p
     (finished_run.path / "trials").symlink_to(tmp_path / "elsewhere" / "trials")
     with pytest.raises(TunerError, match="trials"):
         finished_run.trial(0)
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "show", "report", "check"])
+def test_a_file_in_place_of_the_trials_is_told(
+    command: str, finished_run: Run, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    trials = finished_run.path / "trials"
+    shutil.rmtree(trials)
+    trials.touch()
+    code, out, err = call(command, str(finished_run.path))
+    assert code == 1
+    assert f"{trials}: damaged or unreadable: " in out + err
+
+
+def test_a_file_in_place_of_a_trial_is_passed_by_and_found(
+    finished_run: Run, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    files = [finished_run.path / name for name in ("trials/0003", "ensembles")]
+    for file in files:
+        file.touch()
+    watcher = RunWatcher(finished_run.path)
+    watcher.look()
+    assert len(watcher.state.trials) == 3
+    assert version_of(finished_run) == version_of(finished_run)
+    code, out, _ = call("check", str(finished_run.path), "--device", "cpu", "--json")
+    assert code == 1
+    damage = json.loads(out)["damage"]
+    assert {(entry["file"], entry["trial"]) for entry in damage} == {
+        (str(files[0]), 3),
+        (str(files[1]), None),
+    }

@@ -512,6 +512,33 @@ def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> N
     assert json.loads(out)["damage"][0]["file"] == str(finished_run.path / "run.json")
 
 
+def test_what_cannot_be_checked_is_said_last_until_the_images_are_found(
+    finished_run: Run, call: Call
+) -> None:
+    data = finished_run.record.data
+    finished_run.update(data=dataclasses.replace(data, source="/moved/away"))
+    at = (str(finished_run.path), "--device", "cpu")
+    code, out, err = call("check", *at)
+    assert code == 0
+    assert "unknown dataset '/moved/away'" in err
+    unchecked = "the networks and probabilities of the trials"
+    assert out.splitlines()[-1].endswith(f": no damage found; not checked: {unchecked}")
+    assert json.loads(call("check", *at, "--json")[1])["unchecked"] == [unchecked]
+    # The network of this one does not give its probabilities, which its digests do not tell.
+    file = finished_run.trial_path(1) / "checkpoint.safetensors"
+    change_weight(finished_run.path / "trials")
+    write_digests(file.parent, read_digests(file.parent) | {file.name: sha256_of(file)})
+    assert call("check", *at)[0] == 0
+    code, out, _ = call("check", *at, "--data", "digits")
+    assert code == 1
+    assert f"{file}: " in out
+    assert "not checked" not in out
+    for words in (["--data", "/moved/too"], ["--data-dir", "elsewhere"]):
+        code, out, err = call("check", *at, *words)
+        assert (code, out) == (2, ""), "what the user names has to be there"
+        assert "unknown dataset" in err
+
+
 # Arithmetic
 
 

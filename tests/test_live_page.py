@@ -13,6 +13,7 @@ import pytest
 
 from tests.benchmarks.processes import PROGRAM
 from tests.test_report import SEARCH, simulated, spaces
+from tuner.cli.show import show
 from tuner.report import live
 from tuner.report.live import LivePage
 from tuner.run.run import Run
@@ -103,6 +104,16 @@ def test_a_run_in_a_bucket_is_served(bucket: AnyPath, tmp_path: Path) -> None:
         answer, body = ask(address, {})
         assert answer.status == 200
         assert b"Best of 2 trials" in body
+
+
+def test_a_port_in_the_environment_is_for_what_is_served(
+    run_with_ensemble: Run, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As serve --port has it, too.
+    monkeypatch.setenv("CIFAR_TUNE_PORT", "8051")
+    code, _, err = call("show", str(run_with_ensemble.path), "--json")
+    assert code == 0, err
+    assert show.make_context("show", ["--serve"]).params["port"] == 8051
 
 
 def test_what_serve_does_not_go_with_is_refused(run_with_ensemble: Run, call: Call) -> None:

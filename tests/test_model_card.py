@@ -23,12 +23,14 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     options: str, finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A run is known by its folder, which may have been renamed.
+    run = finished_run.path.rename(finished_run.path.with_name("renamed"))
     # From elsewhere than the folder of the runs.
-    monkeypatch.chdir(finished_run.path)
+    monkeypatch.chdir(run)
     top = 1 if "soup" in options else 2
-    storage = f"--storage {finished_run.path.parent}"
-    run_command(f"cifar-tune ensemble --run tiny --top {top} {options} {storage}", monkeypatch)
-    (folder,) = (finished_run.path / "ensembles").iterdir()
+    storage = f"--storage {run.parent}"
+    run_command(f"cifar-tune ensemble --run renamed --top {top} {options} {storage}", monkeypatch)
+    (folder,) = (run / "ensembles").iterdir()
     card = (folder / "model_card.md").read_text()
     described = json.loads((folder / "ensemble.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())

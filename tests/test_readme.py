@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -10,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.conftest import context_of
 from tuner.cli import cli
 from tuner.cli.guide import GUIDES
 from tuner.errors import SpaceError
 from tuner.run.run import Run
-from tuner.space import RandomTrial, load_space
+from tuner.space import RandomTrial, find_space, load_space
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,6 +57,15 @@ WITH_RUN = (
     "cifar-tune compare tpe-1 random-1 --html side.html",
 )
 """Commands that need a run, in an order in which they find what they need."""
+
+
+def examples_of(command: click.Command) -> Iterator[str]:
+    """Yield the examples in the help of a command and of those below it."""
+    if command.epilog:
+        yield from command.epilog.removeprefix("Example: ").split(" && ")
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            yield from examples_of(one)
 
 
 @pytest.fixture
@@ -100,15 +111,17 @@ def test_every_command_is_one_of_the_program(folder: Path, line: str) -> None:
         Path(name).mkdir()
     for name in ("photo.jpg", "my.yaml", "other.yaml"):
         Path(name).touch()
-    words = shlex.split(line.split(" > ")[0], comments=True)[1:]
-    command: click.Command = cli
-    context = click.Context(cli, info_name="cifar-tune")
-    while isinstance(command, click.Group):
-        found = command.get_command(context, words.pop(0))
-        assert found is not None, line
-        command = found
-    # Raises on an unknown option, a choice that there is not, and a missing argument.
-    command.make_context(command.name, words, parent=context)
+    context_of(line)
+
+
+@pytest.mark.parametrize("line", sorted(set(examples_of(cli))))
+def test_every_example_of_a_help_is_a_command_and_its_space_comes_with_the_program(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = context_of(line).params
+    for name in filter(None, (params.get("space"), params.get("file"))):
+        assert find_space(name).is_file()
 
 
 @pytest.mark.parametrize("line", QUICK)

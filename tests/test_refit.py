@@ -85,6 +85,12 @@ def test_the_best_configurations_are_taken_with_the_epochs_asked_for(finished_ru
     assert plan.duplicates == ()
 
 
+def test_a_refit_of_a_renamed_run_knows_it_by_its_folder(finished_run: Run) -> None:
+    made = started(Run.open(finished_run.path.rename(finished_run.path.with_name("renamed"))))
+    request = make_refit_request(made, resume=True, source="renamed", command="")
+    assert request.plan == made.record.refit
+
+
 def test_another_metric_than_the_run_s_takes_others_and_is_the_refit_s(
     finished_run: Run, digits: Splits
 ) -> None:
@@ -321,6 +327,10 @@ MISTAKES = {
     "too many configurations": (["refit", "tiny"], "Give --top 3 or less"),
     "a run that is not there": (["refit", "tin"], "did you mean 'tiny'?"),
     "a folder for a name": (["refit", "tiny", "--top", "1", "--name", "a/b"], "a plain name"),
+    "an option for a name": (
+        ["refit", "tiny", "--top", "1", "--name=-x"],
+        "'-x' begins as an option does",
+    ),
 }
 
 

@@ -1,9 +1,11 @@
 """The run folder: what is written comes back, the best trials are found, nothing is overwritten."""
 
 import dataclasses
+import html
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import context_of
+from tuner.cli.ensemble_tables import print_ensemble
+from tuner.cli.trials_table import print_next
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.run.run import (
@@ -691,3 +696,30 @@ def test_the_line_that_goes_on_names_the_budget(tmp_path: Path) -> None:
     run.update(budget_seconds=90.5, budget_gpu_hours=1.5)
     assert "--time-budget 91s --gpu-hours 1.5" in run.how_to_go_on()
     assert "--time-budget 181s --gpu-hours 3" in run.resume_command(factor=2)
+
+
+@pytest.mark.parametrize("name", ["--trust-code", "-x", "a b"])
+def test_no_printed_command_takes_the_name_of_a_run_for_an_option(
+    name: str,
+    run_with_ensemble: Run,
+    tmp_path: Path,
+    call: Callable[..., tuple[int, str, str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "runs" / name
+    shutil.copytree(run_with_ensemble.path, path)
+    monkeypatch.chdir(tmp_path)
+    run = Run.open(path)
+    assert call("report")[0] == 0
+    page = html.unescape((path / "report.html").read_text())
+    print_next(run)
+    print_ensemble(path / "ensembles" / "all", is_whole=False)
+    told = f"{capsys.readouterr().out}\n  {run.resume_command()}\n"
+    lines = re.findall(r"^  (cifar-tune .*)$", told, re.MULTILINE)
+    lines += [line for line in re.findall(r"<code>(cifar-tune .*?)</code>", page) if name in line]
+    assert len(lines) >= 8
+    for line in lines:
+        params = context_of(line).params
+        assert not params.get("trust_code"), line
+        assert any(name in str(value) for value in params.values()), line

@@ -370,7 +370,7 @@ def refit(
         name=name,
         data=None if data is None else os.fspath(data),
         data_dir=None if data_dir is None else expanded(data_dir),
-        command=_call("refit", found.record.name, given),
+        command=_call("refit", found.path.name, given),
         **running,
     )
     return run_refit(request, _console(progress))

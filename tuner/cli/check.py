@@ -1,11 +1,12 @@
 """``check``: all that is wrong with a run's files."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from tuner.cli import completion
-from tuner.cli.options import DEVICE, JSON, STORAGE, TRUST_CODE
+from tuner.cli.options import DATA, DEVICE, JSON, MOVED_DATA_DIR, STORAGE, TRUST_CODE
 from tuner.cli.output import print_json
 from tuner.storage.paths import AnyPath
 
@@ -13,6 +14,8 @@ from tuner.storage.paths import AnyPath
 @click.command(epilog="Example: cifar-tune check quick-20260101-120000")
 @click.argument("run", required=False, shell_complete=completion.runs)
 @STORAGE
+@DATA
+@MOVED_DATA_DIR
 @DEVICE
 @TRUST_CODE
 @JSON
@@ -22,14 +25,17 @@ def check(
     /,
     run: str | None,
     storage: AnyPath,
+    data: str | None,
+    data_dir: Path | None,
     device: str,
     trust_code: bool,
     as_json: bool,
 ) -> None:
     """Find damaged, missing and left-over files of a run.
 
-    Every file is read. Networks are loaded and have to give the probabilities that were recorded.
-    Ends with 0 if all is well, and with 1 if not.
+    Every file is read. Networks are loaded and have to give the probabilities that were recorded,
+    for which the images are read. The last line names what could not be checked. Ends with 0 if no
+    damage is found, and with 1 if there is any.
     """
     from tuner.deploy.predictor import read_ensemble
     from tuner.ensemble.check import damage_of_run
@@ -40,22 +46,28 @@ def check(
     from tuner.storage.paths import folders_with
     from tuner.training.device import find_device
 
-    def say(message: str) -> None:
-        click.echo(message, err=True)
+    unchecked: list[str] = []
+
+    def skip(what: str, error: TunerError) -> None:
+        click.echo(f"Not checked: {what}: {error}", err=True)
+        if what not in unchecked:
+            unchecked.append(what)
 
     where = find_device(device)
     path = None
     try:
         found = find_run(storage, run)
         path = found.path
-        damage = damage_of_run(found, where, trust_code=trust_code, say=say)
+        damage = damage_of_run(
+            found, where, data=data, data_dir=data_dir, trust_code=trust_code, skip=skip
+        )
         for folder in folders_with(path / ENSEMBLES, ENSEMBLE):
             if any(f"{entry.file}/".startswith(f"{folder}/") for entry in damage):
                 continue
             try:
                 read_ensemble(folder, where, trust_code=trust_code)
             except UntrustedCodeError as error:
-                say(f"The ensemble is not loaded: {error}")
+                skip("ensembles whose code is not trusted", error)
             except TunerError as error:
                 damage.append(Damage.of(error))
     except UsageError:
@@ -63,13 +75,18 @@ def check(
     except TunerError as error:
         damage = [Damage.of(error)]
     if as_json:
-        files = [asdict(entry) for entry in damage]
-        print_json({"run": str(path) if path else run, "damage": files})
+        document = {
+            "run": str(path) if path else run,
+            "damage": [asdict(entry) for entry in damage],
+        }
+        print_json(document | ({"unchecked": unchecked} if unchecked else {}))
     else:
         for entry in damage:
             click.echo(str(entry))
-        click.echo(
-            f"{path or run}: "
-            + (f"damaged, missing or left over: {len(damage)}" if damage else "all is well")
-        )
+        told = "no damage found" if unchecked else "all is well"
+        if damage:
+            told = f"damaged, missing or left over: {len(damage)}"
+        if unchecked:
+            told += f"; not checked: {', '.join(unchecked)}"
+        click.echo(f"{path or run}: {told}")
     context.exit(1 if damage else 0)

@@ -43,7 +43,11 @@ def data() -> None:
 @SKIP_BROKEN
 @JSON
 def data_prepare(source: str, data_dir: Path, as_json: bool, **settings: Any) -> None:
-    """Fetch and decode images before a search."""
+    """Fetch and decode images before a search.
+
+    DATA is a data set, or a folder, an archive or a manifest of images; without it, CIFAR-10, which
+    is downloaded unless it was before.
+    """
     from tuner.data.splits import load_splits, load_test
 
     splits = load_splits(_config(source, settings), data_dir)
@@ -72,7 +76,9 @@ def data_prepare(source: str, data_dir: Path, as_json: bool, **settings: Any) ->
 def data_info(source: str, data_dir: Path, as_json: bool, **settings: Any) -> None:
     """Tell what images were found.
 
-    Their layout, number by class and part, sizes, and what is left out and why.
+    Their layout, number by class and part, sizes, and what is left out and why. DATA is a data set,
+    or a folder, an archive or a manifest of images; without it, CIFAR-10, which is downloaded
+    unless it was before.
     """
     from tuner.data.description import describe
 
@@ -128,9 +134,14 @@ def data_split(source: str, out: Path, val_fraction: float | None, as_json: bool
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Trials that judge, the best ones.",
+    help="How many of the best trials judge.",
 )
-@option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a table.")
+@option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all issues as a table.",
+)
 @DATA
 @MOVED_DATA_DIR
 @STORAGE

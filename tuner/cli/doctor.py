@@ -19,7 +19,9 @@ from tuner.storage.paths import AnyPath, extra_for
 @click.command(epilog="Example: cifar-tune doctor --address auto --storage /shared/runs")
 @option("--address", help="A Ray cluster, as for search. [default: this machine]")
 @STORAGE
-@option("--data", default="cifar10", show_default=True, help="As for search.")
+@option(
+    "--data", default="cifar10", show_default=True, help="Images to look for, named as for search."
+)
 @DATA_DIR
 @JSON
 @click.pass_context

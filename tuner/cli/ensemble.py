@@ -39,7 +39,7 @@ from tuner.storage.paths import AnyPath
     "run_name",
     metavar="RUN",
     shell_complete=completion.runs,
-    help="Name or folder. [default: the newest]",
+    help="Name or folder of the run. [default: the newest]",
 )
 @STORAGE
 @option(
@@ -47,8 +47,8 @@ from tuner.storage.paths import AnyPath
     type=click.Choice(get_args(AskedMethod)),
     default="vote",
     show_default=True,
-    help="How they are chosen and vote. A soup averages weights; auto takes the vote, or the one "
-    "trial, that cross-fitted validation figures advise.",
+    help="How members are chosen and vote. A soup averages weights; auto takes the vote, or the "
+    "one trial, that cross-fitted validation figures advise.",
 )
 @METRIC
 @option("--calibrate", is_flag=True, help="Fit one temperature to the vote.")
@@ -70,11 +70,15 @@ from tuner.storage.paths import AnyPath
     help="Take only one trial of each. A config is the same for all of its --seeds in a refit; the "
     "seeds within a run differ anyway.",
 )
-@option("--max-parameters", type=click.IntRange(min=1), help="Of all members together.")
+@option(
+    "--max-parameters",
+    type=click.IntRange(min=1),
+    help="Most parameters of all members together.",
+)
 @option(
     "--max-latency-ms",
     type=Amount(min=0, min_open=True),
-    help="Of all members, one image, measured here.",
+    help="Most milliseconds of all members together on one image, measured here.",
 )
 @option(
     "--front",

@@ -180,7 +180,7 @@ def _print_next(
             words += ["--metric", result.metric]
         lines.append(command_line("ensemble", *words, "--run", run, *storage))
     if not is_whole:
-        lines.append(command_line("show", place))
+        lines.append(command_line("show", names=[place]))
     named = ("--ensemble", place)
     lines += [
         command_line("predict", "IMAGE...", *named),

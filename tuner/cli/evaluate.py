@@ -39,7 +39,8 @@ MOST_MISTAKES = 10
 @option(
     "--corrupt",
     is_flag=True,
-    help="Also as noise, blur, light and compression leave the images, as in CIFAR-10-C.",
+    help="Measure it on images with noise, blur, other light and compression, too, as in "
+    "CIFAR-10-C.",
 )
 @option(
     "--output",

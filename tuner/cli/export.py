@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     "--format",
     "to",
     type=click.Choice(["onnx", "pt2"]),
-    help="For ONNX's runtimes, or a program of torch.export. [default: what the file ends in]",
+    help="What to write: a file for ONNX's runtimes, or a program of torch.export. "
+    "[default: what the file ends in]",
 )
 @option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The file; replaced if it exists.",
+    help="File to write; it is replaced if it exists.",
 )
 @option(
     "--check",

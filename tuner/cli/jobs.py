@@ -76,9 +76,9 @@ def submit_refit(context: click.Context, address: str) -> None:
     options = context.params
     if not options["name"] and not options["resume"]:
         raise UsageError("refit: as a job it needs the --name of the new run")
+    words = list(job_words(context, (*NOT_SENT, "as_json")))
     source = [options["run"]] if options["run"] else []
-    words = [*source, *job_words(context, (*NOT_SENT, "as_json"))]
-    _submit(context, address, options["name"], words, {}, options["log"])
+    _submit(context, address, options["name"], words, {}, options["log"], source)
 
 
 def _submit(
@@ -88,6 +88,7 @@ def _submit(
     words: Sequence[str],
     files: Mapping[str, str],
     extras: Collection[str],
+    arguments: Sequence[str] = (),
 ) -> None:
     """Submit a command that makes a run, or find its job that is under way, and follow it.
 
@@ -95,9 +96,10 @@ def _submit(
         context: Of the command.
         address: Of the dashboard.
         name: Of the run; ``None`` for that of the newest job, where one is to go on.
-        words: Arguments of the command but for name and storage.
+        words: Options of the command, and each ``KEY=VALUE``, but for name and storage.
         files: See ``jobs.submit``.
         extras: See ``jobs.submit``.
+        arguments: Of the command, which may begin as options do.
     """
     from tuner.tuning.ray_backend import jobs
 
@@ -117,7 +119,7 @@ def _submit(
         extras = {extra_for(storage), *extras, *known.get(jobs.EXTRAS_KEY, "").split()}
         job = jobs.submit(
             client,
-            [command, "--name", name, "--storage", storage, *words],
+            [command, "--name", name, "--storage", storage, *words, "--", *arguments],
             files=files,
             metadata={
                 jobs.RUN_KEY: name,

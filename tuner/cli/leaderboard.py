@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: cifar-tune leaderboard --format parquet > trials.parquet")
 @click.argument("run", required=False, shell_complete=completion.runs)
 @STORAGE
-@option("--rows", type=click.IntRange(min=1), default=20, show_default=True, help="Of the table.")
-@option("--all", "is_whole", is_flag=True, help="All trials, with every column.")
+@option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Most rows of the table.",
+)
+@option("--all", "is_whole", is_flag=True, help="Show all trials, with every column.")
 @option(
     "--columns",
     metavar="NAME,...",

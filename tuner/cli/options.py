@@ -15,7 +15,10 @@ from tuner.storage.paths import AnyPath, to_path
 
 
 class Option(click.Option):
-    """An option that can come from the environment as ``CIFAR_TUNE_<OPTION>``."""
+    """An option that, where it has a value, can come from the environment: ``CIFAR_TUNE_<OPTION>``.
+
+    A flag cannot: no word of a command line would take it back, as a value is replaced by another.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,7 +77,12 @@ STORAGE = option(
     help="Folder of the runs, or its URI, such as s3://BUCKET/runs.",
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-DEVICE = option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+DEVICE = option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where to compute: auto, cpu, cuda, cuda:1, ...",
+)
 ENSEMBLE = option(
     "--ensemble",
     metavar="E",
@@ -116,7 +124,8 @@ VAL_FRACTION = option(
 FOLDS = option(
     "--folds",
     type=click.IntRange(config.LEAST_FOLDS, config.MOST_FOLDS),
-    help="Cross-validate: a trial trains so many networks, each on all images but its fold.",
+    help="Cross-validate with this many folds: a trial trains a network for each, on all images "
+    "but the fold.",
 )
 SKIP_BROKEN = option(
     "--skip-broken",

@@ -31,7 +31,7 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @click.command(
     cls=PatientCommand,
-    epilog="Example: cifar-tune plan --space cnn.yaml --gpus-per-trial 0.5 --trials 200",
+    epilog="Example: cifar-tune plan --space cnn --gpus-per-trial 0.5 --trials 200",
 )
 @option(
     "--space",
@@ -53,7 +53,7 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def plan(context: click.Context, /, **options: Any) -> None:
     """Foresee what a search takes, and what fits.
 
-    Time, trials a rung, disk, memory, and what would not fit.
+    That is its time, how many trials come to each rung, disk and memory, and what would not fit.
 
     Give it what the search will be given; the search's report then tells how right it was.
     """

@@ -24,12 +24,22 @@ from tuner.run.resuming import resume_command
 @click.command(cls=SearchCommand, epilog="Example: cifar-tune refit --top 5 --seeds 3 --epochs 100")
 @click.argument("run", required=False, shell_complete=completion.runs)
 @option(
-    "--top", type=click.IntRange(min=1), help=f"How many configurations. [default: {REFIT_TOP}]"
+    "--top",
+    type=click.IntRange(min=1),
+    help=f"How many configurations to train. [default: {REFIT_TOP}]",
 )
-@option("--seeds", type=click.IntRange(min=1), help=f"Trials of each. [default: {REFIT_SEEDS}]")
-@option("--epochs", type=click.IntRange(min=1), help="Of each trial. [default: RUN's]")
+@option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    help=f"Trials of each configuration, each with its own seed. [default: {REFIT_SEEDS}]",
+)
+@option("--epochs", type=click.IntRange(min=1), help="Epochs of each trial. [default: RUN's]")
 @option("--all-data", is_flag=True, help="Train on the validation images, too.")
-@option("--seed", type=click.IntRange(min=0), help="Of them all. [default: RUN's and 1 more]")
+@option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Seed that each trial's own is derived from. [default: RUN's and 1 more]",
+)
 @METRIC
 @option("--name", help="Name of the new run. [default: RUN's, with -refit]")
 @option("--resume", is_flag=True, help="Go on with the refit of that name, or the newest run.")

@@ -23,22 +23,30 @@ _COSTS = (
     option(
         "--time-budget",
         type=Duration(),
-        help="Such as 90s, 30m, 2h: then end as if done, in mid-epoch. [default: none]",
+        help="Train for at most this long, such as 90s, 30m or 2h; trials end in mid-epoch. "
+        "[default: none]",
     ),
     option(
-        "--gpu-hours", type=Amount(min=0, min_open=True), help="The same, of GPUs. [default: none]"
+        "--gpu-hours",
+        type=Amount(min=0, min_open=True),
+        help="Use at most this many hours of GPUs; trials end in mid-epoch. [default: none]",
     ),
     option(
         "--gpus-per-trial",
         type=Amount(min=0),
-        help="May be a fraction. [default: from the space, or 1 where there are GPUs]",
+        help="GPUs of each trial; may be a fraction. [default: from the space, or 1 where there "
+        "are GPUs]",
     ),
     option(
         "--cpus-per-trial",
         type=Amount(min=0, min_open=True),
-        help="May be a fraction. [default: from the space, or 1]",
+        help="CPUs of each trial; may be a fraction. [default: from the space, or 1]",
     ),
-    option("--concurrent", type=click.IntRange(min=1), help="Trials at once. [default: what fits]"),
+    option(
+        "--concurrent",
+        type=click.IntRange(min=1),
+        help="Trials that run at the same time. [default: what fits]",
+    ),
     option(
         "--address",
         help="A Ray cluster: auto, HOST:PORT, or, as a job, http://HOST:8265. [default: none]",
@@ -62,7 +70,7 @@ _OTHERS = (
         type=click.IntRange(min=0),
         default=3,
         show_default=True,
-        help="Workers that a trial may lose.",
+        help="Workers that a trial may lose before it counts as failed.",
     ),
     option(
         "--save-seconds",

@@ -51,7 +51,7 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
 
 @click.command(
     cls=_Search,
-    epilog="Example: cifar-tune search --space cnn.yaml search.trials=20 --epochs 9",
+    epilog="Example: cifar-tune search --space cnn search.trials=20 --epochs 9",
 )
 @option(
     "--space",

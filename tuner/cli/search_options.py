@@ -70,7 +70,7 @@ _PROPOSED = (
     option(
         "--seed",
         type=click.IntRange(min=0),
-        help=f"Of the sampler and, with its number, of each trial. {FROM_SPACE}",
+        help=f"Seed of the sampler and, with its number, of each trial. {FROM_SPACE}",
     ),
     option(
         "--keep",
@@ -105,12 +105,13 @@ _DISTILLED = (
     option(
         "--image-size",
         type=IMAGE_SIDE,
-        help="Of the students' images. [default: the space's, else the ensemble's]",
+        help="Resize the students' images to this many pixels a side. [default: the space's, else "
+        "the ensemble's]",
     ),
     option(
         "--resize",
         type=click.Choice(get_args(Resize)),
-        help="How they become square. [default: the space's, else the ensemble's]",
+        help="How the students' images become square. [default: the space's, else the ensemble's]",
     ),
     *_PROPOSED,
 )

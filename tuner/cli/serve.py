@@ -27,7 +27,13 @@ from tuner.storage.paths import AnyPath
     show_default=True,
     help="Address to listen on; 0.0.0.0 is reached from other machines.",
 )
-@option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on.",
+)
 @option(
     "--replicas",
     type=click.IntRange(min=1),
@@ -38,7 +44,7 @@ from tuner.storage.paths import AnyPath
 @option(
     "--gpus-per-replica",
     type=Amount(min=0, max=1),
-    help="May be a fraction. [default: all GPUs, shared]",
+    help="GPUs of each replica; may be a fraction. [default: all GPUs, shared]",
 )
 @TTA
 @option("--reject", type=Amount(min=0, max=1), help="Mark what is less confident than this.")
@@ -48,24 +54,36 @@ from tuner.storage.paths import AnyPath
     default=16,
     show_default=True,
     metavar="MIB",
-    help="Most of a request.",
+    help="Size of the largest request that is taken.",
 )
-@option("--max-images", type=click.IntRange(min=1), default=64, show_default=True)
+@option(
+    "--max-images",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Most images of a request.",
+)
 @option(
     "--max-megapixels",
     type=Amount(min=0, min_open=True),
     default=50,
     show_default=True,
-    help="Most of an image.",
+    help="Megapixels of the largest image that is taken.",
 )
 @option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Most at a time, for each replica; others are told to come back.",
+    help="Most requests at a time, for each replica; others are told to come back.",
 )
-@option("--timeout", type=Duration(), default="30s", show_default=True, help="For a request.")
+@option(
+    "--timeout",
+    type=Duration(),
+    default="30s",
+    show_default=True,
+    help="Longest time that a request may take.",
+)
 @DEVICE
 @TRUST_CODE
 def serve(

@@ -11,7 +11,7 @@ import click
 from tuner.cli import completion
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.insights import searched_columns
-from tuner.cli.options import JSON, STORAGE
+from tuner.cli.options import JSON, STORAGE, option
 from tuner.cli.output import (
     figure,
     make_console,
@@ -45,12 +45,12 @@ MOST_TRIALS = 5
     "trial", type=click.IntRange(min=0), required=False, shell_complete=completion.trials
 )
 @STORAGE
-@click.option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
-@click.option("--serve", is_flag=True, help="Show the report in a browser; Ctrl-C ends it.")
-@click.option(
+@option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
+@option("--serve", is_flag=True, help="Show the report in a browser; Ctrl-C ends it.")
+@option(
     "--port",
     type=click.IntRange(0, 65535),
-    help=f"With --serve; 0 for one that is free.  [default: {PORT}]",
+    help=f"Port of the page of --serve; 0 takes one that is free. [default: {PORT}]",
 )
 @JSON
 def show(
@@ -75,11 +75,13 @@ def show(
         target, trial = (None, int(target)) if is_number else (target, None)
     if target is not None and trial is None and (folder := _ensemble(storage, target)):
         if follow or serve:
-            option = "--follow" if follow else "--serve"
-            raise click.UsageError(f"{option} shows a run; leave it out for an ensemble.")
+            flag = "--follow" if follow else "--serve"
+            raise click.UsageError(f"{flag} shows a run; leave it out for an ensemble.")
         print_json(_figures(folder)) if as_json else print_ensemble(folder, is_whole=True)
         return
-    if port is not None and not serve:
+    source = click.get_current_context().get_parameter_source("port")
+    # That of serve --port may stand in the environment.
+    if source is click.core.ParameterSource.COMMANDLINE and not serve:
         raise click.UsageError("--port says where --serve listens; add --serve.")
     found = find_run(storage, target)
     if serve:

@@ -15,7 +15,7 @@ def space() -> None:
     """Check, sample and describe search spaces."""
 
 
-@space.command("check", epilog="Example: cifar-tune space check search_spaces/wide.yaml")
+@space.command("check", epilog="Example: cifar-tune space check wide")
 @click.argument("file", shell_complete=completion.spaces)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @STORAGE
@@ -37,11 +37,24 @@ def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json
     print_table(rows, f"{file}: {', '.join(told)}")
 
 
-@space.command("sample", epilog="Example: cifar-tune space sample search_spaces/wide.yaml -n 5")
+@space.command("sample", epilog="Example: cifar-tune space sample wide -n 5")
 @click.argument("file", shell_complete=completion.spaces)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@option("-n", "--number", type=click.IntRange(min=1), default=1, show_default=True)
-@option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@option(
+    "-n",
+    "--number",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many configurations to draw.",
+)
+@option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the draws.",
+)
 @STORAGE
 @JSON
 def space_sample(

@@ -251,7 +251,7 @@ def print_next(run: "Run") -> None:
     usable = sum(trial.is_usable for trial in run.trials())
     lines = [
         command_line("ensemble", "--top", str(min(5, usable)), "--run", name, *storage),
-        command_line("report", name, *storage),
+        command_line("report", *storage, names=[name]),
     ]
     if not run.record.refit:
         lines.insert(1, refit_command(run.path, min(5, usable)))

@@ -11,9 +11,8 @@ import torch
 import yaml
 
 from tuner.config import ModelConfig
-from tuner.data.splits import Splits, load_splits
+from tuner.data.splits import Splits, load_splits, located
 from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
-from tuner.ensemble.plan import Say
 from tuner.ensemble.students import find_student
 from tuner.errors import DataError, TunerError, UntrustedCodeError
 from tuner.models.trust import check_code_trusted, code_of
@@ -34,6 +33,7 @@ from tuner.run.layout import (
     TRIALS,
     VAL_PROBS,
     is_number,
+    number_of,
 )
 from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
@@ -44,32 +44,43 @@ from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.records import explaining_damage
 from tuner.training.saving import read_own_progress
 
+Skip = Callable[[str, TunerError], None]
+"""Is told what could not be checked, and why."""
+
 
 def damage_of_run(
-    run: Run, device: torch.device, *, trust_code: bool = False, say: Say = lambda message: None
+    run: Run,
+    device: torch.device,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    trust_code: bool = False,
+    skip: Skip = lambda what, error: None,
 ) -> list[Damage]:
     """Read every file of a run, and say what is wrong with each; the run itself can be opened.
 
     Probabilities and networks are held against each other and against the recorded accuracies,
-    unless the images cannot be read, which ``say`` is told.
+    unless the images cannot be read, which ``skip`` is told.
 
     Args:
         run: Which; it may be searched still.
         device: Where networks are computed.
+        data: Where the run's images are now; ``None`` where they were.
+        data_dir: Likewise, for downloads and decoded images.
         trust_code: Run code that came with the run, also where it is not known here.
-        say: Is told what could not be checked.
+        skip: Is told what could not be checked.
+
+    Raises:
+        DataError: If the images are said to be elsewhere, and are not there.
+        TunerError: If the folder of the trials is none.
     """
     damage = list(_leftovers(run))
     trials = run.trials(damage)
-    splits = _splits(run, say)
+    splits = _splits(run, data, data_dir, skip)
     candidates: list[Candidate] = []
     for trial in trials:
-        damage += _damage_of_trial(trial, splits, device, trust_code, say, candidates)
-    folder = run.path / ENSEMBLES
-    if folder.exists():
-        for path in sorted(folder.iterdir(), key=lambda path: path.name):
-            if not path.name.startswith("."):
-                damage += damage_of_ensemble(path)
+        damage += _damage_of_trial(trial, splits, device, trust_code, skip, candidates)
+    damage += _damage_of_ensembles(run.path / ENSEMBLES)
     damage += _damage_of_readings(run.path / TEST_READINGS)
     damage += _damage_of_space(run.path / SPACE)
     damage += _damage_of_teacher(run)
@@ -94,12 +105,14 @@ def _damage_of_teacher(run: Run) -> Iterator[Damage]:
             yield Damage.of(error)
 
 
-def _splits(run: Run, say: Say) -> Splits | None:
+def _splits(run: Run, data: str | None, data_dir: Path | None, skip: Skip) -> Splits | None:
     try:
-        splits = load_splits(run.record.data, Path(run.record.data_dir))
+        splits = load_splits(*located(run.record.data, run.record.data_dir, data, data_dir))
         splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
     except DataError as error:
-        say(f"Probabilities are not held against the images, which cannot be read: {error}")
+        if data is not None or data_dir is not None:
+            raise
+        skip("the networks and probabilities of the trials", error)
         return None
     return splits
 
@@ -109,7 +122,7 @@ def _damage_of_trial(
     splits: Splits | None,
     device: torch.device,
     trust_code: bool,
-    say: Say,
+    skip: Skip,
     candidates: list[Candidate],
 ) -> Iterator[Damage]:
     """Say what is wrong with a trial; ``candidates`` are those before it, and takes it."""
@@ -136,7 +149,7 @@ def _damage_of_trial(
             check_code_trusted(code, trial.path, trust=trust_code)
         except UntrustedCodeError as error:
             is_trusted = False
-            say(f"Its network is not computed: {error}")
+            skip("networks whose code is not trusted", error)
         yield from damage_of_network(candidate.recorded, splits, device, is_quick=not is_trusted)
 
 
@@ -156,8 +169,10 @@ def _leftovers(run: Run) -> Iterator[Damage]:
             with explaining_damage(folder):
                 check_no_link(folder)
                 names = sorted(path.name for path in folder.iterdir())
-        except TunerError:
-            # To read the trial tells it.
+        except TunerError as error:
+            # The folder of the run may be a link of the user's own.
+            if folder != run.path:
+                yield Damage.of(error, number_of(folder))
             continue
         for name in names:
             if name.startswith(".") and name != LOCK_NAME and run.record.status != "running":
@@ -168,6 +183,18 @@ def _leftovers(run: Run) -> Iterator[Damage]:
                     file=str(folder / name),
                     problem="is no name of a trial's folder, such as 0007, and is not read",
                 )
+
+
+def _damage_of_ensembles(folder: AnyPath) -> Iterator[Damage]:
+    try:
+        with explaining_damage(folder):
+            found = list(folder.iterdir()) if folder.exists() else []
+    except TunerError as error:
+        yield Damage.of(error)
+        return
+    for path in sorted(found, key=lambda path: path.name):
+        if not path.name.startswith("."):
+            yield from damage_of_ensemble(path)
 
 
 def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:

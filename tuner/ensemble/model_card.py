@@ -291,7 +291,7 @@ def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
     commit = f" at commit {record.git_commit}" if record.git_commit else ""
     return f"""\
     {" ".join(record.command.split())}
-    {_command(record.name, plan.request, storage_words(plan.run.path.parent))}
+    {_command(plan.run.path.name, plan.request, storage_words(plan.run.path.parent))}
 
 The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions else ""}. \
 `ensemble.json` has the SHA-256 of every network."""

@@ -139,8 +139,8 @@ def make_page(
         issues=find_issues(run),
         ensemble=ensemble,
         others=ensembles[1:],
-        rerun=command_line("rerun", name, str(first.number if first else 0), *where),
-        all_issues=command_line("data", "issues", name, "--csv", "issues.csv", *where),
+        rerun=command_line("rerun", *where, names=[name, str(first.number if first else 0)]),
+        all_issues=command_line("data issues", "--csv", "issues.csv", *where, names=[name]),
         facts_of=facts,
         space=read_text(run.path / SPACE),
     )

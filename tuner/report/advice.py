@@ -211,11 +211,11 @@ def _unfinished(
 ) -> Iterator[str]:
     members = {member.trial for member in ensemble.members}
     ended = {trial.number for trial in trials if len(trial.history) == trial.config.epochs}
-    early = len(members - ended)
-    if not run.record.refit and 2 * early > len(members):
+    num, early = len(members), len(members - ended)
+    if not run.record.refit and 2 * early > num:
         yield (
-            f"{early} of {len(members)} members were stopped before their last epoch. To train "
-            f"them to the end:\n  {refit_command(run.path, len(members))}"
+            f"{early} of {num} members were stopped before their last epoch. To train the best "
+            f"{num} of the run to the end:\n  {refit_command(run.path, num)}"
         )
 
 

@@ -168,6 +168,10 @@ class ClassAccuracy:
     accuracy: Share | None
     count: Amount
 
+    def __post_init__(self) -> None:
+        if self.count and self.accuracy is None:
+            raise ValueError(f"per_class: {quoted(self.label)} has images, and no accuracy")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bin:
@@ -321,6 +325,10 @@ class EnsembleFigures:
     conditions: tuple[str, ...] = ()
     """Options under which members were chosen."""
     front: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ensemble.test.value(self.metric) is None:
+            raise ValueError(f"ensemble.test: lacks the {self.metric} that it was chosen by")
 
     @property
     def tested_on(self) -> str:

@@ -104,9 +104,11 @@ def member_file(trial: int | None) -> str:
 
 
 def why_not_name(name: str) -> str | None:
-    """Say why a run or an ensemble cannot have a name, or ``None``."""
+    """Say why a new run or ensemble cannot have a name, or ``None``."""
     if not name or name.startswith(".") or "/" in name:
         return "is not a plain name"
+    if name.startswith("-"):
+        return "begins as an option does"
     if not name.isprintable():
         return "holds characters that cannot be printed"
     if len(name.encode()) > MOST_NAME:

@@ -4,6 +4,7 @@ import math
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.storage.protocol import StoragePath
@@ -26,12 +27,22 @@ def budget_words(seconds: float | None, gpu_hours: float | None, factor: float =
 
 def refit_command(path: StoragePath, top: int) -> str:
     """Return the line that trains the best of the run at ``path`` anew."""
-    return command_line("refit", path.name, "--top", str(top), *storage_words(path.parent))
+    options = ("--top", str(top), *storage_words(path.parent))
+    return command_line("refit", *options, names=[path.name])
 
 
-def command_line(*words: str) -> str:
-    """Return a line that runs the program with these words, called as the user called it."""
-    return f"{_program()} {shlex.join(words)}"
+def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
+    """Return a line that runs the program, called as the user called it.
+
+    Args:
+        command: Of the program, such as ``data issues``.
+        options: Options, each with its value after it, which may begin as an option does.
+        names: Arguments, such as the name of a run. Where one begins as an option does, they come
+            last, so that it is not taken for one: the run may be somebody else's.
+    """
+    is_safe = not any(name.startswith("-") for name in names)
+    words = (*names, *options) if is_safe else (*options, "--", *names)
+    return f"{_program()} {shlex.join((*command.split(), *words))}"
 
 
 def storage_words(storage: StoragePath) -> list[str]:

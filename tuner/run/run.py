@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self, TextI
 
 import numpy as np
 
-from tuner.config import DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
+from tuner.config import Count, DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.metrics.classwise import class_scores
 from tuner.metrics.front import front_ranks
@@ -80,7 +80,7 @@ class RunRecord:
     keep: Amount | None = None
     """Checkpoints that stay on disk when the run ends; ``None`` in runs of earlier versions."""
     num_train: Amount
-    num_val: Amount
+    num_val: Count
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -258,15 +258,18 @@ class Run:
         return self.path / layout.TRIALS / layout.trial_folder(number)
 
     def trial_paths(self, *names: str) -> list[AnyPath]:
-        """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``."""
+        """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``.
+
+        Raises:
+            TunerError: If the folder that they lie in is none.
+        """
         folder = self.path / layout.TRIALS
         if not folder.exists():
             return []
         with explaining_damage(folder):
             check_no_link(folder)
-        paths = [
-            path for path in with_snapshot(folder, *names).iterdir() if layout.is_number(path.name)
-        ]
+            found = list(with_snapshot(folder, *names).iterdir())
+        paths = [path for path in found if layout.is_number(path.name)]
         return sorted(paths, key=lambda path: int(path.name))
 
     def trial(self, number: int) -> TrialRecord:

@@ -16,7 +16,7 @@ def val_interval(run: Run, accuracy: float) -> tuple[float, float] | None:
     It tells how far the accuracy may be due to the choice of the images. That the best of many
     trials was chosen by it comes on top.
     """
-    if run.record.data.all_data or not run.record.num_val:
+    if run.record.data.all_data:
         return None
     return wilson(accuracy, run.record.num_val)
 

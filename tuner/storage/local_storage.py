@@ -42,7 +42,7 @@ class LocalStorage:
         """Return the time of the last change; ``None`` where there is no file."""
         try:
             return path.stat().st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def modified(self, path: Path) -> float:

@@ -197,7 +197,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
         )
     check_records(records)
     return RefitConfig(
-        run=source.record.name,
+        run=source.path.name,
         trials=tuple(trials),
         configs=tuple(configs),
         seeds=seeds,

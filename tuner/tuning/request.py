@@ -65,8 +65,12 @@ class RunRequest(ABC):
     concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        if reason := why_not_name(self.name):
-            raise UsageError(f"--name {quoted(self.name)} {reason}; give --storage for a folder")
+        # A run that is there already goes on under the name that it has.
+        if not self.resume and (reason := why_not_name(self.name)):
+            raise UsageError(
+                f"--name {quoted(self.name)} {reason}; write one such as first, and give --storage "
+                "for a folder"
+            )
 
     @property
     @abstractmethod
