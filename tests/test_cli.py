@@ -18,10 +18,13 @@ from click.shell_completion import ShellComplete
 from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
+from tests.conftest import train_trial
 from tuner.cli import cli, main
 from tuner.cli.output import figure
 from tuner.cli.search import search
 from tuner.cli.search_options import search_request
+from tuner.config import Sgd
+from tuner.data.splits import Splits
 from tuner.run.run import Run
 from tuner.run.trial import write_history
 from tuner.space import find_space
@@ -481,3 +484,15 @@ def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> N
     assert pd.read_parquet(io.BytesIO(done.stdout))["accuracy"].tolist() == pytest.approx(
         table["accuracy"].tolist()
     )
+def test_a_trial_that_diverged_is_trained_again_to_the_same_end(
+    finished_run: Run, digits: Splits, call
+) -> None:
+    config = replace(finished_run.trial(0).config, optimizer=Sgd(lr=1.0e30))
+    train_trial(finished_run.trial_path(3), config, digits)
+    finished_run.update(hardware={"threads_per_trial": 1})
+    words = ["rerun", str(finished_run.path), "3", "--device", "cpu"]
+    assert "2 of 2 epochs gave the same numbers." in call(*words).out
+    epochs = json.loads(call(*words, "--json").out)["epochs"]
+    assert [(row["loss"], row["recorded loss"]) for row in epochs] == [(None, None)] * 2
+
+
