@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,22 @@ def test_the_same_seed_with_one_slot_gives_the_same_run(session: None, tmp_path:
 
 
 def test_a_trial_whose_saved_state_does_not_fit_begins_anew(session: None, tmp_path: Path) -> None:
+def test_a_search_that_is_given_its_space_anew_keeps_what_earlier_runs_brought(
+    session: None, run: Run, tmp_path: Path
+) -> None:
+    names = ("one", "two")
+    for name in names:
+        shutil.copytree(run.path, tmp_path / "runs" / name)
+    earlier = tuple(Run.open(tmp_path / "runs" / name) for name in names)
+    request = ask(tmp_path, "search.trials=4", "search.epochs=1", warm_start=earlier)
+    found = search(request, quiet())
+    brought = load_space(found.path / "space.yaml").baseline
+    assert len(brought) == 1
+    again = ask(tmp_path, "search.trials=5", "search.epochs=1", warm_start=earlier, resume=True)
+    assert len(search(again, quiet()).trials()) == 5
+    assert load_space(found.path / "space.yaml").baseline == brought
+
+
     request = ask(tmp_path, "search.trials=1")
     before = search(request, quiet()).trial(0)
     state = {"optimizer.0.of_another_version": torch.zeros(1)}

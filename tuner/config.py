@@ -342,6 +342,11 @@ class SearchConfig:
         """All objectives in words."""
         return ", ".join([self.metric, *map(str, self.costs)])
 
+    @property
+    def learns(self) -> bool:
+        """Whether the sampler learns from trials."""
+        return self.sampler in ("tpe", "gp", "cmaes")
+
 
 DATA_DIR = Path.home() / ".cache" / "cifar-tune"
 """Where downloaded and decoded images are kept, if nothing else is said."""

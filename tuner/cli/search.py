@@ -67,8 +67,8 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
     metavar="RUN...",
     multiple=True,
     shell_complete=completion.runs,
-    help="Earlier runs: try first, by ranks, what was best in them. One alone also teaches the "
-    "sampler.",
+    help="Earlier runs: try first, by ranks, what was best in them. One alone also teaches a "
+    "sampler that learns.",
 )
 @option(
     "--study-storage",

@@ -99,7 +99,8 @@ class SearchRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        taught_by = str(self.warm_start[0].path.absolute()) if len(self.warm_start) == 1 else None
+        is_taught = self.search.learns and len(self.warm_start) == 1
+        taught_by = str(self.warm_start[0].path.absolute()) if is_taught else None
         entries = {
             "study_storage": self.study_storage,
             "teacher": self.teacher,
