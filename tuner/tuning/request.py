@@ -24,6 +24,7 @@ from tuner.run.run import SCHEMA_VERSION, Run
 from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
+from tuner.space.source import said_of
 from tuner.storage.paths import AnyPath
 from tuner.tuning.resources import CapacityPlan
 
@@ -155,9 +156,9 @@ def read_splits(request: RunRequest, console: Console) -> Splits:
 def load_searched(
     load: Callable[[Sequence[str]], SearchSpace], overrides: Sequence[str], resumed: Run | None
 ) -> SearchSpace:
-    """Load a space; a run that has stopped its trials goes on so, unless an override says else.
+    """Load a space; a run of version 1 goes on stopping its trials, unless an override says else.
 
-    In runs and spaces of version 1, ``asha`` names what is ``asha-stop`` now.
+    In runs and spaces of that version, ``asha`` names what is ``asha-stop`` now.
 
     Args:
         load: Loads it, with overrides.
@@ -166,12 +167,10 @@ def load_searched(
     """
     space = load(overrides)
     key = SPACE_KEYS["scheduler"]
-    is_said = any(override.partition("=")[0].strip() == key for override in overrides)
-    if resumed is None or is_said or space.search.scheduler != "asha":
+    if resumed is None or resumed.record.schema_version > 1 or key in said_of(overrides):
         return space
-    if resumed.record.search.scheduler != "asha-stop":
-        return space
-    return load([f"{key}=asha-stop", *overrides])
+    schedulers = space.search.scheduler, resumed.record.search.scheduler
+    return load([f"{key}=asha-stop", *overrides]) if schedulers == ("asha", "asha-stop") else space
 
 
 def make_search_request(

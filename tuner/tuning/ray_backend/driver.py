@@ -124,7 +124,9 @@ def open_run(
             yield run, plan
         except KeyboardInterrupt:
             if run.record.status == "running":
-                run.update(status="interrupted", finished=now())
+                # An older one may still have the space of its version.
+                version = run.record.schema_version
+                run.update(status="interrupted", finished=now(), schema_version=version)
             raise KeyboardInterrupt(f"interrupted; {run.how_to_go_on()}") from None
         except OSError as error:
             if not (reason := storage_fault(error)):
