@@ -691,3 +691,11 @@ def test_the_line_that_goes_on_names_the_budget(tmp_path: Path) -> None:
     run.update(budget_seconds=90.5, budget_gpu_hours=1.5)
     assert "--time-budget 91s --gpu-hours 1.5" in run.how_to_go_on()
     assert "--time-budget 181s --gpu-hours 3" in run.resume_command(factor=2)
+
+
+def test_the_line_that_goes_on_names_the_cluster_of_this_session_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.address = "auto"
+    run.update(status="interrupted")
+    assert "--address auto" in run.how_to_go_on()
+    assert "--address" not in Run.open(run.path).how_to_go_on()

@@ -359,6 +359,8 @@ SPACE_KEYS = {
     },
     "purpose": "search.for",
     "data": "dataset",
+    "gpus_per_trial": "resources.gpus",
+    "cpus_per_trial": "resources.cpus",
 }
 """Option of a search -> the key of the space in whose place it is taken."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import SPACE_KEYS, CompileMode, DataConfig, SearchConfig, Target
+from tuner.config import DATA_DIR, SPACE_KEYS, CompileMode, DataConfig, SearchConfig, Target
 from tuner.data.datasets import find_source
 from tuner.data.known import KNOWN
 from tuner.data.splits import Splits, load_splits
@@ -30,6 +30,11 @@ from tuner.tuning.resources import CapacityPlan
 
 KEEP = 20
 """Checkpoints of a search that stay on disk, if nothing else is said."""
+KEPT = (
+    *("keep", "gpus_per_trial", "cpus_per_trial", "concurrent", "compile_mode", "max_failures"),
+    *("save_seconds", "log"),
+)
+"""Fields of ``RunRequest`` that a run records, and that it goes on with unless others are said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +80,31 @@ class RunRequest(ABC):
         """What ``space.yaml`` of the run is to hold."""
 
     @property
+    def kept_entries(self) -> dict[str, Any]:
+        """Entries of the run's record that say how its trials run, and on what budget."""
+        budgets = {"budget_seconds": self.seconds, "budget_gpu_hours": self.gpu_hours}
+        return {name: getattr(self, name) for name in KEPT} | {
+            name: budget if math.isfinite(budget) else None for name, budget in budgets.items()
+        }
+
+    @property
     @abstractmethod
     def record_entries(self) -> dict[str, Any]:
         """Entries of the run's record that only a run of this kind has."""
+
+
+def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Return what is asked for and, where nothing is, what the run was given that goes on.
+
+    Args:
+        resumed: That run, if one goes on.
+        asked: Fields of ``RunRequest``; ``None`` or empty where the user does not say.
+        defaults: Such fields, where neither says.
+    """
+    given = {name: getattr(resumed.record, name) for name in KEPT} if resumed else {}
+    said = {name: value for name, value in asked.items() if value not in (None, ())}
+    known = {name: value for name, value in (given | said).items() if value is not None}
+    return defaults | known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,8 +208,7 @@ def make_search_request(
     name: str | None = None,
     resumed: Run | None = None,
     data_settings: Mapping[str, Any] | None = None,
-    data_dir: Path,
-    keep: int | None = None,
+    data_dir: Path | None = None,
     **asked: Any,
 ) -> SearchRequest:
     """Bring what a user asks for and what is known already into a request.
@@ -195,9 +221,9 @@ def make_search_request(
         resumed: The run to go on with, which settles name, storage and images.
         data_settings: Fields of ``DataConfig`` that go before what the space says; ``None`` where
             the user does not say.
-        data_dir: Where downloads and decoded images are kept.
-        keep: Checkpoints that stay; ``None`` for as many as the run had, or ``KEEP``.
-        asked: Other fields of ``SearchRequest``.
+        data_dir: Where downloads and decoded images are kept; ``None`` for where they were, or
+            ``DATA_DIR``.
+        asked: Other fields of ``SearchRequest``; see ``as_before``.
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, by another
@@ -245,15 +271,14 @@ def make_search_request(
     # The same images may have moved; whether they are the same, their fingerprint says.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    known_keep = resumed.record.keep if resumed else None
+    known_dir = resumed.record.data_dir if resumed else DATA_DIR
     return SearchRequest(
         space=space,
         search=space.search,
         data=data,
-        data_dir=data_dir.absolute(),
+        data_dir=Path(data_dir or known_dir).absolute(),
         storage=resumed.path.parent if resumed else storage,
         name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
         resume=resumed is not None,
-        keep=keep or known_keep or KEEP,
-        **asked,
+        **as_before(resumed, asked, keep=KEEP),
     )
