@@ -18,13 +18,16 @@ from click.shell_completion import ShellComplete
 from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
+from tests.conftest import train_trial
 from tuner.cli import cli, main
 from tuner.cli.output import figure
 from tuner.cli.search import search
 from tuner.cli.search_options import search_request
+from tuner.config import Sgd
+from tuner.data.splits import Splits
 from tuner.run.run import Run
 from tuner.run.trial import write_history
-from tuner.space import find_space
+from tuner.space import find_space, load_space
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
@@ -412,25 +415,58 @@ def test_every_command_stands_in_a_group_with_a_short_summary(call) -> None:
     assert "[tpe|random|gp|cmaes|grid]" in call("search", "--help").out
 
 
-def test_key_value_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (32, 1.0, 7)),
+        (["dataset.image_size=16", "resources.gpus=0.5", "search.seed=8"], (16, 0.5, 8)),
+        (["dataset={source: digits, image_size: 16}", "resources={gpus: 0.5}"], (16, 0.5, 7)),
+        (["resources.gpus=0.5", "--gpus-per-trial", "2", "--image-size", "8"], (8, 2.0, 7)),
+    ],
+)
+def test_key_value_goes_before_the_environment_and_flags_before_that(
+    words: list[str], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIFAR_TUNE_IMAGE_SIZE", "32")
     monkeypatch.setenv("CIFAR_TUNE_GPUS_PER_TRIAL", "1")
     monkeypatch.setenv("CIFAR_TUNE_SEED", "7")
-    said = ["dataset.image_size=16", "resources.gpus=0.5", "search.seed=8"]
-    for words, expected in ((said, (16, None, 8)), ([], (32, 1.0, 7))):
-        context = search.make_context("search", ["--space", "quick", *words])
-        request = search_request(context, find_space("quick"), None, name="x")
-        got = (request.data.image_size, request.gpus_per_trial, request.search.seed)
-        assert got == expected
+    context = search.make_context("search", ["--space", "quick", *words])
+    request = search_request(context, find_space("quick"), None, name="x")
+    # By its space, the run goes on.
+    space = load_space(Path("space.yaml"), text=request.space_text)
+    assert (request.data.image_size, space.resources.gpus, space.search.seed) == expected
 
 
-def test_a_resumed_search_keeps_as_many_checkpoints_as_before(finished_run: Run) -> None:
-    finished_run.update(keep=100)
+def test_the_trials_of_a_resumed_search_run_as_before_unless_something_else_is_said(
+    finished_run: Run,
+) -> None:
+    before = {
+        "keep": 100,
+        "concurrent": 3,
+        "compile_mode": "never",
+        "max_failures": 0,
+        "save_seconds": 4.0,
+        "log": ("mlflow",),
+    }
+    said = ["--keep=7", "--concurrent=2", "--compile=auto", "--max-failures=3", "--log=wandb"]
+    now = {
+        "keep": 7,
+        "concurrent": 2,
+        "compile_mode": "auto",
+        "max_failures": 3,
+        "save_seconds": 0.0,
+        "log": ("wandb",),
+    }
+    finished_run.update(**before)
+    resumed = Run.open(finished_run.path)
     where = ["--resume", "--name", "tiny", "--storage", str(finished_run.path.parent)]
-    for words, expected in (([], 100), (["--keep", "7"], 7)):
+    path = finished_run.path / "space.yaml"
+    for words, expected in (([], before), ([*said, "--save-seconds=0"], now)):
         context = search.make_context("search", [*where, *words])
-        path = finished_run.path / "space.yaml"
-        assert search_request(context, path, finished_run, name="tiny").keep == expected
+        request = search_request(context, path, resumed, name="tiny")
+        assert {name: getattr(request, name) for name in expected} == expected
+        assert request.kept_entries.items() >= expected.items(), "as it is recorded"
+        assert request.data_dir == Path(resumed.record.data_dir)
 
 
 def test_the_environment_has_the_names_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,6 +517,18 @@ def test_a_trial_that_diverged_is_shown_as_json(finished_run: Run, call) -> None
     assert document["trial"] == 0
     assert [row["train_loss"] for row in document["history"]][-1] is None
     assert [row["val_loss"] for row in document["history"]] == [trial.history[0].val_loss, None]
+
+
+def test_a_trial_that_diverged_is_trained_again_to_the_same_end(
+    finished_run: Run, digits: Splits, call
+) -> None:
+    config = replace(finished_run.trial(0).config, optimizer=Sgd(lr=1.0e30))
+    train_trial(finished_run.trial_path(3), config, digits)
+    finished_run.update(hardware={"threads_per_trial": 1})
+    words = ["rerun", str(finished_run.path), "3", "--device", "cpu"]
+    assert "2 of 2 epochs gave the same numbers." in call(*words).out
+    epochs = json.loads(call(*words, "--json").out)["epochs"]
+    assert [(row["loss"], row["recorded loss"]) for row in epochs] == [(None, None)] * 2
 
 
 def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> None:

@@ -4,6 +4,7 @@ They are in ``tests/assets/runs-a475a52.tar.xz``: four trials of three epochs on
 of sixty that a Ctrl-C ended.
 """
 
+import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from tuner.cli import cli
 from tuner.data.splits import load_splits
@@ -21,7 +23,8 @@ from tuner.metrics.classwise import class_scores
 from tuner.run.run import Run
 from tuner.run.trial import read_history
 from tuner.space import SearchSpace, load_run_space, load_space
-from tuner.tuning.request import load_searched
+from tuner.tuning.ray_backend.driver import open_run
+from tuner.tuning.request import load_searched, make_search_request
 
 ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
 
@@ -108,9 +111,30 @@ def test_a_run_that_stopped_its_trials_goes_on_so_unless_it_is_told_else(storage
 
     assert scheduler() == scheduler("search.trials=9") == "asha-stop"
     assert scheduler("search.scheduler=asha") == "asha"
+    assert scheduler("search={scheduler: asha}") == "asha"
     other = "{search: {scheduler: SCHEDULER}, space: {model: cnn, optimizer: sgd}}"
     assert scheduler(text=other.replace("SCHEDULER", "asha")) == "asha-stop"
     assert scheduler(text=other.replace("SCHEDULER", "median")) == "median"
+    # In what this version writes, it has its own meaning.
+    run.update()
+    assert scheduler(text=other.replace("SCHEDULER", "asha")) == "asha"
+
+
+@pytest.mark.ray
+def test_a_run_that_is_interrupted_before_its_trials_go_on_keeps_its_version(
+    storage: Path, session: None
+) -> None:
+    run = Run.open(storage / "interrupted")
+    run.update(status="running", schema_version=1)
+    space = load_run_space(run.path / "space.yaml")
+    request = make_search_request(
+        space, stem="", storage=storage, resumed=run, space_name="", command=""
+    )
+    splits = load_splits(request.data, request.data_dir)
+    with pytest.raises(KeyboardInterrupt), open_run(request, splits, Console(file=io.StringIO())):
+        raise KeyboardInterrupt
+    record = json.loads((run.path / "run.json").read_text())
+    assert (record["status"], record["schema_version"]) == ("interrupted", 1)
 
 
 @pytest.mark.ray

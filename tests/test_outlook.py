@@ -16,7 +16,7 @@ from tuner.cli import cli
 from tuner.cli.distill import distill as distill_command
 from tuner.cli.plan import plan as plan_command
 from tuner.cli.search import search as search_command
-from tuner.run.outlook import MIN_TRIALS, expected_gain, outlook_of, why_not_go_on
+from tuner.run.outlook import COUNTED, MIN_TRIALS, expected_gain, outlook_of, why_not_go_on
 from tuner.run.run import Run
 from tuner.run.trial import write_history
 from tuner.space import load_space
@@ -115,6 +115,24 @@ def test_no_search_ends_before_a_trial_was_trained_to_its_end(world: World) -> N
             worker.finish()
     assert tuner.draining == "patience"
     assert tuner.state.ended["completed"] == 1
+
+
+def test_a_trial_that_was_promoted_counts_again_when_it_waits_or_has_ended(world: World) -> None:
+    world.search = replace(world.search, scheduler="asha")
+    tuner = world.tuner()
+
+    def counted() -> set[int]:
+        return {t.number for t in world.run.trials() if t.status.state in COUNTED}
+
+    workers = [world.begin(tuner) for _ in range(MIN_TRIALS)]
+    for worker in workers:
+        assert not worker.step(0.5 - worker.number / 100)
+    assert tuner._reached.keys() == counted() == set(range(MIN_TRIALS))
+    promoted = [world.begin(tuner) for _ in range(3)]
+    assert tuner._reached.keys() == counted() == set(range(3, MIN_TRIALS))
+    assert not promoted[2].step(0.6)
+    assert tuner._reached.keys() == counted() == set(range(2, MIN_TRIALS))
+    assert world.tuner()._reached == tuner._reached
 
 
 def test_one_that_gets_better_goes_on_and_so_does_one_without_patience(

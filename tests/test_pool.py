@@ -86,9 +86,28 @@ def test_no_one_is_preferred_where_no_one_is_due_or_there_is_no_place() -> None:
     asha = at_rung(0.1, 0.2, 0.3)
     asha.promote(2)
     assert asha.next_promotion({0: 1}, fail) is None
-    asha.enter(3, 1, 0.4)
+    asha.enter(3, 1, 0.25)
     assert asha.next_promotion({0: 1}, lambda numbers: None) == 3, "the one that is due"
     assert asha.next_promotion({0: 1}, lambda numbers: numbers[1]) == 1
+
+
+def test_the_last_place_of_a_rung_is_for_its_best_while_that_waits() -> None:
+    asha = Asha(grace=1, reduction=3, epochs=9)
+    for number in range(9):
+        asha.enter(number, 1, number / 10)
+
+    def promote() -> int:
+        due = asha.next_promotion({}, lambda numbers: numbers[-1])
+        assert due is not None
+        asha.promote(due)
+        return due
+
+    taken = [promote() for _ in range(3)]
+    assert taken == [8, 0, 7]
+    for number in taken:
+        asha.enter(number, 3, number / 10)
+    assert promote() == 8
+    assert asha.next_promotion({}) is None
 
 
 # In a run folder

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,6 +192,28 @@ def test_trials_get_what_the_space_gives_them(finished_run: Run) -> None:
     assert resources() == Resources(
         cpus=2, by={"vit": ShareConfig(gpus=1)}, large=LargeShareConfig(parameters=5_000_000)
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "expected"),
+    [
+        ({}, {}, {"keep": 4}),
+        ({"keep": 3}, {}, {"keep": 3}),
+        ({"keep": 3}, {"keep": 1, "seeds": 3}, {"keep": 1}),
+        # All of them.
+        ({"keep": 4}, {"seeds": 3}, {"keep": 6}),
+        ({"keep": 4}, {"keep": 4, "seeds": 3}, {"keep": 4}),
+        ({"gpus_per_trial": 0.5, "cpus_per_trial": 2.0}, {"cpus_per_trial": 1.0}, {"keep": 4}),
+    ],
+)
+def test_the_trials_of_a_refit_that_goes_on_run_as_before_unless_something_else_is_said(
+    before: dict[str, Any], asked: dict[str, Any], expected: dict[str, Any], finished_run: Run
+) -> None:
+    made = started(finished_run)
+    made.update(**before)
+    request = make_refit_request(made, resume=True, command="", **asked)
+    expected = before | {name: asked[name] for name in asked if name != "seeds"} | expected
+    assert {name: getattr(request, name) for name in expected} == expected
 
 
 def tuner_of(run: Run) -> Tuner:

@@ -723,3 +723,11 @@ def test_no_printed_command_takes_the_name_of_a_run_for_an_option(
         params = context_of(line).params
         assert not params.get("trust_code"), line
         assert any(name in str(value) for value in params.values()), line
+
+
+def test_the_line_that_goes_on_names_the_cluster_of_this_session_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.address = "auto"
+    run.update(status="interrupted")
+    assert "--address auto" in run.how_to_go_on()
+    assert "--address" not in Run.open(run.path).how_to_go_on()

@@ -509,6 +509,27 @@ def test_baselines_come_first_and_are_not_tried_again_after_a_resume(tmp_path: P
         assert rates.count(0.1) == (num_tried < 2)
 
 
+def test_a_trial_was_one_baseline_at_the_most_and_that_of_another_run_was_none(
+    tmp_path: Path,
+) -> None:
+    entries = "[{optimizer: {sgd: {lr: 0.1}}}, {model: {cnn: {width: 16}}}]"
+    space = read(tmp_path, f"{BRANCHED}baseline: {entries}\n")
+    first = make(space, "tpe").ask(0)
+    assert first is not None
+    model = replace(first.model, params={**first.model.params, "width": 16})
+    both = replace(first, model=model)
+
+    def left(sampler: Sampler, number: int) -> list[bool]:
+        found = [sampler.ask(one) for one in range(number, 2)]
+        return [c.optimizer.lr == 0.1 or c.model.params["width"] == 16 for c in found if c]
+
+    ended, killed, taught = (make(space, "tpe") for _ in range(3))
+    assert ended.add(both, "completed", curve(0.5), 0)
+    assert killed.restore(0, both)
+    assert taught.add(both, "completed", curve(0.5))
+    assert (left(ended, 1), left(killed, 1), left(taught, 0)) == ([True], [True], [True, True])
+
+
 def test_a_run_of_other_epochs_teaches_but_takes_no_configuration_away(tmp_path: Path) -> None:
     space = read(tmp_path, BASELINES)
     config = make(space, "tpe").ask(0)

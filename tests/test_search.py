@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,12 +161,29 @@ def test_folds_are_searched_and_kept_as_other_trials_are(session: None, tmp_path
 def test_the_same_seed_with_one_slot_gives_the_same_run(session: None, tmp_path: Path) -> None:
     def figures(name: str) -> list[TrialRecord]:
         found = search(ask(tmp_path, "search.trials=4", name=name, concurrent=1), quiet())
+        assert found.record.concurrent == 1, "for when it goes on"
         return [
             (t.config, t.status.state, [(r.train_loss, r.val_accuracy) for r in t.history])
             for t in found.trials()
         ]
 
     assert figures("one") == figures("two")
+
+
+def test_a_search_that_is_given_its_space_anew_keeps_what_earlier_runs_brought(
+    session: None, run: Run, tmp_path: Path
+) -> None:
+    names = ("one", "two")
+    for name in names:
+        shutil.copytree(run.path, tmp_path / "runs" / name)
+    earlier = tuple(Run.open(tmp_path / "runs" / name) for name in names)
+    request = ask(tmp_path, "search.trials=4", "search.epochs=1", warm_start=earlier)
+    found = search(request, quiet())
+    brought = load_space(found.path / "space.yaml").baseline
+    assert len(brought) == 1
+    again = ask(tmp_path, "search.trials=5", "search.epochs=1", warm_start=earlier, resume=True)
+    assert len(search(again, quiet()).trials()) == 5
+    assert load_space(found.path / "space.yaml").baseline == brought
 
 
 def test_a_trial_whose_saved_state_does_not_fit_begins_anew(session: None, tmp_path: Path) -> None:
@@ -341,6 +359,7 @@ def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> 
         request = ask(tmp_path, "search.trials=6", "search.scheduler=none", address=cluster.address)
         found = search(request, quiet())
         assert found.record.hardware["nodes"] == 2
+        assert f"--address {cluster.address}" in found.resume_command()
         assert {trial.status.state for trial in found.trials()} == {"completed"}
         assert len({trial.status.node for trial in found.trials()}) == 2
     finally:

@@ -16,7 +16,7 @@ from tuner.config import SearchConfig, Sgd
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Record, Scalar, Schema, Tagged
 from tuner.space import TRIAL, RandomTrial, SearchSpace, find_space, json_schema, load_space
-from tuner.space.source import word_of
+from tuner.space.source import said_of, word_of
 
 SHIPPED = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 EDITOR = jsonschema.Draft202012Validator(json_schema())
@@ -1106,6 +1106,12 @@ def test_characters_beyond_16_bits_are_read_as_json_spells_them() -> None:
 def test_a_small_number_is_said_so_that_yaml_reads_it() -> None:
     space = load(HEAD, word_of("search.patience", 1e-5))
     assert space.search.patience == 1e-5
+
+
+def test_what_overrides_say_stands_also_within_mappings() -> None:
+    said = said_of(["search.epochs=9", "search = {epochs: 3, sampler: gp}", "dataset=digits"])
+    assert (said["search.epochs"], said["search.sampler"], said["dataset"]) == (3, "gp", "digits")
+    assert "search.trials" not in said
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tuner.schema import build, to_plain
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.session import taught_before
-from tuner.tuning.warm_start import choose, read_runs, teach, with_portfolio
+from tuner.tuning.warm_start import can_teach, choose, read_runs, teach, with_portfolio
 
 SPACE = """
 search: {trials: 32, epochs: 4, grace: 1}
@@ -83,7 +83,7 @@ def started(
     earlier = read_runs(runs, space.search, splits)
     space = with_portfolio(space, earlier, Path("runs"), console)
     sampler = Sampler(space, space.search)
-    if len(earlier) == 1:
+    if len(earlier) == 1 and can_teach(earlier[0], space.search):
         teach(sampler, earlier[0], console)
     assert isinstance(console.file, io.StringIO)
     return sampler, space, console.file.getvalue().splitlines()
@@ -205,6 +205,17 @@ def test_one_run_alone_teaches_the_sampler(
     run.update(data_fingerprint="others")
     sampler, tried, said = started(space, [run], digits)
     assert said == ["Tries first: 2 configurations of one.", "Learnt from 2 trials of one."]
+    assert rates(sampler, 3) == [0.5, 0.2, 0.3]
+
+
+def test_a_sampler_that_learns_nothing_tries_first_what_was_best_in_one_run(
+    digits: Splits, tmp_path: Path
+) -> None:
+    trials = [(config(8, 0.2), 0.8), (config(9, 0.5), 0.9)]
+    run = make_run(tmp_path / "one", digits, trials)
+    space = load_space(Path("space.yaml"), ["search.sampler=random"], text=SPACE)
+    sampler, _, said = started(space, [run], digits)
+    assert said == ["Tries first: 2 configurations of one."]
     assert rates(sampler, 3) == [0.5, 0.2, 0.3]
 
 

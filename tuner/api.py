@@ -15,7 +15,6 @@ import yaml
 
 from tuner.config import (
     AUTO,
-    DATA_DIR,
     IMAGE_SIZES,
     SPACE_KEYS,
     AskedMethod,
@@ -106,7 +105,7 @@ def search(
     resume: bool = False,
     warm_start: "Place | Run | Sequence[Place | Run] | None" = None,
     study_storage: str | None = None,
-    data_dir: Place = DATA_DIR,
+    data_dir: Place | None = None,
     image_size: int | None = None,
     resize: Resize | None = None,
     val_fraction: float | None = None,
@@ -118,18 +117,18 @@ def search(
     gpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
-    compile_mode: CompileMode = "auto",
-    max_failures: int = 3,
-    save_seconds: float = 10.0,
+    compile_mode: CompileMode | None = None,
+    max_failures: int | None = None,
+    save_seconds: float | None = None,
     log: Sequence[Target] = (),
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
     """Search a space and leave a run folder, as ``cifar-tune search`` does.
 
-    What is ``None`` is as the space says, or by default. In the main thread Ctrl-C ends the search
-    after the running epochs, and a second one at once; the run, whose status is ``interrupted``
-    then, goes on with ``resume=True``.
+    What is ``None`` is as the space says, as a run that goes on had it, or by default. In the main
+    thread Ctrl-C ends the search after the running epochs, and a second one at once; the run, whose
+    status is ``interrupted`` then, goes on with ``resume=True``.
 
     Args:
         space: As in ``load_space``; with ``resume`` it may be left out, for the run's own.
@@ -156,7 +155,8 @@ def search(
         warm_start: An earlier run, or several: what was best in them, by ranks, is tried first.
             One alone also teaches the sampler.
         study_storage: Journal file or database where optuna-dashboard can watch.
-        data_dir: Where downloaded and decoded images are kept.
+        data_dir: Where downloaded and decoded images are kept; by default in
+            ``~/.cache/cifar-tune``.
         image_size: Resize images to this many pixels a side.
         resize: How images become square: ``squash``, ``crop``, ``pad``, or ``auto`` for cropping
             where most are far from it.
@@ -164,14 +164,14 @@ def search(
         folds: Cross-validate: a trial trains so many networks, each on all images but its fold.
         skip_broken: Go on without files that cannot be read, and say which.
         train_limit: Take a stratified part of the training images.
-        keep: Checkpoints that stay on disk, the best ones; ``None`` for 20, or as before.
+        keep: Checkpoints that stay on disk, the best ones; by default 20.
         cpus_per_trial: CPUs of each trial.
         gpus_per_trial: GPUs of each trial; may be a fraction.
-        concurrent: Trials at once; ``None`` for as many as fit.
+        concurrent: Trials at once; by default as many as fit.
         address: Of a Ray cluster, ``auto`` or ``HOST:PORT``; an open session is used as it is.
-        compile_mode: Whether networks are compiled: ``auto``, ``always`` or ``never``.
-        max_failures: Workers that a trial may lose.
-        save_seconds: Training that a trial may lose with its worker.
+        compile_mode: Whether networks are compiled: ``auto``, the default, ``always`` or ``never``.
+        max_failures: Workers that a trial may lose; by default 3.
+        save_seconds: Training that a trial may lose with its worker; by default 10.
         log: ``wandb`` and ``mlflow``, where trials are recorded besides.
         trust_code: Run code that came with a run, also where it was never searched with here.
         progress: Show progress on stderr.
@@ -197,14 +197,13 @@ def search(
         log=log,
         address=address,
         keep=keep,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
         max_failures=max_failures,
         save_seconds=save_seconds,
         trust_code=trust_code,
     )
-    _check_numbers(image_size=image_size, train_limit=train_limit)
+    shares = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial}
+    _check_numbers(image_size=image_size, train_limit=train_limit, **shares)
     resumed = open_run(name, storage=storage) if resume else None
     if resumed and resumed.record.refit:
         raise UsageError(f"resume: {resumed.path} is a refit; go on with tuner.refit(resume=True)")
@@ -225,6 +224,7 @@ def search(
         "purpose": purpose,
         "seed": seed,
         "data": None if data is None else os.fspath(data),
+        **shares,
     }
     given = {key: value for key, value in settings.items() if value is not None}
     home = resumed.path.parent if resumed else _place(storage)
@@ -249,7 +249,7 @@ def search(
                 "skip_broken": skip_broken,
                 "train_limit": train_limit,
             },
-            data_dir=expanded(data_dir),
+            data_dir=None if data_dir is None else expanded(data_dir),
             warm_start=_as_runs(warm_start, storage),
             study_storage=study_storage,
             command=_call("search", named, given),
@@ -290,9 +290,9 @@ def refit(
     gpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
-    compile_mode: CompileMode = "auto",
-    max_failures: int = 3,
-    save_seconds: float = 10.0,
+    compile_mode: CompileMode | None = None,
+    max_failures: int | None = None,
+    save_seconds: float | None = None,
     log: Sequence[Target] = (),
     trust_code: bool = False,
     progress: bool = True,
@@ -402,9 +402,9 @@ def distill(
     gpus_per_trial: float | None = None,
     concurrent: int | None = None,
     address: str | None = None,
-    compile_mode: CompileMode = "auto",
-    max_failures: int = 3,
-    save_seconds: float = 10.0,
+    compile_mode: CompileMode | None = None,
+    max_failures: int | None = None,
+    save_seconds: float | None = None,
     log: Sequence[Target] = (),
     trust_code: bool = False,
     progress: bool = True,
@@ -468,14 +468,13 @@ def distill(
         log=log,
         address=address,
         keep=keep,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
         concurrent=concurrent,
         max_failures=max_failures,
         save_seconds=save_seconds,
         trust_code=trust_code,
     )
-    _check_numbers(image_size=image_size)
+    shares = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial}
+    _check_numbers(image_size=image_size, **shares)
     settings = {
         "trials": trials,
         "epochs": epochs,
@@ -485,6 +484,7 @@ def distill(
         "patience": patience,
         "purpose": purpose,
         "seed": seed,
+        **shares,
     }
     given = {key: value for key, value in settings.items() if value is not None}
     folder = ensemble.path if isinstance(ensemble, Ensemble) else _find_ensemble(ensemble, storage)
@@ -736,14 +736,15 @@ def _running(
     *,
     time_budget: float | str | None,
     gpu_hours: float | None,
-    compile_mode: str,
+    compile_mode: str | None,
     log: Sequence[str],
     address: str | None,
     **others: Any,
 ) -> dict[str, Any]:
     """Check how trials are to run, and return it as fields of ``RunRequest``."""
     _check_no_dashboard(address)
-    _expect("compile_mode", compile_mode, get_args(CompileMode))
+    if compile_mode is not None:
+        _expect("compile_mode", compile_mode, get_args(CompileMode))
     for target in log:
         _expect("log", target, get_args(Target))
     if isinstance(time_budget, str):

@@ -342,6 +342,11 @@ class SearchConfig:
         """All objectives in words."""
         return ", ".join([self.metric, *map(str, self.costs)])
 
+    @property
+    def learns(self) -> bool:
+        """Whether the sampler learns from trials."""
+        return self.sampler in ("tpe", "gp", "cmaes")
+
 
 DATA_DIR = Path.home() / ".cache" / "cifar-tune"
 """Where downloaded and decoded images are kept, if nothing else is said."""
@@ -354,6 +359,8 @@ SPACE_KEYS = {
     },
     "purpose": "search.for",
     "data": "dataset",
+    "gpus_per_trial": "resources.gpus",
+    "cpus_per_trial": "resources.cpus",
 }
 """Option of a search -> the key of the space in whose place it is taken."""
 

@@ -37,12 +37,11 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     """
     from tuner.models.trust import check_code_trusted, code_of, remember
     from tuner.space import find_space, load_space
-    from tuner.space.source import SHIPPED
+    from tuner.space.source import SHIPPED, said_of
 
     options = context.params
     name, texts = options["name"], {}
-    asked = {key: value for key, _, value in (word.partition("=") for word in overrides)}
-    sampler = asked.get("search.sampler", "").strip('"')
+    sampler = str(said_of(overrides).get("search.sampler", ""))
     words = list(job_words(context, (*NOT_SENT, *FOLDED, *overridden(context))))
     if is_auto(options):
         # It is made there, by the cluster's own measure.

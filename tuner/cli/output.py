@@ -1,6 +1,7 @@
 """Tables and figures on the terminal."""
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -275,6 +276,11 @@ def output_file(path: Path, option: str) -> Iterator[TextIO]:
         except OSError as error:
             raise UsageError(f"{option} {path}: cannot be written: {error.strerror}") from error
         yield stack.enter_context(file)
+
+
+def finite(value: Any) -> Any:
+    """Return a value for JSON, which has no word for NaN and infinity; ``None`` in their place."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_json(document: Any) -> None:

@@ -55,7 +55,8 @@ def plan(context: click.Context, /, **options: Any) -> None:
 
     That is its time, how many trials come to each rung, disk and memory, and what would not fit.
 
-    Give it what the search will be given; the search's report then tells how right it was.
+    Give it what the search will be given; the search's report then tells how right it was, but for
+    a space that is made, which is another one each time.
     """
     if is_dashboard(options["address"] or os.environ.get("RAY_ADDRESS")):
         raise UsageError(

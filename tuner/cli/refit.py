@@ -42,7 +42,12 @@ from tuner.run.resuming import resume_command
 )
 @METRIC
 @option("--name", help="Name of the new run. [default: RUN's, with -refit]")
-@option("--resume", is_flag=True, help="Go on with the refit of that name, or the newest run.")
+@option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the refit of that name, or the newest run; its trials run as before, where "
+    "nothing else is said.",
+)
 @option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay. [default: all]")
 @DATA
 @MOVED_DATA_DIR
@@ -68,11 +73,14 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     with loading(console, "PyTorch and Ray"):
         from tuner.tuning.refit import make_refit_request
         from tuner.tuning.refit import refit as run_refit
-    own = ("resume", "top", "seeds", "epochs", "all_data", "seed", "metric", "name", "keep", "data")
+    own = (
+        *("resume", "top", "seeds", "epochs", "all_data", "seed", "metric", "name", "keep", "data"),
+        *("data_dir", "gpus_per_trial", "cpus_per_trial"),
+    )
     request = make_refit_request(
         found,
         source=run,
-        **{name: options[name] for name in (*own, "data_dir")},
+        **{name: options[name] for name in own},
         **common_options(options),
     )
     made = run_refit(request, console)

@@ -1,5 +1,6 @@
 """``rerun``: a trial trained again."""
 
+import math
 from typing import Any
 
 import click
@@ -8,6 +9,7 @@ from tuner.cli import completion
 from tuner.cli.options import DATA, DEVICE, JSON, MOVED_DATA_DIR, STORAGE, TRUST_CODE
 from tuner.cli.output import (
     figure,
+    finite,
     print_json,
     print_table,
 )
@@ -58,12 +60,14 @@ def rerun(
                     "recorded": then.val_accuracy,
                     "loss": now.val_loss,
                     "recorded loss": then.val_loss,
-                    "same": (now.val_accuracy, now.val_loss) == (then.val_accuracy, then.val_loss),
+                    "same": _is_same(now.val_accuracy, then.val_accuracy)
+                    and _is_same(now.val_loss, then.val_loss),
                 }
             )
             tell(f"Training trial {trial} again, epoch {now.epoch} done")
     if as_json:
-        print_json({"run": str(found.path), "trial": trial, "epochs": rows})
+        told = [{key: finite(value) for key, value in row.items()} for row in rows]
+        print_json({"run": str(found.path), "trial": trial, "epochs": told})
         return
     shown = [
         {key: figure(value) for key, value in row.items()}
@@ -73,3 +77,8 @@ def rerun(
     print_table(shown, "")
     same = sum(row["same"] for row in rows)
     click.echo(f"\n{same} of {len(rows)} epochs gave the same numbers.")
+
+
+def _is_same(one: float, other: float) -> bool:
+    """Whether two figures are the same; those of an epoch that diverged may be NaN."""
+    return one == other or (math.isnan(one) and math.isnan(other))

@@ -55,9 +55,7 @@ _COSTS = (
         "--compile",
         "compile_mode",
         type=click.Choice(get_args(CompileMode)),
-        default="auto",
-        show_default=True,
-        help="Compile networks; auto: on a GPU, where it pays.",
+        help="Compile networks; auto: on a GPU, where it pays. [default: auto]",
     ),
     STORAGE,
     TRUST_CODE,
@@ -68,17 +66,13 @@ _OTHERS = (
     option(
         "--max-failures",
         type=click.IntRange(min=0),
-        default=3,
-        show_default=True,
-        help="Workers that a trial may lose before it counts as failed.",
+        help="Workers that a trial may lose before it counts as failed. [default: 3]",
     ),
     option(
         "--save-seconds",
         type=Amount(min=0),
-        default=10.0,
-        show_default=True,
         help="Most seconds of training that a kill costs a trial, or one epoch if that is longer; "
-        "0 saves each epoch.",
+        "0 saves each epoch. [default: 10]",
     ),
     option(
         "--log",
@@ -104,10 +98,9 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what these options say, as ``RunRequest`` has it."""
+    """Return what these options say, as ``RunRequest`` has it; shares of a trial, the space has."""
     names = ("log", "max_failures", "save_seconds", "compile_mode", "address", "trust_code")
-    shares = ("gpus_per_trial", "cpus_per_trial", "concurrent")
-    return {name: options[name] for name in (*names, *shares) if name in options} | {
+    return {name: options[name] for name in (*names, "concurrent") if name in options} | {
         "seconds": options["time_budget"] or math.inf,
         "gpu_hours": options["gpu_hours"] or math.inf,
         "command": shlex.join(["cifar-tune", *sys.argv[1:]]),

@@ -61,14 +61,19 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
     "with --data; with --resume, the run's own]",
 )
 @option("--name", help="Name of the run. [default: the space's, with the time]")
-@option("--resume", is_flag=True, help="Go on with the run of that name, or the newest.")
+@option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run of that name, or the newest; its trials run as before, where nothing "
+    "else is said.",
+)
 @option(
     "--warm-start",
     metavar="RUN...",
     multiple=True,
     shell_complete=completion.runs,
-    help="Earlier runs: try first, by ranks, what was best in them. One alone also teaches the "
-    "sampler.",
+    help="Earlier runs: try first, by ranks, what was best in them. One alone also teaches a "
+    "sampler that learns.",
 )
 @option(
     "--study-storage",

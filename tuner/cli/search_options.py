@@ -10,7 +10,6 @@ import click
 from tuner.cli.help import SearchCommand
 from tuner.cli.options import (
     DATA,
-    DATA_DIR,
     FOLDS,
     IMAGE_SIDE,
     IMAGE_SIZE,
@@ -85,7 +84,11 @@ _SEARCHED = (
         help="cifar10, cifar100, digits, noisy-digits, or a folder, an archive or a manifest of "
         f"images. {FROM_SPACE}",
     ),
-    DATA_DIR,
+    option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        help="Where downloaded data are kept. [default: ~/.cache/cifar-tune, or as before]",
+    ),
     IMAGE_SIZE,
     RESIZE,
     VAL_FRACTION,
@@ -117,12 +120,6 @@ _DISTILLED = (
 )
 DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
 """Options that are fields of ``DataConfig``."""
-_REPLACED = {
-    **{name: f"dataset.{name}" for name in DATA_SETTINGS},
-    "gpus_per_trial": "resources.gpus",
-    "cpus_per_trial": "resources.cpus",
-}
-"""Option -> the key of the space in whose place it is taken."""
 
 
 class PatientCommand(SearchCommand):
@@ -247,13 +244,15 @@ def _request(
 
 
 def overridden(context: click.Context) -> frozenset[str]:
-    """Return the options of the environment in whose place a KEY=VALUE is taken."""
-    keys = {word.partition("=")[0].strip() for word in context.params["overrides"]}
+    """Return the ``DATA_SETTINGS`` of the environment in whose place a KEY=VALUE is taken."""
+    from tuner.space.source import said_of
+
+    said = said_of(context.params["overrides"])
     environment = click.core.ParameterSource.ENVIRONMENT
     return frozenset(
         name
-        for name, key in _REPLACED.items()
-        if key in keys and context.get_parameter_source(name) == environment
+        for name in DATA_SETTINGS
+        if f"dataset.{name}" in said and context.get_parameter_source(name) == environment
     )
 
 

@@ -1,6 +1,5 @@
 """``show``: a run, a trial or an ensemble on a page."""
 
-import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from tuner.cli.insights import searched_columns
 from tuner.cli.options import JSON, STORAGE, option
 from tuner.cli.output import (
     figure,
+    finite,
     make_console,
     print_json,
     print_sentence,
@@ -264,7 +264,7 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     if as_json:
         known = {key: value for key, value in to_plain(status).items() if value}
         # JSON has no word for the losses of an epoch that diverged.
-        told = [{key: _finite(value) for key, value in row.items()} for row in history]
+        told = [{key: finite(value) for key, value in row.items()} for row in history]
         named = {"path": str(trial.path), "trial": trial.number}
         if best and note:
             known |= {"val_accuracy": best.val_accuracy, "val_margin": note}
@@ -310,10 +310,6 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         print_table(rows, "")
     if status.traceback:
         click.echo(f"\n{status.traceback.rstrip()}")
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _follow(run: "Run") -> None:

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self, TextI
 
 import numpy as np
 
-from tuner.config import Count, DataConfig, Metric, NonNegative, RefitConfig, SearchConfig
+from tuner.config import (
+    CompileMode,
+    Count,
+    DataConfig,
+    Metric,
+    NonNegative,
+    RefitConfig,
+    SearchConfig,
+    Target,
+)
 from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.metrics.classwise import class_scores
 from tuner.metrics.front import front_ranks
@@ -79,6 +88,17 @@ class RunRecord:
     """The earlier run whose trials taught the sampler."""
     keep: Amount | None = None
     """Checkpoints that stay on disk when the run ends; ``None`` in runs of earlier versions."""
+    gpus_per_trial: NonNegative | None = None
+    cpus_per_trial: NonNegative | None = None
+    """What trials of a refit get, where the user said so; of a search, its space says it."""
+    concurrent: Amount | None = None
+    """The most trials at once, where the user said so."""
+    compile_mode: CompileMode | None = None
+    """Whether networks are compiled; ``None`` in runs of earlier versions."""
+    max_failures: Amount | None = None
+    """Workers that a trial may lose; likewise."""
+    log: tuple[Target, ...] = ()
+    """Where else the trials are recorded."""
     num_train: Amount
     num_val: Count
     versions: dict[str, str] = field(default_factory=dict)
@@ -147,12 +167,15 @@ class Run:
         path: Of the folder.
         record: What ``run.json`` holds.
         metric: What trials are ranked by: that of the search, unless ``by`` named another.
+        address: The Ray cluster that it is searched on from here, where one was named. It is not
+            recorded: who is sent a run should connect to no cluster of its maker.
     """
 
     def __init__(self, path: AnyPath, record: RunRecord) -> None:
         self.path = path
         self.record = record
         self.metric: Metric = record.search.metric
+        self.address: str | None = None
         self._val_labels: Callable[[], np.ndarray] | None = None
 
     def by(self, metric: Metric, val_labels: Callable[[], np.ndarray] | None = None) -> Self:
@@ -234,6 +257,7 @@ class Run:
         """Return the line that goes on with this run, with so many times its budget."""
         record = self.record
         words = budget_words(record.budget_seconds, record.budget_gpu_hours, factor)
+        words += ["--address", self.address] if self.address else []
         command = "refit" if record.refit else "search"
         return resume_command(self.path, command, *options, *words)
 

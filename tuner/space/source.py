@@ -1,9 +1,10 @@
 """A space file with its bases and overrides, merged into one tree."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -74,6 +75,34 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
             with mistakes.collected():
                 root = _override(root, override)
     return root
+
+
+def said_of(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the keys of which overrides say something, also within mappings, and what they say.
+
+    Args:
+        overrides: As in ``load``.
+
+    Returns:
+        By dotted path; the last word counts. Mappings and lists hold nodes.
+
+    Raises:
+        SpaceError: If what one says is no YAML.
+    """
+    return {key: value for word in overrides for key, value in _said(word).items()}
+
+
+def _said(override: str) -> dict[str, Any]:
+    key, _, text = override.partition("=")
+    return _values(key.strip(), compose(text, "", lambda _: override))
+
+
+def _values(path: str, node: Node | None) -> dict[str, Any]:
+    found: dict[str, Any] = {path: node and node.value}
+    if node is not None and isinstance(node.value, dict):
+        for key, child in node.value.items():
+            found |= _values(f"{path}.{key}", child)
+    return found
 
 
 def word_of(key: str, value: bool | float | str) -> str:

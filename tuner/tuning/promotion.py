@@ -50,6 +50,14 @@ class Rung:
         """Return the front on which an entry lies, where there are costs."""
         return None
 
+    def candidates(self, places: int) -> list[Entry]:
+        """Return those that may be promoted in place of the one that is due.
+
+        The last of the rung's places is for the best that came there, as long as it waits.
+        """
+        is_for_best = self.num_promoted + 1 == places and self.rank(self.waiting[0]) == 1
+        return self.waiting[:1] if is_for_best else self.waiting
+
     def take(self, entry: Entry) -> bool:
         """Take an entry out of those that wait; say whether it was among them."""
         place = self._find(self.waiting, entry)

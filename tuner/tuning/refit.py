@@ -34,7 +34,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import RunRequest, read_splits
+from tuner.tuning.request import RunRequest, as_before, read_splits
 from tuner.tuning.sampling.sampler import trial_seed
 
 
@@ -74,7 +74,6 @@ def make_refit_request(
     seed: int | None = None,
     metric: Metric | None = None,
     name: str | None = None,
-    keep: int | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     **asked: Any,
@@ -94,10 +93,10 @@ def make_refit_request(
         metric: What the configurations are chosen by, and the new trials kept by; ``None`` for that
             of ``run``.
         name: Of the new run.
-        keep: Checkpoints that stay; ``None`` for all.
         data: Where the run's images are now; ``None`` where they were.
         data_dir: Likewise, for downloads and decoded images.
-        asked: Other fields of ``RunRequest``.
+        asked: Other fields of ``RunRequest``; see ``as_before``. All checkpoints stay unless
+            ``keep`` says how many.
 
     Raises:
         NoUsableTrials: If no trial of ``run`` ended well.
@@ -120,7 +119,10 @@ def make_refit_request(
                     "a new refit"
                 )
         plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
-        request = resume_refit(run, plan, keep=keep or plan.num_trials, **asked)
+        if asked.get("keep") is None and run.record.keep in (None, run.record.refit.num_trials):
+            # All of them, which may be more or fewer now.
+            asked["keep"] = plan.num_trials
+        request = resume_refit(run, plan, **as_before(run, asked))
         return _moved(request, data, data_dir)
     if all_data and run.record.teacher is not None:
         raise UsageError(
@@ -140,8 +142,7 @@ def make_refit_request(
         name=name or free_name(run.path.parent, f"{run.path.name}-refit"),
         all_data=all_data,
         seed=run.record.search.seed + 1 if seed is None else seed,
-        keep=keep or plan.num_trials,
-        **asked,
+        **as_before(None, asked, keep=plan.num_trials),
     )
     return _moved(request, data, data_dir)
 

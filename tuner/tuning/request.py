@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import SPACE_KEYS, CompileMode, DataConfig, SearchConfig, Target
+from tuner.config import DATA_DIR, SPACE_KEYS, CompileMode, DataConfig, SearchConfig, Target
 from tuner.data.datasets import find_source
 from tuner.data.known import KNOWN
 from tuner.data.splits import Splits, load_splits
@@ -24,11 +24,17 @@ from tuner.run.run import SCHEMA_VERSION, Run
 from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
+from tuner.space.source import said_of
 from tuner.storage.paths import AnyPath
 from tuner.tuning.resources import CapacityPlan
 
 KEEP = 20
 """Checkpoints of a search that stay on disk, if nothing else is said."""
+KEPT = (
+    *("keep", "gpus_per_trial", "cpus_per_trial", "concurrent", "compile_mode", "max_failures"),
+    *("save_seconds", "log"),
+)
+"""Fields of ``RunRequest`` that a run records, and that it goes on with unless others are said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +84,31 @@ class RunRequest(ABC):
         """What ``space.yaml`` of the run is to hold."""
 
     @property
+    def kept_entries(self) -> dict[str, Any]:
+        """Entries of the run's record that say how its trials run, and on what budget."""
+        budgets = {"budget_seconds": self.seconds, "budget_gpu_hours": self.gpu_hours}
+        return {name: getattr(self, name) for name in KEPT} | {
+            name: budget if math.isfinite(budget) else None for name, budget in budgets.items()
+        }
+
+    @property
     @abstractmethod
     def record_entries(self) -> dict[str, Any]:
         """Entries of the run's record that only a run of this kind has."""
+
+
+def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Return what is asked for and, where nothing is, what the run was given that goes on.
+
+    Args:
+        resumed: That run, if one goes on.
+        asked: Fields of ``RunRequest``; ``None`` or empty where the user does not say.
+        defaults: Such fields, where neither says.
+    """
+    given = {name: getattr(resumed.record, name) for name in KEPT} if resumed else {}
+    said = {name: value for name, value in asked.items() if value not in (None, ())}
+    known = {name: value for name, value in (given | said).items() if value is not None}
+    return defaults | known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +131,8 @@ class SearchRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        taught_by = str(self.warm_start[0].path.absolute()) if len(self.warm_start) == 1 else None
+        is_taught = self.search.learns and len(self.warm_start) == 1
+        taught_by = str(self.warm_start[0].path.absolute()) if is_taught else None
         entries = {
             "study_storage": self.study_storage,
             "teacher": self.teacher,
@@ -158,9 +187,9 @@ def read_splits(request: RunRequest, console: Console) -> Splits:
 def load_searched(
     load: Callable[[Sequence[str]], SearchSpace], overrides: Sequence[str], resumed: Run | None
 ) -> SearchSpace:
-    """Load a space; a run that has stopped its trials goes on so, unless an override says else.
+    """Load a space; a run of version 1 goes on stopping its trials, unless an override says else.
 
-    In runs and spaces of version 1, ``asha`` names what is ``asha-stop`` now.
+    In runs and spaces of that version, ``asha`` names what is ``asha-stop`` now.
 
     Args:
         load: Loads it, with overrides.
@@ -169,12 +198,10 @@ def load_searched(
     """
     space = load(overrides)
     key = SPACE_KEYS["scheduler"]
-    is_said = any(override.partition("=")[0].strip() == key for override in overrides)
-    if resumed is None or is_said or space.search.scheduler != "asha":
+    if resumed is None or resumed.record.schema_version > 1 or key in said_of(overrides):
         return space
-    if resumed.record.search.scheduler != "asha-stop":
-        return space
-    return load([f"{key}=asha-stop", *overrides])
+    schedulers = space.search.scheduler, resumed.record.search.scheduler
+    return load([f"{key}=asha-stop", *overrides]) if schedulers == ("asha", "asha-stop") else space
 
 
 def make_search_request(
@@ -185,8 +212,7 @@ def make_search_request(
     name: str | None = None,
     resumed: Run | None = None,
     data_settings: Mapping[str, Any] | None = None,
-    data_dir: Path,
-    keep: int | None = None,
+    data_dir: Path | None = None,
     **asked: Any,
 ) -> SearchRequest:
     """Bring what a user asks for and what is known already into a request.
@@ -199,9 +225,9 @@ def make_search_request(
         resumed: The run to go on with, which settles name, storage and images.
         data_settings: Fields of ``DataConfig`` that go before what the space says; ``None`` where
             the user does not say.
-        data_dir: Where downloads and decoded images are kept.
-        keep: Checkpoints that stay; ``None`` for as many as the run had, or ``KEEP``.
-        asked: Other fields of ``SearchRequest``.
+        data_dir: Where downloads and decoded images are kept; ``None`` for where they were, or
+            ``DATA_DIR``.
+        asked: Other fields of ``SearchRequest``; see ``as_before``.
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, by another
@@ -249,15 +275,14 @@ def make_search_request(
     # The same images may have moved; whether they are the same, their fingerprint says.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    known_keep = resumed.record.keep if resumed else None
+    known_dir = resumed.record.data_dir if resumed else DATA_DIR
     return SearchRequest(
         space=space,
         search=space.search,
         data=data,
-        data_dir=data_dir.absolute(),
+        data_dir=Path(data_dir or known_dir).absolute(),
         storage=resumed.path.parent if resumed else storage,
         name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
         resume=resumed is not None,
-        keep=keep or known_keep or KEEP,
-        **asked,
+        **as_before(resumed, asked, keep=KEEP),
     )

@@ -118,14 +118,15 @@ class Asha:
         Args:
             coming: See above.
             prefer: Is asked at every second promotion. It may prefer another trial to the one that
-                is due, of those that wait at rungs with a place left: no rung promotes more.
+                is due, of those that wait at rungs with a place left: no rung promotes more, nor
+                gives its last place to another while its best trial waits.
         """
         free = list(self._with_places(coming))
         best = ((rung, rung.waiting[0], places) for rung, places in reversed(free))
         due = next((one.number for rung, one, places in best if rung.rank(one) <= places), None)
         if due is None or prefer is None or self._num_promoted % 2 == 0:
             return due
-        preferred = prefer([one.number for rung, _ in free for one in rung.waiting])
+        preferred = prefer([one.number for rung, places in free for one in rung.candidates(places)])
         return due if preferred is None else preferred
 
     @property

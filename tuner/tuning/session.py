@@ -29,7 +29,7 @@ from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
-from tuner.tuning.warm_start import EarlierRun, read_runs, teach, with_portfolio
+from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
 
 
 def search(request: SearchRequest, console: Console) -> Run:
@@ -63,17 +63,17 @@ def search(request: SearchRequest, console: Console) -> Run:
         place.check_free()
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
-    if request.resume and not earlier:
+    # Of a run that goes on, too: it may be given its space anew, which holds none of them.
+    space = with_portfolio(
+        space,
+        earlier,
+        request.storage,
+        console,
+        limit_violation=limit_violation_of(space, splits),
+    )
+    request = replace(request, space=space)
+    if request.resume and len(earlier) != 1:
         earlier = taught_before(request, splits, console)
-    if not request.resume:
-        space = with_portfolio(
-            space,
-            earlier,
-            request.storage,
-            console,
-            limit_violation=limit_violation_of(space, splits),
-        )
-        request = replace(request, space=space)
     initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
@@ -86,8 +86,7 @@ def search(request: SearchRequest, console: Console) -> Run:
             (run.path / PLAN).unlink(missing_ok=True)
         elif plan.exists() and not request.warm_start:
             write_text(run.path / PLAN, read_text(plan))
-        # Of the order of a run's trials, the other samplers can make nothing.
-        if len(earlier) == 1 and (earlier[0].is_alike or request.search.sampler == "tpe"):
+        if len(earlier) == 1 and can_teach(earlier[0], request.search):
             teach(sampler, earlier[0], console)
         splits = with_teacher(splits, run, teaching, console)
         request = replace(request, teacher=run.record.teacher)

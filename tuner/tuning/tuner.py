@@ -291,6 +291,8 @@ class Tuner:
         self._tell(started)
         trial.began = self.spending.clock()
         self.live[number] = trial
+        # One that was promoted waits no more; see COUNTED.
+        self._reached.pop(number, None)
         return Assignment(
             number=number,
             config=config,

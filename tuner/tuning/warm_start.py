@@ -106,7 +106,8 @@ def with_portfolio(
 ) -> SearchSpace:
     """Return a space whose first baselines are the portfolio of earlier runs.
 
-    A run alone that is alike brings none: the sampler knows how good its configurations are.
+    A run alone that is alike brings none to a sampler that learns from it, which knows how good its
+    configurations are.
 
     Args:
         space: What will be searched.
@@ -115,7 +116,8 @@ def with_portfolio(
         console: Where it is said what is tried, and what does not fit.
         limit_violation: Says which of the space's limits a configuration exceeds.
     """
-    if not runs or (len(runs) == 1 and runs[0].is_alike):
+    is_known = len(runs) == 1 and runs[0].is_alike and can_teach(runs[0], space.search)
+    if not runs or is_known:
         return space
     size = max(1, min(PORTFOLIO, space.search.trials // LARGEST_SHARE))
     known = [_ranks_of(run, space, limit_violation) for run in runs]
@@ -135,6 +137,11 @@ def with_portfolio(
             soft_wrap=True,
         )
     return _with_baselines(space, chosen, storage) if chosen else space
+
+
+def can_teach(earlier: EarlierRun, search: SearchConfig) -> bool:
+    """Whether the sampler of a search learns from a run: TPE makes something of its order, too."""
+    return search.sampler == "tpe" or (search.learns and earlier.is_alike)
 
 
 def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:

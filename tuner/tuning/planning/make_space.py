@@ -24,7 +24,7 @@ from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
 from tuner.space import RandomTrial, SearchSpace, load_space
-from tuner.space.source import SHIPPED
+from tuner.space.source import SHIPPED, said_of
 from tuner.storage.paths import scratch
 from tuner.training.initial_weights import load_all_initial_weights, weights_at_hand
 from tuner.tuning.budget import Budget
@@ -168,7 +168,7 @@ class _Maker:
 
     def is_asked(self, key: str) -> bool:
         """Whether the user has settled a part of ``search:``."""
-        return any(word.partition("=")[0] == f"search.{key}" for word in self.overrides)
+        return f"search.{key}" in said_of(self.overrides)
 
     def sides(self) -> tuple[int, ...]:
         if self.request.data.image_size is not None:

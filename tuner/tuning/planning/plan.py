@@ -21,7 +21,7 @@ from tuner.storage.paths import AnyPath, scratch
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.tuning.budget import Budget
 from tuner.tuning.planning.measure import Measured, measure_all
-from tuner.tuning.planning.simulated import LEARNERS, SimulatedSearch, TrialCost, simulate
+from tuner.tuning.planning.simulated import SimulatedSearch, TrialCost, simulate
 from tuner.tuning.ray_backend.capacity import fits_together
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.ray_backend.driver import capacity_of
@@ -175,16 +175,15 @@ def _draw(request: SearchRequest, splits: Splits) -> _Draws:
     space, search = request.space, request.search
     limit_violation = limit_violation_of(space, splits)
     own = Sampler(space, search, limit_violation=limit_violation)
-    learns = search.sampler in LEARNERS
     chance = (
         Sampler(space, replace(search, sampler="random"), limit_violation=limit_violation)
-        if learns
+        if search.learns
         else own
     )
     configs: list[TrialConfig] = []
     for number in range(min(search.trials, MOST_DRAWN)):
         config = chance.ask(number)
-        if learns and number < STARTUP:
+        if search.learns and number < STARTUP:
             config = own.ask(number)
         if config is None:
             break
@@ -194,7 +193,7 @@ def _draw(request: SearchRequest, splits: Splits) -> _Draws:
     return _Draws(
         configs=configs,
         trials=len(configs) if is_whole else min(search.trials, size or search.trials),
-        num_known=min(STARTUP, len(configs)) if learns else len(configs),
+        num_known=min(STARTUP, len(configs)) if search.learns else len(configs),
         refused=chance.num_refused / max(1, chance.num_refused + chance.num_accepted),
     )
 

@@ -32,8 +32,6 @@ MOST_LEARNED = 1.0
 """What such a sampler proposes is better on average, by at most this many deviations."""
 SPEED_DEVIATION = 0.05
 """Deviation of the machine's speed between measurement and search, as a share."""
-LEARNERS = frozenset({"tpe", "gp", "cmaes"})
-"""Samplers that learn from the trials."""
 
 
 class SimulatedClock:
@@ -204,7 +202,7 @@ def simulate(
     generator = np.random.default_rng(search.seed)
     # It goes by how good trials are.
     search = replace(search, patience=0.0)
-    learns = search.sampler in LEARNERS
+    learns = search.learns
     num_known = min(num_known, budget.trials)
     trained = np.log([cost.epoch_seconds for cost in costs if not cost.is_infeasible] or [1.0])
     sizes = np.array(

@@ -117,6 +117,7 @@ def open_run(
                     "--storage."
                 ) from None
             stack.enter_context(run.locked())
+        run.address = request.address
         try:
             run.remove_leftovers()
             remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
@@ -124,7 +125,9 @@ def open_run(
             yield run, plan
         except KeyboardInterrupt:
             if run.record.status == "running":
-                run.update(status="interrupted", finished=now())
+                # An older one may still have the space of its version.
+                version = run.record.schema_version
+                run.update(status="interrupted", finished=now(), schema_version=version)
             raise KeyboardInterrupt(f"interrupted; {run.how_to_go_on()}") from None
         except OSError as error:
             if not (reason := storage_fault(error)):
@@ -174,11 +177,8 @@ def run_trials(
         reason="",
         search=request.search,
         slots=plan.to_plain(),
-        keep=request.keep,
-        save_seconds=request.save_seconds,
-        budget_seconds=_unless_endless(request.seconds),
-        budget_gpu_hours=_unless_endless(request.gpu_hours),
         **place,
+        **request.kept_entries,
         **request.record_entries,
     )
     tuner, recorder = make_tuner(run, proposer, budget, plan)
@@ -465,6 +465,7 @@ def _record(request: RunRequest, splits: Splits, plan: CapacityPlan) -> RunRecor
         },
         slots=plan.to_plain(),
         started=now(),
+        **request.kept_entries,
         **request.record_entries,
     )
 
@@ -476,10 +477,6 @@ def _git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _unless_endless(budget: float) -> float | None:
-    return budget if math.isfinite(budget) else None
 
 
 def _why_none(run: Run, tuner: Tuner) -> str:

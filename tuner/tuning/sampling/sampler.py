@@ -203,7 +203,7 @@ class Sampler:
         Returns:
             Whether its configuration lies in the space; one that does not is left out.
         """
-        self._note_tried(config)
+        self._note_tried(config, number)
         return self._learn(config, _verdict(state, history, self.search.metric), number)
 
     def add_foreign(
@@ -263,7 +263,7 @@ class Sampler:
         Returns:
             As ``add``.
         """
-        self._note_tried(config)
+        self._note_tried(config, number)
         drawn = params_of(self.space, config)
         if drawn is None:
             return False
@@ -276,17 +276,34 @@ class Sampler:
         self.study.enqueue_trial(drawn.params, _attrs(number))
         return self.study.ask(drawn.distributions)
 
-    def _note_tried(self, config: TrialConfig) -> None:
-        """Note that a configuration is not to be proposed again."""
+    def _note_tried(self, config: TrialConfig, number: int | None) -> None:
+        """Note that a configuration is not to be proposed again, nor the baselines that it was.
+
+        It was those that leave nothing to chance; of the others, each of the run's first trials was
+        one at the most.
+        """
         self._has_relearnt = True
         self._proposed.add(_key(config))
-        if config.epochs == self.search.epochs:
-            self._baselines = [i for i in self._baselines if not self._is_baseline(i, config)]
+        if config.epochs != self.search.epochs:
+            return
+        counts = {index: self._num_left_out(index, config) for index in self._baselines}
+        fitting = [index for index, count in counts.items() if count is not None]
+        tried = [index for index in fitting if counts[index] == 0]
+        if not tried and number is not None and number < len(self.space.baseline):
+            tried = fitting[:1]
+        self._baselines = [index for index in self._baselines if index not in tried]
 
-    def _is_baseline(self, index: int, config: TrialConfig) -> bool:
+    def _num_left_out(self, index: int, config: TrialConfig) -> int | None:
+        """Return how many parameters of a configuration a baseline left to chance.
+
+        Returns:
+            ``None`` if the baseline cannot have given it.
+        """
         drawn = reconstruct(self.space, config, index)
         pinned = self.space.baseline_params(index)
-        return drawn is not None and pinned.items() <= drawn.params.items()
+        if drawn is None or not pinned.items() <= drawn.params.items():
+            return None
+        return len(drawn.params) - len(pinned)
 
 
 def _verdict(state: TrialState, history: Sequence[EpochMetrics], metric: Metric) -> Verdict:
