@@ -364,6 +364,35 @@ def test_saved_data_sets_are_read(tmp_path: Path, parts: tuple[str, ...]) -> Non
         assert [int(x) % 2 for x in part.images[:, 0, 0, 0]] == part.labels.tolist()
 
 
+NO_STATES = {
+    "nothing": b"{}",
+    "no list": b'{"_data_files": null}',
+    "no names": b'{"_data_files": ["x"]}',
+    "no files": b'{"_data_files": []}',
+    "a list": b"[]",
+    "no JSON": b"{",
+    "no UTF-8": b"\xff",
+}
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", [*NO_STATES.values(), None], ids=[*NO_STATES, "a folder"])
+def test_files_of_other_programs_make_no_saved_data_set(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    put(tmp_path, numbered("cat", "dog", count=3))
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_bytes(content)
+    assert find_listing(tmp_path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("content", NO_STATES.values(), ids=NO_STATES)
+def test_a_saved_data_set_without_its_state_is_not_guessed(tmp_path: Path, content: bytes) -> None:
+    save_to_disk(tmp_path / "saved", images_table(range(9), ["zebra", "ant"]))
+    (tmp_path / "saved" / "state.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"state\.json: (does not name|is no)"):
+        find_listing(tmp_path / "saved")
+
+
 def pack(folder: Path, archive: Path) -> Path:
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w") as file:

@@ -10,17 +10,21 @@ from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.names import listed, number, shown
 from tuner.data.tables import BINARY_SUFFIXES, Table, read_table
-from tuner.data.trees import Tree, suffix_of
+from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
 
 
 def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
-    """Return the Arrow files of a folder that ``datasets.save_to_disk`` wrote, with their parts."""
+    """Return the Arrow files of a folder that ``datasets.save_to_disk`` wrote, with their parts.
+
+    Other programs write files of these names, too: where no Arrow files lie there, it is ``None``.
+    """
     files = set(tree.files)
+    holding = {parent_of(name) for name in tree.files if suffix_of(name) == ".arrow"}
     tops = {PurePosixPath(name).parts[0] for name in tree.files if "/" in name}
     bases = ["", *(f"{top}/" for top in tops)] if len(tops) == 1 else [""]
     for base in bases:
-        if f"{base}dataset_dict.json" in files:
+        if holding and f"{base}dataset_dict.json" in files:
             splits = _read_json(tree, f"{base}dataset_dict.json").get("splits")
             folders = [f"{base}{name}/" for name in splits] if isinstance(splits, list) else []
             found: dict[str, Part | None] = {}
@@ -33,7 +37,7 @@ def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
                     f"{tree.shown(base)}: has no split {', '.join(PARTS)}. Save one by such a name."
                 )
             return found
-        if f"{base}state.json" in files:
+        if base.rstrip("/") in holding and f"{base}state.json" in files:
             return dict.fromkeys(_arrow_files(tree, base), None)
     return None
 
@@ -45,7 +49,15 @@ def _arrow_files(tree: Tree, folder: str) -> list[str]:
             f"{tree.shown(folder)}: holds an order of rows beside them, which is not read. Save it "
             "after dataset.flatten_indices()."
         )
-    names = [f"{folder}{entry['filename']}" for entry in state.get("_data_files", ())]
+    try:
+        names = [f"{folder}{entry['filename']}" for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        names = []
+    if not names:
+        raise DataError(
+            f"{tree.shown(f'{folder}state.json')}: does not name the Arrow files beside it. Save "
+            "the data set again."
+        )
     for name in names:
         if why := tree.why_missing(name):
             raise DataError(f"{tree.shown(name)}: {why}. Save the data set again.")
