@@ -364,6 +364,34 @@ def test_saved_data_sets_are_read(tmp_path: Path, parts: tuple[str, ...]) -> Non
         assert [int(x) % 2 for x in part.images[:, 0, 0, 0]] == part.labels.tolist()
 
 
+@pytest.mark.parametrize("kind", ["Parquet", "Arrow"])
+def test_rows_that_name_files_are_read_like_lines_of_a_manifest(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "photos"
+    images = [
+        {"bytes": None if value % 2 else png(value), "path": f"files/{value}.png"}
+        for value in range(80)
+    ]
+    table = pa.table({"image": images, "label": ["ab"[value // 2 % 2] for value in range(80)]})
+    if kind == "Arrow":
+        save_to_disk(root, table)
+    else:
+        root.mkdir()
+        pq.write_table(table, root / "all.parquet", row_group_size=7)
+    put(root, (f"files/{value}.png" for value in range(80)))
+    splits = load(root)
+    assert (len(splits.train), len(splits.val)) == (56, 8)
+    for part in (splits.train, splits.val):
+        assert [int(x) // 2 % 2 for x in part.images[:, 0, 0, 0]] == part.labels.tolist()
+    one = min(value for value in greys(splits.train.images) if value % 2)
+    file = root / "files" / f"{one}.png"
+    file.write_bytes(png(200))
+    assert greys(load(root).train.images) - greys(splits.train.images) == {200}
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match=rf"{one}\.png: .*no regular file \(.* row {one}\)"):
+        load(root)
+
+
 NO_STATES = {
     "nothing": b"{}",
     "no list": b'{"_data_files": null}',

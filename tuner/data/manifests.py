@@ -128,12 +128,9 @@ class _Rows:
             raise DataError(f"{where}: some rows have a split and some have none. Give all one.")
         items: dict[Part, list[Item]] = {
             part or "train": [
-                Item(
-                    table.name if table.paths is None else table.path(row),
-                    position[label],
-                    row if table.paths is None else -1,
-                )
+                Item(path or table.name, position[label], row if path is None else -1)
                 for table, row, label in rows
+                for path in [table.path(row)]
             ]
             for part, rows in self.found.items()
         }
@@ -167,7 +164,7 @@ class _Rows:
                 f"left out: {number(len(found), 'image')}, {reason}"
                 for reason, found in left_out.items()
             ),
-            tables={name: table for name, table in tables.items() if table.paths is None},
+            tables={name: table for name, table in tables.items() if None in table.paths},
         )
 
     def _enter(self, table: Table, row: int, part: Part | None) -> None:
@@ -186,8 +183,7 @@ class _Rows:
                         f"{', '.join(PARTS)}. Write one of them."
                     )
                 part = found
-        if table.paths is not None:
-            path = table.path(row)
+        if (path := table.path(row)) is not None:
             if path in self.seen:
                 raise DataError(
                     f"{where}: names {shown(path)}, as {self.seen[path]} does. Remove one of the "
