@@ -25,6 +25,7 @@ from tuner.data.layouts import find_listing
 from tuner.data.listing import Listing
 from tuner.data.splits import Splits, load_splits, load_test
 from tuner.data.trees import MOST_BYTES
+from tuner.deploy.stream import find_images
 from tuner.errors import DataError
 
 
@@ -655,6 +656,27 @@ def test_files_that_trade_places_are_seen(tmp_path: Path) -> None:
     by_label = [greys(second.train.images[second.train.labels == label]) for label in (0, 1)]
     assert by_label[0] | greys(second.val.images) >= {201}
     assert 201 not in by_label[1]
+
+
+def test_links_are_followed_more_than_once_but_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "pool", numbered("cat", "dog", count=3))
+    root = tmp_path / "photos"
+    for part in ("train", "test"):
+        (root / part).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            (root / part / name).symlink_to(tmp_path / "pool" / name)
+    assert count(find_listing(root)) == {"train": [3, 3], "test": [3, 3]}
+    monkeypatch.setattr("tuner.data.trees.MOST_AGAIN", 1000)
+    # A thousand million ways lead from the first of these folders to the last.
+    for number in range(31):
+        (root / f"d{number}").mkdir()
+        for name in ("a", "b"):
+            (root / f"d{number}" / name).symlink_to(root / f"d{number + 1}")
+    for find in (find_listing, lambda path: list(find_images([str(path)]))):
+        with pytest.raises(DataError, match="photos: links in it lead to the same folders more"):
+            find(root)
 
 
 def test_a_file_or_a_place_without_images_is_told(tmp_path: Path) -> None:
