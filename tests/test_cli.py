@@ -118,6 +118,12 @@ MISTAKES = {
         2,
         "Give auto, HOST:PORT, or http",
     ),
+    "an address whose port is no number": (
+        ["search", "--space", "quick", "--address", "127.0.0.1:\u00b2"],
+        2,
+        "Give auto, HOST:PORT, or http",
+    ),
+    "a trial of too many digits": (["rerun", "9" * 5000], 2, "give a trial's number"),
     "text for a number": (
         ["search", "--space", "text.yaml"],
         2,

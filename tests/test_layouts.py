@@ -211,6 +211,10 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     rows = [(name, 2 * (number % 6)) for number, name in enumerate(FILES)]
     write_csv(tmp_path / "labels.csv", [("path", "label"), *rows])
     assert find_listing(tmp_path).classes == ("0", "2", "4", "6", "8", "10")
+    # Beyond the digits that Python makes numbers of, they are words.
+    rows[-1] = (FILES[-1], "9" * 5000)
+    write_csv(tmp_path / "labels.csv", [("path", "label"), *rows])
+    assert find_listing(tmp_path).classes[:3] == ("0", "10", "2")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tuner.data.names import listed, number, shown
 from tuner.data.tables import BINARY_SUFFIXES, Table, read_table
 from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
+from tuner.schema import whole_number
 
 
 def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
@@ -210,8 +211,8 @@ def _table_classes(
     listed_names = {table.class_names for rows in found.values() for table, _, _ in rows[:1]}
     if len(listed_names) == 1 and (names := next(iter(listed_names))) is not None:
         return tuple(name for name in names if name in present)
-    if all(label.isdecimal() and label.isascii() for label in present):
-        return tuple(sorted(present, key=lambda label: (int(label), label)))
+    if all(whole_number(label) is not None for label in present):
+        return tuple(sorted(present, key=lambda label: (whole_number(label) or 0, label)))
     return tuple(sorted(present))
 
 
