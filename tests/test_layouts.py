@@ -790,6 +790,7 @@ def test_a_folder_without_images_in_that_of_a_class_is_none(tmp_path: Path) -> N
     ("kind", "message"),
     [
         ("a null path", "row 1: 'path' is no path"),
+        ("names of nothing", r"has 0\. 2 files cannot be read:\n.*a\.png: No such file"),
         ("a cut archive", r"a\.tar\.gz: "),
         ("a torn manifest", r"labels\.csv: cannot be read"),
         ("a torn table", r"train\.parquet: cannot be read"),
@@ -805,6 +806,9 @@ def test_damage_of_any_kind_is_told(tmp_path: Path, kind: str, message: str) -> 
             place /= "labels.parquet"
             table = pa.table({"path": ["a.png", None], "label": ["a", "b"]})
             pq.write_table(table, place)
+        case "names of nothing":
+            place /= "labels.jsonl"
+            place.write_text('{"path": "a.png", "label": 0}\n{"path": "b.png", "label": 1}')
         case "a cut archive":
             put(place, numbered("cat", "dog", count=3))
             place = pack(place, tmp_path / "a.tar.gz")

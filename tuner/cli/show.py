@@ -25,7 +25,6 @@ from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of
 from tuner.run.resuming import WITHOUT_PATIENCE
-from tuner.schema import whole_number
 from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
@@ -72,9 +71,8 @@ def show(
     from tuner.run.run import find_run
 
     if target is not None and trial is None:
-        trial = whole_number(target)
-        if trial is not None:
-            target, trial = (target, None) if _is_run(storage, target) else (None, trial)
+        is_number = target.isdecimal() and not _is_run(storage, target)
+        target, trial = (None, int(target)) if is_number else (target, None)
     if target is not None and trial is None and (folder := _ensemble(storage, target)):
         if follow or serve:
             option = "--follow" if follow else "--serve"

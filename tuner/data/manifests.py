@@ -124,7 +124,10 @@ class _Rows:
         position = {name: index for index, name in enumerate(classes)}
         where = self.tree.shown(next(iter(tables))) if len(tables) == 1 else self.tree.shown("")
         if len(classes) < 2:
-            raise DataError(f"{where}: needs at least 2 classes, has {len(classes)}.")
+            raise DataError(
+                f"{where}: needs at least 2 classes, has {len(classes)}."
+                f"{told_broken(self.tree, self.broken)}"
+            )
         if None in self.found and len(self.found) > 1:
             raise DataError(f"{where}: some rows have a split and some have none. Give all one.")
         items: dict[Part, list[Item]] = {
@@ -201,6 +204,12 @@ class _Rows:
             return []
         suffixes = image_suffixes()
         return [n for n in self.tree.files if suffix_of(n) in suffixes and n not in self.seen]
+
+
+def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:
+    """Say which files are there and cannot be read, and why; empty for none."""
+    lines = [f"{tree.shown(name)}: {why}" for name, why in sorted(broken.items())]
+    return f" {number(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
 
 
 def _table_classes(
