@@ -534,7 +534,9 @@ def test_a_list_of_duplicates_is_read_under_any_heading(tmp_path: Path, text: st
     assert read_duplicates(tmp_path / "list.csv", "cifar10").positions == [3, 7]
 
 
-@pytest.mark.parametrize("text", ["", "TestID\n", "TestID\nseven\n", "1\n-3\n", None])
+@pytest.mark.parametrize(
+    "text", ["", "TestID\n", "TestID\nseven\n", "1\n-3\n", "1\n" + "9" * 5000, None], ids=range(6)
+)
 def test_a_list_without_numbers_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "list.csv").write_text(text)

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import math
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
 from tests.conftest import train_trial
+from tests.disks import remount, small_disk
 from tuner.cli import cli, main
 from tuner.cli.output import figure
 from tuner.cli.search import search
@@ -121,6 +123,12 @@ MISTAKES = {
         2,
         "Give auto, HOST:PORT, or http",
     ),
+    "an address whose port is no number": (
+        ["search", "--space", "quick", "--address", "127.0.0.1:\u00b2"],
+        2,
+        "Give auto, HOST:PORT, or http",
+    ),
+    "a trial of too many digits": (["rerun", "9" * 5000], 2, "give a trial's number"),
     "text for a number": (
         ["search", "--space", "text.yaml"],
         2,
@@ -230,6 +238,41 @@ def test_an_output_that_takes_no_more_is_told_in_a_line(
         )
     assert done.returncode == code
     assert done.stderr == f"cifar-tune: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["report"], 1),
+        (["ensemble", "--top", "2"], 1),
+        (["ensemble", "--top", "2", "--dry-run"], 0),
+        (["ensemble", "--top", "2", "--dry-run", "--method", "soup"], 0),
+    ],
+)
+def test_a_run_that_may_only_be_read_is_told_in_a_line(
+    words: list[str], code: int, call, trained_run: Run, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "runs", "50m"):
+        shutil.copytree(trained_run.path, tmp_path / "runs" / "tiny")
+        remount(tmp_path / "runs", "ro")
+        result = call(*words)
+    assert result.code == code, result.err
+    message = "cannot be used (Read-only file system). Make it accessible, or use a copy"
+    assert (message in result.err) == bool(code)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_file_that_somebody_else_owns_is_told_in_a_line(
+    number: int, call, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(number, os.strerror(number), "report.html")
+
+    # Who is root may write anywhere.
+    monkeypatch.setattr("tuner.report.write_text", refuse)
+    result = call("report", str(finished_run.path))
+    assert result.code == 1
+    assert f"report.html: cannot be used ({os.strerror(number)}). Make it" in result.err
 
 
 def test_cifar10_without_a_copy_or_a_network_names_the_file(

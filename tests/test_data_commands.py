@@ -105,27 +105,29 @@ def test_a_split_is_written_as_a_search_would_divide(photos: Path, tmp_path: Pat
     assert "is there already. Name a new folder." in str(again.exception)
 
 
-def test_images_in_a_table_are_written_as_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpeg"), ("JPEG2000", "jp2")])
+def test_images_in_a_table_are_written_as_files(tmp_path: Path, kind: str, suffix: str) -> None:
     import io
 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def jpeg(grey: int) -> bytes:
+    def picture(grey: int) -> bytes:
         buffer = io.BytesIO()
-        Image.new("L", (8, 8), grey).save(buffer, format="JPEG")
+        Image.new("L", (8, 8), grey).save(buffer, format=kind)
         return buffer.getvalue()
 
-    table = {"image": [jpeg(grey) for grey in range(40)], "label": ["a", "b"] * 20}
+    table = {"image": [picture(grey) for grey in range(40)], "label": ["a", "b"] * 20}
     pq.write_table(pa.table(table), tmp_path / "all.parquet")
     counts = document("split", str(tmp_path / "all.parquet"), str(tmp_path / "out"))["images"]
     assert counts == {"train": 28, "val": 4, "test": 8}
-    files = sorted((tmp_path / "out").rglob("*.jpeg"))
+    files = sorted((tmp_path / "out").rglob(f"*.{suffix}"))
     assert len(files) == 40
     for file in files:
         row = int(file.stem.rpartition("-")[2])
-        assert file.read_bytes() == jpeg(row)
+        assert file.read_bytes() == picture(row)
         assert file.parent.name == "ab"[row % 2]
+    assert load_splits(DataConfig(source=str(tmp_path / "out")), tmp_path / "data").has_test
 
 
 def test_prepare_refuses_what_is_broken_and_says_what_it_skips(
@@ -166,6 +168,47 @@ def test_what_a_manifest_names_is_found_again_in_its_split(tmp_path: Path) -> No
     found = document("info", str(tmp_path / "out"))
     assert found["left_out"] == {}
     assert sum(sum(counts.values()) for counts in found["images"].values()) == 12
+
+
+def test_no_file_of_a_split_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Names meet where they lose their folders, and are given a suffix or a number."""
+    rows, pictures = ["path,label"], set()
+    for number in range(72):
+        name = f"{number}/{('a', 'a.png', f'{number % 24}-a.png')[number % 3]}"
+        (tmp_path / name).parent.mkdir()
+        Image.new("L", (8, 8), number).save(tmp_path / name, format="PNG")
+        pictures.add((tmp_path / name).read_bytes())
+        rows.append(f"{name},{'ab'[number // 36]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    document("split", str(tmp_path / "labels.csv"), str(tmp_path / "out"))
+    written = [file.read_bytes() for file in (tmp_path / "out").rglob("*.png")]
+    assert len(written) == 72
+    assert set(written) == pictures
+
+
+@pytest.mark.parametrize(
+    ("counts", "lacking"),
+    [
+        ({"cat": 1, "dog": 1}, "cat: needs at least 3 images"),
+        ({"dog": 10, "zebra": 1}, "zebra: needs at least 3 images"),
+        ({"train/cat": 1, "train/dog": 2}, "train/cat: needs at least 2 images"),
+        (
+            {"train/cat": 2, "train/dog": 2, "test/cat": 0, "test/dog": 1},
+            "test/cat: needs at least 1 images",
+        ),
+    ],
+)
+def test_a_split_has_enough_of_each_class_for_a_search(
+    tmp_path: Path, counts: dict[str, int], lacking: str
+) -> None:
+    for name, count in counts.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (8, 8), number).save(tmp_path / "photos" / name / f"{number}.png")
+    result = invoke("split", str(tmp_path / "photos"), str(tmp_path / "out"))
+    assert isinstance(result.exception, DataError)
+    assert lacking in str(result.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_home_of_nobody_is_no_place(tmp_path: Path) -> None:

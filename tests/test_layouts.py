@@ -25,6 +25,7 @@ from tuner.data.layouts import find_listing
 from tuner.data.listing import Listing
 from tuner.data.splits import Splits, load_splits, load_test
 from tuner.data.trees import MOST_BYTES
+from tuner.deploy.stream import find_images
 from tuner.errors import DataError
 
 
@@ -210,6 +211,10 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     rows = [(name, 2 * (number % 6)) for number, name in enumerate(FILES)]
     write_csv(tmp_path / "labels.csv", [("path", "label"), *rows])
     assert find_listing(tmp_path).classes == ("0", "2", "4", "6", "8", "10")
+    # Beyond the digits that Python makes numbers of, they are words.
+    rows[-1] = (FILES[-1], "9" * 5000)
+    write_csv(tmp_path / "labels.csv", [("path", "label"), *rows])
+    assert find_listing(tmp_path).classes[:3] == ("0", "10", "2")
 
 
 @pytest.mark.parametrize(
@@ -362,6 +367,63 @@ def test_saved_data_sets_are_read(tmp_path: Path, parts: tuple[str, ...]) -> Non
     assert (len(splits.train), len(splits.val)) == expected
     for part in (splits.train, splits.val):
         assert [int(x) % 2 for x in part.images[:, 0, 0, 0]] == part.labels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["Parquet", "Arrow"])
+def test_rows_that_name_files_are_read_like_lines_of_a_manifest(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "photos"
+    images = [
+        {"bytes": None if value % 2 else png(value), "path": f"files/{value}.png"}
+        for value in range(80)
+    ]
+    table = pa.table({"image": images, "label": ["ab"[value // 2 % 2] for value in range(80)]})
+    if kind == "Arrow":
+        save_to_disk(root, table)
+    else:
+        root.mkdir()
+        pq.write_table(table, root / "all.parquet", row_group_size=7)
+    put(root, (f"files/{value}.png" for value in range(80)))
+    splits = load(root)
+    assert (len(splits.train), len(splits.val)) == (56, 8)
+    for part in (splits.train, splits.val):
+        assert [int(x) // 2 % 2 for x in part.images[:, 0, 0, 0]] == part.labels.tolist()
+    one = min(value for value in greys(splits.train.images) if value % 2)
+    file = root / "files" / f"{one}.png"
+    file.write_bytes(png(200))
+    assert greys(load(root).train.images) - greys(splits.train.images) == {200}
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match=rf"{one}\.png: .*no regular file \(.* row {one}\)"):
+        load(root)
+
+
+NO_STATES = {
+    "nothing": b"{}",
+    "no list": b'{"_data_files": null}',
+    "no names": b'{"_data_files": ["x"]}',
+    "no files": b'{"_data_files": []}',
+    "a list": b"[]",
+    "no JSON": b"{",
+    "no UTF-8": b"\xff",
+}
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", [*NO_STATES.values(), None], ids=[*NO_STATES, "a folder"])
+def test_files_of_other_programs_make_no_saved_data_set(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    put(tmp_path, numbered("cat", "dog", count=3))
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_bytes(content)
+    assert find_listing(tmp_path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("content", NO_STATES.values(), ids=NO_STATES)
+def test_a_saved_data_set_without_its_state_is_not_guessed(tmp_path: Path, content: bytes) -> None:
+    save_to_disk(tmp_path / "saved", images_table(range(9), ["zebra", "ant"]))
+    (tmp_path / "saved" / "state.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"state\.json: (does not name|is no)"):
+        find_listing(tmp_path / "saved")
 
 
 def pack(folder: Path, archive: Path) -> Path:
@@ -600,6 +662,27 @@ def test_files_that_trade_places_are_seen(tmp_path: Path) -> None:
     assert 201 not in by_label[1]
 
 
+def test_links_are_followed_more_than_once_but_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "pool", numbered("cat", "dog", count=3))
+    root = tmp_path / "photos"
+    for part in ("train", "test"):
+        (root / part).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            (root / part / name).symlink_to(tmp_path / "pool" / name)
+    assert count(find_listing(root)) == {"train": [3, 3], "test": [3, 3]}
+    monkeypatch.setattr("tuner.data.trees.MOST_AGAIN", 1000)
+    # A thousand million ways lead from the first of these folders to the last.
+    for number in range(31):
+        (root / f"d{number}").mkdir()
+        for name in ("a", "b"):
+            (root / f"d{number}" / name).symlink_to(root / f"d{number + 1}")
+    for find in (find_listing, lambda path: list(find_images([str(path)]))):
+        with pytest.raises(DataError, match="photos: links in it lead to the same folders more"):
+            find(root)
+
+
 def test_a_file_or_a_place_without_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no images that can be read\. Images end"):
@@ -707,6 +790,7 @@ def test_a_folder_without_images_in_that_of_a_class_is_none(tmp_path: Path) -> N
     ("kind", "message"),
     [
         ("a null path", "row 1: 'path' is no path"),
+        ("names of nothing", r"has 0\. 2 files cannot be read:\n.*a\.png: No such file"),
         ("a cut archive", r"a\.tar\.gz: "),
         ("a torn manifest", r"labels\.csv: cannot be read"),
         ("a torn table", r"train\.parquet: cannot be read"),
@@ -722,6 +806,9 @@ def test_damage_of_any_kind_is_told(tmp_path: Path, kind: str, message: str) -> 
             place /= "labels.parquet"
             table = pa.table({"path": ["a.png", None], "label": ["a", "b"]})
             pq.write_table(table, place)
+        case "names of nothing":
+            place /= "labels.jsonl"
+            place.write_text('{"path": "a.png", "label": 0}\n{"path": "b.png", "label": 1}')
         case "a cut archive":
             put(place, numbered("cat", "dog", count=3))
             place = pack(place, tmp_path / "a.tar.gz")

@@ -43,6 +43,7 @@ from tuner.schema import (
     to_json,
     to_plain,
     unknown_key,
+    whole_number,
 )
 
 CONFIGS = [SearchConfig, DataConfig, Sgd, AdamW, Cosine, OneCycle, Augment]
@@ -277,6 +278,12 @@ def test_an_unknown_key_is_answered_with_the_nearest_or_with_all() -> None:
 
 def test_a_path_grows_by_dots() -> None:
     assert join(join("", "optimizer"), "sgd") == "optimizer.sgd"
+
+
+def test_a_whole_number_is_written_in_digits_alone() -> None:
+    texts = {"7": 7, "007": 7, "9" * 4300: 10**4300 - 1, "9" * 4301: None}
+    texts |= dict.fromkeys(("", "-1", "1.0", "1_0", " 1", "\u00b2", "\u0663"))
+    assert {text: whole_number(text) for text in texts} == texts
 
 
 def test_opaque_parameters_are_any_plain_values() -> None:

@@ -163,6 +163,10 @@ REFUSED: dict[str, tuple[int, dict[str, Any]]] = {
     "what curl sends by default": (415, {"data": {"image": "photo.jpg"}}),
     "nothing": (422, {"content": b""}),
     "no image": (422, {"content": b"no image"}),
+    "a length of too many digits": (
+        422,
+        {"content": b"no image", "headers": {"Content-Length": "9" * 5000}},
+    ),
     "no readable one": (422, {"files": as_form(b"", b"x")}),
     "another field": (422, {"files": as_form(picture(0), field="picture")}),
     "a field that is no file": (422, {"files": [("image", (None, "x"))]}),

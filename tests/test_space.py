@@ -575,6 +575,11 @@ def test_a_wrong_override_is_named_as_the_place(override: str, problem: str) -> 
     assert refusal(EXAMPLE, override) == f"{override}: {problem}"
 
 
+def test_a_power_of_thousands_of_digits_is_no_number() -> None:
+    zeros = "0" * 5000
+    assert refusal(EXAMPLE, f"space.label_smoothing=1e{zeros}1").endswith("is not a number")
+
+
 def test_an_override_of_two_lines_is_refused_in_one() -> None:
     assert refusal(EXAMPLE, "space=\n3").startswith("space= 3: 3 is not a mapping; write keys")
 

@@ -549,6 +549,14 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of digits alone tells; ``None`` for any other text."""
+    try:
+        return int(text) if text.isascii() and text.isdecimal() else None
+    except ValueError:  # Of more than 4,300 digits Python makes no number.
+        return None
+
+
 def parse_duration(text: str) -> float:
     """Return a time such as ``90s``, ``30m``, ``2h`` or ``1h30m`` in seconds.
 

@@ -37,7 +37,8 @@ from tuner.cli.help import WorkflowGroup
 from tuner.cli.output import print_json
 from tuner.cli.running import Interrupted
 from tuner.console import shortened, visible_output
-from tuner.errors import TunerError, UsageError
+from tuner.errors import StorageError, TunerError, UsageError
+from tuner.storage.patience import storage_fault
 
 
 @click.group(
@@ -57,6 +58,8 @@ IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
 """What the system says of paths that name nothing, wherever a user gives one."""
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What the system says of a disk that takes no more."""
+NOT_ALLOWED = (errno.EACCES, errno.EPERM)
+"""What the system says of files of others; of a run, perhaps, that may only be read."""
 COMMANDS = (
     search.search,
     plan.plan,
@@ -119,10 +122,14 @@ def _run() -> tuple[int, str]:
         if error.errno in FULL_OR_BROKEN and error.filename is None:
             # Of what is written, only the output has no name.
             return TunerError.exit_code, f"the output cannot be written: {error.strerror}."
-        if error.errno not in IMPOSSIBLE_PATHS:
-            raise
-        mend = f"{error.filename}: {error.strerror}. Give another path."
-        return UsageError.exit_code, shortened(mend)
+        if error.errno in IMPOSSIBLE_PATHS:
+            mend = f"{error.filename}: {error.strerror}. Give another path."
+            return UsageError.exit_code, shortened(mend)
+        if error.filename is not None and (error.errno in NOT_ALLOWED or storage_fault(error)):
+            mend = "Make it accessible, or use a copy in a folder of your own."
+            told = f"{error.filename}: cannot be used ({error.strerror}). {mend}"
+            return StorageError.exit_code, shortened(told)
+        raise
     except (KeyboardInterrupt, click.Abort) as error:
         return 130, str(error) or "interrupted"
     return code if isinstance(code, int) else 0, ""

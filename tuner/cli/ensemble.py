@@ -24,6 +24,7 @@ from tuner.config import AskedMethod, Diverse, Tta
 from tuner.console import Console
 from tuner.monitor.steps import loading, telling
 from tuner.storage.paths import AnyPath
+from tuner.storage.temporary import TemporaryFolder
 
 
 @click.command(epilog="Example: cifar-tune ensemble --top 5 --method greedy --calibrate")
@@ -134,12 +135,23 @@ def ensemble(
     with contextlib.ExitStack() as stack:
         say = stack.enter_context(telling(console))
         predict = None
+        beside = None
         if address:
             from tuner.tuning.ray_backend.cluster_predict import spread
 
             predict = stack.enter_context(spread(address))
+        elif dry_run:
+            # Then a run that may only be read serves, too.
+            beside = Path(stack.enter_context(TemporaryFolder()))
         plan = stack.enter_context(
-            planning(run, request, devices=find_devices(device), predict=predict, say=say)
+            planning(
+                run,
+                request,
+                devices=find_devices(device),
+                predict=predict,
+                beside=beside,
+                say=say,
+            )
         )
         result = None if dry_run else make_ensemble(plan, say=say)
         document = (result or plan).to_plain()

@@ -15,6 +15,7 @@ from tuner.cli.output import (
 )
 from tuner.console import Console
 from tuner.monitor.steps import loading, step
+from tuner.schema import whole_number
 from tuner.storage.paths import AnyPath
 
 
@@ -40,9 +41,9 @@ def rerun(
     Without RUN, a trial of the newest run. It is trained alone, and held against what was recorded.
     """
     *run, last = words
-    if len(run) > 1 or not last.isdecimal():
+    trial = whole_number(last)
+    if len(run) > 1 or trial is None:
         raise click.UsageError("give a trial's number, or a run and a trial's number")
-    trial = int(last)
     from tuner.run.run import find_run
 
     found = find_run(storage, run[0] if run else None)

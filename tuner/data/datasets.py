@@ -168,7 +168,7 @@ def _load_files(listing: Listing, config: DataConfig, data_dir: Path, part: Part
     has_test = listing.is_whole or bool(listing.parts.get("test"))
     if part == "test" and "test" not in listing.parts and not has_test:
         raise DataError(f"{listing.base}: has no test images.")
-    _check_counts(listing, part)
+    check_counts(listing, part)
     items = items_of(listing, part)
     decoded = _decoded_files(listing, items, config, data_dir, part)
     broken = _broken(listing, items, decoded.met)
@@ -202,13 +202,21 @@ def check_listing(listing: Listing, config: DataConfig) -> None:
     Raises:
         DataError: If there are too few images of a class to train on, or files that cannot be read.
     """
-    _check_counts(listing, "train")
+    check_counts(listing, "train")
     if listing.broken and not config.skip_broken:
         raise DataError(_say_broken(listing, _broken(listing, (), Met())))
 
 
-def _check_counts(listing: Listing, part: Part) -> None:
-    """Make sure that every class has as many images as are needed of it."""
+def check_counts(listing: Listing, part: Part) -> None:
+    """Make sure that every class has as many images as are needed of it.
+
+    Args:
+        listing: Where they are.
+        part: Those that are to be read.
+
+    Raises:
+        DataError: If there are too few of one.
+    """
     if listing.is_whole:
         _check_needed(listing, "train", 3, ", to train, to validate and to test")
     elif part == "test":
@@ -226,7 +234,7 @@ def _check_left(listing: Listing, broken: set[Item], part: Part) -> None:
         name: [item for item in items if item not in broken]
         for name, items in listing.parts.items()
     }
-    _check_counts(replace(listing, parts=left), part)
+    check_counts(replace(listing, parts=left), part)
 
 
 def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: str) -> None:

@@ -92,6 +92,13 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in known if name in read)
 
 
+def suffix_for(image: Image.Image) -> str:
+    """Return a suffix of files of an image's format: the format's name, if it is one."""
+    found = [end for end, name in Image.registered_extensions().items() if name == image.format]
+    named = f".{image.format}".lower()
+    return named if named in found else found[0]
+
+
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()

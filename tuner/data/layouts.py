@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
-from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of
-from tuner.data.names import check_classes, listed, number, shown
+from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
+from tuner.data.names import check_classes, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
 from tuner.data.trees import (
     ARCHIVE_SUFFIXES,
@@ -83,7 +83,7 @@ def _of_tree(tree: Tree) -> Listing:
         met = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         raise DataError(
             f"{tree.shown('')}: holds no images that can be read{f', only {met}' if met else ''}. "
-            f"Images end in {' '.join(sorted(suffixes))}.{_told_broken(tree)}"
+            f"Images end in {' '.join(sorted(suffixes))}.{told_broken(tree, tree.broken)}"
         )
     return _of_folders(tree, _base_of(images), images)
 
@@ -99,12 +99,6 @@ def _base_of(images: Sequence[str]) -> str:
         if deeper == base:
             return base
         base = deeper
-
-
-def _told_broken(tree: Tree) -> str:
-    """Say what is there and cannot be read; empty for nothing."""
-    lines = [f"{tree.shown(name)}: {why}" for name, why in sorted(tree.broken.items())]
-    return f" {number(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
 
 
 def _common_folder(names: Sequence[str]) -> str:
@@ -144,7 +138,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
         raise DataError(
             f"{where}: needs at least 2 class folders, has {len(folders)}. Sort the images into a "
             "folder a class, or add a labels.csv with the columns path and label."
-            f"{_told_broken(tree)}"
+            f"{told_broken(tree, tree.broken)}"
         )
     _check_no_parts(tree, folders)
     names = _class_names(folders, base, where)

@@ -1,8 +1,8 @@
 """The images of a data set as they lie: files or rows, with class and part; none is opened."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -73,16 +73,17 @@ class Listing:
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[int, Opener]]:
         """Yield the position of each image in ``items``, in the fastest order, and its opener."""
-        start = 0
-        for name, group in groupby(items, key=lambda item: item.name if item.row >= 0 else ""):
-            run = list(group)
+        by_table: defaultdict[str, list[int]] = defaultdict(list)
+        for index, item in enumerate(items):
+            by_table[item.name if item.row >= 0 else ""].append(index)
+        for name, positions in by_table.items():
+            some = [items[position] for position in positions]
             if name:
-                found = read_images(self.tree, self.tables[name], [item.row for item in run])
+                found = read_images(self.tree, self.tables[name], [item.row for item in some])
             else:
-                found = self.tree.read([item.name for item in run])
+                found = self.tree.read([item.name for item in some])
             for index, opener in found:
-                yield start + index, opener
-            start += len(run)
+                yield positions[index], opener
 
     def stamps(self, items: Sequence[Item]) -> Iterator[str]:
         """Yield a line for each image that changes with it, its name and its class."""

@@ -10,17 +10,22 @@ from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.names import listed, number, shown
 from tuner.data.tables import BINARY_SUFFIXES, Table, read_table
-from tuner.data.trees import Tree, suffix_of
+from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
+from tuner.schema import whole_number
 
 
 def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
-    """Return the Arrow files of a folder that ``datasets.save_to_disk`` wrote, with their parts."""
+    """Return the Arrow files of a folder that ``datasets.save_to_disk`` wrote, with their parts.
+
+    Other programs write files of these names, too: where no Arrow files lie there, it is ``None``.
+    """
     files = set(tree.files)
+    holding = {parent_of(name) for name in tree.files if suffix_of(name) == ".arrow"}
     tops = {PurePosixPath(name).parts[0] for name in tree.files if "/" in name}
     bases = ["", *(f"{top}/" for top in tops)] if len(tops) == 1 else [""]
     for base in bases:
-        if f"{base}dataset_dict.json" in files:
+        if holding and f"{base}dataset_dict.json" in files:
             splits = _read_json(tree, f"{base}dataset_dict.json").get("splits")
             folders = [f"{base}{name}/" for name in splits] if isinstance(splits, list) else []
             found: dict[str, Part | None] = {}
@@ -33,7 +38,7 @@ def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
                     f"{tree.shown(base)}: has no split {', '.join(PARTS)}. Save one by such a name."
                 )
             return found
-        if f"{base}state.json" in files:
+        if base.rstrip("/") in holding and f"{base}state.json" in files:
             return dict.fromkeys(_arrow_files(tree, base), None)
     return None
 
@@ -45,7 +50,15 @@ def _arrow_files(tree: Tree, folder: str) -> list[str]:
             f"{tree.shown(folder)}: holds an order of rows beside them, which is not read. Save it "
             "after dataset.flatten_indices()."
         )
-    names = [f"{folder}{entry['filename']}" for entry in state.get("_data_files", ())]
+    try:
+        names = [f"{folder}{entry['filename']}" for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        names = []
+    if not names:
+        raise DataError(
+            f"{tree.shown(f'{folder}state.json')}: does not name the Arrow files beside it. Save "
+            "the data set again."
+        )
     for name in names:
         if why := tree.why_missing(name):
             raise DataError(f"{tree.shown(name)}: {why}. Save the data set again.")
@@ -111,17 +124,17 @@ class _Rows:
         position = {name: index for index, name in enumerate(classes)}
         where = self.tree.shown(next(iter(tables))) if len(tables) == 1 else self.tree.shown("")
         if len(classes) < 2:
-            raise DataError(f"{where}: needs at least 2 classes, has {len(classes)}.")
+            raise DataError(
+                f"{where}: needs at least 2 classes, has {len(classes)}."
+                f"{told_broken(self.tree, self.broken)}"
+            )
         if None in self.found and len(self.found) > 1:
             raise DataError(f"{where}: some rows have a split and some have none. Give all one.")
         items: dict[Part, list[Item]] = {
             part or "train": [
-                Item(
-                    table.name if table.paths is None else table.path(row),
-                    position[label],
-                    row if table.paths is None else -1,
-                )
+                Item(path or table.name, position[label], row if path is None else -1)
                 for table, row, label in rows
+                for path in [table.path(row)]
             ]
             for part, rows in self.found.items()
         }
@@ -155,7 +168,7 @@ class _Rows:
                 f"left out: {number(len(found), 'image')}, {reason}"
                 for reason, found in left_out.items()
             ),
-            tables={name: table for name, table in tables.items() if table.paths is None},
+            tables={name: table for name, table in tables.items() if None in table.paths},
         )
 
     def _enter(self, table: Table, row: int, part: Part | None) -> None:
@@ -174,8 +187,7 @@ class _Rows:
                         f"{', '.join(PARTS)}. Write one of them."
                     )
                 part = found
-        if table.paths is not None:
-            path = table.path(row)
+        if (path := table.path(row)) is not None:
             if path in self.seen:
                 raise DataError(
                     f"{where}: names {shown(path)}, as {self.seen[path]} does. Remove one of the "
@@ -194,6 +206,12 @@ class _Rows:
         return [n for n in self.tree.files if suffix_of(n) in suffixes and n not in self.seen]
 
 
+def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:
+    """Say which files are there and cannot be read, and why; empty for none."""
+    lines = [f"{tree.shown(name)}: {why}" for name, why in sorted(broken.items())]
+    return f" {number(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
+
+
 def _table_classes(
     found: Mapping[Part | None, list[tuple[Table, int, str]]],
 ) -> tuple[str, ...]:
@@ -202,8 +220,8 @@ def _table_classes(
     listed_names = {table.class_names for rows in found.values() for table, _, _ in rows[:1]}
     if len(listed_names) == 1 and (names := next(iter(listed_names))) is not None:
         return tuple(name for name in names if name in present)
-    if all(label.isdecimal() and label.isascii() for label in present):
-        return tuple(sorted(present, key=lambda label: (int(label), label)))
+    if all(whole_number(label) is not None for label in present):
+        return tuple(sorted(present, key=lambda label: (whole_number(label) or 0, label)))
     return tuple(sorted(present))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from tuner.data.datasets import find_files, items_of, validation_positions
-from tuner.data.decoding import image_suffixes, open_image, why_unread
+from tuner.data.datasets import check_counts, find_files, items_of, validation_positions
+from tuner.data.decoding import image_suffixes, open_image, suffix_for, why_unread
 from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
 from tuner.data.names import listed, number
@@ -33,7 +33,7 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
 
     Raises:
         UsageError: If there is something at ``out``, it lies in ``source``, or cannot be written.
-        DataError: If images are missing or unreadable.
+        DataError: If images are missing or unreadable, or too few of a class.
     """
     if source in KNOWN:
         raise UsageError(f"{source}: is no folder of files; give a folder, archive or manifest")
@@ -73,6 +73,7 @@ def _check_folders(listing: Listing) -> None:
 
 
 def _divided(listing: Listing, val_fraction: float) -> dict[str, Sequence[Item]]:
+    check_counts(listing, "train")
     train = items_of(listing, "train")
     if val := listing.parts.get("val"):
         parts: dict[str, Sequence[Item]] = {"train": listing.parts["train"], "val": val}
@@ -85,24 +86,23 @@ def _divided(listing: Listing, val_fraction: float) -> dict[str, Sequence[Item]]
             "val": [item for index, item in enumerate(train) if index in positions],
         }
     if listing.is_whole or listing.parts.get("test"):
+        check_counts(listing, "test")
         parts["test"] = items_of(listing, "test")
     return parts
 
 
 def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
-    taken: set[Path] = set()
     for index, opener in listing.read(items):
         item = items[index]
         target = folder / listing.classes[item.label] / _file_name(item)
-        if target in taken:
-            target = target.with_name(f"{index}-{target.name}")
-        taken.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             source = opener()
             if suffix_of(target.name) not in image_suffixes():
                 with open_image(source) as image:
-                    target = target.with_name(f"{target.name}.{(image.format or 'png').lower()}")
+                    target = target.with_name(target.name + suffix_for(image))
+            while target.exists():
+                target = target.with_name(f"{index}-{target.name}")
             if isinstance(source, io.BytesIO):
                 target.write_bytes(source.getvalue())
             else:
@@ -116,5 +116,5 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
 def _file_name(item: Item) -> str:
     if item.row < 0:
         # What is hidden would not be found again.
-        return PurePosixPath(item.name).name.lstrip(".")
+        return PurePosixPath(item.name).name.lstrip(".") or "image"
     return f"{PurePosixPath(item.name).stem}-{item.row:07d}"

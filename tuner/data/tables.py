@@ -41,8 +41,8 @@ class Table:
     labels: list[Any]
     """``None`` where a row has none."""
     splits: list[Any] | None
-    paths: list[str] | None
-    """The image files' paths; ``None`` if the table holds the images."""
+    paths: list[str | None]
+    """The image files' paths; ``None`` where the table holds the image."""
     image_column: str
     first_line: int | None
     """Line of the first row in a text; ``None`` for rows that are counted from 0."""
@@ -54,10 +54,11 @@ class Table:
         start = self.first_line
         return f"{self.name} row {row}" if start is None else f"{self.name}:{start + row}"
 
-    def path(self, row: int) -> str:
-        """Return the name in the tree of a row's file."""
-        assert self.paths is not None
-        path = self.paths[row].replace("\\", "/")
+    def path(self, row: int) -> str | None:
+        """Return the name in the tree of a row's file; ``None`` if the table holds the image."""
+        if (path := self.paths[row]) is None:
+            return None
+        path = path.replace("\\", "/")
         return (
             path
             if path.startswith("/")
@@ -203,25 +204,26 @@ def _lacking(path: str | None, label: str | None, columns: Iterable[str]) -> str
 def _read_binary(tree: Tree, name: str) -> Table | str:
     where = tree.shown(name)
     with _explaining_arrow(where):
-        schema, read = _opened(tree, name)
+        schema, read, metadata = _opened(tree, name)
         image, label = _image_column(schema, where), _label_column(schema, where)
         if image is None or label is None:
             return _lacking(image, label, schema.names)
-        is_path = _is_text(schema.field(image).type)
+        names_files = _may_name_files(schema, metadata, image)
         split = _column(schema.names, (SPLIT,), where)
-        wanted = [label, *([split] if split else []), *([image] if is_path else [])]
+        wanted = [label, *([split] if split else []), *([image] if names_files else [])]
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
         for batch in read(wanted):
             for column in wanted:
-                columns[column] += batch.column(column).to_pylist()
-    if is_path and None in columns[image]:
+                values = batch.column(column)
+                columns[column] += _files_named(values) if column == image else values.to_pylist()
+    if _is_text(schema.field(image).type) and None in columns[image]:
         row = columns[image].index(None)
         raise DataError(f"{where} row {row}: '{image}' is no path. Write one.")
     return Table(
         name=name,
         labels=columns[label],
         splits=columns[split] if split else None,
-        paths=columns[image] if is_path else None,
+        paths=columns[image] if names_files else [None] * len(columns[label]),
         image_column=image,
         first_line=None,
         class_names=_class_names(schema, label),
@@ -233,39 +235,65 @@ def read_images(tree: Tree, table: Table, rows: Sequence[int]) -> Iterator[tuple
 
     Args:
         tree: Where the table is.
-        table: Without paths.
-        rows: In any order; they are read as they lie in the table.
+        table: Which.
+        rows: Those that name no file, in any order; they are read as they lie in the table.
     """
     where = tree.shown(table.name)
     order = sorted(range(len(rows)), key=rows.__getitem__)
     with _explaining_arrow(where):
-        _, read = _opened(tree, table.name)
+        _, read, _ = _opened(tree, table.name)
         start, done = 0, 0
         for batch in read([table.image_column]):
             images = batch.column(table.image_column)
             while done < len(order) and rows[order[done]] < start + batch.num_rows:
                 position = order[done]
                 image = images[rows[position] - start].as_py()
-                yield position, functools.partial(_bytes_of, tree, table, image)
+                yield position, functools.partial(_bytes_of, image)
                 done += 1
             start += batch.num_rows
 
 
-def _bytes_of(tree: Tree, table: Table, image: Any) -> Any:
-    if isinstance(image, Mapping):
-        path, image = image.get("path"), image.get("bytes")
-        if image is None and isinstance(path, str):
-            return tree.open(posixpath.join(posixpath.dirname(table.name), path))
-    if not isinstance(image, bytes):
+def _bytes_of(image: Any) -> io.BytesIO:
+    content = image.get("bytes") if isinstance(image, Mapping) else image
+    if not isinstance(content, bytes):
         raise ValueError("the row holds no image")
-    return io.BytesIO(image)
+    return io.BytesIO(content)
+
+
+def _may_name_files(schema: "pa.Schema", metadata: Any, image: str) -> bool:
+    """Whether rows may name files in the place of images.
+
+    Where Parquet's statistics tell that all hold images, none of these need be read to know it.
+    """
+    kind = schema.field(image).type
+    is_struct = bool(_pyarrow().types.is_struct(kind))
+    if metadata is None or not is_struct:
+        return is_struct or _is_text(kind)
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    told = [chunk.statistics for chunk in chunks if chunk.path_in_schema == f"{image}.bytes"]
+    return not all(found and found.has_null_count and not found.null_count for found in told)
+
+
+def _files_named(images: Any) -> list[str | None]:
+    """Return the paths in a column of images; ``None`` for each image that it holds."""
+    if _is_text(images.type):
+        return list(images.to_pylist())
+    parts = {part.name: column for part, column in zip(images.type, images.flatten(), strict=True)}
+    if "path" not in parts:
+        return [None] * len(images)
+    rows = zip(parts["path"].to_pylist(), parts["bytes"].is_valid().to_pylist(), strict=True)
+    return [path if isinstance(path, str) and not is_held else None for path, is_held in rows]
 
 
 Batches = Callable[[list[str]], "Iterator[pa.RecordBatch]"]
 
 
-def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches]":
-    """Return the schema of a Parquet or Arrow file, and what reads columns of it."""
+def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches, Any]":
+    """Return the schema of a Parquet or Arrow file, what reads columns of it, and statistics.
+
+    These are Parquet's metadata; an Arrow file has none.
+    """
     pa = _pyarrow()
     source = tree.open(name)
     if isinstance(source, io.BytesIO):
@@ -276,9 +304,13 @@ def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches]":
         import pyarrow.parquet
 
         file = pyarrow.parquet.ParquetFile(buffer)
-        return file.schema_arrow, lambda columns: file.iter_batches(_ROWS, columns=columns)
+        return (
+            file.schema_arrow,
+            lambda columns: file.iter_batches(_ROWS, columns=columns),
+            file.metadata,
+        )
     stream = pa.ipc.open_stream(buffer)
-    return stream.schema, lambda columns: (batch.select(columns) for batch in stream)
+    return stream.schema, lambda columns: (batch.select(columns) for batch in stream), None
 
 
 def _pyarrow() -> Any:

@@ -23,6 +23,8 @@ from tuner.errors import DataError
 
 MOST_FILES = 5_000_000
 """Files of a folder or an archive; a whole disk has more."""
+MOST_AGAIN = 100_000
+"""Times that links may lead to a folder seen before; few links to links make endless ways."""
 MOST_BYTES = 2**30
 """The most bytes of one file in an archive, which is read at once."""
 MOST_RATIO = 200
@@ -101,6 +103,35 @@ class Tree(ABC):
         self.files.append(name)
 
 
+class Visits:
+    """The folders that a walk, which follows links, has come to.
+
+    Args:
+        path: Where the walk begins.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._seen: set[tuple[int, int]] = set()
+        self._num_again = 0
+
+    def enter(self, status: os.stat_result) -> tuple[int, int]:
+        """Enter a folder, and return what tells it from all others.
+
+        Raises:
+            DataError: If links have led to folders again too often.
+        """
+        identity = (status.st_dev, status.st_ino)
+        self._num_again += identity in self._seen
+        self._seen.add(identity)
+        if self._num_again > MOST_AGAIN:
+            raise DataError(
+                f"{shown(str(self._path))}: links in it lead to the same folders more than "
+                f"{MOST_AGAIN:,} times. Name the folder of the images."
+            )
+        return identity
+
+
 class FolderTree(Tree):
     """A folder on disk; links are followed, but not in circles.
 
@@ -112,6 +143,7 @@ class FolderTree(Tree):
     def __init__(self, path: Path, *, is_walked: bool = True) -> None:
         super().__init__(path)
         if is_walked:
+            self._visits = Visits(path)
             self._walk(str(path), "", ())
 
     def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
@@ -122,7 +154,7 @@ class FolderTree(Tree):
         except OSError as error:
             self.broken[prefix or "."] = error.strerror or str(error)
             return
-        identity = (status.st_dev, status.st_ino)
+        identity = self._visits.enter(status)
         if identity in above:
             self.broken[prefix] = "a link to a folder that it lies in"
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tuner.config import Tta
 from tuner.data.decoding import Source, image_suffixes
-from tuner.data.trees import suffix_of
+from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.preprocessing import Preprocessing, channels_first
 from tuner.errors import DataError
@@ -49,22 +49,27 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
     Images are told by their names' endings; what is hidden is passed by, and links are followed,
     but not in circles. A folder that has none, or cannot be listed, is yielded itself: it cannot be
     read as an image, and is told as such.
+
+    Raises:
+        DataError: If links lead to the same folders without end.
     """
     for path in paths:
         if os.path.isdir(path):  # noqa: PTH112 - a Path takes as long as all else that is done here.
-            yield from _images_below(path) or [path]
+            yield from _images_below(path, Visits(path)) or [path]
         else:
             yield path
 
 
-def _images_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> list[str]:
+def _images_below(
+    folder: str, visits: Visits, above: tuple[tuple[int, int], ...] = ()
+) -> list[str]:
     try:
         status = os.stat(folder)  # noqa: PTH116 - as in find_images.
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError:
         return [folder]
-    identity = (status.st_dev, status.st_ino)
+    identity = visits.enter(status)
     if identity in above:
         return []
     images = []
@@ -72,7 +77,7 @@ def _images_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> list[
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
-            images += _images_below(entry.path, (*above, identity))
+            images += _images_below(entry.path, visits, (*above, identity))
         elif suffix_of(entry.name) in image_suffixes():
             images.append(entry.path)
     return images

@@ -15,6 +15,7 @@ from torch import Tensor
 from tuner.data.decoding import open_image
 from tuner.deploy.preprocessing import Preprocessing, channels_first
 from tuner.errors import DataError
+from tuner.schema import whole_number
 
 FIELD = "image"
 """Name of a form's files."""
@@ -81,7 +82,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
 async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Yield the body, as long as it is not too large."""
     told = request.headers.get("content-length", "")
-    size = int(told) if told.isdecimal() else 0
+    size = whole_number(told) or 0
     if size <= limits.body_bytes:
         size = 0
         async for chunk in request.stream():

@@ -39,6 +39,7 @@ def planning(
     *,
     devices: Sequence[torch.device],
     predict: Predict | None = None,
+    beside: AnyPath | None = None,
     say: Say = lambda message: None,
 ) -> Iterator[Plan]:
     """Choose members on validation images; soups made for it are kept until the block ends.
@@ -48,6 +49,8 @@ def planning(
         request: What is asked for.
         devices: Of this machine, used side by side.
         predict: Computes networks, if not these devices do.
+        beside: Where the folder of these soups is made; in the run by default. What computes
+            networks has to see it.
         say: Is told what takes long.
 
     Raises:
@@ -56,7 +59,7 @@ def planning(
         DataError: If the images cannot be read, or have changed since.
         TunerError: If a candidate's files are damaged.
     """
-    with scratch(run.path, ".ensemble-") as folder:
+    with scratch(run.path if beside is None else beside, ".ensemble-") as folder:
         yield make_plan(
             run,
             request,

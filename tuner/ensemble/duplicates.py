@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tuner.errors import UsageError
 from tuner.metrics.significance import Interval, paired_gain
+from tuner.schema import quoted, whole_number
 
 NUMBERED = ("cifar10", "cifar100")
 """Data sets whose test images have numbers of their own."""
@@ -86,11 +87,11 @@ def read_duplicates(path: Path, source: str) -> Duplicates:
             cells = [row[0].strip() for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--duplicates {path}: cannot be read: {error}") from None
-    numbers = cells if cells and cells[0].isdecimal() else cells[1:]
-    wrong = [cell for cell in numbers if not cell.isdecimal()]
-    if wrong or not numbers:
-        problem = f"{wrong[0]!r} is no test image's number" if wrong else "holds no number"
+    rows = cells if cells and whole_number(cells[0]) is not None else cells[1:]
+    wrong = [cell for cell in rows if whole_number(cell) is None]
+    if wrong or not rows:
+        problem = f"{quoted(wrong[0])} is no test image's number" if wrong else "holds no number"
         raise UsageError(
             f"--duplicates {path}: {problem}. The first column numbers test images from 0."
         )
-    return Duplicates(path=path, positions=sorted({int(cell) for cell in numbers}))
+    return Duplicates(path=path, positions=sorted({whole_number(cell) or 0 for cell in rows}))

@@ -288,16 +288,16 @@ def _number(text: str, kind: type) -> str | None:
     """Return the number that ``text`` was meant to be, as YAML reads it."""
     if kind not in (int, float):
         return None
+    mantissa, e, exponent = text.lower().partition("e")
     try:
-        number = float(text)
+        number, power = float(text), int(exponent or 0)
     except ValueError:
         return None
     if not math.isfinite(number) or (kind is int and not number.is_integer()):
         return None
-    mantissa, e, exponent = text.lower().partition("e")
     if kind is int or not (e or "." in text):
         return str(int(number))
-    return f"{float(mantissa)}e{int(exponent):+d}" if e else str(number)
+    return f"{float(mantissa)}e{power:+d}" if e else str(number)
 
 
 def _not(value: object, needed: str) -> str:

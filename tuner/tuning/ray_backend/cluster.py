@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 import tuner
 from tuner.errors import ClusterError, TunerError, UsageError
+from tuner.schema import whole_number
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
 from tuner.tuning.ray_backend.private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
@@ -344,14 +345,15 @@ def _check_address(address: str) -> None:
         )
     if address == "auto":
         return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    host, _, digits = address.rpartition(":")
+    port = whole_number(digits)
+    if not host or port is None:
         raise UsageError(
             f"--address {address}: not an address. Give auto, HOST:PORT, "
             "or http://HOST:8265 to submit the search as a job."
         )
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"--address {address}: nobody answers there ({error}). Start a cluster with "
