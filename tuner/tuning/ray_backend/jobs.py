@@ -129,7 +129,7 @@ def submit(
     if missing:
         environment["pip"] = missing
         tell(f"The head node lacks {', '.join(missing)}; pip installs it there for this job.")
-    job = f"cifar-tune-{words[0]}-{secrets.token_hex(4)}"
+    job = f"{_prefix(words[0])}{secrets.token_hex(4)}"
     with TemporaryFolder() as folder:
         for name, text in files.items():
             path = Path(folder) / name
@@ -209,18 +209,34 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
         time.sleep(POLL_SECONDS)
 
 
-def find(client: JobSubmissionClient, name: str | None) -> Any:
-    """Return Ray's details of the newest job that searches a run, or ``None``.
+def find(client: JobSubmissionClient, command: str, name: str | None, storage: str | None) -> Any:
+    """Return Ray's details of the newest job that makes a run, or ``None``.
 
     Args:
         client: Of the cluster's dashboard.
+        command: That the job runs.
         name: Of the run; ``None`` for any.
+        storage: Where the run is; ``None`` for anywhere.
     """
+
+    def is_meant(job: Any) -> bool:
+        known = job.metadata or {}
+        return (
+            (job.submission_id or "").startswith(_prefix(command))
+            and RUN_KEY in known
+            and name in (None, known[RUN_KEY])
+            and storage in (None, known.get(STORAGE_KEY))
+        )
+
     with _explaining(client.get_address()):
         jobs = client.list_jobs()
-    runs = [(job, (job.metadata or {}).get(RUN_KEY)) for job in jobs]
-    ours = [job for job, run in runs if run is not None and name in (None, run)]
+    ours = filter(is_meant, jobs)
     return max(ours, key=lambda job: job.start_time or sys.maxsize, default=None)
+
+
+def _prefix(command: str) -> str:
+    """Return how the names of a command's jobs begin."""
+    return f"cifar-tune-{command}-"
 
 
 def exit_code(details: Any) -> int:
