@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tuner.errors import ClusterError, UsageError, how_to_get
+from tuner.passwords import hide_passwords
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_ray, use_local_token
 
@@ -118,8 +119,10 @@ def submit(
         The job's identifier.
 
     Raises:
+        UsageError: If a word holds a password.
         ClusterError: If the cluster takes no job, or lacks what it has to bring along.
     """
+    _check_no_password(words)
     tell("Looking at what the head node has.")
     missing = _missing(client, extras)
     environment: dict[str, Any] = {
@@ -145,6 +148,17 @@ def submit(
                 metadata=dict(metadata),
             )
     return job
+
+
+def _check_no_password(words: Sequence[str]) -> None:
+    """Refuse a password, for Ray keeps a job's command and environment for all to see."""
+    for word in words:
+        if word != (hidden := hide_passwords(word)):
+            raise UsageError(
+                f"{hidden}: Ray would keep the password with the job, and show it in its "
+                "dashboard. Leave it out; set CIFAR_TUNE_STUDY_STORAGE where Ray is started on "
+                "the head node, or keep it in the database's own file there, such as ~/.pgpass."
+            )
 
 
 def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
