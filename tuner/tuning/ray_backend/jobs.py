@@ -29,6 +29,8 @@ from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_r
 POLL_SECONDS = 1.0
 LOST_SECONDS = 120.0
 """For so long a dashboard that does not answer is asked again."""
+STOP_SECONDS = 3600
+"""What ``ray job stop`` gives a search to end after its epochs; Ray would kill it after 3 s."""
 RUN_KEY = "cifar-tune-run"
 STORAGE_KEY = "cifar-tune-storage"
 EXTRAS_KEY = "cifar-tune-extras"
@@ -127,7 +129,7 @@ def submit(
     missing = _missing(client, extras)
     environment: dict[str, Any] = {
         "py_modules": py_modules(),
-        "env_vars": {"PYTHONUNBUFFERED": "1"},
+        "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
     }
     if missing:
         environment["pip"] = missing
