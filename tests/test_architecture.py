@@ -41,8 +41,8 @@ MAY_IMPORT = {
     "ensemble deploy tracking monitor",
     "api": "errors console schema config storage metrics run space training ensemble deploy "
     "tracking tuning",
-    "cli": "errors console schema config storage models metrics data run space training ensemble "
-    "deploy monitor report tuning",
+    "cli": "errors passwords console schema config storage models metrics data run space training "
+    "ensemble deploy monitor report tuning",
     "__main__": "cli",
 }
 """Package or loose module of ``tuner`` -> what else of it that may import: rows above its own."""

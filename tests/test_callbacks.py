@@ -1,5 +1,6 @@
 """The engine's events without the engine: what it is told, and what becomes of trials then."""
 
+import errno
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from ray.tune.search import Searcher
 
 from tests.test_tuner import PLAN, World, start
 from tuner.run.events import TrialPlaced
-from tuner.storage.patience import Patience
+from tuner.storage.patience import Patience, patient
 from tuner.tuning.ray_backend import callbacks as engine
 from tuner.tuning.ray_backend import capacity as capacities
 from tuner.tuning.ray_backend.callbacks import (
@@ -191,6 +192,35 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
     assert capacity.has_lost("n")
     (line,) = said
     assert text in line
+    monkeypatch.setattr(capacities, "is_gone", lambda node: False)
+    scheduler.on_trial_result(None, trial, to_report(TrialPlaced(number=given.number, node="n")))
+    assert not capacity.has_lost("n"), "it has been mended"
+
+
+def test_a_storage_that_fails_for_the_driver_too_is_waited_for_and_no_nodes_fault(
+    world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = world.tuner()
+    capacity = Capacity(PLAN, lambda line: None)
+    scheduler = scheduler_of(world, tuner, capacity, poster_of(tuner, capacity)[0])
+    given = start(tuner)
+    assert given is not None
+    path = world.run.trial_path(given.number)
+    trial: Any = SimpleNamespace(config={"number": given.number, "path": str(path)})
+    word = to_report(TrialPlaced(number=given.number, node="n"), host="h", problem="a fault")
+    faults = [OSError(errno.EIO, "Input/output error")]
+
+    def exists(path: Path) -> bool:
+        if faults:
+            raise faults.pop()
+        return False
+
+    patience = Patience(world.run.path, lambda line: None)
+    monkeypatch.setattr(Path, "exists", exists)
+    with patient(patience):
+        scheduler.on_trial_result(None, trial, word)
+    assert not faults
+    assert not capacity.refused
 
 
 class Kept(SimpleNamespace):

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -6,6 +7,7 @@ from tuner.config import Resources, ShareConfig
 from tuner.tuning.ray_backend import capacity as capacities
 from tuner.tuning.ray_backend.autoscaler import Autoscaler, NodeKind
 from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
+from tuner.tuning.ray_backend.nodes import Answer
 from tuner.tuning.resources import TrialResources
 
 
@@ -104,3 +106,28 @@ def test_a_line_of_several_workers_is_told_once(pretended_nodes: list[dict[str, 
     for line in ("On a, they take turns.", "On b, they take turns.", "On a, they take turns."):
         capacity.tell_once(line)
     assert said == ["On a, they take turns.", "On b, they take turns."]
+
+
+def test_a_node_without_the_storage_is_tried_again_and_one_of_other_versions_is_not(
+    pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacities, "REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr(capacities, "is_gone", lambda node: False)
+    said: list[str] = []
+    capacity = Capacity(plan_capacity(Resources(gpus=0.5)), said.append)
+    answers = (
+        Answer(node="a", host="a", problem="it does not see /x"),
+        Answer(
+            node="b", host="b", value={"python": "", "ray": "1", "torch": "", "torchvision": ""}
+        ),
+    )
+    for _ in range(2):
+        for answer in answers:
+            capacity.refuse(answer)
+        assert capacity.refused == ["a", "b"]
+        time.sleep(0.3)
+        assert capacity.refused == ["b"]
+        assert capacity.has_lost("a"), "no trial answers for what it lost there"
+    assert len(said) == 2
+    capacity.accept("a")
+    assert not capacity.has_lost("a")

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shlex
@@ -192,6 +193,38 @@ def test_what_was_typed_is_what_the_job_is_given() -> None:
     assert sorted(words) == sorted(
         ["--time-budget", "5400s", "--keep", "3", "--quiet", "--log", "wandb", "--log", "mlflow"]
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "storage", "expected"),
+    [
+        ("search", "first", None, "cifar-tune-search-2"),
+        ("search", "first", "s3://b/exp1", "cifar-tune-search-1"),
+        ("search", "first", "s3://b/exp3", None),
+        ("search", None, None, "cifar-tune-search-2"),
+        ("refit", None, None, "cifar-tune-refit-1"),
+        ("refit", "first", None, None),
+    ],
+)
+def test_the_job_of_a_run_is_found_by_command_name_and_storage(
+    command: str, name: str | None, storage: str | None, expected: str | None
+) -> None:
+    def job(name: str, **metadata: str) -> Any:
+        known = {f"cifar-tune-{key}": value for key, value in metadata.items()}
+        return Mock(submission_id=name, metadata=known, start_time=next(times))
+
+    times = itertools.count(1)
+    client = Mock()
+    client.get_address.return_value = "http://head:8265"
+    client.list_jobs.return_value = [
+        Mock(submission_id=None, metadata=None, start_time=None),
+        job("cifar-tune-refit-1", run="again", storage="s3://b/exp1"),
+        job("cifar-tune-search-1", run="first", storage="s3://b/exp1"),
+        job("cifar-tune-search-2", run="first", storage="s3://b/exp2"),
+        job("cifar-tune-doctor-1"),
+    ]
+    found = jobs.find(client, command, name, storage)
+    assert (found and found.submission_id) == expected
 
 
 def test_the_document_of_a_job_is_found_among_what_others_wrote() -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.benchmarks.processes import PROGRAM, environment
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run.run import Run
+from tuner.tuning.ray_backend import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(580)]
 
@@ -121,6 +123,37 @@ def test_a_job_that_is_left_goes_on_and_is_followed_again(cluster: Raylets, fold
     assert "0/2 trials" in err, "its output is told from the beginning"
     run = Run.open(folder / "runs" / "left")
     assert [len(trial.history) for trial in run.trials()] == [1000, 1000]
+
+
+def test_a_job_that_is_stopped_ends_after_its_epoch_and_closes_its_books(
+    cluster: Raylets, folder: Path
+) -> None:
+    # Of an epoch, 23 steps, that takes longer than the 3 s after which Ray kills by itself.
+    slow = (
+        "import time\n"
+        + NETS
+        + """
+    def forward(self, images):
+        time.sleep(0.25)
+        return super().forward(images)
+"""
+    )
+    (folder / "nets.py").write_text(slow)
+    words = ("search", "--space", "space.yaml", "--name", "stopped", "--epochs", "100")
+    process = start(folder, *words, "--address", cluster.dashboard)
+    path = folder / "runs" / "stopped"
+    end = time.monotonic() + 300
+    while not list(path.glob("trials/*/history.csv")):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    client = jobs.connect(cluster.dashboard)
+    client.stop_job(jobs.find(client, "search", "stopped", None).submission_id)
+    code, _, err = finish(process)
+    assert code == 4
+    assert "stopped" in err
+    run = Run.open(path)
+    assert run.record.status == "interrupted"
+    assert (path / "leaderboard.csv").exists()
 
 
 def test_the_exit_code_is_that_of_the_search(cluster: Raylets, folder: Path) -> None:

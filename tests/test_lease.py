@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -28,17 +30,21 @@ def test_a_run_in_a_store_has_one_search_at_a_time(bucket: ObjectPath) -> None:
 
 def holder(**differing: object) -> dict[str, object]:
     """Return what the lock of a process that is gone holds."""
-    host = socket.gethostname()
-    return {"token": "x", "host": host, "pid": 2**22 + 1, "renewed": time.time(), **differing}
+    known = {"token": "x", "host": socket.gethostname(), "pid": 2**22 + 1, "began": 1}
+    return {**known, "machine": lease._machine(), "renewed": time.time(), **differing}
 
 
-@pytest.mark.parametrize("host", [None, "elsewhere"], ids=["dead", "stale"])
+@pytest.mark.parametrize(
+    "differing",
+    [{}, {"pid": os.getpid()}, {"machine": "another"}],
+    ids=["dead", "restarted", "stale"],
+)
 def test_the_lock_of_a_process_that_is_gone_is_taken(
-    bucket: ObjectPath, host: str | None, monkeypatch: pytest.MonkeyPatch
+    bucket: ObjectPath, differing: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
-    write_json(bucket / LOCK_NAME, holder(**({"host": host} if host else {})))
-    if host:
+    write_json(bucket / LOCK_NAME, holder(**differing))
+    if "machine" in differing:
         monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
         # The times of a bucket are whole seconds.
         time.sleep(2.1)
@@ -48,12 +54,25 @@ def test_the_lock_of_a_process_that_is_gone_is_taken(
 
 
 @pytest.mark.parametrize("ahead", [-3600, -70, 30, 3600])
+@pytest.mark.parametrize("machine", ["another", ""])
 def test_the_lock_of_a_process_elsewhere_is_waited_for_whatever_its_clock_says(
-    bucket: ObjectPath, ahead: int
+    bucket: ObjectPath, ahead: int, machine: str
 ) -> None:
-    write_json(bucket / LOCK_NAME, holder(host="elsewhere", renewed=time.time() + ahead))
-    with pytest.raises(UsageError, match=r"process \d+ on elsewhere .* again in (8\d|90) s"):
+    """A container has its own processes, and may have the name of its host."""
+    write_json(bucket / LOCK_NAME, holder(machine=machine, renewed=time.time() + ahead))
+    with pytest.raises(UsageError, match=r"process \d+ on .* again in (8\d|90) s"):
         locked(bucket).__enter__()
+
+
+def test_a_process_of_a_namespace_of_its_own_is_elsewhere() -> None:
+    program = "from tuner.storage import lease; print(lease._machine())"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+    told = subprocess.run(command, capture_output=True, text=True)
+    if told.returncode:
+        pytest.skip("no namespace may be made here")
+    boot, _, namespace = lease._machine().partition(" ")
+    assert told.stdout.startswith(f"{boot} pid:")
+    assert namespace not in told.stdout
 
 
 def test_a_lock_is_renewed(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,20 @@
 """The password of a study's database is written nowhere, and asked for again."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tests.test_run import make_run
+from tuner.cli import cli, main
 from tuner.errors import UsageError
 from tuner.passwords import hide_passwords, is_hidden
 from tuner.run.run import Run
 from tuner.space import load_space
+from tuner.tuning.ray_backend import jobs
 from tuner.tuning.request import make_search_request
 from tuner.tuning.sampling.study_copy import StudyPlace
 
@@ -74,3 +80,45 @@ def test_a_database_that_cannot_be_used_is_named_without_it() -> None:
     with pytest.raises(UsageError, match=r"nosuchdb://me:\*\*\*@db") as refusal:
         StudyPlace("nosuchdb://me:hunter2@db/x", "a", "mark").check_free()
     assert "hunter2" not in str(refusal.value)
+
+
+def test_it_is_taken_off_the_command_line_that_others_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[str] = []
+
+    def run(words: list[str], **options: Any) -> None:
+        given.extend(words)
+
+    monkeypatch.setattr(cli, "main", run)
+    monkeypatch.setattr(sys, "argv", ["cifar-tune", "search", "--study-storage", URL])
+    with pytest.raises(SystemExit):
+        main()
+    assert given == ["search", "--study-storage", URL]
+    assert sys.argv[1:] == ["search", "--study-storage", "postgresql://me:***@db:5432/optuna"]
+
+
+def test_a_job_with_one_is_refused_for_ray_would_keep_it() -> None:
+    client = Mock()
+    words = ["search", "--study-storage", URL]
+    with pytest.raises(UsageError, match="set CIFAR_TUNE_STUDY_STORAGE where Ray") as refusal:
+        jobs.submit(client, words, files={}, metadata={}, tell=print)
+    assert "hunter2" not in str(refusal.value)
+    assert not client.method_calls
+
+
+KEPT = """
+from tuner.tuning.ray_backend.cluster import connected
+from tuner.tuning.ray_backend.private import state
+with connected("local"):
+    print([job["Entrypoint"] for job in state.job_table()])
+"""
+"""Prints what Ray has kept of this process's command line."""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_keeps_the_command_line_of_a_driver_without_it() -> None:
+    kept = subprocess.check_output([sys.executable, "-c", KEPT, URL], text=True)
+    assert "hunter2" not in kept
+    assert "postgresql://me:***@db:5432/optuna" in kept

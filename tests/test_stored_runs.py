@@ -2,8 +2,10 @@
 
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,34 @@ def test_a_bucket_that_is_not_there_is_told(call: Call, trained_run: Run) -> Non
     code, _, err = call("leaderboard", "--storage", str(nowhere))
     assert code == 2
     assert "there is no s3://no-such-bucket" in err
+
+
+def test_of_two_runs_of_a_name_that_are_made_at_once_one_is_refused(
+    bucket: ObjectPath, trained_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_looked, both_tried = threading.Barrier(2), threading.Barrier(2)
+    made, refused = list[str](), list[str]()
+
+    def make(space: str) -> None:
+        with ExitStack() as held:
+            try:
+                Run.create(bucket / "run", trained_run.record, space, held)
+                made.append(space)
+            except UsageError as error:
+                refused.append(str(error))
+            both_tried.wait(60)
+
+    monkeypatch.setattr(ObjectPath, "mkdir", lambda path, parents: both_looked.wait(60))
+    threads = [threading.Thread(target=make, args=(space,)) for space in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "is searching this run" in refused.pop()
+    monkeypatch.setattr(ObjectPath, "mkdir", lambda path, parents: None)
+    with ExitStack() as held, pytest.raises(UsageError, match="Choose another --name"):
+        Run.create(bucket / "run", trained_run.record, "three", held)
+    assert [(bucket / "run" / "space.yaml").read_text()] == made
 
 
 def test_a_run_in_a_store_reads_as_one_in_a_folder(stored_run: Run, trained_run: Run) -> None:

@@ -87,6 +87,9 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_sessions.test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing",
         "test_sessions.test_a_token_that_others_can_read_is_made_private",
         "test_passwords.test_a_run_does_not_keep_it",
+        "test_passwords.test_it_is_taken_off_the_command_line_that_others_keep",
+        "test_passwords.test_a_job_with_one_is_refused_for_ray_would_keep_it",
+        "test_passwords.test_ray_keeps_the_command_line_of_a_driver_without_it",
     ),
     (
         "What killed searches leave in the run folder, the temporary folder and Ray's "

@@ -1,10 +1,13 @@
 """What a worker sees to before it trains."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.stores import S3Server
+from tuner.storage import object_store
 from tuner.storage.object_path import ObjectPath
 from tuner.tuning.ray_backend import mps, worker
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
@@ -29,6 +32,35 @@ def test_a_worker_sees_a_trial_in_a_store(bucket: ObjectPath) -> None:
     assert f"does not see {bucket}/status.json" in problem_with(str(bucket))
     (bucket / "status.json").write_bytes(b"{}")
     assert not problem_with(str(bucket))
+
+
+@pytest.mark.parametrize("num_faults", [2, 10**6], ids=["passing", "lasting"])
+def test_a_fault_of_the_storage_is_waited_for_before_it_is_a_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_faults: int
+) -> None:
+    monkeypatch.setattr(worker, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "PATIENCE_SECONDS", 1.2)
+    faults = [OSError(errno.ESTALE, "Stale file handle")] * num_faults
+
+    def exists(path: Path) -> bool:
+        if faults:
+            raise faults.pop()
+        return True
+
+    monkeypatch.setattr(Path, "exists", exists)
+    expected = "" if num_faults == 2 else "[Errno 116] Stale file handle"
+    assert problem_with(str(tmp_path)) == expected
+
+
+def test_a_bucket_that_a_node_never_reaches_is_its_problem(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "FIRST_SECONDS", 0.5)
+    server.kill()
+    try:
+        assert "s3://unreached: no answer for" in problem_with("s3://unreached/run")
+    finally:
+        server.start()
 
 
 def test_a_worker_that_lacks_what_a_store_takes_says_what_it_needs() -> None:

@@ -38,6 +38,7 @@ from tuner.cli.output import print_json
 from tuner.cli.running import Interrupted
 from tuner.console import shortened, visible_output
 from tuner.errors import StorageError, TunerError, UsageError
+from tuner.passwords import hide_passwords
 from tuner.storage.patience import storage_fault
 
 
@@ -106,7 +107,10 @@ def main() -> None:
 def _run() -> tuple[int, str]:
     """Run the command; return its exit code and, if it failed, why."""
     try:
-        code = cli.main(prog_name="cifar-tune", standalone_mode=False)
+        words = sys.argv[1:]
+        # What keeps the command line, such as Weights & Biases, finds it there.
+        sys.argv[1:] = map(hide_passwords, words)
+        code = cli.main(words, prog_name="cifar-tune", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return UsageError.exit_code, ""

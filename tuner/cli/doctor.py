@@ -64,7 +64,7 @@ def _submit_doctor(context: click.Context, address: str) -> None:
     from tuner.tuning.ray_backend import jobs
 
     client = jobs.connect(address)
-    storage = job_storage(context, None)
+    storage = job_storage(context)
     words = ["doctor", "--storage", storage, *job_words(context, NOT_SENT)]
     extras = [extra_for(storage)]
     job = jobs.submit(client, words, files={}, metadata={}, tell=say, extras=extras)

@@ -103,10 +103,11 @@ def _submit(
     from tuner.tuning.ray_backend import jobs
 
     options, command = context.params, str(context.command.name)
-    if not options["resume"]:
-        job_storage(context, None)
+    # A run that goes on is where it was, unless the user says where it is.
+    is_given = context.get_parameter_source("storage") != click.core.ParameterSource.DEFAULT
+    asked = job_storage(context) if is_given or not options["resume"] else None
     client = jobs.connect(address)
-    earlier = jobs.find(client, name) if options["resume"] else None
+    earlier = jobs.find(client, command, name, asked) if options["resume"] else None
     known = earlier.metadata if earlier else {}
     name = name or known.get(jobs.RUN_KEY)
     if name is None:
@@ -114,7 +115,7 @@ def _submit(
     if earlier is not None and not earlier.status.is_terminal():
         storage, job = known[jobs.STORAGE_KEY], earlier.submission_id
     else:
-        storage = job_storage(context, known.get(jobs.STORAGE_KEY))
+        storage = asked or known.get(jobs.STORAGE_KEY) or job_storage(context)
         extras = {extra_for(storage), *extras, *known.get(jobs.EXTRAS_KEY, "").split()}
         job = jobs.submit(
             client,
@@ -130,7 +131,8 @@ def _submit(
             extras=extras,
         )
     trusted = " --trust-code" if "--trust-code" in words else ""
-    again = f"cifar-tune {command} --resume --name {shlex.quote(name)} --address {address}{trusted}"
+    place = f"--address {address} --storage {shlex.quote(storage)}"
+    again = f"cifar-tune {command} --resume --name {shlex.quote(name)} {place}{trusted}"
     click.echo(f"{name} is job {job} on {address}. Ctrl-C leaves it running.", err=True)
     try:
         ended = jobs.follow(client, job, job_writer(options["as_json"]))
@@ -144,10 +146,9 @@ def _submit(
     context.exit(code)
 
 
-def job_storage(context: click.Context, known: str | None) -> str:
+def job_storage(context: click.Context) -> str:
     """Return the storage as the cluster's nodes will find it."""
-    is_given = context.get_parameter_source("storage") != click.core.ParameterSource.DEFAULT
-    storage = str(context.params["storage"]) if is_given or known is None else known
+    storage = str(context.params["storage"])
     if not Path(storage).is_absolute() and ":/" not in storage:
         raise UsageError(
             f"--storage {storage}: a job needs a folder that all nodes of the cluster share, by "
@@ -199,5 +200,5 @@ class Left(TunerError):
     def __init__(self, job: str, address: str, again: str) -> None:
         super().__init__(
             f"left; job {job} goes on. Follow it with: {again}\n"
-            f"End it with: ray job stop --address {address} {job}"
+            f"End it after its running epochs with: ray job stop --address {address} {job}"
         )

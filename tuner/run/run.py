@@ -7,7 +7,7 @@ import dataclasses
 import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -194,11 +194,20 @@ class Run:
         return f"<Run {self.path}: {self.record.status}>"
 
     @classmethod
-    def create(cls, path: AnyPath, record: RunRecord, space: str) -> Self:
+    def create(
+        cls, path: AnyPath, record: RunRecord, space: str, held: ExitStack | None = None
+    ) -> Self:
         """Make the folder of a new run, with the space as resolved.
 
+        Args:
+            path: Of the folder.
+            record: What ``run.json`` will hold.
+            space: Text of ``space.yaml``.
+            held: Takes the lock of the folder, before anything is written there; ``None`` where
+                nobody else can make the same run.
+
         Raises:
-            UsageError: If a run, or anything else, is there already.
+            UsageError: If a run, or anything else, is there already, or is being made.
         """
         try:
             path.mkdir(parents=True)
@@ -209,6 +218,11 @@ class Run:
                 f"{path}: cannot make the run folder: {error.strerror}. Choose another --storage."
             ) from None
         run = cls(path, record)
+        if held is not None:
+            # Of a bucket, which has no folders, several may have come here at once.
+            held.enter_context(run.locked())
+            if (path / layout.RUN).exists():
+                raise _taken(path)
         write_text(path / layout.SPACE, space)
         run.update()
         return run

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from uuid import uuid4
 
 from tuner.errors import StorageError, UsageError
@@ -34,6 +35,10 @@ class Holder:
     """A word that this process alone knows."""
     host: str
     pid: int
+    machine: str = ""
+    """What counts its processes; empty where the system does not tell."""
+    began: int | None = None
+    """When the process began, in clock ticks after the machine did."""
     renewed: float = 0.0
     """When it last said that it lives, by its own clock, in seconds since 1970."""
 
@@ -42,14 +47,21 @@ class Holder:
 def leased(folder: ObjectPath) -> Iterator[None]:
     """Keep other searches out of a run folder until the block ends.
 
-    The lock outlives a process that is killed: on the same machine that is seen, elsewhere it is
-    waited for until the lock is stale.
+    The lock outlives a process that is killed: on the same machine, and in the same container,
+    that is seen; elsewhere it is waited for until the lock is stale.
 
     Raises:
         UsageError: If another process is searching this run.
     """
     lock = folder / LOCK_NAME
-    mine = Holder(token=uuid4().hex, host=socket.gethostname(), pid=os.getpid())
+    pid = os.getpid()
+    mine = Holder(
+        token=uuid4().hex,
+        host=socket.gethostname(),
+        pid=pid,
+        machine=_machine(),
+        began=_began(pid),
+    )
     _take(lock, mine)
     is_over = threading.Event()
     renewal = threading.Thread(target=_renew, args=(lock, mine, is_over), name="lock", daemon=True)
@@ -84,7 +96,8 @@ def _take_over(lock: ObjectPath, mine: Holder) -> None:
     holder = _holder(lock)
     if holder is not None:
         left = STALE_SECONDS - _age(lock, mine)
-        is_dead = holder.host == mine.host and not _is_alive(holder.pid)
+        is_near = bool(mine.machine) and holder.machine == mine.machine
+        is_dead = is_near and not _is_alive(holder)
         if left > 0 and not is_dead:
             raise UsageError(
                 f"{lock.parent}: process {holder.pid} on {holder.host} is searching this run; "
@@ -152,11 +165,31 @@ def _is_held(lock: ObjectPath, mine: Holder) -> bool:
     return holder is not None and holder.token == mine.token
 
 
-def _is_alive(pid: int) -> bool:
+def _machine() -> str:
+    """Name what counts processes here: containers may share a host's name, and none of those."""
     try:
-        os.kill(pid, 0)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> int | None:
+    """Return when a process of this machine began; ``None`` if that cannot be seen."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name stands in parentheses and may hold spaces and parentheses itself.
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def _is_alive(holder: Holder) -> bool:
+    """Whether a process of this machine still runs, and no later one has its number."""
+    try:
+        os.kill(holder.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return _began(holder.pid) in (holder.began, None)

@@ -110,9 +110,14 @@ class Store:
             _tell(f"{self.place} does not answer ({reason}); trying again for {limit:.0f} s.")
         # Other questions may be answered all the while: a full bucket is still read.
         if now - min(since, began) > limit:
+            advice = (
+                "What was saved before is kept; once it answers, a run that was searched goes on "
+                "with --resume."
+                if self._has_answered
+                else "See that its endpoint is right, and can be reached from this machine."
+            )
             raise StorageError(
-                f"{self.place}: no answer for {limit:.0f} s: {reason}. What was saved before is "
-                "kept; once it answers, a run that was searched goes on with --resume."
+                f"{self.place}: no answer for {limit:.0f} s: {reason}. {advice}"
             ) from error
 
 

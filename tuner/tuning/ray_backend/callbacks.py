@@ -19,7 +19,7 @@ from tuner.run.layout import STATUS
 from tuner.run.trial import EpochMetrics
 from tuner.schema import to_json
 from tuner.storage.paths import to_path
-from tuner.storage.patience import Patience
+from tuner.storage.patience import Patience, persevere
 from tuner.tuning.ray_backend.capacity import Capacity
 from tuner.tuning.ray_backend.messages import event_in
 from tuner.tuning.ray_backend.nodes import Answer
@@ -167,9 +167,10 @@ class TuneScheduler(FIFOScheduler):
             self._storage.give_up(result["storage"])
             # As an interrupt does: running trials save what they can, the others wait.
             self._tuner.draining = "interrupted"
-        if "host" in result and not _is_folder_gone(trial):
+        if isinstance(event, TrialPlaced) and "host" not in result:
+            self._capacity.accept(event.node)
+        elif isinstance(event, TrialPlaced) and not _is_folder_gone(trial):
             # The first and last word of a worker on a node that cannot run trials.
-            assert isinstance(event, TrialPlaced)
             self._capacity.refuse(
                 Answer(
                     node=event.node,
@@ -274,8 +275,13 @@ class TuneCallback(Callback):
 
 
 def _is_folder_gone(trial: Trial) -> bool:
-    """Whether it is no fault of a node's that it does not see a trial's folder."""
-    return not (to_path(trial.config["path"]) / STATUS).exists()
+    """Whether it is no fault of a node's that it does not see a trial's folder.
+
+    Raises:
+        StorageError: If the storage fails here, too, for too long.
+    """
+    status = to_path(trial.config["path"]) / STATUS
+    return not persevere(status.exists)
 
 
 def _forget_metrics(trial: Trial) -> None:

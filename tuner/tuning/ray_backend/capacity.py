@@ -27,6 +27,8 @@ from tuner.tuning.resources import (
 
 LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""
+REFUSED_SECONDS = 600.0
+"""After this a node that could not use the storage is given a trial again."""
 
 
 def plan_capacity(
@@ -138,7 +140,6 @@ class Capacity:
     """Whether the connected cluster can take one more trial.
 
     Attributes:
-        refused: The nodes that joined and cannot run trials.
         count: Trials of the default resources that fit at present.
     """
 
@@ -158,7 +159,8 @@ class Capacity:
         self._awaited: set[TrialResources] = set()
         self._autoscaler = ""
         self._told: set[str] = set()
-        self.refused: list[str] = []
+        self._refused: dict[str, float] = {}
+        """The nodes that cannot run trials -> until when, in seconds of the monotonic clock."""
         self.count = plan.count
 
     def has_room(self, running: Collection[TrialResources]) -> bool:
@@ -179,19 +181,34 @@ class Capacity:
         num_waiting = sum(not packing.add(one) for one in sorted(running, reverse=True))
         return packing.add(self._kinds[0]) or num_waiting < self._ahead
 
+    @property
+    def refused(self) -> list[str]:
+        """The nodes that cannot run trials at present."""
+        now = time.monotonic()
+        return [node for node, end in self._refused.items() if now < end]
+
     def refuse(self, node: Answer) -> None:
-        """Keep trials from a node of other versions, or with a problem."""
+        """Keep trials from a node of other versions, or for a while from one with a problem."""
         if node.node in self.refused:
             return
-        self.refused.append(node.node)
         self._looked = -math.inf
         if node.problem:
+            # It may pass, or be mended.
+            self._refused[node.node] = time.monotonic() + REFUSED_SECONDS
             problem = node.problem.rstrip(".")
-            reason = f": {node.host} {node.node[:8]}: {problem}. Give it the storage of the others."
+            reason = (
+                f": {node.host} {node.node[:8]}: {problem}. Give it the storage of the others; it "
+                f"is tried again every {REFUSED_SECONDS / 60:.0f} minutes."
+            )
         else:
+            self._refused[node.node] = math.inf
             table = table_of_versions(versions_here(), [node])
             reason = f", for it has not the versions of this machine:\n{table}"
-        self._tell(f"A node that joined gets no trials{reason}")
+        self.tell_once(f"A node that joined gets no trials{reason}")
+
+    def accept(self, node: str) -> None:
+        """Take note that a node runs a trial."""
+        self._refused.pop(node, None)
 
     def tell_once(self, line: str) -> None:
         """Tell the user what several workers of a node have to say."""
@@ -207,7 +224,7 @@ class Capacity:
 
     def has_lost(self, node: str) -> bool:
         """Whether the end of a worker says nothing of its trial, but of the node."""
-        return node in self.refused or is_gone(node)
+        return node in self._refused or is_gone(node)
 
     def lost_since(self, moment: float) -> str:
         """Name a node that has left the cluster after ``moment``; empty if none has."""

@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 import tuner
 from tuner.errors import ClusterError, TunerError, UsageError
+from tuner.passwords import hide_passwords
 from tuner.schema import whole_number
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
 from tuner.tuning.ray_backend.private import (
@@ -30,6 +31,7 @@ from tuner.tuning.ray_backend.private import (
     maybe_enable_token_auth_if_token_available,
     psutil,
     ray_constants,
+    ray_utils,
     worker_module,
 )
 from tuner.tuning.ray_backend.sessions import marked_session
@@ -103,6 +105,7 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
     with contextlib.ExitStack() as stack:
         # First: a thread that tells could take the signals that are held back.
         stack.enter_context(sheltering_children())
+        stack.enter_context(_hiding_passwords())
         if console:
             # Nodes, which look at themselves by this room's modules, may lack rich.
             from tuner.monitor.steps import step
@@ -130,6 +133,17 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
                 if address
                 else f"Ray could not be started here: {reason}"
             ) from error
+
+
+@contextmanager
+def _hiding_passwords() -> Iterator[None]:
+    """Have Ray keep this process's command line, which its dashboard shows, without passwords."""
+    line_of_this_process = ray_utils.get_entrypoint_name
+    ray_utils.get_entrypoint_name = lambda: hide_passwords(line_of_this_process())
+    try:
+        yield
+    finally:
+        ray_utils.get_entrypoint_name = line_of_this_process
 
 
 @contextmanager

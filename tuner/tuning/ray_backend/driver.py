@@ -109,14 +109,14 @@ def open_run(
             check_resumable(run)
         else:
             try:
-                run = Run.create(path, _record(request, splits, plan), request.space_text)
+                record = _record(request, splits, plan)
+                run = Run.create(path, record, request.space_text, stack)
             except OSError as error:
                 remove_folder(path)
                 raise StorageError(
                     f"{path}: cannot be written ({error.strerror}). Make room, or choose another "
                     "--storage."
                 ) from None
-            stack.enter_context(run.locked())
         run.address = request.address
         try:
             run.remove_leftovers()

@@ -22,12 +22,15 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tuner.errors import ClusterError, UsageError, how_to_get
+from tuner.passwords import hide_passwords
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_ray, use_local_token
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 120.0
 """For so long a dashboard that does not answer is asked again."""
+STOP_SECONDS = 3600
+"""What ``ray job stop`` gives a search to end after its epochs; Ray would kill it after 3 s."""
 RUN_KEY = "cifar-tune-run"
 STORAGE_KEY = "cifar-tune-storage"
 EXTRAS_KEY = "cifar-tune-extras"
@@ -118,18 +121,20 @@ def submit(
         The job's identifier.
 
     Raises:
+        UsageError: If a word holds a password.
         ClusterError: If the cluster takes no job, or lacks what it has to bring along.
     """
+    _check_no_password(words)
     tell("Looking at what the head node has.")
     missing = _missing(client, extras)
     environment: dict[str, Any] = {
         "py_modules": py_modules(),
-        "env_vars": {"PYTHONUNBUFFERED": "1"},
+        "env_vars": {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
     }
     if missing:
         environment["pip"] = missing
         tell(f"The head node lacks {', '.join(missing)}; pip installs it there for this job.")
-    job = f"cifar-tune-{words[0]}-{secrets.token_hex(4)}"
+    job = f"{_prefix(words[0])}{secrets.token_hex(4)}"
     with TemporaryFolder() as folder:
         for name, text in files.items():
             path = Path(folder) / name
@@ -145,6 +150,17 @@ def submit(
                 metadata=dict(metadata),
             )
     return job
+
+
+def _check_no_password(words: Sequence[str]) -> None:
+    """Refuse a password, for Ray keeps a job's command and environment for all to see."""
+    for word in words:
+        if word != (hidden := hide_passwords(word)):
+            raise UsageError(
+                f"{hidden}: Ray would keep the password with the job, and show it in its "
+                "dashboard. Leave it out; set CIFAR_TUNE_STUDY_STORAGE where Ray is started on "
+                "the head node, or keep it in the database's own file there, such as ~/.pgpass."
+            )
 
 
 def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
@@ -209,18 +225,34 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
         time.sleep(POLL_SECONDS)
 
 
-def find(client: JobSubmissionClient, name: str | None) -> Any:
-    """Return Ray's details of the newest job that searches a run, or ``None``.
+def find(client: JobSubmissionClient, command: str, name: str | None, storage: str | None) -> Any:
+    """Return Ray's details of the newest job that makes a run, or ``None``.
 
     Args:
         client: Of the cluster's dashboard.
+        command: That the job runs.
         name: Of the run; ``None`` for any.
+        storage: Where the run is; ``None`` for anywhere.
     """
+
+    def is_meant(job: Any) -> bool:
+        known = job.metadata or {}
+        return (
+            (job.submission_id or "").startswith(_prefix(command))
+            and RUN_KEY in known
+            and name in (None, known[RUN_KEY])
+            and storage in (None, known.get(STORAGE_KEY))
+        )
+
     with _explaining(client.get_address()):
         jobs = client.list_jobs()
-    runs = [(job, (job.metadata or {}).get(RUN_KEY)) for job in jobs]
-    ours = [job for job, run in runs if run is not None and name in (None, run)]
+    ours = filter(is_meant, jobs)
     return max(ours, key=lambda job: job.start_time or sys.maxsize, default=None)
+
+
+def _prefix(command: str) -> str:
+    """Return how the names of a command's jobs begin."""
+    return f"cifar-tune-{command}-"
 
 
 def exit_code(details: Any) -> int:

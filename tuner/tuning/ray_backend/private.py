@@ -2,6 +2,7 @@
 
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray._private import worker as worker_module
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
@@ -44,6 +45,7 @@ __all__ = [
     "maybe_enable_token_auth_if_token_available",
     "psutil",
     "ray_constants",
+    "ray_utils",
     "state",
     "worker_module",
 ]

@@ -13,11 +13,12 @@ from typing import Any
 import ray
 from ray import tune
 
-from tuner.errors import UsageError
+from tuner.errors import StorageError, UsageError
 from tuner.run.events import TrialPlaced
 from tuner.run.layout import STATUS
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, to_path
+from tuner.storage.patience import PATIENCE_SECONDS, storage_fault
 from tuner.tuning.ray_backend import mps
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
 from tuner.tuning.ray_backend.messages import to_report
@@ -132,19 +133,25 @@ def check_gpu() -> None:
 def problem_with(folder: str) -> str:
     """Say why a trial's folder cannot be used from here; nothing where it can.
 
+    A fault that may pass is waited for, as it is elsewhere.
+
     Args:
         folder: Where the driver has written ``status.json``.
-
-    Raises:
-        StorageError: If the storage does not answer at all, which may not be the node's fault.
     """
-    end = time.monotonic() + SEEN_SECONDS
-    try:
-        status = to_path(folder) / STATUS
-        while not status.exists():
-            if time.monotonic() > end:
-                return f"it does not see {status}, which was written for it"
-            time.sleep(0.5)
-    except (UsageError, OSError) as error:
-        return str(error)
-    return ""
+    began = time.monotonic()
+    while True:
+        patience = SEEN_SECONDS
+        try:
+            status = to_path(folder) / STATUS
+            if status.exists():
+                return ""
+            problem = f"it does not see {status}, which was written for it"
+        except (UsageError, StorageError) as error:
+            return str(error)
+        except OSError as error:
+            problem = str(error)
+            if storage_fault(error):
+                patience = PATIENCE_SECONDS
+        if time.monotonic() - began > patience:
+            return problem
+        time.sleep(0.5)
