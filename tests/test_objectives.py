@@ -355,7 +355,7 @@ def test_a_long_front_is_told_in_lines_that_fit_a_terminal(
         add_trial(run, number, number / 100)
         status = run.trial(number).status
         write_status(run.trial_path(number), replace(status, latency_ms=number / 100, size_mb=1.0))
-    print_leaderboard(run, 5, searched=())
+    print_leaderboard(run, run.ranked(), 5, searched=())
     told = capsys.readouterr().out.partition("On front 1 of ")[2].partition("\n\n")[0]
     assert told.startswith("accuracy, latency_ms at batch 16, size_mb: 24, 23,")
     assert "and 1 more. No other" in told.replace("\n", " ")

@@ -713,7 +713,7 @@ def test_no_printed_command_takes_the_name_of_a_run_for_an_option(
     run = Run.open(path)
     assert call("report")[0] == 0
     page = html.unescape((path / "report.html").read_text())
-    print_next(run)
+    print_next(run, run.trials())
     print_ensemble(path / "ensembles" / "all", is_whole=False)
     told = f"{capsys.readouterr().out}\n  {run.resume_command()}\n"
     lines = re.findall(r"^  (cifar-tune .*)$", told, re.MULTILINE)

@@ -75,7 +75,7 @@ def leaderboard(
 
         found = ranked_by(found, metric, data=data, data_dir=data_dir)
     if as_json or form == "json":
-        print_json(leaderboard_document(found))
+        print_json(leaderboard_document(found, found.ranked()))
     elif form == "csv":
         found.write_csv(sys.stdout)
     elif form == "parquet":
@@ -84,4 +84,5 @@ def leaderboard(
         write_parquet(found.ranked(), sys.stdout.buffer)
     else:
         wanted = [name.strip() for name in columns.split(",")] if columns else []
-        print_leaderboard(found, None if is_whole else rows, wanted=wanted, sort=sort)
+        most = None if is_whole else rows
+        print_leaderboard(found, found.ranked(), most, wanted=wanted, sort=sort)

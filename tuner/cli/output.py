@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tuner.report.ensembles import Interval as ReadInterval
     from tuner.report.ensembles import Scores as ReadScores
     from tuner.run.run import Run
+    from tuner.run.trial import TrialRecord
 
 CURVE_WIDTH = 16
 """Characters of the longest curve."""
@@ -40,15 +41,15 @@ WIDE = 110
 """Columns of a terminal from which all of a comparison, or of a list of runs, is shown."""
 
 
-def leaderboard_document(run: "Run") -> dict[str, Any]:
-    """Return the leaderboard for ``--json``, best trial first."""
+def leaderboard_document(run: "Run", ranked: "Sequence[TrialRecord]") -> dict[str, Any]:
+    """Return the leaderboard for ``--json``, best trial first, as ``ranked`` is."""
     return {
         "run": str(run.path),
         "metric": run.metric,
         "is_val_seen": run.record.data.all_data,
         "val_images": run.record.num_val,
         "folds": run.record.data.folds,
-        "trials": [trial.as_row() for trial in run.ranked()],
+        "trials": [trial.as_row() for trial in ranked],
     }
 
 

@@ -118,30 +118,35 @@ def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
     Raises:
         Interrupted: If a signal ended it.
     """
-    document = {"status": run.record.status} | leaderboard_document(run)
-    if run.record.reason:
-        document["reason"] = run.record.reason
+    ranked = run.ranked()
     comparison = None
-    if run.record.teacher is not None and run.record.status == "finished":
+    are_students = run.record.teacher is not None and run.record.status == "finished"
+    if are_students:
         from tuner.ensemble.students import find_student
-        from tuner.schema import to_plain
 
         comparison = find_student(run)
-        document["student"] = to_plain(comparison)
     if as_json:
+        from tuner.schema import to_plain
+
+        document = {"status": run.record.status} | leaderboard_document(run, ranked)
+        if run.record.reason:
+            document["reason"] = run.record.reason
+        if are_students:
+            document["student"] = to_plain(comparison)
         print_json(document)
     else:
         from tuner.space.searched import ALL, columns
 
-        known = insights_of(run, run.trials())
-        print_leaderboard(run, 10, searched=columns(known.space, known.importance.get(ALL, {})))
-        print_best(run)
+        known = insights_of(run, ranked)
+        shown = columns(known.space, known.importance.get(ALL, {}))
+        print_leaderboard(run, ranked, 10, searched=shown)
+        print_best(run, ranked)
         if comparison is not None:
             print_student(comparison, run.metric)
         if run.record.status == "finished":
             if not quiet and not run.record.refit:
                 print_advice(known.advice)
-            print_next(run)
+            print_next(run, ranked)
     if run.record.status == "interrupted":
         raise Interrupted(run)
 

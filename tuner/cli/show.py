@@ -168,9 +168,9 @@ def _show_run(run: "Run", as_json: bool) -> None:
         "searching\n"
     )
     if ranked:
-        print_leaderboard(run, MOST_TRIALS)
+        print_leaderboard(run, ranked, MOST_TRIALS)
         if not record.refit:
-            print_best(run)
+            print_best(run, ranked)
     if front := front_of(run, ranked):
         click.echo()
         metric = search.metric

@@ -60,6 +60,7 @@ class _Cells:
 
 def print_leaderboard(
     run: "Run",
+    trials: "Sequence[TrialRecord]",
     most: int | None,
     *,
     searched: Sequence["Column"] | None = None,
@@ -70,6 +71,7 @@ def print_leaderboard(
 
     Args:
         run: Which.
+        trials: Its trials, the best first.
         most: How many trials; ``None`` for all, with every column.
         searched: What was searched, the most important first; found here where it is left out.
         wanted: Names of the columns, where they are not to be chosen here.
@@ -78,7 +80,6 @@ def print_leaderboard(
     Raises:
         UsageError: If there is no such column.
     """
-    trials = run.ranked()
     if searched is None:
         searched = searched_columns(run, trials)
     lines = [_Line.of(trial) for trial in (trials if sort else trials[:most])]
@@ -220,14 +221,14 @@ def _sorted(lines: Sequence[_Line], by: _Cells) -> list[_Line]:
     return sorted(lines, key=key)
 
 
-def print_best(run: "Run") -> None:
+def print_best(run: "Run", ranked: "Sequence[TrialRecord]") -> None:
     """Print the best configuration of a search, as YAML to copy, and what decided it."""
     from tuner.report.best import best_trial
     from tuner.run.layout import SPACE
     from tuner.space import load_run_space
 
     try:
-        best = best_trial(run, run.ranked(), load_run_space(run.path / SPACE))
+        best = best_trial(run, ranked, load_run_space(run.path / SPACE))
     except TunerError:
         return  # Of what is damaged, the leaderboard above has told.
     if best is None:
@@ -244,11 +245,11 @@ def print_best(run: "Run") -> None:
     )
 
 
-def print_next(run: "Run") -> None:
+def print_next(run: "Run", trials: "Sequence[TrialRecord]") -> None:
     """Print the commands that may come after a search, or a refit, each on a line of its own."""
     storage = storage_words(run.path.parent)
     name = run.path.name
-    usable = sum(trial.is_usable for trial in run.trials())
+    usable = sum(trial.is_usable for trial in trials)
     lines = [
         command_line("ensemble", "--top", str(min(5, usable)), "--run", name, *storage),
         command_line("report", *storage, names=[name]),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.errors import TunerError
 from tuner.metrics.goal import name_of
 from tuner.report.advice import advise_on_run
 from tuner.report.best import best_trial
@@ -101,8 +102,8 @@ def make_page(
     """
     check_records(ranked)
     folders = ensemble_folders(run.path)
-    ensembles = [read_ensemble(folder) for folder in folders]
-    ensemble = ensembles[0] if ensembles else None
+    figures = read_figures(folders[0]) if folders else None
+    ensemble = read_ensemble(folders[0], figures) if figures else None
     facts = run_facts(run, space, ranked, importance, tentative or {})
     if ensemble:
         keys = ("by_size", "classes", "confusion", "per_class", "reliability", "coverage")
@@ -115,7 +116,6 @@ def make_page(
         facts["live"] = {"version": version, "run": str(run.path), "is_running": is_running}
     sentence = verdict(ranked, ensemble)
     best = best_trial(run, ranked, space)
-    figures = read_figures(folders[0]) if folders else None
     lines = [*advise_on_run(run, ranked, best, figures), *advice]
     name, where = run.path.name, storage_words(run.path.parent)
     first = leader(ranked)
@@ -138,13 +138,27 @@ def make_page(
         planned=outcomes(run, ranked),
         issues=find_issues(run),
         ensemble=ensemble,
-        others=ensembles[1:],
+        others=_told(folders[1:]),
         rerun=command_line("rerun", *where, names=[name, str(first.number if first else 0)]),
         all_issues=command_line("data issues", "--csv", "issues.csv", *where, names=[name]),
         facts_of=facts,
         space=read_text(run.path / SPACE),
     )
     return Page(html=html, verdict=sentence, advice=lines)
+
+
+def _told(folders: Sequence[AnyPath]) -> list[str]:
+    """Say what each of some ensembles is; a damaged one is named alone."""
+    told = []
+    for folder in folders:
+        try:
+            figures = read_figures(folder)
+        except TunerError:
+            told.append(f"{folder.name} (damaged)")
+            continue
+        accuracy = f"{figures.ensemble.test.accuracy:.2%}{' test' if figures.has_test else ''}"
+        told.append(f"{folder.name} ({accuracy}, {len(figures.members)} members)")
+    return told
 
 
 def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:
@@ -193,7 +207,6 @@ def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
         "trials": len(ranked),
         "states": states,
         "best": first.best.value(first.metric) if first and first.best else None,
-        "best_trial": first.number if first else None,
         "margin": val_margin(run, first.best.val_accuracy) if first and first.best else "",
         "epochs": sum(len(trial.history) for trial in ranked),
         "active_seconds": run.record.active_seconds,

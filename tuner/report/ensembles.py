@@ -373,17 +373,16 @@ def read_confusion(folder: AnyPath) -> Confusion | None:
         return Confusion(classes=classes, counts=[list(map(_count, row[1:])) for row in rows])
 
 
-def read_ensemble(folder: AnyPath) -> dict[str, Any]:
-    """Read an ensemble's figures, its confusion matrix and its mistakes.
+def read_ensemble(folder: AnyPath, figures: EnsembleFigures) -> dict[str, Any]:
+    """Read an ensemble's confusion matrix and its mistakes, beside its figures.
 
     Returns:
-        ``EnsembleFigures`` as plain values, with ``classes`` and ``confusion``, rows true, and
+        ``figures`` as plain values, with ``classes`` and ``confusion``, rows true, and
         ``mistakes``, each with its ``image`` as a data URI; without those whose file is not there.
 
     Raises:
         TunerError: If a file is damaged.
     """
-    figures = read_figures(folder)
     ensemble = {key: value for key, value in to_plain(figures).items() if value is not None}
     ensemble.setdefault("name", folder.name)
     if confusion := read_confusion(folder):
