@@ -13,7 +13,7 @@ from tuner.data.splits import Splits
 from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.members import Local, Network
 from tuner.ensemble.request import EnsembleRequest
-from tuner.errors import ClusterError, TunerError
+from tuner.errors import TunerError
 from tuner.run.run import Run
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster, spread
 
@@ -53,8 +53,3 @@ def test_members_are_computed_on_the_cluster(
             predict_on_cluster([gone], digits.val.images, "none")
         assert len(str(caught.value).splitlines()) == 1
     assert not ray.is_initialized()
-
-
-def test_a_cluster_that_does_not_answer_is_told() -> None:
-    with pytest.raises(ClusterError, match="nobody answers"), spread("127.0.0.1:9"):
-        pass

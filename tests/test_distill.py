@@ -317,7 +317,7 @@ def test_students_are_searched_resumed_refitted_and_combined(
     for part, images in (("train", splits.train), ("val", splits.val)):
         expected = ensemble.predict(images.images.permute(0, 2, 3, 1).numpy())
         # The members may be computed in bfloat16 here.
-        np.testing.assert_allclose(probs[part].numpy(), expected, atol=0.02)
+        np.testing.assert_allclose(probs[part].numpy(), expected, atol=0.05)
     trials = run.trials()
     assert all(0.3 <= trial.config.distill.alpha <= 1 for trial in trials)
 

@@ -10,14 +10,13 @@ from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, _why_not
 from tuner.tuning.ray_backend.doctor import Finding, examine
 from tuner.tuning.ray_backend.nodes import Answer
 
-pytestmark = pytest.mark.ray
-
 
 def findings(storage: Path, source: str, data_dir: Path) -> dict[str, Finding]:
     found = examine(None, storage, DataConfig(source=source), data_dir)
     return {finding.about.split()[0]: finding for finding in found}
 
 
+@pytest.mark.ray
 def test_a_machine_where_all_is_well_is_told_so(session: None, tmp_path: Path) -> None:
     found = findings(tmp_path / "runs", "digits", tmp_path)
     assert {finding.level for finding in found.values()} == {"ok"}
@@ -26,6 +25,7 @@ def test_a_machine_where_all_is_well_is_told_so(session: None, tmp_path: Path) -
     assert list((tmp_path / "runs").iterdir()) == [], "it leaves nothing behind"
 
 
+@pytest.mark.ray
 def test_a_folder_of_images_is_looked_at(session: None, tmp_path: Path) -> None:
     for part, number in (("train", 20), ("test", 1)):
         for name in ("cat", "dog"):
@@ -40,6 +40,7 @@ def test_a_folder_of_images_is_looked_at(session: None, tmp_path: Path) -> None:
     assert gone["data"].level == "failure"
 
 
+@pytest.mark.ray
 def test_what_is_wrong_comes_with_what_mends_it(session: None, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = findings(tmp_path / "file" / "runs", "cifar10", tmp_path / "data")

@@ -84,7 +84,6 @@ def test_a_metric_that_it_did_not_record_is_computed_from_its_probabilities(stor
     assert "was recorded without worst_class, which needs its val_probs.npy" in words
 
 
-@pytest.mark.ray
 def test_its_trials_are_combined_to_the_same_vote(storage: Path) -> None:
     path = storage / "finished" / "ensembles"
     before = json.loads((path / "top3" / "metrics.json").read_text())
