@@ -1,6 +1,6 @@
 """Searches of real images side by side, at the same budget: the best trial, and the ensemble.
 
-    python -m tests.benchmarks.pool --data FOLDER --storage FOLDER --seeds 10
+    python -m tests.benchmarks.confirmation --data FOLDER --storage FOLDER --seeds 10
 
 FOLDER of ``--data`` is CIFAR-10 as class folders. Each seed searches ``cnn_small`` on 10,000 of its
 training images once for each arm, as long as six full trainings take on this machine with all its
