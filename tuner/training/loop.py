@@ -20,6 +20,7 @@ from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.metrics.predict import predict_probs
 from tuner.models.build import FitsImages, StartsFromWeights, build_model
+from tuner.models.custom import to_channels_last
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device import compute_dtype, describe
 from tuner.training.device_step import CaptureMode, DeviceSteps
@@ -125,7 +126,7 @@ def train(
         if start is None:
             raise UsageError("model.pretrained: the weights to start from are missing")
         policy.start_from(start.tensors)
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network = to_channels_last(network.to(device))
     if state is None and isinstance(network, FitsImages):
         # Spread over all, for a folder's images come class by class.
         few = images[:: -(-len(images) // FIT_IMAGES)]
