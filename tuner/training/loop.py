@@ -59,7 +59,9 @@ def train(
 
     Seeds torch's global generators with ``config.seed``: the same config, splits and device give
     the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU they
-    do under ``torch.use_deterministic_algorithms``, with and without capture.
+    do, with and without capture, under ``torch.use_deterministic_algorithms(True, warn_only=True)``
+    and ``CUBLAS_WORKSPACE_CONFIG=:4096:8``; a ``vit`` only without ``warn_only``, with which others
+    fail.
 
     Args:
         config: All that defines the training.
