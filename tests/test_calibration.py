@@ -132,6 +132,6 @@ def test_accuracy_at_coverage_of_a_worked_example() -> None:
     assert [row.accuracy for row in rows] == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
 
 
-def test_coverages_of_no_image_are_left_out() -> None:
+def test_coverages_are_those_of_whole_images_each_once_and_none_of_no_image() -> None:
     rows = accuracy_at_coverage(torch.tensor([[0.9, 0.1]] * 3), torch.zeros(3).long())
-    assert rows[0].coverage == pytest.approx(7 / 20)
+    assert [row.coverage for row in rows] == pytest.approx([1 / 3, 2 / 3, 1])

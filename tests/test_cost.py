@@ -105,6 +105,42 @@ def test_a_network_of_ones_own_is_counted_and_tried_without_limits_too() -> None
         limit_violation(wrong, Constraints(), 10, IMAGE)
 
 
+ATTENTION = """
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+class Net(nn.Module):
+    def __init__(self, num_classes, image_shape, kind):
+        super().__init__()
+        self.kind, width = kind, image_shape[2]
+        if kind == "layer":
+            self.mix = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)
+        elif kind == "attention":
+            self.mix = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        tokens = images.flatten(1, 2)
+        if self.kind == "layer":
+            tokens = self.mix(tokens)
+        elif self.kind == "attention":
+            tokens, _ = self.mix(tokens, tokens, tokens, need_weights=False)
+        else:
+            heads = tokens.unflatten(2, (4, -1)).transpose(1, 2)
+            tokens = scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+        return self.head(tokens.mean(dim=1))
+"""
+
+
+@pytest.mark.parametrize(("kind", "matrices"), [("layer", 8), ("attention", 4), ("function", 0)])
+def test_the_attention_of_a_network_of_ones_own_counts_too(kind: str, matrices: int) -> None:
+    plain = {"path": "own.py", "name": "Net", "params": {"kind": kind}, "source": ATTENTION}
+    tokens, width = 96, 32
+    expected = 2 * (matrices * tokens * width**2 + 2 * tokens**2 * width + width * 10)
+    assert count_cost(ModelConfig("custom", plain), 10, IMAGE).flops == expected
+
+
 def test_a_space_sets_the_limits(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("constraints: {parameters: 5.0e6, flops: 1000000000}\nspace: {model: cnn}\n")

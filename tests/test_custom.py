@@ -12,11 +12,15 @@ import yaml
 
 import tuner
 from tuner.config import ModelConfig, TrialConfig
+from tuner.data.splits import Splits
 from tuner.errors import SpaceError, UsageError
 from tuner.models.build import build_model
+from tuner.models.custom import to_channels_last
+from tuner.models.folded import FoldedNetwork
 from tuner.models.user_code import load_module
 from tuner.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tuner.space import RandomTrial, SearchSpace, json_schema, load_space
+from tuner.training.loop import train
 
 NETS = """\
 from __future__ import annotations
@@ -78,6 +82,24 @@ def anything(**arguments):
 
 
 WIDTH = 3
+
+
+def Deep(num_classes, image_shape):
+    layers = [nn.Conv2d(image_shape[0], 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten()]
+    return nn.Sequential(*layers, nn.LazyLinear(num_classes))
+
+
+class Viewing(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        channels, height, width = image_shape
+        self.conv1 = nn.Conv2d(channels, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4 * height * width, num_classes)
+
+    def forward(self, images):
+        features = self.conv2(self.conv1(images).relu())
+        return self.head(features.view(features.size(0), -1))
 """
 SPACE = """\
 space:
@@ -168,6 +190,36 @@ def test_a_checkpoint_is_rebuilt_without_the_file(tmp_path: Path) -> None:
     loaded, described = load_checkpoint(tmp_path / "c.safetensors", model)
     assert described == checkpoint
     torch.testing.assert_close(loaded(IMAGES), network(IMAGES))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_needs_the_usual_layout_is_given_it(channels: int, tmp_path: Path) -> None:
+    model, shape = custom("Viewing"), (channels, 8, 8)
+    images = torch.rand(3, *shape).contiguous(memory_format=torch.channels_last)
+    network = FoldedNetwork([to_channels_last(build_model(model, 2, shape)) for _ in range(2)])
+    network(images).sum().backward()
+    checkpoint = Checkpoint(
+        model=model,
+        epoch=1,
+        classes=("a", "b"),
+        image_shape=shape,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        folds=2,
+    )
+    save_checkpoint(tmp_path / "c.safetensors", network, checkpoint)
+    loaded, _ = load_checkpoint(tmp_path / "c.safetensors", model)
+    torch.testing.assert_close(loaded(images), network(images))
+
+
+def test_only_a_network_that_needs_it_is_given_the_usual_layout(digits: Splits) -> None:
+    def kernel_of(name: str) -> torch.Tensor:
+        config = TrialConfig(model=custom(name), epochs=1, batch_size=512)
+        return next(train(config, digits, torch.device("cpu"))).network.get_parameter(name_of[name])
+
+    name_of = {"Viewing": "conv2.weight", "Deep": "1.weight"}
+    assert kernel_of("Viewing").is_contiguous()
+    assert kernel_of("Deep").is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ["make_linear", "anything"])

@@ -15,6 +15,7 @@ from tuner.models.speednet import SpeedNet
 from tuner.space import load_space
 from tuner.training.loop import predict_epoch_seconds, train
 from tuner.tuning.sampling.sampler import Sampler
+from tuner.tuning.session import limit_violation_of
 
 CPU = torch.device("cpu")
 IMAGE = (3, 32, 32)
@@ -51,6 +52,20 @@ def test_what_exceeds_a_limit_is_drawn_again_and_counted(kind: str, tmp_path: Pa
         while sampler.ask(sampler.num_accepted):
             pass
         assert sampler.num_accepted + sampler.num_refused == sampler.space.cardinality()
+
+
+def test_a_crop_beyond_the_images_is_drawn_again_or_refused(tmp_path: Path, digits: Splits) -> None:
+    (tmp_path / "s.yaml").write_text(SPACE + "  augment: {crop: {choice: [2, 8]}}\n")
+
+    def crops(*overrides: str) -> set[int]:
+        space = load_space(tmp_path / "s.yaml", overrides)
+        violation = limit_violation_of(space, digits)
+        sampler = Sampler(space, space.search, limit_violation=violation)
+        return {sampler.ask(number).augment.crop for number in range(6)}
+
+    assert crops() == {2}
+    with pytest.raises(UsageError, match=r"^space.augment.crop: a crop with 8 .* 8x8; lower crop$"):
+        crops("space.augment.crop=8")
 
 
 def test_limits_that_nothing_keeps_are_told(tmp_path: Path) -> None:

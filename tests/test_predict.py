@@ -105,11 +105,19 @@ class FewAtATime(nn.Module):
 def test_a_batch_that_does_not_fit_is_halved() -> None:
     model, images = some_model(), some_images(10)
     tight = FewAtATime(model, most=3)
-    probs = predict_probs(tight, images, MEAN, STD, device=CPU)
+    probs = predict_probs(tight, images, MEAN, STD, device=CPU, batch_size=1000)
     expected = predict_probs(model, images, MEAN, STD, device=CPU)
     torch.testing.assert_close(probs, expected, rtol=1e-4, atol=1e-6)
     # Of 1,000 halved to 1, 3, 7, ..., 3 is the largest that fits.
     assert tight.batches == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize(("side", "most"), [(8, 32), (32, 32), (64, 8), (224, 1)])
+def test_a_cpu_computes_few_images_at_a_time_the_fewer_the_larger(side: int, most: int) -> None:
+    counting = FewAtATime(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), most=1000)
+    images = torch.zeros(most + 1, 3, side, side, dtype=torch.uint8)
+    predict_probs(counting, images, MEAN, STD, device=CPU)
+    assert counting.batches == [most, 1]
 
 
 def test_a_single_image_that_does_not_fit_is_told() -> None:

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from rich.console import Console
 
 from tuner.config import DataConfig
+from tuner.run.trial import write_status
 from tuner.space import load_space
 from tuner.training.rerun import rerun
 from tuner.tuning.request import SearchRequest
@@ -45,8 +47,8 @@ space:
 
 
 @pytest.mark.ray
-def test_a_rerun_takes_the_threads_of_its_trial_and_halves_its_batches(
-    session: None, tmp_path: Path
+def test_a_rerun_trains_with_the_threads_halves_and_compilation_of_its_trial(
+    session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "net.py").write_text(NETWORK)
     path = tmp_path / "space.yaml"
@@ -74,6 +76,14 @@ def test_a_rerun_takes_the_threads_of_its_trial_and_halves_its_batches(
     try:
         rows = list(rerun(run, 0, CPU))
         assert torch.get_num_threads() == 2
+        # That it is asked for is enough: to compile takes half a minute.
+        monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(1) or network)
+        for execution, count in (("eager", 0), ("compiled", 2)):
+            write_status(trial.path, replace(trial.status, execution=execution))
+            compiled: list[int] = []
+            assert len(list(rerun(run, 0, CPU))) == 4
+            # Once more from where its batches were halved.
+            assert len(compiled) == count
     finally:
         torch.set_num_threads(before)
     assert len(rows) == 4

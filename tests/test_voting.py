@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from tuner.ensemble.candidates import HALF_FLOOR
+from tuner.errors import TunerError
 from tuner.metrics.predict import rank
 from tuner.run.trial import write_val_probs
 from tuner.voting import floored, probs_of_truth, shares_by_class, soft_vote, uniform
@@ -178,6 +179,14 @@ def test_greedy_is_never_worse_than_the_best_single_member(library: tuple[Tensor
     best = min(nll(member, labels) for member in probs)
     vote = soft_vote(probs.double(), greedy_weights(probs, labels))
     assert nll(vote, labels) <= best + 1e-6
+
+
+def test_weights_that_cannot_be_fitted_are_told() -> None:
+    of_truth = torch.tensor([[0, 1, 0, 0, 0], [1, 0, 1, 0, 1], [1, 0, 0, 1, 0]]).float()
+    probs = torch.stack([of_truth, 1 - of_truth], dim=2)
+    shares = 10.0 ** -torch.tensor([9, 3, 1, 5, 11]).double()
+    with pytest.raises(TunerError, match=r"no weights can be fitted .*; take --method greedy"):
+        fitted_weights(probs, torch.zeros(5, dtype=torch.long), shares / shares.sum())
 
 
 @given(library=libraries)

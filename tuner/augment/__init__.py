@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from tuner.augment.colour import colour_jitter, normalize
-from tuner.augment.geometry import cutout, mirror, random_crop, random_erasing, random_sides
+from tuner.augment.geometry import (
+    cutout,
+    mirror,
+    random_crop,
+    random_erasing,
+    random_sides,
+    why_not_crop,
+)
 from tuner.augment.mixing import blend, cutmix_share, mixup_share
 from tuner.augment.policies import rand_augment, trivial_augment
 from tuner.config import Augment
@@ -30,6 +37,7 @@ __all__ = [
     "random_erasing",
     "random_sides",
     "trivial_augment",
+    "why_not_crop",
 ]
 
 

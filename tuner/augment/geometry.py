@@ -25,11 +25,8 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
         ValueError: If ``padding`` is not smaller than the images.
     """
     num_images, channels, height, width = images.shape
-    if padding >= min(height, width):
-        raise ValueError(
-            f"a crop with {padding} pixels of reflect padding needs images larger than that, "
-            f"got {height}x{width}; lower crop"
-        )
+    if problem := why_not_crop(padding, height, width):
+        raise ValueError(problem)
     padded = F.pad(images, (padding,) * 4, mode="reflect")
     pitch, area = padded.shape[3], padded.shape[2] * padded.shape[3]
     top, left = torch.randint(
@@ -43,6 +40,16 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     # one gather of pixels makes 380,000, windows indexed by (image, top, left) 240,000.
     runs = padded.flatten().unfold(0, width, 1)
     return runs.index_select(0, starts.flatten()).view(images.shape)
+
+
+def why_not_crop(padding: int, height: int, width: int) -> str | None:
+    """Say why images cannot be cropped with ``padding`` pixels of reflection, if they cannot."""
+    if padding < min(height, width):
+        return None
+    return (
+        f"a crop with {padding} pixels of reflect padding needs images larger than that, "
+        f"got {height}x{width}; lower crop"
+    )
 
 
 def random_sides(num_images: int, generator: Generator) -> Tensor:

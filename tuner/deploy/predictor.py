@@ -19,7 +19,7 @@ from tuner.deploy.graph import EnsembleGraph, MemberGraph
 from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
 from tuner.deploy.samples import Sample, samples_in, samples_of
 from tuner.errors import TunerError, UsageError
-from tuner.metrics.predict import predict_probs
+from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import EnsembleMember, find_ensemble_record
@@ -38,12 +38,6 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Images that are prepared at a time at most; fewer where they are larger than CIFAR's."""
-BATCH_ON_CPU = 32
-"""Images of this size that a CPU computes at a time. With 256, the layers' outputs are so large
-that memory is asked of the system for each and given back: five default CNNs take twice the
-processor time."""
-PIXELS = 32 * 32
-"""The pixels of CIFAR's images, to which the numbers above belong."""
 SAME, OTHER = 0.001, 0.02
 """Most mean difference from a probe that was computed in the same way, and in another."""
 PROBE_STEP, PROBE_SECONDS = 8, 1.0
@@ -125,13 +119,7 @@ class Ensemble:
     @property
     def batch_size(self) -> int:
         """Images that are prepared at a time."""
-        return max(16, min(BATCH, BATCH * PIXELS // self.preprocessing.size**2))
-
-    @property
-    def _computed_at_once(self) -> int:
-        if self._device.type != "cpu":
-            return self.batch_size
-        return max(1, min(BATCH_ON_CPU, BATCH_ON_CPU * PIXELS // self.preprocessing.size**2))
+        return max(16, min(BATCH, BATCH * CIFAR_PIXELS // self.preprocessing.size**2))
 
     def predict(
         self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
@@ -301,7 +289,6 @@ class Ensemble:
                 loaded.std,
                 device=self._device,
                 dtype=prediction_dtype(member.precision, self._device),
-                batch_size=self._computed_at_once,
                 tta=tta,
             )
 

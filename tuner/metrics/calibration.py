@@ -119,14 +119,14 @@ def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list
     Args:
         probs: Shape (N, K).
         labels: int64, shape (N,).
-        steps: Coverages, evenly spaced up to 1; those without an image are left out.
+        steps: Coverages, up to 1 and as evenly spaced as whole images are; those without an image
+            are left out.
     """
     confidence, predicted = probs.double().max(dim=1)
     order = confidence.argsort(descending=True, stable=True)
     right = _shared_among_ties(confidence, predicted == labels)[order].cumsum(dim=0)
-    counts = {step: len(labels) * step // steps for step in range(1, steps + 1)}
+    counts = {len(labels) * step // steps for step in range(1, steps + 1)} - {0}
     return [
-        Coverage(coverage=step / steps, accuracy=right[count - 1].item() / count)
-        for step, count in counts.items()
-        if count
+        Coverage(coverage=count / len(labels), accuracy=right[count - 1].item() / count)
+        for count in sorted(counts)
     ]

@@ -1,5 +1,6 @@
 """From a model to class probabilities, and from those to figures."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,6 +14,14 @@ from tuner.metrics.calibration import equal_mass_bins, equal_width_bins, expecte
 from tuner.metrics.classwise import ClassScores, class_scores
 from tuner.voting import SMALLEST_PROB
 
+BATCH = 1000
+"""Images that a GPU computes at a time at most."""
+BATCH_ON_CPU = 32
+"""Images of CIFAR's size that a CPU computes at a time; fewer where they are larger. With 256, the
+layers' outputs are so large that memory is asked of the system for each and given back: five
+default CNNs take twice the processor time."""
+CIFAR_PIXELS = 32 * 32
+
 
 def predict_probs(
     model: nn.Module,
@@ -22,7 +31,7 @@ def predict_probs(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     tta: Tta = "none",
 ) -> Tensor:
     """Return the model's class probabilities; its training mode is left as it was.
@@ -37,7 +46,8 @@ def predict_probs(
         std: As ``mean``.
         device: Where to compute.
         dtype: Below ``float32``, autocast to it; the softmax is always in float32.
-        batch_size: Images at a time at most; it changes the memory needed, not the result.
+        batch_size: Images at a time at most; it changes the memory needed, not the result. ``None``
+            is what suits the device.
         tta: Average the probabilities of an image's views.
 
     Returns:
@@ -48,6 +58,8 @@ def predict_probs(
     """
     mean, std = mean.to(device), std.to(device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    if batch_size is None:
+        batch_size = BATCH if device.type != "cpu" else _batch_on_cpu(math.prod(images.shape[2:]))
     batches: list[Tensor] = []
     done = 0
     was_training = model.training
@@ -70,6 +82,10 @@ def predict_probs(
         model.train(was_training)
     # Joined outside of inference mode, whose tensors no later gradient could pass.
     return torch.cat(batches).cpu()
+
+
+def _batch_on_cpu(pixels: int) -> int:
+    return max(1, min(BATCH_ON_CPU, BATCH_ON_CPU * CIFAR_PIXELS // pixels))
 
 
 def _probs(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,10 +84,16 @@ def _device_of(config: ModelConfig) -> str:
 def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
     ((family, params),) = json.loads(model).items()
     config = ModelConfig(family, params)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        with torch.device(_device_of(config)):
-            network = build_model(config, num_classes, image_shape).eval()
-            images = torch.zeros(1, *image_shape)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        # Within it PyTorch's layers of attention take no fast path, of which nothing is counted.
+        torch.device(_device_of(config)),
+        # Nor is a CPU's fused attention counted.
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        network = build_model(config, num_classes, image_shape).eval()
+        images = torch.zeros(1, *image_shape)
         with FlopCounterMode(display=False) as counter:
             network(images)
     parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -6,6 +6,8 @@ runs that text, as if one had started the file itself; listing a run, or reading
 does not. ``tuner.models.trust`` is asked before what came with a run is built.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,9 @@ from tuner.models.user_code import first_line_of, load_callable, place_of
 def build_custom(
     params: CustomParams, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Build the network and try it on two images.
+    """Build the network and try it on two images, in the usual layout and in channels-last.
+
+    One that only computes in the usual layout is given that from then on.
 
     Raises:
         UsageError: If the code fails, or gives no module, or one that gives no logits.
@@ -33,14 +37,10 @@ def build_custom(
             "nn.Module; return the network"
         )
     images = torch.zeros(2, *image_shape)
-    was_training = network.training
     try:
-        # Neither the running statistics nor the random numbers of a training may notice.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = network.eval()(images)
+        logits = _try(network, images)
     except (Exception, SystemExit) as error:
         raise _failure(params, f", on images of shape {tuple(images.shape)}", error) from error
-    network.train(was_training)
     expected = (2, num_classes)
     if not isinstance(logits, Tensor) or logits.shape != expected:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -48,7 +48,41 @@ def build_custom(
             f"{params.path}: {params.name} gives {given} for images of shape "
             f"{tuple(images.shape)}; it has to give logits of shape {expected}"
         )
+    to_channels_last(network)
+    try:
+        _try(network, images.contiguous(memory_format=torch.channels_last))
+    except Exception:
+        # Many a network takes ``view`` for ``flatten``, which only the usual layout allows.
+        network.register_forward_pre_hook(_contiguous)
+        network.to(memory_format=torch.contiguous_format)
     return network
+
+
+def to_channels_last(network: nn.Module) -> nn.Module:
+    """Lay kernels out channels-last, in place, unless a network of the user's own fails with it."""
+    if _contiguous in network._forward_pre_hooks.values():
+        return network
+    for tensor in (*network.parameters(recurse=False), *network.buffers(recurse=False)):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    for child in network.children():
+        to_channels_last(child)
+    return network
+
+
+def _contiguous(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    images, *rest = inputs
+    return images.contiguous(), *rest
+
+
+def _try(network: nn.Module, images: Tensor) -> Any:
+    """Call the network; neither its statistics nor a training's random numbers may notice."""
+    was_training = network.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return network.eval()(images)
+    finally:
+        network.train(was_training)
 
 
 def _failure(params: CustomParams, when: str, error: BaseException) -> UsageError:

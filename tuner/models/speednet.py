@@ -81,7 +81,10 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit_to(self, images: Tensor) -> None:
-        """Set the weights to the whitening of these images' patches, in float64."""
+        """Set the weights to the whitening of these images' patches.
+
+        Products of patches are float32, their sums over all parts and what follows float64.
+        """
         _, channels, kernel, _ = self.weight.shape
         size = channels * kernel**2
         total = torch.zeros(size, size, dtype=torch.float64, device=images.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tuner.config import MOST_FOLDS, Count, ModelConfig, Positive
 from tuner.errors import TunerError, UsageError
 from tuner.models.build import build_model
+from tuner.models.custom import to_channels_last
 from tuner.models.folded import FoldedNetwork
 from tuner.run.layout import CONFIG, ENSEMBLE
 from tuner.run.trial import EpochMetrics
@@ -213,7 +214,7 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
     except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
         reason = str(error).splitlines()[0]  # Of missing weights, torch gives a line each.
         raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
-    return network.to(memory_format=torch.channels_last).eval(), checkpoint
+    return to_channels_last(network).eval(), checkpoint
 
 
 def _build(checkpoint: Checkpoint) -> nn.Module:

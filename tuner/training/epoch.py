@@ -34,7 +34,7 @@ class Epoch:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable parameters of the network."""
+        """Parameters of the network, those that are frozen too."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     @property

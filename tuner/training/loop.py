@@ -20,6 +20,7 @@ from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.metrics.predict import predict_probs
 from tuner.models.build import FitsImages, StartsFromWeights, build_model
+from tuner.models.custom import to_channels_last
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device import compute_dtype, describe
 from tuner.training.device_step import CaptureMode, DeviceSteps
@@ -58,7 +59,9 @@ def train(
 
     Seeds torch's global generators with ``config.seed``: the same config, splits and device give
     the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU they
-    do under ``torch.use_deterministic_algorithms``, with and without capture.
+    do, with and without capture, under ``torch.use_deterministic_algorithms(True, warn_only=True)``
+    and ``CUBLAS_WORKSPACE_CONFIG=:4096:8``; a ``vit`` only without ``warn_only``, with which others
+    fail.
 
     Args:
         config: All that defines the training.
@@ -125,7 +128,7 @@ def train(
         if start is None:
             raise UsageError("model.pretrained: the weights to start from are missing")
         policy.start_from(start.tensors)
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network = to_channels_last(network.to(device))
     if state is None and isinstance(network, FitsImages):
         # Spread over all, for a folder's images come class by class.
         few = images[:: -(-len(images) // FIT_IMAGES)]

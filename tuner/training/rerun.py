@@ -18,6 +18,9 @@ from tuner.training.initial_weights import load_initial_weights
 from tuner.training.loop import train
 from tuner.training.taught import taught
 
+COMPILED = ("compiled", "captured, compiled", "eager, compiled")
+"""How the execution of a trial begins whose network was compiled."""
+
 
 def rerun(
     run: Run,
@@ -28,7 +31,9 @@ def rerun(
     data_dir: Path | None = None,
     trust_code: bool = False,
 ) -> Iterator[tuple[EpochMetrics, EpochMetrics]]:
-    """Train trial ``number`` as far as it came, with its seed, its threads and its halved batches.
+    """Train trial ``number`` as far as it came, in the way that it was trained.
+
+    It has its seed, its threads and its halved batches, and is compiled if the trial was.
 
     Args:
         run: The run.
@@ -60,7 +65,15 @@ def rerun(
     cpus = trial.status.cpus
     usual: int = run.record.hardware["threads_per_trial"]
     torch.set_num_threads(usual if cpus is None else threads_of(cpus))
-    train_trial = partial(train, trial.config, splits, device, start=start)
+    is_compiled = trial.status.execution.startswith(COMPILED)
+    train_trial = partial(
+        train,
+        trial.config,
+        splits,
+        device,
+        start=start,
+        compile_mode="always" if is_compiled else "never",
+    )
     with contextlib.closing(_epochs(train_trial, trial.status.halved_from)) as epochs:
         for recorded, epoch in zip(trial.history, epochs, strict=False):
             yield recorded, epoch.figures

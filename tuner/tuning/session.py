@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from tuner.augment import why_not_crop
 from tuner.config import TrialConfig
 from tuner.data.splits import Splits
-from tuner.errors import TunerError
+from tuner.errors import TunerError, UsageError
 from tuner.models.cost import limit_violation
 from tuner.models.trust import code_of, remember
 from tuner.run.layout import PLAN
@@ -167,14 +168,23 @@ def settle_code(request: SearchRequest) -> None:
 
 
 def limit_violation_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
-    """Return what says by what a configuration exceeds the space's limits."""
-    return lambda config: limit_violation(
-        config.model,
-        space.constraints,
-        len(splits.classes),
-        splits.image_shape,
-        num_networks=max(1, splits.num_folds),
-    )
+    """Return what says by what a configuration exceeds the space's limits.
+
+    It raises ``UsageError`` where a configuration does not go with the images at all.
+    """
+
+    def violation(config: TrialConfig) -> str:
+        if problem := why_not_crop(config.augment.crop, *splits.image_shape[1:]):
+            raise UsageError(f"space.augment.crop: {problem}")
+        return limit_violation(
+            config.model,
+            space.constraints,
+            len(splits.classes),
+            splits.image_shape,
+            num_networks=max(1, splits.num_folds),
+        )
+
+    return violation
 
 
 def _share_refused(sampler: Sampler) -> str:

@@ -216,13 +216,14 @@ def _ranks_of(
             config = space.sample(
                 RandomTrial(params=found), epochs=space.search.epochs, seed=trial.config.seed
             )
+            is_beyond_limits = bool(limit_violation(config))
         except MisfitError as error:
             misfits[str(error)] += 1
             continue
         except UsageError:
             misfits["values that do not go together here"] += 1
             continue
-        if limit_violation(config):
+        if is_beyond_limits:
             misfits["its constraints"] += 1
         elif trial.is_scored:
             key = tuple(sorted(found.items()))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tuner.errors import TunerError
 from tuner.voting import probs_of_truth
 
 NEGLIGIBLE = 1e-3
@@ -23,6 +24,9 @@ def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) 
 
     Returns:
         Float64, shape (M,); weights that would be below ``NEGLIGIBLE`` are 0.
+
+    Raises:
+        TunerError: If the search for them fails, as it may where members are sure of what is wrong.
     """
     # A third of a second, for which a search would wait, too.
     from scipy.optimize import Bounds, LinearConstraint, minimize
@@ -46,6 +50,9 @@ def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) 
         constraints=LinearConstraint(np.ones((1, count)), 1, 1),
         options={"ftol": 1e-10, "maxiter": 500},
     )
-    assert found.success, found.message
+    if not found.success:
+        raise TunerError(
+            f"no weights can be fitted to these members: {found.message}; take --method greedy"
+        )
     weights = np.where(found.x < NEGLIGIBLE, 0, found.x)
     return torch.from_numpy(weights / weights.sum())
