@@ -1,14 +1,18 @@
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import ray
 from PIL import Image
+from ray.cluster_utils import Cluster
 
 from tuner.config import DataConfig
 from tuner.tuning.ray_backend import doctor, mps
-from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, _why_not
+from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, _why_not, connected
 from tuner.tuning.ray_backend.doctor import Finding, examine
-from tuner.tuning.ray_backend.nodes import Answer
+from tuner.tuning.ray_backend.nodes import Answer, alive_nodes, ask_nodes
 
 
 def findings(storage: Path, source: str, data_dir: Path) -> dict[str, Finding]:
@@ -88,3 +92,36 @@ def test_a_node_that_leaves_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyP
     value = {"gpus": [], "torch_gpus": 0, "sharing": mps.Sharing(how="by turns")}
     answers = [Answer(node=name, host="here", value=value) for name in "ab"]
     assert [one.level for one in map(doctor._node, answers)] == ["warning", "ok"]
+
+
+def test_a_node_that_is_lost_before_it_answers_is_not_missed(tmp_path: Path) -> None:
+    """As a spot node: that it has left is known later than that its task has failed."""
+
+    def answer(folder: str) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        Path(folder, node).touch()
+        if Path(folder, "lost").read_text() == node:
+            time.sleep(600)
+
+    def lose() -> None:
+        while not (tmp_path / lost.node_id).exists():
+            time.sleep(0.1)
+        cluster.remove_node(lost, allow_graceful=False)
+
+    missed = {"health_check_period_ms": 1000}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": missed}
+    )
+    lost = cluster.add_node(num_cpus=1)
+    (tmp_path / "lost").write_text(lost.node_id)
+    try:
+        with connected(cluster.address, compare=False):
+            nodes = {node["NodeID"] for node in alive_nodes()}
+            losing = threading.Thread(target=lose)
+            losing.start()
+            answers = ask_nodes(answer, str(tmp_path))
+            losing.join()
+    finally:
+        cluster.shutdown()
+    assert {answer.node for answer in answers} == nodes - {lost.node_id}
+    assert [answer.problem for answer in answers] == [""]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tuner.run.checkpoint import save_state
 from tuner.run.trial import EpochMetrics, write_val_probs
 from tuner.storage import patience as patience_module
 from tuner.storage.files import write_text
+from tuner.storage.object_path import ObjectPath
+from tuner.storage.paths import AnyPath, on_disk
 from tuner.storage.patience import Patience, patient, persevere, storage_fault
 
 
@@ -111,7 +114,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 ROW = EpochMetrics(
     epoch=1, train_loss=1.0, val_loss=1.0, val_accuracy=0.5, lr=0.1, seconds=1.0, time=1.0
 )
-WRITERS: dict[str, Callable[[Path], None]] = {
+WRITERS: dict[str, Callable[[AnyPath], None]] = {
     "text": lambda folder: write_text(folder / "text", "x" * 100_000),
     "probabilities": lambda folder: write_val_probs(folder, np.zeros((20_000, 10), np.float32)),
     "state": lambda folder: save_state(
@@ -123,12 +126,34 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def put_back(folder: AnyPath) -> None:
+    """Read a file that has no room."""
+    with on_disk(folder / "large"):
+        pass
+
+
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_full_disk_is_told_whatever_is_written(write: Callable[[Path], None], disk: Path) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011
         write(disk)
     assert storage_fault(caught.value) == "No space left on device"
     assert [*disk.iterdir()] == []
+
+
+@pytest.mark.parametrize("write", [*WRITERS.values(), put_back], ids=[*WRITERS, "read"])
+def test_a_full_disk_on_the_way_to_a_bucket_is_named(
+    write: Callable[[AnyPath], None],
+    disk: Path,
+    bucket: ObjectPath,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (bucket / "large").write_bytes(bytes(100_000))
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    with pytest.raises(OSError, match="No space left") as caught:
+        write(bucket)
+    assert storage_fault(caught.value) == (
+        f"No space left on device in {disk} on this machine, which files pass through"
+    )
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)

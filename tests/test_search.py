@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tuner.run.trial import TrialRecord, read_history, write_status
 from tuner.space import load_space
 from tuner.storage.digest import sha256_of
 from tuner.training.device import compute_dtype
+from tuner.tuning.ray_backend import driver
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
 from tuner.tuning.request import SearchRequest, make_search_request
@@ -381,6 +383,26 @@ def test_an_address_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(error, match=message), connected(address):
         pass
+
+
+def test_only_a_commit_that_holds_this_program_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed into a project's folder, it lies in somebody else's repository."""
+    package = tmp_path / ".venv" / "tuner"
+    package.mkdir(parents=True)
+    (package / "driver.py").touch()
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+
+    def git(*words: str) -> str:
+        return subprocess.check_output(["git", *who, *words], cwd=tmp_path, text=True).strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    monkeypatch.setattr(driver, "__file__", str(package / "driver.py"))
+    assert driver._git_commit() == ""
+    git("add", ".venv/tuner/driver.py")
+    assert driver._git_commit() == git("rev-parse", "HEAD")
 
 
 def test_histories_are_whole_after_a_search(run: Run) -> None:

@@ -1,6 +1,8 @@
 """The state of a search is the same from its events and from its run watcher."""
 
 import io
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,11 +260,39 @@ def test_the_time_left_ends_with_the_recorded_budget(
 
 def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.begin(world.tuner()).step(0.5)
+    worker = world.begin(world.tuner())
+    worker.step(0.5)
     watcher = RunWatcher(world.run.path)
-    news = watcher.state.last_epoch_time
-    assert watcher.note(news + 30) == ""
-    assert watcher.note(news + 90) == "No news for 0:01:30; was the search killed?"
+    now = time.monotonic()
+    assert watcher.note(now + 30) == ""
+    assert watcher.note(now + 90) == "No news for 0:01:30; was the search killed?"
+    time.sleep(0.5)
+    worker.step(0.6)
+    watcher.look()
+    assert watcher.note(now + 60.2) == "", "there was a change"
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_a_search_is_watched_whatever_the_clock_of_its_machine_says(
+    tmp_path: Path, ahead: int
+) -> None:
+    world = World(tmp_path)
+    worker = world.begin(world.tuner())
+    worker.step(0.5)
+    record = world.run.path / "run.json"
+
+    def write(seconds: float) -> None:
+        world.recorder.run.update(active_seconds=seconds)
+        written = record.stat().st_mtime + ahead
+        os.utime(record, (written, written))
+
+    write(10.0)
+    watcher = RunWatcher(world.run.path)
+    assert watcher.clocks().elapsed >= 10.0
+    write(20.0)
+    watcher.look()
+    assert 20.0 <= watcher.clocks().elapsed < 50.0
+    assert watcher.note(time.monotonic()) == ""
 
 
 def test_the_best_so_far_stands_over_what_was_spent(tmp_path: Path) -> None:

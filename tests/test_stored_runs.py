@@ -22,6 +22,7 @@ from tuner.run.run import Run, find_run, open_runs
 from tuner.run.trial import TrialStatus, write_status
 from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
+from tuner.storage.object_store import store_of
 from tuner.storage.paths import to_path
 from tuner.storage.protocol import LOCK_NAME
 
@@ -36,6 +37,18 @@ def test_a_bucket_that_is_not_there_is_told(call: Call, trained_run: Run) -> Non
     code, _, err = call("leaderboard", "--storage", str(nowhere))
     assert code == 2
     assert "there is no s3://no-such-bucket" in err
+
+
+def test_a_bucket_of_which_a_part_may_be_seen_alone_is_there(
+    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with rights for one prefix: the bucket itself may not be asked after."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(store_of("s3://bucket")._fs, "info", refuse)
+    assert open_runs(bucket) == []
 
 
 def test_of_two_runs_of_a_name_that_are_made_at_once_one_is_refused(

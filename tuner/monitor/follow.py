@@ -28,15 +28,22 @@ from tuner.storage.paths import AnyPath, etag, modified
 SECONDS = 1.0
 """Between two looks at the folder."""
 SILENT_SECONDS = 60.0
-"""Without news for so long, and for 5 epochs, the search may have been killed; this is said."""
+"""Without a change for so long, and for 5 epochs, the search may have been killed; this is said."""
 
 
 class RunWatcher:
-    """Keeps the state of a search up to date with its run folder."""
+    """Keeps the state of a search up to date with its run folder.
+
+    The clocks of the search, of the storage and of who watches may differ: of what happens while it
+    watches, it goes by its own alone.
+    """
 
     def __init__(self, path: AnyPath) -> None:
         self.run = Run.open(path)
+        self._changed = time.monotonic()
+        """When a change was last seen, as all times here in seconds of the monotonic clock."""
         self._written = modified(path / RUN)
+        self._noted = self._changed - max(0.0, time.time() - self._written)
         """When the search last wrote for how long it had been active."""
         # Looked at first: what is written while the trials are read is read again.
         self._etags = {int(path.name): _etags(path) for path in self.run.trial_paths()}
@@ -56,14 +63,16 @@ class RunWatcher:
     def look(self) -> list[Ending]:
         """Bring the state up to date; return how the trials ended that have ended since."""
         self.run = Run.open(self.run.path)
-        self._written = modified(self.run.path / RUN)
+        now, written = time.monotonic(), modified(self.run.path / RUN)
+        if written != self._written:
+            self._written, self._noted, self._changed = written, now, now
         self.state.search = self.run.record.search
         ended = []
         for path in self.run.trial_paths():
             number, etags = int(path.name), _etags(path)
             if etags[0] is None or self._etags.get(number) == etags:
                 continue
-            self._etags[number] = etags
+            self._etags[number], self._changed = etags, now
             for event in list(_news(self.state, self.run.trial(number))):
                 self.state.apply(event)
                 if isinstance(event, TrialEnded):
@@ -75,7 +84,7 @@ class RunWatcher:
         record = self.run.record
         elapsed = record.active_seconds
         if not self.has_ended:
-            elapsed += time.time() - self._written
+            elapsed += time.monotonic() - self._noted
         budget = math.inf if record.budget_seconds is None else record.budget_seconds - elapsed
         held = sum(trial.gpus for trial in list(self.state.running.values()))
         if record.budget_gpu_hours is not None and held:
@@ -88,12 +97,16 @@ class RunWatcher:
         )
 
     def note(self, now: float) -> str:
-        """Say that nothing has been heard for long, if so."""
-        news = self.state.last_epoch_time
+        """Say that no change was seen for long, if so.
+
+        Args:
+            now: By the monotonic clock, in seconds.
+        """
+        silent = now - self._changed
         limit = max(SILENT_SECONDS, 5 * self._epoch(), 2 * self.run.record.save_seconds)
-        if self.has_ended or not news or now - news < limit:
+        if self.has_ended or not self.state.num_epochs or silent < limit:
             return ""
-        return f"No news for {clock(now - news)}; was the search killed?"
+        return f"No news for {clock(silent)}; was the search killed?"
 
     def _epoch(self) -> float:
         running = list(self.state.running.values())
@@ -179,7 +192,7 @@ def follow(path: AnyPath, console: Console, columns: Sequence[Column] = ()) -> R
                 printed = time.monotonic()
 
     def table(width: int, height: int) -> RenderableType:
-        note = watcher.note(time.time())
+        note = watcher.note(time.monotonic())
         return draw(
             watcher.state,
             watcher.slots,

@@ -129,8 +129,6 @@ class SearchState:
     num_epochs: int = 0
     gpu_seconds: float = 0.0
     """GPU time of these epochs."""
-    last_epoch_time: float = 0.0
-    """When the last epoch ended, in seconds since 1970; 0 before the first."""
     best: tuple[int, EpochMetrics] | None = None
     """Number and best epoch of the leading trial, of those that did not end badly."""
     best_curve: list[tuple[int, float]] = field(default_factory=list)
@@ -284,7 +282,6 @@ class SearchState:
         trial.history.append(row)
         self.num_epochs += 1
         self.gpu_seconds += row.seconds * trial.gpus
-        self.last_epoch_time = max(self.last_epoch_time, row.time)
         self._reached[row.epoch] += 1
         self._seconds.append(row.seconds)
         if trial.has_ended_badly:

@@ -195,7 +195,7 @@ class ObjectPath:
         return "/".join(self.uri.split("/", 3)[:3])
 
     def _require_bucket(self) -> None:
-        if not self._ask("exists", self._bucket):
+        if not self._patiently(lambda fs: _has_bucket(fs, self._bucket)):
             raise UsageError(f"{self}: there is no {self._bucket}. Make it, or correct --storage.")
 
     @contextmanager
@@ -226,6 +226,17 @@ def _read_one(fs: Any, uri: str) -> bytes | FileNotFoundError:
         return bytes(fs.cat_file(uri))
     except FileNotFoundError as error:
         return error
+
+
+def _has_bucket(fs: Any, bucket: str) -> bool:
+    try:
+        fs.info(bucket)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        # So it is there. Who may see a part of it alone is refused the whole.
+        return True
+    return True
 
 
 def _create(fs: Any, uri: str, content: bytes) -> None:

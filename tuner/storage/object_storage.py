@@ -1,5 +1,6 @@
 """The storage that is a bucket of objects."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from uuid import uuid4
 
 from tuner.storage.lease import leased
 from tuner.storage.object_path import ObjectPath
+from tuner.storage.patience import storage_fault
 from tuner.storage.temporary import TemporaryFolder
 
 
@@ -41,13 +43,14 @@ class ObjectStorage:
         """Yield a copy that is there for as long as the block lasts."""
         with TemporaryFolder() as folder:
             copy = Path(folder) / path.name
-            path.download(copy)
+            with _explaining_disk(folder):
+                path.download(copy)
             yield copy
 
     @contextmanager
     def replacing(self, path: ObjectPath, *, flush: bool) -> Iterator[Path]:
         """Yield a path on disk whose file is uploaded at the end."""
-        with TemporaryFolder() as folder:
+        with TemporaryFolder() as folder, _explaining_disk(folder):
             temporary = Path(folder) / path.name
             yield temporary
             path.upload(temporary)
@@ -97,3 +100,19 @@ class ObjectStorage:
     def locked(self, folder: ObjectPath) -> AbstractContextManager[None]:
         """Keep other searches out of a run folder; see ``leased``."""
         return leased(folder)
+
+
+@contextmanager
+def _explaining_disk(folder: str) -> Iterator[None]:
+    """Say that it is this machine's own disk which fails, on the way to a bucket or from one.
+
+    Raises:
+        OSError: Of a number that is a storage's, if it fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (reason := storage_fault(error)):
+            raise
+        place = f"{Path(folder).parent} on this machine"
+        raise OSError(errno.EIO, f"{reason} in {place}, which files pass through") from error

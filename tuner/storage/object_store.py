@@ -14,6 +14,8 @@ FIRST_SECONDS = 20.0
 """For so long a store that has never answered this process is asked again."""
 PATIENCE_SECONDS = 900.0
 """For so long one that has."""
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of errors that no store tells: they come of this machine's disk."""
 LONGEST_PAUSE = 5.0
 """Between two attempts."""
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -55,6 +57,7 @@ class Store:
         Raises:
             FileNotFoundError: As the file system does.
             FileExistsError: Likewise.
+            OSError: If a disk of this machine is full, or cannot be written.
             UsageError: If access is refused.
             StorageError: If it is refused later, or there is no answer for too long. An outage is
                 waited out once, however many questions are asked in it.
@@ -79,6 +82,8 @@ class Store:
                         "credentials and the endpoint that its own tools find, such as those of "
                         "AWS_PROFILE and AWS_ENDPOINT_URL."
                     ) from error
+                if isinstance(error, OSError) and error.errno in OF_DISKS:
+                    raise
                 if isinstance(error, OSError) and error.errno == errno.EINVAL:
                     # So s3fs calls what a store will never do.
                     raise StorageError(f"{self.place}: it will not do that: {reason}") from error

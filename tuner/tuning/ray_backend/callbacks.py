@@ -22,13 +22,10 @@ from tuner.storage.paths import to_path
 from tuner.storage.patience import Patience, persevere
 from tuner.tuning.ray_backend.capacity import Capacity
 from tuner.tuning.ray_backend.messages import event_in
-from tuner.tuning.ray_backend.nodes import Answer
+from tuner.tuning.ray_backend.nodes import DOUBT_SECONDS, Answer
 from tuner.tuning.ray_backend.notices import Notice, NoticeBoard
 from tuner.tuning.recorder import Recorder
 from tuner.tuning.tuner import Assignment, Tuner
-
-DOUBT_SECONDS = 30.0
-"""A worker is missed before its node is: Ray asks a node five times, 3 s apart."""
 
 
 class TuneSearcher(Searcher):

@@ -472,11 +472,16 @@ def _record(request: RunRequest, splits: Splits, plan: CapacityPlan) -> RunRecor
 
 def _git_commit() -> str:
     """Return the commit that this package runs from; empty for an installed one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    git = ("git", "-C", str(Path(__file__).parent))
+    # An installed one may lie in somebody else's repository.
+    questions = ("ls-files", "--error-unmatch", Path(__file__).name), ("rev-parse", "HEAD")
+    told = ""
+    for question in questions:
+        try:
+            told = subprocess.check_output([*git, *question], stderr=subprocess.DEVNULL, text=True)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+    return told.strip()
 
 
 def _why_none(run: Run, tuner: Tuner) -> str:

@@ -2,12 +2,14 @@
 
 import platform
 import secrets
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner.errors import ClusterError, UsageError
@@ -17,6 +19,8 @@ from tuner.tuning.ray_backend.private import state
 
 ANSWER_SECONDS = 90.0
 """A node with nothing in memory starts a worker in about 5 s."""
+DOUBT_SECONDS = 30.0
+"""A worker is missed before its node is: Ray asks a node five times, 3 s apart."""
 COMPARED = ("ray", "torch", "torchvision")
 """Packages that the nodes must have as the driver has them; all else that a trial needs travels."""
 
@@ -73,7 +77,7 @@ def ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Answer]:
         arguments: For the function.
 
     Returns:
-        An answer of each node, in a fixed order.
+        An answer of each node, in a fixed order; of one that has left meanwhile there is none.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(question)
     nodes = sorted(alive_nodes(), key=lambda node: (node["NodeManagerHostname"], node["NodeID"]))
@@ -84,25 +88,41 @@ def ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Answer]:
         for node in nodes
     ]
     done = set(ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)[0])
-    return [
-        _answer(node, promise) if promise in done else _late(node)
+    end = time.monotonic() + DOUBT_SECONDS
+    answers = [
+        _answer(node, promise, end) if promise in done else _late(node)
         for node, promise in zip(nodes, asked, strict=True)
     ]
+    return [answer for answer in answers if answer is not None]
 
 
-def _answer(node: dict[str, Any], promise: Any) -> Answer:
+def _answer(node: dict[str, Any], promise: Any, end: float) -> Answer | None:
     known = {"node": node["NodeID"], "host": node["NodeManagerHostname"]}
     try:
         return Answer(**known, value=ray.get(promise))
     except ray.exceptions.RayError as error:
+        is_there = isinstance(error, RayTaskError | RuntimeEnvSetupError)
+        if _has_left(node, 0.0 if is_there else end):
+            return None
         # Of a task that raised, the first line names the task and the last one the error.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return Answer(**known, problem=lines[-1])
 
 
-def _late(node: dict[str, Any]) -> Answer:
+def _late(node: dict[str, Any]) -> Answer | None:
+    if _has_left(node, 0.0):
+        return None
     problem = f"no answer in {ANSWER_SECONDS:g} s"
     return Answer(node=node["NodeID"], host=node["NodeManagerHostname"], problem=problem)
+
+
+def _has_left(node: dict[str, Any], end: float) -> bool:
+    """Whether a node has left, or is missed by a moment of the monotonic clock."""
+    while not is_gone(node["NodeID"]):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def without(storage: AnyPath) -> Iterator[Answer]:
