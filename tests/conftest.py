@@ -62,6 +62,7 @@ space:
 """What ``trained_run`` is said to have searched."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the tests that start a cluster last, those that share one session first among them.
 
