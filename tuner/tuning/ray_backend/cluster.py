@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +137,7 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
 @contextmanager
 def _hiding_passwords() -> Iterator[None]:
     """Have Ray keep this process's command line, which its dashboard shows, without passwords."""
-    line_of_this_process = ray_utils.get_entrypoint_name
+    line_of_this_process: Callable[[], str] = ray_utils.get_entrypoint_name
     ray_utils.get_entrypoint_name = lambda: hide_passwords(line_of_this_process())
     try:
         yield
