@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "errors": "",
     "passwords": "",
     "console": "passwords",
-    "voting": "",
+    "voting": "errors",
     "schema": "errors",
     "config": "schema",
     "storage": "errors schema",
@@ -37,8 +37,8 @@ MAY_IMPORT = {
     "tracking": "errors config storage run",
     "monitor": "config storage metrics run space",
     "report": "errors schema config storage metrics run space",
-    "tuning": "errors passwords schema config storage models metrics data run space training "
-    "ensemble deploy tracking monitor",
+    "tuning": "errors passwords schema config storage augment models metrics data run space "
+    "training ensemble deploy tracking monitor",
     "api": "errors console schema config storage run space training ensemble deploy tuning",
     "cli": "errors passwords console schema config storage models metrics data run space training "
     "ensemble deploy monitor report tuning",
