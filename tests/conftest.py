@@ -62,6 +62,21 @@ space:
 """What ``trained_run`` is said to have searched."""
 
 
+UNTRAINABLE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, image_shape):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def forward(self, images):
+        if self.training:
+            raise ValueError("it does not train")
+        return super().forward(images)
+"""
+"""Code of a network of digits, every trial of which fails."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the tests that start a cluster last, those that share one session first among them.

@@ -490,14 +490,13 @@ def real_images() -> Path:
 
 
 @pytest.mark.cifar
-def test_the_real_images_load_in_two_seconds_the_second_time(
-    real_images: Path, data_dir: Path
-) -> None:
+def test_the_real_images_load_in_seconds_the_second_time(real_images: Path, data_dir: Path) -> None:
     config = of(real_images, None)
     first, test = load_splits(config, data_dir), load_test(config, data_dir)
     start = time.perf_counter()
     second = load_splits(config, data_dir)
-    assert time.perf_counter() - start < 2
+    # Two at most where nothing else runs; to decode them takes many times as long.
+    assert time.perf_counter() - start < 6
     assert second.fingerprint == first.fingerprint
     assert second.split_fingerprint == first.split_fingerprint
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from tests.benchmarks.faults import SPACE, TRIALS, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants, environment
 from tests.benchmarks.promises import FIGURES, flaws, same_runs
+from tests.conftest import UNTRAINABLE
 from tests.disks import remount, small_disk
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits
@@ -469,22 +470,23 @@ STATES = """
 dataset: digits
 search: {trials: 5, epochs: 2, grace: 1, reduction: 2, sampler: random}
 baseline:
-  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 0.1}}, augment: {crop: 0}}
-  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 1.0e-9}}, augment: {crop: 0}}
-  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 1.0e+30}}, augment: {crop: 0}}
-  - {model: {cnn: {stages: 4, width: 512}}, optimizer: {sgd: {lr: 0.1}}, augment: {crop: 0}}
-  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 0.1}}, augment: {crop: 9}}
+  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 0.1}}}
+  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 1.0e-9}}}
+  - {model: {cnn: {stages: 2, width: 16}}, optimizer: {sgd: {lr: 1.0e+30}}}
+  - {model: {cnn: {stages: 4, width: 512}}, optimizer: {sgd: {lr: 0.1}}}
+  - {model: {custom: {}}, optimizer: {sgd: {lr: 0.1}}}
 space:
   batch_size: 16
   model:
-    cnn:
-      stages: {choice: [2, 4]}
-      blocks: 1
-      width: {choice: [16, 512]}
-      width_growth: 4.0
-      kernel: 7
+    choice:
+      cnn:
+        stages: {choice: [2, 4]}
+        blocks: 1
+        width: {choice: [16, 512]}
+        width_growth: 4.0
+        kernel: 7
+      custom: {path: net.py, name: Net}
   optimizer: {sgd: {lr: {float: [1.0e-9, 1.0e+30], log: true}}}
-  augment: {crop: {choice: [0, 9]}}
 """
 REFUSED = 52e9
 """Bytes of trial 3's last convolution, 8192 x 32768 x 7 x 7 numbers.
@@ -523,6 +525,7 @@ def test_optuna_is_told_of_every_ending_as_it_was(
 ) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(STATES)
+    (tmp_path / "net.py").write_text(UNTRAINABLE)
     space = load_space(path)
     request = SearchRequest(
         space=space,

@@ -15,7 +15,7 @@ import tuner
 from tuner.deploy.predictor import read_ensemble as load
 from tuner.errors import SpaceError, TunerError
 from tuner.monitor.follow import RunWatcher
-from tuner.report.ensembles import read_ensemble
+from tuner.report.ensembles import read_ensemble, read_figures
 from tuner.report.live import version_of
 from tuner.run.run import Run
 from tuner.space import load_resources, load_run_space, load_space
@@ -109,7 +109,7 @@ def _mistakes(folder: Path, file: str) -> None:
 
 def test_the_pictures_of_mistakes_are_those_of_their_folder(tmp_path: Path) -> None:
     _mistakes(tmp_path / "e", "00.png")
-    (mistake,) = read_ensemble(tmp_path / "e")["mistakes"]
+    (mistake,) = read_ensemble(tmp_path / "e", read_figures(tmp_path / "e"))["mistakes"]
     assert mistake["image"].startswith("data:image/png;base64,iVBORw0KGgo")
 
 
@@ -123,7 +123,7 @@ def test_no_other_file_comes_into_a_report(file: str, tmp_path: Path) -> None:
     (folder / "mistakes" / "link.png").symlink_to(tmp_path / "other.png")
     os.mkfifo(folder / "mistakes" / "pipe")
     with pytest.raises(TunerError, match=f"^{re.escape(str(folder / 'mistakes'))}: damaged"):
-        read_ensemble(folder)
+        read_ensemble(folder, read_figures(folder))
 
 
 def test_the_mistakes_are_not_a_link(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_mistakes_are_not_a_link(tmp_path: Path) -> None:
     (tmp_path / "e" / "mistakes").rename(tmp_path / "pictures")
     (tmp_path / "e" / "mistakes").symlink_to(tmp_path / "pictures")
     with pytest.raises(TunerError, match="mistakes is a link"):
-        read_ensemble(tmp_path / "e")
+        read_ensemble(tmp_path / "e", read_figures(tmp_path / "e"))
 
 
 @pytest.mark.parametrize("file", ["../0001/checkpoint.safetensors", "/tmp/x.safetensors"])

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from tests.benchmarks import overhead
+from tests.conftest import UNTRAINABLE
 from tuner.config import DataConfig, Resources
 from tuner.data.splits import Splits, load_splits
 from tuner.ensemble.check import damage_of_run
@@ -219,24 +220,27 @@ def test_nothing_of_the_engine_is_printed(
 def test_a_trial_that_fails_or_diverges_does_not_end_the_search(
     session: None, tmp_path: Path
 ) -> None:
+    (tmp_path / "net.py").write_text(UNTRAINABLE)
     space = """
 dataset: digits
 search: {trials: 3, epochs: 2, scheduler: none}
 baseline:
-  - {augment: {crop: 0}, optimizer: {sgd: {lr: 0.1}}}
-  - {augment: {crop: 9}, optimizer: {sgd: {lr: 0.1}}}
-  - {augment: {crop: 0}, optimizer: {sgd: {lr: 1.0e+30}}}
+  - {model: {cnn: {}}, optimizer: {sgd: {lr: 0.1}}}
+  - {model: {custom: {}}, optimizer: {sgd: {lr: 0.1}}}
+  - {model: {cnn: {}}, optimizer: {sgd: {lr: 1.0e+30}}}
 space:
-  model: {cnn: {stages: 2, blocks: 1, width: 8}}
+  model:
+    choice:
+      cnn: {stages: 2, blocks: 1, width: 8}
+      custom: {path: net.py, name: Net}
   optimizer: {sgd: {lr: {float: [0.1, 1.0e+30], log: true}}}
-  augment: {crop: {choice: [0, 9]}}
 """
     found = search(ask(tmp_path, space=space), quiet())
     fine, failed, diverged = found.trials()
     assert fine.status.state == "completed"
     assert failed.status.state == "failed"
-    assert "lower crop" in failed.status.reason
-    assert "random_crop" in failed.status.traceback
+    assert "does not train" in failed.status.reason
+    assert "in forward" in failed.status.traceback
     assert diverged.status.state == "diverged"
     assert len(diverged.history) == 1
     assert [trial.number for trial in found.top(1)] == [0]
@@ -245,8 +249,9 @@ space:
 
 
 def test_a_search_without_a_usable_trial_says_why(session: None, tmp_path: Path) -> None:
-    overrides = ("space.augment={crop: 9}", "search.trials=2")
-    with pytest.raises(NoUsableTrials, match=r"2 failed.*lower crop"):
+    (tmp_path / "net.py").write_text(UNTRAINABLE)
+    overrides = ("space.model={custom: {path: net.py, name: Net}}", "search.trials=2")
+    with pytest.raises(NoUsableTrials, match=r"2 failed.*does not train"):
         search(ask(tmp_path, *overrides), quiet())
 
 
