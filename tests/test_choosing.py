@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -20,13 +20,14 @@ from tests.conftest import record_probs
 from tuner.config import Method, Tta
 from tuner.data.splits import Splits
 from tuner.ensemble import make_ensemble, planning
+from tuner.ensemble.choosing import FITS
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest
 from tuner.ensemble.result import ComparedMethod, EnsembleResult
 from tuner.ensemble.soup import estimate_statistics, mean_of
-from tuner.errors import UsageError
+from tuner.errors import NoWeightsError, UsageError
 from tuner.metrics import latency
 from tuner.metrics.predict import score
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
@@ -460,6 +461,21 @@ def test_networks_of_different_architectures_make_no_soup(finished_run: Run) -> 
         choose(finished_run, 2, method="soup")
     plan = choose(finished_run, 2, compare=True)
     assert {skipped.method for skipped in plan.skipped} == SOUPS
+
+
+def test_what_was_not_asked_for_need_not_fit(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*ignored: object) -> NoReturn:
+        raise NoWeightsError("no weights can be fitted")
+
+    monkeypatch.setitem(FITS, "weighted", fit)
+    assert choose(finished_run, 2, method="vote").verdict is not None
+    assert choose(finished_run, 2, method="auto").choice.method != "weighted"
+    skipped = choose(finished_run, 2, method="greedy", compare=True).skipped
+    assert [one.method for one in skipped] == ["weighted"]
+    with pytest.raises(NoWeightsError):
+        choose(finished_run, 2, method="weighted")
 
 
 # The comparison

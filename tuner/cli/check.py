@@ -39,13 +39,19 @@ def check(
     """
     from tuner.deploy.predictor import read_ensemble
     from tuner.ensemble.check import damage_of_run
-    from tuner.errors import TunerError, UntrustedCodeError, UsageError
+    from tuner.errors import StorageError, TunerError, UntrustedCodeError, UsageError
     from tuner.run.digests import Damage
     from tuner.run.layout import ENSEMBLE, ENSEMBLES
     from tuner.run.run import find_run
     from tuner.storage.paths import folders_with
     from tuner.training.device import find_device
 
+    # What the environment says is for searches: this run may be of other images.
+    said = click.core.ParameterSource.COMMANDLINE
+    data, data_dir = (
+        value if context.get_parameter_source(name) is said else None
+        for name, value in (("data", data), ("data_dir", data_dir))
+    )
     unchecked: list[str] = []
 
     def skip(what: str, error: TunerError) -> None:
@@ -70,7 +76,7 @@ def check(
                 skip("ensembles whose code is not trusted", error)
             except TunerError as error:
                 damage.append(Damage.of(error))
-    except UsageError:
+    except (StorageError, UsageError):
         raise
     except TunerError as error:
         damage = [Damage.of(error)]

@@ -1,6 +1,7 @@
 """``ensemble``: the best trials combined."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -140,7 +141,7 @@ def ensemble(
             from tuner.tuning.ray_backend.cluster_predict import spread
 
             predict = stack.enter_context(spread(address))
-        elif dry_run:
+        elif dry_run and isinstance(run.path, Path) and not os.access(run.path, os.W_OK):
             # Then a run that may only be read serves, too.
             beside = Path(stack.enter_context(TemporaryFolder()))
         plan = stack.enter_context(

@@ -217,7 +217,8 @@ def _print_more(console: Console, result: "EnsembleFigures") -> None:
     if test.ece_equal_mass is not None:
         parts.append(f"ECE by equal mass {test.ece_equal_mass:.4f}")
     lines = [f"{result.tested_on.capitalize()} images: {', '.join(parts)}"]
-    if half := next((row for row in result.coverage if row.coverage >= 0.5), None):
+    if result.coverage:
+        half = min(result.coverage, key=lambda row: abs(row.coverage - 0.5))
         lines.append(f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}")
     seen = [entry for entry in result.per_class if entry.accuracy is not None]
     if seen:

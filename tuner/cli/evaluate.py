@@ -143,7 +143,7 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
         style="bold",
     )
     print_stripped(console, table)
-    half = next(row for row in found.coverage if row.coverage >= 0.5)
+    half = min(found.coverage, key=lambda row: abs(row.coverage - 0.5))
     gain, over_mean = map(interval_text, (found.gain_over_best_member, found.gain_over_mean_member))
     console.print(
         f"\nGain in accuracy over {found.members[0].member}, the best on validation images, in "

@@ -14,7 +14,7 @@ from tuner.config import ModelConfig
 from tuner.data.splits import Splits, load_splits, located
 from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
 from tuner.ensemble.students import find_student
-from tuner.errors import DataError, TunerError, UntrustedCodeError
+from tuner.errors import DataError, StorageError, TunerError, UntrustedCodeError
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import damage_of_record
 from tuner.run.checkpoint import read_description
@@ -169,6 +169,8 @@ def _leftovers(run: Run) -> Iterator[Damage]:
             with explaining_damage(folder):
                 check_no_link(folder)
                 names = sorted(path.name for path in folder.iterdir())
+        except StorageError:
+            raise
         except TunerError as error:
             # The folder of the run may be a link of the user's own.
             if folder != run.path:
@@ -189,6 +191,8 @@ def _damage_of_ensembles(folder: AnyPath) -> Iterator[Damage]:
     try:
         with explaining_damage(folder):
             found = list(folder.iterdir()) if folder.exists() else []
+    except StorageError:
+        raise
     except TunerError as error:
         yield Damage.of(error)
         return

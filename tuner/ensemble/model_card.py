@@ -235,7 +235,7 @@ def _calibration(result: EnsembleResult, plan: Plan) -> str:
             " They were fitted to single networks, and the average of a member's networks is less "
             "confident than each of them."
         )
-    half = next(row for row in result.coverage if row.coverage >= 0.5)
+    half = min(result.coverage, key=lambda row: abs(row.coverage - 0.5))
     trials = [plan.pool.trials[i] for i in plan.choice.members]
     adjusted = [
         f"trial {trial.number}"

@@ -33,7 +33,7 @@ from tuner.ensemble.pool import (
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest
 from tuner.ensemble.soup import SoupMaker
 from tuner.ensemble.verdict import VOTES, Verdict, judge
-from tuner.errors import UsageError
+from tuner.errors import NoWeightsError, UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
@@ -273,7 +273,7 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: 
     for method in METHODS if request.compare else ():
         try:
             others += [chosen(method, calibrate=calibrate) for calibrate in (False, True)]
-        except UsageError as error:
+        except (NoWeightsError, UsageError) as error:
             if method == request.method:
                 raise
             skipped.append(Skipped(method=method, reason=str(error).split("; ")[0]))
@@ -286,7 +286,14 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: 
     )
     verdict = None
     if not pool.is_val_seen:
-        votes = [chosen(method, calibrate=request.calibrate) for method in VOTES]
+        votes = []
+        for method in VOTES:
+            try:
+                votes.append(chosen(method, calibrate=request.calibrate))
+            except NoWeightsError:
+                # One that was not asked for is not advised either.
+                if method == request.method:
+                    raise
         trial = pool.trials[0].number
         judged = partial(
             judge,

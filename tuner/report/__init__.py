@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.errors import TunerError
+from tuner.errors import StorageError, TunerError
 from tuner.metrics.goal import name_of
 from tuner.report.advice import advise_on_run
 from tuner.report.best import best_trial
@@ -153,6 +153,8 @@ def _told(folders: Sequence[AnyPath]) -> list[str]:
     for folder in folders:
         try:
             figures = read_figures(folder)
+        except StorageError:
+            raise
         except TunerError:
             told.append(f"{folder.name} (damaged)")
             continue

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.errors import TunerError
+from tuner.errors import NoWeightsError
 from tuner.voting import probs_of_truth
 
 NEGLIGIBLE = 1e-3
@@ -26,7 +26,8 @@ def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) 
         Float64, shape (M,); weights that would be below ``NEGLIGIBLE`` are 0.
 
     Raises:
-        TunerError: If the search for them fails, as it may where members are sure of what is wrong.
+        NoWeightsError: If the search for them fails, as it may where members are sure of what is
+            wrong.
     """
     # A third of a second, for which a search would wait, too.
     from scipy.optimize import Bounds, LinearConstraint, minimize
@@ -51,7 +52,7 @@ def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) 
         options={"ftol": 1e-10, "maxiter": 500},
     )
     if not found.success:
-        raise TunerError(
+        raise NoWeightsError(
             f"no weights can be fitted to these members: {found.message}; take --method greedy"
         )
     weights = np.where(found.x < NEGLIGIBLE, 0, found.x)
