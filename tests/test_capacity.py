@@ -1,5 +1,6 @@
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -121,9 +122,10 @@ def test_a_node_without_the_storage_is_tried_again_and_one_of_other_versions_is_
             node="b", host="b", value={"python": "", "ray": "1", "torch": "", "torchvision": ""}
         ),
     )
-    for _ in range(2):
+    for trial in range(2):
         for answer in answers:
-            capacity.refuse(answer)
+            problem = answer.problem and f"{answer.problem}/trials/{trial}"
+            capacity.refuse(replace(answer, problem=problem))
         assert capacity.refused == ["a", "b"]
         time.sleep(0.3)
         assert capacity.refused == ["b"]

@@ -96,6 +96,7 @@ def test_as_many_as_fit_of_the_smallest_share_may_be_wanted(
         plan_capacity(by_family, concurrent=33)
     with pytest.raises(ClusterError, match="only 1 trial of 1 CPU and 1 GPU can run at once"):
         plan_capacity(Resources(), concurrent=2)
+    assert plan_capacity(Resources(), concurrent=2, is_most=True).count == 1
 
 
 GPU_NODE = NodeKind(resources={"CPU": 8, "GPU": 1}, most=8)

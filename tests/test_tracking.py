@@ -223,6 +223,18 @@ def test_a_target_that_is_not_installed_is_refused_with_its_remedy(
     check_installed([])
 
 
+def test_a_search_goes_on_without_a_target_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world, said = World(tmp_path), []
+    monkeypatch.setattr("tuner.tracking.find_spec", lambda name: None)
+    with tracked(world.run, ["wandb"], world.tuner().state, [], said.append) as tracking:
+        assert not tracking.problems
+    (line,) = said
+    assert "--log wandb" in line
+    assert "pip install -e '.[wandb]'" in line
+
+
 class Slow:
     """A tracker whose server is slow, and then gone."""
 

@@ -573,6 +573,10 @@ def test_a_trial_that_lost_its_worker_goes_on_first_unless_it_may_not(world: Wor
     assert world.run.trial(0).status.state == "running"
     again = world.begin(tuner)
     assert (again.number, [row.epoch for row in again.history]) == (0, [1])
+    assert len(tuner.live[0].lost_on) == 1
+    tuner.lose(0, world.recorder.saved_epochs(0), is_excused=True)
+    world.begin(tuner)
+    assert len(tuner.live[0].lost_on) == 1
     world.lose(tuner, 1, "its worker was lost, 4 times")
     assert world.run.trial(1).status.state == "failed"
     tuner.draining = "interrupted"

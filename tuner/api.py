@@ -153,7 +153,7 @@ def search(
         storage: Folder of the runs.
         resume: Go on with the run of that name, or the newest.
         warm_start: An earlier run, or several: what was best in them, by ranks, is tried first.
-            One alone also teaches the sampler.
+            One alone also teaches a sampler that learns.
         study_storage: Journal file or database where optuna-dashboard can watch.
         data_dir: Where downloaded and decoded images are kept; by default in
             ``~/.cache/cifar-tune``.

@@ -48,10 +48,10 @@ def check(
 
     # What the environment says is for searches: this run may be of other images.
     said = click.core.ParameterSource.COMMANDLINE
-    data, data_dir = (
-        value if context.get_parameter_source(name) is said else None
-        for name, value in (("data", data), ("data_dir", data_dir))
-    )
+    if context.get_parameter_source("data") is not said:
+        data = None
+    if context.get_parameter_source("data_dir") is not said:
+        data_dir = None
     unchecked: list[str] = []
 
     def skip(what: str, error: TunerError) -> None:

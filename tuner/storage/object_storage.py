@@ -115,4 +115,5 @@ def _explaining_disk(folder: str) -> Iterator[None]:
         if not (reason := storage_fault(error)):
             raise
         place = f"{Path(folder).parent} on this machine"
-        raise OSError(errno.EIO, f"{reason} in {place}, which files pass through") from error
+        told = f"{reason} in {place}, which files pass through"
+        raise OSError(errno.EIO, told, folder) from error

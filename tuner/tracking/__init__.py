@@ -183,8 +183,17 @@ def tracked(
     observers: list[Observer],
     warn: Callable[[str], None] | None = None,
 ) -> Iterator[Tracking]:
-    """Record a search, from its observers' list, until the block ends; see ``Tracking``."""
-    tracking = Tracking(state, make_trackers(run, targets), warn)
+    """Record a search, from its observers' list, until the block ends; see ``Tracking``.
+
+    One that goes on where a target is not installed goes on without it, and says so.
+    """
+    there = [target for target in targets if find_spec(target) is not None]
+    for target in targets:
+        if target not in there and warn is not None:
+            warn(
+                f"--log {target}: is not installed here, and is told nothing: {how_to_get(target)}"
+            )
+    tracking = Tracking(state, make_trackers(run, there), warn)
     observers.append(tracking.on)
     try:
         yield tracking

@@ -18,9 +18,6 @@ from tuner.training.initial_weights import load_initial_weights
 from tuner.training.loop import train
 from tuner.training.taught import taught
 
-COMPILED = ("compiled", "captured, compiled", "eager, compiled")
-"""How the execution of a trial begins whose network was compiled."""
-
 
 def rerun(
     run: Run,
@@ -33,7 +30,8 @@ def rerun(
 ) -> Iterator[tuple[EpochMetrics, EpochMetrics]]:
     """Train trial ``number`` as far as it came, in the way that it was trained.
 
-    It has its seed, its threads and its halved batches, and is compiled if the trial was.
+    It has its seed, its threads and its halved batches, and is compiled on a CPU if the trial was
+    compiled there; what a GPU compiles in the middle of a trial rounds otherwise than before.
 
     Args:
         run: The run.
@@ -65,14 +63,15 @@ def rerun(
     cpus = trial.status.cpus
     usual: int = run.record.hardware["threads_per_trial"]
     torch.set_num_threads(usual if cpus is None else threads_of(cpus))
-    is_compiled = trial.status.execution.startswith(COMPILED)
     train_trial = partial(
         train,
         trial.config,
         splits,
         device,
         start=start,
-        compile_mode="always" if is_compiled else "never",
+        compile_mode=(
+            "always" if (device.type, trial.status.execution) == ("cpu", "compiled") else "never"
+        ),
     )
     with contextlib.closing(_epochs(train_trial, trial.status.halved_from)) as epochs:
         for recorded, epoch in zip(trial.history, epochs, strict=False):

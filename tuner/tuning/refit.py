@@ -223,7 +223,9 @@ def begin_refit(
     record = source.record
     text = _space_text(source)
     if record.refit is None:
-        text = f"# The space that {record.name} searched; this run trains its best anew.\n{text}"
+        text = (
+            f"# The space that {source.path.name} searched; this run trains its best anew.\n{text}"
+        )
     return RefitRequest(
         plan=plan,
         source=source,

@@ -225,8 +225,8 @@ def make_search_request(
         resumed: The run to go on with, which settles name, storage and images.
         data_settings: Fields of ``DataConfig`` that go before what the space says; ``None`` where
             the user does not say.
-        data_dir: Where downloads and decoded images are kept; ``None`` for where they were, or
-            ``DATA_DIR``.
+        data_dir: Where downloads and decoded images are kept; ``None`` for where they were, if that
+            is here, or ``DATA_DIR``.
         asked: Other fields of ``SearchRequest``; see ``as_before``.
 
     Raises:
@@ -275,7 +275,10 @@ def make_search_request(
     # The same images may have moved; whether they are the same, their fingerprint says.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    known_dir = resumed.record.data_dir if resumed else DATA_DIR
+    # That of a run may be another user's, or another machine's.
+    known_dir = Path(resumed.record.data_dir) if resumed else DATA_DIR
+    if not known_dir.exists():
+        known_dir = DATA_DIR
     return SearchRequest(
         space=space,
         search=space.search,

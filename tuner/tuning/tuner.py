@@ -489,13 +489,21 @@ class Tuner:
             if not others and reasons == 3 * reasons[:1]:
                 self.draining = self.draining or "broken"
 
-    def lose(self, number: int, saved: Sequence[EpochMetrics], fatal: str = "") -> None:
+    def lose(
+        self,
+        number: int,
+        saved: Sequence[EpochMetrics],
+        fatal: str = "",
+        *,
+        is_excused: bool = False,
+    ) -> None:
         """Have a trial whose worker is gone taken up again, or end it.
 
         Args:
             number: Which trial.
             saved: The epochs that its worker had saved.
             fatal: Why it may not go on, if so.
+            is_excused: Whether the loss says nothing of the trial.
         """
         trial = self.live[number]
         if self._has_ended(number, saved):
@@ -506,7 +514,8 @@ class Tuner:
             self.withdraw(number, "with its worker")
             self.end(number)
         else:
-            trial.lost_on.append(self.state.trials[number].status.node)
+            if not is_excused:
+                trial.lost_on.append(self.state.trials[number].status.node)
             self._waiting.append((number, self.live.pop(number)))
 
     def requeue(self, number: int, saved: Sequence[EpochMetrics]) -> None:

@@ -2,8 +2,8 @@
 
 Accuracies of one set of images say nothing about another, so that runs are brought together by
 ranks: of the configurations that complement each other best over the runs, the first are tried
-first. One run alone teaches the sampler, too: its accuracies if they can be compared with those of
-the search, else its order.
+first. One run alone teaches a sampler that learns, too: its accuracies if they can be compared with
+those of the search, else its order.
 """
 
 from collections import Counter

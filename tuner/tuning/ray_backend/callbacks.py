@@ -267,7 +267,8 @@ class TuneCallback(Callback):
                 saved = self._recorder.saved_epochs(number) if live.ending is None else []
             except DamagedError as error:
                 is_fatal, reason = True, str(error).splitlines()[0]
-            self._tuner.lose(number, saved, reason if is_fatal else "")
+            is_excused = self._capacity.has_lost(node)
+            self._tuner.lose(number, saved, reason if is_fatal else "", is_excused=is_excused)
             _forget_metrics(trial)
 
 

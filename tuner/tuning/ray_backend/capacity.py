@@ -35,6 +35,8 @@ def plan_capacity(
     resources: Resources,
     concurrent: int | None = None,
     count_parameters: Callable[[TrialConfig], int] | None = None,
+    *,
+    is_most: bool = False,
 ) -> CapacityPlan:
     """Decide what each trial gets of the connected cluster.
 
@@ -44,6 +46,7 @@ def plan_capacity(
         resources: What was asked for.
         concurrent: The most trials at once; ``None`` for as many as fit.
         count_parameters: Of a configuration's network.
+        is_most: Whether fewer at once do, too, as of a search that goes on elsewhere.
 
     Raises:
         ClusterError: If no node could ever run a trial, or not so many at once. Nodes that an
@@ -65,7 +68,7 @@ def plan_capacity(
     # More than the default resources may fit of smaller ones.
     most = {one: most_at_once(one, nodes, autoscaler) for one in plan.all_resources()}
     smallest = max(most, key=lambda one: most[one])
-    if concurrent is not None and concurrent > most[smallest]:
+    if concurrent is not None and not is_most and concurrent > most[smallest]:
         raise ClusterError(
             f"--concurrent {concurrent}: only {count_of(most[smallest], 'trial')} of {smallest} "
             f"can run at once. Give --concurrent {most[smallest]} or less, or less to each trial."
@@ -161,6 +164,8 @@ class Capacity:
         self._told: set[str] = set()
         self._refused: dict[str, float] = {}
         """The nodes that cannot run trials -> until when, in seconds of the monotonic clock."""
+        self._left_out: frozenset[str] = frozenset()
+        """Those of them when it last looked."""
         self.count = plan.count
 
     def has_room(self, running: Collection[TrialResources]) -> bool:
@@ -204,16 +209,18 @@ class Capacity:
             self._refused[node.node] = math.inf
             table = table_of_versions(versions_here(), [node])
             reason = f", for it has not the versions of this machine:\n{table}"
-        self.tell_once(f"A node that joined gets no trials{reason}")
+        # What it has to say may name the trial.
+        self.tell_once(f"A node that joined gets no trials{reason}", about=node.node)
 
     def accept(self, node: str) -> None:
         """Take note that a node runs a trial."""
         self._refused.pop(node, None)
 
-    def tell_once(self, line: str) -> None:
-        """Tell the user what several workers of a node have to say."""
-        if line not in self._told:
-            self._told.add(line)
+    def tell_once(self, line: str, about: str = "") -> None:
+        """Tell the user what several workers of a node have to say; ``about`` it once, if given."""
+        key = about or line
+        if key not in self._told:
+            self._told.add(key)
             self._tell(line)
 
     @property
@@ -238,12 +245,15 @@ class Capacity:
         noticed = -math.inf if self._nodes is None else now
         self._gone |= dict.fromkeys(gone_nodes() - self._gone.keys(), noticed)
         self._leaving = draining_nodes()
-        nodes = alive_resources(self.refused)
+        refused = frozenset(self.refused)
+        nodes = alive_resources(refused)
         if nodes != self._nodes:
-            self._measure(nodes)
+            # Of those that are refused, or tried again, another line tells.
+            self._measure(nodes, is_told=refused == self._left_out)
+        self._left_out = refused
         self._looked = now
 
-    def _measure(self, nodes: list[dict[str, float]]) -> None:
+    def _measure(self, nodes: list[dict[str, float]], *, is_told: bool) -> None:
         default, autoscaler = self._plan.default, find_autoscaler()
         count = Packing(nodes).add_all(default)
         most = most_at_once(default, nodes, autoscaler)
@@ -254,7 +264,7 @@ class Capacity:
         self._placeless = {one for one in self._kinds if not Packing(nodes).add(one)}
         self._awaited &= self._placeless
         self._autoscaler = ", from the autoscaler" if autoscaler else ""
-        if changed and not is_first:
+        if changed and is_told and not is_first:
             self._tell(
                 f"The cluster has {count_of(len(nodes), 'node')} now, room for "
                 f"{count_of(count, 'trial')} at a time."

@@ -86,7 +86,8 @@ def open_run(
         StorageError: If the storage is full, or fails otherwise, before the trials run.
         KeyboardInterrupt: On a signal outside ``run_trials``, with the command that goes on.
     """
-    check_installed(request.log)
+    if not request.resume:
+        check_installed(request.log)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interrupted_by_signals())
         stack.enter_context(connected(request.address, console=console))
@@ -333,6 +334,7 @@ def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> Capacity
         ),
         request.concurrent,
         count,
+        is_most=request.resume,
     )
 
 
