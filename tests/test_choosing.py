@@ -27,7 +27,7 @@ from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest
 from tuner.ensemble.result import ComparedMethod, EnsembleResult
 from tuner.ensemble.soup import estimate_statistics, mean_of
-from tuner.errors import NoWeightsError, UsageError
+from tuner.errors import UsageError
 from tuner.metrics import latency
 from tuner.metrics.predict import score
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
@@ -36,6 +36,7 @@ from tuner.run.run import Run
 from tuner.run.trial import write_status, write_trial
 from tuner.storage.digest import sha256_of
 from tuner.voting.temperature import fit_temperature, soften
+from tuner.voting.weighted import NoWeightsError
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,7 @@ from tuner.cli import cli, main
 from tuner.cli.output import figure
 from tuner.cli.search import search
 from tuner.cli.search_options import search_request
-from tuner.config import Sgd
+from tuner.config import DATA_DIR, Sgd
 from tuner.data.splits import Splits
 from tuner.run.run import Run
 from tuner.run.trial import write_history
@@ -502,6 +502,7 @@ def test_the_trials_of_a_resumed_search_run_as_before_unless_something_else_is_s
     }
     finished_run.update(**before)
     resumed = Run.open(finished_run.path)
+    Path(resumed.record.data_dir).mkdir(exist_ok=True)
     where = ["--resume", "--name", "tiny", "--storage", str(finished_run.path.parent)]
     path = finished_run.path / "space.yaml"
     for words, expected in (([], before), ([*said, "--save-seconds=0"], now)):
@@ -510,6 +511,10 @@ def test_the_trials_of_a_resumed_search_run_as_before_unless_something_else_is_s
         assert {name: getattr(request, name) for name in expected} == expected
         assert request.kept_entries.items() >= expected.items(), "as it is recorded"
         assert request.data_dir == Path(resumed.record.data_dir)
+    finished_run.update(data_dir=str(finished_run.path / "gone"))
+    context = search.make_context("search", where)
+    elsewhere = search_request(context, path, Run.open(finished_run.path), name="tiny")
+    assert elsewhere.data_dir == DATA_DIR, "that of a run may be another user's"
 
 
 def test_the_environment_has_the_names_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

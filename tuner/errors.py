@@ -51,10 +51,6 @@ class UntrustedCodeError(UsageError):
     """Code that came with a run, is not known here, and would be run."""
 
 
-class NoWeightsError(TunerError):
-    """Members for which no weights can be fitted."""
-
-
 class NoUsableTrials(TunerError):
     """A run without a trial that an ensemble could use."""
 

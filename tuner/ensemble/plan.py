@@ -33,13 +33,14 @@ from tuner.ensemble.pool import (
 from tuner.ensemble.request import METHODS, SOUPS, EnsembleRequest
 from tuner.ensemble.soup import SoupMaker
 from tuner.ensemble.verdict import VOTES, Verdict, judge
-from tuner.errors import NoWeightsError, UsageError
+from tuner.errors import UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
 from tuner.run.run import Run
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
+from tuner.voting.weighted import NoWeightsError
 
 Say = Callable[[str], None]
 

@@ -4,11 +4,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.errors import NoWeightsError
+from tuner.errors import TunerError
 from tuner.voting import probs_of_truth
 
 NEGLIGIBLE = 1e-3
 """Weights below it are taken for none."""
+
+
+class NoWeightsError(TunerError):
+    """Members for which no weights can be fitted."""
 
 
 def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
