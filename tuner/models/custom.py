@@ -52,7 +52,8 @@ def build_custom(
     try:
         _try(network, images.contiguous(memory_format=torch.channels_last))
     except Exception:
-        # Many a network takes ``view`` for ``flatten``, which only the usual layout allows.
+        # It has just computed the same images in the usual layout, so the layout is at fault: many
+        # networks use ``view`` where only ``flatten`` serves both. Their code may raise anything.
         network.register_forward_pre_hook(_contiguous)
         network.to(memory_format=torch.contiguous_format)
     return network

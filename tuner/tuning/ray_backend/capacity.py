@@ -217,7 +217,7 @@ class Capacity:
         self._refused.pop(node, None)
 
     def tell_once(self, line: str, about: str = "") -> None:
-        """Tell the user what several workers of a node have to say; ``about`` it once, if given."""
+        """Print a line that several workers may send, once; with ``about``, one line about that."""
         key = about or line
         if key not in self._told:
             self._told.add(key)

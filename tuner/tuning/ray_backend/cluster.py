@@ -137,7 +137,7 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
 
 @contextmanager
 def _hiding_passwords() -> Iterator[None]:
-    """Have Ray keep this process's command line, which its dashboard shows, without passwords."""
+    """Hide passwords in the command line that Ray stores and its dashboard shows."""
     line_of_this_process: Callable[[], str] = ray_utils.get_entrypoint_name
     ray_utils.get_entrypoint_name = lambda: hide_passwords(line_of_this_process())
     try:
