@@ -89,6 +89,10 @@ def Deep(num_classes, image_shape):
     return nn.Sequential(*layers, nn.LazyLinear(num_classes))
 
 
+def make_probs(**arguments):
+    return nn.Sequential(make_linear(**arguments), nn.Softmax(dim=1))
+
+
 class Viewing(nn.Module):
     def __init__(self, num_classes, image_shape):
         super().__init__()
@@ -317,8 +321,8 @@ HEAD = "space:\n  model:\n    custom: {path: my_models.py, name: Net, params: {"
         (HEAD + "width: 1e-4}}\n", "'1e-4' is text, not a number. Write 1.0e-4"),
         (HEAD + "width: {choice: [1e-4]}}}\n", "'1e-4' is text, not a number"),
         (HEAD + "width: {low: 3}}}\n", "low: unknown key; known are int, float, choice|known are"),
-        (HEAD + "width: }}\n", "no value stands here is not a plain value|no value stands here"),
-        (HEAD + "choice: [1, 2]}}\n", "an axis, where a whole mapping stands"),
+        (HEAD + "width: }}\n", "the value is missing is not a plain value|the value is missing"),
+        (HEAD + "choice: [1, 2]}}\n", "an axis in place of a whole mapping"),
         (HEAD + "'a b': 3}}\n", "is not a name; write letters|no such argument"),
         ("space:\n  model: custom\n", "'name' is missing"),
     ],
@@ -354,9 +358,13 @@ def test_a_mistake_in_the_file_is_refused_with_its_line(source: str, message: st
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (custom("make_number"), r"make_number\(...\) gives int, not a torch nn.Module"),
-        (custom("make_features"), r"gives \(2, 64\) for images of shape \(2, 1, 8, 8\).*\(2, 5\)"),
-        (custom("make_pair"), "make_pair gives tuple for images"),
+        (custom("make_number"), r"make_number\(...\) returns int, not a torch nn.Module"),
+        (
+            custom("make_features"),
+            r"returns \(2, 64\) for images of shape \(2, 1, 8, 8\).*5\)",
+        ),
+        (custom("make_pair"), "make_pair returns tuple for images"),
+        (custom("make_probs"), "returns probabilities; .* logits. Remove its softmax"),
         (custom("make_misfit"), r"make_misfit failed, on images of shape \(2, 1, 8, 8\): Runtime"),
         (custom("make_failure"), "my_models.py:52: make_failure failed: ValueError: no such depth"),
         (custom("Net", depth=3), "Net failed: TypeError: .*unexpected keyword argument 'depth'"),

@@ -249,7 +249,7 @@ def test_students_get_the_teachers_images_as_they_were_divided(teacher_run: Run)
     with pytest.raises(UsageError, match="--into custom: has no networks"):
         tuner.distill("tiny/all", into="custom", storage=teacher_run.path.parent)
     teacher_run.update(data=replace(teacher_run.record.data, all_data=True))
-    with pytest.raises(UsageError, match="distill: goes by the validation images"):
+    with pytest.raises(UsageError, match="distill: uses the validation images"):
         make_distill_request(folder, into="quick", **ask)
 
 

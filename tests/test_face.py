@@ -118,7 +118,7 @@ def test_a_space_is_read_from_a_name_a_file_a_mapping_and_a_space(tmp_path: Path
 def test_a_mistake_in_a_mapping_is_told_without_a_line() -> None:
     with pytest.raises(tuner.SpaceError, match=r"^space: space\.batch_sise: "):
         tuner.load_space({"space": SPACE["space"] | {"batch_sise": 8}})
-    with pytest.raises(tuner.SpaceError, match=r"^space: holds more than plain values: "):
+    with pytest.raises(tuner.SpaceError, match=r"^space: contains more than plain values: "):
         tuner.load_space({"space": {"batch_size": np.int64(8)}})
 
 

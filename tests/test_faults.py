@@ -235,7 +235,7 @@ def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
         assert len(trial.history) <= before[trial.number] + 2
         assert [*flaws(trial)] == []
         assert trial.state.exists() == (trial.status.state == "interrupted")
-    command = search.errors.partition("Go on with:\n")[2].partition("cifar-tune ")[2].strip()
+    command = search.errors.partition("Resume with:\n")[2].partition("cifar-tune ")[2].strip()
     again = subprocess.run(
         [str(PROGRAM), *shlex.split(command)], cwd=folder, capture_output=True, text=True
     )
@@ -312,7 +312,7 @@ def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> No
     assert search.output == ""
     last, command = beside_progress(search)
     assert f"({name}) has ended" in last
-    assert last.endswith("Go on with:")
+    assert last.endswith("Resume with:")
     assert "cifar-tune search --resume --name run" in command
     assert run_in(folder).record.status == "interrupted"
     assert_trained_as_without_a_fault(resume(folder).trial(0), before)
@@ -351,7 +351,7 @@ def test_a_storage_that_fails_ends_the_search_with_nothing_lost(folder: Path, fa
         assert "Traceback" not in search.errors
         last, command = search.errors.splitlines()[-2:]
         assert {"full": "No space left on device", "gone": "the folder is gone"}[fault] in last
-        assert last.endswith("Go on with:")
+        assert last.endswith("Resume with:")
         assert "cifar-tune search --resume --name run" in command
         assert ("run.json could not be written" in last) == (fault == "gone")
         if fault == "gone":

@@ -267,7 +267,7 @@ def test_the_metric_is_that_of_the_objectives(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("objectives: accuracy", "2:13: objectives: is not a list; write [accuracy"),
-        ("objectives: []", "2:13: objectives: no objective stands here"),
+        ("objectives: []", "2:13: objectives: there is no objective"),
         ("objectives: [latency_ms]", "2:14: objectives[0]: is a cost, and the first"),
         ("objectives: [acuracy]", "2:14: objectives[0]: 'acuracy' is not one of"),
         ("objectives: [[accuracy]]", "2:14: objectives[0]: is not a metric's name"),
@@ -281,9 +281,12 @@ def test_the_metric_is_that_of_the_objectives(tmp_path: Path) -> None:
         ),
         ("objectives: [accuracy, {size_mb: }]", "objectives[1].size_mb: size_mb takes no number"),
         ("objectives: [accuracy, {size_mb: 4}]", "size_mb takes no number; write size_mb"),
-        ("objectives: [accuracy, [size_mb]]", "2:24: objectives[1]: a list is no objective"),
+        ("objectives: [accuracy, [size_mb]]", "2:24: objectives[1]: a list is not an objective"),
         ("objectives: [accuracy, nll]", "nll is a second metric"),
-        ("objectives: [accuracy, size_mb, size_mb]", "2:33: objectives[2]: size_mb stands twice"),
+        (
+            "objectives: [accuracy, size_mb, size_mb]",
+            "2:33: objectives[2]: size_mb is listed twice",
+        ),
         (
             "objectives: [accuracy, size_mb]\nsearch: {metric: nll}",
             "2:14: objectives[0]: is accuracy, and search.metric (--metric) is nll",

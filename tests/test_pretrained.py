@@ -832,7 +832,11 @@ def test_a_baseline_may_name_the_weights(tmp_path: Path) -> None:
         ("image_size:", "weights: IMAGENET_V1\n      image_size:", "5:16: .*'IMAGENET1K_V1'"),
         ("name: {choice: [resnet18, mobilenet_v3_small]}", "trial: 3", "give either name"),
         ("name: {choice: [resnet18, mobilenet_v3_small]}", "run: none", "4:12: .*no run 'none'"),
-        ("name: {choice: [resnet18, mobilenet_v3_small]}", "run: {choice: [a, b]}", "not searched"),
+        (
+            "name: {choice: [resnet18, mobilenet_v3_small]}",
+            "run: {choice: [a, b]}",
+            "cannot be searched",
+        ),
         ("layer_decay: {float: [0.5", "layer_decay: {float: [0.0", "7:29: .*must be above 0"),
         ("policy:", "polcy:", "6:7: .*did you mean 'policy'"),
     ],

@@ -302,7 +302,7 @@ def test_validation_that_was_trained_on_chooses_nothing(finished_run: Run) -> No
     finished_run.check_unseen_validation("--method greedy")
     run = seen(finished_run)
     run.check_unseen_validation()
-    with pytest.raises(UsageError, match=r"^--calibrate: goes by the validation images.*Leave"):
+    with pytest.raises(UsageError, match=r"^--calibrate: uses the validation images.*Leave"):
         run.check_unseen_validation("--calibrate", "--pool")
     with pytest.raises(UsageError, match=r"^refit: .*trained on them"):
         plan_refit(run, top=1, seeds=1, epochs=5)
@@ -328,11 +328,11 @@ def call(
 MISTAKES = {
     "a search gone on with as a refit": (
         ["refit", "--resume", "--name", "tiny"],
-        "is a search; go on with:\n  cifar-tune search --resume --name tiny",
+        "is a search; resume it with:\n  cifar-tune search --resume --name tiny",
     ),
     "a refit gone on with as a search": (
         ["search", "--resume", "--name", "again"],
-        "is a refit; go on with:\n  cifar-tune refit --resume --name again",
+        "is a refit; resume it with:\n  cifar-tune refit --resume --name again",
     ),
     "another number of configurations": (
         ["refit", "--resume", "--name", "again", "--top", "3"],
@@ -425,7 +425,7 @@ def test_an_ensemble_that_goes_by_validation_is_refused_where_that_was_trained_o
     seen(finished_run)
     code, out, err = call("ensemble", "--top", "1", *words)
     assert (code, out) == (2, "")
-    assert f"{' '.join(words[:2]) if words[0] == '--method' else words[0]}: goes by" in err
+    assert f"{' '.join(words[:2]) if words[0] == '--method' else words[0]}: uses the" in err
     assert not (finished_run.path / "test_readings.jsonl").exists()
 
 
@@ -435,7 +435,7 @@ def test_no_search_learns_from_validation_that_was_trained_on(
     seen(finished_run)
     code, out, err = call("search", "--space", QUICK, "--name", "new", "--warm-start", "tiny")
     assert (code, out) == (2, "")
-    assert "--warm-start: goes by the validation images" in err
+    assert "--warm-start: uses the validation images" in err
 
 
 @pytest.mark.ray

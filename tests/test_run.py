@@ -368,8 +368,8 @@ FIRST = "1,2.0,2.1,0.5,0.1,3.0,1000.0"
     [
         ("", "has the columns ''"),
         ("epoch,loss\n", "has the columns 'epoch,loss'"),
-        (f"{HEAD}2{FIRST[1:]}\n", "line 2: epoch '2' stands where 1 should"),
-        (f"{HEAD}{FIRST}\n{FIRST}\n", "line 3: epoch '1' stands where 2 should"),
+        (f"{HEAD}2{FIRST[1:]}\n", "line 2: epoch '2' instead of 1"),
+        (f"{HEAD}{FIRST}\n{FIRST}\n", "line 3: epoch '1' instead of 2"),
         (f"{HEAD}{FIRST},7\n", "line 2: '.*' is not an epoch's figures"),
         (f"{HEAD}1,2.0\n", "line 2: '1,2.0' is not an epoch's figures"),
         (f"{HEAD}{FIRST.replace('2.1', 'x')}\n", "is not an epoch's figures"),

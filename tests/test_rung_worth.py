@@ -64,7 +64,7 @@ def test_the_interval_narrows_with_the_trials_and_holds_what_is_known() -> None:
     few, many = (rung_worths(SEARCH, trials(pairs[:count]))[0] for count in (20, 300))
     assert many.high - many.low < few.high - few.low
     assert few.low < many.correlation
-    assert str(many).startswith("epoch 3 tells the end: 0.9")
+    assert str(many).startswith("epoch 3 predicts the end: 0.9")
     # The live table knows trials as they began, the pages by their rank.
     assert rung_worths(SEARCH, trials(sorted(pairs[:20]))) == [few]
 
@@ -90,7 +90,7 @@ def test_the_live_table_tells_it_in_a_line_of_its_own() -> None:
     console.print(draw(state, 2, Clocks(elapsed=1.0, left=None), "", 80, 24))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    assert "epoch 3 tells the end: 1.00 (1.00 to 1.00), 12 trials" in [
+    assert "epoch 3 predicts the end: 1.00 (1.00 to 1.00), 12 trials" in [
         line.strip() for line in lines
     ]
 

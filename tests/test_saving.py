@@ -332,7 +332,7 @@ def test_the_state_of_another_trial_is_not_gone_on_from(
     saved(tmp_path / "2", digits, seed=2, num_epochs=num_epochs)
     shutil.copy(tmp_path / "2" / "state.safetensors", tmp_path / "1" / "state.safetensors")
     before = contents(tmp_path / "1")
-    with pytest.raises(DamagedError, match=r"state\.safetensors: is not what .* train anew"):
+    with pytest.raises(DamagedError, match=r"state\.safetensors: is not what .* trained again"):
         restore_files(tmp_path / "1")
     assert contents(tmp_path / "1") == before
 

@@ -303,7 +303,7 @@ def nested(levels: int, *, of: str = "[]") -> str:
         (nested(200_000), "brackets are nested too deep"),
         (f'{{"name": {nested(900)}}}', "name: .* is not text"),
         (f'{{"name": "x", "hardware": {{"a": {nested(30)}}}}}', "is nested deeper than 20 levels"),
-        ('{"name": "x", "name": "y"}', "not JSON: the key 'name' stands twice"),
+        ('{"name": "x", "name": "y"}', "not JSON: the key 'name' appears twice"),
         ('{"name": "x", "share": NaN}', "share: nan is not a finite number"),
         ('{"name": "x", "share": 1e400}', "share: inf is not a finite number"),
         (f'{{"name": "x", "limit": {"9" * 5000}}}', "not JSON: Exceeds the limit"),

@@ -400,10 +400,10 @@ def test_an_override_goes_before_a_baseline(tmp_path: Path) -> None:
         {"label_smoothing": 0.1},
         {"model": "cnn"},
     ]
-    with pytest.raises(SpaceError, match="256 lies outside the space's axis"):
+    with pytest.raises(SpaceError, match="256 is outside the space's axis"):
         load_space(base, ["space.label_smoothing=0.1", "baseline=[{batch_size: 256}]"])
     base.write_text(BASE.replace("batch_size: 64", "batch_size: 256"))
-    with pytest.raises(SpaceError, match="256 lies outside the space's axis"):
+    with pytest.raises(SpaceError, match="256 is outside the space's axis"):
         load_space(base)
 
 
@@ -538,7 +538,7 @@ def test_overrides_reach_every_block_in_order() -> None:
         ("=3", "is not KEY=VALUE; write, say, space.batch_size=128"),
         ("space..x=3", "is not KEY=VALUE; write, say, space.batch_size=128"),
         ("space.batch_size=0", "0 is out of range; it must be at least 1"),
-        ("space.batch_size=", "no value stands here; write one"),
+        ("space.batch_size=", "the value is missing; write one"),
         ("space.batch_size.choice=[0]", "0 is out of range; it must be at least 1"),
         (
             "space.batch_size=[1",
@@ -568,7 +568,7 @@ def test_overrides_reach_every_block_in_order() -> None:
             "belongs to the whole run; write it under search:, as in search: {seed: 0}",
         ),
         ("extends=base.yaml", "a base cannot be overridden; name another file instead"),
-        ("description.x=3", "description is no mapping; override description as a whole"),
+        ("description.x=3", "description is not a mapping; override description as a whole"),
     ],
 )
 def test_a_wrong_override_is_named_as_the_place(override: str, problem: str) -> None:
@@ -598,9 +598,9 @@ dataset: [a]
 search: 3
   => 1:9: search: 3 is not a mapping; write keys such as trials:
 search:
-  => 1:1: search: no value stands here; write keys such as trials:
+  => 1:1: search: the value is missing; write keys such as trials:
 search: {trials: {int: [1, 2]}}
-  => 1:18: search.trials: a mapping, where only a plain value can stand; write the value
+  => 1:18: search.trials: a mapping in place of a plain value; write the value
 search: {trails: 3}
   => 1:10: search.trails: unknown key; did you mean 'trials'?
 search: {sampler: tpee}
@@ -624,7 +624,7 @@ baseline: [{model: resnet}]
 baseline: [{model: {cnn: {stages: 99}}}]
   => 1:35: baseline[0].model.cnn.stages: 99 is out of range; it must be at least 1 and at most 6
 baseline: [{batch_size: {choice: [1, 2]}}]
-  => 1:25: baseline[0].batch_size: a mapping, where only a plain value can stand; write the value
+  => 1:25: baseline[0].batch_size: a mapping in place of a plain value; write the value
 baseline: [{batch_size: 17}, {batch_size: 17}]
   => 1:30: baseline[1]: is the same as one before it; remove one
 extends: nope.yaml
@@ -664,9 +664,9 @@ batch_size: 1e3
 batch_size: true
   => 3:15: space.batch_size: true is not a whole number
 batch_size:
-  => 3:3: space.batch_size: no value stands here; write one
+  => 3:3: space.batch_size: the value is missing; write one
 batch_size: ~
-  => 3:3: space.batch_size: no value stands here; write one
+  => 3:3: space.batch_size: the value is missing; write one
 batch_size: [64, 128]
   => 3:15: space.batch_size: a list is not a plain value; to choose from it, write {choice: [...]}
 batch_size: {}
@@ -678,11 +678,11 @@ batch_size: {chioce: [64, 128]}
 batch_size: {values: [64, 128]}
   => 3:16: space.batch_size.values: unknown key; known are choice, float, int
 batch_size: {int: [64, 128], choice: [64]}
-  => 3:32: space.batch_size.choice: stands beside int:; keep one of the two
+  => 3:32: space.batch_size.choice: cannot be combined with int:; keep one of the two
 batch_size: {int: [64, 128], lgo: true}
   => 3:32: space.batch_size.lgo: unknown key; did you mean 'log'?
 batch_size: {choice: [64, 128], log: true}
-  => 3:35: space.batch_size.log: a choice takes no other key beside it; remove it
+  => 3:35: space.batch_size.log: a choice takes no other keys; remove it
 batch_size: {int: [128, 64]}
   => 3:21: space.batch_size: the range is empty, 128 is above 64; swap them
 batch_size: {int: [64, 64]}
@@ -698,7 +698,7 @@ batch_size: {int: [64.5, 128]}
 batch_size: {int: [0, 128]}
   => 3:22: space.batch_size: 0 is out of range; it must be at least 1
 batch_size: {float: [64, 128]}
-  => 3:16: space.batch_size.float: only whole numbers can stand here; write {int: [low, high]}
+  => 3:16: space.batch_size.float: only whole numbers are possible here; write {int: [low, high]}
 batch_size: {int: [64, 128], step: 0}
   => 3:38: space.batch_size.step: 0 is out of range; it must be above 0
 batch_size: {int: [64, 128], step: 65}
@@ -720,14 +720,14 @@ batch_size: {choice: {64: {}}}
 batch_size: {choice: {a: {}}}
   => 3:24: space.batch_size: a mapping is not a list; write {choice: [a, b]}
 batch_size: {choice: [64, 128, 64]}
-  => 3:34: space.batch_size: 64 stands in the choice twice; remove one
+  => 3:34: space.batch_size: 64 is listed twice; remove one
 batch_size: {choice: [0, 128]}
   => 3:25: space.batch_size: 0 is out of range; it must be at least 1
 batch_size: {choice: [64, [128]]}
   => 3:29: space.batch_size: a list is not a plain value; write one
 batch_size: {choice: [64, ]}
 label_smoothing: {choice: [0, 0.0]}
-  => 4:33: space.label_smoothing: 0 stands in the choice twice; remove one
+  => 4:33: space.label_smoothing: 0 is listed twice; remove one
 label_smoothing: {float: [0.0, 1.0]}
   => 3:34: space.label_smoothing: 1.0 is out of range; it must be at least 0 and below 1
 label_smoothing: {float: [0.0, 0.2], log: true}
@@ -765,7 +765,7 @@ optimizer: {choice: {sgd: {}, adamv: {}}}
 optimizer: {choice: [sgd, adamv]}
   => 3:29: space.optimizer: 'adamv' is not one of sgd
 optimizer: {choice: [sgd, sgd]}
-  => 3:29: space.optimizer: sgd stands in the choice twice; remove one
+  => 3:29: space.optimizer: sgd is listed twice; remove one
 optimizer: {choice: {}}
   => 3:23: space.optimizer: no list or mapping of names; write some of
 optimizer: {choice: []}
@@ -777,17 +777,17 @@ optimizer: {choice:}
 optimizer: {}
   => 3:14: space.optimizer: no list or mapping of names; write some of
 optimizer:
-  => 3:3: space.optimizer: no value stands here; write one
+  => 3:3: space.optimizer: the value is missing; write one
 optimizer: [sgd, adamw]
   => 3:14: space.optimizer: a list is not a plain value; to choose from it, write {choice: [...]}
 optimizer: 3
   => 3:14: space.optimizer: 3 is not one of sgd
 optimizer: {sgd: {}, adamw: {}}
-  => 3:24: space.optimizer.adamw: a second name beside 'sgd';
+  => 3:24: space.optimizer.adamw: a second name next to 'sgd';
 optimizer: {int: [1, 2]}
   => 3:15: space.optimizer.int: a name is chosen here; write {choice: [name, name]}
 optimizer: {choice: [sgd, adamw], log: true}
-  => 3:37: space.optimizer.log: a choice takes no other key beside it; remove it
+  => 3:37: space.optimizer.log: a choice takes no other keys; remove it
 optimizer: {sgd: 3}
   => 3:20: space.optimizer.sgd: 3 is not a mapping; write keys such as lr:
 optimizer: {sgd: {momentun: 0.9}}
@@ -802,7 +802,7 @@ optimizer:
 augment: 3
   => 3:12: space.augment: 3 is not a mapping; write keys such as crop:
 augment:
-  => 3:3: space.augment: no value stands here; write keys such as crop:
+  => 3:3: space.augment: the value is missing; write keys such as crop:
 augment: {flip: on}
   => 3:19: space.augment.flip: 'on' is read as true by YAML; write true, or quote it: 'on'
 augment: {flip: No}
@@ -812,13 +812,13 @@ augment: {flip: y}
 augment: {flip: 1}
   => 3:19: space.augment.flip: 1 is not true or false
 augment: {flip: {int: [0, 1]}}
-  => 3:20: space.augment.flip.int: no range can stand here; write {choice: [true, false]}
+  => 3:20: space.augment.flip.int: a range is not possible here; write {choice: [true, false]}
 augment: {flip: {choice: [true, off]}}
   => 3:35: space.augment.flip: 'off' is read as false by YAML; write false, or quote it: 'off'
 augment: {choice: [a, b]}
   => 3:13: space.augment.choice: unknown key; known are alternate
 precision: {int: [1, 2]}
-  => 3:15: space.precision.int: no range can stand here; write {choice: [auto, float32]}
+  => 3:15: space.precision.int: a range is not possible here; write {choice: [auto, float32]}
 precision: float33
   => 3:14: space.precision: 'float33' is not one of auto
 precision: 2024-01-01
@@ -875,7 +875,7 @@ def test_a_mistake_inside_the_space_is_refused_with_its_place(lines: str, messag
         ("hello\n", "1:1: the top level is not a mapping; begin with keys such as 'space:'"),
         ("description: small\n", "1:1: 'space' is missing; add it, with a 'model:' below it"),
         ("spce: {model: cnn}\n", "1:1: spce: unknown key; did you mean 'space'?"),
-        ("space:\n", "1:1: space: no value stands here; write keys such as model:"),
+        ("space:\n", "1:1: space: the value is missing; write keys such as model:"),
         ("space: 3\n", "1:8: space: 3 is not a mapping; write keys such as model:"),
         ("space: {batch_size: 3}\n", "1:8: space: 'model' is missing; add it"),
         (
@@ -884,7 +884,8 @@ def test_a_mistake_inside_the_space_is_refused_with_its_place(lines: str, messag
         ),
         (
             "space: {model: {cnn: {kernel: {int: [3, 7]}}}}\n",
-            "1:32: space.model.cnn.kernel.int: no range can stand here; write {choice: [3, 5]}",
+            "1:32: space.model.cnn.kernel.int: a range is not possible here; "
+            "write {choice: [3, 5]}",
         ),
         (
             "a: &a {b: 1}\nspace:\n  <<: *a\n",
@@ -1001,19 +1002,19 @@ def test_a_file_that_cannot_be_read_is_refused() -> None:
         (
             "batch_size: 256",
             "batch_size: {int: [16, 128]}",
-            "2:17: baseline[0].batch_size: 256 lies outside the space's axis (int 16 to 128); "
+            "2:17: baseline[0].batch_size: 256 is outside the space's axis (int 16 to 128); "
             "widen the axis or change the baseline",
         ),
         (
             "batch_size: 17",
             "batch_size: {int: [16, 128], step: 2}",
-            "2:17: baseline[0].batch_size: 17 lies outside the space's axis "
+            "2:17: baseline[0].batch_size: 17 is outside the space's axis "
             "(int 16 to 128, step 2); widen the axis or change the baseline",
         ),
         (
             "batch_size: 17",
             "batch_size: {choice: [16, 128]}",
-            "2:17: baseline[0].batch_size: 17 lies outside the space's axis (one of 16, 128); "
+            "2:17: baseline[0].batch_size: 17 is outside the space's axis (one of 16, 128); "
             "widen the axis or change the baseline",
         ),
         (

@@ -207,7 +207,9 @@ def search(
     _check_numbers(image_size=image_size, train_limit=train_limit, **shares)
     resumed = open_run(name, storage=storage) if resume else None
     if resumed and resumed.record.refit:
-        raise UsageError(f"resume: {resumed.path} is a refit; go on with tuner.refit(resume=True)")
+        raise UsageError(
+            f"resume: {resumed.path} is a refit; resume it with tuner.refit(resume=True)"
+        )
     if space is None and data is None and not resume:
         raise UsageError(
             "space: is missing; name one, such as 'cnn_small', or data to make one for, or resume "
@@ -355,7 +357,9 @@ def refit(
     _check_numbers(top=top, seeds=seeds, epochs=epochs, seed=seed)
     found = _as_run(run, storage)
     if resume and found.record.refit is None:
-        raise UsageError(f"resume: {found.path} is a search; go on with tuner.search(resume=True)")
+        raise UsageError(
+            f"resume: {found.path} is a search; resume it with tuner.search(resume=True)"
+        )
     if metric is not None:
         _expect("metric", metric, get_args(Metric))
     settings = {"top": top, "seeds": seeds, "epochs": epochs, "seed": seed, "metric": metric}
@@ -651,7 +655,7 @@ def load_ensemble(
 
     if path is None:
         raise UsageError(
-            "path: None names no ensemble; give its folder or URI, RUN/NAME, or a run, such as "
+            "path: None is not an ensemble; give its folder or URI, RUN/NAME, or a run, such as "
             "'runs/first'"
         )
     folder = _find_ensemble(path, storage)
@@ -669,8 +673,8 @@ def _find_ensemble(ensemble: "Place | AnyPath | None", storage: Place) -> AnyPat
         return find_ensemble(_place(storage))
     if not isinstance(ensemble, str | os.PathLike):
         raise UsageError(
-            f"ensemble: {type(ensemble).__name__} names none; give a folder or URI, RUN/NAME, or "
-            "a run"
+            f"ensemble: {type(ensemble).__name__} is not an ensemble; give a folder or URI, "
+            "RUN/NAME, or a run"
         )
     return find_ensemble(_place(storage), os.fspath(ensemble))
 
@@ -687,7 +691,7 @@ def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "Sear
             text = yaml.safe_dump(dict(space), sort_keys=False)
         except yaml.YAMLError as error:
             what = " ".join(str(error).split())
-            raise SpaceError(f"space: holds more than plain values: {what}") from None
+            raise SpaceError(f"space: contains more than plain values: {what}") from None
         return read_space(Path("space"), overrides, storage, text=text)
     return read_space(find_space(os.fspath(space)), overrides, storage)
 
@@ -707,7 +711,7 @@ def _as_runs(
         return ()
     several = [runs] if isinstance(runs, str | os.PathLike | Run) else runs
     if None in several:
-        raise UsageError("warm_start: None names no run; give names, folders or runs")
+        raise UsageError("warm_start: None is not a run; give names, folders or runs")
     found = [_as_run(run, storage) for run in several]
     return tuple({str(run.path): run for run in found}.values())
 

@@ -132,7 +132,7 @@ def _run() -> tuple[int, str]:
         if error.filename is not None and (error.errno in NOT_ALLOWED or storage_fault(error)):
             mend = "Make it accessible, or use a copy in a folder of your own."
             if error.errno in FULL_OR_BROKEN:
-                mend = "Make room there, or mend the disk."
+                mend = "Make room there, or repair the disk."
             told = f"{error.filename}: cannot be used ({error.strerror}). {mend}"
             return StorageError.exit_code, shortened(told)
         raise

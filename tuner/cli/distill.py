@@ -37,7 +37,7 @@ KEYS = {option: key for option, key in SPACE_KEYS.items() if option != "data"}
 @running_options
 @click.pass_context
 def distill(context: click.Context, /, into: str, ensemble: str | None, **options: Any) -> None:
-    """Search for a small network that learns from an ensemble.
+    """Search for a small network taught by an ensemble.
 
     The students form a run of their own. They learn from the labels and from the ensemble's
     probabilities of its training images; space.distill.alpha and space.distill.temperature say how

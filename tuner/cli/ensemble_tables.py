@@ -207,7 +207,7 @@ def _print_more(console: Console, result: "EnsembleFigures") -> None:
     if any(member.temperature != 1 for member in result.members):
         temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
         console.print(
-            f"Members stand as they were trained. Each is mixed at a temperature of its own:\n"
+            f"The members' own figures are uncalibrated. Each votes at its own temperature:\n"
             f"{temperatures}\n"
         )
     test = result.ensemble.test
@@ -304,7 +304,7 @@ def _print_sizes(console: Console, result: "EnsembleFigures") -> None:
             "-" if added is None else f"{100 * added:+.2f}",
         )
     print_stripped(console, table)
-    told = "\nadds: accuracy with the member less that without it."
+    told = "\nadds: accuracy with the member minus accuracy without it."
     if result.oracle is not None:
         told += (
             f" At least one member is\nright on {result.oracle:.2%} of the {result.tested_on} "

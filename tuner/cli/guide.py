@@ -15,7 +15,7 @@ GUIDES = {
     "ensembles": "combine, refit and use the best trials",
     "cluster": "many machines, object stores, shares of a GPU",
     "python": "the same from Python",
-    "promises": "what a run leaves, what is promised, what words mean",
+    "promises": "the run folder, exit codes, terminals, a glossary",
 }
 
 

@@ -111,7 +111,7 @@ def _submit(
     known = earlier.metadata if earlier else {}
     name = name or known.get(jobs.RUN_KEY)
     if name is None:
-        raise UsageError(f"--resume: {address} knows no run; give its --name")
+        raise UsageError(f"--resume: {address} has no run to resume; give its --name")
     if earlier is not None and not earlier.status.is_terminal():
         storage, job = known[jobs.STORAGE_KEY], earlier.submission_id
     else:
@@ -142,7 +142,7 @@ def _submit(
     if options["as_json"]:
         print_json({"job": job, "address": address, "run": f"{storage}/{name}", "exit_code": code})
     if code == 130:
-        click.echo(f"Go on with: {again}", err=True)
+        click.echo(f"Resume with: {again}", err=True)
     context.exit(code)
 
 
@@ -199,6 +199,6 @@ class Left(TunerError):
 
     def __init__(self, job: str, address: str, again: str) -> None:
         super().__init__(
-            f"left; job {job} goes on. Follow it with: {again}\n"
+            f"left; job {job} keeps running. Follow it with: {again}\n"
             f"End it after its running epochs with: ray job stop --address {address} {job}"
         )

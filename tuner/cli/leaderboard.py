@@ -80,7 +80,7 @@ def leaderboard(
         found.write_csv(sys.stdout)
     elif form == "parquet":
         if sys.stdout.isatty():
-            raise click.UsageError("Parquet is no text for a terminal; write > trials.parquet.")
+            raise click.UsageError("Parquet cannot be shown on a terminal; write > trials.parquet.")
         write_parquet(found.ranked(), sys.stdout.buffer)
     else:
         wanted = [name.strip() for name in columns.split(",")] if columns else []

@@ -32,7 +32,7 @@ CURVE_WIDTH = 16
 """Width of the longest curve, in characters."""
 TRAINED_ON_VALIDATION = """\
 The validation images were trained on (refit --all-data): figures on them mean
-nothing. Trials stand by number, the best configuration of the search first."""
+nothing. Trials are listed by number, the best configuration of the search first."""
 MOST_COLUMNS = 80
 """Maximum width of sentences on a wide terminal, in columns."""
 LONG = ("reason", "values", "data", "over epochs")

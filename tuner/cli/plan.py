@@ -86,7 +86,7 @@ def plan(context: click.Context, /, **options: Any) -> None:
     else:
         print_forecast(made.forecast)
         if request.search.patience:
-            click.echo("\nIts patience may end it sooner: how good trials are is not foreseen.")
+            click.echo("\nIts patience may end it sooner: accuracies cannot be predicted.")
 
 
 def print_forecast(forecast: "Forecast") -> None:
@@ -109,12 +109,12 @@ def print_forecast(forecast: "Forecast") -> None:
     rungs = [
         {
             "epochs": str(rung.epoch),
-            "trials that come so far": _range(rung.trials, _whole),
+            "trials that reach it": _range(rung.trials, _whole),
         }
         for rung in forecast.rungs
     ]
     click.echo()
-    print_table(rungs, f"How far trials come, of {_range(forecast.started, _whole)}")
+    print_table(rungs, f"Trials at each rung, of {_range(forecast.started, _whole)}")
     totals = {
         "time of the search": _range(forecast.seconds, _time),
         "training, all trials": _range(forecast.training_seconds, _time),
@@ -127,7 +127,7 @@ def print_forecast(forecast: "Forecast") -> None:
     click.echo()
     print_table([{"in all": name, "": text} for name, text in totals.items()], "")
     click.echo(
-        f"\nMedians, and what four of five lie between: of {forecast.simulations} simulated "
+        f"\nMedians, and ranges of four in five: of {forecast.simulations} simulated "
         f"searches, or of\nthe configurations that were measured, in "
         f"{forecast.measured_seconds:.0f} s."
     )
@@ -138,7 +138,7 @@ def print_forecast(forecast: "Forecast") -> None:
     for line, number in alike.items():
         click.echo(f"Would not fit: {line}" + (f" ({number} configurations)" * (number > 1)))
     if forecast.refused:
-        click.echo(f"Constraints refuse {forecast.refused:.0%} of what is drawn.")
+        click.echo(f"Constraints refuse {forecast.refused:.0%} of the configurations drawn.")
     if forecast.done and forecast.seconds_of_all:
         click.echo(f"\n{_advice(forecast, forecast.done, forecast.seconds_of_all)}")
 

@@ -54,7 +54,7 @@ from tuner.run.resuming import resume_command
 @running_options
 @click.pass_context
 def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
-    """Train the best trials again, longer and with more seeds.
+    """Train the best trials longer and with more seeds.
 
     The best configurations of RUN are trained in a new run next to it, for 'ensemble' to combine.
     With --all-data, no images are left to show which trial is best; a plain vote does not need to
@@ -70,7 +70,7 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     found = find_run(options["storage"], options["name"] if resume else run)
     if resume and found.record.refit is None:
         line = resume_command(found.path, "search")
-        raise UsageError(f"--resume: {found.path} is a search; go on with:\n  {line}")
+        raise UsageError(f"--resume: {found.path} is a search; resume it with:\n  {line}")
     with loading(console, "PyTorch and Ray"):
         from tuner.tuning.refit import make_refit_request
         from tuner.tuning.refit import refit as run_refit

@@ -100,7 +100,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     resumed = find_run(options["storage"], options["name"]) if options["resume"] else None
     if resumed and resumed.record.refit:
         line = resume_command(resumed.path, "refit")
-        raise UsageError(f"--resume: {resumed.path} is a refit; go on with:\n  {line}")
+        raise UsageError(f"--resume: {resumed.path} is a refit; resume it with:\n  {line}")
     if options["name"] and not resumed:
         # Checked before anything slow, and once more when the run is created.
         check_name_free(options["storage"], options["name"])

@@ -186,7 +186,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
         click.echo(f"\n{outlook}")
     if record.reason:
         command = run.resume_command(*WITHOUT_PATIENCE)
-        click.echo(f"\nEnded: {record.reason}.\nGo on with:\n  {command}")
+        click.echo(f"\nEnded: {record.reason}.\nResume with:\n  {command}")
     if student is not None:
         print_student(student, run.metric)
     if rows := list(_ensembles(run)):
@@ -196,7 +196,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
     if is_open and record.status != "running" and not record.reason:
         # If trials are open though the run is finished, it has spent its budget.
         factor = 1 if record.status == "interrupted" else 2
-        click.echo(f"\nGo on with:\n  {run.resume_command(factor=factor)}")
+        click.echo(f"\nResume with:\n  {run.resume_command(factor=factor)}")
 
 
 def _ensembles(run: "Run") -> Any:

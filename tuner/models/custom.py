@@ -33,7 +33,7 @@ def build_custom(
         raise _failure(params, "", error) from error
     if not isinstance(network, nn.Module):
         raise UsageError(
-            f"{params.path}: {params.name}(...) gives {type(network).__name__}, not a torch "
+            f"{params.path}: {params.name}(...) returns {type(network).__name__}, not a torch "
             "nn.Module; return the network"
         )
     images = torch.zeros(2, *image_shape)
@@ -45,8 +45,13 @@ def build_custom(
     if not isinstance(logits, Tensor) or logits.shape != expected:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UsageError(
-            f"{params.path}: {params.name} gives {given} for images of shape "
-            f"{tuple(images.shape)}; it has to give logits of shape {expected}"
+            f"{params.path}: {params.name} returns {given} for images of shape "
+            f"{tuple(images.shape)}; it has to return logits of shape {expected}"
+        )
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(2), atol=1e-3):
+        raise UsageError(
+            f"{params.path}: {params.name} returns probabilities; it has to return logits. Remove "
+            "its softmax, which the loss applies."
         )
     to_channels_last(network)
     try:

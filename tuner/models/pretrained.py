@@ -44,8 +44,8 @@ class Pretrained(nn.Module):
         self.head_name, head = last_layer(network)
         if not isinstance(head, nn.Linear | nn.Conv2d) or len(head.weight) != num_classes:
             raise UsageError(
-                f"model.pretrained: the last layer, {self.head_name}, is no linear layer or "
-                "convolution that gives the classes; start from another network"
+                f"model.pretrained: the last layer, {self.head_name}, is not a linear layer or "
+                "convolution that outputs the classes; start from another network"
             )
         self._channels, *self._size = image_shape
         self._is_vit = params.name.startswith("vit")

@@ -59,7 +59,7 @@ def remember(code: Code) -> None:
         except (OSError, RuntimeError) as error:
             _tell(
                 f"The code of {name!r} could not be recorded ({error}): later commands that build "
-                "its network will want --trust-code."
+                "its network will need --trust-code."
             )
 
 

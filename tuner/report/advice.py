@@ -147,7 +147,7 @@ def advise_on_run(
     lines = [*_cut(run, trials), *_few_images(run, best)]
     if run.record.reason:
         command = run.resume_command(*WITHOUT_PATIENCE)
-        lines.insert(0, f"The search ended: {run.record.reason}. It goes on with: {command}")
+        lines.insert(0, f"The search ended: {run.record.reason}. Resume it with: {command}")
     if ensemble is None or ensemble.is_val_seen:
         return lines
     return [

@@ -101,7 +101,6 @@ def outlook_of(run: Run, trials: Sequence[TrialRecord]) -> str:
     ahead = min(LONGEST, seconds)
     gain = expected_gain(known, (seconds + ahead) / seconds, metric)
     if gain is None:
-        count = f"{len(known)} trial{'' if len(known) == 1 else 's'}"
-        return f"What going on would bring, {count} cannot tell; it takes {MIN_TRIALS}."
+        return f"{len(known)} of the {MIN_TRIALS} trials needed to estimate the gain of continuing."
     span = "Another hour" if ahead == LONGEST else f"As long again, {clock(seconds)},"
     return f"{span} would bring about {in_points(gain, metric)}."

@@ -59,11 +59,11 @@ def read_probe(path: AnyPath) -> Probe:
                 dtypes=tuple(json.loads(metadata["dtypes"])),
             )
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"is no probe ({error})") from error
+        raise ValueError(f"is not a probe ({error})") from error
     images, probs = probe.images, probe.probs
     is_whole = images.dtype == torch.uint8 and images.ndim == 4 and probs.ndim == 3
     if not is_whole or probs.shape[:2] != (len(probe.dtypes), len(images)):
-        raise ValueError(f"is no probe (shapes {tuple(images.shape)} and {tuple(probs.shape)})")
+        raise ValueError(f"is not a probe (shapes {tuple(images.shape)} and {tuple(probs.shape)})")
     return probe
 
 

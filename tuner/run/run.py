@@ -263,7 +263,7 @@ class Run:
     def how_to_go_on(self) -> str:
         """Say what a run that ended early keeps, and show the command that resumes it."""
         return (
-            f"{short_path(self.path)} keeps what the trials have left. Go on with:\n"
+            f"{short_path(self.path)} keeps the trials' files. Resume with:\n"
             f"  {self.resume_command()}"
         )
 
@@ -467,7 +467,7 @@ class Run:
         """
         if choices and self.record.data.all_data:
             raise UsageError(
-                f"{choices[0]}: goes by the validation images, and {self.path} was trained on them "
+                f"{choices[0]}: uses the validation images, and {self.path} was trained on them "
                 "(refit --all-data). Leave it out, or take a run without --all-data."
             )
 
@@ -538,7 +538,7 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
     if name is None:
         if not (runs := open_runs(storage)):
             if list_runs(storage):
-                raise UsageError(f"{storage}: no run here can be read; remove or mend those named")
+                raise UsageError(f"{storage}: no run here can be read; remove or fix those named")
             raise UsageError(
                 f"no run in {storage} yet. Make one:\n"
                 f"  {command_line('search', '--space', 'quick', *storage_words(storage))}"

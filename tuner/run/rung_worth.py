@@ -46,7 +46,7 @@ class RungWorth:
     def __str__(self) -> str:
         told = "the end" if self.is_end else f"epoch {self.next_epoch}"
         span = f"{self.correlation:.2f} ({self.low:.2f} to {self.high:.2f})"
-        return f"epoch {self.epoch} tells {told}: {span}, {self.trials} trials"
+        return f"epoch {self.epoch} predicts {told}: {span}, {self.trials} trials"
 
 
 def rung_worths(

@@ -445,7 +445,7 @@ def _parse_row(line: str, columns: Sequence[str], epoch: int) -> EpochMetrics:
     """
     first, *cells = line.split(",")
     if first != str(epoch):
-        raise ValueError(f"line {epoch + 1}: epoch {quoted(first)} stands where {epoch} should")
+        raise ValueError(f"line {epoch + 1}: epoch {quoted(first)} instead of {epoch}")
     try:
         # Cells are empty in epochs of an earlier version.
         figures: dict[str, Any] = {

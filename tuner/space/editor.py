@@ -27,7 +27,7 @@ def describe(schema: Schema, *, searched: bool) -> Json:
             kinds = [describe(Scalar(kind=kind), searched=searched) for kind in PLAIN]
             return {"type": "object", "additionalProperties": {"anyOf": kinds}}
         case _:
-            raise TypeError(f"no axis can stand for a {type(schema).__name__}")
+            raise TypeError(f"there is no axis for a {type(schema).__name__}")
 
 
 def mapping(properties: Json, **rules: Any) -> Json:

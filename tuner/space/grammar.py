@@ -65,7 +65,7 @@ def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
         case FreeForm():
             return _read_free(node, schema, searched)
         case _:
-            raise TypeError(f"{node.path}: no axis can stand for a {type(schema).__name__}")
+            raise TypeError(f"{node.path}: there is no axis for a {type(schema).__name__}")
 
 
 def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
@@ -103,7 +103,7 @@ def _read_free(node: Node, schema: FreeForm, searched: bool) -> Group:
                 if problem := schema.problem(key):
                     raise node.key_error(key, problem)
                 if key in FORMS:
-                    what = "an axis, where a whole mapping stands; write one for each of its keys"
+                    what = "an axis in place of a whole mapping; write one for each of its keys"
                     raise node.key_error(key, what)
                 if isinstance(child.value, tuple):
                     what = "a list is not a plain value; to choose from it, write {choice: [...]}"
@@ -163,7 +163,7 @@ def _names(node: Node, schema: Tagged, searched: bool, mistakes: Mistakes) -> di
             mistakes.add(source.key_error(name, unknown_key(name, schema.options)))
     if source is node and len(source.value) > 1:
         first, second, *_ = source.value
-        what = f"a second name beside '{first}'; to choose between them, put them under choice:"
+        what = f"a second name next to '{first}'; to choose between them, put them under choice:"
         raise node.key_error(second, what)
     return {
         name: params.with_value({}) if params.value is None else params
@@ -191,16 +191,16 @@ def _form(node: Node, searched: bool) -> str:
     forms = [form for form in FORMS if form in node.value]
     others = [key for key in node.value if key not in forms]
     if not searched:
-        raise node.error("a mapping, where only a plain value can stand; write the value")
+        raise node.error("a mapping in place of a plain value; write the value")
     if len(forms) > 1:
-        raise node.key_error(forms[1], f"stands beside {forms[0]}:; keep one of the two")
+        raise node.key_error(forms[1], f"cannot be combined with {forms[0]}:; keep one of the two")
     if not forms:
         if unknown := [key for key in others if key not in MODIFIERS]:
             raise node.key_error(unknown[0], unknown_key(unknown[0], FORMS))
         raise node.error(f"a mapping without an axis; add one of {', '.join(FORMS)}")
     for key in others:
         if forms == ["choice"]:
-            raise node.key_error(key, "a choice takes no other key beside it; remove it")
+            raise node.key_error(key, "a choice takes no other keys; remove it")
         if key not in MODIFIERS:
             raise node.key_error(key, unknown_key(key, MODIFIERS))
     return forms[0]
@@ -213,7 +213,7 @@ def _distinct(source: Node, schema: Scalar) -> tuple[Plain, ...]:
         for item in source.value:
             with mistakes.collected():
                 if (value := _value(item, schema)) in values:
-                    raise item.error(f"{to_yaml(value)} stands in the choice twice; remove one")
+                    raise item.error(f"{to_yaml(value)} is listed twice; remove one")
                 values.append(value)
     if not values:
         raise source.error("the choice is empty; write the values to choose from")
@@ -226,9 +226,9 @@ def _read_range(node: Node, form: str, schema: Scalar) -> Range:
     if schema.choices or schema.kind not in (int, float):
         words = schema.choices or (("true", "false") if schema.kind is bool else ("a", "b"))
         example = ", ".join(map(str, words[:2]))
-        raise node.key_error(form, f"no range can stand here; write {{choice: [{example}]}}")
+        raise node.key_error(form, f"a range is not possible here; write {{choice: [{example}]}}")
     if schema.kind is int and not whole:
-        raise node.key_error(form, "only whole numbers can stand here; write {int: [low, high]}")
+        raise node.key_error(form, "only whole numbers are possible here; write {int: [low, high]}")
     if not isinstance(ends.value, tuple) or len(ends.value) != 2:
         raise ends.error(f"a range has two ends; write {{{form}: [low, high]}}")
     number = Scalar(kind=int if whole else float, bounds=schema.bounds)
@@ -303,7 +303,7 @@ def _number(text: str, kind: type) -> str | None:
 def _not(value: object, needed: str) -> str:
     """Return a message that ``value`` is something other than ``needed``."""
     if value is None:
-        return "no value stands here"
+        return "the value is missing"
     kinds: dict[type, str] = {tuple: "a list", dict: "a mapping"}
     return f"{kinds.get(type(value)) or repr(value)} is not {needed}"
 

@@ -33,7 +33,7 @@ def read_objectives(node: Node) -> Objectives:
     if not isinstance(node.value, tuple):
         raise node.error(f"is not a list; write {EXAMPLE}")
     if not node.value:
-        raise node.error(f"no objective stands here; write {EXAMPLE}")
+        raise node.error(f"there is no objective; write {EXAMPLE}")
     first, *others = node.value
     costs: list[CostObjective] = []
     with Mistakes() as mistakes:
@@ -43,7 +43,7 @@ def read_objectives(node: Node) -> Objectives:
             with mistakes.collected():
                 cost = _read_cost(child)
                 if any(cost.cost == one.cost for one in costs):
-                    raise child.error(f"{cost.cost} stands twice; keep one")
+                    raise child.error(f"{cost.cost} is listed twice; keep one")
                 costs.append(cost)
     metric: Any = first.value
     return Objectives(metric=metric, costs=tuple(costs))
@@ -62,7 +62,7 @@ def _check_metric(node: Node) -> None:
 
 def _read_cost(node: Node) -> CostObjective:
     if isinstance(node.value, tuple):
-        raise node.error(f"a list is no objective; write one of {', '.join(COSTS)}")
+        raise node.error(f"a list is not an objective; write one of {', '.join(COSTS)}")
     name: object = node.value
     number: Node | None = None
     if isinstance(node.value, dict):
@@ -71,7 +71,7 @@ def _read_cost(node: Node) -> CostObjective:
         ((name, number),) = node.value.items()
     if name in METRICS:
         raise node.error(
-            f"{name} is a second metric; a search has one, and costs beside it: {', '.join(COSTS)}"
+            f"{name} is a second metric; a search has one, and costs: {', '.join(COSTS)}"
         )
     if problem := _COST.problem(name):
         raise _where(node, name, problem)

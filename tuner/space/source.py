@@ -289,7 +289,7 @@ def _put(parent: Node, parts: Sequence[str], new: Node, override: str) -> Node:
     key, *rest = parts
     if not isinstance(parent.value, dict):
         raise SpaceError(
-            f"{override}: {parent.path} is no mapping; override {parent.path} as a whole"
+            f"{override}: {parent.path} is not a mapping; override {parent.path} as a whole"
         )
     children = parent.value
     choice = children.get("choice")

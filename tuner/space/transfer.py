@@ -57,9 +57,9 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
     assert isinstance(node.value, dict)
     run, trial = node.value["run"], node.value.get("trial")
     if not isinstance(run.value, str):
-        raise run.error("is not the name of a run; write one name, for a run is not searched")
+        raise run.error("is not the name of a run; write one name; a run cannot be searched")
     if trial is not None and (problem := Scalar(kind=int).problem(trial.value)):
-        raise trial.error(f"{problem}; write one number, for a trial is not searched")
+        raise trial.error(f"{problem}; write one number; a trial cannot be searched")
     try:
         found = find_run(storage, run.value)
     except TunerError as error:

@@ -133,8 +133,8 @@ def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath
         found = sha256_of(path)
     if found != params.sha256:
         raise DataError(
-            f"{path}: not the weights that were to be started from (SHA-256 {found[:8]} and not "
-            f"{params.sha256[:8]}); put them back, or name the trial anew"
+            f"{path}: not the weights that were recorded to start from (SHA-256 {found[:8]}, not "
+            f"{params.sha256[:8]}); put them back, or name the trial again"
         )
     read_description(path, trial.config.model)
     network, checkpoint = load_checkpoint(path, model)
@@ -168,6 +168,6 @@ def _intact_file(url: str) -> Path:
     if not (found := sha256_of(path)).startswith(expected):
         raise DataError(
             f"{path}: damaged: its SHA-256 begins with {found[: len(expected)]} and not with "
-            f"{expected}. Remove it, to have it fetched anew."
+            f"{expected}. Remove it, and it will be downloaded again."
         )
     return path

@@ -54,7 +54,7 @@ from tuner.storage.patience import persevere, present_patience, storage_fault
 from tuner.storage.records import explaining_damage
 from tuner.training.epoch import Epoch
 
-ANEW = "Put the file back, or remove it to have the trial train anew."
+ANEW = "Put the file back, or remove it to have the trial trained again."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -139,8 +139,8 @@ class Steps(ABC):
                 logits = self._forward(part)
             if not isinstance(logits, Tensor):
                 raise UsageError(
-                    f"model.{config.model.family}: in training the network gives "
-                    f"{type(logits).__name__}; it has to give logits alone, as in evaluation"
+                    f"model.{config.model.family}: in training the network returns "
+                    f"{type(logits).__name__}; it has to return only logits, as in evaluation"
                 )
             loss = self._loss.part(
                 logits.float(), aims, total, lessons, len(part) / self.batch_size

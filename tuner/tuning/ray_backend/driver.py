@@ -275,7 +275,7 @@ def _budget_spent(tuner: Tuner, run: Run) -> str:
     spent = f"The budget is spent after {clock(tuner.spending.seconds)}: {done}."
     if state.num_done == budget.trials:
         return spent
-    return f"{spent} Go on with:\n  {run.resume_command(factor=2)}"
+    return f"{spent} Resume with:\n  {run.resume_command(factor=2)}"
 
 
 def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
@@ -386,7 +386,7 @@ def _run_over_losses(
     tuner.end_waiting()
     raise ClusterError(
         f"{recorder.run.path}: workers were killed {max_failures + 1} times because a machine ran "
-        "low on memory; go on with --resume and fewer trials at once (--concurrent)"
+        "low on memory; resume with --resume and fewer trials at once (--concurrent)"
     )
 
 
@@ -490,7 +490,7 @@ def _why_none(run: Run, tuner: Tuner) -> str:
     states = ", ".join(f"{number} {state}" for state, number in tuner.state.ended.items())
     last = f" Last failure: {tuner.failures[-1][1]}" if tuner.failures else ""
     more = (
-        f" Go on with a larger budget: {run.resume_command(factor=2)}"
+        f" Resume with a larger budget: {run.resume_command(factor=2)}"
         if "interrupted" in tuner.state.ended
         else ""
     )
