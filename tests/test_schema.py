@@ -88,10 +88,12 @@ def plain_values(schema: Schema) -> st.SearchStrategy[Any]:
         case Scalar(choices=words) if words:
             return st.sampled_from(words)
         case Scalar(kind=kind, bounds=bounds):
-            whole = st.integers(-1000, 1000)
-            number = whole if kind is int else whole | st.floats(allow_nan=False, width=32)
-            numbers = number.filter(lambda x: math.isfinite(x) and bounds.admits(x))
-            return {bool: st.booleans(), str: st.text()}.get(kind, numbers)
+            # Drawn between the ends, which filter() below would hardly meet.
+            low = max((end for end in (bounds.ge, bounds.gt) if end is not None), default=-1e6)
+            high = min((end for end in (bounds.le, bounds.lt) if end is not None), default=1e6)
+            number = st.floats(low, high)
+            number = number.map(round) if kind is int else number | number.map(round)
+            return {bool: st.booleans(), str: st.text()}.get(kind, number.filter(bounds.admits))
         case Record():
             fields = {key: plain_values(value) for key, value in schema.fields.items()}
             required = {key: fields.pop(key) for key in schema.required}
