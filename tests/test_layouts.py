@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
@@ -531,6 +532,50 @@ def test_an_archive_that_fills_disks_is_refused(tmp_path: Path, name: str) -> No
             file.addfile(info, Zeros())
     with pytest.raises(DataError, match=r"unpacks to more than 200 times its size.* unpack it"):
         find_listing(tmp_path / name)
+
+
+def peak_of(act: Callable[[], object]) -> int:
+    """Return the most bytes of memory that Python takes for something."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_of_a_zip_takes_no_more_memory_than_it_says(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        for name in numbered("cat", "dog", count=3):
+            file.writestr(name, png(0), zipfile.ZIP_DEFLATED)
+        file.writestr("cat/large.png", bytes(2**26))
+        file.getinfo("cat/large.png").file_size = 1000
+    listing = find_listing(tmp_path / "a.zip")
+    if method != zipfile.ZIP_DEFLATED:
+        assert listing.broken["cat/large.png"].startswith("compressed by another method")
+        return
+
+    def read() -> None:
+        with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+            listing.tree.open("cat/large.png")
+
+    assert peak_of(read) < 2**20
+
+
+def test_the_folders_of_a_zip_are_counted_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in [*numbered("cat", "dog", count=3), *(f"{n}/" for n in range(9))]:
+            file.writestr(name, b"")
+    monkeypatch.setattr("tuner.data.trees.MOST_FILES", 10)
+    with pytest.raises(DataError, match=r"a\.zip: holds more than 10 files"):
+        find_listing(tmp_path / "a.zip")
+    monkeypatch.undo()
+    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 100)
+    with pytest.raises(DataError, match="a table of contents of more than"):
+        find_listing(tmp_path / "a.zip")
 
 
 def test_a_damaged_archive_is_told(tmp_path: Path) -> None:

@@ -97,10 +97,14 @@ class Tree(ABC):
     def add(self, name: str) -> None:
         """Enter a regular file."""
         if len(self.files) == MOST_FILES:
-            raise DataError(
-                f"{self.path}: holds more than {MOST_FILES:,} files. Name the folder of the images."
-            )
+            raise _too_many(self.path)
         self.files.append(name)
+
+
+def _too_many(path: Path) -> DataError:
+    return DataError(
+        f"{path}: holds more than {MOST_FILES:,} files. Name the folder of the images."
+    )
 
 
 class Visits:
@@ -282,14 +286,11 @@ class ZipTree(_Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._members: dict[str, zipfile.ZipInfo] = {}
-        with _explaining(path), zipfile.ZipFile(path) as archive:
+        with _explaining(path), _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                name = _zip_name(info)
-                if info.is_dir():
-                    continue
-                is_link = stat.S_ISLNK(info.external_attr >> 16)
-                why = "encrypted" if info.flag_bits & 1 else "a link" if is_link else None
-                if self._enter(name, info.file_size, why):
+                if not info.is_dir() and self._enter(
+                    _zip_name(info), info.file_size, _why_no_member(info)
+                ):
                     self._members[self.files[-1]] = info
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
@@ -325,8 +326,33 @@ class TarTree(_Archive):
                 yield index, functools.partial(_tar_member, archive, info)
 
 
+class _ZipFile(io.FileIO):
+    """A zip file whose table of contents, which is read at once, is limited."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MOST_BYTES:
+            raise ValueError(f"a table of contents of more than {MOST_BYTES // 2**20} MiB")
+        data = super().read(size)
+        if data.count(b"PK\1\2") > MOST_FILES:
+            raise _too_many(Path(str(self.name)))
+        return data
+
+
+def _why_no_member(info: zipfile.ZipInfo) -> str | None:
+    if info.flag_bits & 1:
+        return "encrypted"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "a link"
+    # bzip2 and LZMA are unpacked at once, whatever size is asked for.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "compressed by another method than deflate; pack it with deflate"
+    return None
+
+
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
-    return io.BytesIO(archive.read(info))
+    with archive.open(info) as file:
+        # Without a size, up to 1 GiB is unpacked before what is too much is cut off.
+        return io.BytesIO(file.read(info.file_size))
 
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> io.BytesIO:
