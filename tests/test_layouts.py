@@ -4,6 +4,7 @@ Each layout is made here: folders, manifests, Parquet, saved data sets, and arch
 """
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -561,6 +562,112 @@ def test_a_member_of_a_zip_takes_no_more_memory_than_it_says(tmp_path: Path, met
             listing.tree.open("cat/large.png")
 
     assert peak_of(read) < 2**20
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **fields: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def block(kind: bytes, size: int = 0, *, is_extended: bool = False) -> bytes:
+    """Return the header of a tar file's member of some kind."""
+    info = tarfile.TarInfo("cat/x.png")
+    info.type, info.size = kind, size
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[482] = is_extended
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("place", ["first", "later"])
+@pytest.mark.parametrize("kind", ["long name", "pax", "global", "sparse", "chain", "backwards"])
+def test_headers_of_a_tar_file_are_limited(tmp_path: Path, kind: str, place: str) -> None:
+    large = 2**25
+    odd = {
+        "long name": block(tarfile.GNUTYPE_LONGNAME, large) + b"x" * large,
+        "pax": block(tarfile.XHDTYPE, large) + b"33554432 comment=" + bytes(large - 17),
+        "global": block(tarfile.XGLTYPE, large) + b"33554432 comment=" + bytes(large - 17),
+        "sparse": block(tarfile.GNUTYPE_SPARSE, is_extended=True)
+        + (b"00000000001 00000000001 " * 21 + b"\1" + bytes(7)) * 20_000,
+        "chain": block(tarfile.XHDTYPE) * 1500,
+        "backwards": block(tarfile.XHDTYPE, 17) + b"17 size=-0002560\n".ljust(512, b"\0"),
+    }[kind]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in numbered("cat", "dog", count=3):
+            add(archive, name, png(0))
+    member = buffer.getvalue()[:1024]
+    before, after = (b"", buffer.getvalue()) if place == "first" else (member, buffer.getvalue())
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        file.write(before + odd + after)
+
+    def find() -> None:
+        with pytest.raises(DataError, match=r"a\.tar\.gz: "):
+            find_listing(tmp_path / "a.tar.gz")
+
+    assert peak_of(find) < 2**23
+
+
+def test_what_a_tar_file_says_of_all_members_is_not_kept_for_each(tmp_path: Path) -> None:
+    words = {f"comment.{number}": "" for number in range(5000)}
+    with tarfile.open(tmp_path / "a.tar", "w", pax_headers=words) as archive:
+        for name in numbered("cat", "dog", count=3):
+            add(archive, name, png(0))
+        for number in range(1000):
+            add(archive, f"empty/{number}", type=tarfile.DIRTYPE)
+    assert peak_of(lambda: find_listing(tmp_path / "a.tar")) < 2**23
+
+
+def test_a_damaged_header_is_not_the_end_of_a_tar_file(tmp_path: Path) -> None:
+    as_folders(tmp_path / "photos")
+    archive = pack(tmp_path / "photos", tmp_path / "a.tar")
+    whole = bytearray(archive.read_bytes())
+    whole[whole.index(b"photos/train/cat/7.png") + 8] ^= 1
+    archive.write_bytes(whole)
+    with pytest.raises(DataError, match=r"a\.tar: cannot be read to its end \(a damaged header at"):
+        find_listing(archive)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_links_within_a_tar_file_are_read_and_count_as_what_they_lead_to(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "photos"
+    put(root, numbered("cat", "dog", count=20))
+    put(root, ["a/.store/large.png"])
+    for name in ("cat/0.png", "cat/1.png"):
+        (root / name).unlink()
+        (root / name).hardlink_to(root / "a" / ".store" / "large.png")
+    archive = pack(root, tmp_path / f"a{suffix}")
+    with tarfile.open(archive) as file:
+        assert sum(info.islnk() for info in file) == 2
+    assert load(archive).fingerprint == load(root).fingerprint
+    with tarfile.open(tmp_path / "b.tar", "w") as file:
+        add(file, "cat/0.png", bytes(3000))
+        for number in range(1, 50):
+            add(file, f"cat/{number}.png", type=tarfile.LNKTYPE, linkname="cat/0.png")
+        add(file, "cat/x.png", type=tarfile.LNKTYPE, linkname="nowhere.png")
+        add(file, "dog/0.png", png(0))
+    assert find_listing(tmp_path / "b.tar").broken == {
+        "cat/x.png": "a link to no file of the archive"
+    }
+    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 100_000)
+    monkeypatch.setattr("tuner.data.trees.MOST_RATIO", 1)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        find_listing(tmp_path / "b.tar")
+
+
+def test_a_sparse_member_is_told_with_the_way(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name in numbered("cat", "dog", count=3):
+            add(file, name, png(0))
+        add(file, "cat/x.png", png(0), pax_headers={"GNU.sparse.map": "0,8,512,8"})
+    broken = find_listing(tmp_path / "a.tar").broken
+    assert broken == {"cat/x.png": "a sparse file; pack it without --sparse"}
 
 
 def test_the_folders_of_a_zip_are_counted_before_they_are_read(

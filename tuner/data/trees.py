@@ -16,6 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 from tuner.data.decoding import Source
 from tuner.data.names import shown
@@ -29,11 +30,14 @@ MOST_BYTES = 2**30
 """The most bytes of one file in an archive, which is read at once."""
 MOST_RATIO = 200
 """Times its own size that an archive unpacks to; images are hardly compressible."""
+MOST_HEADER = 2**20
+"""The most bytes of a tar member's headers, which hold its name and are read at once."""
 CACHE = ".cifar-tune"
 """Name of the folder of decoded images."""
 
 DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, NotImplementedError),
+    *(OSError, EOFError, ValueError, LookupError, OverflowError),
+    *(NotImplementedError, RecursionError),
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
 )
 """What is raised by archives that are damaged, or of a kind that is not known."""
@@ -236,7 +240,8 @@ class _Archive(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._stamp = stamp(path)
-        self._room = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
+        self._most = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
+        self._unpacked = 0
         self._seen: set[str] = set()
 
     def stamp(self, name: str) -> str:
@@ -249,13 +254,9 @@ class _Archive(Tree):
 
     def _enter(self, name: str, size: int, why_broken: str | None) -> bool:
         """Enter a member; whether it is a file to be read."""
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        self._room -= size
-        if self._room < 0:
-            raise DataError(
-                f"{self.path}: unpacks to more than {MOST_RATIO} times its size, as an archive "
-                "made to fill disks does. If you trust it, unpack it and give the folder."
-            )
+        self._unpacked += size
+        self._check_room(self._unpacked)
+        parts = _parts(name)
         if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
             self.num_hidden += 1
             return False
@@ -278,6 +279,14 @@ class _Archive(Tree):
         while parts and (folder := "/".join(parts)) not in self.folders:
             self.folders.add(folder)
             parts = parts[:-1]
+
+    def _check_room(self, size: int) -> None:
+        """Make sure that the archive may unpack to so many bytes."""
+        if size > self._most:
+            raise DataError(
+                f"{self.path}: unpacks to more than {MOST_RATIO} times its size, as an archive "
+                "made to fill disks does. If you trust it, unpack it and give the folder."
+            )
 
 
 class ZipTree(_Archive):
@@ -307,20 +316,30 @@ class TarTree(_Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._members: dict[str, tarfile.TarInfo] = {}
-        with _explaining(path), tarfile.open(path) as archive:
-            for info in archive:
+        regular: dict[str, tarfile.TarInfo] = {}
+        with _explaining(path), _open_tar(path) as archive:
+            for info in _tar_members(archive):
+                # Until here it has to be unpacked, whatever the members say.
+                self._check_room(archive.offset)
                 if info.isdir():
                     continue
-                is_plain = info.isreg() or info.islnk()
-                why = None if is_plain else "a link" if info.issym() else "a device or a pipe"
-                if self._enter(info.name, info.size, why):
-                    self._members[self.files[-1]] = info
+                target = regular.get(_plain(info.linkname)) if info.islnk() else info
+                if target is None:
+                    self._enter(info.name, 0, "a link to no file of the archive")
+                    continue
+                why = None if target.isreg() else "a link" if info.issym() else "a device or a pipe"
+                if target.issparse():
+                    why = "a sparse file; pack it without --sparse"
+                if why is None:
+                    regular[_plain(info.name)] = target
+                if self._enter(info.name, target.size, why):
+                    self._members[self.files[-1]] = target
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
         """Yield members as they lie in the archive: a compressed one is read once, forwards."""
         members = [self._members[name] for name in names]
         order = sorted(range(len(names)), key=lambda index: members[index].offset)
-        with tarfile.open(self.path) as archive:
+        with _open_tar(self.path) as archive:
             for index in order:
                 info = members[index]
                 yield index, functools.partial(_tar_member, archive, info)
@@ -355,14 +374,86 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
         return io.BytesIO(file.read(info.file_size))
 
 
+def _open_tar(path: Path) -> tarfile.TarFile:
+    return tarfile.open(path, tarinfo=_TarInfo)
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether a file is a tar file; ``tarfile.is_tarfile`` would read a header of any size."""
+    try:
+        _open_tar(path).close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file, in memory that stays flat."""
+    end = 0
+    while (info := archive.next()) is not None:
+        if archive.offset <= end:
+            raise ValueError("a header leads back to an earlier one")
+        end = archive.offset
+        # Global headers would be copied into every member.
+        archive.pax_headers, info.pax_headers = {}, {}
+        archive.members = []  # type: ignore[attr-defined]
+        yield info
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member of a tar file whose headers are read up to a limit."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next member; one header may lead to another, which comes here, too."""
+        file = archive.fileobj
+        if isinstance(file, _Headers):
+            return super().fromtarfile(archive)
+        archive.fileobj = headers = _Headers(file)
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            # Behind the first member, tarfile takes a damaged header for the end.
+            if archive.offset and headers.last.strip(b"\0"):
+                raise ValueError(f"a damaged header at byte {archive.offset}") from error
+            raise
+        finally:
+            archive.fileobj = file
+
+
+class _Headers(io.RawIOBase):
+    """The headers of one member, as they are read from the unpacked tar file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MOST_HEADER
+        self.last = b""
+        """What was read last."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._left -= size
+        if size < 0 or self._left < 0:
+            raise ValueError(f"a header of more than {MOST_HEADER // 2**20} MiB")
+        self.last = bytes(self._file.read(size))
+        return self.last
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> io.BytesIO:
     file = archive.extractfile(info)
-    if file is None:
-        raise ValueError("a link to what is no file")
-    data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"larger than {MOST_BYTES // 2**20} MiB")
-    return io.BytesIO(data)
+    assert file is not None
+    return io.BytesIO(file.read(info.size))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _plain(name: str) -> str:
+    """Return the name of a member without what changes nothing, such as ``./``."""
+    return "/".join(_parts(name))
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -402,9 +493,9 @@ def open_tree(path: Path) -> Tree | None:
     try:
         if zipfile.is_zipfile(path):
             return ZipTree(path)
-        if tarfile.is_tarfile(path):
+        if _is_tar(path):
             return TarTree(path)
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}. Mend it.") from error
     return None
 
