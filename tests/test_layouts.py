@@ -670,6 +670,39 @@ def test_a_sparse_member_is_told_with_the_way(tmp_path: Path) -> None:
     assert broken == {"cat/x.png": "a sparse file; pack it without --sparse"}
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_long_names_and_many_members_are_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(names: Iterable[str]) -> None:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+            for entry in names:
+                file.writestr(entry, png(0))
+        with tarfile.open(tmp_path / "a.tar", "w") as file:
+            for entry in names:
+                add(file, entry, png(0))
+
+    plain = numbered("cat", "dog", count=3)
+    write([*plain, "cat/" + "a/" * 32_000 + "x.png", "cat/" + "b/" * 150 + "x.png"])
+    peak = peak_of(lambda: find_listing(tmp_path / name))
+    assert peak < 2**24
+    tree = find_listing(tmp_path / name).tree
+    assert tree.folders == {"cat", "dog"}
+    assert set(tree.broken.values()) == {"its name is too long, or in too many folders"}
+    assert max(map(len, tree.broken)) < 110
+
+    write([*plain, *(f"cat/.{number}.png" for number in range(9))])
+    monkeypatch.setattr("tuner.data.trees.MOST_FILES", 10)
+    with pytest.raises(DataError, match="holds more than 10 files"):
+        find_listing(tmp_path / name)
+    monkeypatch.setattr("tuner.data.trees.MOST_FILES", 1000)
+    write([*plain, *(f"{number}/" + "d/" * 90 + "x.png" for number in range(4))])
+    assert len(find_listing(tmp_path / name).tree.folders) == 2 + 4 * 91
+    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 20_000)
+    with pytest.raises(DataError, match="the names of its files take more than"):
+        find_listing(tmp_path / name)
+
+
 def test_the_folders_of_a_zip_are_counted_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Self
 from tuner.data.decoding import Source
 from tuner.data.names import shown
 from tuner.errors import DataError
+from tuner.storage.paths import MOST_PATH
 
 MOST_FILES = 5_000_000
 """Files of a folder or an archive; a whole disk has more."""
@@ -32,6 +33,8 @@ MOST_RATIO = 200
 """Times its own size that an archive unpacks to; images are hardly compressible."""
 MOST_HEADER = 2**20
 """The most bytes of a tar member's headers, which hold its name and are read at once."""
+MOST_DEPTH = 100
+"""The most folders inside each other; folders of images are rarely ten deep."""
 CACHE = ".cifar-tune"
 """Name of the folder of decoded images."""
 
@@ -242,6 +245,7 @@ class _Archive(Tree):
         self._stamp = stamp(path)
         self._most = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
         self._unpacked = 0
+        self._num_letters = 0
         self._seen: set[str] = set()
 
     def stamp(self, name: str) -> str:
@@ -254,14 +258,24 @@ class _Archive(Tree):
 
     def _enter(self, name: str, size: int, why_broken: str | None) -> bool:
         """Enter a member; whether it is a file to be read."""
+        if len(self.files) + len(self.broken) + self.num_hidden == MOST_FILES:
+            raise _too_many(self.path)
         self._unpacked += size
         self._check_room(self._unpacked)
+        self._num_letters += len(name)
+        if self._num_letters > MOST_BYTES:
+            raise DataError(
+                f"{self.path}: the names of its files take more than {MOST_BYTES // 2**20} MiB. If "
+                "you trust it, unpack it and give the folder."
+            )
         parts = _parts(name)
         if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
             self.num_hidden += 1
             return False
         plain = name if name.startswith("/") else "/".join(parts)
-        if name.startswith("/") or ".." in parts:
+        if len(name) > MOST_PATH or len(parts) > MOST_DEPTH:
+            plain, why_broken = f"{plain[:100]}...", "its name is too long, or in too many folders"
+        elif name.startswith("/") or ".." in parts:
             why_broken = "its name leads out of the archive"
         elif plain in self._seen:
             why_broken = "the archive holds two files of this name"
@@ -278,6 +292,7 @@ class _Archive(Tree):
     def _enter_folders(self, parts: Sequence[str]) -> None:
         while parts and (folder := "/".join(parts)) not in self.folders:
             self.folders.add(folder)
+            self._num_letters += len(folder)
             parts = parts[:-1]
 
     def _check_room(self, size: int) -> None:
