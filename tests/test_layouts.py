@@ -868,6 +868,17 @@ def test_links_are_followed_more_than_once_but_not_without_end(
             find(root)
 
 
+def test_folders_inside_each_other_without_end_are_told(tmp_path: Path) -> None:
+    put(tmp_path / "photos", numbered("cat", "dog", count=3))
+    folder = tmp_path / "photos"
+    for _ in range(120):
+        folder /= "d"
+        folder.mkdir()
+    for find in (find_listing, lambda path: list(find_images([str(path)]))):
+        with pytest.raises(DataError, match="photos: more than 100 folders lie inside each other"):
+            find(tmp_path / "photos")
+
+
 def test_a_file_or_a_place_without_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no images that can be read\. Images end"):

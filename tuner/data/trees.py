@@ -126,12 +126,21 @@ class Visits:
         self._seen: set[tuple[int, int]] = set()
         self._num_again = 0
 
-    def enter(self, status: os.stat_result) -> tuple[int, int]:
+    def enter(self, status: os.stat_result, depth: int) -> tuple[int, int]:
         """Enter a folder, and return what tells it from all others.
 
+        Args:
+            status: Of the folder.
+            depth: Number of folders that it lies in, from where the walk began.
+
         Raises:
-            DataError: If links have led to folders again too often.
+            DataError: If it lies too deep, or links have led to folders again too often.
         """
+        if depth > MOST_DEPTH:
+            raise DataError(
+                f"{shown(str(self._path))}: more than {MOST_DEPTH} folders lie inside each other "
+                "in it. Name the folder of the images."
+            )
         identity = (status.st_dev, status.st_ino)
         self._num_again += identity in self._seen
         self._seen.add(identity)
@@ -165,7 +174,7 @@ class FolderTree(Tree):
         except OSError as error:
             self.broken[prefix or "."] = error.strerror or str(error)
             return
-        identity = self._visits.enter(status)
+        identity = self._visits.enter(status, len(above))
         if identity in above:
             self.broken[prefix] = "a link to a folder that it lies in"
             return
