@@ -967,6 +967,58 @@ def test_several_labels_of_an_image_are_refused(tmp_path: Path) -> None:
         find_listing(file)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "arrow"])
+def test_a_table_has_no_more_rows_than_a_folder_has_files(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [f"a/{number}.png" for number in range(60)]
+    table = pa.table({"path": paths, "label": pa.nulls(60)})
+    for part in ("train", "test"):
+        file = tmp_path / f"{part}.{kind}"
+        match kind:
+            case "csv":
+                write_csv(file, [("path", "label"), *((path, "a") for path in paths)])
+            case "jsonl":
+                rows = [{"path": path, "label": "a"} for path in paths]
+                file.write_text("\n".join(map(json.dumps, rows)))
+            case "parquet":
+                pq.write_table(table, file)
+            case "arrow":
+                with pa.ipc.new_stream(str(file), table.schema) as stream:
+                    stream.write_table(table)
+    for most, place in ((50, tmp_path / f"train.{kind}"), (100, tmp_path)):
+        monkeypatch.setattr("tuner.data.tables.MOST_FILES", most)
+        with pytest.raises(DataError, match=rf"has more than {most} rows. Keep fewer."):
+            find_listing(place)
+
+
+def test_tables_that_unpack_to_too_much_text_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "labels.csv"
+    text.write_text("path,label\n")
+    os.truncate(text, 2**30)
+    with pytest.raises(DataError, match=r"labels\.csv: is larger than 512 MiB, the most"):
+        find_listing(text)
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 500), pa.array(["x" * 1000]))
+    (tmp_path / "many").mkdir()
+    for part in ("train", "test"):
+        paths = [f"{part}/{number}.png" for number in range(500)]
+        file = tmp_path / "many" / f"{part}.parquet"
+        pq.write_table(pa.table({"path": paths, "label": labels}), file)
+    for most, place in ((2**18, file), (2**19, tmp_path / "many")):
+        monkeypatch.setattr("tuner.data.tables.MOST_TEXT", most)
+        with pytest.raises(DataError, match=f"labels and paths have more than {most:,} letters"):
+            find_listing(place)
+    pq.write_table(pa.table({"path": ["a.png"], "label": [["cat", "dog"]]}), file)
+    with pytest.raises(DataError, match="'label' holds several values a row"):
+        find_listing(file)
+    pq.write_table(pa.table({f"column {number}": [1] for number in range(5000)}), file)
+    with pytest.raises(DataError, match=r"only column 0, .*, column 19 and 4,980 more") as refusal:
+        find_listing(file)
+    assert len(str(refusal.value)) < 1000
+
+
 def test_names_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:
     put(tmp_path / "one", numbered("defect", "defect-free", "defect/old", count=3))
     with pytest.raises(DataError, match="defect holds images, and so does defect/old"):

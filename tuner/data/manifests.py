@@ -9,7 +9,7 @@ from typing import Any
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.names import listed, number, shown
-from tuner.data.tables import BINARY_SUFFIXES, Table, read_table
+from tuner.data.tables import BINARY_SUFFIXES, Table, check_size, read_table
 from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
 from tuner.schema import whole_number
@@ -85,8 +85,16 @@ def listing_of_tables(
         names: Of the tables, with the part that each is.
         is_required: Whether there is nothing else to go by.
     """
-    read = {name: read_table(tree, name) for name in names}
-    tables = {name: table for name, table in read.items() if isinstance(table, Table)}
+    read: dict[str, Table | str] = {}
+    tables: dict[str, Table] = {}
+    num_rows = num_letters = 0
+    for name in names:
+        read[name] = found = read_table(tree, name)
+        if isinstance(found, Table):
+            tables[name] = found
+            num_rows += len(found.labels)
+            num_letters += found.num_letters
+            check_size(num_rows, num_letters, tree.shown(""))
     if not tables:
         if not is_required or not read:
             return None

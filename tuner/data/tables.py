@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tuner.data.names import number, shown
-from tuner.data.trees import DAMAGE, Opener, Tree
+from tuner.data.trees import DAMAGE, MOST_FILES, MOST_TEXT, Opener, Tree
 from tuner.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Table:
     """Line of the first row in a text; ``None`` for rows that are counted from 0."""
     class_names: tuple[str, ...] | None
     """Where labels are positions among these."""
+
+    @property
+    def num_letters(self) -> int:
+        """Letters of all labels, splits and paths."""
+        return sum(map(_num_letters, (self.labels, self.splits or (), self.paths)))
 
     def where(self, row: int) -> str:
         """Return the place of a row, for messages."""
@@ -104,6 +109,7 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
         text = tree.bytes_of(name).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{where}: is not UTF-8 text. Save it as UTF-8.") from None
+    check_size(max(text.count("\n"), text.count("\r")), 0, where)
     columns, lines = (_json_lines if suffix == ".jsonl" else _csv_rows)(text, where)
     path, label = _column(columns, PATHS, where), _column(columns, LABELS, where)
     split = _column(columns, (SPLIT,), where)
@@ -198,7 +204,9 @@ def _lacking(path: str | None, label: str | None, columns: Iterable[str]) -> str
     missing = " and ".join(
         word for word, column in (("'path'", path), ("'label'", label)) if column is None
     )
-    return f"has no column {missing}, only {', '.join(map(shown, columns)) or 'nothing'}"
+    present = [shown(column)[:50] for column in columns]
+    more = f" and {len(present) - 20:,} more" if len(present) > 20 else ""
+    return f"has no column {missing}, only {', '.join(present[:20]) or 'nothing'}{more}"
 
 
 def _read_binary(tree: Tree, name: str) -> Table | str:
@@ -210,12 +218,21 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
             return _lacking(image, label, schema.names)
         names_files = _may_name_files(schema, metadata, image)
         split = _column(schema.names, (SPLIT,), where)
+        for column in filter(None, (label, split)):
+            if _pyarrow().types.is_nested(schema.field(column).type):
+                raise DataError(f"{where}: '{column}' holds several values a row. Write one.")
         wanted = [label, *([split] if split else []), *([image] if names_files else [])]
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
+        num_rows = num_letters = 0
         for batch in read(wanted):
+            # Rows that are all alike take next to nothing in the file.
+            num_rows += batch.num_rows
+            check_size(num_rows, num_letters, where)
             for column in wanted:
                 values = batch.column(column)
-                columns[column] += _files_named(values) if column == image else values.to_pylist()
+                found = _files_named(values) if column == image else values.to_pylist()
+                num_letters += _num_letters(found)
+                columns[column] += found
     if _is_text(schema.field(image).type) and None in columns[image]:
         row = columns[image].index(None)
         raise DataError(f"{where} row {row}: '{image}' is no path. Write one.")
@@ -228,6 +245,24 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
         first_line=None,
         class_names=_class_names(schema, label),
     )
+
+
+def check_size(num_rows: int, num_letters: int, where: str) -> None:
+    """Refuse tables of more rows than a folder may have files, or of more text than is read.
+
+    Raises:
+        DataError: If there are more.
+    """
+    if num_rows > MOST_FILES:
+        raise DataError(f"{where}: has more than {MOST_FILES:,} rows. Keep fewer.")
+    if num_letters > MOST_TEXT:
+        raise DataError(
+            f"{where}: labels and paths have more than {MOST_TEXT:,} letters. Write shorter ones."
+        )
+
+
+def _num_letters(values: Iterable[Any]) -> int:
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
 
 
 def read_images(tree: Tree, table: Table, rows: Sequence[int]) -> Iterator[tuple[int, Opener]]:
@@ -280,7 +315,7 @@ def _files_named(images: Any) -> list[str | None]:
     if _is_text(images.type):
         return list(images.to_pylist())
     parts = {part.name: column for part, column in zip(images.type, images.flatten(), strict=True)}
-    if "path" not in parts:
+    if "path" not in parts or _pyarrow().types.is_nested(parts["path"].type):
         return [None] * len(images)
     rows = zip(parts["path"].to_pylist(), parts["bytes"].is_valid().to_pylist(), strict=True)
     return [path if isinstance(path, str) and not is_held else None for path, is_held in rows]
@@ -310,7 +345,15 @@ def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches, Any]":
             file.metadata,
         )
     stream = pa.ipc.open_stream(buffer)
-    return stream.schema, lambda columns: (batch.select(columns) for batch in stream), None
+    return stream.schema, lambda columns: _few_rows(stream, columns), None
+
+
+def _few_rows(stream: "Iterable[pa.RecordBatch]", columns: list[str]) -> "Iterator[pa.RecordBatch]":
+    """Divide batches, in which all rows may lie, into those of a few rows."""
+    for batch in stream:
+        chosen = batch.select(columns)
+        for start in range(0, chosen.num_rows, _ROWS):
+            yield chosen.slice(start, _ROWS)
 
 
 def _pyarrow() -> Any:

@@ -35,6 +35,8 @@ MOST_HEADER = 2**20
 """The most bytes of a tar member's headers, which hold its name and are read at once."""
 MOST_DEPTH = 100
 """The most folders inside each other; folders of images are rarely ten deep."""
+MOST_TEXT = 2**29
+"""The most bytes of a table of text, which is read at once; 5 million rows of 100 bytes."""
 CACHE = ".cifar-tune"
 """Name of the folder of decoded images."""
 
@@ -91,15 +93,22 @@ class Tree(ABC):
         """Return the bytes of one file.
 
         Raises:
-            DataError: If it cannot be read.
+            DataError: If it cannot be read, or is too large for a table of text.
         """
         try:
             source = self.open(name)
-            return (
-                source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
-            )
+            if isinstance(source, io.BytesIO):
+                size, read = len(source.getbuffer()), source.getvalue
+            else:
+                size, read = Path(source).stat().st_size, Path(source).read_bytes
+            if size <= MOST_TEXT:
+                return read()
         except DAMAGE as error:
             raise DataError(f"{self.shown(name)}: cannot be read ({error}). Mend it.") from error
+        raise DataError(
+            f"{self.shown(name)}: is larger than {MOST_TEXT // 2**20} MiB, the most that is read. "
+            "Leave out columns that are not needed, or divide it."
+        )
 
     def add(self, name: str) -> None:
         """Enter a regular file."""
