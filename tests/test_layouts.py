@@ -1019,6 +1019,21 @@ def test_tables_that_unpack_to_too_much_text_are_refused(
     assert len(str(refusal.value)) < 1000
 
 
+def test_an_arrow_file_whose_numbers_lead_out_of_it_is_told(tmp_path: Path) -> None:
+    table = pa.table({"image": [png(value) for value in range(40)], "label": ["cat", "dog"] * 20})
+    file = tmp_path / "train.arrow"
+    with pa.ipc.new_stream(str(file), table.schema) as stream:
+        stream.write_table(table)
+    assert find_listing(file).classes == ("cat", "dog")
+    ends = pa.array(range(0, 123, 3), pa.int32()).buffers()[1].to_pybytes()[:164]
+    data = bytearray(file.read_bytes())
+    at = data.index(ends)
+    data[at + 80 : at + 84] = (2**30).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"train\.arrow: cannot be read \(.*Make it again"):
+        find_listing(file)
+
+
 def test_names_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:
     put(tmp_path / "one", numbered("defect", "defect-free", "defect/old", count=3))
     with pytest.raises(DataError, match="defect holds images, and so does defect/old"):

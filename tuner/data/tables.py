@@ -352,6 +352,8 @@ def _few_rows(stream: "Iterable[pa.RecordBatch]", columns: list[str]) -> "Iterat
     """Divide batches, in which all rows may lie, into those of a few rows."""
     for batch in stream:
         chosen = batch.select(columns)
+        # Numbers in it that lead out of it would end the process.
+        chosen.validate(full=True)
         for start in range(0, chosen.num_rows, _ROWS):
             yield chosen.slice(start, _ROWS)
 
