@@ -1034,6 +1034,14 @@ def test_an_arrow_file_whose_numbers_lead_out_of_it_is_told(tmp_path: Path) -> N
         find_listing(file)
 
 
+def test_what_datasets_wrote_into_a_table_may_be_nonsense(tmp_path: Path) -> None:
+    table = images_table(range(100), ["a", "b"])
+    for nonsense in (b"[" * 100_000, b"no JSON", b"[]"):
+        table = table.replace_schema_metadata({"huggingface": nonsense})
+        pq.write_table(table, tmp_path / "all.parquet")
+        assert find_listing(tmp_path / "all.parquet").classes == ("0", "1")
+
+
 def test_names_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:
     put(tmp_path / "one", numbered("defect", "defect-free", "defect/old", count=3))
     with pytest.raises(DataError, match="defect holds images, and so does defect/old"):

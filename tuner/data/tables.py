@@ -430,5 +430,5 @@ def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
         written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = written["info"]["features"]
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
