@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
-from tuner.data.cache import sha256
+from tuner.data.cache import fingerprint_of, sha256
 from tuner.data.datasets import DatasetPart, validation_positions
 from tuner.data.splits import Splits, load_splits, load_test
 from tuner.data.stratified import stratified
@@ -196,7 +196,9 @@ def test_a_changed_image_is_read_anew(folder: Path, data_dir: Path) -> None:
     assert (0, 0, 0) in set.union(*colours(second))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "pixel", "label", "met"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "noise", "pixel", "label", "met", "depth", "a label too few"]
+)
 def test_a_damaged_cache_is_made_anew(folder: Path, data_dir: Path, damage: str) -> None:
     first = load_splits(of(folder), data_dir)
     cache = folder / ".cifar-tune" / "train-8.safetensors"
@@ -213,7 +215,13 @@ def test_a_damaged_cache_is_made_anew(folder: Path, data_dir: Path, damage: str)
         metadata["fingerprint"] = sha256(*arrays, described)
     elif damage == "met":
         metadata["met"] = "[]"
-    if damage in ("pixel", "label", "met"):
+    elif damage == "depth":
+        metadata["classes"] = "[" * 100_000
+    elif damage == "a label too few":
+        tensors["labels"] = tensors["labels"][:-1].clone()
+        images, labels = tensors["images"], tensors["labels"]
+        metadata["fingerprint"] = fingerprint_of(images, labels, first.classes)
+    if damage not in ("empty", "cut", "noise"):
         save_file(tensors, cache, metadata)
     else:
         noise = os.urandom(len(whole))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -167,10 +168,13 @@ def _read(path: Path, key: str) -> Decoded | None:
             classes = tuple(json.loads(metadata["classes"]))
             met = _met(json.loads(metadata["met"]))
             is_whole = fingerprint_of(images, labels, classes) == metadata["fingerprint"]
-            if not is_whole or not _fits(labels, len(classes)):
+            if not is_whole or not _fits(images, labels, len(classes)):
                 return None
     # What is damaged or was meddled with is decoded anew, whatever is the matter with it.
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        *(OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,
+    ):
         return None
     return Decoded(
         images=Images(images=images, labels=labels),
@@ -180,8 +184,13 @@ def _read(path: Path, key: str) -> Decoded | None:
     )
 
 
-def _fits(labels: Tensor, num_classes: int) -> bool:
-    return bool(len(labels)) and int(labels.min()) >= 0 and int(labels.max()) < num_classes
+def _fits(images: Tensor, labels: Tensor, num_classes: int) -> bool:
+    """Whether these are images with a label each, of the kinds that are kept."""
+    if (images.dtype, images.ndim, labels.dtype) != (torch.uint8, 4, torch.int64):
+        return False
+    if len(labels) == 0 or labels.shape != images.shape[:1]:
+        return False
+    return int(labels.min()) >= 0 and int(labels.max()) < num_classes
 
 
 def _met(plain: dict[str, Any]) -> Met:
