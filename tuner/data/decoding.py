@@ -130,19 +130,19 @@ def decode_file(
     Raises:
         DataError: If it is missing or unreadable.
     """
+    where = name or ("image" if isinstance(source, io.BytesIO) else os.fspath(source))
     try:
         with open_image(source) as image:
             is_beyond = exceeds(image, value_range)
             pixels = _decoded(image, size, mode, resize, value_range)
     # Damaged files raise whatever Pillow's parsers run into: OSError, SyntaxError, struct.error...
     except Exception as error:
-        where = "image" if isinstance(source, io.BytesIO) else os.fspath(source)
         raise DataError(
-            f"{name or where}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
+            f"{where}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
         ) from error
     if is_beyond and value_range is not None:
         warnings.warn(
-            f"{source}: has values beyond those of the training images, {value_range[0]:g} to "
+            f"{where}: has values beyond those of the training images, {value_range[0]:g} to "
             f"{value_range[1]:g}, which are cut off",
             stacklevel=2,
         )
