@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tuner.config import DataConfig, Resize
+from tuner.config import DATA_DIR, DataConfig, Resize
 from tuner.data import listing as listing_parts
 from tuner.data.cache import Decoded, Images, cached, find_cached, keep, make_decoded, sha256
 from tuner.data.decoding import (
@@ -98,14 +98,15 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
         return replace(_known(decoded), val=val if part == "train" else None)
     size = config.image_size or 32
     if source in KNOWN:
-        return _known(
-            cached(
-                [data_dir / source],
-                f"{part}-{size}.safetensors",
-                key=source,
-                decode=lambda: decode_cifar(source, part, size, data_dir),
-            )
+        decoded = cached(
+            [data_dir / source],
+            f"{part}-{size}.safetensors",
+            key=source,
+            decode=lambda: decode_cifar(source, part, size, data_dir),
         )
+        is_elsewhere = part == "test" and data_dir != DATA_DIR
+        notes = (f"the test images of {source} come from {data_dir}",) if is_elsewhere else ()
+        return replace(_known(decoded), notes=notes)
     listing = find_files(source)
     return _load_files(listing, config, data_dir, part)
 

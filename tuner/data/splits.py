@@ -15,6 +15,7 @@ from tuner.data.datasets import (
     load_official,
     validation_positions,
 )
+from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.stratified import folds_of, stratified
 from tuner.errors import DataError
 from tuner.storage.paths import AnyPath
@@ -126,9 +127,19 @@ def located(
         data_dir: Likewise.
         data: Where the images were moved to; ``None`` if they were not.
         new_dir: Likewise, for ``data_dir``.
+
+    Raises:
+        DataError: If images that are fetched are to be read from a folder that may have come with
+            the run.
     """
     if data is not None:
         config = replace(config, source=find_source(data))
+    is_fetched = config.source in KNOWN and config.source not in WITHOUT_NETWORK
+    if is_fetched and new_dir is None and not Path(data_dir).is_absolute():
+        raise DataError(
+            f"the run names the folder of {config.source} as {str(data_dir)!r}, which is another "
+            f"one wherever it is read, and may have come with the run. Say which: --data-dir FOLDER"
+        )
     return config, Path(data_dir if new_dir is None else new_dir).absolute()
 
 
