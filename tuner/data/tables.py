@@ -29,29 +29,29 @@ PATHS = ("path", "file_name", "filename", "file", "image_path", "image", "img")
 LABELS = ("label", "labels", "class", "class_name", "target")
 SPLIT = "split"
 _ROWS = 64
-"""Rows of images that are in memory at once."""
+"""Number of rows that are in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table of images: one entry of each list a row."""
+    """A table of images; each list has one entry per row."""
 
     name: str
     """The path of its file in the tree."""
     labels: list[Any]
-    """``None`` where a row has none."""
+    """``None`` for a row without a label."""
     splits: list[Any] | None
     paths: list[str | None]
     """The image files' paths; ``None`` where the table holds the image."""
     image_column: str
     first_line: int | None
-    """Line of the first row in a text; ``None`` for rows that are counted from 0."""
+    """Line of the first row in a text file; ``None`` if rows are counted from 0."""
     class_names: tuple[str, ...] | None
-    """Where labels are positions among these."""
+    """The names that labels are positions in; ``None`` if labels are names themselves."""
 
     @property
     def num_letters(self) -> int:
-        """Letters of all labels, splits and paths."""
+        """Number of letters in all labels, splits and paths."""
         return sum(map(_num_letters, (self.labels, self.splits or (), self.paths)))
 
     def where(self, row: int) -> str:
@@ -94,7 +94,7 @@ class Table:
 
 
 def read_table(tree: Tree, name: str) -> Table | str:
-    """Read a table's columns but for the images themselves, or say why it is no such table.
+    """Read a table's columns except the images, or return why it is not such a table.
 
     Raises:
         DataError: If it is damaged, or two of its columns could be meant.
@@ -115,7 +115,7 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
     split = _column(columns, (SPLIT,), where)
     if path is None or label is None:
         return _lacking(path, label, columns)
-    # Only now: the lines of another table are of no concern.
+    # Not earlier, because the lines of another table do not matter.
     rows = list(lines)
     empty = [index for index, row in enumerate(rows) if not isinstance(row.get(path), str)]
     first_line = 1 if suffix == ".jsonl" else 2
@@ -136,7 +136,7 @@ Rows = Iterator[Mapping[str, Any]]
 
 
 def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
-    """Return the columns, and the rows, which are checked when they are asked for."""
+    """Return the columns and the rows; rows are checked during iteration."""
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -161,7 +161,7 @@ def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
 
 
 def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
-    """Return the columns of all lines, and the rows, checked when they are asked for."""
+    """Return the columns of all lines and the rows; rows are checked during iteration."""
 
     def parsed(line: int, text: str) -> Mapping[str, Any]:
         try:
@@ -172,7 +172,7 @@ def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
             raise DataError(f'{where}:{line}: is no mapping such as {{"path": ...}}. Mend it.')
         return row
 
-    # JSON may hold what else Python takes for the end of a line.
+    # JSON may contain other characters that Python treats as the end of a line.
     lines = text.removesuffix("\n").split("\n") if text else []
     if lines:
         parsed(1, lines[0])
@@ -189,7 +189,7 @@ def _keys(line: str) -> Iterable[str]:
 
 
 def _column(columns: Iterable[str], known: Sequence[str], where: str) -> str | None:
-    """Find the column of one meaning; the first of its names goes before the others."""
+    """Find the column of one meaning; the first of its names takes precedence."""
     found = [column for column in columns if column.strip().lower() in known]
     exact = [column for column in found if column.strip().lower() == known[0]]
     if len(exact or found) > 1:
@@ -225,7 +225,7 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
         num_rows = num_letters = 0
         for batch in read(wanted):
-            # Rows that are all alike take next to nothing in the file.
+            # Identical rows take almost no space in the file.
             num_rows += batch.num_rows
             check_size(num_rows, num_letters, where)
             for column in wanted:
@@ -248,7 +248,7 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
 
 
 def check_size(num_rows: int, num_letters: int, where: str) -> None:
-    """Refuse tables of more rows than a folder may have files, or of more text than is read.
+    """Refuse tables with more rows than a folder may have files, or with too much text.
 
     Raises:
         DataError: If there are more.
@@ -269,9 +269,9 @@ def read_images(tree: Tree, table: Table, rows: Sequence[int]) -> Iterator[tuple
     """Yield the position in ``rows`` of each image that a table holds, and its opener.
 
     Args:
-        tree: Where the table is.
-        table: Which.
-        rows: Those that name no file, in any order; they are read as they lie in the table.
+        tree: The tree that holds the table.
+        table: The table.
+        rows: Rows that name no file, in any order; they are read in the table's order.
     """
     where = tree.shown(table.name)
     order = sorted(range(len(rows)), key=rows.__getitem__)
@@ -296,9 +296,9 @@ def _bytes_of(image: Any) -> io.BytesIO:
 
 
 def _may_name_files(schema: "pa.Schema", metadata: Any, image: str) -> bool:
-    """Whether rows may name files in the place of images.
+    """Whether rows may name files instead of holding images.
 
-    Where Parquet's statistics tell that all hold images, none of these need be read to know it.
+    If Parquet's statistics show that all rows hold images, no image is read to find out.
     """
     kind = schema.field(image).type
     is_struct = bool(_pyarrow().types.is_struct(kind))
@@ -325,9 +325,9 @@ Batches = Callable[[list[str]], "Iterator[pa.RecordBatch]"]
 
 
 def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches, Any]":
-    """Return the schema of a Parquet or Arrow file, what reads columns of it, and statistics.
+    """Return the schema of a Parquet or Arrow file, a reader of its columns, and statistics.
 
-    These are Parquet's metadata; an Arrow file has none.
+    The statistics are Parquet's metadata; an Arrow file has none.
     """
     pa = _pyarrow()
     source = tree.open(name)
@@ -349,10 +349,10 @@ def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches, Any]":
 
 
 def _few_rows(stream: "Iterable[pa.RecordBatch]", columns: list[str]) -> "Iterator[pa.RecordBatch]":
-    """Divide batches, in which all rows may lie, into those of a few rows."""
+    """Split batches, which may hold all rows, into batches of a few rows."""
     for batch in stream:
         chosen = batch.select(columns)
-        # Numbers in it that lead out of it would end the process.
+        # Offsets that point outside of the file would crash the process.
         chosen.validate(full=True)
         for start in range(0, chosen.num_rows, _ROWS):
             yield chosen.slice(start, _ROWS)
@@ -371,7 +371,7 @@ def _pyarrow() -> Any:
 
 @contextlib.contextmanager
 def _explaining_arrow(where: str) -> Iterator[None]:
-    """Turn what pyarrow raises of damaged files into a ``DataError``."""
+    """Turn pyarrow's errors about damaged files into a ``DataError``."""
     try:
         yield
     except (*DAMAGE, TypeError) as error:
@@ -425,7 +425,7 @@ def _class_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
 
 
 def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
-    """Return what ``datasets`` has written of its columns into the schema."""
+    """Return the description of the columns that ``datasets`` wrote into the schema."""
     try:
         written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = written["info"]["features"]

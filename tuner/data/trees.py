@@ -1,7 +1,7 @@
-"""Folders and archives as one kind of thing: the files in them, by name, and their bytes.
+"""Folders and archives with one interface: the files in them, by name, and their bytes.
 
-An archive is read where it is. Nothing of it is written to disk, so no name in it leads anywhere,
-and what it unpacks to is limited.
+An archive is read in place. None of it is written to disk, so no name in it leads anywhere, and its
+unpacked size is limited.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from tuner.errors import DataError
 from tuner.storage.paths import MOST_PATH
 
 MOST_FILES = 5_000_000
-"""Files of a folder or an archive; a whole disk has more."""
+"""The most files of a folder or an archive, and rows of tables; a whole disk has more."""
 MOST_AGAIN = 100_000
-"""Times that links may lead to a folder seen before; few links to links make endless ways."""
+"""How often links may lead to a folder seen before; few links to links make endless paths."""
 MOST_BYTES = 2**30
-"""The most bytes of one file in an archive, which is read at once."""
+"""The most bytes of one file, of all names, and of a table of contents in an archive."""
 MOST_RATIO = 200
-"""Times its own size that an archive unpacks to; images are hardly compressible."""
+"""The most times its own size that an archive may unpack to; images are hardly compressible."""
 MOST_HEADER = 2**20
 """The most bytes of a tar member's headers, which hold its name and are read at once."""
 MOST_DEPTH = 100
 """The most folders inside each other; folders of images are rarely ten deep."""
 MOST_TEXT = 2**29
-"""The most bytes of a table of text, which is read at once; 5 million rows of 100 bytes."""
+"""The most bytes of a text table, and letters of all tables; 5 million rows of 100 bytes."""
 CACHE = ".cifar-tune"
 """Name of the folder of decoded images."""
 
@@ -45,7 +45,7 @@ DAMAGE = (
     *(NotImplementedError, RecursionError),
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
 )
-"""What is raised by archives that are damaged, or of a kind that is not known."""
+"""Exceptions that damaged archives, or archives of an unknown kind, raise."""
 
 Opener = Callable[[], Source]
 """Returns a path or the bytes of a file; raises what the reading raises."""
@@ -60,12 +60,12 @@ class Tree(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[str] = []
-        """Regular files, hidden ones aside."""
+        """Regular files, without hidden ones."""
         self.folders: set[str] = set()
         self.broken: dict[str, str] = {}
-        """Entries that are there and are no file to read, and why."""
+        """Entries that exist and cannot be read as a file, with the reason."""
         self.num_hidden = 0
-        """Files whose name, or that of a folder above, begins with a dot."""
+        """Number of files whose name, or that of a folder above, begins with a dot."""
 
     def shown(self, name: str) -> str:
         """Return the path of a file as the user would write it."""
@@ -73,15 +73,15 @@ class Tree(ABC):
 
     @abstractmethod
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
-        """Yield each file's position in ``names``, in the order that is fastest, and its opener."""
+        """Yield each file's position in ``names``, in the fastest order, and its opener."""
 
     @abstractmethod
     def why_missing(self, name: str) -> str | None:
-        """Say why a name is no file to be read; ``None`` if it is one."""
+        """Return why a name is not a file that can be read; ``None`` if it is one."""
 
     @abstractmethod
     def stamp(self, name: str) -> str:
-        """Return what changes when a file is written to, or another takes its place."""
+        """Return a text that changes when a file is modified or replaced."""
 
     def open(self, name: str) -> Source:
         """Return the path or the bytes of one file."""
@@ -111,7 +111,7 @@ class Tree(ABC):
         )
 
     def add(self, name: str) -> None:
-        """Enter a regular file."""
+        """Add a regular file."""
         if len(self.files) == MOST_FILES:
             raise _too_many(self.path)
         self.files.append(name)
@@ -124,10 +124,10 @@ def _too_many(path: Path) -> DataError:
 
 
 class Visits:
-    """The folders that a walk, which follows links, has come to.
+    """The folders that a walk which follows links has visited.
 
     Args:
-        path: Where the walk begins.
+        path: Where the walk starts.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -136,11 +136,11 @@ class Visits:
         self._num_again = 0
 
     def enter(self, status: os.stat_result, depth: int) -> tuple[int, int]:
-        """Enter a folder, and return what tells it from all others.
+        """Visit a folder, and return its identity.
 
         Args:
-            status: Of the folder.
-            depth: Number of folders that it lies in, from where the walk began.
+            status: Status of the folder.
+            depth: Number of folders above it, up to where the walk started.
 
         Raises:
             DataError: If it lies too deep, or links have led to folders again too often.
@@ -166,7 +166,7 @@ class FolderTree(Tree):
 
     Args:
         path: The folder.
-        is_walked: Whether to look for its files; if not, they are known from elsewhere.
+        is_walked: Whether to look for its files; if not, their names come from elsewhere.
     """
 
     def __init__(self, path: Path, *, is_walked: bool = True) -> None:
@@ -212,7 +212,7 @@ class FolderTree(Tree):
             yield index, functools.partial(self._at, name)
 
     def stamp(self, name: str) -> str:
-        """Return size, times and inode: a file that is moved over another keeps its own."""
+        """Return size, times and inode: a file moved over another keeps its own."""
         return stamp(self._at(name))
 
     def shown(self, name: str) -> str:
@@ -220,7 +220,7 @@ class FolderTree(Tree):
         return shown(self._at(name)) if name else shown(str(self.path))
 
     def why_missing(self, name: str) -> str | None:
-        """Say why a name is no file to be read; ``None`` if it is one."""
+        """Return why a name is not a file that can be read; ``None`` if it is one."""
         try:
             is_file = stat.S_ISREG(os.stat(self._at(name)).st_mode)  # noqa: PTH116
         except (OSError, ValueError) as error:
@@ -271,11 +271,11 @@ class _Archive(Tree):
         return self._stamp
 
     def why_missing(self, name: str) -> str | None:
-        """Say why a name is no file to be read; ``None`` if it is one."""
+        """Return why a name is not a file that can be read; ``None`` if it is one."""
         return None if name in self._seen else self.broken.get(name, "no such file in the archive")
 
     def _enter(self, name: str, size: int, why_broken: str | None) -> bool:
-        """Enter a member; whether it is a file to be read."""
+        """Add a member; return whether it is a file that can be read."""
         if len(self.files) + len(self.broken) + self.num_hidden == MOST_FILES:
             raise _too_many(self.path)
         self._unpacked += size
@@ -314,7 +314,7 @@ class _Archive(Tree):
             parts = parts[:-1]
 
     def _check_room(self, size: int) -> None:
-        """Make sure that the archive may unpack to so many bytes."""
+        """Check that the archive may unpack to this many bytes."""
         if size > self._most:
             raise DataError(
                 f"{self.path}: unpacks to more than {MOST_RATIO} times its size, as an archive "
@@ -352,7 +352,7 @@ class TarTree(_Archive):
         regular: dict[str, tarfile.TarInfo] = {}
         with _explaining(path), _open_tar(path) as archive:
             for info in _tar_members(archive):
-                # Until here it has to be unpacked, whatever the members say.
+                # The archive has to be unpacked up to here, whatever sizes its members state.
                 self._check_room(archive.offset)
                 if info.isdir():
                     continue
@@ -369,7 +369,7 @@ class TarTree(_Archive):
                     self._members[self.files[-1]] = target
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
-        """Yield members as they lie in the archive: a compressed one is read once, forwards."""
+        """Yield members in the order of the archive: a compressed one is read once, forwards."""
         members = [self._members[name] for name in names]
         order = sorted(range(len(names)), key=lambda index: members[index].offset)
         with _open_tar(self.path) as archive:
@@ -395,7 +395,7 @@ def _why_no_member(info: zipfile.ZipInfo) -> str | None:
         return "encrypted"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "a link"
-    # bzip2 and LZMA are unpacked at once, whatever size is asked for.
+    # bzip2 and LZMA are unpacked at once, whatever size is requested.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "compressed by another method than deflate; pack it with deflate"
     return None
@@ -403,7 +403,7 @@ def _why_no_member(info: zipfile.ZipInfo) -> str | None:
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
     with archive.open(info) as file:
-        # Without a size, up to 1 GiB is unpacked before what is too much is cut off.
+        # Without a size, up to 1 GiB is unpacked before the excess is cut off.
         return io.BytesIO(file.read(info.file_size))
 
 
@@ -421,7 +421,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar file, in memory that stays flat."""
+    """Yield the members of a tar file in constant memory."""
     end = 0
     while (info := archive.next()) is not None:
         if archive.offset <= end:
@@ -438,7 +438,7 @@ class _TarInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read the next member; one header may lead to another, which comes here, too."""
+        """Read the next member; if a header is followed by another, this is called again."""
         file = archive.fileobj
         if isinstance(file, _Headers):
             return super().fromtarfile(archive)
@@ -446,7 +446,7 @@ class _TarInfo(tarfile.TarInfo):
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
-            # Behind the first member, tarfile takes a damaged header for the end.
+            # After the first member, tarfile treats a damaged header as the end.
             if archive.offset and headers.last.strip(b"\0"):
                 raise ValueError(f"a damaged header at byte {archive.offset}") from error
             raise
@@ -461,7 +461,7 @@ class _Headers(io.RawIOBase):
         self._file = file
         self._left = MOST_HEADER
         self.last = b""
-        """What was read last."""
+        """The bytes that were read last."""
 
     def read(self, size: int = -1, /) -> bytes:
         self._left -= size
@@ -485,12 +485,12 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _plain(name: str) -> str:
-    """Return the name of a member without what changes nothing, such as ``./``."""
+    """Return the name of a member without redundant parts such as ``./``."""
     return "/".join(_parts(name))
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; macOS writes UTF-8 without the flag that says so."""
+    """Return a member's name; macOS writes UTF-8 without setting its flag."""
     if info.flag_bits & 0x800:
         return info.filename
     try:
@@ -501,7 +501,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 @contextlib.contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Turn what damaged archives raise into a ``DataError``."""
+    """Turn errors about damaged archives into a ``DataError``."""
     try:
         yield
     except DAMAGE as error:
@@ -514,7 +514,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
 def open_tree(path: Path) -> Tree | None:
-    """Return what is at ``path``, a folder or an archive; ``None`` if it is neither.
+    """Open the folder or archive at ``path``; return ``None`` if it is neither.
 
     Raises:
         DataError: If it cannot be read, or holds too much.
@@ -539,7 +539,7 @@ def parent_of(name: str) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a name in small letters, with its dot."""
+    """Return the suffix of a name in lower case, with its dot."""
     last = name.rpartition("/")[2]
     dot = last.rfind(".")
     return last[dot:].lower() if dot > 0 else ""
