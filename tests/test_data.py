@@ -491,7 +491,7 @@ def test_an_archive_in_the_data_dir_is_read_once(
 
 
 def test_fetched_images_are_not_taken_from_beside_a_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"folder of cifar10 as 'data', .* --data-dir FOLDER"):
+    with pytest.raises(DataError, match=r"relative data folder, 'data', .* cifar10 .* --data-dir"):
         located(of("cifar10"), "data", None, None)
     assert located(of("cifar10"), "data", None, "data")[1] == Path("data").absolute()
     assert located(of("cifar10"), tmp_path, None, None)[1] == tmp_path

@@ -137,8 +137,8 @@ def located(
     is_fetched = config.source in KNOWN and config.source not in WITHOUT_NETWORK
     if is_fetched and new_dir is None and not Path(data_dir).is_absolute():
         raise DataError(
-            f"the run names the folder of {config.source} as {str(data_dir)!r}, which is another "
-            f"one wherever it is read, and may have come with the run. Say which: --data-dir FOLDER"
+            f"the run records a relative data folder, {str(data_dir)!r}, which may have come with "
+            f"the run. Say where the images of {config.source} are kept, with --data-dir FOLDER."
         )
     return config, Path(data_dir if new_dir is None else new_dir).absolute()
 
