@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
-from tuner.data.cache import sha256
+from tuner.data.cache import fingerprint_of, keep, make_decoded, sha256
 from tuner.data.datasets import DatasetPart, validation_positions
-from tuner.data.splits import Splits, load_splits, load_test
+from tuner.data.splits import Splits, load_splits, load_test, located
 from tuner.data.stratified import stratified
 from tuner.errors import DataError
 
@@ -196,7 +196,9 @@ def test_a_changed_image_is_read_anew(folder: Path, data_dir: Path) -> None:
     assert (0, 0, 0) in set.union(*colours(second))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "pixel", "label", "met"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "noise", "pixel", "label", "met", "depth", "a label too few"]
+)
 def test_a_damaged_cache_is_made_anew(folder: Path, data_dir: Path, damage: str) -> None:
     first = load_splits(of(folder), data_dir)
     cache = folder / ".cifar-tune" / "train-8.safetensors"
@@ -213,7 +215,13 @@ def test_a_damaged_cache_is_made_anew(folder: Path, data_dir: Path, damage: str)
         metadata["fingerprint"] = sha256(*arrays, described)
     elif damage == "met":
         metadata["met"] = "[]"
-    if damage in ("pixel", "label", "met"):
+    elif damage == "depth":
+        metadata["classes"] = "[" * 100_000
+    elif damage == "a label too few":
+        tensors["labels"] = tensors["labels"][:-1].clone()
+        images, labels = tensors["images"], tensors["labels"]
+        metadata["fingerprint"] = fingerprint_of(images, labels, first.classes)
+    if damage not in ("empty", "cut", "noise"):
         save_file(tensors, cache, metadata)
     else:
         noise = os.urandom(len(whole))
@@ -480,6 +488,26 @@ def test_an_archive_in_the_data_dir_is_read_once(
     again = load_splits(of(name, None), data_dir)
     assert torch.equal(again.train.images, splits.train.images)
     assert load_splits(of(name, None, train_limit=10), data_dir).fingerprint == splits.fingerprint
+
+
+def test_fetched_images_are_not_taken_from_beside_a_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"relative data folder, 'data', .* cifar10 .* --data-dir"):
+        located(of("cifar10"), "data", None, None)
+    assert located(of("cifar10"), "data", None, "data")[1] == Path("data").absolute()
+    assert located(of("cifar10"), tmp_path, None, None)[1] == tmp_path
+    assert located(of("digits"), "data", None, None)[1] == Path("data").absolute()
+
+
+def test_the_folder_that_fetched_test_images_come_from_is_told(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = make_decoded(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), "ab")
+    keep([data_dir / "cifar10"], "test-8.safetensors", key="cifar10", decoded=decoded)
+    assert load_test(of("cifar10"), data_dir).notes == (
+        f"the test images of cifar10 come from {data_dir}",
+    )
+    monkeypatch.setattr("tuner.data.datasets.DATA_DIR", data_dir)
+    assert load_test(of("cifar10"), data_dir).notes == ()
 
 
 @pytest.fixture(scope="module")

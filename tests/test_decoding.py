@@ -3,6 +3,7 @@
 Every picture is made here, and its right values are worked out by hand.
 """
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_test_images_are_scaled_as_training_images_and_brighter_ones_named(tmp_p
         assert "1 image beyond the values of the training images, 0 to 1023" in note
         assert "test/b/0.png" in note
         assert "test/a/0.png" not in note
+
+
+def test_values_beyond_those_of_the_training_images_are_told_by_the_name_given() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((SIZE, SIZE), 2000, dtype=np.uint16)).save(file, format="PNG")
+    with pytest.warns(UserWarning, match=r"^a\.zip/b\.png: has values beyond .*, 0 to 1023, which"):
+        decode_file(file, SIZE, value_range=(0, 1023), name="a.zip/b.png")
+    with pytest.warns(UserWarning, match=r"^image: has values beyond"):
+        decode_file(file, SIZE, value_range=(0, 1023))
 
 
 def test_deep_images_where_training_images_are_not_are_no_guess(tmp_path: Path) -> None:

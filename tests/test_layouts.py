@@ -4,10 +4,12 @@ Each layout is made here: folders, manifests, Parquet, saved data sets, and arch
 """
 
 import csv
+import gzip
 import io
 import json
 import os
 import tarfile
+import tracemalloc
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
@@ -533,6 +535,189 @@ def test_an_archive_that_fills_disks_is_refused(tmp_path: Path, name: str) -> No
         find_listing(tmp_path / name)
 
 
+def peak_of(act: Callable[[], object]) -> int:
+    """Return the most bytes of memory that Python takes for something."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_of_a_zip_takes_no_more_memory_than_it_says(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        for name in numbered("cat", "dog", count=3):
+            file.writestr(name, png(0), zipfile.ZIP_DEFLATED)
+        file.writestr("cat/large.png", bytes(2**26))
+        file.getinfo("cat/large.png").file_size = 1000
+    listing = find_listing(tmp_path / "a.zip")
+    if method != zipfile.ZIP_DEFLATED:
+        assert listing.broken["cat/large.png"].startswith("compressed by another method")
+        return
+
+    def read() -> None:
+        with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+            listing.tree.open("cat/large.png")
+
+    assert peak_of(read) < 2**20
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **fields: object) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def block(kind: bytes, size: int = 0, *, is_extended: bool = False) -> bytes:
+    """Return the header of a tar file's member of some kind."""
+    info = tarfile.TarInfo("cat/x.png")
+    info.type, info.size = kind, size
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[482] = is_extended
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("place", ["first", "later"])
+@pytest.mark.parametrize("kind", ["long name", "pax", "global", "sparse", "chain", "backwards"])
+def test_headers_of_a_tar_file_are_limited(tmp_path: Path, kind: str, place: str) -> None:
+    large = 2**25
+    odd = {
+        "long name": block(tarfile.GNUTYPE_LONGNAME, large) + b"x" * large,
+        "pax": block(tarfile.XHDTYPE, large) + b"33554432 comment=" + bytes(large - 17),
+        "global": block(tarfile.XGLTYPE, large) + b"33554432 comment=" + bytes(large - 17),
+        "sparse": block(tarfile.GNUTYPE_SPARSE, is_extended=True)
+        + (b"00000000001 00000000001 " * 21 + b"\1" + bytes(7)) * 20_000,
+        "chain": block(tarfile.XHDTYPE) * 1500,
+        "backwards": block(tarfile.XHDTYPE, 17) + b"17 size=-0002560\n".ljust(512, b"\0"),
+    }[kind]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in numbered("cat", "dog", count=3):
+            add(archive, name, png(0))
+    member = buffer.getvalue()[:1024]
+    before, after = (b"", buffer.getvalue()) if place == "first" else (member, buffer.getvalue())
+    with gzip.open(tmp_path / "a.tar.gz", "wb", compresslevel=1) as file:
+        file.write(before + odd + after)
+
+    def find() -> None:
+        with pytest.raises(DataError, match=r"a\.tar\.gz: "):
+            find_listing(tmp_path / "a.tar.gz")
+
+    assert peak_of(find) < 2**23
+
+
+def test_what_a_tar_file_says_of_all_members_is_not_kept_for_each(tmp_path: Path) -> None:
+    words = {f"comment.{number}": "" for number in range(5000)}
+    with tarfile.open(tmp_path / "a.tar", "w", pax_headers=words) as archive:
+        for name in numbered("cat", "dog", count=3):
+            add(archive, name, png(0))
+        for number in range(1000):
+            add(archive, f"empty/{number}", type=tarfile.DIRTYPE)
+    assert peak_of(lambda: find_listing(tmp_path / "a.tar")) < 2**23
+
+
+def test_a_damaged_header_is_not_the_end_of_a_tar_file(tmp_path: Path) -> None:
+    as_folders(tmp_path / "photos")
+    archive = pack(tmp_path / "photos", tmp_path / "a.tar")
+    whole = bytearray(archive.read_bytes())
+    whole[whole.index(b"photos/train/cat/7.png") + 8] ^= 1
+    archive.write_bytes(whole)
+    with pytest.raises(DataError, match=r"a\.tar: cannot be read to its end \(a damaged header at"):
+        find_listing(archive)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_links_within_a_tar_file_are_read_and_count_as_what_they_lead_to(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "photos"
+    put(root, numbered("cat", "dog", count=20))
+    put(root, ["a/.store/large.png"])
+    for name in ("cat/0.png", "cat/1.png"):
+        (root / name).unlink()
+        (root / name).hardlink_to(root / "a" / ".store" / "large.png")
+    archive = pack(root, tmp_path / f"a{suffix}")
+    with tarfile.open(archive) as file:
+        assert sum(info.islnk() for info in file) == 2
+    assert load(archive).fingerprint == load(root).fingerprint
+    with tarfile.open(tmp_path / "b.tar", "w") as file:
+        add(file, "cat/0.png", bytes(3000))
+        for number in range(1, 50):
+            add(file, f"cat/{number}.png", type=tarfile.LNKTYPE, linkname="cat/0.png")
+        add(file, "cat/x.png", type=tarfile.LNKTYPE, linkname="nowhere.png")
+        add(file, "dog/0.png", png(0))
+    assert find_listing(tmp_path / "b.tar").broken == {
+        "cat/x.png": "a link to no file of the archive"
+    }
+    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 100_000)
+    monkeypatch.setattr("tuner.data.trees.MOST_RATIO", 1)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        find_listing(tmp_path / "b.tar")
+
+
+def test_a_sparse_member_is_told_with_the_way(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name in numbered("cat", "dog", count=3):
+            add(file, name, png(0))
+        add(file, "cat/x.png", png(0), pax_headers={"GNU.sparse.map": "0,8,512,8"})
+    broken = find_listing(tmp_path / "a.tar").broken
+    assert broken == {"cat/x.png": "a sparse file; pack it without --sparse"}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_long_names_and_many_members_are_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(names: Iterable[str]) -> None:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+            for entry in names:
+                file.writestr(entry, png(0))
+        with tarfile.open(tmp_path / "a.tar", "w") as file:
+            for entry in names:
+                add(file, entry, png(0))
+
+    plain = numbered("cat", "dog", count=3)
+    write([*plain, "cat/" + "a/" * 32_000 + "x.png", "cat/" + "b/" * 150 + "x.png"])
+    peak = peak_of(lambda: find_listing(tmp_path / name))
+    assert peak < 2**24
+    tree = find_listing(tmp_path / name).tree
+    assert tree.folders == {"cat", "dog"}
+    assert set(tree.broken.values()) == {"its name is too long, or in too many folders"}
+    assert max(map(len, tree.broken)) < 110
+
+    write([*plain, *(f"cat/.{number}.png" for number in range(9))])
+    monkeypatch.setattr("tuner.data.trees.MOST_FILES", 10)
+    with pytest.raises(DataError, match="holds more than 10 files"):
+        find_listing(tmp_path / name)
+    monkeypatch.setattr("tuner.data.trees.MOST_FILES", 1000)
+    write([*plain, *(f"{number}/" + "d/" * 90 + "x.png" for number in range(4))])
+    assert len(find_listing(tmp_path / name).tree.folders) == 2 + 4 * 91
+    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 20_000)
+    with pytest.raises(DataError, match="the names of its files take more than"):
+        find_listing(tmp_path / name)
+
+
+def test_the_folders_of_a_zip_are_counted_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in [*numbered("cat", "dog", count=3), *(f"{n}/" for n in range(9))]:
+            file.writestr(name, b"")
+    monkeypatch.setattr("tuner.data.trees.MOST_FILES", 10)
+    with pytest.raises(DataError, match=r"a\.zip: holds more than 10 files"):
+        find_listing(tmp_path / "a.zip")
+    monkeypatch.undo()
+    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 100)
+    with pytest.raises(DataError, match="a table of contents of more than"):
+        find_listing(tmp_path / "a.zip")
+
+
 def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
     as_folders(tmp_path / "photos")
     archive = pack(tmp_path / "photos", tmp_path / "a.tar.gz")
@@ -683,6 +868,17 @@ def test_links_are_followed_more_than_once_but_not_without_end(
             find(root)
 
 
+def test_folders_inside_each_other_without_end_are_told(tmp_path: Path) -> None:
+    put(tmp_path / "photos", numbered("cat", "dog", count=3))
+    folder = tmp_path / "photos"
+    for _ in range(120):
+        folder /= "d"
+        folder.mkdir()
+    for find in (find_listing, lambda path: list(find_images([str(path)]))):
+        with pytest.raises(DataError, match="photos: more than 100 folders lie inside each other"):
+            find(tmp_path / "photos")
+
+
 def test_a_file_or_a_place_without_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no images that can be read\. Images end"):
@@ -769,6 +965,81 @@ def test_several_labels_of_an_image_are_refused(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=r"labels\.jsonl:1: has several labels"):
         find_listing(file)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "arrow"])
+def test_a_table_has_no_more_rows_than_a_folder_has_files(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [f"a/{number}.png" for number in range(60)]
+    table = pa.table({"path": paths, "label": pa.nulls(60)})
+    for part in ("train", "test"):
+        file = tmp_path / f"{part}.{kind}"
+        match kind:
+            case "csv":
+                write_csv(file, [("path", "label"), *((path, "a") for path in paths)])
+            case "jsonl":
+                rows = [{"path": path, "label": "a"} for path in paths]
+                file.write_text("\n".join(map(json.dumps, rows)))
+            case "parquet":
+                pq.write_table(table, file)
+            case "arrow":
+                with pa.ipc.new_stream(str(file), table.schema) as stream:
+                    stream.write_table(table)
+    for most, place in ((50, tmp_path / f"train.{kind}"), (100, tmp_path)):
+        monkeypatch.setattr("tuner.data.tables.MOST_FILES", most)
+        with pytest.raises(DataError, match=rf"has more than {most} rows. Keep fewer."):
+            find_listing(place)
+
+
+def test_tables_that_unpack_to_too_much_text_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "labels.csv"
+    text.write_text("path,label\n")
+    os.truncate(text, 2**30)
+    with pytest.raises(DataError, match=r"labels\.csv: is larger than 512 MiB, the most"):
+        find_listing(text)
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 500), pa.array(["x" * 1000]))
+    (tmp_path / "many").mkdir()
+    for part in ("train", "test"):
+        paths = [f"{part}/{number}.png" for number in range(500)]
+        file = tmp_path / "many" / f"{part}.parquet"
+        pq.write_table(pa.table({"path": paths, "label": labels}), file)
+    for most, place in ((2**18, file), (2**19, tmp_path / "many")):
+        monkeypatch.setattr("tuner.data.tables.MOST_TEXT", most)
+        with pytest.raises(DataError, match=f"labels and paths have more than {most:,} letters"):
+            find_listing(place)
+    pq.write_table(pa.table({"path": ["a.png"], "label": [["cat", "dog"]]}), file)
+    with pytest.raises(DataError, match="'label' holds several values a row"):
+        find_listing(file)
+    pq.write_table(pa.table({f"column {number}": [1] for number in range(5000)}), file)
+    with pytest.raises(DataError, match=r"only column 0, .*, column 19 and 4,980 more") as refusal:
+        find_listing(file)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_an_arrow_file_whose_numbers_lead_out_of_it_is_told(tmp_path: Path) -> None:
+    table = pa.table({"image": [png(value) for value in range(40)], "label": ["cat", "dog"] * 20})
+    file = tmp_path / "train.arrow"
+    with pa.ipc.new_stream(str(file), table.schema) as stream:
+        stream.write_table(table)
+    assert find_listing(file).classes == ("cat", "dog")
+    ends = pa.array(range(0, 123, 3), pa.int32()).buffers()[1].to_pybytes()[:164]
+    data = bytearray(file.read_bytes())
+    at = data.index(ends)
+    data[at + 80 : at + 84] = (2**30).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"train\.arrow: cannot be read \(.*Make it again"):
+        find_listing(file)
+
+
+def test_what_datasets_wrote_into_a_table_may_be_nonsense(tmp_path: Path) -> None:
+    table = images_table(range(100), ["a", "b"])
+    for nonsense in (b"[" * 100_000, b"no JSON", b"[]"):
+        table = table.replace_schema_metadata({"huggingface": nonsense})
+        pq.write_table(table, tmp_path / "all.parquet")
+        assert find_listing(tmp_path / "all.parquet").classes == ("0", "1")
 
 
 def test_names_that_begin_alike_are_not_taken_for_one_another(tmp_path: Path) -> None:

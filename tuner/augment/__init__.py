@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on their own device, each image with its own draw.
+"""Augment whole batches on their own device, each image with its own draw.
 
 Nothing here loops over images or waits for the device. Images are (N, C, H, W), random numbers come
-from the generator given, which lives on the images' device, and no argument is changed in place.
+from the given generator, which is on the images' device, and no argument is changed in place.
 ``geometry`` moves and erases pixels, ``colour`` changes their values, ``policies`` draws from both,
 and ``mixing`` blends images with one another.
 """
@@ -54,25 +54,25 @@ def augment_batch(
 ) -> tuple[Tensor, Tensor]:
     """Turn a batch of the data set into what a model trains on.
 
-    Crop, flip, policy and colour jitter work on bytes, then the images are normalized, then come
-    cutout, random erasing and one of mixup and cutmix: torchvision's own training recipes go in
-    this order.
+    Crop, flip, policy and colour jitter work on bytes. Then the images are normalized, followed by
+    cutout, random erasing and one of mixup and cutmix. torchvision's own training recipes use this
+    order.
 
     Args:
         images: uint8, shape (N, C, H, W).
         labels: int64, shape (N,), below ``num_classes``; or rows of numbers, such as class
-            probabilities, that are blended as the images are, float32, shape (N, any).
-        settings: What to do; what is 0, false or ``none`` is left out.
+            probabilities, that are blended like the images, float32, shape (N, any).
+        settings: What to do; settings that are 0, false or ``none`` are skipped.
         num_classes: K.
         mean: Per channel, of values scaled to [0, 1], shape (1, C, 1, 1).
         std: As ``mean``.
         generator: Source of all random numbers, on the images' device.
-        is_mirrored: Which images ``settings.flip`` mirrors, bool, shape (N,); left out, each one
-            or not, even odds.
+        is_mirrored: Which images ``settings.flip`` mirrors, bool, shape (N,); by default
+            each one with probability 0.5.
 
     Returns:
-        The normalized float32 images, and the targets: ``labels`` as they are or, under mixup or
-        cutmix, blended; of classes, these are probabilities of shape (N, K). ``cross_entropy``
+        The normalized float32 images, and the targets: ``labels`` unchanged or, under mixup or
+        cutmix, blended; blended classes are probabilities of shape (N, K). ``cross_entropy``
         takes both.
 
     Raises:

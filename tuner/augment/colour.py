@@ -1,7 +1,7 @@
-"""What values pixels have: normalization, colour jitter, and tables of grey levels.
+"""Change the values of pixels: normalization, colour jitter, and tables of grey levels.
 
-Levels are whole numbers from 0 to 255, here held as floats, and every step rounds down to whole
-ones as torchvision does on uint8. Magnitudes are one an image, and 0 leaves an image as it is.
+Levels are integers from 0 to 255, stored here as floats, and every step rounds down to integers, as
+torchvision does on uint8. There is one magnitude per image, and 0 leaves an image unchanged.
 """
 
 import torch
@@ -13,7 +13,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return uint8 images as float32 with about zero mean and unit variance a channel.
+    """Return uint8 images as float32 with about zero mean and unit variance per channel.
 
     Args:
         images: uint8, shape (N, C, H, W); one channel is repeated, if ``mean`` has more.
@@ -23,7 +23,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     values = images.float()
     if values.shape[1] != mean.shape[1]:
         values = values.repeat(1, mean.shape[1], 1, 1)
-    # In place: 0.9 us an image of 3x32x32 on a CPU core; a broadcast into new memory takes 6.4.
+    # In place: 0.9 us per image of 3x32x32 on a CPU core; a broadcast into new memory takes 6.4.
     return values.sub_(255 * mean).mul_(1 / (255 * std))
 
 
@@ -36,17 +36,17 @@ def colour_jitter(
     hue: float,
     generator: Generator,
 ) -> Tensor:
-    """Change each image's colours by random factors, in an order that is drawn for each image.
+    """Change each image's colours by random factors, in a random order for each image.
 
     The first three factors are uniform in [1 - x, 1 + x], not below 0; see torchvision's
     ``ColorJitter``.
 
     Args:
         images: uint8, shape (N, C, H, W); the last two do nothing unless C is 3.
-        brightness: Of the factor of all values; 0 turns it off, as for the others.
-        contrast: Of the distance of each value from the image's mean grey.
-        saturation: Of the distance of each pixel from its own grey.
-        hue: The most that hues are turned, either way, of a full turn; up to 0.5.
+        brightness: x for the factor of all values; 0 turns it off, as for the others.
+        contrast: x for the distance of each value from the image's mean grey.
+        saturation: x for the distance of each pixel from its own grey.
+        hue: The most that hues are turned in either direction, in full turns; up to 0.5.
         generator: On the images' device.
     """
     limits = {
@@ -78,9 +78,9 @@ def colour_jitter(
 
 
 def rows_of(chosen: Tensor) -> Tensor | slice:
-    """Return an index of the images of which ``chosen`` is true, or, on a GPU, of all.
+    """Return an index of the images where ``chosen`` is true or, on a GPU, of all.
 
-    A GPU would have to wait to learn how many they are, and computes all in the same time.
+    With a GPU, counting them means waiting for it, and it computes all in the same time.
 
     Args:
         chosen: bool, shape (N,).
@@ -101,7 +101,7 @@ def adjust(
 
     Args:
         images: Levels, shape (N, C, H, W).
-        brightness: Magnitudes from -1, shape (N,); of the three, one at most is not 0 for an image.
+        brightness: Magnitudes from -1, shape (N,); at most one of the three is not 0 for an image.
         contrast: As ``brightness``.
         saturation: As ``brightness``; does nothing unless C is 3.
     """
@@ -145,7 +145,7 @@ def sharpen(images: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """Return the grey version of images, shape (N, 1, H, W); all but RGB count as grey already."""
+    """Return the grey version of images, shape (N, 1, H, W); unless RGB, the channels' mean."""
     if images.shape[1] != len(LUMA):
         return images.mean(dim=1, keepdim=True).floor_()
     red, green, blue = (images[:, channel, None] for channel in range(3))
@@ -153,11 +153,11 @@ def to_grey(images: Tensor) -> Tensor:
 
 
 def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hues of RGB images around the colour circle; others stay as they are.
+    """Turn the hues of RGB images around the colour circle; others stay unchanged.
 
     Args:
         images: Levels, shape (N, C, H, W).
-        turns: Of a full turn, in [-0.5, 0.5], shape (N,).
+        turns: In full turns, in [-0.5, 0.5], shape (N,).
     """
     if images.shape[1] != 3:
         return images
@@ -177,7 +177,7 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
         angle = (hue + offset).remainder_(6)
         lack = torch.minimum(angle, 4 - angle).clamp_(0, 1)
         channels.append(torch.addcmul(value, lack, chroma, value=-1))
-    # torchvision's way from [0, 1] back to bytes.
+    # As torchvision converts [0, 1] back to bytes.
     return torch.stack(channels, dim=1).mul_((NUM_LEVELS - 0.001) / 255).floor_()
 
 

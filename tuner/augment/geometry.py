@@ -1,4 +1,4 @@
-"""Where pixels go: crop, mirror image, affine maps and erased rectangles."""
+"""Move and erase pixels: crop, mirror image, affine maps and erased rectangles."""
 
 import torch
 import torch.nn.functional as F
@@ -6,15 +6,15 @@ from torch import Generator, Tensor
 
 ERASED_AREA = (0.02, 0.33)
 ERASED_ASPECT = (0.3, 3.3)
-"""Shares of the image, and height to width, of an erased rectangle (Zhong et al. 2020)."""
+"""Share of the image, and ratio of height to width, of a rectangle (Zhong et al. 2020)."""
 ERASING_TRIES = 10
-"""Rectangles that torchvision draws before it lets an image be."""
+"""Rectangles that torchvision draws before it leaves an image unchanged."""
 
 
 def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
     """Shift each image by up to ``padding`` pixels each way, filling up by reflection.
 
-    The same as reflect padding on all sides and a crop back to size, every offset equally likely.
+    Equivalent to reflect padding on all sides and a crop back to size, at a uniform offset.
 
     Args:
         images: Any dtype, shape (N, C, H, W).
@@ -43,7 +43,7 @@ def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
 
 
 def why_not_crop(padding: int, height: int, width: int) -> str | None:
-    """Say why images cannot be cropped with ``padding`` pixels of reflection, if they cannot."""
+    """Return why images cannot be cropped with ``padding`` pixels of reflection, or ``None``."""
     if padding < min(height, width):
         return None
     return (
@@ -53,7 +53,7 @@ def why_not_crop(padding: int, height: int, width: int) -> str | None:
 
 
 def random_sides(num_images: int, generator: Generator) -> Tensor:
-    """Draw which images to mirror, even odds: bool, shape (N,), on the generator's device."""
+    """Draw which images to mirror, at even odds: bool, shape (N,), on the generator's device."""
     device = generator.device
     return torch.randint(2, (num_images,), generator=generator, device=device).bool()
 
@@ -127,7 +127,7 @@ def random_erasing(images: Tensor, probability: float, generator: Generator) -> 
 
     Args:
         images: Normalized, shape (N, C, H, W).
-        probability: That an image is erased from.
+        probability: Probability that an image is erased from.
         generator: On the images' device.
     """
     num_images, _, height, width = images.shape
@@ -151,7 +151,7 @@ def random_erasing(images: Tensor, probability: float, generator: Generator) -> 
 
 
 def is_within(length: int, start: Tensor, stop: Tensor) -> Tensor:
-    """Tell which of the positions 0 to ``length`` lie in [start, stop)."""
+    """Return which of the positions 0 to ``length`` lie in [start, stop)."""
     positions = torch.arange(length, device=start.device)
     return (positions >= start) & (positions < stop)
 

@@ -1,4 +1,4 @@
-"""What images share with one another: mixup and cutmix."""
+"""Blend images with one another: mixup and cutmix."""
 
 import torch
 from torch import Generator, Tensor
@@ -13,15 +13,15 @@ def mixup_share(images: Tensor, alpha: float, generator: Generator) -> Tensor:
 
     Args:
         images: The batch, for its device and dtype.
-        alpha: Of the Beta(alpha, alpha) distribution, above 0.
+        alpha: Parameter of the Beta(alpha, alpha) distribution, above 0.
         generator: On the images' device.
 
     Returns:
         A share in [0, 1], shape (1, 1), for ``blend``.
     """
-    # In float64, for a small alpha draws numbers that float32 would round to 0.
+    # In float64, because a small alpha draws numbers that float32 would round to 0.
     concentration = torch.full((2,), alpha, dtype=torch.float64, device=images.device)
-    # A Beta variate is the first of two Dirichlet ones, which alone takes a generator.
+    # A Beta variate is the first of two Dirichlet ones; only the latter take a generator.
     beta = torch._sample_dirichlet(concentration, generator)[:1, None]
     return beta.to(images.dtype)
 
@@ -34,7 +34,7 @@ def cutmix_share(images: Tensor, alpha: float, generator: Generator) -> Tensor:
 
     Args:
         images: The batch, for its size, device and dtype.
-        alpha: Of the Beta distribution, above 0.
+        alpha: Parameter of the Beta distribution, above 0.
         generator: On the images' device.
 
     Returns:
@@ -51,7 +51,7 @@ def cutmix_share(images: Tensor, alpha: float, generator: Generator) -> Tensor:
 
 
 def blend(images: Tensor, targets: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Blend each image, and its targets alike, with the one before it in the batch.
+    """Blend each image and its targets with the one before it in the batch.
 
     Batches are shuffled, so the one before is as good as a random one.
 

@@ -1,7 +1,7 @@
-"""RandAugment and TrivialAugment, every image with an operation of its own.
+"""RandAugment and TrivialAugment, with a separate operation for every image.
 
-Operations of a kind are computed at once: an image takes each one at the strength that leaves it as
-it is, but for its own.
+Operations of a kind are computed together: an image gets all of them, but those that are not its
+own at the strength that changes nothing.
 """
 
 import functools
@@ -24,11 +24,11 @@ from tuner.augment.colour import (
 from tuner.augment.geometry import warp
 
 NUM_BINS = 31
-"""Magnitudes of an operation, evenly spaced from nothing to the most."""
+"""Number of magnitudes of an operation, evenly spaced from nothing to the most."""
 
 
 class Operation(IntEnum):
-    """What may be done to an image; the names are torchvision's, the magnitudes' units too."""
+    """An operation on an image; names and units of magnitudes are torchvision's."""
 
     IDENTITY = 0
     SHEAR_X = auto()
@@ -47,13 +47,13 @@ class Operation(IntEnum):
 
 
 SIGNED = range(Operation.SHEAR_X, Operation.SHARPNESS + 1)
-"""The operations that go either way, even odds."""
+"""Operations that go in either direction, with probability 0.5 each."""
 
 
 def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
     """Apply one operation at one magnitude to each image, both equally likely.
 
-    The "wide" space of Müller & Hutter 2021, arXiv 2103.10158, as torchvision has it.
+    The "wide" space of Müller & Hutter 2021, arXiv 2103.10158, as in torchvision.
 
     Args:
         images: uint8, shape (N, C, H, W).
@@ -70,12 +70,12 @@ def trivial_augment(images: Tensor, generator: Generator) -> Tensor:
 def rand_augment(images: Tensor, num_ops: int, magnitude: int, generator: Generator) -> Tensor:
     """Apply several operations to each image one after another, each equally likely.
 
-    Cubuk et al. 2020, arXiv 1909.13719, as torchvision has it.
+    Cubuk et al. 2020, arXiv 1909.13719, as in torchvision.
 
     Args:
         images: uint8, shape (N, C, H, W).
-        num_ops: Operations an image.
-        magnitude: Of all of them, in bins from 0 to 30.
+        num_ops: Operations per image.
+        magnitude: Magnitude of all of them, in bins from 0 to 30.
         generator: On the images' device.
     """
     size, device = (len(images),), images.device
@@ -88,11 +88,11 @@ def rand_augment(images: Tensor, num_ops: int, magnitude: int, generator: Genera
 
 
 def apply_operations(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """Apply to each image its own operation.
+    """Apply its own operation to each image.
 
     Args:
         images: uint8, shape (N, C, H, W).
-        operations: Of ``Operation``, int64, shape (N,).
+        operations: Values of ``Operation``, int64, shape (N,).
         magnitudes: With their signs, in the units of ``magnitudes``, shape (N,).
     """
     result = images.clone()
@@ -156,13 +156,13 @@ KINDS: dict[Callable[[Tensor, Tensor, Tensor], Tensor], tuple[Operation, Operati
     _map_levels: (Operation.POSTERIZE, Operation.AUTO_CONTRAST),
     _equalize: (Operation.EQUALIZE, Operation.EQUALIZE),
 }
-"""What computes which operations, from the first to the last; other images stay as they are."""
+"""Function -> the first and the last operation that it computes; others stay unchanged."""
 
 
 def _strength(
     operations: Tensor, magnitudes: Tensor, operation: Operation, otherwise: float = 0.0
 ) -> Tensor:
-    """Return the magnitudes of the images of that operation, and one of no effect for others."""
+    """Return the magnitudes of images with that operation, and one of no effect for others."""
     return torch.where(operations == operation, magnitudes, otherwise)
 
 
@@ -176,7 +176,7 @@ def magnitudes(
     them, posterizing keeps that many bits, and solarizing inverts from this share of white on.
 
     Args:
-        policy: Whose.
+        policy: The policy.
         height: Of the images, in pixels; RandAugment shifts by shares of it.
         width: As ``height``.
         device: Of the images.

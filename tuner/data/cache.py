@@ -1,4 +1,4 @@
-"""Decoded images that are kept, as safetensors, and mapped from there the next time."""
+"""Cache of decoded images: safetensors files, which later loads memory-map."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +17,7 @@ from tuner.errors import DataError
 from tuner.storage.files import replacing
 
 DECODER = 3
-"""To be raised when the same files decode to other images, for caches to be made anew."""
+"""Increase it when the same files decode to other images, so that caches are rebuilt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,18 +35,18 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """The decoded images of one part of a data set, and what was met on the way."""
+    """The decoded images of one part of a data set, with statistics of its files."""
 
     images: Images
     classes: tuple[str, ...]
     fingerprint: str
     """SHA-256 of images, labels and classes."""
     met: Met = field(default_factory=Met)
-    """Empty where no files were decoded."""
+    """Empty if no files were decoded."""
 
 
 class Fingerprint:
-    """SHA-256 of images, which may come in batches and in any order, their labels and classes."""
+    """SHA-256 of images, labels and classes; images may be added in batches and in any order."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -54,16 +55,16 @@ class Fingerprint:
         self._shape = [0]
 
     def add(self, images: Tensor) -> None:
-        """Take the next images, uint8, shape (N, C, H, W)."""
+        """Add the next images, uint8, shape (N, C, H, W)."""
         self._shape = [self._shape[0] + len(images), *images.shape[1:]]
         self._digest.update(images.contiguous().numpy().data)
 
     def place(self, position: int, image: Tensor | None) -> None:
-        """Take one image out of its turn; what comes early waits.
+        """Add one image at any time; images that come early wait for those before them.
 
         Args:
-            position: Its turn, from 0; none may be left out.
-            image: uint8, shape (C, H, W); ``None`` for one that is no part of it after all.
+            position: Its position, from 0; no position may be left out.
+            image: uint8, shape (C, H, W); ``None`` for an image that is left out after all.
         """
         self._waiting[position] = image
         while self._next in self._waiting:
@@ -76,7 +77,7 @@ class Fingerprint:
         """Return the fingerprint in hexadecimal.
 
         Args:
-            labels: int64, shape (N,), one an image.
+            labels: int64, shape (N,), one per image.
             classes: Names of all classes, in the order of the labels.
         """
         self._digest.update(labels.numpy().data)
@@ -94,7 +95,7 @@ def fingerprint_of(images: Tensor, labels: Tensor, classes: Sequence[str]) -> st
 def make_decoded(
     images: Tensor, labels: Tensor, classes: Sequence[str], met: Met | None = None
 ) -> Decoded:
-    """Put images together with their fingerprint."""
+    """Bundle images with their fingerprint."""
     return Decoded(
         images=Images(images=images, labels=labels),
         classes=tuple(classes),
@@ -106,7 +107,7 @@ def make_decoded(
 def cached(
     folders: Sequence[Path], name: str, *, key: str, decode: Callable[[], Decoded]
 ) -> Decoded:
-    """Return what ``decode`` gave when ``key`` was the same, from the first of ``folders`` with it.
+    """Return the images cached under ``key`` in ``folders``, or decode and cache them.
 
     Raises:
         DataError: If none of ``folders`` can be written.
@@ -119,13 +120,13 @@ def cached(
 
 
 def find_cached(folders: Sequence[Path], name: str, *, key: str) -> Decoded | None:
-    """Return the first copy of the name and key in ``folders`` that is whole, or ``None``."""
+    """Return the first intact cache with this name and key in ``folders``, or ``None``."""
     found = (_read(folder / name, _versioned(key)) for folder in folders)
     return next((known for known in found if known is not None), None)
 
 
 def keep(folders: Sequence[Path], name: str, *, key: str, decoded: Decoded) -> None:
-    """Write decoded images into the first of ``folders`` that takes them.
+    """Write decoded images to the first of ``folders`` that is writable.
 
     Raises:
         DataError: If none can be written.
@@ -145,7 +146,7 @@ def keep(folders: Sequence[Path], name: str, *, key: str, decoded: Decoded) -> N
 
 
 def sha256(*parts: bytes | memoryview) -> str:
-    """Return the SHA-256 of all parts one after the other, in hexadecimal."""
+    """Return the SHA-256 of the concatenated parts, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -157,7 +158,7 @@ def _versioned(key: str) -> str:
 
 
 def _read(path: Path, key: str) -> Decoded | None:
-    """Map the images of the cache at ``path``; ``None`` where it is absent, damaged or stale."""
+    """Memory-map the cache at ``path``; return ``None`` if it is absent, damaged or stale."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -167,10 +168,13 @@ def _read(path: Path, key: str) -> Decoded | None:
             classes = tuple(json.loads(metadata["classes"]))
             met = _met(json.loads(metadata["met"]))
             is_whole = fingerprint_of(images, labels, classes) == metadata["fingerprint"]
-            if not is_whole or not _fits(labels, len(classes)):
+            if not is_whole or not _fits(images, labels, len(classes)):
                 return None
-    # What is damaged or was meddled with is decoded anew, whatever is the matter with it.
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+    # A damaged or manipulated cache is rebuilt, whatever is wrong with it.
+    except (
+        *(OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,
+    ):
         return None
     return Decoded(
         images=Images(images=images, labels=labels),
@@ -180,8 +184,13 @@ def _read(path: Path, key: str) -> Decoded | None:
     )
 
 
-def _fits(labels: Tensor, num_classes: int) -> bool:
-    return bool(len(labels)) and int(labels.min()) >= 0 and int(labels.max()) < num_classes
+def _fits(images: Tensor, labels: Tensor, num_classes: int) -> bool:
+    """Whether images and labels have the dtypes of a cache, with one valid label per image."""
+    if (images.dtype, images.ndim, labels.dtype) != (torch.uint8, 4, torch.int64):
+        return False
+    if len(labels) == 0 or labels.shape != images.shape[:1]:
+        return False
+    return int(labels.min()) >= 0 and int(labels.max()) < num_classes
 
 
 def _met(plain: dict[str, Any]) -> Met:

@@ -1,6 +1,6 @@
-"""The official images of each data set: found, fetched, decoded once and kept.
+"""Load the official images of a data set: find, download, decode once and cache them.
 
-What takes long to decode is kept beside its source, or in the data folder; see
+Images that take long to decode are cached next to their source or in the data folder; see
 ``tuner.data.cache``.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tuner.config import DataConfig, Resize
+from tuner.config import DATA_DIR, DataConfig, Resize
 from tuner.data import listing as listing_parts
 from tuner.data.cache import Decoded, Images, cached, find_cached, keep, make_decoded, sha256
 from tuner.data.decoding import (
@@ -43,7 +43,7 @@ from tuner.schema import did_you_mean
 from tuner.storage.paths import check_path, expanded
 
 FAR_LARGER = 4
-"""Times ``image_size`` from which photographs lose what the user may want to see."""
+"""Multiple of ``image_size`` from which photographs lose detail that the user may want."""
 
 Part = Literal["train", "test"]
 """The training images include those of a validation folder."""
@@ -60,21 +60,21 @@ class DatasetPart:
     names: tuple[str, ...] = ()
     """The user's own file of each image; empty for the data sets that are known by name."""
     val: np.ndarray | None = None
-    """Positions of the images that the data set has for validation; ``None`` if it has none."""
+    """Positions of the data set's own validation images; ``None`` if it has none."""
     num_whole: int | None = None
-    """Number of images that a share for validation is a share of; ``None`` for these alone."""
+    """Number of images that ``val_fraction`` refers to; ``None`` for those of this part."""
     has_test: bool = True
     """Whether the data set has test images."""
     broken: Mapping[str, str] = field(default_factory=dict)
-    """Files that were left out, since they cannot be read, and why."""
+    """Files left out because they cannot be read, with the reason."""
     met: Met = field(default_factory=Met)
-    """What was met among the files; empty for the data sets that are known by name."""
+    """Statistics of the files; empty for data sets that are known by name."""
     notes: tuple[str, ...] = ()
-    """What the user should know without asking."""
+    """Notes to show to the user unasked."""
 
 
 def find_source(word: str) -> str:
-    """Return a data set's name as it is and a path in full, valid from anywhere.
+    """Return a data set's name unchanged, or a path in absolute form.
 
     Raises:
         UsageError: If it is no path.
@@ -85,7 +85,7 @@ def find_source(word: str) -> str:
 
 
 def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart:
-    """Load the training or the test images, and open no image of the other.
+    """Load the training or the test images without opening an image of the other part.
 
     Raises:
         DataError: If images are missing or unreadable.
@@ -98,14 +98,15 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
         return replace(_known(decoded), val=val if part == "train" else None)
     size = config.image_size or 32
     if source in KNOWN:
-        return _known(
-            cached(
-                [data_dir / source],
-                f"{part}-{size}.safetensors",
-                key=source,
-                decode=lambda: decode_cifar(source, part, size, data_dir),
-            )
+        decoded = cached(
+            [data_dir / source],
+            f"{part}-{size}.safetensors",
+            key=source,
+            decode=lambda: decode_cifar(source, part, size, data_dir),
         )
+        is_elsewhere = part == "test" and data_dir != DATA_DIR
+        notes = (f"the test images of {source} come from {data_dir}",) if is_elsewhere else ()
+        return replace(_known(decoded), notes=notes)
     listing = find_files(source)
     return _load_files(listing, config, data_dir, part)
 
@@ -127,7 +128,7 @@ def find_files(source: str) -> Listing:
 
 
 def items_of(listing: Listing, part: Part) -> list[Item]:
-    """Return the images of a part; those for validation come after those to train on."""
+    """Return the images of a part; validation images follow those to train on."""
     if not listing.is_whole:
         parts = listing.parts
         return [*parts["train"], *parts.get("val", ())] if part == "train" else [*parts["test"]]
@@ -142,10 +143,10 @@ def items_of(listing: Listing, part: Part) -> list[Item]:
 def validation_positions(
     labels: np.ndarray, num_whole: int, val_fraction: float, source: str
 ) -> np.ndarray:
-    """Choose the positions to validate on of images that come without a validation part.
+    """Choose the positions of validation images in a data set without a validation part.
 
     Args:
-        labels: Of the images that are no test images, shape (N,).
+        labels: Labels of all images except test images, shape (N,).
         num_whole: Number of images that ``val_fraction`` is a share of.
         val_fraction: As in ``DataConfig``.
         source: The data set, for messages.
@@ -197,7 +198,7 @@ def _load_files(listing: Listing, config: DataConfig, data_dir: Path, part: Part
 
 
 def check_listing(listing: Listing, config: DataConfig) -> None:
-    """Refuse what loading would refuse, as far as it shows before an image is opened.
+    """Refuse what loading would refuse, as far as it can be checked without opening an image.
 
     Raises:
         DataError: If there are too few images of a class to train on, or files that cannot be read.
@@ -208,11 +209,11 @@ def check_listing(listing: Listing, config: DataConfig) -> None:
 
 
 def check_counts(listing: Listing, part: Part) -> None:
-    """Make sure that every class has as many images as are needed of it.
+    """Check that every class has enough images.
 
     Args:
-        listing: Where they are.
-        part: Those that are to be read.
+        listing: The images.
+        part: The part to be read.
 
     Raises:
         DataError: If there are too few of one.
@@ -229,7 +230,7 @@ def check_counts(listing: Listing, part: Part) -> None:
 
 
 def _check_left(listing: Listing, broken: set[Item], part: Part) -> None:
-    """Make sure that there is enough of each class without what is broken."""
+    """Check that every class has enough images without the broken ones."""
     left = {
         name: [item for item in items if item not in broken]
         for name, items in listing.parts.items()
@@ -277,7 +278,7 @@ def _decoded_files(
             return found
     decoded = _decode(listing, items, size, resize, value_range, measures=part == "train")
     if part == "test" and value_range is None and any(map(is_deep, decoded.met.modes)):
-        # Only now: the training images have to be read for it.
+        # Not earlier, because this reads the training images.
         value_range = load_official(config, data_dir, "train").met.value_range
         decoded = _decode(listing, items, size, resize, value_range, measures=False)
     if not decoded.met.broken or config.skip_broken:
@@ -320,7 +321,7 @@ def _decode(
 
 
 def _broken(listing: Listing, items: Sequence[Item], met: Met) -> dict[str, str]:
-    """Return every file that cannot be read, by its path, and why."""
+    """Return the path of every file that cannot be read, with the reason."""
     found = {listing.tree.shown(name): why for name, why in listing.broken.items()}
     found |= {listing.shown(items[index]): why for index, why in met.broken.items()}
     return dict(sorted(found.items()))

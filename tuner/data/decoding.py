@@ -1,7 +1,7 @@
-"""From an image file to its pixels: upright, opaque, 8 bits a channel, square.
+"""Decode image files to pixels: upright, opaque, 8 bits per channel, square.
 
-What is deeper than 8 bits is scaled by one rule for the whole data set, never clipped at 255;
-transparency is laid on white; EXIF orientation is applied; of several frames the first is read.
+Values deeper than 8 bits are scaled by one rule for the whole data set, never clipped at 255;
+transparency is laid on white; EXIF orientation is applied; the first of several frames is read.
 """
 
 import io
@@ -27,25 +27,25 @@ ImageMode = Literal["L", "RGB"]
 """Pillow's modes: grey or coloured."""
 Source = str | os.PathLike[str] | io.BytesIO
 ValueRange = tuple[float, float]
-"""What becomes black and what becomes white of values deeper than 8 bits."""
+"""The values deeper than 8 bits that become black and white."""
 
 NOT_READ = frozenset(
     {
         *("EPS", "WMF"),  # drawn by other programs
-        *("BUFR", "GRIB", "HDF5", "MPEG"),  # stubs, which need a plugin of the user's own
-        *("FLI", "IPTC", "MCIDAS", "SPIDER", "IMT", "XVTHUMB"),  # films, or without a suffix
+        *("BUFR", "GRIB", "HDF5", "MPEG"),  # stubs, which need a custom plugin
+        *("FLI", "IPTC", "MCIDAS", "SPIDER", "IMT", "XVTHUMB"),  # videos, or without a suffix
     }
 )
-"""Formats of Pillow that are not tried: of no use by themselves, or no still images."""
+"""Pillow formats that are not tried: useless by themselves, or not still images."""
 FORMATS_FIRST = ("JPEG", "PNG")
 BITS = (8, 10, 12, 16)
-"""Depths of whole numbers; the smallest that holds the training maximum is taken."""
+"""Depths of integers; the smallest one that holds the training maximum is used."""
 CROP_ABOVE = 1.2
-"""Median ratio of an image's sides above which images are cropped, if nothing else is asked."""
+"""Median ratio of an image's sides above which images are cropped by default."""
 MOST_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 89_478_485)
-"""Pillow's own limit, against files that are small and decode to more memory than there is."""
+"""Pillow's own limit, against small files that decode to more memory than available."""
 EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
-"""What of Pillow's ``info`` can hold an orientation; TIFF's and AVIF's are applied by it."""
+"""Keys of Pillow's ``info`` that can hold an orientation; Pillow applies TIFF's and AVIF's."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,45 +55,45 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation."""
+"""EXIF orientation -> the operation that makes an image upright."""
 ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Met:
-    """What was met among the files that were decoded."""
+    """Statistics of the decoded files."""
 
     modes: dict[str, int] = field(default_factory=dict)
     """Number of images by Pillow's mode, such as ``RGB`` or ``I;16``; see ``CUT``."""
     smallest: tuple[int, int] = (0, 0)
-    """Width and height; of the image of the fewest pixels."""
+    """Width and height of the image with the fewest pixels."""
     median: tuple[int, int] = (0, 0)
-    """The medians of widths and of heights, each by itself."""
+    """Median width and median height, each by itself."""
     largest: tuple[int, int] = (0, 0)
     aspect: float = 1.0
     """Median ratio of the longer side to the shorter one."""
     resize: Resize = "squash"
-    """How they were brought to a square."""
+    """How images were made square."""
     value_range: ValueRange | None = None
-    """By which those deeper than 8 bits were scaled; ``None`` where there are none."""
+    """Range by which images deeper than 8 bits were scaled; ``None`` if there are none."""
     clipped: tuple[int, ...] = ()
     """Positions of images with values outside of ``value_range``."""
     broken: dict[int, str] = field(default_factory=dict)
-    """Positions of files that could not be decoded, and why."""
+    """Positions of files that could not be decoded, with the reason."""
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of still images that Pillow reads by itself here."""
+    """Return the suffixes of still images that Pillow reads here without other programs."""
     Image.init()
     known = Image.registered_extensions().items()
-    # An MPO is a JPEG with others behind it.
+    # An MPO is a JPEG followed by others.
     read = {*_formats(), "MPO"}
     return frozenset(suffix for suffix, name in known if name in read)
 
 
 def suffix_for(image: Image.Image) -> str:
-    """Return a suffix of files of an image's format: the format's name, if it is one."""
+    """Return a file suffix for an image's format: the format's name if it is one."""
     found = [end for end, name in Image.registered_extensions().items() if name == image.format]
     named = f".{image.format}".lower()
     return named if named in found else found[0]
@@ -117,32 +117,32 @@ def decode_file(
 ) -> np.ndarray:
     """Return the pixels of an image file, uint8, shape (size, size) or (size, size, 3).
 
-    A warning names a file that has values outside of ``value_range``.
+    Warn about a file with values outside of ``value_range``.
 
     Args:
         source: A path, or the file's bytes.
         size: Side in pixels.
         mode: Grey or coloured.
-        resize: How an image that is no square becomes one; not ``auto``.
-        value_range: Of the training images, for what is deeper than 8 bits.
-        name: For messages, of what is no path.
+        resize: How a non-square image becomes square; not ``auto``.
+        value_range: Range of the training images, for values deeper than 8 bits.
+        name: Name for messages; by default the path.
 
     Raises:
         DataError: If it is missing or unreadable.
     """
+    where = name or ("image" if isinstance(source, io.BytesIO) else os.fspath(source))
     try:
         with open_image(source) as image:
             is_beyond = exceeds(image, value_range)
             pixels = _decoded(image, size, mode, resize, value_range)
     # Damaged files raise whatever Pillow's parsers run into: OSError, SyntaxError, struct.error...
     except Exception as error:
-        where = "image" if isinstance(source, io.BytesIO) else os.fspath(source)
         raise DataError(
-            f"{name or where}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
+            f"{where}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
         ) from error
     if is_beyond and value_range is not None:
         warnings.warn(
-            f"{source}: has values beyond those of the training images, {value_range[0]:g} to "
+            f"{where}: has values beyond those of the training images, {value_range[0]:g} to "
             f"{value_range[1]:g}, which are cut off",
             stacklevel=2,
         )
@@ -150,12 +150,12 @@ def decode_file(
 
 
 def open_image(source: Source) -> Image.Image:
-    """Open an image of any format that Pillow reads by itself; its pixels are not decoded yet."""
+    """Open an image of any format that is read here, without decoding its pixels yet."""
     return Image.open(source, formats=_formats())
 
 
 def why_unread(error: Exception) -> str:
-    """Say in a few words why an image could not be decoded."""
+    """Return in a few words why an image could not be decoded."""
     if isinstance(error, Image.DecompressionBombError):
         return (
             f"it has more than {MOST_PIXELS // 10**6} megapixels; cut it into tiles or shrink it, "
@@ -196,7 +196,7 @@ def resized_pixels(
 def plain_image(
     image: Image.Image, mode: ImageMode = "RGB", value_range: ValueRange | None = None
 ) -> Image.Image:
-    """Return an image upright, opaque and with 8 bits a channel, as large as it is.
+    """Return an upright, opaque image with 8 bits per channel, at its original size.
 
     Args:
         image: Of any mode.
@@ -217,18 +217,18 @@ def plain_image(
 
 
 CUT = "/16"
-"""How the mode of an image ends here of whose 16 bits Pillow reads the upper 8 alone."""
+"""Suffix of the mode of 16-bit images of which Pillow reads only the upper 8 bits."""
 
 
 def is_deep(mode: str) -> bool:
-    """Whether values of one of Pillow's modes are deeper than 8 bits: whole numbers or floats."""
+    """Whether values of a Pillow mode are deeper than 8 bits: integers or floats."""
     return mode[0] in "IF"
 
 
 def is_cut(image: Image.Image) -> bool:
-    """Whether Pillow reads the upper 8 of 16 bits alone, as it has no deeper mode for the kind.
+    """Whether Pillow reads only the upper 8 of 16 bits, because it has no deeper mode for them.
 
-    To be asked before the pixels are decoded.
+    Call this before the pixels are decoded.
     """
     return not is_deep(image.mode) and any(
         ";16" in str(tile) for tile in getattr(image, "tile", ())
@@ -236,7 +236,7 @@ def is_cut(image: Image.Image) -> bool:
 
 
 def default_resize(aspect: float) -> Literal["crop", "squash"]:
-    """Return how images become square if nothing is asked, by the median ratio of their sides."""
+    """Return how images become square by default, by the median ratio of their sides."""
     return "crop" if aspect > CROP_ABOVE else "squash"
 
 
@@ -266,7 +266,7 @@ def range_of(low: float, high: float, *, is_whole: bool) -> ValueRange:
     Args:
         low: The smallest value of the training images.
         high: The largest one.
-        is_whole: Whether they are whole numbers.
+        is_whole: Whether they are integers.
     """
     if is_whole and low >= 0:
         for bits in BITS:
@@ -276,7 +276,7 @@ def range_of(low: float, high: float, *, is_whole: bool) -> ValueRange:
 
 
 def resized(images: Tensor, size: int, resize: Resize = "squash") -> Tensor:
-    """Return images uint8 (N, C, H, W) with sides of ``size`` pixels."""
+    """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels."""
     height, width = images.shape[2:]
     if (height, width) == (size, size):
         return images
@@ -291,7 +291,7 @@ def resized(images: Tensor, size: int, resize: Resize = "squash") -> Tensor:
 
 
 def _inner(sides: tuple[int, int], size: int) -> tuple[int, int]:
-    """Return the sides of an image that is to fit into a square."""
+    """Return the sides of an image scaled to fit into a square."""
     scale = size / max(sides)
     return max(1, round(sides[0] * scale)), max(1, round(sides[1] * scale))
 
@@ -306,17 +306,17 @@ def decode_all(
     *,
     measures: bool,
 ) -> tuple[np.ndarray, Met]:
-    """Decode many images, and tell what was met.
+    """Decode many images, and return statistics of them.
 
     Args:
-        files: Each with its position, in any order, and what opens it.
-        again: Opens files at some positions a second time: what is deep waits for the range of all,
-            and what is no square for the ratio of the sides.
+        files: Position and opener of each file, in any order.
+        again: Opens files at some positions a second time: deep images wait for the range of all,
+            and non-square ones for the ratio of the sides.
         count: Number of files.
         size: Side in pixels.
-        resize: ``auto`` for cropping where it is due.
-        value_range: Of the training images; ``None`` if they have no deep ones.
-        measures: Whether these are the training images, whose range is to be found.
+        resize: ``auto`` to choose by ``default_resize``.
+        value_range: Range of the training images; ``None`` if they have no deep ones.
+        measures: Whether these are the training images, whose range is measured.
 
     Returns:
         Pixels, uint8, shape (count, size, size, 3); those of broken files are undefined.
@@ -324,7 +324,7 @@ def decode_all(
     Raises:
         DataError: If deep images are both whole numbers and floats.
     """
-    # One thread: 100 us an image of 32x32, nearly all of it Python's; two threads take 150.
+    # One thread: 100 us per image of 32x32, nearly all of it in Python; two threads take 150.
     pixels = np.empty((count, size, size, 3), dtype=np.uint8)
     sizes = np.zeros((count, 2), dtype=np.int64)
     modes: Counter[str] = Counter()
@@ -333,7 +333,7 @@ def decode_all(
     waiting: list[int] = []
     extremes: dict[bool, list[ValueRange]] = {True: [], False: []}
     with warnings.catch_warnings():
-        # Of large images and of metadata that are not in order.
+        # Warnings about large images and invalid metadata.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for index, opened in files:
             try:
@@ -348,7 +348,7 @@ def decode_all(
                         continue
                     if deep and exceeds(image, value_range):
                         clipped.append(index)
-                    # To a square, all are alike.
+                    # For a square image, all choices are the same.
                     direct = "squash" if resize == "auto" else resize
                     pixels[index] = _decoded(image, size, "RGB", direct, value_range)
             except Exception as error:  # As in decode_file.
@@ -399,20 +399,20 @@ def _pair(row: np.ndarray) -> tuple[int, int]:
 def _decoded(
     image: Image.Image, size: int, mode: ImageMode, resize: Resize, value_range: ValueRange | None
 ) -> np.ndarray:
-    # Lets JPEG decode at a smaller scale, but twice the size: a third of the time for photographs
-    # of 500x375.
+    # JPEG decodes at a smaller scale, but twice the size: a third of the time for photographs of
+    # 500x375.
     image.draft(mode, (2 * size, 2 * size))
     return resized_pixels(image, size, mode, resize=resize, value_range=value_range)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # A file's orientation may stand after its pixels.
+    # A file's orientation may be stored after its pixels.
     image.load()
     if image.info.keys().isdisjoint(EXIF_KEYS):
         return image
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # Damaged EXIF data are frequent in files whose pixels are whole.
+    except Exception:  # Damaged EXIF data are common in files with intact pixels.
         orientation = 1
     turn = TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
@@ -437,7 +437,7 @@ def _scaled(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
     black, white = value_range
     values = np.asarray(image).astype(np.float64)
     grey = np.round((values - black) * (255 / (white - black))).clip(0, 255).astype(np.uint8)
-    # A PNG may name one value that is transparent.
+    # A PNG may declare one value transparent.
     if isinstance(clear := image.info.get("transparency"), int):
         grey[values == clear] = 255
     return Image.fromarray(grey)

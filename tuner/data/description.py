@@ -1,7 +1,7 @@
-"""What ``data info`` tells of a data set.
+"""What ``data info`` reports about a data set.
 
-Test images are opened, so that broken ones are found before a search and not after it; of their
-content nothing is told.
+Test images are opened, so that broken ones are found before a search and not after it; nothing is
+reported about their content.
 """
 
 from collections import Counter
@@ -17,10 +17,10 @@ from tuner.data.splits import Splits, load_splits, load_test
 
 
 def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
-    """Return what was found, as plain values: layout, images by class and part, what is left out.
+    """Describe a data set in plain values: layout, images by class and part, what is left out.
 
     Args:
-        config: Which images; files that cannot be read are told, and no reason to stop.
+        config: Which images; files that cannot be read are listed instead of raising.
         data_dir: Where downloads and decoded images are kept.
 
     Raises:
@@ -72,7 +72,7 @@ def _counts(splits: Splits, test: DatasetPart | None) -> dict[str, dict[str, int
 
 
 def _files(config: DataConfig, data_dir: Path, test: DatasetPart | None) -> dict[str, Any]:
-    """Return what was met among the training files, and what of all files cannot be read."""
+    """Return statistics of the training files, and all files that cannot be read."""
     official = load_official(config, data_dir, "train")
     met = official.met
     return {

@@ -1,4 +1,4 @@
-"""The data sets that are known by name: fetched once, or part of an installed library."""
+"""Data sets that are known by name: downloaded once, or part of an installed library."""
 
 import contextlib
 import io
@@ -26,13 +26,13 @@ KNOWN = ("cifar10", "cifar100", "digits", "noisy-digits")
 WITHOUT_NETWORK = ("digits", "noisy-digits")
 """Those that come with scikit-learn."""
 NOISY_SIZE = 12
-"""Pixels a side of a noisy digit."""
+"""Side of a noisy digit in pixels."""
 NOISY_TEST, NOISY_VAL = 897, 400
 """Test and validation images among the noisy digits; 500 are left to train on."""
 
 
 def load_digits(part: Literal["train", "test"], size: int) -> Decoded:
-    """Return scikit-learn's digits of a part; the test images are chosen here."""
+    """Return one part of scikit-learn's digits; the test images are chosen here."""
     pixels, labels = _read_digits()
     chosen = stratified(labels, round(TEST_SHARE * len(labels)))
     if part == "train":
@@ -42,11 +42,11 @@ def load_digits(part: Literal["train", "test"], size: int) -> Decoded:
 
 
 def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decoded, np.ndarray]:
-    """Return digits that are hard to tell, and the positions of those to validate on.
+    """Return digits that are hard to recognize, and the positions of the validation images.
 
-    scikit-learn's digits, each turned by up to 30 degrees, made smaller by up to a third, moved and
-    laid under noise, the same ones every time: what takes real photographs minutes shows on them in
-    seconds, that networks differ and that several together are better than one.
+    Each of scikit-learn's digits is rotated by up to 30 degrees, shrunk by up to a third, shifted
+    and covered with noise, the same way every time. In seconds, where photographs take minutes,
+    they show that networks differ and that several together are better than one.
     """
     pixels, labels = _read_digits()
     count = len(labels)
@@ -80,7 +80,7 @@ def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decode
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Return scikit-learn's digits: pixels from 0 to 16, float64, shape (N, 8, 8), and labels.
 
-    Its file is read without the library, whose import takes more than half a second.
+    The file is read without importing the library, which takes more than half a second.
     """
     library = find_spec("sklearn")
     assert library is not None, "it is installed with this package"
@@ -90,12 +90,12 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode_cifar(name: str, part: Literal["train", "test"], size: int, data_dir: Path) -> Decoded:
-    """Fetch CIFAR-10 or CIFAR-100, if it is not in ``data_dir`` yet, and return a part of it.
+    """Download CIFAR-10 or CIFAR-100 unless it is in ``data_dir``, and return a part of it.
 
     Raises:
         DataError: If it is not there and cannot be fetched.
     """
-    from torchvision.datasets import CIFAR10, CIFAR100  # A second; the cache needs none of it.
+    from torchvision.datasets import CIFAR10, CIFAR100  # Takes a second; a cache skips it.
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     try:
@@ -113,7 +113,7 @@ def decode_cifar(name: str, part: Literal["train", "test"], size: int, data_dir:
 
 @contextlib.contextmanager
 def quiet_network() -> Iterator[None]:
-    """Yield up after 20 silent seconds; keep progress off stdout, and off stderr but a terminal."""
+    """Time out after 20 silent seconds; show progress on stderr, and only on a terminal."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
     stderr = sys.stderr if sys.stderr.isatty() else io.StringIO()
@@ -123,7 +123,7 @@ def quiet_network() -> Iterator[None]:
             contextlib.redirect_stderr(stderr),
             warnings.catch_warnings(),
         ):
-            # NumPy 2.4.0 to 2.4.4 warns of the official batches: pytorch/vision#9340.
+            # NumPy 2.4.0 to 2.4.4 warns about the official batches: pytorch/vision#9340.
             warnings.simplefilter("ignore")
             yield
     finally:

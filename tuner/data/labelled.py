@@ -1,4 +1,4 @@
-"""Labelled images that a finished classifier is measured on: the one place that reads them."""
+"""Labelled images to measure a finished classifier on: the only place that reads them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ LabelledPart = Literal["test", "all"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labelled:
-    """Images with their classes: in files, or decoded where a data set is known by name."""
+    """Images with their classes: files, or decoded images of a data set known by name."""
 
     source: str
     """Name of the data set, or its path in full."""
     part: LabelledPart
-    """``all`` where the data have no parts."""
+    """``all`` if the data have no parts."""
     classes: tuple[str, ...]
     labels: Tensor
     """int64, shape (N,), positions in ``classes``."""
@@ -35,7 +35,7 @@ class Labelled:
     """uint8, shape (N, C, H, W), of a data set that is known by name."""
     listing: Listing | None = None
     items: tuple[Item, ...] = ()
-    """The images of any other, in the order of ``labels``."""
+    """The images of any other data set, in the order of ``labels``."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,10 +46,10 @@ class Labelled:
 
     @property
     def broken(self) -> list[str]:
-        """Say which further files of the part should be images and are none, and why."""
+        """List further files of the part that should be images and are not, with the reason."""
         if self.listing is None:
             return []
-        # Of files that a manifest names and that are missing, the part is not known.
+        # The part of a missing file that a manifest names is unknown.
         folders = self.listing.folder_of.items()
         others = tuple(f"{folder}/" for part, folder in folders if part != self.part)
         named = ((self.listing.tree.shown(name), why) for name, why in self.listing.broken.items())
@@ -60,23 +60,23 @@ class Labelled:
         ]
 
     def read(self) -> Iterator[tuple[int, str, Source | DataError]]:
-        """Yield the position, the name and the content of each file, in the order that is fastest.
+        """Yield the position, name and content of each file, in the fastest order.
 
-        In place of a content that cannot be had it is the reason.
+        For a file that cannot be read, the reason takes the place of the content.
         """
         assert self.listing is not None
         for position, opener in self.listing.read(self.items):
             name = self.name(position)
             try:
                 content: Source | DataError = opener()
-            # Archives raise what their parsers run into, as images do.
+            # Archives raise whatever their parsers run into, like images.
             except Exception as error:
                 content = DataError(f"{name}: cannot be read as an image ({why_unread(error)})")
             yield position, name, content
 
 
 def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
-    """Find the images to measure on: the test part where there is one, else all of them.
+    """Find the images to measure on: the test part if there is one, otherwise all.
 
     Args:
         source: ``cifar10``, ``cifar100``, ``digits``, a folder, an archive or a manifest.
@@ -112,7 +112,7 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
 
 
 def check_classes(labelled: Labelled, known: Sequence[str]) -> Tensor:
-    """Return each image's position among the classes of a classifier, int64, shape (N,).
+    """Return the position of each image's class in ``known``, int64, shape (N,).
 
     Raises:
         DataError: If the images have a class that the classifier lacks.

@@ -1,4 +1,4 @@
-"""How a folder, an archive or a manifest of images is laid out: found by looking.
+"""Detect how a folder, an archive or a manifest of images is laid out.
 
 Class folders are read here, tables in ``tuner.data.manifests``.
 """
@@ -31,11 +31,11 @@ UNREAD = frozenset(
         *(".raf", ".pdf", ".ai", ".jxr", ".xcf"),
     }
 )
-"""Suffixes of images that are not read; where they lie among others, none may be missed."""
+"""Suffixes of images that are not read; such files are reported, never skipped silently."""
 
 
 def find_listing(path: Path) -> Listing:
-    """Find out how images are laid out.
+    """Detect how images are laid out.
 
     Args:
         path: A folder, an archive or a manifest.
@@ -89,7 +89,7 @@ def _of_tree(tree: Tree) -> Listing:
 
 
 def _base_of(images: Sequence[str]) -> str:
-    """Return the folder in which parts or classes lie; single images around it name no class."""
+    """Return the folder that holds parts or classes; single images around it form no class."""
     base, inside = _common_folder(images), list(images)
     while True:
         inside = [name for name in inside if parent_of(name) != base]
@@ -102,11 +102,11 @@ def _base_of(images: Sequence[str]) -> str:
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """Return the deepest folder that holds all of these, but none that names a part."""
+    """Return the deepest folder that holds all names and neither is nor lies in a part's folder."""
     if not names:
         return ""
     folders = sorted({parent_of(name) for name in names}, key=lambda folder: folder.split("/"))
-    # All between the first and the last have in common what these two have.
+    # What the first and the last have in common, all between them have, too.
     common = folders[0].split("/") if folders[0] else []
     last = folders[-1].split("/")
     while last[: len(common)] != common:
@@ -119,7 +119,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
     below = len(base) + 1 if base else 0
     where = tree.shown(base)
     tops = dict.fromkeys(name[below:].partition("/")[0] for name in images if "/" in name[below:])
-    # A part whose folders are all empty is still one.
+    # A part with only empty folders is still a part.
     tops |= {
         folder[below:]: None
         for folder in sorted(tree.folders)
@@ -127,7 +127,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
     }
     direct = {name[below:].partition("/")[0] for name in images if name[below:].count("/") == 1}
     named = [top for top in tops if top.lower() in PARTS]
-    # A class may be called train, too.
+    # A class may also be called train.
     are_classes = named and all(top in direct for top in tops) and len(tops) > len(named)
     if named and not are_classes:
         return _of_parts(tree, base, images, named)
@@ -157,7 +157,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
 
 
 def _check_no_parts(tree: Tree, folders: Iterable[str]) -> None:
-    """Make sure that no folders of classes lie in one for training and one for other images."""
+    """Check that class folders do not lie in folders of different parts."""
     parts: defaultdict[str, set[Part]] = defaultdict(set)
     for folder in sorted(folders):
         for above in PurePosixPath(folder).parents:
@@ -196,10 +196,10 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
         loose += [name for name in inside if parent_of(name) == folder]
         labelled[part] = [name for name in inside if parent_of(name) != folder]
         holding = {parent_of(name) for name in labelled[part]}
-        # Of empty folders those count that hold no folder.
+        # Only empty folders that hold no folder count.
         leaves = {f for f in tree.folders if f.startswith(f"{folder}/")}
         leaves -= {parent_of(leaf) for leaf in leaves}
-        # One in the folder of a class is none.
+        # A folder inside a class folder is not a class.
         leaves = {
             leaf for leaf in leaves if holding.isdisjoint(map(str, PurePosixPath(leaf).parents))
         }
@@ -231,7 +231,7 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
 
 
 def _check_same(classes: Mapping[str, set[str]]) -> None:
-    """Make sure that all parts have the same classes."""
+    """Check that all parts have the same classes."""
     for first, second in ((a, b) for a in classes for b in classes if a != b):
         if missing := sorted(classes[second] - classes[first]):
             raise DataError(
@@ -252,7 +252,7 @@ def _class_names(folders: set[str], base: str, where: str) -> dict[str, str]:
                     "the first into a folder, too; if not, move all into one folder."
                 )
     names = {folder: folder[below:] for folder in folders}
-    # CLASS/images/1.jpg: the last part says nothing.
+    # CLASS/images/1.jpg: the last folder distinguishes nothing.
     while names and all("/" in name for name in names.values()):
         heads = {folder: parent_of(name) for folder, name in names.items()}
         tails = {PurePosixPath(name).name for name in names.values()}
@@ -287,14 +287,14 @@ def _complete(
     loose: Sequence[str],
     notes: Sequence[str],
 ) -> Listing:
-    """Add what is left out, and what is broken.
+    """Add the files that are left out or broken to a listing.
 
     Args:
-        listing: Without it.
+        listing: The listing without them.
         used: The folders that are read.
-        folders: Those of classes.
-        loose: Images that lie in no class folder.
-        notes: What is known already.
+        folders: The class folders.
+        loose: Images in no class folder.
+        notes: The notes so far.
     """
     tree, suffixes = listing.tree, image_suffixes()
 

@@ -1,4 +1,4 @@
-"""The images of a data set as they lie: files or rows, with class and part; none is opened."""
+"""The images of a data set before any is opened: files or rows, with class and part."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ PARTS: dict[str, Part] = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""Names of folders, files and entries of ``split`` -> what they hold."""
+"""Names of folders, files and entries of ``split`` -> the part that they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +35,28 @@ class Listing:
 
     tree: Tree
     kind: str
-    """In words."""
+    """The layout in words."""
     base: str
-    """Path of what holds the parts, for messages."""
+    """Path of the folder or file that holds the parts, for messages."""
     classes: tuple[str, ...]
     parts: Mapping[Part, Sequence[Item]]
-    """``train`` alone where all parts are still to be cut from it."""
+    """Only ``train`` if all parts are still to be split off from it."""
     is_whole: bool = False
-    """Whether validation and test images are to be cut from the images of ``train``."""
+    """Whether validation and test images are to be split off from ``train``."""
     broken: Mapping[str, str] = field(default_factory=dict)
-    """Files that should be images and cannot be read, and why."""
+    """Files that should be images and cannot be read, with the reason."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Reason -> what is no part of the data set for it."""
+    """Reason -> files or rows that it excludes from the data set."""
     notes: tuple[str, ...] = ()
-    """What of this the user should know without asking."""
+    """Notes to show to the user unasked."""
     tables: Mapping[str, Table] = field(default_factory=dict)
-    """Those that hold images, by name."""
+    """Tables that hold images, by name."""
     source: Path = Path()
-    """What the user named."""
+    """The path that the user named."""
     is_of_rows: bool = False
-    """Whether a table names the classes, and no folders."""
+    """Whether a table names the classes, rather than folders."""
     folder_of: Mapping[Part, str] = field(default_factory=dict)
-    """Folder of each part, as the user would write it; empty where classes lie in none."""
+    """Folder of each part, as the user would write it; empty if there are none."""
 
     def class_shown(self, part: Part, index: int) -> str:
         """Return where the images of a class are, as the user would write it."""
@@ -86,7 +86,7 @@ class Listing:
                 yield positions[index], opener
 
     def stamps(self, items: Sequence[Item]) -> Iterator[str]:
-        """Yield a line for each image that changes with it, its name and its class."""
+        """Yield a line per image that changes with its content, its name and its class."""
         of_table = {name: self.tree.stamp(name) for name in self.tables}
         for item in items:
             stamp = of_table[item.name] if item.row >= 0 else self.tree.stamp(item.name)

@@ -9,7 +9,7 @@ from typing import Any
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.names import listed, number, shown
-from tuner.data.tables import BINARY_SUFFIXES, Table, read_table
+from tuner.data.tables import BINARY_SUFFIXES, Table, check_size, read_table
 from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
 from tuner.schema import whole_number
@@ -18,7 +18,7 @@ from tuner.schema import whole_number
 def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
     """Return the Arrow files of a folder that ``datasets.save_to_disk`` wrote, with their parts.
 
-    Other programs write files of these names, too: where no Arrow files lie there, it is ``None``.
+    Other programs write files with these names, too: without Arrow files, return ``None``.
     """
     files = set(tree.files)
     holding = {parent_of(name) for name in tree.files if suffix_of(name) == ".arrow"}
@@ -78,15 +78,23 @@ def _read_json(tree: Tree, name: str) -> dict[str, Any]:
 def listing_of_tables(
     tree: Tree, names: Mapping[str, Part | None], *, is_required: bool
 ) -> Listing | None:
-    """Return the layout that tables tell; ``None`` if they tell none.
+    """Return the layout that tables describe; ``None`` if they describe none.
 
     Args:
-        tree: Where they are.
-        names: Of the tables, with the part that each is.
-        is_required: Whether there is nothing else to go by.
+        tree: The tree that holds them.
+        names: Names of the tables -> the part that each holds.
+        is_required: Whether nothing else describes the layout.
     """
-    read = {name: read_table(tree, name) for name in names}
-    tables = {name: table for name, table in read.items() if isinstance(table, Table)}
+    read: dict[str, Table | str] = {}
+    tables: dict[str, Table] = {}
+    num_rows = num_letters = 0
+    for name in names:
+        read[name] = found = read_table(tree, name)
+        if isinstance(found, Table):
+            tables[name] = found
+            num_rows += len(found.labels)
+            num_letters += found.num_letters
+            check_size(num_rows, num_letters, tree.shown(""))
     if not tables:
         if not is_required or not read:
             return None
@@ -106,7 +114,7 @@ def listing_of_tables(
 
 
 class _Rows:
-    """Gathers the rows of tables."""
+    """Collects the rows of tables."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -116,7 +124,7 @@ class _Rows:
         self.seen: dict[str, str] = {}
 
     def listing(self, tables: Mapping[str, Table], parts: Mapping[str, Part | None]) -> Listing:
-        """Return what these tables list."""
+        """Return the images that these tables list."""
         for name, table in tables.items():
             for row in range(len(table.labels)):
                 self._enter(table, row, parts[name])
@@ -207,7 +215,7 @@ class _Rows:
 
 
 def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:
-    """Say which files are there and cannot be read, and why; empty for none."""
+    """Return which files cannot be read and why, as text; empty if there are none."""
     lines = [f"{tree.shown(name)}: {why}" for name, why in sorted(broken.items())]
     return f" {number(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
 
@@ -215,7 +223,7 @@ def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:
 def _table_classes(
     found: Mapping[Part | None, list[tuple[Table, int, str]]],
 ) -> tuple[str, ...]:
-    """Return the classes in the order of their names' list, as numbers, or by the alphabet."""
+    """Return the classes in the order of the table's class names, of numbers, or alphabetically."""
     present = {label for rows in found.values() for _, _, label in rows}
     listed_names = {table.class_names for rows in found.values() for table, _, _ in rows[:1]}
     if len(listed_names) == 1 and (names := next(iter(listed_names))) is not None:

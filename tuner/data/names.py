@@ -1,4 +1,4 @@
-"""Names of classes and files: what may be one, and how it is shown."""
+"""Names of classes and files: which are allowed, and how they are shown."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from tuner.errors import DataError
 
 _UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode's categories of characters that a terminal or a file in UTF-8 cannot hold as they are."""
+"""Unicode categories of characters that a terminal or a UTF-8 file cannot hold unescaped."""
 
 
 def shown(name: str) -> str:
-    """Return a name with bytes that are no UTF-8, and control characters, written as escapes."""
+    """Return a name with control characters and bytes that are not UTF-8 escaped."""
     if name.isprintable():
         return name
     return "".join(
@@ -19,10 +19,10 @@ def shown(name: str) -> str:
 
 
 def check_classes(names: Iterable[str], where: str) -> None:
-    """Make sure that class names can be written anywhere and told apart.
+    """Check that class names can be written anywhere and are easy to distinguish.
 
     Args:
-        names: Of all classes.
+        names: Names of all classes.
         where: The data set, for the message.
 
     Raises:
@@ -58,7 +58,7 @@ def number(count: int, noun: str) -> str:
 
 
 def listed(lines: Iterable[str], most: int = 20) -> str:
-    """Return lines below each other, indented; of many the first ones and the number of others."""
+    """Return lines, indented; if there are many, the first ones and the number of the others."""
     every = [f"\n  {line}" for line in lines]
     rest = f"\n  and {len(every) - most:,} more" if len(every) > most else ""
     return "".join(every[:most]) + rest

@@ -1,10 +1,10 @@
-"""Images of one set that are nearly the same as images of another.
+"""Find images of one set that are nearly the same as images of another.
 
-They are compared as thumbnails, by the correlation of all values of one with those of the other,
-less the mean of each channel: another brightness or contrast changes nothing, and a re-encoding or
-a shift by a pixel little. Of 2,000 test images of CIFAR-10, 24 have a correlation of 0.95 with one
-of 25,000 training images; by eye, about 20 of these show the same photo. Of copies, all are found
-after JPEG at quality 40 or noise, 91 % after a shift by one pixel of 32, half after a crop by two.
+Thumbnails are compared by the correlation of all their values, minus the mean of each channel:
+another brightness or contrast changes nothing, and a re-encoding or a shift by a pixel little. Of
+2,000 test images of CIFAR-10, 24 have a correlation of 0.95 with one of 25,000 training images; by
+eye, about 20 of these show the same photo. Copies are all found after JPEG at quality 40 or noise,
+91 % of them after a shift by one pixel of 32, half after a crop by two.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ SIDE = 8
 LEAST = 0.95
 """Correlation from which two images count as nearly the same."""
 LEAST_CONTRAST = 4.0
-"""Standard deviation of a thumbnail's values, of 255, below which an image is like any other."""
+"""Standard deviation of a thumbnail's values, of 255, below which an image matches nothing."""
 PART = 2048
-"""Images whose correlations with all others are in memory at once."""
+"""Number of images whose correlations with all others are in memory at once."""
 
 
 def near_duplicates(images: Tensor, others: Tensor) -> Iterator[tuple[int, int, float]]:
@@ -43,11 +43,11 @@ def near_duplicates(images: Tensor, others: Tensor) -> Iterator[tuple[int, int, 
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Return each image's thumbnail as a row of length 1 whose channels sum to 0 each."""
+    """Return each image's thumbnail as a row of norm 1 in which each channel sums to 0."""
     small = images.float()
     if min(images.shape[2:]) > SIDE:
         small = F.interpolate(small, size=(SIDE, SIDE), mode="area")
     rows = (small - small.mean(dim=(2, 3), keepdim=True)).flatten(1)
-    # Of a blank image nothing is left but noise: it is turned into zeros, which resemble nothing.
+    # Only noise is left of a blank image: it is turned into zeros, which match nothing.
     rows = rows * (rows.std(dim=1, keepdim=True) >= LEAST_CONTRAST)
     return F.normalize(rows)

@@ -1,4 +1,4 @@
-"""What a training may see: the official training images and their fixed split."""
+"""The images that training may see: the official training images and their fixed split."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +15,18 @@ from tuner.data.datasets import (
     load_official,
     validation_positions,
 )
+from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.stratified import folds_of, stratified
 from tuner.errors import DataError
 from tuner.storage.paths import AnyPath
 
 LEAST_STD = 1 / 255
-"""A channel's least divisor; where no channel varies as much, there is nothing to learn from."""
+"""Smallest divisor of a channel; if no channel varies this much, there is nothing to learn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """Everything that a training may see; test images are not among it."""
+    """Everything that training may see; it contains no test images."""
 
     train: Images
     val: Images
@@ -33,7 +34,7 @@ class Splits:
     mean: tuple[float, ...]
     """Per channel over ``train``, of values scaled to [0, 1]."""
     std: tuple[float, ...]
-    """As ``mean``; at least 1/255, so that it may divide."""
+    """Like ``mean``; at least 1/255, so that it can divide."""
     fingerprint: str
     """SHA-256 of the official training images, labels and classes, before the split."""
     split_fingerprint: str
@@ -42,17 +43,17 @@ class Splits:
     """The fold of each image, from 0, int64, shape (N,); ``None`` without folds. With folds,
     ``train`` and ``val`` are both all images; see ``fold``."""
     is_val_seen: bool = False
-    """Whether ``val`` is a part of ``train``: then it chooses nothing, not even an epoch."""
+    """Whether ``val`` is a part of ``train``; if so, it chooses nothing, not even an epoch."""
     has_test: bool = True
     """Whether the data set has test images."""
     val_names: tuple[str, ...] = ()
     """The user's own file of each validation image; empty for data sets known by name."""
     notes: tuple[str, ...] = ()
-    """What the user should know of the data without asking."""
+    """Notes about the data to show to the user unasked."""
     config: DataConfig | None = None
-    """What was loaded, with what was found out on the way; ``None`` where nothing was."""
+    """What was loaded, with settings that the images determined; ``None`` if nothing was loaded."""
     teacher: Tensor | None = None
-    """What a teacher says of ``train``, as it is: class probabilities, float32, shape (N, K)."""
+    """A teacher's class probabilities for the unaugmented ``train``, float32, shape (N, K)."""
     teacher_fingerprint: str = ""
     """SHA-256 of the file that they come from; empty without a teacher."""
 
@@ -68,19 +69,19 @@ class Splits:
 
     @property
     def num_folds(self) -> int:
-        """Number of folds; 0 without."""
+        """Number of folds; 0 without folds."""
         return 0 if self.fold_of is None else int(self.fold_of.max()) + 1
 
     @property
     def num_trained(self) -> int:
-        """Number of images that a network trains on; of the first fold, which is no smaller."""
+        """Number of images that a network trains on; with folds, without the first, largest one."""
         held_out = 0 if self.fold_of is None else int((self.fold_of == 0).sum())
         return len(self.train) - held_out
 
     def fold(self, number: int) -> "Splits":
-        """Return what the network of a fold sees: it is validated on it and trained on the others.
+        """Return the images for the network of a fold: it validates on it and trains on the others.
 
-        Mean and deviation of the pixels stay those of all images: they tell nothing of labels.
+        Mean and standard deviation stay those of all images: they reveal nothing about labels.
         """
         assert self.fold_of is not None
         is_held_out = self.fold_of == number
@@ -98,11 +99,11 @@ class Splits:
         return channels, height, width
 
     def expect(self, fingerprint: str, split_fingerprint: str | None, of: AnyPath) -> None:
-        """Make sure that these are the images of an earlier run.
+        """Check that these are the images of an earlier run.
 
         Args:
             fingerprint: As the run recorded it.
-            split_fingerprint: As the run recorded it; ``None`` if they are to be divided otherwise.
+            split_fingerprint: As the run recorded it; ``None`` if they are to be split differently.
             of: The run's folder, for the message.
 
         Raises:
@@ -119,21 +120,31 @@ class Splits:
 def located(
     config: DataConfig, data_dir: str | Path, data: str | None, new_dir: str | Path | None
 ) -> tuple[DataConfig, Path]:
-    """Return the images of a run, and the data folder, where they are now.
+    """Return the current location of a run's images and of the data folder.
 
     Args:
         config: As the run recorded it.
         data_dir: Likewise.
         data: Where the images were moved to; ``None`` if they were not.
         new_dir: Likewise, for ``data_dir``.
+
+    Raises:
+        DataError: If images that are fetched are to be read from a folder that may have come with
+            the run.
     """
     if data is not None:
         config = replace(config, source=find_source(data))
+    is_fetched = config.source in KNOWN and config.source not in WITHOUT_NETWORK
+    if is_fetched and new_dir is None and not Path(data_dir).is_absolute():
+        raise DataError(
+            f"the run records a relative data folder, {str(data_dir)!r}, which may have come with "
+            f"the run. Say where the images of {config.source} are kept, with --data-dir FOLDER."
+        )
     return config, Path(data_dir if new_dir is None else new_dir).absolute()
 
 
 def load_splits(config: DataConfig, data_dir: Path) -> Splits:
-    """Load the training images and divide them; no test image is decoded.
+    """Load the training images and split them, without decoding a test image.
 
     Args:
         config: Which images, and how they are prepared.
@@ -175,7 +186,7 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
 
 
 def _folded(config: DataConfig, official: DatasetPart) -> Splits:
-    """Divide all images that are no test images into folds.
+    """Divide all images except test images into folds.
 
     Raises:
         DataError: If there are too few of a class.
@@ -235,19 +246,19 @@ def _splits(
 
 
 def _select(images: Images, index: Tensor) -> Images:
-    """Return the images at positions, or where a mask is true."""
+    """Return the images at some positions, or where a mask is true."""
     index = index.to(images.images.device)
     return Images(images=images.images[index], labels=images.labels[index])
 
 
 def _settled(config: DataConfig, official: DatasetPart) -> DataConfig:
-    """Return the config with what its images settle."""
+    """Return the config with the settings that its images determine."""
     black, white = official.met.value_range or (None, None)
     return replace(config, resize=official.met.resize, black=black, white=white)
 
 
 def load_test(config: DataConfig, data_dir: Path) -> DatasetPart:
-    """Load the test images; each reading belongs into the run's ``test_readings.jsonl``.
+    """Load the test images; callers record each reading in the run's ``test_readings.jsonl``.
 
     Args:
         config: Which images, and how they are prepared.
@@ -260,7 +271,7 @@ def load_test(config: DataConfig, data_dir: Path) -> DatasetPart:
 
 
 def _mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    # By histogram: exact, and 0.1 s for 45,000 images of 3x32x32, a fifth of summing up floats.
+    # By histogram: exact, and 0.1 s for 45,000 images of 3x32x32, a fifth of summing floats.
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(dim=1):

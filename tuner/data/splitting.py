@@ -1,4 +1,4 @@
-"""A split of a data set written to disk: ``data split``."""
+"""Write a split of a data set to disk: ``data split``."""
 
 import io
 import shutil
@@ -19,14 +19,14 @@ from tuner.storage.paths import expanded
 
 
 def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int]:
-    """Copy images into ``train/``, ``val/`` and ``test/`` with a folder a class.
+    """Copy images into ``train/``, ``val/`` and ``test/`` with one folder per class.
 
-    They are divided as a search would divide them; files are copied as they are.
+    They are split as a search would split them; files are copied unchanged.
 
     Args:
         source: A folder, an archive or a manifest.
         out: The new folder.
-        val_fraction: Share of the images to validate on, where the data set has none.
+        val_fraction: Share of the images to validate on, if the data set has no validation part.
 
     Returns:
         Number of images in each.
@@ -62,7 +62,7 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
 
 
 def _check_folders(listing: Listing) -> None:
-    """Make sure that every class can be a folder of its own, which is found again."""
+    """Check that every class can have its own folder that is found again."""
     for name in listing.classes:
         is_around = any(other.startswith(f"{name}/") for other in listing.classes)
         if is_around or any(part.startswith(".") or not part for part in name.split("/")):
@@ -107,7 +107,7 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
                 target.write_bytes(source.getvalue())
             else:
                 shutil.copyfile(source, target)
-        except Exception as error:  # Whatever Pillow and archives raise of damaged files.
+        except Exception as error:  # Whatever Pillow and archives raise for damaged files.
             raise DataError(
                 f"{listing.shown(item)}: cannot be copied ({why_unread(error)}). Mend or remove it."
             ) from error
@@ -115,6 +115,6 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
 
 def _file_name(item: Item) -> str:
     if item.row < 0:
-        # What is hidden would not be found again.
+        # A hidden file would not be found again.
         return PurePosixPath(item.name).name.lstrip(".") or "image"
     return f"{PurePosixPath(item.name).stem}-{item.row:07d}"

@@ -1,21 +1,21 @@
-"""A choice of images that takes each class by its share, the same one every time."""
+"""Choose images in proportion to the classes, the same ones every time."""
 
 import numpy as np
 
 TEST_SHARE = 0.2
-"""The part of images without any split that is for testing; also of scikit-learn's digits."""
+"""Share of test images in a data set without a split; also in scikit-learn's digits."""
 SPLIT_SEED = 20120401
-"""The same for every run: only so can validation probabilities of different runs be combined."""
+"""The same for every run, so that validation probabilities of different runs can be combined."""
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
-    """Choose ``count`` positions, each class by its share, the same ones every time.
+    """Choose ``count`` positions in proportion to the classes, the same ones every time.
 
-    A smaller choice is part of a larger one.
+    A smaller choice is a subset of a larger one.
 
     Args:
         labels: Integers from 0, shape (N,), every class present.
-        count: From the number of classes, so that each is chosen from at least once, to N.
+        count: From the number of classes, so that each is chosen at least once, to N.
 
     Returns:
         Ascending positions, shape (count,).
@@ -27,13 +27,13 @@ def stratified(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def folds_of(labels: np.ndarray, num_folds: int) -> np.ndarray:
-    """Deal images out to folds, each class by turns, the same way every time.
+    """Deal the images of each class to folds in turn, the same way every time.
 
-    No fold has more than one image more than another, of each class as of all.
+    Folds differ by at most one image, in each class and in total.
 
     Args:
         labels: Integers from 0, shape (N,).
-        num_folds: How many, up to N.
+        num_folds: Number of folds, up to N.
 
     Returns:
         The fold of each image, from 0, shape (N,).

@@ -1,4 +1,4 @@
-"""What can be told of a data set before its images are decoded: how many, and how large."""
+"""What is known of a data set before its images are decoded: how many, and how large."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tuner.data.splits import load_splits
 from tuner.errors import DataError
 
 MOST_OPENED = 64
-"""Images whose sides are read: spread over all, for those of a class often have one size."""
+"""Images whose sides are read, spread over all because those of a class often have one size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Survey:
 
 
 def survey(config: DataConfig, data_dir: Path) -> Survey:
-    """Look at the images of ``config`` without decoding those of a folder, archive or manifest.
+    """Survey the images of ``config`` without decoding those of a folder, archive or manifest.
 
     Raises:
         DataError: If there are none, or too few to be divided.
@@ -80,13 +80,13 @@ def _median_side(listing: Listing) -> int:
     few = items[:: -(-len(items) // MOST_OPENED)]
     sides = []
     with warnings.catch_warnings():
-        # Of large images and of metadata that are not in order.
+        # Warnings about large images and invalid metadata.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for _, opened in listing.read(few):
             try:
                 with open_image(opened()) as image:
                     sides.append(min(image.size))
-            except Exception:  # Whatever Pillow's parsers run into; it is told where all are read.
+            except Exception:  # Whatever Pillow's parsers run into; reading all images reports it.
                 continue
     if not sides:
         raise DataError(f"{listing.base}: none of {len(few)} images can be read; look at one.")

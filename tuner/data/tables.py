@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tuner.data.names import number, shown
-from tuner.data.trees import DAMAGE, Opener, Tree
+from tuner.data.trees import DAMAGE, MOST_FILES, MOST_TEXT, Opener, Tree
 from tuner.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,25 +29,30 @@ PATHS = ("path", "file_name", "filename", "file", "image_path", "image", "img")
 LABELS = ("label", "labels", "class", "class_name", "target")
 SPLIT = "split"
 _ROWS = 64
-"""Rows of images that are in memory at once."""
+"""Number of rows that are in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table of images: one entry of each list a row."""
+    """A table of images; each list has one entry per row."""
 
     name: str
     """The path of its file in the tree."""
     labels: list[Any]
-    """``None`` where a row has none."""
+    """``None`` for a row without a label."""
     splits: list[Any] | None
     paths: list[str | None]
     """The image files' paths; ``None`` where the table holds the image."""
     image_column: str
     first_line: int | None
-    """Line of the first row in a text; ``None`` for rows that are counted from 0."""
+    """Line of the first row in a text file; ``None`` if rows are counted from 0."""
     class_names: tuple[str, ...] | None
-    """Where labels are positions among these."""
+    """The names that labels are positions in; ``None`` if labels are names themselves."""
+
+    @property
+    def num_letters(self) -> int:
+        """Number of letters in all labels, splits and paths."""
+        return sum(map(_num_letters, (self.labels, self.splits or (), self.paths)))
 
     def where(self, row: int) -> str:
         """Return the place of a row, for messages."""
@@ -89,7 +94,7 @@ class Table:
 
 
 def read_table(tree: Tree, name: str) -> Table | str:
-    """Read a table's columns but for the images themselves, or say why it is no such table.
+    """Read a table's columns except the images, or return why it is not such a table.
 
     Raises:
         DataError: If it is damaged, or two of its columns could be meant.
@@ -104,12 +109,13 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
         text = tree.bytes_of(name).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{where}: is not UTF-8 text. Save it as UTF-8.") from None
+    check_size(max(text.count("\n"), text.count("\r")), 0, where)
     columns, lines = (_json_lines if suffix == ".jsonl" else _csv_rows)(text, where)
     path, label = _column(columns, PATHS, where), _column(columns, LABELS, where)
     split = _column(columns, (SPLIT,), where)
     if path is None or label is None:
         return _lacking(path, label, columns)
-    # Only now: the lines of another table are of no concern.
+    # Not earlier, because the lines of another table do not matter.
     rows = list(lines)
     empty = [index for index, row in enumerate(rows) if not isinstance(row.get(path), str)]
     first_line = 1 if suffix == ".jsonl" else 2
@@ -130,7 +136,7 @@ Rows = Iterator[Mapping[str, Any]]
 
 
 def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
-    """Return the columns, and the rows, which are checked when they are asked for."""
+    """Return the columns and the rows; rows are checked during iteration."""
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -155,7 +161,7 @@ def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
 
 
 def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
-    """Return the columns of all lines, and the rows, checked when they are asked for."""
+    """Return the columns of all lines and the rows; rows are checked during iteration."""
 
     def parsed(line: int, text: str) -> Mapping[str, Any]:
         try:
@@ -166,7 +172,7 @@ def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
             raise DataError(f'{where}:{line}: is no mapping such as {{"path": ...}}. Mend it.')
         return row
 
-    # JSON may hold what else Python takes for the end of a line.
+    # JSON may contain other characters that Python treats as the end of a line.
     lines = text.removesuffix("\n").split("\n") if text else []
     if lines:
         parsed(1, lines[0])
@@ -183,7 +189,7 @@ def _keys(line: str) -> Iterable[str]:
 
 
 def _column(columns: Iterable[str], known: Sequence[str], where: str) -> str | None:
-    """Find the column of one meaning; the first of its names goes before the others."""
+    """Find the column of one meaning; the first of its names takes precedence."""
     found = [column for column in columns if column.strip().lower() in known]
     exact = [column for column in found if column.strip().lower() == known[0]]
     if len(exact or found) > 1:
@@ -198,7 +204,9 @@ def _lacking(path: str | None, label: str | None, columns: Iterable[str]) -> str
     missing = " and ".join(
         word for word, column in (("'path'", path), ("'label'", label)) if column is None
     )
-    return f"has no column {missing}, only {', '.join(map(shown, columns)) or 'nothing'}"
+    present = [shown(column)[:50] for column in columns]
+    more = f" and {len(present) - 20:,} more" if len(present) > 20 else ""
+    return f"has no column {missing}, only {', '.join(present[:20]) or 'nothing'}{more}"
 
 
 def _read_binary(tree: Tree, name: str) -> Table | str:
@@ -210,12 +218,21 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
             return _lacking(image, label, schema.names)
         names_files = _may_name_files(schema, metadata, image)
         split = _column(schema.names, (SPLIT,), where)
+        for column in filter(None, (label, split)):
+            if _pyarrow().types.is_nested(schema.field(column).type):
+                raise DataError(f"{where}: '{column}' holds several values a row. Write one.")
         wanted = [label, *([split] if split else []), *([image] if names_files else [])]
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
+        num_rows = num_letters = 0
         for batch in read(wanted):
+            # Identical rows take almost no space in the file.
+            num_rows += batch.num_rows
+            check_size(num_rows, num_letters, where)
             for column in wanted:
                 values = batch.column(column)
-                columns[column] += _files_named(values) if column == image else values.to_pylist()
+                found = _files_named(values) if column == image else values.to_pylist()
+                num_letters += _num_letters(found)
+                columns[column] += found
     if _is_text(schema.field(image).type) and None in columns[image]:
         row = columns[image].index(None)
         raise DataError(f"{where} row {row}: '{image}' is no path. Write one.")
@@ -230,13 +247,31 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
     )
 
 
+def check_size(num_rows: int, num_letters: int, where: str) -> None:
+    """Refuse tables with more rows than a folder may have files, or with too much text.
+
+    Raises:
+        DataError: If there are more.
+    """
+    if num_rows > MOST_FILES:
+        raise DataError(f"{where}: has more than {MOST_FILES:,} rows. Keep fewer.")
+    if num_letters > MOST_TEXT:
+        raise DataError(
+            f"{where}: labels and paths have more than {MOST_TEXT:,} letters. Write shorter ones."
+        )
+
+
+def _num_letters(values: Iterable[Any]) -> int:
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
+
+
 def read_images(tree: Tree, table: Table, rows: Sequence[int]) -> Iterator[tuple[int, Opener]]:
     """Yield the position in ``rows`` of each image that a table holds, and its opener.
 
     Args:
-        tree: Where the table is.
-        table: Which.
-        rows: Those that name no file, in any order; they are read as they lie in the table.
+        tree: The tree that holds the table.
+        table: The table.
+        rows: Rows that name no file, in any order; they are read in the table's order.
     """
     where = tree.shown(table.name)
     order = sorted(range(len(rows)), key=rows.__getitem__)
@@ -261,9 +296,9 @@ def _bytes_of(image: Any) -> io.BytesIO:
 
 
 def _may_name_files(schema: "pa.Schema", metadata: Any, image: str) -> bool:
-    """Whether rows may name files in the place of images.
+    """Whether rows may name files instead of holding images.
 
-    Where Parquet's statistics tell that all hold images, none of these need be read to know it.
+    If Parquet's statistics show that all rows hold images, no image is read to find out.
     """
     kind = schema.field(image).type
     is_struct = bool(_pyarrow().types.is_struct(kind))
@@ -280,7 +315,7 @@ def _files_named(images: Any) -> list[str | None]:
     if _is_text(images.type):
         return list(images.to_pylist())
     parts = {part.name: column for part, column in zip(images.type, images.flatten(), strict=True)}
-    if "path" not in parts:
+    if "path" not in parts or _pyarrow().types.is_nested(parts["path"].type):
         return [None] * len(images)
     rows = zip(parts["path"].to_pylist(), parts["bytes"].is_valid().to_pylist(), strict=True)
     return [path if isinstance(path, str) and not is_held else None for path, is_held in rows]
@@ -290,9 +325,9 @@ Batches = Callable[[list[str]], "Iterator[pa.RecordBatch]"]
 
 
 def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches, Any]":
-    """Return the schema of a Parquet or Arrow file, what reads columns of it, and statistics.
+    """Return the schema of a Parquet or Arrow file, a reader of its columns, and statistics.
 
-    These are Parquet's metadata; an Arrow file has none.
+    The statistics are Parquet's metadata; an Arrow file has none.
     """
     pa = _pyarrow()
     source = tree.open(name)
@@ -310,7 +345,17 @@ def _opened(tree: Tree, name: str) -> "tuple[pa.Schema, Batches, Any]":
             file.metadata,
         )
     stream = pa.ipc.open_stream(buffer)
-    return stream.schema, lambda columns: (batch.select(columns) for batch in stream), None
+    return stream.schema, lambda columns: _few_rows(stream, columns), None
+
+
+def _few_rows(stream: "Iterable[pa.RecordBatch]", columns: list[str]) -> "Iterator[pa.RecordBatch]":
+    """Split batches, which may hold all rows, into batches of a few rows."""
+    for batch in stream:
+        chosen = batch.select(columns)
+        # Offsets that point outside of the file would crash the process.
+        chosen.validate(full=True)
+        for start in range(0, chosen.num_rows, _ROWS):
+            yield chosen.slice(start, _ROWS)
 
 
 def _pyarrow() -> Any:
@@ -326,7 +371,7 @@ def _pyarrow() -> Any:
 
 @contextlib.contextmanager
 def _explaining_arrow(where: str) -> Iterator[None]:
-    """Turn what pyarrow raises of damaged files into a ``DataError``."""
+    """Turn pyarrow's errors about damaged files into a ``DataError``."""
     try:
         yield
     except (*DAMAGE, TypeError) as error:
@@ -380,10 +425,10 @@ def _class_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
 
 
 def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
-    """Return what ``datasets`` has written of its columns into the schema."""
+    """Return the description of the columns that ``datasets`` wrote into the schema."""
     try:
         written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = written["info"]["features"]
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

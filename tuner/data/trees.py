@@ -1,7 +1,7 @@
-"""Folders and archives as one kind of thing: the files in them, by name, and their bytes.
+"""Folders and archives with one interface: the files in them, by name, and their bytes.
 
-An archive is read where it is. Nothing of it is written to disk, so no name in it leads anywhere,
-and what it unpacks to is limited.
+An archive is read in place. None of it is written to disk, so no name in it leads anywhere, and its
+unpacked size is limited.
 """
 
 import contextlib
@@ -16,27 +16,36 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 from tuner.data.decoding import Source
 from tuner.data.names import shown
 from tuner.errors import DataError
+from tuner.storage.paths import MOST_PATH
 
 MOST_FILES = 5_000_000
-"""Files of a folder or an archive; a whole disk has more."""
+"""The most files of a folder or an archive, and rows of tables; a whole disk has more."""
 MOST_AGAIN = 100_000
-"""Times that links may lead to a folder seen before; few links to links make endless ways."""
+"""How often links may lead to a folder seen before; few links to links make endless paths."""
 MOST_BYTES = 2**30
-"""The most bytes of one file in an archive, which is read at once."""
+"""The most bytes of one file, of all names, and of a table of contents in an archive."""
 MOST_RATIO = 200
-"""Times its own size that an archive unpacks to; images are hardly compressible."""
+"""The most times its own size that an archive may unpack to; images are hardly compressible."""
+MOST_HEADER = 2**20
+"""The most bytes of a tar member's headers, which hold its name and are read at once."""
+MOST_DEPTH = 100
+"""The most folders inside each other; folders of images are rarely ten deep."""
+MOST_TEXT = 2**29
+"""The most bytes of a text table, and letters of all tables; 5 million rows of 100 bytes."""
 CACHE = ".cifar-tune"
 """Name of the folder of decoded images."""
 
 DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, NotImplementedError),
+    *(OSError, EOFError, ValueError, LookupError, OverflowError),
+    *(NotImplementedError, RecursionError),
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
 )
-"""What is raised by archives that are damaged, or of a kind that is not known."""
+"""Exceptions that damaged archives, or archives of an unknown kind, raise."""
 
 Opener = Callable[[], Source]
 """Returns a path or the bytes of a file; raises what the reading raises."""
@@ -51,12 +60,12 @@ class Tree(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[str] = []
-        """Regular files, hidden ones aside."""
+        """Regular files, without hidden ones."""
         self.folders: set[str] = set()
         self.broken: dict[str, str] = {}
-        """Entries that are there and are no file to read, and why."""
+        """Entries that exist and cannot be read as a file, with the reason."""
         self.num_hidden = 0
-        """Files whose name, or that of a folder above, begins with a dot."""
+        """Number of files whose name, or that of a folder above, begins with a dot."""
 
     def shown(self, name: str) -> str:
         """Return the path of a file as the user would write it."""
@@ -64,15 +73,15 @@ class Tree(ABC):
 
     @abstractmethod
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
-        """Yield each file's position in ``names``, in the order that is fastest, and its opener."""
+        """Yield each file's position in ``names``, in the fastest order, and its opener."""
 
     @abstractmethod
     def why_missing(self, name: str) -> str | None:
-        """Say why a name is no file to be read; ``None`` if it is one."""
+        """Return why a name is not a file that can be read; ``None`` if it is one."""
 
     @abstractmethod
     def stamp(self, name: str) -> str:
-        """Return what changes when a file is written to, or another takes its place."""
+        """Return a text that changes when a file is modified or replaced."""
 
     def open(self, name: str) -> Source:
         """Return the path or the bytes of one file."""
@@ -84,30 +93,41 @@ class Tree(ABC):
         """Return the bytes of one file.
 
         Raises:
-            DataError: If it cannot be read.
+            DataError: If it cannot be read, or is too large for a table of text.
         """
         try:
             source = self.open(name)
-            return (
-                source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
-            )
+            if isinstance(source, io.BytesIO):
+                size, read = len(source.getbuffer()), source.getvalue
+            else:
+                size, read = Path(source).stat().st_size, Path(source).read_bytes
+            if size <= MOST_TEXT:
+                return read()
         except DAMAGE as error:
             raise DataError(f"{self.shown(name)}: cannot be read ({error}). Mend it.") from error
+        raise DataError(
+            f"{self.shown(name)}: is larger than {MOST_TEXT // 2**20} MiB, the most that is read. "
+            "Leave out columns that are not needed, or divide it."
+        )
 
     def add(self, name: str) -> None:
-        """Enter a regular file."""
+        """Add a regular file."""
         if len(self.files) == MOST_FILES:
-            raise DataError(
-                f"{self.path}: holds more than {MOST_FILES:,} files. Name the folder of the images."
-            )
+            raise _too_many(self.path)
         self.files.append(name)
 
 
+def _too_many(path: Path) -> DataError:
+    return DataError(
+        f"{path}: holds more than {MOST_FILES:,} files. Name the folder of the images."
+    )
+
+
 class Visits:
-    """The folders that a walk, which follows links, has come to.
+    """The folders that a walk which follows links has visited.
 
     Args:
-        path: Where the walk begins.
+        path: Where the walk starts.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -115,12 +135,21 @@ class Visits:
         self._seen: set[tuple[int, int]] = set()
         self._num_again = 0
 
-    def enter(self, status: os.stat_result) -> tuple[int, int]:
-        """Enter a folder, and return what tells it from all others.
+    def enter(self, status: os.stat_result, depth: int) -> tuple[int, int]:
+        """Visit a folder, and return its identity.
+
+        Args:
+            status: Status of the folder.
+            depth: Number of folders above it, up to where the walk started.
 
         Raises:
-            DataError: If links have led to folders again too often.
+            DataError: If it lies too deep, or links have led to folders again too often.
         """
+        if depth > MOST_DEPTH:
+            raise DataError(
+                f"{shown(str(self._path))}: more than {MOST_DEPTH} folders lie inside each other "
+                "in it. Name the folder of the images."
+            )
         identity = (status.st_dev, status.st_ino)
         self._num_again += identity in self._seen
         self._seen.add(identity)
@@ -137,7 +166,7 @@ class FolderTree(Tree):
 
     Args:
         path: The folder.
-        is_walked: Whether to look for its files; if not, they are known from elsewhere.
+        is_walked: Whether to look for its files; if not, their names come from elsewhere.
     """
 
     def __init__(self, path: Path, *, is_walked: bool = True) -> None:
@@ -154,7 +183,7 @@ class FolderTree(Tree):
         except OSError as error:
             self.broken[prefix or "."] = error.strerror or str(error)
             return
-        identity = self._visits.enter(status)
+        identity = self._visits.enter(status, len(above))
         if identity in above:
             self.broken[prefix] = "a link to a folder that it lies in"
             return
@@ -183,7 +212,7 @@ class FolderTree(Tree):
             yield index, functools.partial(self._at, name)
 
     def stamp(self, name: str) -> str:
-        """Return size, times and inode: a file that is moved over another keeps its own."""
+        """Return size, times and inode: a file moved over another keeps its own."""
         return stamp(self._at(name))
 
     def shown(self, name: str) -> str:
@@ -191,7 +220,7 @@ class FolderTree(Tree):
         return shown(self._at(name)) if name else shown(str(self.path))
 
     def why_missing(self, name: str) -> str | None:
-        """Say why a name is no file to be read; ``None`` if it is one."""
+        """Return why a name is not a file that can be read; ``None`` if it is one."""
         try:
             is_file = stat.S_ISREG(os.stat(self._at(name)).st_mode)  # noqa: PTH116
         except (OSError, ValueError) as error:
@@ -232,7 +261,9 @@ class _Archive(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._stamp = stamp(path)
-        self._room = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
+        self._most = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
+        self._unpacked = 0
+        self._num_letters = 0
         self._seen: set[str] = set()
 
     def stamp(self, name: str) -> str:
@@ -240,23 +271,29 @@ class _Archive(Tree):
         return self._stamp
 
     def why_missing(self, name: str) -> str | None:
-        """Say why a name is no file to be read; ``None`` if it is one."""
+        """Return why a name is not a file that can be read; ``None`` if it is one."""
         return None if name in self._seen else self.broken.get(name, "no such file in the archive")
 
     def _enter(self, name: str, size: int, why_broken: str | None) -> bool:
-        """Enter a member; whether it is a file to be read."""
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        self._room -= size
-        if self._room < 0:
+        """Add a member; return whether it is a file that can be read."""
+        if len(self.files) + len(self.broken) + self.num_hidden == MOST_FILES:
+            raise _too_many(self.path)
+        self._unpacked += size
+        self._check_room(self._unpacked)
+        self._num_letters += len(name)
+        if self._num_letters > MOST_BYTES:
             raise DataError(
-                f"{self.path}: unpacks to more than {MOST_RATIO} times its size, as an archive "
-                "made to fill disks does. If you trust it, unpack it and give the folder."
+                f"{self.path}: the names of its files take more than {MOST_BYTES // 2**20} MiB. If "
+                "you trust it, unpack it and give the folder."
             )
+        parts = _parts(name)
         if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
             self.num_hidden += 1
             return False
         plain = name if name.startswith("/") else "/".join(parts)
-        if name.startswith("/") or ".." in parts:
+        if len(name) > MOST_PATH or len(parts) > MOST_DEPTH:
+            plain, why_broken = f"{plain[:100]}...", "its name is too long, or in too many folders"
+        elif name.startswith("/") or ".." in parts:
             why_broken = "its name leads out of the archive"
         elif plain in self._seen:
             why_broken = "the archive holds two files of this name"
@@ -273,7 +310,16 @@ class _Archive(Tree):
     def _enter_folders(self, parts: Sequence[str]) -> None:
         while parts and (folder := "/".join(parts)) not in self.folders:
             self.folders.add(folder)
+            self._num_letters += len(folder)
             parts = parts[:-1]
+
+    def _check_room(self, size: int) -> None:
+        """Check that the archive may unpack to this many bytes."""
+        if size > self._most:
+            raise DataError(
+                f"{self.path}: unpacks to more than {MOST_RATIO} times its size, as an archive "
+                "made to fill disks does. If you trust it, unpack it and give the folder."
+            )
 
 
 class ZipTree(_Archive):
@@ -282,14 +328,11 @@ class ZipTree(_Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._members: dict[str, zipfile.ZipInfo] = {}
-        with _explaining(path), zipfile.ZipFile(path) as archive:
+        with _explaining(path), _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                name = _zip_name(info)
-                if info.is_dir():
-                    continue
-                is_link = stat.S_ISLNK(info.external_attr >> 16)
-                why = "encrypted" if info.flag_bits & 1 else "a link" if is_link else None
-                if self._enter(name, info.file_size, why):
+                if not info.is_dir() and self._enter(
+                    _zip_name(info), info.file_size, _why_no_member(info)
+                ):
                     self._members[self.files[-1]] = info
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
@@ -306,41 +349,148 @@ class TarTree(_Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._members: dict[str, tarfile.TarInfo] = {}
-        with _explaining(path), tarfile.open(path) as archive:
-            for info in archive:
+        regular: dict[str, tarfile.TarInfo] = {}
+        with _explaining(path), _open_tar(path) as archive:
+            for info in _tar_members(archive):
+                # The archive has to be unpacked up to here, whatever sizes its members state.
+                self._check_room(archive.offset)
                 if info.isdir():
                     continue
-                is_plain = info.isreg() or info.islnk()
-                why = None if is_plain else "a link" if info.issym() else "a device or a pipe"
-                if self._enter(info.name, info.size, why):
-                    self._members[self.files[-1]] = info
+                target = regular.get(_plain(info.linkname)) if info.islnk() else info
+                if target is None:
+                    self._enter(info.name, 0, "a link to no file of the archive")
+                    continue
+                why = None if target.isreg() else "a link" if info.issym() else "a device or a pipe"
+                if target.issparse():
+                    why = "a sparse file; pack it without --sparse"
+                if why is None:
+                    regular[_plain(info.name)] = target
+                if self._enter(info.name, target.size, why):
+                    self._members[self.files[-1]] = target
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
-        """Yield members as they lie in the archive: a compressed one is read once, forwards."""
+        """Yield members in the order of the archive: a compressed one is read once, forwards."""
         members = [self._members[name] for name in names]
         order = sorted(range(len(names)), key=lambda index: members[index].offset)
-        with tarfile.open(self.path) as archive:
+        with _open_tar(self.path) as archive:
             for index in order:
                 info = members[index]
                 yield index, functools.partial(_tar_member, archive, info)
 
 
+class _ZipFile(io.FileIO):
+    """A zip file whose table of contents, which is read at once, is limited."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MOST_BYTES:
+            raise ValueError(f"a table of contents of more than {MOST_BYTES // 2**20} MiB")
+        data = super().read(size)
+        if data.count(b"PK\1\2") > MOST_FILES:
+            raise _too_many(Path(str(self.name)))
+        return data
+
+
+def _why_no_member(info: zipfile.ZipInfo) -> str | None:
+    if info.flag_bits & 1:
+        return "encrypted"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "a link"
+    # bzip2 and LZMA are unpacked at once, whatever size is requested.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "compressed by another method than deflate; pack it with deflate"
+    return None
+
+
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
-    return io.BytesIO(archive.read(info))
+    with archive.open(info) as file:
+        # Without a size, up to 1 GiB is unpacked before the excess is cut off.
+        return io.BytesIO(file.read(info.file_size))
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    return tarfile.open(path, tarinfo=_TarInfo)
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether a file is a tar file; ``tarfile.is_tarfile`` would read a header of any size."""
+    try:
+        _open_tar(path).close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def _tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file in constant memory."""
+    end = 0
+    while (info := archive.next()) is not None:
+        if archive.offset <= end:
+            raise ValueError("a header leads back to an earlier one")
+        end = archive.offset
+        # Global headers would be copied into every member.
+        archive.pax_headers, info.pax_headers = {}, {}
+        archive.members = []  # type: ignore[attr-defined]
+        yield info
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member of a tar file whose headers are read up to a limit."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next member; if a header is followed by another, this is called again."""
+        file = archive.fileobj
+        if isinstance(file, _Headers):
+            return super().fromtarfile(archive)
+        archive.fileobj = headers = _Headers(file)
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            # After the first member, tarfile treats a damaged header as the end.
+            if archive.offset and headers.last.strip(b"\0"):
+                raise ValueError(f"a damaged header at byte {archive.offset}") from error
+            raise
+        finally:
+            archive.fileobj = file
+
+
+class _Headers(io.RawIOBase):
+    """The headers of one member, as they are read from the unpacked tar file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MOST_HEADER
+        self.last = b""
+        """The bytes that were read last."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._left -= size
+        if size < 0 or self._left < 0:
+            raise ValueError(f"a header of more than {MOST_HEADER // 2**20} MiB")
+        self.last = bytes(self._file.read(size))
+        return self.last
+
+    def tell(self) -> int:
+        return int(self._file.tell())
 
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> io.BytesIO:
     file = archive.extractfile(info)
-    if file is None:
-        raise ValueError("a link to what is no file")
-    data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"larger than {MOST_BYTES // 2**20} MiB")
-    return io.BytesIO(data)
+    assert file is not None
+    return io.BytesIO(file.read(info.size))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _plain(name: str) -> str:
+    """Return the name of a member without redundant parts such as ``./``."""
+    return "/".join(_parts(name))
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; macOS writes UTF-8 without the flag that says so."""
+    """Return a member's name; macOS writes UTF-8 without setting its flag."""
     if info.flag_bits & 0x800:
         return info.filename
     try:
@@ -351,7 +501,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 @contextlib.contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Turn what damaged archives raise into a ``DataError``."""
+    """Turn errors about damaged archives into a ``DataError``."""
     try:
         yield
     except DAMAGE as error:
@@ -364,7 +514,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
 def open_tree(path: Path) -> Tree | None:
-    """Return what is at ``path``, a folder or an archive; ``None`` if it is neither.
+    """Open the folder or archive at ``path``; return ``None`` if it is neither.
 
     Raises:
         DataError: If it cannot be read, or holds too much.
@@ -376,9 +526,9 @@ def open_tree(path: Path) -> Tree | None:
     try:
         if zipfile.is_zipfile(path):
             return ZipTree(path)
-        if tarfile.is_tarfile(path):
+        if _is_tar(path):
             return TarTree(path)
-    except (OSError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}. Mend it.") from error
     return None
 
@@ -389,7 +539,7 @@ def parent_of(name: str) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a name in small letters, with its dot."""
+    """Return the suffix of a name in lower case, with its dot."""
     last = name.rpartition("/")[2]
     dot = last.rfind(".")
     return last[dot:].lower() if dot > 0 else ""

@@ -51,7 +51,7 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
     read as an image, and is told as such.
 
     Raises:
-        DataError: If links lead to the same folders without end.
+        DataError: If links lead to the same folders without end, or folders lie too deep.
     """
     for path in paths:
         if os.path.isdir(path):  # noqa: PTH112 - a Path takes as long as all else that is done here.
@@ -69,7 +69,7 @@ def _images_below(
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError:
         return [folder]
-    identity = visits.enter(status)
+    identity = visits.enter(status, len(above))
     if identity in above:
         return []
     images = []
