@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -31,7 +33,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from PIL import Image
+from PIL import Image, features
 from starlette.testclient import TestClient
 from torch import Tensor
 
@@ -40,7 +42,7 @@ from tests.test_predicting import mutants
 from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer
 from tuner.deploy.predictor import Ensemble, Vote
-from tuner.deploy.uploads import Limits
+from tuner.deploy.uploads import FORMATS, Limits
 from tuner.deploy.web import create_app
 from tuner.errors import TunerError, UsageError
 from tuner.run.probe import read_probe
@@ -189,6 +191,62 @@ def test_what_cannot_be_answered_is_refused_in_a_line(client: TestClient, what: 
     assert list(response.json()) == ["error"]
     assert response.text.count("\n") == 0
     assert 10 < len(response.json()["error"]) < 300
+
+
+def fits(*cards: str, data: bytes = b"") -> bytes:
+    """Return a FITS file of one or several headers, each ended by END, and data."""
+    content, block = b"", b""
+    for card in cards:
+        block += f"{card:80}".encode()
+        if card == "END":
+            content, block = content + block.ljust(2880), b""
+    return content + data
+
+
+PRIMARY = ("SIMPLE  = T", "BITPIX  = 8")
+SLOW = {
+    "FITS": fits(
+        *(*PRIMARY, "NAXIS   = 0", "END", "XTENSION= 'BINTABLE'", "BITPIX  = 8", "NAXIS   = 2"),
+        *("NAXIS1  = 8", "NAXIS2  = 1", "ZIMAGE  = T", "ZCMPTYPE= 'GZIP_1  '", "ZBITPIX = 32"),
+        *("ZNAXIS  = 2", "ZNAXIS1 = 400", "ZNAXIS2 = 400", "END"),
+        data=bytes(8) + gzip.compress(bytes(4 * 400 * 400)),
+    ),
+    "QOI": b"qoif" + struct.pack(">IIBB", 400, 400, 3, 0) + b"\xfd" * 3000 + bytes(8),
+    "PPM": b"P1 400 400\n" + b"0" * 400 * 400,
+    "BMP": b"BM"
+    + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54 + 1024, 40, 400, 400, 1, 8, 1, 0, 0, 0, 256, 0)
+    + bytes(1024)
+    + b"\xff\x00\x91\x00\x00\x00" * 400,
+}
+"""Files of few bytes that Pillow decodes in Python, by its name of their format."""
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_what_pillow_decodes_in_python_is_refused_before_it_is_decoded(
+    client: TestClient, kind: str
+) -> None:
+    with Image.open(io.BytesIO(SLOW[kind])) as image:
+        assert image.format == kind
+        assert image.size == (400, 400)
+    alone = client.post("/predict", content=SLOW[kind])
+    assert alone.status_code == 422
+    assert f"this kind of {kind} file decodes too slowly" in alone.json()["error"]
+    assert "accepted are AVIF, BMP" in alone.json()["error"]
+    among = client.post("/predict", files=as_form(SLOW[kind], picture(0)))
+    assert among.status_code == 200
+    assert ["error" in entry for entry in among.json()["predictions"]] == [True, False]
+
+
+UNCOMPRESSED = fits(*(*PRIMARY, "NAXIS   = 2", "NAXIS1  = 9", "NAXIS2  = 8", "END"), data=bytes(72))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_that_is_named_is_read(client: TestClient, kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    content = UNCOMPRESSED if kind == "FITS" else picture(0, kind)
+    response = client.post("/predict", content=content)
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,12 @@ FIELD = "image"
 """Name of a form's files."""
 FORM = "multipart/form-data"
 BINARY = "application/octet-stream"
+FORMATS = (
+    *("AVIF", "BMP", "FITS", "GIF", "JPEG", "JPEG2000"),
+    *("MPO", "PNG", "PPM", "TIFF", "WEBP"),
+)
+"""Pillow's names of the formats that anybody may send. Pillow decodes others in Python: a FITS file
+of 200 kB, compressed with gzip, can take minutes and gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +151,7 @@ def decode_uploads(
 
     Raises:
         Refusal: If an image has too many pixels.
+        TimeoutError: If the deadline has passed before the last image.
     """
     channels, height, width = prepare.image_shape
     pixels = np.empty((len(uploads), height, width, channels), dtype=np.uint8)
@@ -153,8 +160,8 @@ def decode_uploads(
     for upload in uploads:
         if time.monotonic() > deadline:
             raise TimeoutError
-        _check_pixels(upload, limits)
         try:
+            _check_image(upload, limits)
             pixels[count] = prepare.file_pixels(io.BytesIO(upload.content), upload.name)
         except DataError as error:
             errors.append(str(error))
@@ -164,13 +171,22 @@ def decode_uploads(
     return tuple(errors), channels_first(pixels[:count])
 
 
-def _check_pixels(upload: Upload, limits: Limits) -> None:
-    """Refuse what would decode to too much memory, by what the file says of its size."""
+def _check_image(upload: Upload, limits: Limits) -> None:
+    """Check that an image decodes within limits of memory and time, by its header alone.
+
+    Raises:
+        Refusal: If it has too many pixels.
+        DataError: If it is of a format, or compressed in a way, that Pillow decodes in Python.
+    """
     try:
         with open_image(io.BytesIO(upload.content)) as image:
             count = image.width * image.height
+            tiles = getattr(image, "tile", ())
+            # Pillow lists here its decoders in Python, such as those of run lengths in BMP.
+            is_quick = image.format in FORMATS and not any(t[0] in Image.DECODERS for t in tiles)
+            kind = image.format
     except Image.DecompressionBombError:
-        count = limits.pixels + 1
+        count, is_quick, kind = limits.pixels + 1, True, ""
     # Whatever else is wrong with it, decoding says.
     except Exception:
         return
@@ -178,4 +194,9 @@ def _check_pixels(upload: Upload, limits: Limits) -> None:
         raise Refusal(
             413,
             f"{upload.name}: has more than {limits.pixels / 1e6:g} megapixels; send it smaller",
+        )
+    if not is_quick:
+        raise DataError(
+            f"{upload.name}: this kind of {kind} file decodes too slowly. Convert it to PNG; "
+            f"accepted are {', '.join(FORMATS)}."
         )

@@ -30,6 +30,7 @@ from tuner.deploy.uploads import (
     BINARY,
     FIELD,
     FORM,
+    FORMATS,
     Limits,
     Refusal,
     Upload,
@@ -155,8 +156,9 @@ def create_app(
         "/predict",
         summary="Classify images",
         description="One image as the body, or one or several as the files of a form. Images may "
-        "be of any size and kind; they are prepared as those that the networks were trained on. "
-        "Of several, those that cannot be read have an error in their entry.",
+        "be of any size; they are prepared as those that the networks were trained on. "
+        f"Formats: {', '.join(FORMATS)}. Of several, those that cannot be read have an error in "
+        "their entry.",
         response_model=Predictions,
         responses={
             status: {"model": Problem, "description": text} for status, text in _MEANINGS.items()
