@@ -16,6 +16,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tuner
@@ -154,8 +155,55 @@ def lead_out_of_the_folder(folder: Path) -> None:
     write_json(folder / "ensemble.json", plain)
 
 
+def take_larger_images(folder: Path) -> None:
+    """Have images prepared in another size than that of the networks, which take any."""
+    plain = described(folder)
+    plain["preprocessing"]["image_shape"] = [1, 16, 16]
+    write_json(folder / "ensemble.json", plain)
+    forget_probe(folder)
+
+
+def take_huge_images(folder: Path) -> None:
+    plain = described(folder)
+    plain["preprocessing"]["image_shape"] = [1, 60_000, 60_000]
+    write_json(folder / "ensemble.json", plain)
+
+
+def turn_black_and_white(folder: Path) -> None:
+    plain = described(folder)
+    plain["preprocessing"] |= {"black": 255, "white": 0}
+    write_json(folder / "ensemble.json", plain)
+
+
+def tell_of_folds(folder: Path) -> None:
+    plain = described(folder)
+    plain["members"][0]["folds"] = 2
+    write_json(folder / "ensemble.json", plain)
+
+
+def normalize_two_channels(folder: Path) -> None:
+    plain = described(folder)
+    file = folder / plain["members"][0]["file"]
+    with safe_open(file, framework="pt") as opened:
+        checkpoint = json.loads(opened.metadata()["checkpoint"])
+    save_file(load_file(file), file, {"checkpoint": json.dumps(checkpoint | {"mean": [0.5, 0.5]})})
+    plain["members"][0]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    write_json(folder / "ensemble.json", plain)
+
+
+def lose_test_accuracy(folder: Path) -> None:
+    plain = json.loads((folder / "metrics.json").read_text())
+    del plain["ensemble"]["test"]
+    write_json(folder / "metrics.json", plain)
+
+
 @pytest.mark.parametrize(
-    "change", [cut_probe, lose_probe, ask_for_another_resize, lead_out_of_the_folder]
+    "change",
+    [
+        *(cut_probe, lose_probe, ask_for_another_resize, lead_out_of_the_folder),
+        *(take_larger_images, take_huge_images, turn_black_and_white, tell_of_folds),
+        *(normalize_two_channels, lose_test_accuracy),
+    ],
 )
 def test_damage_is_told_in_one_line(change: Callable[[Path], None], folder: Path) -> None:
     change(folder)

@@ -22,10 +22,10 @@ from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
-from tuner.run.ensemble_record import EnsembleMember, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, Share, find_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
-from tuner.schema import did_you_mean, quoted, to_plain
+from tuner.schema import build, did_you_mean, quoted, to_plain
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath, inside
 from tuner.storage.records import explaining_damage, read_record
@@ -372,6 +372,10 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
         files = [inside(path, member.file) for member in record.members]
         # Ensembles of earlier versions have none.
         probe_file = inside(path, record.probe.file) if record.probe else None
+    with explaining_damage(path / METRICS):
+        # The pages of ``serve`` show it.
+        accuracy = metrics.get("ensemble", {}).get("test", {}).get("accuracy")
+        build(Share, accuracy, "ensemble.test.accuracy")
     # Ensembles of earlier versions do not say what their members are.
     models = [
         member.model or read_description(file).model
@@ -379,7 +383,7 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
     ]
     check_code_trusted(code_of(models), path, trust=trust_code)
     networks = [
-        _load(file, model, member.sha256, record.classes, device)
+        _load(file, model, member, record, device)
         for file, model, member in zip(files, models, record.members, strict=True)
     ]
     with explaining_damage(path / ENSEMBLE):
@@ -401,16 +405,28 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
 def _load(
     file: AnyPath,
     model: ModelConfig,
-    digest: str | None,
-    classes: tuple[str, ...],
+    member: EnsembleMember,
+    record: EnsembleRecord,
     device: torch.device,
 ) -> LoadedNetwork:
     """Load a network, having made sure that its file is the one that was written."""
-    _check_digest(file, digest)
+    _check_digest(file, member.sha256)
     network, checkpoint = load_checkpoint(file, model)
-    if checkpoint.classes != classes:
+    # What both tell. The mean and std of the record are those of the best trial alone.
+    for name, told in (
+        ("classes", record.classes),
+        ("image_shape", record.preprocessing.image_shape),
+        ("folds", member.folds),
+    ):
+        if getattr(checkpoint, name) != told:
+            raise TunerError(
+                f"{file}: has other {name} than {ENSEMBLE} says; make the ensemble again"
+            )
+    # A pretrained network may have been normalized by images of another number of channels.
+    counts = {len(checkpoint.mean), len(checkpoint.std)}
+    if counts != {channels := checkpoint.image_shape[0]} and model.family != "pretrained":
         raise TunerError(
-            f"{file}: its classes are not those of {ENSEMBLE}; make the ensemble again"
+            f"{file}: has no mean and std for each of {channels} channels; make the ensemble again"
         )
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     return LoadedNetwork(network=network.to(device), mean=mean, std=std)

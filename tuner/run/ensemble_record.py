@@ -4,7 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from tuner.config import MOST_FOLDS, Count, ModelConfig, NonNegative, Positive, Precision, Tta
+from tuner.config import (
+    LARGEST_IMAGE,
+    MOST_FOLDS,
+    Count,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    Precision,
+    Tta,
+)
 from tuner.run.layout import ENSEMBLE
 from tuner.run.trial import Amount
 from tuner.schema import Bounds, Opaque
@@ -62,6 +71,14 @@ class PreprocessingRecord:
     std: tuple[Positive, ...]
     """Mean and deviation a channel, of the best single candidate."""
     tta: Tta
+
+    def __post_init__(self) -> None:
+        if (side := max(self.image_shape[1:])) > LARGEST_IMAGE:
+            raise ValueError(f"image_shape: {side} pixels a side are more than {LARGEST_IMAGE}")
+        if self.black is None and self.white is None:
+            return
+        if self.black is None or self.white is None or self.black >= self.white:
+            raise ValueError(f"black {self.black} is not below white {self.white}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
