@@ -55,6 +55,8 @@ ONNX_MOST_BYTES = 2**31 - 2**24
 TIMED_BATCHES = (1, 32)
 MOST_REASON = 200
 """Characters of what a network could not be exported for."""
+OF_ITS_MAKER = frozenset({"source", "path", "run"})
+"""Parameters of a model that are the text or the path of its maker's own files."""
 MIN_SECONDS, MIN_CALLS = 0.1, 5
 """Each measurement takes at least this long, and as many calls."""
 
@@ -197,15 +199,27 @@ def _replacing(path: Path) -> Iterator[Path]:
 def metadata_of(graph: EnsembleGraph, name: str, description: Mapping[str, Any]) -> dict[str, str]:
     """Return the texts that a file says of itself; ``classes`` and ``provenance`` are JSON."""
     colours = "grey" if graph.channels == 1 else "RGB"
-    origin = {key: description[key] for key in ("run", "made", "method", "temperature", "members")}
+    origin = {key: description[key] for key in ("run", "made", "method", "temperature")}
+    members = [_without_code(member) for member in description["members"]]
     versions = {"cifar_tune": __version__, "torch": torch.__version__}
     tta = description["preprocessing"]["tta"]
     return {
         "images": f"uint8 (N, H, W, {graph.channels}), {colours}, of any one size",
         "probabilities": "float32 (N, K), in the order of the classes",
         "classes": json.dumps(list(description["classes"])),
-        "provenance": json.dumps({"ensemble": name, **origin, "tta": tta, **versions}),
+        "provenance": json.dumps(
+            {"ensemble": name, **origin, "members": members, "tta": tta, **versions}
+        ),
     }
+
+
+def _without_code(member: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``ensemble.json`` holds of a member, without code and paths of its maker."""
+    if member.get("model") is None:
+        return dict(member)
+    ((family, params),) = member["model"].items()
+    kept = {key: value for key, value in params.items() if key not in OF_ITS_MAKER}
+    return {**member, "model": {family: kept}}
 
 
 def check_installed() -> None:
