@@ -47,7 +47,7 @@ from tuner.deploy.web import create_app
 from tuner.errors import TunerError, UsageError
 from tuner.run.probe import read_probe
 from tuner.run.run import Run
-from tuner.tuning.ray_backend.serve import ServeRequest, resources_of, run_server
+from tuner.tuning.ray_backend.serve import Replica, ServeRequest, resources_of, run_server
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(body_bytes=200_000, images=4, pixels=250_000, seconds=20)
@@ -258,6 +258,34 @@ def test_other_addresses_and_methods_are_refused_in_json(
     response = client.request(method, path)
     assert response.status_code == status
     assert list(response.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "localhost:9000", 200),
+        ("127.0.0.1", "Localhost", 200),
+        ("127.0.0.1", "elsewhere.example:8000", 403),
+        ("127.0.0.1", "localhost.elsewhere.example", 403),
+        ("0.0.0.0", "elsewhere.example", 200),
+        ("0.0.0.0", "localhost", 200),
+        ("localhost", "elsewhere.example", 200),
+    ],
+)
+def test_a_page_elsewhere_cannot_use_a_server_that_is_for_this_machine_alone(
+    loaded: Ensemble, listens: str, host: str, status: int
+) -> None:
+    replica = object.__new__(Replica)
+    replica._request = ServeRequest(folder=loaded.path, host=listens)
+    replica._ensemble = loaded
+    with TestClient(replica.__serve_build_asgi_app__()) as client:
+        headers = {"Host": host}
+        answers = [client.get(path, headers=headers) for path in ("/", "/metadata")]
+        answers.append(client.post("/predict", content=picture(0), headers=headers))
+    assert [answer.status_code for answer in answers] == [status] * 3
+    if status == 403:
+        assert "--host localhost behind a proxy" in answers[0].json()["error"]
 
 
 def test_a_full_queue_and_what_is_late_are_refused_and_the_rest_is_answered(

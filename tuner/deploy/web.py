@@ -16,8 +16,10 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuner import __version__
 from tuner.config import Tta
@@ -37,6 +39,7 @@ from tuner.deploy.uploads import (
     decode_uploads,
     read_uploads,
 )
+from tuner.loopback import HOST, names_this_machine
 
 RETRY_SECONDS = 1
 """After which a client may come back that met a full queue."""
@@ -116,6 +119,7 @@ class Metadata(BaseModel):
 
 
 _MEANINGS = {
+    403: "It names another host, and the server is for its own machine alone.",
     408: "The request did not arrive in time.",
     413: "It is too large: in bytes, in pixels, or in images.",
     415: "It is of another content type.",
@@ -132,6 +136,7 @@ def create_app(
     tta: Tta | None = None,
     reject: float | None = None,
     limits: Limits | None = None,
+    is_local: bool = False,
 ) -> FastAPI:
     """Return the application.
 
@@ -140,6 +145,7 @@ def create_app(
         tta: As for ``Ensemble.predict``.
         reject: Confidence below which an image is marked as too unsure.
         limits: Of a request; ``None`` for the usual ones.
+        is_local: Answer only requests whose Host header names this machine.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -192,6 +198,9 @@ def create_app(
         kind, content = ASSETS[name]
         return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
+    if is_local:
+        app.add_middleware(_LocalOnly)
+
     @app.exception_handler(Refusal)
     async def refuse(request: Request, error: Refusal) -> JSONResponse:
         headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 503 else None
@@ -210,6 +219,27 @@ def create_app(
 
 def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": reason}, status, headers)
+
+
+class _LocalOnly:
+    """Refuses requests that do not name this machine as their host."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        app = self._app
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if not names_this_machine(host):
+                app = _problem(
+                    403,
+                    f"the server answers requests to {HOST} and localhost alone, not to "
+                    f"{host[:100]!r}. Start it with --host localhost behind a proxy on its "
+                    "machine, with --host 0.0.0.0 for other machines.",
+                )
+        await app(scope, receive, send)
 
 
 class _Predicting:

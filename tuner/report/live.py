@@ -9,19 +9,17 @@ from threading import Lock
 from typing import Any
 
 from tuner.errors import TunerError, UsageError
+from tuner.loopback import HOST, names_this_machine
 from tuner.report.page import LIVE_POLICY
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.layout import HISTORY, ISSUES, METRICS, RUN, STATUS
 from tuner.run.run import Run
 from tuner.storage.paths import AnyPath, etag
 
-HOST = "127.0.0.1"
 SECONDS = 3.0
 """Least time between two looks at the run."""
 IDLE = 4
 """For how long nothing is made, in times of what the last page took: a search needs the CPU."""
-LOCAL_NAMES = {"127.0.0.1", "localhost"}
-"""Hosts that a request may name: a page elsewhere whose name leads here must not read this one."""
 
 
 def version_of(run: Run) -> str:
@@ -110,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the page, unless the browser has it."""
-        if self.headers.get("Host", "").partition(":")[0] not in LOCAL_NAMES:
+        if not names_this_machine(self.headers.get("Host", "")):
             self._answer(403, "text/plain", b"This page is for this machine alone.\n")
         elif self.path != "/":
             self._answer(404, "text/plain", b"There is one page: /\n")
