@@ -68,10 +68,13 @@ def described(folder: Path) -> dict:
     return plain
 
 
-def write_probe(folder: Path, probs: torch.Tensor, device: str = "cpu") -> None:
-    """Write other probabilities into the probe, and record its hash."""
+def write_probe(
+    folder: Path, probs: torch.Tensor, device: str = "cpu", images: torch.Tensor | None = None
+) -> None:
+    """Write other probabilities or images into the probe, and record its hash."""
     file = folder / "probe.safetensors"
-    tensors = {"images": load_file(str(file))["images"], "probs": probs}
+    tensors = {"images": load_file(str(file))["images"] if images is None else images}
+    tensors["probs"] = probs
     dtypes = json.dumps(["torch.float32"] * len(probs))
     save_file(tensors, str(file), {"device": device, "dtypes": dtypes})
     plain = described(folder)
@@ -139,6 +142,19 @@ def cut_probe(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
 
 
+def probe_more_classes(folder: Path) -> None:
+    probs = load_file(folder / "probe.safetensors")["probs"]
+    write_probe(folder, torch.cat([probs, probs[:, :, :1]], dim=2))
+
+
+def probe_with_images_of(*shape: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        probs = load_file(folder / "probe.safetensors")["probs"][:, : shape[0]].contiguous()
+        write_probe(folder, probs, images=torch.zeros(shape, dtype=torch.uint8))
+
+    return change
+
+
 def lose_probe(folder: Path) -> None:
     (folder / "probe.safetensors").unlink()
 
@@ -202,7 +218,8 @@ def lose_test_accuracy(folder: Path) -> None:
     [
         *(cut_probe, lose_probe, ask_for_another_resize, lead_out_of_the_folder),
         *(take_larger_images, take_huge_images, turn_black_and_white, tell_of_folds),
-        *(normalize_two_channels, lose_test_accuracy),
+        *(normalize_two_channels, lose_test_accuracy, probe_more_classes),
+        *(probe_with_images_of(*shape) for shape in ((32, 1, 0, 8), (0, 1, 8, 8), (32, 1, 9, 8))),
     ],
 )
 def test_damage_is_told_in_one_line(change: Callable[[Path], None], folder: Path) -> None:

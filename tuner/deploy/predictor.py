@@ -303,8 +303,13 @@ class Ensemble:
         Raises:
             ValueError: If one does not.
         """
-        if len(probe.probs) != len(self.members):
-            raise ValueError(f"has {len(probe.probs)} members, not {len(self.members)}")
+        expected = (len(self.members), len(probe.images), len(self.classes))
+        if probe.probs.shape != expected or probe.images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"holds {tuple(probe.images.shape)} images and {tuple(probe.probs.shape)} "
+                f"probabilities; this ensemble's are (N, {', '.join(map(str, self.image_shape))}) "
+                f"and {expected}"
+            )
         differences = torch.zeros(len(self.members), 0)
         began = time.monotonic()
         for start in range(0, len(probe.images), PROBE_STEP):

@@ -61,8 +61,8 @@ def read_probe(path: AnyPath) -> Probe:
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"is no probe ({error})") from error
     images, probs = probe.images, probe.probs
-    is_whole = images.dtype == torch.uint8 and images.ndim == 4 and probs.ndim == 3
-    if not is_whole or probs.shape[:2] != (len(probe.dtypes), len(images)):
+    is_whole = images.dtype == torch.uint8 and (images.ndim, probs.ndim) == (4, 3)
+    if not is_whole or not images.numel() or probs.shape[:2] != (len(probe.dtypes), len(images)):
         raise ValueError(f"is no probe (shapes {tuple(images.shape)} and {tuple(probs.shape)})")
     return probe
 
