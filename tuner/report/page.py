@@ -44,13 +44,15 @@ def render(
         context: What the template writes.
     """
     page = _environment().get_template(template)
-    return page.render(
+    html = page.render(
         style=Markup(_asset("page.css")),
         scripts=[Markup(_asset(name)) for name in ("echarts.min.js", "charts.js", *scripts)],
         facts=_script_safe(facts),
         policy=Markup(LIVE_POLICY if is_live else POLICY),
         **context,
     )
+    # Names of folders may hold bytes that are not UTF-8; a page shows them as escapes.
+    return html.encode(errors="backslashreplace").decode()
 
 
 @cache
