@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tuner.data.decoding import ImageMode, Source, ValueRange, decode_file, resized, resized_pixels
+from tuner.data.names import shown
 from tuner.deploy.graph import Resize
 from tuner.errors import DataError, UsageError
 from tuner.storage.local_storage import MOST_TENSORS
@@ -74,11 +75,13 @@ class Preprocessing:
             DataError: If it is missing or unreadable, or no plain file.
         """
         if not isinstance(source, io.BytesIO):
+            name = shown(os.fspath(source))
             try:
                 LOCAL.check_file(Path(source), most=MOST_TENSORS, is_own=True)
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise DataError(f"{source}: cannot be read as an image ({reason})") from error
+                # It may quote the name.
+                reason = shown(str(getattr(error, "strerror", None) or error))
+                raise DataError(f"{name}: cannot be read as an image ({reason})") from error
         pixels = decode_file(
             source,
             self.size,

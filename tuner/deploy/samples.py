@@ -15,6 +15,7 @@ from tuner.data.decoding import (
     plain_image,
     why_unread,
 )
+from tuner.data.names import shown
 from tuner.errors import DataError
 
 MOST_FILES = 100
@@ -104,7 +105,8 @@ def read_pixels(path: Path, mode: ImageMode, value_range: ValueRange | None = No
     # As for decode_file: damaged files raise whatever Pillow's parsers run into.
     except Exception as error:
         raise DataError(
-            f"{path}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
+            f"{shown(str(path))}: cannot be read as an image ({why_unread(error)}). Mend or "
+            "remove it."
         ) from error
 
 

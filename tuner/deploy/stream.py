@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tuner.config import Tta
 from tuner.data.decoding import Source, image_suffixes
+from tuner.data.names import shown
 from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.preprocessing import Preprocessing, channels_first
@@ -110,7 +111,7 @@ def _source(path: str) -> Source | DataError:
         os.scandir(path).close()
     except OSError as error:
         reason = str(error.strerror)
-    return DataError(f"{path}: cannot be read as an image ({reason})")
+    return DataError(f"{shown(path)}: cannot be read as an image ({reason})")
 
 
 def predict_files(
