@@ -32,25 +32,16 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, read_text
 
-__all__ = ["Page", "Report", "make_page", "verdict", "write_report"]
+__all__ = ["Page", "make_page", "verdict", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
     """A run on a page."""
 
-    html: str
-    verdict: str
-    """Its first sentence."""
-    advice: list[str]
-    """What to look at, one line each."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """A page that was written."""
-
     path: AnyPath
+    """Where ``write_report`` puts it."""
+    html: str
     verdict: str
     """Its first sentence."""
     advice: list[str]
@@ -64,16 +55,15 @@ def write_report(
     importance: Mapping[str, Mapping[str, float]],
     advice: Sequence[str],
     tentative: Mapping[str, Spread] | None = None,
-) -> Report:
+) -> Page:
     """Write ``report.html`` of a run; the arguments are those of ``make_page``.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
     """
     page = make_page(run, ranked, space, importance, advice, tentative)
-    path = run.path / REPORT
-    write_text(path, page.html)
-    return Report(path=path, verdict=page.verdict, advice=page.advice)
+    write_text(page.path, page.html)
+    return page
 
 
 def make_page(
@@ -144,7 +134,7 @@ def make_page(
         facts_of=facts,
         space=read_text(run.path / SPACE),
     )
-    return Page(html=html, verdict=sentence, advice=lines)
+    return Page(path=run.path / REPORT, html=html, verdict=sentence, advice=lines)
 
 
 def _told(folders: Sequence[AnyPath]) -> list[str]:
