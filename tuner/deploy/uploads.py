@@ -1,4 +1,4 @@
-"""The images of a request: its body or the files of a form, within limits."""
+"""Read and decode the images of a request: its body or the files of a form, within limits."""
 
 import io
 import time
@@ -18,34 +18,34 @@ from tuner.errors import DataError
 from tuner.schema import whole_number
 
 FIELD = "image"
-"""Name of a form's files."""
+"""Field name of the files in a form."""
 FORM = "multipart/form-data"
 BINARY = "application/octet-stream"
 FORMATS = (
     *("AVIF", "BMP", "FITS", "GIF", "JPEG", "JPEG2000"),
     *("MPO", "PNG", "PPM", "TIFF", "WEBP"),
 )
-"""Pillow's names of the formats that anybody may send. Pillow decodes others in Python: a FITS file
-of 200 kB, compressed with gzip, can take minutes and gigabytes."""
+"""Pillow's names of the formats that clients may send. Pillow decodes some others in Python: a FITS
+file of 200 kB, compressed with gzip, can take minutes and gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request may ask for, and how many may at a time."""
+    """Limits on one request, and on concurrent requests."""
 
     body_bytes: int = 16 * 2**20
-    """Most bytes of all images of a request, as files."""
+    """Maximum total size of the image files in a request, in bytes."""
     images: int = 64
     pixels: int = 50_000_000
-    """Most pixels of an image: a file of a few kB may decode to more memory than there is."""
+    """Maximum pixels per image: a file of a few kB may decode to more memory than there is."""
     seconds: float = 30.0
-    """From the first byte of a request to its answer."""
+    """Maximum time from the first byte of a request to its response."""
     requests: int = 128
-    """Requests that are read, waiting or computed at once, for each replica."""
+    """Requests that each replica reads, queues or computes at the same time."""
 
 
 class Refusal(Exception):
-    """A request that is answered by an error."""
+    """A request is answered with an error."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -55,10 +55,10 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """One image file, as it was sent."""
+    """One image file, as sent."""
 
     name: str
-    """As its form calls it, or ``image``."""
+    """File name in the form, or ``image``."""
     content: bytes
 
 
@@ -86,7 +86,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
 
 
 async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Yield the body, as long as it is not too large."""
+    """Yield the body until it exceeds the size limit."""
     told = request.headers.get("content-length", "")
     size = whole_number(told) or 0
     if size <= limits.body_bytes:
@@ -105,7 +105,7 @@ async def _read_form(request: Request, limits: Limits) -> list[Upload]:
     parser = MultiPartParser(
         request.headers, _bounded(request, limits), max_files=limits.images, max_fields=0
     )
-    # Nothing is laid on a disk.
+    # Keep all files in memory.
     parser.spool_max_size = limits.body_bytes
     try:
         form = await parser.parse()
@@ -141,13 +141,13 @@ def decode_uploads(
 
     Args:
         uploads: The files.
-        prepare: How.
-        limits: Of the pixels of each.
-        deadline: By ``time.monotonic``; nobody waits for the rest after it.
+        prepare: How to prepare the images.
+        limits: Limits on each image.
+        deadline: Time by ``time.monotonic`` after which the client no longer waits.
 
     Returns:
-        Why each could not be read, or ``None``; and the pixels of those that could, uint8, shape
-        (N, C, H, W).
+        For each file, why it could not be read, or ``None``; and the pixels of the readable ones,
+        uint8, shape (N, C, H, W).
 
     Raises:
         Refusal: If an image has too many pixels.
@@ -182,12 +182,12 @@ def _check_image(upload: Upload, limits: Limits) -> None:
         with open_image(io.BytesIO(upload.content)) as image:
             count = image.width * image.height
             tiles = getattr(image, "tile", ())
-            # Pillow lists here its decoders in Python, such as those of run lengths in BMP.
+            # ``Image.DECODERS`` holds the decoders in Python, such as that of run lengths in BMP.
             is_quick = image.format in FORMATS and not any(t[0] in Image.DECODERS for t in tiles)
             kind = image.format
     except Image.DecompressionBombError:
         count, is_quick, kind = limits.pixels + 1, True, ""
-    # Whatever else is wrong with it, decoding says.
+    # Decoding reports any other problem.
     except Exception:
         return
     if count > limits.pixels:

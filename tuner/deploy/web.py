@@ -1,7 +1,7 @@
-"""An ensemble as a web application: images in a request, the lines of ``predict`` in the answer.
+"""An ensemble as a web application: images in a request, the lines of ``predict`` in the response.
 
-It knows nothing of Ray: ``tuner.tuning.ray_backend.serve`` runs it in as many replicas as are
-asked for.
+It does not depend on Ray: ``tuner.tuning.ray_backend.serve`` runs it in the requested number of
+replicas.
 """
 
 import asyncio
@@ -42,12 +42,12 @@ from tuner.deploy.uploads import (
 from tuner.loopback import HOST, names_this_machine
 
 RETRY_SECONDS = 1
-"""After which a client may come back that met a full queue."""
+"""Seconds after which a client that met a full queue may retry."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Prediction(BaseModel):
-    """What the ensemble says of an image."""
+    """The ensemble's prediction for an image."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,7 +73,7 @@ class Unreadable(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The answer to a request, an entry for each image, in the order of the images."""
+    """The response to a request: one entry per image, in the order of the images."""
 
     predictions: list[Prediction | Unreadable]
 
@@ -85,7 +85,7 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """The server responds."""
 
     status: str = Field(examples=["ok"])
 
@@ -95,13 +95,13 @@ class Member(BaseModel):
 
     name: str
     family: str | None = Field(description="Null in ensembles of early versions.")
-    # Not a ``Probability``: the one of a single member may be above 1 by rounding.
+    # Not a ``Probability``: the weight of a single member may exceed 1 by rounding.
     weight: float = Field(ge=0, description="Its share in the vote.")
     temperature: float
 
 
 class Metadata(BaseModel):
-    """What is served."""
+    """The served ensemble."""
 
     name: str
     classes: list[str]
@@ -141,10 +141,10 @@ def create_app(
     """Return the application.
 
     Args:
-        ensemble: What is served.
+        ensemble: The ensemble to serve.
         tta: As for ``Ensemble.predict``.
-        reject: Confidence below which an image is marked as too unsure.
-        limits: Of a request; ``None`` for the usual ones.
+        reject: Confidence below which an image is marked as rejected.
+        limits: Limits on requests; ``None`` for the defaults.
         is_local: Answer only requests whose Host header names this machine.
     """
     limits = limits or Limits()
@@ -222,13 +222,13 @@ def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None)
 
 
 class _LocalOnly:
-    """Refuses requests that do not name this machine as their host."""
+    """Refuses requests whose Host header does not name this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
+        """Refuse a request, or pass it on."""
         app = self._app
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host", "")
@@ -243,7 +243,7 @@ class _LocalOnly:
 
 
 class _Predicting:
-    """Answers requests, as many at a time as the limits allow."""
+    """Answers requests, up to the limits at a time."""
 
     def __init__(
         self, ensemble: Ensemble, tta: Tta | None, reject: float | None, limits: Limits
@@ -304,7 +304,7 @@ class _Predicting:
 
 
 def _request_body(limits: Limits) -> dict[str, Any]:
-    """Describe what ``/predict`` takes, which it reads itself."""
+    """Describe the body of ``/predict``, which reads it itself."""
     files = {"type": "array", "items": _BINARY_SCHEMA, "minItems": 1, "maxItems": limits.images}
     form = {
         "type": "object",
@@ -323,7 +323,7 @@ def _metadata(
     told = ("run", "made", "made_by", "method")
     data = record.get("data")
     if data:
-        # Where images lie on this machine is nobody else's business.
+        # Clients need not know where the images are on this machine.
         data = data | {"source": PurePath(data["source"]).name}
     return Metadata(
         name=ensemble.path.name,

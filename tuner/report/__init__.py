@@ -1,7 +1,7 @@
-"""A run on one page: ``report.html`` in its folder, which opens anywhere and asks for nothing.
+"""A run on one page: ``report.html`` in its folder, which opens anywhere and loads nothing else.
 
-``facts`` gathers what the trials tell, ``ensembles`` what an ensemble tells; ``page`` makes a page
-of them with the templates, the style and the scripts in ``assets``.
+``facts`` gathers the data of the trials, ``ensembles`` that of an ensemble; ``page`` renders them
+with the templates, styles and scripts in ``assets``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,15 +37,15 @@ __all__ = ["Page", "make_page", "verdict", "write_report"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """A run on a page."""
+    """The page of a run."""
 
     path: AnyPath
-    """Where ``write_report`` puts it."""
+    """Where ``write_report`` writes it."""
     html: str
     verdict: str
-    """Its first sentence."""
+    """First sentence of the page."""
     advice: list[str]
-    """What to look at, one line each."""
+    """What to look at, one item per line."""
 
 
 def write_report(
@@ -56,7 +56,7 @@ def write_report(
     advice: Sequence[str],
     tentative: Mapping[str, Spread] | None = None,
 ) -> Page:
-    """Write ``report.html`` of a run; the arguments are those of ``make_page``.
+    """Write ``report.html`` of a run; see ``make_page`` for the arguments.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
@@ -79,13 +79,13 @@ def make_page(
     """Return the page of a run.
 
     Args:
-        run: Which.
+        run: The run.
         ranked: Its trials, the best first.
-        space: What it searched.
+        space: Its search space.
         importance: Group of trials -> parameter -> share of the importance.
-        advice: What to look at, one line each.
-        tentative: Parameter -> share of the importance, where trials are few.
-        version: Of the files of the run, where the page is served; it refreshes itself, then.
+        advice: What to look at, one item per line.
+        tentative: Parameter -> share of the importance, if trials are few.
+        version: Version of the run's files if the page is served; then it refreshes itself.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
@@ -138,7 +138,7 @@ def make_page(
 
 
 def _told(folders: Sequence[AnyPath]) -> list[str]:
-    """Say what each of some ensembles is; a damaged one is named alone."""
+    """Describe each ensemble in a few words; only name the damaged ones."""
     told = []
     for folder in folders:
         try:
@@ -154,7 +154,7 @@ def _told(folders: Sequence[AnyPath]) -> list[str]:
 
 
 def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:
-    """Say in one sentence what a run has led to.
+    """Summarize the result of a run in one sentence.
 
     Args:
         ranked: Its trials, the best first.
