@@ -18,6 +18,7 @@ TOP_LEVEL = {"tuner", "search_spaces", "tests", "pyproject.toml", "README.md", "
 MAY_IMPORT = {
     "errors": "",
     "passwords": "",
+    "loopback": "",
     "console": "passwords",
     "voting": "errors",
     "schema": "errors",
@@ -32,16 +33,16 @@ MAY_IMPORT = {
     "space": "errors schema config storage models run",
     "training": "errors voting schema config storage augment optim models metrics data run",
     "ensemble": "errors voting schema config storage augment models metrics data run training",
-    "deploy": "errors voting schema config storage augment models metrics data run training "
-    "ensemble",
+    "deploy": "errors loopback voting schema config storage augment models metrics data run "
+    "training ensemble",
     "tracking": "errors config storage run",
     "monitor": "config storage metrics run space",
-    "report": "errors schema config storage metrics run space",
-    "tuning": "errors passwords schema config storage augment models metrics data run space "
-    "training ensemble deploy tracking monitor",
+    "report": "errors loopback schema config storage metrics run space",
+    "tuning": "errors passwords loopback schema config storage augment models metrics data run "
+    "space training ensemble deploy tracking monitor",
     "api": "errors console schema config storage run space training ensemble deploy tuning",
-    "cli": "errors passwords console schema config storage models metrics data run space training "
-    "ensemble deploy monitor report tuning",
+    "cli": "errors passwords loopback console schema config storage models metrics data run space "
+    "training ensemble deploy monitor report tuning",
     "__main__": "cli",
 }
 """Package or loose module of ``tuner`` -> what else of it that may import: rows above its own."""

@@ -27,7 +27,13 @@ from tuner.cli import main
 from tuner.config import ModelConfig
 from tuner.data.decoding import decode_file, resized
 from tuner.deploy import export
-from tuner.deploy.export import Format, check_fits_onnx, export_graph, open_exported
+from tuner.deploy.export import (
+    Format,
+    check_fits_onnx,
+    export_graph,
+    metadata_of,
+    open_exported,
+)
 from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize, resize
 from tuner.deploy.predictor import Ensemble, EnsembleMember, LoadedNetwork
 from tuner.deploy.samples import read_pixels, samples_in
@@ -279,6 +285,26 @@ def test_a_file_says_what_it_is(exported: Exported) -> None:
     (images,), (probs,) = session.get_inputs(), session.get_outputs()
     assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", [*"NHW", 3])
     assert (probs.name, probs.shape) == ("probabilities", ["N", 3])
+
+
+def test_a_file_says_nothing_of_the_code_and_the_paths_of_its_maker(exported: Exported) -> None:
+    ensemble = exported.ensemble
+    wholes = [
+        {"custom": {"path": "net.py", "name": "Net", "params": {"width": 8}, "source": NETS}},
+        {"pretrained": {"run": "/home/me/runs/first", "trial": 3, "source": NETS, "sha256": "0a"}},
+        None,
+    ]
+    members = [{"file": "members/0000.safetensors", "sha256": "1b", "model": w} for w in wholes]
+    found = metadata_of(ensemble.graph(), "top", ensemble.description | {"members": members})
+    assert "import torch" not in found["provenance"]
+    assert "/home/me" not in found["provenance"]
+    told = json.loads(found["provenance"])["members"]
+    assert [member["model"] for member in told] == [
+        {"custom": {"name": "Net", "params": {"width": 8}}},
+        {"pretrained": {"trial": 3, "sha256": "0a"}},
+        None,
+    ]
+    assert [member["sha256"] for member in told] == ["1b"] * 3
 
 
 @every_format

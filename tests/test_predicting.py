@@ -164,6 +164,26 @@ def test_a_folder_without_images_and_a_pipe_are_named(
     assert "pipe.png is a pipe or a device, not a file" in err
 
 
+def test_a_name_with_a_line_break_makes_no_line_of_its_own(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "a\nforged.png").write_bytes(b"no image")
+    os.mkfifo(tmp_path / "b\nforged.png")
+    (tmp_path / "c\nforged.png").symlink_to("nowhere")
+    (tmp_path / "d\nforged").mkdir()
+    code, _, err = call(*sorted(tmp_path.iterdir()))
+    assert code == 1
+    lines = err.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        f"{tmp_path}/{name}"
+        for name in (
+            r"a\x0aforged.png",
+            r"b\x0aforged.png",
+            r"c\x0aforged.png",
+            r"d\x0aforged",
+        )
+    ]
+    assert lines[-1] == "Could not be read: 4 of 4"
+
+
 def test_output_takes_the_place_of_a_file_but_not_of_a_pipe(
     call: Call, photos: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tuner
@@ -67,10 +68,13 @@ def described(folder: Path) -> dict:
     return plain
 
 
-def write_probe(folder: Path, probs: torch.Tensor, device: str = "cpu") -> None:
-    """Write other probabilities into the probe, and record its hash."""
+def write_probe(
+    folder: Path, probs: torch.Tensor, device: str = "cpu", images: torch.Tensor | None = None
+) -> None:
+    """Write other probabilities or images into the probe, and record its hash."""
     file = folder / "probe.safetensors"
-    tensors = {"images": load_file(str(file))["images"], "probs": probs}
+    tensors = {"images": load_file(str(file))["images"] if images is None else images}
+    tensors["probs"] = probs
     dtypes = json.dumps(["torch.float32"] * len(probs))
     save_file(tensors, str(file), {"device": device, "dtypes": dtypes})
     plain = described(folder)
@@ -138,6 +142,19 @@ def cut_probe(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
 
 
+def probe_more_classes(folder: Path) -> None:
+    probs = load_file(folder / "probe.safetensors")["probs"]
+    write_probe(folder, torch.cat([probs, probs[:, :, :1]], dim=2))
+
+
+def probe_with_images_of(*shape: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        probs = load_file(folder / "probe.safetensors")["probs"][:, : shape[0]].contiguous()
+        write_probe(folder, probs, images=torch.zeros(shape, dtype=torch.uint8))
+
+    return change
+
+
 def lose_probe(folder: Path) -> None:
     (folder / "probe.safetensors").unlink()
 
@@ -154,8 +171,56 @@ def lead_out_of_the_folder(folder: Path) -> None:
     write_json(folder / "ensemble.json", plain)
 
 
+def take_larger_images(folder: Path) -> None:
+    """Have images prepared in another size than that of the networks, which take any."""
+    plain = described(folder)
+    plain["preprocessing"]["image_shape"] = [1, 16, 16]
+    write_json(folder / "ensemble.json", plain)
+    forget_probe(folder)
+
+
+def take_huge_images(folder: Path) -> None:
+    plain = described(folder)
+    plain["preprocessing"]["image_shape"] = [1, 60_000, 60_000]
+    write_json(folder / "ensemble.json", plain)
+
+
+def turn_black_and_white(folder: Path) -> None:
+    plain = described(folder)
+    plain["preprocessing"] |= {"black": 255, "white": 0}
+    write_json(folder / "ensemble.json", plain)
+
+
+def tell_of_folds(folder: Path) -> None:
+    plain = described(folder)
+    plain["members"][0]["folds"] = 2
+    write_json(folder / "ensemble.json", plain)
+
+
+def normalize_two_channels(folder: Path) -> None:
+    plain = described(folder)
+    file = folder / plain["members"][0]["file"]
+    with safe_open(file, framework="pt") as opened:
+        checkpoint = json.loads(opened.metadata()["checkpoint"])
+    save_file(load_file(file), file, {"checkpoint": json.dumps(checkpoint | {"mean": [0.5, 0.5]})})
+    plain["members"][0]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    write_json(folder / "ensemble.json", plain)
+
+
+def lose_test_accuracy(folder: Path) -> None:
+    plain = json.loads((folder / "metrics.json").read_text())
+    del plain["ensemble"]["test"]
+    write_json(folder / "metrics.json", plain)
+
+
 @pytest.mark.parametrize(
-    "change", [cut_probe, lose_probe, ask_for_another_resize, lead_out_of_the_folder]
+    "change",
+    [
+        *(cut_probe, lose_probe, ask_for_another_resize, lead_out_of_the_folder),
+        *(take_larger_images, take_huge_images, turn_black_and_white, tell_of_folds),
+        *(normalize_two_channels, lose_test_accuracy, probe_more_classes),
+        *(probe_with_images_of(*shape) for shape in ((32, 1, 0, 8), (0, 1, 8, 8), (32, 1, 9, 8))),
+    ],
 )
 def test_damage_is_told_in_one_line(change: Callable[[Path], None], folder: Path) -> None:
     change(folder)

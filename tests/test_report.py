@@ -425,6 +425,17 @@ def test_a_damaged_ensemble_is_told_of(tmp_path: Path, run: Run) -> None:
         write(copy)
 
 
+def test_folders_whose_names_are_no_utf_8_are_shown(tmp_path: Path, run: Run) -> None:
+    copy = with_ensemble(run, tmp_path, name=None)
+    ensembles = copy.path / "ensembles"
+    for name in (b"r\xe4v", b"k\xf6n"):
+        shutil.copytree(ensembles / "top", ensembles / os.fsdecode(name))
+    shutil.rmtree(ensembles / "top")
+    odd = copy.path.rename(tmp_path / os.fsdecode(b"b\xe4r"))
+    page = write(Run.open(odd))
+    assert all(name in page for name in (r"r\udce4v", r"k\udcf6n", r"b\udce4r"))
+
+
 @pytest.mark.slow
 def test_a_thousand_trials_make_a_page_in_seconds_and_below_five_megabytes(tmp_path: Path) -> None:
     space = load_space(Path("search_spaces/wide.yaml"))

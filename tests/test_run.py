@@ -378,6 +378,7 @@ FIRST = "1,2.0,2.1,0.5,0.1,3.0,1000.0"
         (f"{HEAD}{FIRST.replace('3.0', '-3')}\n", "seconds is -3.0, not a number from 0"),
         (f"{HEAD}{FIRST.replace('1000.0', 'inf')}\n", "time is inf, not a number from 0"),
         (f"{HEAD}{FIRST.replace('0.1', '1e400')}\n", "lr is inf, not a number from 0"),
+        (f"{HEAD}{FIRST.replace('3.0', '1.7e308')}\n", r"seconds is 1.7e\+308, above 1e\+09"),
     ],
 )
 def test_a_history_that_cannot_be_is_told_in_a_line(run: Run, text: str, message: str) -> None:
@@ -387,6 +388,13 @@ def test_a_history_that_cannot_be_is_told_in_a_line(run: Run, text: str, message
     with pytest.raises(TunerError, match=f"{file}: damaged or unreadable: .*{message}") as caught:
         run.trials()
     assert "\n" not in str(caught.value)
+
+
+def test_gpus_whose_hours_are_no_number_are_damage(run: Run) -> None:
+    add_trial(run, 0)
+    write_status(run.trial_path(0), TrialStatus(state="completed", gpus=1.7e308))
+    with pytest.raises(TunerError, match=r"status\.json: .*gpus is 1.7e\+308, above 1e\+06"):
+        run.trial(0)
 
 
 def test_more_epochs_than_the_configuration_has_are_damage(run: Run) -> None:

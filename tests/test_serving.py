@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -31,7 +33,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from PIL import Image
+from PIL import Image, features
 from starlette.testclient import TestClient
 from torch import Tensor
 
@@ -40,12 +42,12 @@ from tests.test_predicting import mutants
 from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer
 from tuner.deploy.predictor import Ensemble, Vote
-from tuner.deploy.uploads import Limits
+from tuner.deploy.uploads import FORMATS, Limits
 from tuner.deploy.web import create_app
 from tuner.errors import TunerError, UsageError
 from tuner.run.probe import read_probe
 from tuner.run.run import Run
-from tuner.tuning.ray_backend.serve import ServeRequest, resources_of, run_server
+from tuner.tuning.ray_backend.serve import Replica, ServeRequest, resources_of, run_server
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(body_bytes=200_000, images=4, pixels=250_000, seconds=20)
@@ -191,6 +193,62 @@ def test_what_cannot_be_answered_is_refused_in_a_line(client: TestClient, what: 
     assert 10 < len(response.json()["error"]) < 300
 
 
+def fits(*cards: str, data: bytes = b"") -> bytes:
+    """Return a FITS file of one or several headers, each ended by END, and data."""
+    content, block = b"", b""
+    for card in cards:
+        block += f"{card:80}".encode()
+        if card == "END":
+            content, block = content + block.ljust(2880), b""
+    return content + data
+
+
+PRIMARY = ("SIMPLE  = T", "BITPIX  = 8")
+SLOW = {
+    "FITS": fits(
+        *(*PRIMARY, "NAXIS   = 0", "END", "XTENSION= 'BINTABLE'", "BITPIX  = 8", "NAXIS   = 2"),
+        *("NAXIS1  = 8", "NAXIS2  = 1", "ZIMAGE  = T", "ZCMPTYPE= 'GZIP_1  '", "ZBITPIX = 32"),
+        *("ZNAXIS  = 2", "ZNAXIS1 = 400", "ZNAXIS2 = 400", "END"),
+        data=bytes(8) + gzip.compress(bytes(4 * 400 * 400)),
+    ),
+    "QOI": b"qoif" + struct.pack(">IIBB", 400, 400, 3, 0) + b"\xfd" * 3000 + bytes(8),
+    "PPM": b"P1 400 400\n" + b"0" * 400 * 400,
+    "BMP": b"BM"
+    + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54 + 1024, 40, 400, 400, 1, 8, 1, 0, 0, 0, 256, 0)
+    + bytes(1024)
+    + b"\xff\x00\x91\x00\x00\x00" * 400,
+}
+"""Files of few bytes that Pillow decodes in Python, by its name of their format."""
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_what_pillow_decodes_in_python_is_refused_before_it_is_decoded(
+    client: TestClient, kind: str
+) -> None:
+    with Image.open(io.BytesIO(SLOW[kind])) as image:
+        assert image.format == kind
+        assert image.size == (400, 400)
+    alone = client.post("/predict", content=SLOW[kind])
+    assert alone.status_code == 422
+    assert f"this kind of {kind} file decodes too slowly" in alone.json()["error"]
+    assert "accepted are AVIF, BMP" in alone.json()["error"]
+    among = client.post("/predict", files=as_form(SLOW[kind], picture(0)))
+    assert among.status_code == 200
+    assert ["error" in entry for entry in among.json()["predictions"]] == [True, False]
+
+
+UNCOMPRESSED = fits(*(*PRIMARY, "NAXIS   = 2", "NAXIS1  = 9", "NAXIS2  = 8", "END"), data=bytes(72))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_that_is_named_is_read(client: TestClient, kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    content = UNCOMPRESSED if kind == "FITS" else picture(0, kind)
+    response = client.post("/predict", content=content)
+    assert response.status_code == 200, response.text
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/predict", 405), ("GET", "/x", 404)]
 )
@@ -200,6 +258,34 @@ def test_other_addresses_and_methods_are_refused_in_json(
     response = client.request(method, path)
     assert response.status_code == status
     assert list(response.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "localhost:9000", 200),
+        ("127.0.0.1", "Localhost", 200),
+        ("127.0.0.1", "elsewhere.example:8000", 403),
+        ("127.0.0.1", "localhost.elsewhere.example", 403),
+        ("0.0.0.0", "elsewhere.example", 200),
+        ("0.0.0.0", "localhost", 200),
+        ("localhost", "elsewhere.example", 200),
+    ],
+)
+def test_a_page_elsewhere_cannot_use_a_server_that_is_for_this_machine_alone(
+    loaded: Ensemble, listens: str, host: str, status: int
+) -> None:
+    replica = object.__new__(Replica)
+    replica._request = ServeRequest(folder=loaded.path, host=listens)
+    replica._ensemble = loaded
+    with TestClient(replica.__serve_build_asgi_app__()) as client:
+        headers = {"Host": host}
+        answers = [client.get(path, headers=headers) for path in ("/", "/metadata")]
+        answers.append(client.post("/predict", content=picture(0), headers=headers))
+    assert [answer.status_code for answer in answers] == [status] * 3
+    if status == 403:
+        assert "--host localhost behind a proxy" in answers[0].json()["error"]
 
 
 def test_a_full_queue_and_what_is_late_are_refused_and_the_rest_is_answered(

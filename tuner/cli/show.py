@@ -327,7 +327,8 @@ def _follow(run: "Run") -> None:
 def _serve(run: "Run", port: int) -> None:
     from contextlib import suppress
 
-    from tuner.report.live import HOST, LivePage, page_server
+    from tuner.loopback import HOST
+    from tuner.report.live import LivePage, page_server
 
     page = LivePage(run.path, _page)
     # Leaving does not interrupt the search.

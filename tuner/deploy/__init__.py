@@ -1,1 +1,1 @@
-"""What an ensemble is used for once it is made; needs neither Ray nor Optuna."""
+"""Use a finished ensemble: predict, evaluate, export, serve. Needs neither Ray nor Optuna."""

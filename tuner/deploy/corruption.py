@@ -1,9 +1,9 @@
-"""Some kinds of CIFAR-10-C, made on the fly: noise, blur, light, contrast and compression.
+"""Some corruptions of CIFAR-10-C, made on the fly: noise, blur, light, contrast and compression.
 
 Hendrycks & Dietterich (2019), "Benchmarking neural network robustness to common corruptions and
-perturbations". Strengths and arithmetic are those of their program for images of 32 pixels,
-``make_cifar_c.py``. The kinds of theirs that are left out need pictures of frost, or libraries for
-which this program has no other use.
+perturbations". Strengths and arithmetic follow their program for images of 32 pixels,
+``make_cifar_c.py``. Their other kinds are left out because they need pictures of frost, or
+libraries that this program does not use otherwise.
 """
 
 import io
@@ -39,14 +39,14 @@ _STRENGTHS: dict[Kind, tuple[float, ...]] = {
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
 }
 _DISKS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))
-"""Radius and width of the smoothed edge of the disk that is out of focus."""
+"""Radius and smoothed edge width of the defocus disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """One kind at one severity, with random numbers of its own.
+    """One kind at one severity, with its own random numbers.
 
-    Images come in order, in batches of any size: the same ones get the same noise.
+    Images come in order, in batches of any size: the same images get the same noise.
     """
 
     kind: Kind
@@ -62,7 +62,7 @@ class Corruption:
 
 
 def all_corruptions(seed: int = 0) -> Iterator[Corruption]:
-    """Yield every kind at every severity, mildest first."""
+    """Yield every kind at every severity, the mildest first."""
     for number, kind in enumerate(KINDS):
         for severity in SEVERITIES:
             generator = np.random.default_rng((seed, number, severity))
@@ -81,7 +81,7 @@ def _shot_noise(images: Tensor, photons: float, generator: np.random.Generator) 
 def _gaussian_blur(images: Tensor, sigma: float, generator: np.random.Generator) -> Tensor:
     from scipy.ndimage import gaussian_filter
 
-    # As skimage.filters.gaussian does, edges repeated.
+    # Repeat the edges, like skimage.filters.gaussian.
     widths = (0, 0, sigma, sigma)
     return _as_bytes(gaussian_filter(_as_shares(images), widths, mode="nearest", truncate=4))
 
@@ -94,14 +94,14 @@ def _defocused(shares: np.ndarray, radius: float, edge: float) -> np.ndarray:
     steps = np.exp(-(np.arange(-1, 2) ** 2) / (2 * edge**2))
     smooth = np.outer(steps, steps) / steps.sum() ** 2
     kernel = convolve(disk / disk.sum(), smooth, mode="mirror")
-    # Beyond the middle it is 0.
+    # The kernel is 0 beyond the middle.
     blurred: np.ndarray = convolve(shares, kernel[None, None, 5:12, 5:12], mode="mirror")
     return blurred
 
 
 def _brightness(images: Tensor, more: float, generator: np.random.Generator) -> Tensor:
     shares = _as_shares(images)
-    # The value of HSV is the largest channel; hue and saturation stay when all scale with it.
+    # The value of HSV is the largest channel; scaling all channels keeps hue and saturation.
     value = shares.max(axis=1, keepdims=True)
     brighter = np.clip(value + more, 0, 1)
     return _as_bytes(np.where(value > 0, shares / np.where(value > 0, value, 1), 1) * brighter)
@@ -143,7 +143,7 @@ _MAKERS: dict[Kind, Callable[[Tensor, float, np.random.Generator], Tensor]] = {
 
 
 def _each(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """Change images one by one as Pillow's."""
+    """Change images one by one as Pillow images."""
     changed = torch.empty_like(images)
     for target, image in zip(changed, images, strict=True):
         pixels = image.permute(1, 2, 0).numpy()
@@ -158,5 +158,5 @@ def _as_shares(images: Tensor) -> np.ndarray:
 
 
 def _as_bytes(shares: np.ndarray) -> Tensor:
-    # Cut off, as there.
+    # Truncate, as their program does.
     return torch.from_numpy((np.clip(shares, 0, 1) * 255).astype(np.uint8))

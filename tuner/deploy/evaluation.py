@@ -1,4 +1,4 @@
-"""A finished ensemble on labelled images: all its figures, its mistakes, and how robust it is."""
+"""Evaluate a finished ensemble on labelled images: figures, mistakes and robustness."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -49,7 +49,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberFigures:
-    """One member alone, as it was trained."""
+    """The figures of one member alone."""
 
     member: str
     """Such as ``trial 3``."""
@@ -57,25 +57,25 @@ class MemberFigures:
     scores: Scores
     interval: Share
     contribution: float | None
-    """Accuracy with it less that without it; ``None`` of a member alone."""
+    """Accuracy with it minus accuracy without it; ``None`` for the only member."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassFigures:
-    """The images of one class."""
+    """The figures of one class."""
 
     label: str
     count: int
     interval: Share | None
-    """``None`` without an image."""
+    """``None`` if the class has no images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistake:
-    """An image that was taken for another class."""
+    """A misclassified image."""
 
     path: str
-    """The user's own; of a data set that is known by name, the image's position in it."""
+    """The user's path, or the image's position in a data set that is known by name."""
     true: str
     predicted: str
     confidence: float
@@ -92,54 +92,54 @@ class Corrupted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What an ensemble is worth on some labelled images."""
+    """The figures of an ensemble on labelled images."""
 
     ensemble: AnyPath
     source: str
     part: LabelledPart
     fingerprint: str
-    """SHA-256 of the prepared images, their labels and classes, as of a data set's part."""
+    """SHA-256 of the prepared images, their labels and classes, as for a part of a data set."""
     is_own_test: bool
-    """Whether these are the test images of the run that the ensemble was made in."""
+    """Whether these are the test images of the ensemble's run."""
     is_trained_on: bool
-    """Whether the ensemble may have been trained on some of them."""
+    """Whether the ensemble may have been trained on some of the images."""
     tta: Tta
     images: int
     unreadable: tuple[str, ...]
-    """Why files could not be read, with their names; they are not among ``images``."""
+    """Why files could not be read, with their names; ``images`` does not count them."""
     classes: tuple[str, ...]
     scores: Scores
     interval: Share
     intervals: Intervals
-    """Intervals of the figures that are no share of the images."""
+    """Intervals of the figures that are not a share of the images."""
     members: tuple[MemberFigures, ...]
     gain_over_best_member: Interval
-    """In accuracy, over the member that was best on validation images: the first."""
+    """Gain in accuracy over the first member, which was the best on validation images."""
     gain_over_mean_member: Interval
     mcnemar_p: float
-    """Against the best member."""
+    """p-value against the best member."""
     per_class: tuple[ClassFigures, ...]
     reliability: tuple[Bin, ...]
     coverage: tuple[Coverage, ...]
     oracle: float
-    """Share of images that at least one member gets right."""
+    """Share of images that at least one member classifies correctly."""
     disagreement: list[list[float]]
     error_correlation: list[list[float | None]]
     confusion: Tensor
     """Counts, shape (K, K), rows true."""
     mistakes: tuple[Mistake, ...]
-    """All of them, those of the highest confidence first."""
+    """All mistakes, the most confident first."""
     corrupted: tuple[Corrupted, ...]
-    """Empty unless asked for."""
+    """Empty unless requested."""
 
     @property
     def corrupted_accuracy(self) -> float | None:
-        """Mean over kinds and severities."""
+        """Mean accuracy over kinds and severities."""
         shares = [entry.accuracy for entry in self.corrupted]
         return sum(shares) / len(shares) if shares else None
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what ``--json`` prints."""
+        """Return the document that ``--json`` prints."""
         plain = asdict(self)
         for entry in plain["per_class"]:
             entry["class"] = entry.pop("label")
@@ -162,14 +162,14 @@ def evaluate(
     corrupt: bool = False,
     progress: Progress = lambda done: None,
 ) -> Evaluation:
-    """Measure an ensemble on labelled images; ``enter`` then keeps the books.
+    """Measure an ensemble on labelled images; ``enter`` then records the evaluation.
 
     Args:
-        ensemble: Is measured.
-        labelled: Of the ensemble's classes or some of them, in any order.
+        ensemble: The ensemble to measure.
+        labelled: Images of some or all of the ensemble's classes, in any order.
         tta: As for ``Ensemble.predict``.
-        corrupt: Measure it on corrupted images, too.
-        progress: Is told how many images are done.
+        corrupt: Whether to measure it on corrupted images, too.
+        progress: Called with the number of images done.
 
     Raises:
         DataError: If there is a class that the ensemble lacks, or no image can be read.
@@ -217,7 +217,7 @@ def evaluate(
 
 
 def enter(evaluation: Evaluation) -> None:
-    """Enter an evaluation in the ensemble's ledger; of the run's test images in the run's, too.
+    """Enter an evaluation in the ensemble's ledger, and in the run's if it read its test images.
 
     Raises:
         StorageError: If a ledger cannot be written.
@@ -250,11 +250,11 @@ def enter(evaluation: Evaluation) -> None:
 def _votes(
     ensemble: Ensemble, labelled: Labelled, tta: Tta | None
 ) -> Iterator[tuple[Tensor, Tensor, Vote, tuple[str | None, ...]]]:
-    """Yield batch by batch what can be said of images.
+    """Yield the predictions batch by batch.
 
     Yields:
-        Their positions, the pixels of those that could be read, the vote on these, and of each
-        image why it could not be read, or ``None``.
+        Positions of the images, pixels of the readable ones, the vote on these, and for each image
+        why it could not be read, or ``None``.
     """
     if labelled.images is None:
         order: list[int] = []
@@ -301,14 +301,14 @@ def _assess(
     tta: Tta,
     corrupted: tuple[Corrupted, ...],
 ) -> Evaluation:
-    """Score a vote on images of known classes."""
+    """Score a vote on labelled images."""
     confusion = confusion_matrix(vote.probs, truth, len(ensemble.classes))
     correct = vote.probs.argmax(dim=1) == truth
     alone = vote.members.argmax(dim=2) == truth
     mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
-    # Ensembles of earlier versions do not say.
+    # Ensembles of earlier versions do not record their data.
     data = ensemble.description["data"]
     is_same_place = data is not None and labelled.source == data["source"]
     return Evaluation(
@@ -382,7 +382,7 @@ def _mistakes(
 
 
 def _test_fingerprints(ensemble: Ensemble) -> set[str]:
-    """Return what is known of the test images of the ensemble's run."""
+    """Return the known fingerprints of the test images of the ensemble's run."""
     data = ensemble.description["data"]
     known = {data["test_fingerprint"] if data else ""}
     run = run_of(ensemble.path)

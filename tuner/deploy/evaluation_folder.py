@@ -1,4 +1,4 @@
-"""The folder that ``evaluate --output`` writes."""
+"""Write the folder of ``evaluate --output``."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tuner.storage.spreadsheet import write_csv
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write an evaluation as JSON, tables and pictures; each file whole or not at all."""
+    """Write an evaluation as JSON, tables and plots; each file whole or not at all."""
     write_json(folder / "evaluation.json", evaluation.to_plain())
     rows = zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)
     write_csv(

@@ -1,4 +1,4 @@
-"""How a vote came about: who said what, and whose word decided."""
+"""Explain a vote: what each member predicts, and which members decide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ from tuner.voting import soft_vote
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberVote:
-    """What one member says of an image."""
+    """The prediction of one member for an image."""
 
     member: str
     """Such as ``trial 3``."""
     label: str
     """Its most probable class."""
     confidence: float
-    """Its probability of that class, at the temperature at which it is mixed."""
+    """Its probability of that class, at its temperature in the vote."""
     weight: float
     """Its share in the vote."""
     is_decisive: bool
-    """Whether the others alone would have said another class."""
+    """Whether the other members alone would predict another class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """An ensemble's answer for one image, and the votes that led to it."""
+    """An ensemble's prediction for one image, and the votes behind it."""
 
     label: str
     confidence: float
     runner_up: str
-    """The class that came second."""
+    """The second most probable class."""
     margin: float
-    """By how much, in probability."""
+    """How much less probable it is."""
     agreement: float
-    """Share of members whose class is the ensemble's."""
+    """Share of members that predict the same class as the ensemble."""
     votes: tuple[MemberVote, ...]
     prepared: str
-    """What was done to the image's pixels."""
+    """How the image's pixels were prepared."""
 
     def __str__(self) -> str:
         agreeing = sum(vote.label == self.label for vote in self.votes)
@@ -69,15 +69,15 @@ def explain(
 
     Args:
         probs: The ensemble's probabilities, shape (K,), with K of 2 or more.
-        members: The members' at their own temperatures, shape (M, K).
+        members: The members' probabilities at their own temperatures, shape (M, K).
         weights: Their shares, shape (M,).
         classes: Names of the K classes.
         names: Names of the M members.
-        prepared: What was done to the image's pixels.
+        prepared: How the image's pixels were prepared.
     """
     (first, second), order = probs.topk(2)
     answer = int(order[0])
-    # A temperature of the whole vote leaves its order as it is.
+    # The temperature of the whole vote does not change the order.
     votes = tuple(
         MemberVote(
             member=name,
@@ -100,7 +100,7 @@ def explain(
 
 
 def _answer_without(number: int, members: Tensor, weights: Tensor) -> int | None:
-    """Return the class of the other members' vote; ``None`` where there are no others."""
+    """Return the class that the other members vote for; ``None`` if there are no others."""
     others = torch.arange(len(weights)) != number
     total = weights[others].sum()
     if not total > 0:

@@ -1,6 +1,6 @@
-"""An ensemble as one file for another program: pixels in, probabilities out.
+"""Write an ensemble as one file for other programs: pixels in, probabilities out.
 
-What an ONNX file needs to be run is onnxruntime and NumPy::
+Running an ONNX file takes onnxruntime and NumPy::
 
     import json
 
@@ -13,7 +13,7 @@ What an ONNX file needs to be run is onnxruntime and NumPy::
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     print([classes[best] for best in probs.argmax(axis=1)])
 
-A program of ``torch.export`` needs torch alone::
+A program of ``torch.export`` needs only torch::
 
     metadata = {"classes": ""}
     program = torch.export.load("ensemble.pt2", extra_files=metadata).module()
@@ -45,60 +45,62 @@ from tuner.errors import TunerError, UsageError, how_to_get
 from tuner.storage.files import replacing
 
 Format = Literal["onnx", "pt2"]
-"""A file for ONNX's runtimes, or a program of ``torch.export``."""
+"""A file for ONNX runtimes, or a program of ``torch.export``."""
 RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "pt2": "torch.export"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""Most difference of a probability from torch's."""
+"""Maximum difference of a probability from torch's."""
 ONNX_MOST_BYTES = 2**31 - 2**24
-"""The most bytes of weights: a file may not reach 2 GiB, and its graph needs some room, too."""
+"""Maximum bytes of weights: a file must stay below 2 GiB, and its graph needs some room, too."""
 TIMED_BATCHES = (1, 32)
 MOST_REASON = 200
-"""Characters of what a network could not be exported for."""
+"""Maximum characters of the reason why a network could not be exported."""
+OF_ITS_MAKER = frozenset({"source", "path", "run"})
+"""Model parameters that hold the text or the path of its maker's own files."""
 MIN_SECONDS, MIN_CALLS = 0.1, 5
-"""Each measurement takes at least this long, and as many calls."""
+"""Minimum seconds and calls of each measurement."""
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""From images, uint8 (N, H, W, C), to probabilities, float32 (N, K)."""
+"""Maps images, uint8 (N, H, W, C), to probabilities, float32 (N, K)."""
 Predict = Callable[[np.ndarray | Path], np.ndarray]
-"""The same, also for the image of a file."""
+"""The same, and for an image file, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Median milliseconds from uint8 images of the networks' own size to probabilities."""
+    """Median time in milliseconds from uint8 images of the networks' own size to probabilities."""
 
     num_images: int
     exported_ms: float
     torch_ms: float
-    """The time that the ensemble itself takes."""
+    """Time of the ensemble itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """How what a file gives compares with what the ensemble gives."""
+    """Comparison of a file's probabilities with the ensemble's."""
 
     num_images: int
-    """Images that both were given, the same pixels."""
+    """Number of images that both predicted, with the same pixels."""
     max_difference: float
     """Largest difference of a probability."""
     equal_labels: int
-    """Images with the same most probable class."""
+    """Number of images with the same most probable class."""
     num_files: int
-    """Images that came of files, decoded at full size."""
+    """Number of images from files, decoded at full size."""
     equal_labels_of_files: int
-    """Those with the class that ``predict`` gives for the file; it decodes a large JPEG at a
-    smaller scale."""
+    """Number of them with the class that ``predict`` returns for the file; it decodes a large JPEG
+    at a smaller scale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Export:
-    """A file that was written, and how it compares with the ensemble itself."""
+    """A written file, and its comparison with the ensemble itself."""
 
     file: str
     format: Format
     runtime: str
-    """The library that ran it for the comparison."""
+    """Library that ran it for the comparison."""
     num_bytes: int
     num_members: int
     compared: Comparison
@@ -110,7 +112,7 @@ class Export:
 
 
 def format_of(path: Path, asked: str | None) -> Format:
-    """Return the format that is asked for or, by the path's suffix, meant.
+    """Return the requested format, or the one of the path's suffix.
 
     Raises:
         UsageError: If there is no such format.
@@ -136,11 +138,11 @@ def export_graph(
     """Write an ensemble as one file, run it, and compare.
 
     Args:
-        graph: On the CPU.
-        path: Replaced if it exists, once the comparison has shown no difference.
+        graph: The ensemble, on the CPU.
+        path: The file; replaced if it exists, once the comparison has shown no difference.
         to: The format.
-        name: Of the ensemble.
-        description: What ``ensemble.json`` holds.
+        name: Name of the ensemble.
+        description: Contents of ``ensemble.json``.
         predict: The ensemble itself.
         samples: Images for the comparison, at least one.
 
@@ -156,7 +158,7 @@ def export_graph(
     batches = [np.zeros((count, *shape), dtype=np.uint8) for count in TIMED_BATCHES]
     with _replacing(path) as temporary:
         _write(graph, temporary, to, metadata_of(graph, name, description))
-        # Before there is another runtime, whose threads wait for work by spinning.
+        # Measured before another runtime is loaded, whose idle threads spin.
         torch_ms = [_milliseconds(predict, images) for images in batches]
         run = open_exported(temporary, to)
         compared = _compare(run, predict, samples)
@@ -184,7 +186,7 @@ def export_graph(
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield what ``replacing`` does; say in a line where it cannot be written."""
+    """Yield what ``replacing`` yields; report a file that cannot be written in one line."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is a pipe, a device or a folder; name a file")
@@ -195,21 +197,33 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def metadata_of(graph: EnsembleGraph, name: str, description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts that a file says of itself; ``classes`` and ``provenance`` are JSON."""
+    """Return the metadata of a file as texts; ``classes`` and ``provenance`` are JSON."""
     colours = "grey" if graph.channels == 1 else "RGB"
-    origin = {key: description[key] for key in ("run", "made", "method", "temperature", "members")}
+    origin = {key: description[key] for key in ("run", "made", "method", "temperature")}
+    members = [_without_code(member) for member in description["members"]]
     versions = {"cifar_tune": __version__, "torch": torch.__version__}
     tta = description["preprocessing"]["tta"]
     return {
         "images": f"uint8 (N, H, W, {graph.channels}), {colours}, of any one size",
         "probabilities": "float32 (N, K), in the order of the classes",
         "classes": json.dumps(list(description["classes"])),
-        "provenance": json.dumps({"ensemble": name, **origin, "tta": tta, **versions}),
+        "provenance": json.dumps(
+            {"ensemble": name, **origin, "members": members, "tta": tta, **versions}
+        ),
     }
 
 
+def _without_code(member: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a member's entry in ``ensemble.json`` without code and paths of its maker."""
+    if member.get("model") is None:
+        return dict(member)
+    ((family, params),) = member["model"].items()
+    kept = {key: value for key, value in params.items() if key not in OF_ITS_MAKER}
+    return {**member, "model": {family: kept}}
+
+
 def check_installed() -> None:
-    """Make sure that there is what ONNX files are written and run with.
+    """Check that the packages for writing and running ONNX files are installed.
 
     Raises:
         UsageError: If something is missing.
@@ -223,7 +237,7 @@ def check_installed() -> None:
 
 
 def check_fits_onnx(graph: EnsembleGraph) -> None:
-    """Make sure that the weights leave room in a file of less than 2 GiB, ONNX's limit.
+    """Check that the weights fit into a file of less than 2 GiB, the limit of ONNX.
 
     Raises:
         UsageError: If they do not.
@@ -238,7 +252,7 @@ def check_fits_onnx(graph: EnsembleGraph) -> None:
 
 
 def open_exported(path: Path, to: Format) -> Run:
-    """Load a file that was exported, to run it on the CPU."""
+    """Load an exported file to run it on the CPU."""
     if to == "onnx":
         import onnxruntime
 
@@ -265,7 +279,7 @@ def _write(graph: EnsembleGraph, path: Path, to: Format, metadata: Mapping[str, 
         write(_trace(graph), path, metadata)
     except OSError:
         raise
-    # What a network of a user's own raises when it is traced, or an operation that ONNX lacks.
+    # Custom networks may raise anything when traced, and ONNX lacks some operations.
     except Exception:
         for member in graph.members:
             assert isinstance(member, MemberGraph)
@@ -286,9 +300,9 @@ def _write(graph: EnsembleGraph, path: Path, to: Format, metadata: Mapping[str, 
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a line where in a user's own code an export has failed, and why."""
+    """Describe in one line where in custom code an export failed, and why."""
     frames = traceback.extract_tb(error.__traceback__)
-    # That code is known by a mere name; other files have whole paths.
+    # Custom code has a plain file name; other files have full paths.
     own = [frame for frame in frames if not frame.filename.startswith(("/", "<"))]
     place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
     while error.__cause__ is not None:
@@ -299,7 +313,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep away what torch prints and logs of an export that fails: hundreds of lines."""
+    """Suppress the hundreds of lines that torch prints and logs when an export fails."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -310,7 +324,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _trace(graph: EnsembleGraph) -> ExportedProgram:
-    # Neither square nor of the networks' own size, nor a single one: nothing of it is a constant.
+    # Several images, neither square nor of the networks' own size: no dimension is a constant.
     images = torch.zeros(2, graph.size + 8, graph.size + 16, graph.channels, dtype=torch.uint8)
     sides = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
     with _quiet():
@@ -327,7 +341,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
         exported = torch.onnx.export(program, output_names=["probabilities"], verbose=False)
     assert exported is not None
     model = exported.model_proto
-    # Names of tensors' sides, and notes about where in the code a node comes from.
+    # Names of dimensions, and notes about the code that a node comes from.
     model.graph.ClearField("value_info")
     for part in (*model.graph.node, *model.graph.input, *model.graph.output):
         part.ClearField("metadata_props")
@@ -341,7 +355,7 @@ def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str
 
 def _write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
     with path.open("wb") as file, warnings.catch_warnings():
-        # It takes channels-last weights for parts of larger ones, and then writes them whole.
+        # torch takes channels-last weights for parts of larger ones, then writes them whole.
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         torch.export.save(program, file, extra_files=dict(metadata))
 
@@ -368,7 +382,7 @@ def _compare(run: Run, predict: Predict, samples: Iterable[Sample]) -> Compariso
 
 
 def _milliseconds(function: Run, images: np.ndarray) -> float:
-    """Return the median time of a call, after a first one that does not count."""
+    """Return the median time of a call, after a warm-up call."""
     function(images)
     times: list[float] = []
     while sum(times) < MIN_SECONDS or len(times) < MIN_CALLS:

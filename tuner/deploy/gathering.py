@@ -1,4 +1,4 @@
-"""Images of many requests, computed together."""
+"""Compute the images of many requests together."""
 
 import asyncio
 from collections import deque
@@ -10,26 +10,26 @@ from torch import Tensor
 from tuner.deploy.predictor import Vote
 
 Answer = tuple[Tensor, Tensor]
-"""The ensemble's probabilities of an image, shape (K,), and those of its members, (M, K)."""
+"""Probabilities of an image: the ensemble's, shape (K,), and its members', shape (M, K)."""
 
 
 class Gatherer:
-    """Has an ensemble look at the images that wait, all at once.
+    """Predicts all waiting images in one batch.
 
-    While a batch is computed, images wait for the next, which takes all of them: nobody waits for
-    others to come. ``serve.batch`` of Ray Serve 2.60 closes a batch when its time is over, whether
-    or not the one before is done, and so takes a few images at a time just when many wait.
+    While a batch is computed, images wait for the next one, which takes all of them: no image waits
+    for others to arrive. ``serve.batch`` of Ray Serve 2.60 closes a batch when its time is over,
+    even if the previous one is not done, and so takes few images at a time just when many wait.
     """
 
     def __init__(self, vote: Callable[[Tensor], Vote], most: int) -> None:
         self._vote = vote
         self._most = most
-        """Images of a batch."""
+        """Maximum images per batch."""
         self._waiting: deque[tuple[Tensor, asyncio.Future[Answer]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
     async def look(self, image: Tensor) -> Answer:
-        """Return what the ensemble says of a prepared image, uint8, shape (C, H, W)."""
+        """Predict a prepared image, uint8, shape (C, H, W)."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((image, future))
         if self._task is None:
@@ -42,7 +42,7 @@ class Gatherer:
                 taken = [
                     self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))
                 ]
-                # Some may have given up.
+                # Some requests may have been cancelled.
                 wanted = [(image, future) for image, future in taken if not future.done()]
                 if wanted:
                     images, futures = zip(*wanted, strict=True)

@@ -1,4 +1,4 @@
-"""An ensemble as one module, from pixels to probabilities, in operations that can be exported."""
+"""An ensemble as one module from pixels to probabilities, built of exportable operations."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,25 +13,25 @@ from tuner.voting import floored
 from tuner.voting.temperature import soften
 
 Resize = Literal["squash", "crop", "pad"]
-"""How an image becomes a square: by another ratio of its sides, by the middle alone, or with black
-beside it."""
+"""How an image becomes square: by a new aspect ratio, by cropping to the middle, or by padding with
+black."""
 MAX_PRECISION = 22
-"""Bits of a resize's fixed-point weights at most."""
+"""Maximum bits of a resize's fixed-point weights."""
 TINY = 1e-9
-"""Far below the sum of the weights of any pixel, which is 0 only in what is padded."""
+"""Far below the sum of weights of any pixel; that sum is 0 only in the padding."""
 
 
 class MemberGraph(nn.Module):
-    """A network with all that its vote depends on.
+    """A network with everything that its vote depends on.
 
     Args:
         network: From normalized images (N, C, H, W) to logits (N, K).
-        file: Of its weights, for messages.
-        mean: Per channel, shape (1, C, 1, 1).
-        std: As ``mean``.
+        file: File of its weights, for messages.
+        mean: Mean per channel, shape (1, C, 1, 1).
+        std: Deviation per channel, like ``mean``.
         weight: Its share of the vote.
-        temperature: By which its probabilities are softened.
-        floor: To which they are raised before that.
+        temperature: Temperature that softens its probabilities.
+        floor: Value to which probabilities are raised before that.
         tta: Views of an image whose probabilities it averages.
     """
 
@@ -61,9 +61,9 @@ class MemberGraph(nn.Module):
         self.tta: Tta = tta
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the probabilities times the weight, (N, K), of images uint8 (N, C, H, W)."""
+        """Return probabilities times the weight, (N, K), for images uint8 (N, C, H, W)."""
         inputs = normalize(pixels, self.mean, self.std)
-        # All views as one batch: a graph of one pass through the network.
+        # All views in one batch, so the graph has a single pass through the network.
         seen = torch.stack(views(inputs, self.tta))
         batch = seen.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         probs = self.network(batch).softmax(dim=1).unflatten(0, (len(seen), -1)).mean(dim=0)
@@ -72,15 +72,15 @@ class MemberGraph(nn.Module):
 
 
 class EnsembleGraph(nn.Module):
-    """Images in, class probabilities out: what ``Ensemble.predict`` computes, in float32.
+    """Computes ``Ensemble.predict`` in float32: images in, class probabilities out.
 
     The networks are shared, not copied, and frozen.
 
     Args:
         members: At least one; their weights sum to 1.
-        image_shape: (C, H, W) of the images that the networks take; H and W are the same.
-        resize: How others become as large.
-        temperature: Of the vote.
+        image_shape: (C, H, W) of the networks' images; H and W are equal.
+        resize: How images of other sizes are resized.
+        temperature: Temperature of the vote.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class EnsembleGraph(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the probabilities, float32 (N, K), of images, uint8 (N, H, W, C)."""
+        """Return the probabilities, float32 (N, K), for images, uint8 (N, H, W, C)."""
         pixels = resize(images.permute(0, 3, 1, 2), self.size, self.resize)
         votes = torch.stack([member(pixels) for member in self.members])
         return soften(votes.sum(dim=0), self.temperature).float()
 
 
 def resize(images: Tensor, size: int, how: Resize) -> Tensor:
-    """Return images, uint8 (N, C, H, W), with sides of ``size`` pixels, to the last bit as torch.
+    """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels, bit for bit like torch.
 
-    ``F.interpolate(..., mode="bilinear", antialias=True)`` computes with uint8 in fixed point, the
-    columns first, and rounds after each of the two passes. Here each is a product with a matrix of
-    whole numbers, which float64 adds up exactly. The operation itself cannot be exported for sides
-    known only when the graph runs, and ONNX's ``Resize`` does not round as it does.
+    ``F.interpolate(..., mode="bilinear", antialias=True)`` computes uint8 in fixed point, columns
+    first, and rounds after each of the two passes. Here each pass is a product with a matrix of
+    whole numbers, which float64 sums exactly. The operation itself cannot be exported for sizes
+    known only when the graph runs, and ONNX's ``Resize`` rounds differently.
     """
     height, width = (torch.scalar_tensor(n, dtype=torch.float64) for n in images.shape[2:])
-    # Tensors rather than numbers, by which a graph could branch.
+    # Tensors, not numbers: a graph could branch on numbers.
     whole = torch.scalar_tensor(size, dtype=torch.float64)
     read, written = (height, width), (whole, whole)
     if how == "crop":
@@ -132,28 +132,28 @@ def resize(images: Tensor, size: int, how: Resize) -> Tensor:
 def _fixed_point_weights(
     before: int, after: int, read: Tensor, written: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the weight of each pixel of a row of ``before`` in each of ``after``, and what is 1.
+    """Return the weight of each pixel of the old row in each pixel of the new one, and their unit.
 
     Args:
-        before: Pixels of the row.
+        before: Pixels of the old row.
         after: Pixels of the new row.
-        read: As many of ``before``, those in the middle, are resized.
-        written: To as many of ``after``, those in the middle.
+        read: How many pixels of the old row, in its middle, are resized.
+        written: How many pixels of the new row, in its middle, they become.
 
     Returns:
-        Whole numbers as float64, shape (before, after), and the power of 2 that stands for 1.
+        Whole numbers as float64, shape (before, after), and the power of 2 that represents 1.
     """
     first_read = ((before - read) / 2).floor()
     first_written = ((after - written) / 2).floor()
     source = torch.arange(before, dtype=torch.float64)[:, None] - first_read
     target = torch.arange(after, dtype=torch.float64) - first_written
     scale = read / written
-    # The triangle of bilinear interpolation, as wide as a pixel of the result if that is wider.
+    # The triangle of bilinear interpolation, widened to a pixel of the result if that is wider.
     distances = source - (target + 0.5) * scale + 0.5
     weights = (1 - (distances * (1 / scale.clamp(min=1))).abs()).clamp(min=0)
     weights = weights * ((source >= 0) & (source < read) & (target >= 0) & (target < written))
     weights = weights / weights.sum(dim=0).clamp(min=TINY)
-    # As many bits as leave the largest weight below 2 ** 15: _compute_index_ranges_int16_weights
+    # The most bits that keep the largest weight below 2 ** 15: _compute_index_ranges_int16_weights
     # in ATen's UpSampleKernel.cpp.
     powers = 2.0 ** torch.arange(1, MAX_PRECISION + 1, dtype=torch.float64)
     precision = ((weights.max() * powers + 0.5).floor() < 2**15).sum()

@@ -1,7 +1,6 @@
-"""The pages of the web application: one to drop images on, and one that describes it.
+"""The pages of the web application: one to drop images on, and one that documents it.
 
-They are plain HTML with one style sheet and one script of their own, and ask no other server for
-anything.
+They are plain HTML with their own style sheet and script, and load nothing from other servers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from tuner.deploy.uploads import FIELD, Limits
 from tuner.run.ensemble_record import images_called
 
 PAGE_HEADERS = {
-    # Previews of images are blobs.
+    # Image previews are blobs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -29,11 +28,11 @@ ASSETS = {
     name: (kind, (files("tuner.deploy") / "assets" / name).read_bytes())
     for name, kind in _KINDS.items()
 }
-"""Files of the pages: content type and content by name."""
+"""Content type and content of each file of the pages, by name."""
 
 
 def render_drop_page(ensemble: Ensemble, reject: float | None, limits: Limits) -> str:
-    """Return the page that images are dropped on."""
+    """Return the page to drop images on."""
     figures = ensemble.metrics["ensemble"]["test"]
     return _rendered(
         "drop.html",
@@ -52,11 +51,11 @@ def render_drop_page(ensemble: Ensemble, reject: float | None, limits: Limits) -
 
 
 def render_docs(openapi: Mapping[str, Any], base: str) -> str:
-    """Return the page that describes an OpenAPI document.
+    """Return the page that shows an OpenAPI document.
 
     Args:
         openapi: The document.
-        base: Where the server is, without a slash at the end.
+        base: URL of the server, without a trailing slash.
     """
     schemas = openapi["components"]["schemas"]
     return _rendered(
@@ -76,13 +75,13 @@ def render_docs(openapi: Mapping[str, Any], base: str) -> str:
 
 
 def _fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield name, type and description of each property."""
+    """Yield the name, type and description of each property."""
     for name, entry in schema["properties"].items():
         yield name, _type_of(entry), entry.get("description", "")
 
 
 def _type_of(schema: Mapping[str, Any]) -> str:
-    """Say in words what a value is."""
+    """Describe the type of a value in words."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:
@@ -98,7 +97,7 @@ def _type_of(schema: Mapping[str, Any]) -> str:
 
 
 def _schema_of(content: Mapping[str, Any]) -> str:
-    """Return the name of the schema of an answer."""
+    """Return the name of a response's schema."""
     (entry,) = content.values()
     return _type_of(entry["schema"])
 

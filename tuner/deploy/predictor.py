@@ -22,10 +22,10 @@ from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
-from tuner.run.ensemble_record import EnsembleMember, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, Share, find_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
-from tuner.schema import did_you_mean, quoted, to_plain
+from tuner.schema import build, did_you_mean, quoted, to_plain
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath, inside
 from tuner.storage.records import explaining_damage, read_record
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from tuner.deploy.export import Export
 
 BATCH = 256
-"""Images that are prepared at a time at most; fewer where they are larger than CIFAR's."""
+"""Maximum images prepared at a time; fewer if they are larger than CIFAR's."""
 SAME, OTHER = 0.001, 0.02
-"""Most mean difference from a probe that was computed in the same way, and in another."""
+"""Maximum mean difference from a probe that was computed in the same way, and in another way."""
 PROBE_STEP, PROBE_SECONDS = 8, 1.0
-"""So many of a probe's images are compared at once, and more of them until this time is over:
-large networks take seconds for all."""
+"""Number of a probe's images compared at once, and time after which no more are compared: large
+networks take seconds for all of them."""
 
 
 GIVE = (
@@ -53,7 +53,7 @@ GIVE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedNetwork:
-    """A network, and by what it wants its images normalized: pretrained ones by their own."""
+    """A network with the mean and std for its images; pretrained networks have their own."""
 
     network: nn.Module
     mean: Tensor
@@ -63,22 +63,22 @@ class LoadedNetwork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vote:
-    """What an ensemble says of images, and what each of its members does."""
+    """The predictions of an ensemble and of each of its members."""
 
     probs: Tensor
-    """The ensemble's probabilities, float64, shape (N, K)."""
+    """Probabilities of the ensemble, float64, shape (N, K)."""
     members: Tensor
-    """The probabilities of each member alone, before its temperature, shape (M, N, K)."""
+    """Probabilities of each member alone, before its temperature, shape (M, N, K)."""
 
     @property
     def disagreement(self) -> Tensor:
-        """Share of members whose class is another than the ensemble's, float64, shape (N,)."""
+        """Share of members that predict another class than the ensemble, float64, shape (N,)."""
         others = self.members.argmax(dim=2) != self.probs.argmax(dim=1)
         return others.double().mean(dim=0)
 
 
 class Ensemble:
-    """The networks of an ensemble, loaded, with their weights; see ``read_ensemble``."""
+    """The loaded networks of an ensemble, with their weights; see ``read_ensemble``."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class Ensemble:
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.members = tuple(members)
         self.description = description
-        """What ``ensemble.json`` holds."""
+        """Contents of ``ensemble.json``."""
         self.metrics = metrics
-        """What ``metrics.json`` holds: the figures of the ensemble and of its members."""
+        """Contents of ``metrics.json``: the figures of the ensemble and of its members."""
         self.temperature: float = description["temperature"]
         self.preprocessing = Preprocessing.from_plain(description["preprocessing"])
         self.tta: Tta = description["preprocessing"]["tta"]
-        """Views of an image that each member averages, unless ``predict`` is told otherwise."""
+        """Views of an image that each member averages, unless ``predict`` overrides them."""
         if self.tta not in get_args(Tta):
             raise ValueError(f"preprocessing: tta {self.tta!r} is not known to this version")
         self.weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
@@ -113,26 +113,27 @@ class Ensemble:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that the networks take; others are resized."""
+        """(C, H, W) of the networks' images; others are resized."""
         return self.preprocessing.image_shape
 
     @property
     def batch_size(self) -> int:
-        """Images that are prepared at a time."""
+        """Number of images prepared at a time."""
         return max(16, min(BATCH, BATCH * CIFAR_PIXELS // self.preprocessing.size**2))
 
     def predict(
         self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> np.ndarray:
-        """Return the class probabilities of images, float32, shape (N, K), as ``classes`` stand.
+        """Return class probabilities in the order of ``classes``, float32, shape (N, K).
 
-        Images are prepared as those that the networks were trained on. The CPU computes in float32,
-        a GPU in the precision of each member's training.
+        Images are prepared like the training images. The CPU computes in float32, a GPU in the
+        precision of each member's training.
 
         Args:
-            images: uint8, shape (N, H, W, C), or Pillow's images, or files; or one of these alone.
+            images: uint8, shape (N, H, W, C), or Pillow images, or files; a single image or file
+                is fine, too.
             tta: Views of an image that each member averages: ``none``, ``flip``, ``flip+shift``;
-                ``None`` is as the ensemble was made.
+                ``None`` uses those that the ensemble was made with.
 
         Raises:
             UsageError: On an array of another type or shape, or what is no image.
@@ -144,11 +145,11 @@ class Ensemble:
     def explain(
         self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> list[Explanation]:
-        """Return how the ensemble came to its answer, an ``Explanation`` an image.
+        """Explain the ensemble's answers, one ``Explanation`` per image.
 
         It explains the vote, not what the networks saw: each member's class, confidence and share,
-        how many agree, the class that came second and by how much, the members without whom the
-        answer would be another, and how the image was prepared. ``print`` shows it as text.
+        how many agree, the runner-up class and its margin, the members without which the answer
+        would change, and how the image was prepared. ``print`` shows it as text.
 
         Args:
             images: As for ``predict``.
@@ -186,16 +187,17 @@ class Ensemble:
         format: str | None = None,
         check: str | os.PathLike[str] | None = None,
     ) -> "Export":
-        """Write the ensemble as one file that needs nothing of this program, and compare the two.
+        """Write the ensemble as one file that does not need this program, and compare the two.
 
-        The file takes images uint8 (N, H, W, C), N of one size, and gives probabilities float32
-        (N, K); ``tuner.deploy.export`` shows how it is used. It computes in float32.
+        The file takes images uint8 (N, H, W, C) of one size and returns probabilities float32
+        (N, K); ``tuner.deploy.export`` shows how to use it. It computes in float32.
 
         Args:
             path: The file; replaced if it exists.
-            format: ``onnx`` or ``pt2``, a program of ``torch.export``; ``None`` is what the path
-                ends in.
-            check: A folder of images for the comparison; ``None`` is those kept with the ensemble.
+            format: ``onnx`` or ``pt2``, a program of ``torch.export``; ``None`` uses the suffix of
+                the path.
+            check: A folder of images for the comparison; ``None`` uses those kept with the
+                ensemble.
 
         Raises:
             UsageError: If the ensemble is not on the CPU or cannot be exported, or something that
@@ -221,7 +223,7 @@ class Ensemble:
         )
 
     def graph(self) -> EnsembleGraph:
-        """Return the ensemble as one module that can be exported; it shares the networks."""
+        """Return the ensemble as one exportable module that shares the networks."""
         members = [
             MemberGraph(
                 loaded.network,
@@ -255,10 +257,10 @@ class Ensemble:
         return samples_of(images.permute(0, 2, 3, 1).numpy())
 
     def vote(self, images: Tensor, *, tta: Tta | None = None) -> Vote:
-        """Return what the ensemble and its members say of prepared images.
+        """Predict prepared images with the ensemble and its members.
 
         Args:
-            images: uint8, shape (N, C, H, W), with C, H and W as ``image_shape`` has them.
+            images: uint8, shape (N, C, H, W), with C, H and W as in ``image_shape``.
             tta: As for ``predict``.
 
         Raises:
@@ -280,7 +282,7 @@ class Ensemble:
         return Vote(probs=self.mix(alone), members=alone)
 
     def _alone(self, images: Tensor, tta: Tta = "none") -> Iterator[Tensor]:
-        """Yield each network's softmax outputs, float32, shape (N, K)."""
+        """Yield the softmax outputs of each network, float32, shape (N, K)."""
         for member, loaded in zip(self.members, self._networks, strict=True):
             yield predict_probs(
                 loaded.network,
@@ -293,18 +295,23 @@ class Ensemble:
             )
 
     def mix(self, alone: Tensor) -> Tensor:
-        """Return the ensemble's probabilities, float64 (N, K), from its members', (M, N, K)."""
+        """Mix the members' probabilities, (M, N, K), into the ensemble's, float64 (N, K)."""
         softened = soften_each(alone, [member.temperature for member in self.members])
         return soften(soft_vote(softened, self.weights), self.temperature)
 
     def check_against(self, probe: Probe) -> None:
-        """Make sure that the networks say of a probe's images what they did when it was made.
+        """Check that the networks give the same answers as when the probe was made.
 
         Raises:
             ValueError: If one does not.
         """
-        if len(probe.probs) != len(self.members):
-            raise ValueError(f"has {len(probe.probs)} members, not {len(self.members)}")
+        expected = (len(self.members), len(probe.images), len(self.classes))
+        if probe.probs.shape != expected or probe.images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"holds {tuple(probe.images.shape)} images and {tuple(probe.probs.shape)} "
+                f"probabilities; this ensemble's are (N, {', '.join(map(str, self.image_shape))}) "
+                f"and {expected}"
+            )
         differences = torch.zeros(len(self.members), 0)
         began = time.monotonic()
         for start in range(0, len(probe.images), PROBE_STEP):
@@ -327,7 +334,7 @@ class Ensemble:
                 )
 
     def _batches(self, images: np.ndarray | ImageLike | Iterable[ImageLike]) -> Iterator[Tensor]:
-        """Prepare images, uint8 (N, C, H, W), at most ``batch_size`` at a time."""
+        """Yield prepared images, uint8 (N, C, H, W), at most ``batch_size`` at a time."""
         prepare, size = self.preprocessing, self.batch_size
         if isinstance(images, np.ndarray):
             prepare.check_array(images)
@@ -343,7 +350,7 @@ class Ensemble:
             yield channels_first(np.stack(pixels))
 
     def _pixels(self, image: object, place: int) -> np.ndarray:
-        """Return the pixels of an image of Pillow's or a file, uint8, shape (H, W, C)."""
+        """Return the pixels of a Pillow image or a file, uint8, shape (H, W, C)."""
         if isinstance(image, Image.Image):
             return self.preprocessing.image_pixels(image)
         if isinstance(image, str | os.PathLike):
@@ -352,12 +359,12 @@ class Ensemble:
 
 
 def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = False) -> Ensemble:
-    """Load an ensemble from its folder, and have it check itself by the images kept there.
+    """Load an ensemble from its folder, and check it with the probe images kept there.
 
     Args:
         path: The folder.
         device: Where it will compute.
-        trust_code: Run code that came with it, also where it is not known here.
+        trust_code: Run code that came with it, even if the code is not known here.
 
     Raises:
         UsageError: If there is none, or it was written by a later version.
@@ -370,16 +377,20 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
     metrics = read_record(path / METRICS, dict[str, Any])
     with explaining_damage(path / ENSEMBLE):
         files = [inside(path, member.file) for member in record.members]
-        # Ensembles of earlier versions have none.
+        # Ensembles of earlier versions have no probe.
         probe_file = inside(path, record.probe.file) if record.probe else None
-    # Ensembles of earlier versions do not say what their members are.
+    with explaining_damage(path / METRICS):
+        # The pages of ``serve`` show it.
+        accuracy = metrics.get("ensemble", {}).get("test", {}).get("accuracy")
+        build(Share, accuracy, "ensemble.test.accuracy")
+    # Ensembles of earlier versions do not record the models of their members.
     models = [
         member.model or read_description(file).model
         for file, member in zip(files, record.members, strict=True)
     ]
     check_code_trusted(code_of(models), path, trust=trust_code)
     networks = [
-        _load(file, model, member.sha256, record.classes, device)
+        _load(file, model, member, record, device)
         for file, model, member in zip(files, models, record.members, strict=True)
     ]
     with explaining_damage(path / ENSEMBLE):
@@ -401,16 +412,28 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
 def _load(
     file: AnyPath,
     model: ModelConfig,
-    digest: str | None,
-    classes: tuple[str, ...],
+    member: EnsembleMember,
+    record: EnsembleRecord,
     device: torch.device,
 ) -> LoadedNetwork:
-    """Load a network, having made sure that its file is the one that was written."""
-    _check_digest(file, digest)
+    """Load a network after checking that its file is the one that was written."""
+    _check_digest(file, member.sha256)
     network, checkpoint = load_checkpoint(file, model)
-    if checkpoint.classes != classes:
+    # Recorded in both. The record's mean and std are only those of the best trial.
+    for name, told in (
+        ("classes", record.classes),
+        ("image_shape", record.preprocessing.image_shape),
+        ("folds", member.folds),
+    ):
+        if getattr(checkpoint, name) != told:
+            raise TunerError(
+                f"{file}: has other {name} than {ENSEMBLE} says; make the ensemble again"
+            )
+    # The mean and std of a pretrained network may have another number of channels.
+    counts = {len(checkpoint.mean), len(checkpoint.std)}
+    if counts != {channels := checkpoint.image_shape[0]} and model.family != "pretrained":
         raise TunerError(
-            f"{file}: its classes are not those of {ENSEMBLE}; make the ensemble again"
+            f"{file}: has no mean and std for each of {channels} channels; make the ensemble again"
         )
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
     return LoadedNetwork(network=network.to(device), mean=mean, std=std)

@@ -1,4 +1,4 @@
-"""From any image to the pixels that an ensemble's networks take, as for the training images."""
+"""Turn any image into the pixels that an ensemble's networks take, as in training."""
 
 import io
 import os
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from tuner.data.decoding import ImageMode, Source, ValueRange, decode_file, resized, resized_pixels
+from tuner.data.names import shown
 from tuner.deploy.graph import Resize
 from tuner.errors import DataError, UsageError
 from tuner.storage.local_storage import MOST_TENSORS
@@ -23,18 +24,18 @@ ImageLike = Image.Image | str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """How images are prepared; ``preprocessing`` in ``ensemble.json`` records it."""
+    """How images are prepared, as recorded in ``preprocessing`` of ``ensemble.json``."""
 
     image_shape: tuple[int, int, int]
-    """(C, H, W) of the images that the networks take; height and width are the same."""
+    """(C, H, W) of the networks' images; height and width are equal."""
     resize: Resize = "squash"
-    """How other shapes become a square."""
+    """How images of other shapes become square."""
     value_range: ValueRange | None = None
-    """Values that become black and white, where training images are deeper than 8 bits."""
+    """Values that become black and white, if training images are deeper than 8 bits."""
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Read the record; that of earlier versions does not name what had no other choice.
+        """Parse the record; records of earlier versions lack keys that had only one choice.
 
         Raises:
             ValueError: If it is not one that this version knows.
@@ -55,7 +56,7 @@ class Preprocessing:
 
     @property
     def mode(self) -> ImageMode:
-        """Pillow's mode of the images."""
+        """Pillow mode of the images."""
         return "L" if self.image_shape[0] == 1 else "RGB"
 
     @property
@@ -68,17 +69,19 @@ class Preprocessing:
 
         Args:
             source: A path, or the file's bytes.
-            name: For messages, of what is no path.
+            name: Name of the bytes in messages.
 
         Raises:
             DataError: If it is missing or unreadable, or no plain file.
         """
         if not isinstance(source, io.BytesIO):
+            name = shown(os.fspath(source))
             try:
                 LOCAL.check_file(Path(source), most=MOST_TENSORS, is_own=True)
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise DataError(f"{source}: cannot be read as an image ({reason})") from error
+                # The reason may quote the name.
+                reason = shown(str(getattr(error, "strerror", None) or error))
+                raise DataError(f"{name}: cannot be read as an image ({reason})") from error
         pixels = decode_file(
             source,
             self.size,
@@ -90,7 +93,7 @@ class Preprocessing:
         return self._shaped(pixels)
 
     def image_pixels(self, image: Image.Image) -> np.ndarray:
-        """Return the pixels of an image of Pillow's, uint8, shape (H, W, C).
+        """Return the pixels of a Pillow image, uint8, shape (H, W, C).
 
         Raises:
             DataError: If it has no pixels, or is deeper than the training images' 8 bits.
@@ -116,7 +119,7 @@ class Preprocessing:
         return resized(planes, self.size, self.resize) if len(planes) else planes
 
     def check_array(self, images: np.ndarray) -> None:
-        """Make sure that an array holds images, or none: uint8, shape (N, H, W, C).
+        """Check that an array holds images: uint8, shape (N, H, W, C); N may be 0.
 
         Raises:
             UsageError: On an array of another type or shape.
@@ -130,7 +133,7 @@ class Preprocessing:
             )
 
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
-        """Return pixels with their channels, which grey ones lack."""
+        """Return pixels with a channel axis, which grey images lack."""
         return pixels.reshape(self.size, self.size, -1)
 
 

@@ -1,4 +1,4 @@
-"""Predictions as lines of text: a table, CSV or JSON, written as they come."""
+"""Format predictions as lines of a table, CSV or JSON, batch by batch."""
 
 import csv
 import io
@@ -12,32 +12,32 @@ from tuner.storage.spreadsheet import harmless
 
 Format = Literal["table", "csv", "jsonl"]
 LONGEST_LABEL = 24
-"""Characters of a class's name in a table; longer ones are cut."""
+"""Maximum characters of a class name in a table; longer names are cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Writes a line an image; those that could not be read have one in JSON alone."""
+    """Writes one line per image; unreadable images have a line in JSON only."""
 
     classes: Sequence[str]
     form: Format
     top: int = 3
-    """Classes of an image that are written, the most probable ones; in JSON all are."""
+    """Number of most probable classes to write per image; JSON has all of them."""
     reject: float | None = None
-    """Confidence below which an image is marked as too unsure."""
+    """Confidence below which an image is marked as rejected."""
 
     @property
     def shown(self) -> int:
-        """How many classes of an image are written."""
+        """Number of classes written per image."""
         return min(self.top, len(self.classes))
 
     @property
     def width(self) -> int:
-        """Characters of the column of a class in a table."""
+        """Width of a class column in a table, in characters."""
         return min(LONGEST_LABEL, max(map(len, (*self.classes, "class"))))
 
     def head(self) -> str:
-        """Return the headings; JSON has none."""
+        """Return the heading line; JSON has none."""
         match self.form:
             case "csv":
                 names = ["path", "class", "confidence"]
@@ -51,7 +51,7 @@ class Rows:
                 return ""
 
     def lines(self, batch: Batch) -> Iterator[str]:
-        """Yield the lines of a batch, in its order."""
+        """Yield the lines of a batch in its order."""
         confidences, order = batch.vote.probs.topk(self.shown)
         columns = (
             batch.vote.probs.tolist() if self.form == "jsonl" else confidences.tolist(),
@@ -95,7 +95,7 @@ class Rows:
 
 
 def _rounded(value: float) -> float:
-    """Return seven digits, as many as float32 has."""
+    """Round to seven digits, the precision of float32."""
     return float(f"{value:.7g}")
 
 

@@ -1,4 +1,4 @@
-"""Real images by which an exported ensemble is compared with the ensemble itself."""
+"""Real images for comparing an exported ensemble with the original."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from tuner.data.decoding import (
     plain_image,
     why_unread,
 )
+from tuner.data.names import shown
 from tuner.errors import DataError
 
 MOST_FILES = 100
 STRETCH = (2, 3)
-"""How many times as high and as wide images are made, to have others than of the networks' size."""
+"""Factors for height and width, to get images that differ from the networks' own size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +30,11 @@ class Sample:
     images: np.ndarray
     """uint8, shape (N, H, W, C)."""
     file: Path | None = None
-    """Where the image comes from, if it is one and comes from a file of the user's."""
+    """File of the image, if it is a single one from a file of the user."""
 
 
 def samples_of(images: np.ndarray) -> Iterator[Sample]:
-    """Yield images as they are, and enlarged to oblongs by a filter that the program never uses.
+    """Yield images unchanged, and enlarged to oblongs by a filter that the program never uses.
 
     Args:
         images: uint8, shape (N, H, W, C).
@@ -48,14 +49,14 @@ def samples_of(images: np.ndarray) -> Iterator[Sample]:
 def samples_in(
     folder: Path, mode: ImageMode, value_range: ValueRange | None = None
 ) -> Iterator[Sample]:
-    """Return images of a folder and those in it, at their full size: up to 100, evenly chosen.
+    """Return up to 100 images of a folder and its subfolders, evenly chosen, at full size.
 
-    They are read one by one, as they are asked for.
+    Each image is read when the iterator reaches it.
 
     Args:
-        folder: Files in it that are hidden, or no images, are passed by.
+        folder: Hidden files, and files that are not images, are skipped.
         mode: Grey or coloured.
-        value_range: Of the training images, for what is deeper than 8 bits.
+        value_range: Value range of the training images, for images deeper than 8 bits.
 
     Raises:
         DataError: If there is none or, after the others, with all that cannot be read.
@@ -79,7 +80,7 @@ def samples_in(
 def _read(
     files: Sequence[Path], mode: ImageMode, value_range: ValueRange | None
 ) -> Iterator[Sample]:
-    """Yield the images that can be read; say at the end which others there are."""
+    """Yield the readable images; raise at the end if there are others."""
     broken: list[str] = []
     for file in files:
         try:
@@ -93,7 +94,7 @@ def _read(
 
 
 def read_pixels(path: Path, mode: ImageMode, value_range: ValueRange | None = None) -> np.ndarray:
-    """Return an image's pixels at full size, uint8, shape (H, W, C).
+    """Return the pixels of an image at full size, uint8, shape (H, W, C).
 
     Raises:
         DataError: If it is missing or unreadable.
@@ -101,10 +102,11 @@ def read_pixels(path: Path, mode: ImageMode, value_range: ValueRange | None = No
     try:
         with open_image(path) as image:
             return _pixels(plain_image(image, mode, value_range))
-    # As for decode_file: damaged files raise whatever Pillow's parsers run into.
+    # As in decode_file, damaged files raise whatever Pillow's parsers run into.
     except Exception as error:
         raise DataError(
-            f"{path}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
+            f"{shown(str(path))}: cannot be read as an image ({why_unread(error)}). Mend or "
+            "remove it."
         ) from error
 
 

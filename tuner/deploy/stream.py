@@ -1,4 +1,4 @@
-"""Many image files through an ensemble: decoded while it computes, in memory that stays flat."""
+"""Predict many image files: decode them while the ensemble computes, in constant memory."""
 
 import io
 import os
@@ -16,45 +16,46 @@ from torch import Tensor
 
 from tuner.config import Tta
 from tuner.data.decoding import Source, image_suffixes
+from tuner.data.names import shown
 from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.preprocessing import Preprocessing, channels_first
 from tuner.errors import DataError
 
 CHUNK = 32
-"""Files that a thread decodes at a time."""
+"""Number of files that a thread decodes at a time."""
 MOST_THREADS = 8
 SMALL = 16 * 1024
-"""Bytes of a file up to which decoding is mostly Python: there two threads, which take turns at
-the interpreter's lock, need 1.5 to 2.2 times as long as one alone. Photographs are decoded outside
-of that lock, side by side."""
+"""File size in bytes up to which decoding is mostly Python: there, two threads that take turns at
+the interpreter's lock need 1.5 to 2.2 times as long as one. Photographs are decoded in parallel,
+outside that lock."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Some files, in the order given, and the vote on those that could be read."""
+    """Some files, in the given order, and the vote on the readable ones."""
 
     paths: tuple[str, ...]
-    """The names of all."""
+    """Names of all files."""
     errors: tuple[str | None, ...]
-    """Why each could not be read, with its name; ``None`` for those that could."""
+    """Why each file could not be read, with its name; ``None`` for the readable ones."""
     pixels: Tensor
-    """The images that could be read, uint8, shape (N, C, H, W)."""
+    """Pixels of the readable images, uint8, shape (N, C, H, W)."""
     vote: Vote
 
 
 def find_images(paths: Iterable[str]) -> Iterator[str]:
-    """Yield files as they are, and the images in folders, at any depth, in alphabetical order.
+    """Yield files unchanged, and the images in folders, at any depth, in alphabetical order.
 
-    Images are told by their names' endings; what is hidden is passed by, and links are followed,
-    but not in circles. A folder that has none, or cannot be listed, is yielded itself: it cannot be
-    read as an image, and is told as such.
+    Images are recognized by their suffixes; hidden entries are skipped, and links are followed, but
+    not in circles. A folder without images, or one that cannot be listed, is itself yielded: it
+    cannot be read as an image, and is reported as such.
 
     Raises:
         DataError: If links lead to the same folders without end, or folders lie too deep.
     """
     for path in paths:
-        if os.path.isdir(path):  # noqa: PTH112 - a Path takes as long as all else that is done here.
+        if os.path.isdir(path):  # noqa: PTH112 - a Path takes as long as everything else here.
             yield from _images_below(path, Visits(path)) or [path]
         else:
             yield path
@@ -91,18 +92,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 ImageFile = tuple[str, Source | DataError]
-"""A name for messages, and a path or content; in place of what cannot be had it is the reason."""
+"""A name for messages, and a path, content, or the reason why neither is available."""
 
 
 def predict_paths(
     ensemble: Ensemble, paths: Iterable[str], *, tta: Tta | None = None
 ) -> Iterator[Batch]:
-    """Predict files on disk, as ``find_images`` yields them."""
+    """Predict files on disk, in the order of ``find_images``."""
     return predict_files(ensemble, ((path, _source(path)) for path in paths), tta=tta)
 
 
 def _source(path: str) -> Source | DataError:
-    """Return a path, or why a folder that was yielded in the place of its images has none."""
+    """Return a path, or the reason why a folder was yielded in place of its images."""
     if not os.path.isdir(path):  # noqa: PTH112 - as in find_images.
         return path
     reason = "a folder with no images in it"
@@ -110,20 +111,20 @@ def _source(path: str) -> Source | DataError:
         os.scandir(path).close()
     except OSError as error:
         reason = str(error.strerror)
-    return DataError(f"{path}: cannot be read as an image ({reason})")
+    return DataError(f"{shown(path)}: cannot be read as an image ({reason})")
 
 
 def predict_files(
     ensemble: Ensemble, files: Iterable[ImageFile], *, tta: Tta | None = None
 ) -> Iterator[Batch]:
-    """Have an ensemble look at files, a batch at a time.
+    """Predict files, one batch at a time.
 
     Threads decode the next two batches while one is computed; no more than these are in memory,
     however many files there are.
 
     Args:
-        ensemble: Looks at them.
-        files: May be endless.
+        ensemble: The ensemble.
+        files: The files; may be endless.
         tta: As for ``Ensemble.predict``.
     """
     for names, errors, pixels in decode_files(ensemble.preprocessing, files, ensemble.batch_size):
@@ -143,12 +144,12 @@ Decoded = tuple[tuple[str, ...], tuple[str | None, ...], Tensor]
 def decode_files(
     prepare: Preprocessing, files: Iterable[ImageFile], size: int
 ) -> Iterator[Decoded]:
-    """Yield batches of about ``size`` files: their names, why some cannot be read, the pixels.
+    """Yield batches of about ``size`` files: names, errors, and pixels of the readable ones.
 
     Args:
-        prepare: How.
-        files: May be endless.
-        size: At most so many at a time, rounded down to whole chunks.
+        prepare: How to prepare the images.
+        files: The files; may be endless.
+        size: Maximum files per batch, rounded down to whole chunks.
     """
     threads = min(MOST_THREADS, torch.get_num_threads())
     left = iter(files)

@@ -1,4 +1,4 @@
-"""The images of a request: its body or the files of a form, within limits."""
+"""Read and decode the images of a request: its body or the files of a form, within limits."""
 
 import io
 import time
@@ -18,28 +18,34 @@ from tuner.errors import DataError
 from tuner.schema import whole_number
 
 FIELD = "image"
-"""Name of a form's files."""
+"""Field name of the files in a form."""
 FORM = "multipart/form-data"
 BINARY = "application/octet-stream"
+FORMATS = (
+    *("AVIF", "BMP", "FITS", "GIF", "JPEG", "JPEG2000"),
+    *("MPO", "PNG", "PPM", "TIFF", "WEBP"),
+)
+"""Pillow's names of the formats that clients may send. Pillow decodes some others in Python: a FITS
+file of 200 kB, compressed with gzip, can take minutes and gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request may ask for, and how many may at a time."""
+    """Limits on one request, and on concurrent requests."""
 
     body_bytes: int = 16 * 2**20
-    """Most bytes of all images of a request, as files."""
+    """Maximum total size of the image files in a request, in bytes."""
     images: int = 64
     pixels: int = 50_000_000
-    """Most pixels of an image: a file of a few kB may decode to more memory than there is."""
+    """Maximum pixels per image: a file of a few kB may decode to more memory than there is."""
     seconds: float = 30.0
-    """From the first byte of a request to its answer."""
+    """Maximum time from the first byte of a request to its response."""
     requests: int = 128
-    """Requests that are read, waiting or computed at once, for each replica."""
+    """Requests that each replica reads, queues or computes at the same time."""
 
 
 class Refusal(Exception):
-    """A request that is answered by an error."""
+    """A request is answered with an error."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -49,10 +55,10 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """One image file, as it was sent."""
+    """One image file, as sent."""
 
     name: str
-    """As its form calls it, or ``image``."""
+    """File name in the form, or ``image``."""
     content: bytes
 
 
@@ -80,7 +86,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
 
 
 async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Yield the body, as long as it is not too large."""
+    """Yield the body until it exceeds the size limit."""
     told = request.headers.get("content-length", "")
     size = whole_number(told) or 0
     if size <= limits.body_bytes:
@@ -99,7 +105,7 @@ async def _read_form(request: Request, limits: Limits) -> list[Upload]:
     parser = MultiPartParser(
         request.headers, _bounded(request, limits), max_files=limits.images, max_fields=0
     )
-    # Nothing is laid on a disk.
+    # Keep all files in memory.
     parser.spool_max_size = limits.body_bytes
     try:
         form = await parser.parse()
@@ -135,16 +141,17 @@ def decode_uploads(
 
     Args:
         uploads: The files.
-        prepare: How.
-        limits: Of the pixels of each.
-        deadline: By ``time.monotonic``; nobody waits for the rest after it.
+        prepare: How to prepare the images.
+        limits: Limits on each image.
+        deadline: Time by ``time.monotonic`` after which the client no longer waits.
 
     Returns:
-        Why each could not be read, or ``None``; and the pixels of those that could, uint8, shape
-        (N, C, H, W).
+        For each file, why it could not be read, or ``None``; and the pixels of the readable ones,
+        uint8, shape (N, C, H, W).
 
     Raises:
         Refusal: If an image has too many pixels.
+        TimeoutError: If the deadline has passed before the last image.
     """
     channels, height, width = prepare.image_shape
     pixels = np.empty((len(uploads), height, width, channels), dtype=np.uint8)
@@ -153,8 +160,8 @@ def decode_uploads(
     for upload in uploads:
         if time.monotonic() > deadline:
             raise TimeoutError
-        _check_pixels(upload, limits)
         try:
+            _check_image(upload, limits)
             pixels[count] = prepare.file_pixels(io.BytesIO(upload.content), upload.name)
         except DataError as error:
             errors.append(str(error))
@@ -164,18 +171,32 @@ def decode_uploads(
     return tuple(errors), channels_first(pixels[:count])
 
 
-def _check_pixels(upload: Upload, limits: Limits) -> None:
-    """Refuse what would decode to too much memory, by what the file says of its size."""
+def _check_image(upload: Upload, limits: Limits) -> None:
+    """Check that an image decodes within limits of memory and time, by its header alone.
+
+    Raises:
+        Refusal: If it has too many pixels.
+        DataError: If it is of a format, or compressed in a way, that Pillow decodes in Python.
+    """
     try:
         with open_image(io.BytesIO(upload.content)) as image:
             count = image.width * image.height
+            tiles = getattr(image, "tile", ())
+            # ``Image.DECODERS`` holds the decoders in Python, such as that of run lengths in BMP.
+            is_quick = image.format in FORMATS and not any(t[0] in Image.DECODERS for t in tiles)
+            kind = image.format
     except Image.DecompressionBombError:
-        count = limits.pixels + 1
-    # Whatever else is wrong with it, decoding says.
+        count, is_quick, kind = limits.pixels + 1, True, ""
+    # Decoding reports any other problem.
     except Exception:
         return
     if count > limits.pixels:
         raise Refusal(
             413,
             f"{upload.name}: has more than {limits.pixels / 1e6:g} megapixels; send it smaller",
+        )
+    if not is_quick:
+        raise DataError(
+            f"{upload.name}: this kind of {kind} file decodes too slowly. Convert it to PNG; "
+            f"accepted are {', '.join(FORMATS)}."
         )

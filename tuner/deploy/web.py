@@ -1,7 +1,7 @@
-"""An ensemble as a web application: images in a request, the lines of ``predict`` in the answer.
+"""An ensemble as a web application: images in a request, the lines of ``predict`` in the response.
 
-It knows nothing of Ray: ``tuner.tuning.ray_backend.serve`` runs it in as many replicas as are
-asked for.
+It does not depend on Ray: ``tuner.tuning.ray_backend.serve`` runs it in the requested number of
+replicas.
 """
 
 import asyncio
@@ -16,8 +16,10 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuner import __version__
 from tuner.config import Tta
@@ -30,20 +32,22 @@ from tuner.deploy.uploads import (
     BINARY,
     FIELD,
     FORM,
+    FORMATS,
     Limits,
     Refusal,
     Upload,
     decode_uploads,
     read_uploads,
 )
+from tuner.loopback import HOST, names_this_machine
 
 RETRY_SECONDS = 1
-"""After which a client may come back that met a full queue."""
+"""Seconds after which a client that met a full queue may retry."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Prediction(BaseModel):
-    """What the ensemble says of an image."""
+    """The ensemble's prediction for an image."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,7 +73,7 @@ class Unreadable(BaseModel):
 
 
 class Predictions(BaseModel):
-    """The answer to a request, an entry for each image, in the order of the images."""
+    """The response to a request: one entry per image, in the order of the images."""
 
     predictions: list[Prediction | Unreadable]
 
@@ -81,7 +85,7 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """The server responds."""
 
     status: str = Field(examples=["ok"])
 
@@ -91,13 +95,13 @@ class Member(BaseModel):
 
     name: str
     family: str | None = Field(description="Null in ensembles of early versions.")
-    # Not a ``Probability``: the one of a single member may be above 1 by rounding.
+    # Not a ``Probability``: the weight of a single member may exceed 1 by rounding.
     weight: float = Field(ge=0, description="Its share in the vote.")
     temperature: float
 
 
 class Metadata(BaseModel):
-    """What is served."""
+    """The served ensemble."""
 
     name: str
     classes: list[str]
@@ -115,6 +119,7 @@ class Metadata(BaseModel):
 
 
 _MEANINGS = {
+    403: "It names another host, and the server is for its own machine alone.",
     408: "The request did not arrive in time.",
     413: "It is too large: in bytes, in pixels, or in images.",
     415: "It is of another content type.",
@@ -131,14 +136,16 @@ def create_app(
     tta: Tta | None = None,
     reject: float | None = None,
     limits: Limits | None = None,
+    is_local: bool = False,
 ) -> FastAPI:
     """Return the application.
 
     Args:
-        ensemble: What is served.
+        ensemble: The ensemble to serve.
         tta: As for ``Ensemble.predict``.
-        reject: Confidence below which an image is marked as too unsure.
-        limits: Of a request; ``None`` for the usual ones.
+        reject: Confidence below which an image is marked as rejected.
+        limits: Limits on requests; ``None`` for the defaults.
+        is_local: Answer only requests whose Host header names this machine.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -155,8 +162,9 @@ def create_app(
         "/predict",
         summary="Classify images",
         description="One image as the body, or one or several as the files of a form. Images may "
-        "be of any size and kind; they are prepared as those that the networks were trained on. "
-        "Of several, those that cannot be read have an error in their entry.",
+        "be of any size; they are prepared as those that the networks were trained on. "
+        f"Formats: {', '.join(FORMATS)}. Of several, those that cannot be read have an error in "
+        "their entry.",
         response_model=Predictions,
         responses={
             status: {"model": Problem, "description": text} for status, text in _MEANINGS.items()
@@ -190,6 +198,9 @@ def create_app(
         kind, content = ASSETS[name]
         return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
+    if is_local:
+        app.add_middleware(_LocalOnly)
+
     @app.exception_handler(Refusal)
     async def refuse(request: Request, error: Refusal) -> JSONResponse:
         headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 503 else None
@@ -210,8 +221,29 @@ def _problem(status: int, reason: str, headers: Mapping[str, str] | None = None)
     return JSONResponse({"error": reason}, status, headers)
 
 
+class _LocalOnly:
+    """Refuses requests whose Host header does not name this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request, or pass it on."""
+        app = self._app
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if not names_this_machine(host):
+                app = _problem(
+                    403,
+                    f"the server answers requests to {HOST} and localhost alone, not to "
+                    f"{host[:100]!r}. Start it with --host localhost behind a proxy on its "
+                    "machine, with --host 0.0.0.0 for other machines.",
+                )
+        await app(scope, receive, send)
+
+
 class _Predicting:
-    """Answers requests, as many at a time as the limits allow."""
+    """Answers requests, up to the limits at a time."""
 
     def __init__(
         self, ensemble: Ensemble, tta: Tta | None, reject: float | None, limits: Limits
@@ -272,7 +304,7 @@ class _Predicting:
 
 
 def _request_body(limits: Limits) -> dict[str, Any]:
-    """Describe what ``/predict`` takes, which it reads itself."""
+    """Describe the body of ``/predict``, which reads it itself."""
     files = {"type": "array", "items": _BINARY_SCHEMA, "minItems": 1, "maxItems": limits.images}
     form = {
         "type": "object",
@@ -291,7 +323,7 @@ def _metadata(
     told = ("run", "made", "made_by", "method")
     data = record.get("data")
     if data:
-        # Where images lie on this machine is nobody else's business.
+        # Clients need not know where the images are on this machine.
         data = data | {"source": PurePath(data["source"]).name}
     return Metadata(
         name=ensemble.path.name,

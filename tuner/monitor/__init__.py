@@ -1,1 +1,1 @@
-"""How a search stands, drawn while it runs."""
+"""Show the progress of a search while it runs."""

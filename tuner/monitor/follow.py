@@ -1,4 +1,4 @@
-"""Watching a search from its run folder alone: from another terminal, or another machine."""
+"""Watch a search through its run folder, from another terminal or another machine."""
 
 import math
 import time
@@ -26,42 +26,42 @@ from tuner.space.searched import Column
 from tuner.storage.paths import AnyPath, etag, modified
 
 SECONDS = 1.0
-"""Between two looks at the folder."""
+"""Seconds between two looks at the folder."""
 SILENT_SECONDS = 60.0
-"""Without a change for so long, and for 5 epochs, the search may have been killed; this is said."""
+"""After this time and 5 epochs without a change, a note says that the search may be dead."""
 
 
 class RunWatcher:
     """Keeps the state of a search up to date with its run folder.
 
-    The clocks of the search, of the storage and of who watches may differ: of what happens while it
-    watches, it goes by its own alone.
+    The clocks of the search, the storage and this machine may differ: for events that it watches,
+    it only uses its own.
     """
 
     def __init__(self, path: AnyPath) -> None:
         self.run = Run.open(path)
         self._changed = time.monotonic()
-        """When a change was last seen, as all times here in seconds of the monotonic clock."""
+        """When a change was last seen; like all times here, in seconds of the monotonic clock."""
         self._written = modified(path / RUN)
         self._noted = self._changed - max(0.0, time.time() - self._written)
-        """When the search last wrote for how long it had been active."""
-        # Looked at first: what is written while the trials are read is read again.
+        """When the search last recorded its active time."""
+        # Read first: files written while the trials are read will be read again.
         self._etags = {int(path.name): _etags(path) for path in self.run.trial_paths()}
-        """Trial -> when its status and its history were written last."""
+        """Trial -> when its status and its history were last written."""
         self.state = SearchState.of(self.run)
 
     @property
     def slots(self) -> int:
-        """Trials that the search trains at once; 0 where it was not recorded."""
+        """Number of trials that the search trains at once; 0 if it was not recorded."""
         return int(self.run.record.slots.get("count", 0))
 
     @property
     def has_ended(self) -> bool:
-        """Whether the search has said that it ended."""
+        """Whether the search has recorded its end."""
         return self.run.record.status != "running"
 
     def look(self) -> list[Ending]:
-        """Bring the state up to date; return how the trials ended that have ended since."""
+        """Update the state; return how trials ended since the last look."""
         self.run = Run.open(self.run.path)
         now, written = time.monotonic(), modified(self.run.path / RUN)
         if written != self._written:
@@ -80,7 +80,7 @@ class RunWatcher:
         return ended
 
     def clocks(self) -> Clocks:
-        """Return the times of the search; what is left, as foreseen from its folder."""
+        """Return the times of the search, with the remaining time as estimated from its folder."""
         record = self.run.record
         elapsed = record.active_seconds
         if not self.has_ended:
@@ -97,10 +97,10 @@ class RunWatcher:
         )
 
     def note(self, now: float) -> str:
-        """Say that no change was seen for long, if so.
+        """Return a note if no change was seen for long; otherwise empty.
 
         Args:
-            now: By the monotonic clock, in seconds.
+            now: Time of the monotonic clock, in seconds.
         """
         silent = now - self._changed
         limit = max(SILENT_SECONDS, 5 * self._epoch(), 2 * self.run.record.save_seconds)
@@ -114,12 +114,12 @@ class RunWatcher:
 
 
 def _etags(path: AnyPath) -> tuple[object, object]:
-    """Return what changes when the status or the history of a trial is written."""
+    """Return values that change when the status or the history of a trial is written."""
     return etag(path / STATUS), etag(path / HISTORY)
 
 
 def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:
-    """Yield the events by which a trial has come from where it is known to be to ``record``."""
+    """Yield the events that lead a trial from its known state to ``record``."""
     number, status = record.number, record.status
     known = state.trials.get(number)
     history = known.history if known else []
@@ -164,12 +164,12 @@ def _news(state: SearchState, record: TrialRecord) -> Iterator[Event]:
 
 
 def follow(path: AnyPath, console: Console, columns: Sequence[Column] = ()) -> Run:
-    """Show the search of a run folder until it ends, or the user has seen enough.
+    """Show the search of a run folder until it ends or the user interrupts.
 
     Args:
-        path: Of the run.
-        console: Where.
-        columns: What is searched, the most important first.
+        path: Path of the run.
+        console: The console.
+        columns: The searched parameters, the most important first.
 
     Raises:
         UsageError: If there is no run.

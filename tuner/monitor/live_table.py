@@ -1,4 +1,4 @@
-"""The table of a search, drawn from its state: the same while it runs and from its folder."""
+"""Draw the table of a search from its state, live or read from its folder."""
 
 import math
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from tuner.space.searched import Column
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 110
-"""Columns from which the rungs stand beside the running trials, not below."""
+"""Terminal width from which rungs are beside the running trials, not below."""
 CURVE_WIDTH = 40
-"""Most characters of a curve."""
+"""Maximum characters of a curve."""
 FIXED_LINES = 12
-"""Lines that are not running trials, left free of them on a low terminal."""
+"""Lines reserved for everything but running trials on a low terminal."""
 MOST_RUNGS = 8
 RUNGS_WIDTH = 46
-"""Columns of the rungs, where they stand beside the running trials."""
+"""Width of the rungs beside the running trials."""
 LEAST_CURVE = 10
-"""Characters of a running trial's curve for which searched parameters leave room."""
+"""Minimum characters that searched parameters leave for a running trial's curve."""
 MOST_NUMBER = 8
-"""Characters of a number of three digits, such as 0.000123."""
+"""Maximum characters of a number with three digits, such as 0.000123."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,15 +39,15 @@ class Clocks:
     """Times of a search, in seconds."""
 
     elapsed: float
-    """Spent searching, over all resumes."""
+    """Time spent searching, over all resumes."""
     left: float | None
-    """Until all trials have ended, as foreseen; ``None`` where nothing is known."""
+    """Estimated time until all trials have ended; ``None`` if unknown."""
     budget: float | None = None
-    """Until the budget is spent; ``None`` without one."""
+    """Time until the budget is spent; ``None`` without a budget."""
 
     @property
     def remaining(self) -> float | None:
-        """Time until the search ends, for want of trials or of budget."""
+        """Time until the search ends because it has no more trials or no more budget."""
         if self.left is None or self.budget is None:
             return self.left
         return min(self.left, self.budget)
@@ -63,16 +63,16 @@ def draw(
     *,
     columns: Sequence[Column] = (),
 ) -> RenderableType:
-    """Draw how a search stands.
+    """Draw the current state of a search.
 
     Args:
-        state: How it stands.
-        slots: Trials that train at once.
-        clocks: Its times.
-        note: A line of what is going on besides; may be empty.
-        width: Of the terminal, in columns.
-        height: Of the terminal, in lines.
-        columns: What is searched, the most important first; as many are shown as fit.
+        state: State of the search.
+        slots: Number of trials that train at once.
+        clocks: Times of the search.
+        note: A line about anything else; may be empty.
+        width: Width of the terminal, in columns.
+        height: Height of the terminal, in lines.
+        columns: The searched parameters, the most important first; those that fit are shown.
     """
     running = sorted(list(state.running.values()), key=lambda trial: trial.number)
     rungs = state.rungs()[:MOST_RUNGS]
@@ -87,7 +87,7 @@ def draw(
         _line(" · ".join(_times(state, clocks))),
         _states(state, slots),
     ]
-    # Read once: another thread may take it back.
+    # Read once: another thread may reset it.
     if best := state.best:
         parts.append(_best(state, best, width))
     tables: list[RenderableType] = []
@@ -119,12 +119,12 @@ def _line(text: str) -> Text:
 
 
 def summary(state: SearchState, slots: int, clocks: Clocks | None) -> str:
-    """Say how a search stands in one line.
+    """Describe the current state of a search in one line.
 
     Args:
-        state: How it stands.
-        slots: Trials that train at once.
-        clocks: Its times; ``None`` before it has begun.
+        state: State of the search.
+        slots: Number of trials that train at once.
+        clocks: Times of the search; ``None`` before it has begun.
     """
     parts = [f"{state.num_done}/{state.search.trials} trials", _counts(state, slots)]
     if state.best:
@@ -209,7 +209,7 @@ def _running(
     room -= len("epoch   ") + len(f"{metric}  ") + LEAST_CURVE
     shown = []
     for column in columns:
-        # Of a width that stays, for a table that stays: a number is at most so long.
+        # Fixed widths keep the table still: no number is longer than this.
         if (room := room - max(len(column.heading), MOST_NUMBER) - 2) < 0:
             break
         shown.append(column)
@@ -253,12 +253,12 @@ def _rungs(rungs: list[Rung], *, is_promoting: bool) -> Table:
 
 
 def stretched(curve: Sequence[tuple[float, float]], end: float, width: int) -> list[float]:
-    """Read a step curve at ``width`` places, evenly from its first step to ``end``.
+    """Sample a step curve at ``width`` positions, evenly from its first step to ``end``.
 
     Args:
-        curve: Place and value of each step, by place.
-        end: The last place.
-        width: How many values to give.
+        curve: Position and value of each step, sorted by position.
+        end: The last position.
+        width: Number of values to return.
     """
     values, index = [], 0
     start = curve[0][0]
@@ -271,7 +271,7 @@ def stretched(curve: Sequence[tuple[float, float]], end: float, width: int) -> l
 
 
 def sparkline(values: Sequence[float], scale: tuple[float, float] | None = None) -> str:
-    """Draw a curve with one character a value, from its lowest to its highest or on ``scale``."""
+    """Draw a curve with one character per value, from minimum to maximum or on ``scale``."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""

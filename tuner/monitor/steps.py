@@ -1,4 +1,4 @@
-"""What goes on while there is no table: a spinner on a terminal, lines elsewhere."""
+"""Show progress while there is no table: a spinner on a terminal, lines elsewhere."""
 
 import sys
 import threading
@@ -12,25 +12,25 @@ from rich.text import Text
 from tuner.monitor.terminal import is_live
 
 MOMENT = 0.1
-"""Seconds after which a step is told of where there is no spinner; shorter ones are not."""
+"""Seconds after which a step is reported if there is no spinner; shorter steps are not."""
 PULSE = 10.0
-"""Most seconds without a line where there is no live display."""
+"""Maximum seconds without a line if there is no live display."""
 
 
 @contextmanager
 def step(
     console: Console, text: str, *, first: float | None = None
 ) -> Iterator[Callable[[str], None]]:
-    """Say what the block does while it takes long; yield what changes the text.
+    """Show what a long block does; yield a function that changes the text.
 
     Args:
-        console: Where.
+        console: The console.
         text: Such as ``Starting Ray``.
-        first: Seconds after which it is told where there is no spinner; ``None`` for ``MOMENT``.
+        first: Seconds after which it is reported without a spinner; ``None`` for ``MOMENT``.
     """
     if is_live(console):
         spinner = "line" if console.options.ascii_only else "dots"
-        # As Text: in a string, rich would look for markup and emojis.
+        # Text, because rich would look for markup and emojis in a string.
         with console.status(Text(f"{text} ..."), spinner=spinner) as status:
             yield lambda text: status.update(Text(f"{text} ..."))
         return
@@ -49,17 +49,17 @@ def step(
 
 
 def loading(console: Console, what: str) -> AbstractContextManager[object]:
-    """Say that the block loads libraries; at once, for meanwhile no thread of ours gets a turn."""
+    """Report that the block loads libraries; at once, because imports block our other threads."""
     return step(console, f"Loading {what}", first=None if "torch" in sys.modules else 0.0)
 
 
 class Pulse:
-    """Prints a line wherever there has been none for ``PULSE`` seconds, in a ``with`` block.
+    """Prints a line after ``PULSE`` seconds without one, in a ``with`` block.
 
     Args:
-        console: Where.
-        line: Returns what to print.
-        first: Seconds before the first line; with 0 it is there when the block begins.
+        console: The console.
+        line: Returns the line to print.
+        first: Seconds before the first line; 0 prints it when the block begins.
     """
 
     def __init__(self, console: Console, line: Callable[[], str], *, first: float = PULSE) -> None:
@@ -82,7 +82,7 @@ class Pulse:
         self._thread.join()
 
     def rest(self) -> None:
-        """Take note that a line has just been printed."""
+        """Record that a line has just been printed."""
         self._due = time.monotonic() + PULSE
 
     def _beat(self) -> None:
@@ -98,10 +98,10 @@ class Pulse:
 
 @contextmanager
 def telling(console: Console) -> Iterator[Callable[[str], None]]:
-    """Yield what prints lines; where the last one stands for long, it is seen to be under way.
+    """Yield a function that prints lines; show progress while the last one stays for long.
 
     Args:
-        console: Where.
+        console: The console.
     """
     if is_live(console):
         with console.status("") as status:

@@ -1,4 +1,4 @@
-"""A live table that a terminal may be resized under."""
+"""A live table that survives resizing the terminal."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ from rich.segment import ControlType, Segment, SegmentLines
 
 
 def is_live(console: Console) -> bool:
-    """Whether a console shows what moves: not a pipe, and not under ``NO_COLOR``."""
+    """Whether a console can show a live display: not a pipe, and not under ``NO_COLOR``."""
     return console.is_terminal and not console.is_dumb_terminal and not console.no_color
 
 
 class LiveTable(Live):
-    """Shows what ``draw(width, height)`` gives, four times a second.
+    """Shows the result of ``draw(width, height)``, four times a second.
 
-    Rich goes up as many lines as it wrote before it writes again. Most terminals (tmux, VTE, kitty,
-    Windows Terminal) wrap what stands on them when they are made narrower, and then it is more
-    lines; those are counted and erased here. On one that cuts lines instead (xterm), as many lines
-    above the table are erased with it.
+    Before it writes again, Rich moves up by the number of lines that it wrote. Most terminals
+    (tmux, VTE, kitty, Windows Terminal) wrap their contents when they become narrower, which makes
+    more lines; those are counted and erased here. On a terminal that cuts lines instead (xterm),
+    the same number of lines above the table is erased, too.
     """
 
     def __init__(self, draw: Callable[[int, int], RenderableType], console: Console) -> None:
@@ -32,7 +32,7 @@ class LiveTable(Live):
         before = [Segment.get_line_length(line) for line in self._shown.lines]
         drawn = self.console.render_lines(self._draw(*self.console.size), pad=False)
         self._shown.lines = [_stripped(line) for line in drawn]
-        # Asked for last: a terminal that is resized between this and the writing keeps a line.
+        # Read last: a terminal that is resized between this and the writing keeps a line.
         width = self.console.width
         wrapped = sum((cells - 1) // width for cells in before if cells)
         up = (
@@ -44,7 +44,7 @@ class LiveTable(Live):
 
 
 def _stripped(line: list[Segment]) -> list[Segment]:
-    """Leave out the blanks at the end: some terminals wrap them, too, and others do not."""
+    """Remove trailing blanks: some terminals wrap them, too, and others do not."""
     while line and not line[-1].text.strip():
         line = line[:-1]
     if line:

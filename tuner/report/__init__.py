@@ -1,7 +1,7 @@
-"""A run on one page: ``report.html`` in its folder, which opens anywhere and asks for nothing.
+"""A run on one page: ``report.html`` in its folder, which opens anywhere and loads nothing else.
 
-``facts`` gathers what the trials tell, ``ensembles`` what an ensemble tells; ``page`` makes a page
-of them with the templates, the style and the scripts in ``assets``.
+``facts`` gathers the data of the trials, ``ensembles`` that of an ensemble; ``page`` renders them
+with the templates, styles and scripts in ``assets``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,29 +32,20 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, read_text
 
-__all__ = ["Page", "Report", "make_page", "verdict", "write_report"]
+__all__ = ["Page", "make_page", "verdict", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """A run on a page."""
-
-    html: str
-    verdict: str
-    """Its first sentence."""
-    advice: list[str]
-    """What to look at, one line each."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """A page that was written."""
+    """The page of a run."""
 
     path: AnyPath
+    """Where ``write_report`` writes it."""
+    html: str
     verdict: str
-    """Its first sentence."""
+    """First sentence of the page."""
     advice: list[str]
-    """What to look at, one line each."""
+    """What to look at, one item per line."""
 
 
 def write_report(
@@ -64,16 +55,15 @@ def write_report(
     importance: Mapping[str, Mapping[str, float]],
     advice: Sequence[str],
     tentative: Mapping[str, Spread] | None = None,
-) -> Report:
-    """Write ``report.html`` of a run; the arguments are those of ``make_page``.
+) -> Page:
+    """Write ``report.html`` of a run; see ``make_page`` for the arguments.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
     """
     page = make_page(run, ranked, space, importance, advice, tentative)
-    path = run.path / REPORT
-    write_text(path, page.html)
-    return Report(path=path, verdict=page.verdict, advice=page.advice)
+    write_text(page.path, page.html)
+    return page
 
 
 def make_page(
@@ -89,13 +79,13 @@ def make_page(
     """Return the page of a run.
 
     Args:
-        run: Which.
+        run: The run.
         ranked: Its trials, the best first.
-        space: What it searched.
+        space: Its search space.
         importance: Group of trials -> parameter -> share of the importance.
-        advice: What to look at, one line each.
-        tentative: Parameter -> share of the importance, where trials are few.
-        version: Of the files of the run, where the page is served; it refreshes itself, then.
+        advice: What to look at, one item per line.
+        tentative: Parameter -> share of the importance, if trials are few.
+        version: Version of the run's files if the page is served; then it refreshes itself.
 
     Raises:
         TunerError: If the run, its plan, its issues or its newest ensemble is damaged.
@@ -144,11 +134,11 @@ def make_page(
         facts_of=facts,
         space=read_text(run.path / SPACE),
     )
-    return Page(html=html, verdict=sentence, advice=lines)
+    return Page(path=run.path / REPORT, html=html, verdict=sentence, advice=lines)
 
 
 def _told(folders: Sequence[AnyPath]) -> list[str]:
-    """Say what each of some ensembles is; a damaged one is named alone."""
+    """Describe each ensemble in a few words; only name the damaged ones."""
     told = []
     for folder in folders:
         try:
@@ -164,7 +154,7 @@ def _told(folders: Sequence[AnyPath]) -> list[str]:
 
 
 def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:
-    """Say in one sentence what a run has led to.
+    """Summarize the result of a run in one sentence.
 
     Args:
         ranked: Its trials, the best first.

@@ -1,4 +1,4 @@
-"""What to look at in a run: its space, its rungs, its images, its ensemble."""
+"""Advice on what to look at in a run: its space, rungs, images and ensemble."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,18 +18,18 @@ from tuner.space import SearchSpace
 from tuner.space.axes import Range, parameters, to_yaml, value_of
 
 MIN_TRIALS = 20
-"""Below, chance explains what is seen."""
+"""With fewer trials, chance explains what is seen."""
 BEST_SHARE = 0.1
 EDGE = 0.1
-"""Part of a range, on its own scale, that is its edge."""
+"""Part of a range, on its own scale, that counts as its edge."""
 CHANCE = 0.01
-"""So rarely would as many of the best lie at an edge if all places were as good, or two accuracies
-differ as much if there were no reason."""
+"""Probability below which chance does not explain how many of the best trials lie at an edge, or
+how much two accuracies differ."""
 HARDLY = 0.1
-"""A parameter hardly matters with less than this part of an even share of the importance."""
+"""A parameter hardly matters below this part of an even share of the importance."""
 MOST_NAMES = 5
 WIDE = 0.02
-"""An uncertainty, or a gap, of accuracy that is worth a look."""
+"""Uncertainty or gap in accuracy that is worth a look."""
 
 
 def advise(
@@ -38,13 +38,13 @@ def advise(
     trials: Sequence[TrialRecord],
     importance: Mapping[str, float],
 ) -> list[str]:
-    """Return what a user should look at, one line each; nothing where too little is known.
+    """Return what a user should look at, one item per line; none where too little is known.
 
     Args:
-        space: What was searched.
+        space: The search space.
         search: How it was searched.
-        trials: Of the run.
-        importance: Share of each parameter; empty where it is not known.
+        trials: Trials of the run.
+        importance: Share of each parameter; empty if it is unknown.
     """
     state = SearchState.from_trials(search, trials)
     return [
@@ -75,7 +75,7 @@ def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
         if len(places) < MIN_TRIALS:
             continue
         best = places[: max(5, round(BEST_SHARE * len(places)))]
-        # An end of a range of few values is one of them, wider than a tenth.
+        # In a range of few values, each end is one value, wider than a tenth.
         width = max(EDGE, 1 / axis.size())
         for end, bound, change in ((0, axis.low, "lower"), (1, axis.high, "raise")):
             edge = [
@@ -90,7 +90,7 @@ def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
 
 
 def _place(axis: Range, value: float) -> float:
-    """Return where a value lies in a range, on its own scale: 0 at the low end, 1 at the high."""
+    """Return the position of a value in a range on its own scale: 0 is the low end, 1 the high."""
     low, high = axis.low, axis.high
     if axis.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
@@ -98,7 +98,7 @@ def _place(axis: Range, value: float) -> float:
 
 
 def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord]) -> Iterator[str]:
-    # Of what lies in a branch, the best trials tell nothing if they took another.
+    # Trials that took another branch say nothing about the parameters of this one.
     plain = [trial.config.to_dict() for trial in trials]
     names = [
         name
@@ -108,7 +108,7 @@ def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord])
     ]
     if names and len(trials) >= 2 * MIN_TRIALS:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        # The least important ones, which come last.
+        # The least important ones come last.
         listed = ", ".join(names[: -MOST_NAMES - 1 : -1])
         seem, them = ("seems", "it") if len(names) == 1 else ("seem", "them")
         yield (
@@ -136,13 +136,13 @@ def advise_on_run(
     best: BestTrial | None,
     ensemble: EnsembleFigures | None,
 ) -> list[str]:
-    """Return what a reader of a run should know of its figures, one line each.
+    """Return what a reader should know about the figures of a run, one item per line.
 
     Args:
-        run: Which.
-        trials: Of the run.
-        best: The leading one.
-        ensemble: The newest one; no figure of test images decides what is said of its members.
+        run: The run.
+        trials: Trials of the run.
+        best: The leading trial.
+        ensemble: The newest ensemble; advice on its members does not depend on test figures.
     """
     lines = [*_cut(run, trials), *_few_images(run, best)]
     if run.record.reason:
@@ -165,7 +165,7 @@ def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
         return
     cut = sum(trial.status.state == "interrupted" for trial in trials)
     waiting = sum(trial.status.state == "paused" for trial in trials)
-    # How many configurations a grid holds is not known here.
+    # The number of configurations in a grid is unknown here.
     is_grid = record.search.sampler == "grid"
     missing = 0 if is_grid else max(0, record.search.trials - len(trials))
     if cut or waiting or missing:
@@ -220,7 +220,7 @@ def _unfinished(
 
 
 def _single(ensemble: EnsembleFigures) -> Scores | None:
-    """Return the scores of the best single on validation images, cross-fitted where they were."""
+    """Return the validation scores of the best single trial, cross-fitted if available."""
     crossfits = [row.figures.crossfit for row in ensemble.comparison if row.method == "best single"]
     vals = [member.val for member in ensemble.members if member.trial == ensemble.best_single]
     return next((scores for scores in (*crossfits, *vals) if scores), None)
@@ -235,7 +235,7 @@ def _gap(ensemble: EnsembleFigures, num_val: int) -> Iterator[str]:
     side = "below"
     if test.accuracy > crossfit.accuracy:
         num_high, num_low, side = num_low, num_high, "above"
-    # Newcombe's (1998) interval of the difference of two shares, method 10.
+    # Newcombe's (1998) interval for the difference of two shares, method 10.
     below = high - wilson(high, num_high, level=1 - CHANCE)[0]
     above = wilson(low, num_low, level=1 - CHANCE)[1] - low
     if high - low > max(WIDE, math.hypot(below, above)):

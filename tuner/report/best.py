@@ -1,4 +1,4 @@
-"""The best configuration of a run, and what decided it."""
+"""The best configuration of a run, and why it is the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,33 +18,33 @@ class BestTrial:
     trial: int
     family: str
     epoch: int
-    """Its best one, whose weights are kept."""
+    """Its best epoch, whose weights are kept."""
     epochs: int
-    """Those that it was planned for."""
+    """Number of epochs that it was planned for."""
     accuracy: float
-    """On the validation images."""
+    """Accuracy on the validation images."""
     by: str
-    """The metric that it is the best by, with its value and a comma; empty for accuracy."""
+    """The ranking metric, with its value and a comma; empty for accuracy."""
     images: int
-    """How many these are."""
+    """Number of validation images."""
     low: float
     high: float
-    """95 % interval of the accuracy, for the chance in which images these are."""
+    """95 % interval of the accuracy, given the chance in which images these are."""
     others_within: int
-    """Trials beside it whose accuracy lies in the interval."""
+    """Number of other trials whose accuracy lies in the interval."""
     stopped_after: int | None
-    """The epoch after which a scheduler stopped it; ``None`` if none did."""
+    """The epoch after which a scheduler stopped it; ``None`` if it was not stopped."""
     yaml: str
-    """What it was given of what was searched, as a ``baseline`` to copy."""
+    """Its values of the searched parameters, as a ``baseline`` to copy."""
 
 
 def best_trial(run: Run, ranked: Sequence[TrialRecord], space: SearchSpace) -> BestTrial | None:
-    """Describe the best trial of a run; ``None`` where no accuracy tells which one that is.
+    """Describe the best trial of a run; ``None`` if no accuracy determines it.
 
     Args:
-        run: Which.
+        run: The run.
         ranked: Its trials, the best first.
-        space: What it searched.
+        space: Its search space.
     """
     first = leader(ranked)
     if first is None or first.best is None or first.is_val_seen:

@@ -1,4 +1,4 @@
-"""Runs side by side: what was searched and spent, what came of it, and how fast."""
+"""Runs side by side: what they searched and spent, what they reached, and how fast."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from tuner.run.state import SearchState
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Describe each run: its settings, what it spent, its best trial, and its best so far.
 
-    All are shown by the metric that they are ranked by or, where they differ in it, by accuracy,
-    which every run records.
+    All runs are shown by the metric that they are ranked by, or by accuracy, which every run
+    records, if their metrics differ.
 
     Returns:
-        For each run, in the order given, plain values; ``best`` is the metric's value of the
-        leading trial, ``best_so_far`` holds epochs trained, GPU-hours spent (training hours where
-        no trial had a GPU) and the metric's best value at each improvement.
+        Plain values for each run, in the given order; ``best`` is the leading trial's value of the
+        metric, ``best_so_far`` holds epochs trained, GPU-hours spent (training hours if no trial
+        had a GPU) and the best value of the metric at each improvement.
     """
     metrics = {run.metric for run in runs}
     told = [_describe(run if len(metrics) == 1 else run.by("accuracy")) for run in runs]
     names = Counter(one["run"] for one in told)
-    # Of the same name in two storages, each is told by its path.
+    # Runs of the same name in two storages are identified by their paths.
     return [one | ({"run": one["path"]} if names[one["run"]] > 1 else {}) for one in told]
 
 
@@ -36,7 +36,7 @@ def _describe(run: Run) -> dict[str, Any]:
     state = SearchState.from_trials(replace(record.search, metric=metric), ranked)
     first = leader(ranked)
     return {
-        # As the commands know it: a folder may have been copied or renamed.
+        # The name for commands: the folder may have been copied or renamed.
         "run": run.path.name,
         "metric": metric,
         "searched_by": record.search.metric,
@@ -61,7 +61,7 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def differences(described: Sequence[dict[str, Any]]) -> str:
-    """Say why the figures of runs cannot be compared; empty if they can."""
+    """Explain why the figures of runs cannot be compared; empty if they can."""
     if seen := [run["run"] for run in described if run["is_val_seen"]]:
         return (
             f"Not comparable: {', '.join(seen)} trained on the validation images, too "
@@ -82,7 +82,7 @@ def differences(described: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict(described: Sequence[dict[str, Any]]) -> str:
-    """Say in one sentence which run came furthest."""
+    """Name the leading run in one sentence."""
     scored = [run for run in described if run["best"] is not None]
     if not scored:
         return "None of these runs has a trial with an accuracy"
@@ -103,7 +103,7 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
 
 
 def comparison_page(described: Sequence[dict[str, Any]]) -> str:
-    """Return runs, as ``compare`` gives them, side by side on one page that needs nothing else."""
+    """Return a self-contained page of runs side by side, as described by ``compare``."""
     return render(
         "compare.html",
         ("compare.js",),

@@ -1,4 +1,4 @@
-"""What the folder of an ensemble holds, for a page."""
+"""Read the folder of an ensemble for a page."""
 
 import base64
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ from tuner.storage.spreadsheet import read_csv
 
 MOST_MISTAKES = 40
 PNG = b"\x89PNG\r\n\x1a\n"
-"""With which such a picture begins."""
+"""First bytes of a PNG file."""
 MOST_IMAGE_BYTES = 1_500_000
-"""Most bytes of the mistakes' pictures together, before they are written as text."""
+"""Maximum total bytes of the mistakes' images, before base64 encoding."""
 
 
 Share = Annotated[float, Bounds(ge=0, le=1)]
@@ -31,7 +31,7 @@ Difference = Annotated[float, Bounds(ge=-1, le=1)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """How good class probabilities are; see ``tuner.metrics.predict.Scores``."""
+    """Scores of class probabilities; see ``tuner.metrics.predict.Scores``."""
 
     accuracy: Share
     nll: NonNegative
@@ -40,7 +40,7 @@ class Scores:
     balanced_accuracy: Share | None = None
     macro_f1: Share | None = None
     worst_class: Share | None = None
-    """``None`` in ensembles of earlier versions, all three."""
+    """All three are ``None`` in ensembles of earlier versions."""
     ece_equal_mass: NonNegative | None = None
     top3: Share | None = None
 
@@ -52,7 +52,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanMember:
-    """The means of the members' scores."""
+    """Mean scores of the members."""
 
     val: Scores
     test: Scores
@@ -69,7 +69,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """A member, alone."""
+    """The scores of one member alone."""
 
     trial: Amount
     family: str
@@ -100,7 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
-    """Figures of the ensemble that are no share of the images."""
+    """Figures of the ensemble that are not a share of the images."""
 
     balanced_accuracy: Estimate
     macro_f1: Estimate
@@ -111,7 +111,7 @@ class Intervals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gain:
-    """In test accuracy."""
+    """Gain in test accuracy."""
 
     over_best_single: Interval
     over_mean_member: Interval
@@ -132,7 +132,7 @@ class ComparedMethod:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Excluded:
-    """A trial that is no member, and why."""
+    """A trial that is not a member, and why."""
 
     trial: Amount
     reason: str
@@ -140,7 +140,7 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
-    """A method that has no row in the comparison, and why."""
+    """A method without a row in the comparison, and why."""
 
     method: str
     reason: str
@@ -148,7 +148,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """What the first ``k`` members reach together."""
+    """Accuracy of the first ``k`` members together."""
 
     k: Count
     accuracy: Share
@@ -162,7 +162,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassAccuracy:
-    """The test images of one class."""
+    """Accuracy on the test images of one class."""
 
     label: str = field(metadata={"key": "class"})
     accuracy: Share | None
@@ -186,7 +186,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coverage:
-    """The accuracy on the surest images."""
+    """Accuracy on the most confident images."""
 
     coverage: Share
     accuracy: Share
@@ -194,7 +194,7 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontierPoint:
-    """The members that are best for their time."""
+    """Members that are best for their latency."""
 
     members: tuple[Amount, ...]
     latency_ms: NonNegative
@@ -203,7 +203,7 @@ class FrontierPoint:
     accuracy: Share
     val_metric: NonNegative | None = None
     metric: NonNegative | None = None
-    """Values of the metric that the point was chosen by; both ``None`` in earlier versions."""
+    """Values of the metric that chose the point; both ``None`` in earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,7 +239,7 @@ class TeacherComparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplicatesNote:
-    """How much of the accuracy rests on images that have near-duplicates in the training data."""
+    """How much the accuracy depends on images with near-duplicates in the training data."""
 
     images: Amount
     accuracy_of_these: Share
@@ -266,7 +266,7 @@ class Verdict:
 
     @property
     def is_taken(self) -> bool:
-        """Whether what was asked for is what is advised; the best trial is a vote of one."""
+        """Whether the request follows the advice; the best trial is a vote of one."""
         is_single = (self.asked.method, self.asked.num_members) == ("vote", 1)
         return self.advised == self.asked or (self.advised.method is None and is_single)
 
@@ -290,14 +290,14 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsembleFigures:
-    """What a page shows of ``metrics.json``; ``None`` is left out of it."""
+    """The part of ``metrics.json`` that a page shows; it omits ``None``."""
 
     name: str | None = None
-    """``None`` for that of the folder."""
+    """``None`` for the name of the folder."""
     run: str = ""
     method: str = "vote"
     metric: Metric = "accuracy"
-    """What it was chosen by."""
+    """Metric that chose it."""
     tta: str = "none"
     test_images: Amount | None = None
     is_val_seen: bool = False
@@ -323,7 +323,7 @@ class EnsembleFigures:
     duplicates: DuplicatesNote | None = None
     teacher: TeacherComparison | None = None
     conditions: tuple[str, ...] = ()
-    """Options under which members were chosen."""
+    """Options in effect when members were chosen."""
     front: bool = False
 
     def __post_init__(self) -> None:
@@ -332,13 +332,13 @@ class EnsembleFigures:
 
     @property
     def tested_on(self) -> str:
-        """What the images are called that are no choosing ones; see ``images_called``."""
+        """Name of the images that were not used for choosing; see ``images_called``."""
         return images_called(has_test=self.has_test, is_val_seen=self.is_val_seen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
-    """A confusion matrix, rows true."""
+    """A confusion matrix; rows are the true classes."""
 
     classes: list[str]
     counts: list[list[int]]
@@ -357,7 +357,7 @@ def read_figures(folder: AnyPath) -> EnsembleFigures:
 
 
 def read_confusion(folder: AnyPath) -> Confusion | None:
-    """Read the confusion matrix of an ensemble; ``None`` where there is none.
+    """Read the confusion matrix of an ensemble; ``None`` if there is none.
 
     Raises:
         TunerError: If it is damaged.
@@ -374,11 +374,11 @@ def read_confusion(folder: AnyPath) -> Confusion | None:
 
 
 def read_ensemble(folder: AnyPath, figures: EnsembleFigures) -> dict[str, Any]:
-    """Read an ensemble's confusion matrix and its mistakes, beside its figures.
+    """Read an ensemble's confusion matrix and mistakes, in addition to its figures.
 
     Returns:
-        ``figures`` as plain values, with ``classes`` and ``confusion``, rows true, and
-        ``mistakes``, each with its ``image`` as a data URI; without those whose file is not there.
+        ``figures`` as plain values, with ``classes``, ``confusion`` (rows are true classes) and
+        ``mistakes``, each with its ``image`` as a data URI; without those whose file is missing.
 
     Raises:
         TunerError: If a file is damaged.
@@ -400,7 +400,7 @@ def _count(cell: str) -> int:
 
 
 def _read_table(path: AnyPath) -> list[list[str]]:
-    """Read the rows of a CSV, at least its heading."""
+    """Read the rows of a CSV file, which has at least a heading."""
     rows = read_csv(path)
     if not rows:
         raise ValueError(f"{path.name} is empty")

@@ -1,4 +1,4 @@
-"""What a run's page shows of its trials, as plain values that a script can read."""
+"""The data of trials on a run's page, as plain values for its script."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ Plain = dict[str, Any]
 
 
 def parameter_facts(space: SearchSpace) -> list[Plain]:
-    """Describe the parameters of a space: their scale, and the family that they belong to."""
+    """Describe the parameters of a space: their scale and their family."""
     axes = list(parameters(space.axes))
     short = short_names([axis.name for axis in axes])
     facts = []
@@ -41,7 +41,7 @@ def parameter_facts(space: SearchSpace) -> list[Plain]:
 def column_facts(
     space: SearchSpace, described: Sequence[Plain], importance: Mapping[str, float]
 ) -> list[Plain]:
-    """Describe the columns of the searched parameters, by their places in ``described``."""
+    """Describe the columns of searched parameters by their positions in ``described``."""
     places = {fact["name"]: index for index, fact in enumerate(described)}
     return [
         {"heading": column.heading, "parameters": [places[name] for name in column.names]}
@@ -50,7 +50,7 @@ def column_facts(
 
 
 def trial_facts(ranked: Sequence[TrialRecord], described: Sequence[Plain]) -> list[Plain]:
-    """Describe trials, in the order given, with their values of the ``described`` parameters."""
+    """Describe trials in the given order, with their values of the ``described`` parameters."""
     return [_trial(trial, described) for trial in ranked]
 
 
@@ -79,17 +79,17 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _value(value: Any, fact: Plain) -> str | float | None:
-    """Spell a choice as its axis does; of a number that is not whole, keep what a picture shows."""
+    """Spell a choice like its axis; round other numbers to the precision of a plot."""
     if value is None:
         return None
     if "values" in fact:
         return to_yaml(value)
-    # A whole number is shown as a count, too.
+    # Whole numbers are kept: tables show them as counts.
     return value if fact["whole"] else float(f"{value:.5g}")
 
 
 def spending(search: SearchConfig, trials: Sequence[TrialRecord]) -> dict[str, list[Plain]]:
-    """Say where the time went: by family, and by how far trials came."""
+    """Return the time spent by family, and by how far trials came."""
     marks = [rung.epoch for rung in SearchState(search).rungs()]
     by_family: dict[str, list[TrialRecord]] = {}
     by_rung: dict[str, list[TrialRecord]] = {f"stopped at rung {mark}": [] for mark in marks}
@@ -127,7 +127,7 @@ def _spent(groups: Mapping[str, Sequence[TrialRecord]], metric: Metric) -> list[
 
 
 def class_facts(per_class: Sequence[Plain]) -> list[Plain]:
-    """Return the accuracies of classes with their 95 % intervals, without classes of no image."""
+    """Return class accuracies with their 95 % intervals, without classes that have no images."""
     known = [row for row in per_class if row["count"]]
     ends = [wilson(row["accuracy"], row["count"]) for row in known]
     return [
@@ -143,7 +143,7 @@ def run_facts(
     importance: Mapping[str, Mapping[str, float]],
     tentative: Mapping[str, Spread],
 ) -> Plain:
-    """Return what the script of a run's page draws."""
+    """Return the data that the script of a run's page draws."""
     facts = parameter_facts(space)
     state = SearchState.from_trials(run.record.search, ranked)
     return {

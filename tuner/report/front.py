@@ -1,4 +1,4 @@
-"""The front of a search by several objectives: what each gain by one of them costs by another."""
+"""The front of a multi-objective search: what a gain in one objective costs in another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from tuner.run.trial import TrialRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontTrial:
-    """A trial that no other one beats by one objective without losing by another."""
+    """A trial that no other trial beats in one objective without losing in another."""
 
     trial: int
     family: str
     value: float
     """Its value of the metric."""
     costs: dict[str, float]
-    """By name, in the order of the objectives."""
+    """Costs by name, in the order of the objectives."""
 
 
 def front_of(run: Run, ranked: Sequence[TrialRecord]) -> list[FrontTrial]:
     """Return the front of a run, the best by the metric first; empty without costs.
 
     Args:
-        run: Which.
-        ranked: Its trials, as ``Run.ranked`` returns them.
+        run: The run.
+        ranked: Its trials, as returned by ``Run.ranked``.
     """
     metric, costs = run.record.search.metric, run.record.search.costs
     found = []

@@ -1,4 +1,4 @@
-"""A run's page behind HTTP, on this machine alone, made anew while the search runs."""
+"""Serve a run's page over HTTP to this machine only, updated while the search runs."""
 
 import hashlib
 import sys
@@ -9,23 +9,21 @@ from threading import Lock
 from typing import Any
 
 from tuner.errors import TunerError, UsageError
+from tuner.loopback import HOST, names_this_machine
 from tuner.report.page import LIVE_POLICY
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.layout import HISTORY, ISSUES, METRICS, RUN, STATUS
 from tuner.run.run import Run
 from tuner.storage.paths import AnyPath, etag
 
-HOST = "127.0.0.1"
 SECONDS = 3.0
-"""Least time between two looks at the run."""
+"""Minimum time in seconds between two looks at the run."""
 IDLE = 4
-"""For how long nothing is made, in times of what the last page took: a search needs the CPU."""
-LOCAL_NAMES = {"127.0.0.1", "localhost"}
-"""Hosts that a request may name: a page elsewhere whose name leads here must not read this one."""
+"""Pause between pages, in multiples of the time for the last page: a search needs the CPU."""
 
 
 def version_of(run: Run) -> str:
-    """Return what changes whenever a file of a run does that its page tells of."""
+    """Return a hash that changes whenever a file of the run that its page shows changes."""
     files = [run.path / RUN, run.path / ISSUES]
     for trial in run.trial_paths():
         files += [trial / STATUS, trial / HISTORY]
@@ -35,14 +33,14 @@ def version_of(run: Run) -> str:
 
 
 class LivePage:
-    """The page of a run, as new as its files, but made only when it is asked for."""
+    """The page of a run, as new as its files, rendered only on request."""
 
     def __init__(self, path: AnyPath, build: Callable[[Run, str], str]) -> None:
-        """Make the first page.
+        """Render the first page.
 
         Args:
-            path: Of the run.
-            build: Run, version -> HTML.
+            path: Path of the run.
+            build: Maps a run and its version to HTML.
 
         Raises:
             TunerError: If the run is damaged.
@@ -68,7 +66,7 @@ class LivePage:
         began = time.monotonic()
         version = version_of(Run.open(self._path))
         if version != self._version:
-            # Read after the version: what is written meanwhile makes the next page.
+            # Read after the version: later changes trigger the next page.
             self._html = self._build(Run.open(self._path), version).encode()
             self._version = version
         ended = time.monotonic()
@@ -76,11 +74,11 @@ class LivePage:
 
 
 def page_server(page: LivePage, port: int) -> ThreadingHTTPServer:
-    """Return a server that answers with a page, once its ``serve_forever`` is called.
+    """Return a server for a page; its ``serve_forever`` starts it.
 
     Args:
-        page: What is served.
-        port: Of this machine; 0 for a free one.
+        page: The page to serve.
+        port: Port of this machine; 0 for a free one.
 
     Raises:
         UsageError: If the port cannot be had.
@@ -100,7 +98,7 @@ def page_server(page: LivePage, port: int) -> ThreadingHTTPServer:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell of an error, unless it is that the browser went away."""
+        """Report an error, unless the browser closed the connection."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -109,8 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
     served: LivePage
 
     def do_GET(self) -> None:
-        """Answer with the page, unless the browser has it."""
-        if self.headers.get("Host", "").partition(":")[0] not in LOCAL_NAMES:
+        """Send the page, unless the browser has it already."""
+        if not names_this_machine(self.headers.get("Host", "")):
             self._answer(403, "text/plain", b"This page is for this machine alone.\n")
         elif self.path != "/":
             self._answer(404, "text/plain", b"There is one page: /\n")
@@ -151,8 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def version_string(self) -> str:
-        """Name the server without the versions of what it runs on."""
+        """Return the server name without any versions."""
         return "cifar-tune"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Stay silent: a browser asks every few seconds."""
+        """Log nothing: a browser polls every few seconds."""

@@ -1,8 +1,8 @@
-"""One HTML page that needs nothing else: templates, style, scripts and the plotting library.
+"""Render one self-contained HTML page: templates, styles, scripts and the plotting library.
 
-The plots are drawn by Apache ECharts 6.1 (Apache License 2.0; its licence and notice lie beside it
-in ``assets``): one file of 1.1 MB with parallel coordinates that have log axes and brushes, for
-which plotly.js needs 4.8 MB, and which Bokeh and Vega-Lite lack.
+Apache ECharts 6.1 draws the plots (Apache License 2.0; its licence and notice are next to it in
+``assets``): one file of 1.1 MB with parallel coordinates that have log axes and brushes, for which
+plotly.js needs 4.8 MB, and which Bokeh and Vega-Lite lack.
 """
 
 import json
@@ -21,9 +21,9 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
-"""What a browser lets a page do: nothing but run what stands in it."""
+"""Content policy: a browser only runs what is in the page itself."""
 LIVE_POLICY = f"{POLICY}; connect-src 'self'"
-"""The same for a page that asks its own server for a newer one."""
+"""The same for a page that polls its own server for a newer version."""
 
 
 def render(
@@ -37,20 +37,22 @@ def render(
     """Fill a template.
 
     Args:
-        template: Its name in ``assets``.
-        scripts: Of the page, by their names there, in their order.
-        facts: What the scripts draw, plain values without NaN.
-        is_live: Whether it is served, and refreshes itself.
-        context: What the template writes.
+        template: Name of the template in ``assets``.
+        scripts: Names of the page's scripts in ``assets``, in order.
+        facts: Data that the scripts draw, as plain values without NaN.
+        is_live: Whether the page is served and refreshes itself.
+        context: Variables of the template.
     """
     page = _environment().get_template(template)
-    return page.render(
+    html = page.render(
         style=Markup(_asset("page.css")),
         scripts=[Markup(_asset(name)) for name in ("echarts.min.js", "charts.js", *scripts)],
         facts=_script_safe(facts),
         policy=Markup(LIVE_POLICY if is_live else POLICY),
         **context,
     )
+    # Folder names may contain bytes that are not UTF-8; a page shows them as escapes.
+    return html.encode(errors="backslashreplace").decode()
 
 
 @cache
@@ -77,31 +79,31 @@ def _environment() -> Environment:
 
 
 def amount(number: float) -> str:
-    """Write a number of any size with at least three digits."""
+    """Format a number of any size with at least three digits."""
     if number < 1000:
         return f"{number:.3g}"
     return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def points(share: float | None) -> str:
-    """Write a difference of two shares in percentage points."""
+    """Format a difference of two shares in percentage points."""
     return "\N{EN DASH}" if share is None else f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def figure(value: float | None, metric: Metric) -> str:
-    """Write a table's cell of a metric: a share in percent, without the sign, or an NLL."""
+    """Format a metric for a table cell: a share in percent, without the sign, or an NLL."""
     if value is None:
         return "\N{EN DASH}"
     return f"{value:.4f}" if metric == "nll" else f"{100 * value:.2f}"
 
 
 def in_words(value: float, metric: Metric, digits: int = 1) -> str:
-    """Write a metric's value in a sentence, a share with so many digits."""
+    """Format a metric's value for a sentence, a share with ``digits`` decimals."""
     return f"{value:.4f}" if metric == "nll" else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def metric_facts(metric: Metric) -> dict[str, Any]:
-    """Return what a script has to know of a metric."""
+    """Return what a script needs to know about a metric."""
     return {"key": metric, "name": name_of(metric), "is_share": metric != "nll"}
 
 
@@ -110,6 +112,6 @@ def _asset(name: str) -> str:
 
 
 def _script_safe(facts: dict[str, Any]) -> Markup:
-    """Write JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(facts, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))

@@ -1,10 +1,19 @@
-"""``ensemble.json``: what is needed to predict with an ensemble, and what it came of."""
+"""``ensemble.json``: what an ensemble needs to predict, and how it was made."""
 
 import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from tuner.config import MOST_FOLDS, Count, ModelConfig, NonNegative, Positive, Precision, Tta
+from tuner.config import (
+    LARGEST_IMAGE,
+    MOST_FOLDS,
+    Count,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    Precision,
+    Tta,
+)
 from tuner.run.layout import ENSEMBLE
 from tuner.run.trial import Amount
 from tuner.schema import Bounds, Opaque
@@ -22,26 +31,26 @@ class EnsembleMember:
     """One network of an ensemble."""
 
     file: str
-    """Relative to the ensemble's folder."""
+    """Path relative to the ensemble's folder."""
     model: Annotated[ModelConfig, Opaque] | None = None
-    """``None`` in ensembles of earlier versions: then the file alone says what it is."""
+    """``None`` in ensembles of earlier versions; then only the file describes it."""
     sha256: str | None = None
-    """The file's hash; ``None`` where it was not recorded."""
+    """SHA-256 of the file; ``None`` if it was not recorded."""
     trial: Amount | None
     """``None`` for a soup."""
     soup_of: tuple[Amount, ...] = ()
-    """The trials of a soup; empty for any other."""
+    """Trials of a soup; empty for other members."""
     weight: NonNegative
     temperature: Positive
     precision: Precision
     folds: Annotated[int, Bounds(ge=0, le=MOST_FOLDS)] = 0
-    """Networks in its file, whose probabilities are averaged, if it is not a single one."""
+    """Number of networks in its file whose probabilities are averaged; 0 for a single one."""
     floor: Share = 0.0
-    """Probabilities are raised to it before they are mixed."""
+    """Value to which probabilities are raised before mixing."""
 
     @property
     def name(self) -> str:
-        """What it is called in tables: ``trial 3``, or ``soup of 1, 4``."""
+        """Name in tables: ``trial 3``, or ``soup of 1, 4``."""
         if self.soup_of:
             return f"soup of {', '.join(map(str, self.soup_of))}"
         return f"trial {self.trial}"
@@ -52,27 +61,35 @@ class PreprocessingRecord:
     """How images are prepared for the networks."""
 
     image_shape: tuple[Count, Count, Count]
-    """(C, H, W) of the images that the networks take; others are resized."""
+    """(C, H, W) of the networks' images; others are resized."""
     resize: str = "squash"
-    """How other shapes become this one."""
+    """How images of other shapes are resized."""
     black: float | None = None
     white: float | None = None
-    """Values that become 0 and 255, where training images are deeper than 8 bits."""
+    """Values that become 0 and 255, if training images are deeper than 8 bits."""
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
-    """Mean and deviation a channel, of the best single candidate."""
+    """Mean and deviation per channel, of the best single candidate."""
     tta: Tta
+
+    def __post_init__(self) -> None:
+        if (side := max(self.image_shape[1:])) > LARGEST_IMAGE:
+            raise ValueError(f"image_shape: {side} pixels a side are more than {LARGEST_IMAGE}")
+        if self.black is None and self.white is None:
+            return
+        if self.black is None or self.white is None or self.black >= self.white:
+            raise ValueError(f"black {self.black} is not below white {self.white}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecord:
-    """What an ensemble was trained, chosen and tested on."""
+    """The data on which an ensemble was trained, chosen and tested."""
 
     source: str
     fingerprint: str
     split_fingerprint: str
     test_fingerprint: str | None
-    """``None`` where there are no test images."""
+    """``None`` without test images."""
     train_images: Amount
     val_images: Amount
     test_images: Amount
@@ -83,13 +100,13 @@ class ProbeRecord:
     """The file with which a loaded ensemble checks itself."""
 
     file: str
-    """Relative to the ensemble's folder."""
+    """Path relative to the ensemble's folder."""
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsembleRecord:
-    """What ``ensemble.json`` holds."""
+    """Contents of ``ensemble.json``."""
 
     schema_version: Count = SCHEMA_VERSION
     run: str
@@ -97,11 +114,11 @@ class EnsembleRecord:
     made: str
     """ISO 8601, UTC."""
     made_by: str = ""
-    """Name and version of the program; empty in ensembles of earlier ones, as the next two."""
+    """Name and version of the program; empty in ensembles of earlier versions."""
     method: str
     classes: tuple[str, ...]
     image_size: Count | None = None
-    """As the run's ``DataConfig`` has it."""
+    """As in the run's ``DataConfig``."""
     temperature: Positive
     """The temperature of the vote."""
     preprocessing: PreprocessingRecord
@@ -111,25 +128,25 @@ class EnsembleRecord:
 
     def __post_init__(self) -> None:
         total = sum(member.weight for member in self.members)
-        # As near as ``mix`` wants it.
+        # The tolerance of ``mix``.
         if not math.isclose(total, 1, abs_tol=1e-4):
             raise ValueError(f"members: their weights sum to {total:g}, not to 1")
 
 
 def images_called(*, has_test: bool, is_val_seen: bool) -> str:
-    """Return what the images are called that an ensemble's figures are of, beside validation ones.
+    """Return the name of the images behind an ensemble's figures, other than validation figures.
 
     Args:
         has_test: Whether the data set has test images; if not, they are the validation images.
-        is_val_seen: Whether those were trained on.
+        is_val_seen: Whether the validation images were trained on.
     """
     return "test" if has_test else "training" if is_val_seen else "held-out"
 
 
 def find_ensemble_record(folder: AnyPath) -> EnsembleRecord | None:
-    """Read the record of an ensemble; ``None`` where there is none.
+    """Read the record of an ensemble; ``None`` if there is none.
 
-    Keys that are not known are passed by: later versions may tell more of the same ensemble.
+    Unknown keys are ignored: later versions may record more about the same ensemble.
 
     Raises:
         UsageError: If it was written by a version that this one cannot read.

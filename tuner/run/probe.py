@@ -1,4 +1,4 @@
-"""Images by which a loaded ensemble checks itself: ``probe.safetensors`` in its folder."""
+"""Images with which a loaded ensemble checks itself: ``probe.safetensors`` in its folder."""
 
 import json
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ NUM_IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """Validation images, and what each member said of them when the ensemble was made."""
+    """Validation images, and each member's predictions for them when the ensemble was made."""
 
     images: Tensor
-    """uint8, shape (N, C, H, W), as the members take them."""
+    """Prepared images, uint8, shape (N, C, H, W)."""
     probs: Tensor
-    """Each network's softmax outputs before anything is done to them, float32, (M, N, K)."""
+    """Raw softmax outputs of each network, float32, shape (M, N, K)."""
     device: str
-    """The kind of device that computed them: ``cpu`` or ``cuda``."""
+    """Type of the device that computed them: ``cpu`` or ``cuda``."""
     dtypes: tuple[str, ...]
-    """Number type that each member was computed in, such as ``torch.float32``."""
+    """Data type of each member's computation, such as ``torch.float32``."""
 
 
 def choose_images(images: Tensor) -> Tensor:
-    """Return ``NUM_IMAGES`` images, evenly spread over all of them; fewer where there are fewer."""
+    """Return up to ``NUM_IMAGES`` images, evenly spread over all of them."""
     count = min(NUM_IMAGES, len(images))
     return images[torch.arange(count) * len(images) // count].contiguous()
 
@@ -43,7 +43,7 @@ def write_probe(path: AnyPath, probe: Probe) -> None:
 
 
 def read_probe(path: AnyPath) -> Probe:
-    """Read what ``write_probe`` wrote.
+    """Read a probe written by ``write_probe``.
 
     Raises:
         OSError: If it is missing, or no plain file.
@@ -61,17 +61,17 @@ def read_probe(path: AnyPath) -> Probe:
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"is not a probe ({error})") from error
     images, probs = probe.images, probe.probs
-    is_whole = images.dtype == torch.uint8 and images.ndim == 4 and probs.ndim == 3
-    if not is_whole or probs.shape[:2] != (len(probe.dtypes), len(images)):
+    is_whole = images.dtype == torch.uint8 and (images.ndim, probs.ndim) == (4, 3)
+    if not is_whole or not images.numel() or probs.shape[:2] != (len(probe.dtypes), len(images)):
         raise ValueError(f"is not a probe (shapes {tuple(images.shape)} and {tuple(probs.shape)})")
     return probe
 
 
 def total_variation(probs: Tensor, expected: Tensor) -> Tensor:
-    """Return how far two answers differ, in [0, 1], shape (N,).
+    """Return the total variation distance of two predictions, in [0, 1], shape (N,).
 
-    It is half of the sum of the absolute differences over the classes: unlike a mean over them, it
-    does not shrink as they become more.
+    It is half of the sum of absolute differences over the classes; unlike their mean, it does not
+    shrink with the number of classes.
 
     Args:
         probs: Shape (N, K).

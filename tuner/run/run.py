@@ -40,7 +40,15 @@ from tuner.run.resuming import (
     storage_words,
 )
 from tuner.run.teacher import TeacherRecord
-from tuner.run.trial import OPEN, Amount, TrialRecord, order_of, read_history, read_status
+from tuner.run.trial import (
+    MOST_GPUS,
+    OPEN,
+    Amount,
+    TrialRecord,
+    order_of,
+    read_history,
+    read_status,
+)
 from tuner.schema import Bounds, did_you_mean, from_json, quoted, to_json
 from tuner.storage.files import append_line, remove_abandoned, replacing, write_text
 from tuner.storage.paths import (
@@ -343,6 +351,8 @@ class Run:
                 return None
             usual = self.record.slots.get("gpus", 0.0)
             gpus = usual if status.gpus is None else status.gpus
+            if gpus > MOST_GPUS:
+                raise ValueError(f"gpus is {gpus:g}, above {MOST_GPUS:g}")
         history = tuple(read_history(path))
         trial = TrialRecord(
             path=path,

@@ -58,6 +58,8 @@ OPEN: frozenset[TrialState] = frozenset({"running", "paused", "interrupted"})
 Loss = Annotated[float, Bounds(is_finite=False)]
 """NaN or infinite if a training diverged."""
 Amount = Annotated[int, Bounds(ge=0)]
+LONGEST_EPOCH, MOST_GPUS = 1e9, 1e6
+"""Seconds of an epoch, and GPUs of a trial, that a record may hold: their sums stay finite."""
 Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
@@ -77,7 +79,7 @@ class EpochMetrics:
     """All three as in ``ClassScores``; ``None`` if an earlier version did not record them."""
     lr: NonNegative
     """Learning rate at the end of the epoch."""
-    seconds: NonNegative
+    seconds: Annotated[float, Bounds(ge=0, le=LONGEST_EPOCH)]
     """Duration of training and validation together."""
     time: NonNegative
     """When it ended, in seconds since 1970."""
@@ -461,6 +463,8 @@ def _parse_row(line: str, columns: Sequence[str], epoch: int) -> EpochMetrics:
     for name in ("lr", "seconds", "time"):
         if not 0 <= (value := getattr(row, name)) < math.inf:
             raise ValueError(f"line {epoch + 1}: {name} is {value}, not a number from 0")
+    if row.seconds > LONGEST_EPOCH:
+        raise ValueError(f"line {epoch + 1}: seconds is {row.seconds}, above {LONGEST_EPOCH:g}")
     return row
 
 

@@ -1,8 +1,8 @@
-"""What a search tells to the programs that people already watch their trainings with.
+"""Report a search to the programs in which people already follow their trainings.
 
-TensorBoard's files are always written, below the run folder; Weights & Biases and MLflow are told
-where the user asks for it. Each is told of the search in a thread of its own, so that a slow server
-holds up no trial and no other tracker.
+TensorBoard files are always written, below the run folder; Weights & Biases and MLflow are
+notified if the user asks for it. Each tracker has its own thread, so that a slow server delays no
+trial and no other tracker.
 """
 
 import queue
@@ -20,34 +20,34 @@ from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, TrialStatus
 
 PATIENCE_SECONDS = 60.0
-"""A tracker that takes nothing for so long, once the search has ended, is left."""
+"""Seconds after which a tracker that accepts nothing is abandoned, once the search has ended."""
 
 
 class Tracker(Protocol):
-    """Records the trials of a search in a program of its own."""
+    """Records the trials of a search in an external program."""
 
     def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
-        """Take note that a trial starts, or goes on after the epochs of ``history``."""
+        """Record that a trial starts, or resumes after the epochs of ``history``."""
 
     def epoch_ended(self, number: int, row: EpochMetrics) -> None:
-        """Take note of an epoch."""
+        """Record an epoch."""
 
     def trial_ended(
         self, number: int, status: TrialStatus, history: Sequence[EpochMetrics]
     ) -> None:
-        """Take note that a trial has ended, for now or for good."""
+        """Record that a trial has ended, for now or for good."""
 
     def close(self) -> None:
-        """Write what has not been written."""
+        """Write everything that is still pending."""
 
 
 Call = Callable[[Tracker], None]
 
 
 def check_installed(targets: Sequence[Target]) -> None:
-    """Refuse targets whose packages are not there, before anything is trained.
+    """Refuse targets whose packages are not installed, before any training.
 
     Raises:
         UsageError: With the command that installs the first of them.
@@ -60,7 +60,7 @@ def check_installed(targets: Sequence[Target]) -> None:
 
 
 def make_trackers(run: Run, targets: Sequence[Target]) -> dict[str, Tracker]:
-    """Return what records the trials of a run, by name."""
+    """Return the trackers of a run by name."""
     from tuner.tracking.tensorboard import TensorBoard
 
     trackers: dict[str, Tracker] = {"TensorBoard": TensorBoard(run)}
@@ -76,12 +76,12 @@ def make_trackers(run: Run, targets: Sequence[Target]) -> dict[str, Tracker]:
 
 
 class Tracking:
-    """An observer that tells each tracker in a thread of its own, in the order of events.
+    """An observer that notifies each tracker in its own thread, in the order of events.
 
     Args:
-        state: Of the search, with each event applied before it is told here.
-        trackers: By name.
-        warn: Given a line when a tracker cannot go on, once each, in that tracker's thread.
+        state: State of the search, with each event applied before it arrives here.
+        trackers: Trackers by name.
+        warn: Called with a line when a tracker fails, once per tracker, in that tracker's thread.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Tracking:
     ) -> None:
         self._state = state
         self._told: set[int] = set()
-        """Trials that the trackers have open."""
+        """Trials that are open in the trackers."""
         self._tellers = {name: _Teller(name, tracker, warn) for name, tracker in trackers.items()}
 
     @property
     def problems(self) -> dict[str, str]:
-        """Name of each tracker that could not go on -> why. A search does not end for it."""
+        """Name of each failed tracker -> why. A search continues without it."""
         return {name: teller.problem for name, teller in self._tellers.items() if teller.problem}
 
     def on(self, event: Event) -> None:
-        """Tell the trackers of an event; see ``Observer``."""
+        """Notify the trackers of an event; see ``Observer``."""
         number = event.number
         match event:
             case TrialStarted(config=config, history=history):
@@ -110,11 +110,11 @@ class Tracking:
             case EpochEnded(metrics=row):
                 self._tell(lambda tracker: tracker.epoch_ended(number, row))
             case TrialEnded():
-                # As they are now: the trial may go on before a slow tracker is told.
+                # Copied now: the trial may resume before a slow tracker is notified.
                 trial = self._state.trials[number]
                 status, rows = trial.status, tuple(trial.history)
                 if number not in self._told:
-                    # It was paused, and its tracker closed.
+                    # It was paused, and closed in the trackers.
                     reopened = trial.config
                     assert reopened is not None, "it had not ended"
                     self._tell(lambda tracker: tracker.trial_started(number, reopened, rows))
@@ -122,7 +122,7 @@ class Tracking:
                 self._tell(lambda tracker: tracker.trial_ended(number, status, rows))
 
     def close(self) -> None:
-        """Wait until all is told, and close the trackers; leave one that has stopped answering."""
+        """Wait for all notifications, and close the trackers; abandon one that does not respond."""
         self._tell(lambda tracker: tracker.close())
         for teller in self._tellers.values():
             teller.wait()
@@ -133,7 +133,7 @@ class Tracking:
 
 
 class _Teller:
-    """Tells one tracker, in a thread, until its first error."""
+    """Notifies one tracker, in a thread, until its first error."""
 
     def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None] | None) -> None:
         self.problem = ""
@@ -141,7 +141,7 @@ class _Teller:
         self._warn = warn
         self._tracker = tracker
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        # As a daemon, a server that never answers cannot keep an interrupted program alive.
+        # A daemon thread: a server that never responds cannot keep an interrupted program alive.
         self._thread = threading.Thread(target=self._work, name=f"tracking: {name}", daemon=True)
         self._thread.start()
 
@@ -163,7 +163,7 @@ class _Teller:
             try:
                 call(self._tracker)
             except Exception as error:
-                # Whatever a client or its server raises: the run folder has all of it anyway.
+                # Clients and servers may raise anything; the run folder has all the data anyway.
                 self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
                 return
 
@@ -183,9 +183,9 @@ def tracked(
     observers: list[Observer],
     warn: Callable[[str], None] | None = None,
 ) -> Iterator[Tracking]:
-    """Record a search, from its observers' list, until the block ends; see ``Tracking``.
+    """Record a search, as one of its observers, until the block ends; see ``Tracking``.
 
-    One that goes on where a target is not installed goes on without it, and says so.
+    A search that is resumed where a target is not installed continues without it, with a warning.
     """
     there = [target for target in targets if find_spec(target) is not None]
     for target in targets:

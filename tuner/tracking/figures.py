@@ -1,4 +1,4 @@
-"""What every target shows of a trial, by the same names."""
+"""The data that every target shows of a trial, by the same names."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from tuner.run.trial import EpochMetrics
 
 
 def hyperparameters(config: TrialConfig) -> dict[str, Any]:
-    """Return what defines a trial, without the text of a user's model file."""
+    """Return the configuration of a trial, without the text of a user's model file."""
     plain = config.to_dict()
     for params in plain["model"].values():
         params.pop("source", None)
@@ -16,7 +16,7 @@ def hyperparameters(config: TrialConfig) -> dict[str, Any]:
 
 
 def figures(row: EpochMetrics) -> dict[str, float]:
-    """Return an epoch's figures by the names that all targets show, without what is not finite."""
+    """Return the finite figures of an epoch, by the names that all targets show."""
     named = {
         "accuracy/validation": row.val_accuracy,
         "balanced_accuracy/validation": row.val_balanced_accuracy,
@@ -33,7 +33,7 @@ def figures(row: EpochMetrics) -> dict[str, float]:
 
 
 def best_figures(best: EpochMetrics | None, metric: Metric) -> dict[str, float | None]:
-    """Return what is told of a trial's best epoch: its accuracy, and the metric of the run."""
+    """Return the accuracy and the run's metric of a trial's best epoch."""
     return {
         "best_accuracy": best.val_accuracy if best else None,
         f"best_{metric}": best.value(metric) if best else None,

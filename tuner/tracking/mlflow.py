@@ -1,4 +1,4 @@
-"""MLflow: a run a trial, in an experiment a search."""
+"""MLflow: one run per trial, one experiment per search."""
 
 import os
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ ENDED = {
     "paused": "SCHEDULED",
     "interrupted": "KILLED",
 }
-"""State of a trial -> of MLflow's run; the others are FAILED."""
+"""State of a trial -> state of its MLflow run; other states are FAILED."""
 LONGEST = 500
-"""Characters of a parameter's value that every store takes."""
+"""Maximum characters of a parameter value that every store accepts."""
 
 
 class MLflow:
-    """Logs each trial as a run; where to is said by ``MLFLOW_TRACKING_URI``, as everywhere."""
+    """Logs each trial as a run, to the usual ``MLFLOW_TRACKING_URI``."""
 
     def __init__(self, run: Run) -> None:
-        # MLflow prints the address of each run on standard output, which --json has for itself.
+        # MLflow prints the address of each run on stdout, which is reserved for --json.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._name = run.record.name
         self._started = run.record.started
@@ -38,7 +38,7 @@ class MLflow:
     def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
-        """Open the trial's run, or open it again."""
+        """Open the trial's run, or reopen it."""
         known = self._known(number)
         if known is not None:
             self._runs[number] = known
@@ -63,7 +63,7 @@ class MLflow:
             self.epoch_ended(number, row)
 
     def _known(self, number: int) -> str | None:
-        """Find the run of a trial that an interrupted search has told of."""
+        """Find the run of a trial that an interrupted search has logged."""
         if not self._experiment:
             found = self._client.get_experiment_by_name(self._name)
             self._experiment = (
@@ -99,7 +99,7 @@ class MLflow:
         self._client.set_terminated(run, ENDED.get(status.state, "FAILED"))
 
     def close(self) -> None:
-        """Mark the runs of trials that did not come to their end."""
+        """Mark the runs of unfinished trials."""
         for run in self._runs.values():
             self._client.set_terminated(run, "KILLED")
         self._runs.clear()

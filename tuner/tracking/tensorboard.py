@@ -1,4 +1,4 @@
-"""TensorBoard's files: a folder a trial, with its curves and its hyperparameters."""
+"""TensorBoard files: one folder per trial, with its curves and hyperparameters."""
 
 import shutil
 import time
@@ -26,9 +26,9 @@ FOLDER = TENSORBOARD
 class TensorBoard:
     """Writes ``tensorboard/NUMBER`` in the run folder.
 
-    The writer is of ``tensorboardX``, which Ray Tune brings along. Its better-known SummaryWriter
-    has two threads and a pipe a trial, and stays in memory until the program ends. What belongs in
-    a store is sent there when a trial ends.
+    The writer is from ``tensorboardX``, a dependency of Ray Tune. Its better-known SummaryWriter
+    has two threads and a pipe per trial, and stays in memory until the program ends. Files for an
+    object store are sent there when a trial ends.
     """
 
     def __init__(self, run: Run) -> None:
@@ -40,24 +40,24 @@ class TensorBoard:
     def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
-        """Write the hyperparameters, and again the epochs that the trial goes on from."""
+        """Write the hyperparameters, and again the epochs from which the trial resumes."""
         if (old := self._writers.pop(number, None)) is not None:
             old.close()
         check_no_link(self._folder)
         folder = self._folder / f"{number:04d}"
         check_no_link(folder)
-        # A search that was killed may have told more than was saved.
+        # A killed search may have logged more epochs than it saved.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         writer = self._writers[number] = EventsWriter(str(folder / "events"))
-        # Only plain values have a column there.
+        # TensorBoard has columns for plain values only.
         plain = {
             key: value
             for key, value in flatten(hyperparameters(config)).items()
             if isinstance(value, bool | int | float | str)
         }
-        # Of all experiments, TensorBoard shows the columns of the first that it finds; without one
-        # it takes the parameters and the figures of all trials together.
+        # TensorBoard shows the columns of the first experiment that it finds; without one, it
+        # combines the parameters and figures of all trials.
         _, start, _ = hparams(plain, {})
         _write(writer, start, 0, time.time())
         writer.flush()
@@ -85,7 +85,7 @@ class TensorBoard:
         self._send(number)
 
     def close(self) -> None:
-        """Write what has not been written."""
+        """Write everything that is still pending."""
         for number, writer in self._writers.items():
             writer.close()
             self._send(number)
@@ -103,7 +103,7 @@ def _write(writer: EventsWriter, summary: Summary, step: int, moment: float) -> 
 
 
 def _end(state: TrialState) -> Summary:
-    """Return what marks a trial as a success or a failure; tensorboardX knows successes alone."""
+    """Return the mark of success or failure of a trial; tensorboardX only knows success."""
     status = Status.Value("STATUS_FAILURE" if state in ENDED_BADLY else "STATUS_SUCCESS")
     content = HParamsPluginData(session_end_info=SessionEndInfo(status=status), version=0)
     plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content.SerializeToString())

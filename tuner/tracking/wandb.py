@@ -1,4 +1,4 @@
-"""Weights & Biases: a run a trial, in a group a search."""
+"""Weights & Biases: one run per trial, one group per search."""
 
 import hashlib
 import os
@@ -14,33 +14,33 @@ from tuner.run.trial import ENDED_BADLY, EpochMetrics, TrialStatus, best_row
 from tuner.tracking.figures import best_figures, figures, hyperparameters
 
 PROJECT = "cifar-tune"
-"""Unless ``WANDB_PROJECT`` names another; ``WANDB_MODE=offline`` works as everywhere."""
+"""Default project; ``WANDB_PROJECT`` and ``WANDB_MODE=offline`` work as usual."""
 
 
 class WeightsAndBiases:
-    """Logs each trial as a run of its own; all of a search are one group."""
+    """Logs each trial as its own run; all trials of a search form one group."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        # Names of runs may be the same on two machines; an id may not.
+        # Run names may be the same on two machines; ids must differ.
         self._key = hashlib.sha256(f"{run.record.name} {run.record.started}".encode()).hexdigest()
         self._runs: dict[int, Any] = {}
 
     def trial_started(
         self, number: int, config: TrialConfig, history: Sequence[EpochMetrics]
     ) -> None:
-        """Open the trial's run, or open it again."""
+        """Open the trial's run, or reopen it."""
         if (old := self._runs.pop(number, None)) is not None:
             old.finish()
         self._runs[number] = wandb.init(
-            # What is given here goes before the environment.
+            # Arguments override the environment.
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             group=self._run.record.name,
             name=f"{self._run.record.name} {number:04d}",
             id=f"{self._key[:8]}-{number:04d}",
             dir=str(self._run.path) if isinstance(self._run.path, Path) else None,
             config=hyperparameters(config),
-            # Several trials run at once in this process.
+            # Several trials run concurrently in this process.
             reinit="create_new",
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
@@ -50,7 +50,7 @@ class WeightsAndBiases:
 
     def epoch_ended(self, number: int, row: EpochMetrics) -> None:
         """Log the figures of an epoch."""
-        # At once: with a step, wandb else waits for the next one, or for the end.
+        # Commit at once: with a step, wandb otherwise waits for the next one, or for the end.
         self._runs[number].log(figures(row), step=row.epoch, commit=True)
 
     def trial_ended(
@@ -70,7 +70,7 @@ class WeightsAndBiases:
         run.finish(exit_code=1 if status.state in ENDED_BADLY else 0)
 
     def close(self) -> None:
-        """Close the runs of trials that were interrupted."""
+        """Close the runs of interrupted trials."""
         for run in self._runs.values():
             run.finish()
         self._runs.clear()

@@ -25,6 +25,7 @@ from tuner.deploy.predictor import read_ensemble
 from tuner.deploy.uploads import FIELD, Limits
 from tuner.deploy.web import RETRY_SECONDS, create_app
 from tuner.errors import ClusterError, TunerError, UsageError
+from tuner.loopback import HOST
 from tuner.storage.paths import AnyPath
 from tuner.training.device import find_device
 from tuner.tuning.ray_backend.cluster import connected, is_alive
@@ -43,7 +44,8 @@ class ServeRequest:
 
     folder: AnyPath
     """Folder of the ensemble."""
-    host: str = "127.0.0.1"
+    host: str = HOST
+    """Where it listens; at ``HOST``, requests for another host are refused."""
     port: int = 8000
     replicas: int = 1
     gpus_per_replica: float | None = None
@@ -76,6 +78,7 @@ class Replica:
             tta=request.tta,
             reject=request.reject,
             limits=request.limits,
+            is_local=request.host == HOST,
         )
 
 
