@@ -15,6 +15,7 @@ from tests.conftest import context_of
 from tuner.cli import cli
 from tuner.cli.guide import GUIDES
 from tuner.errors import SpaceError
+from tuner.models.build import build_model
 from tuner.run.run import Run
 from tuner.space import RandomTrial, find_space, load_space
 
@@ -29,6 +30,7 @@ EXAMPLES = [
     for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     if "space:" in text.splitlines()
 ]
+(NETWORK,) = re.findall(r"```python\n(from torch.*?)```", README, re.DOTALL)
 LINES = sorted(
     {
         line.strip()
@@ -71,6 +73,7 @@ def examples_of(command: click.Command) -> Iterator[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "search_spaces", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "nets.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,7 +83,9 @@ def test_example_spaces_load_and_sample(folder: Path, text: str) -> None:
     Path("my.yaml").write_text(text)
     space = load_space(Path("my.yaml"))
     for seed in range(50):
-        space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
+        config = space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
+    # Which tries the network on two images.
+    build_model(config.model, num_classes=10, image_shape=(3, 32, 32))
 
 
 def test_the_example_mistake_is_told_as_shown(folder: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text()
 HELD_BY: dict[str, tuple[str, ...]] = {
     (
-        "Code that came with a run or an ensemble is not run: the command ends with 2 and"
-        " names `--trust-code` (`trust_code=True` in Python); with it, a line says whose "
-        "code runs. Your own file is known by its SHA-256, recorded in "
+        "Code that came with a run or an ensemble is not run: the command ends with 2 and "
+        "names `--trust-code` (`trust_code=True` in Python); with that option, a line says "
+        "whose code runs. Your own file is known by its SHA-256, recorded in "
         "`~/.local/state/cifar-tune/known_code` when you search."
     ): (
         "test_trust.test_to_build_a_foreign_network_needs_trust",
@@ -21,19 +21,22 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_trust.test_a_search_records_the_users_own_code",
     ),
     (
-        "`leaderboard`, `show`, `report` and a plain `ensemble --dry-run` run no code of "
-        "a run; nothing in a run is ever unpickled."
+        "`leaderboard`, `show`, `report` and a plain `ensemble --dry-run` run no code of a "
+        "run; nothing in a run is ever unpickled."
     ): (
         "test_trust.test_to_look_runs_no_code",
         "test_run.test_validation_probabilities_are_never_unpickled",
     ),
-    ("A checkpoint whose model is not that of its `config.json` (or `ensemble.json`) is damage."): (
+    (
+        "A checkpoint whose model differs from that in its `config.json` (or `ensemble.json`)"
+        " is reported as damaged."
+    ): (
         "test_trust.test_code_that_only_a_checkpoint_holds_never_runs",
         "test_trust.test_a_member_is_what_the_ensemble_says",
     ),
     (
-        "No name in a run leads out of it; a link, a pipe, a device or an oversized file "
-        "in it is refused."
+        "No name in a run can lead out of its folder; links, pipes, devices and oversized "
+        "files in it are refused."
     ): (
         "test_foreign_files.test_what_is_no_file_of_a_run_is_told_and_not_read",
         "test_foreign_files.test_a_name_that_leads_elsewhere_is_refused",
@@ -42,10 +45,10 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_foreign_files.test_no_other_file_comes_into_a_report",
     ),
     (
-        "Every file of a trial is recorded in `digests.json` and checked when it is used."
-        " Files of a trial that a kill cut off may be newer than that; they, and runs of "
-        "earlier versions, are checked by their figures: probabilities have to give the "
-        "recorded accuracy and loss, and networks the recorded probabilities."
+        "The SHA-256 of every file of a trial is recorded in `digests.json` and checked when "
+        "the file is used. Where a kill left files newer than their digests, and in runs of "
+        "earlier versions, figures are checked instead: probabilities must give the recorded "
+        "accuracy and loss, and networks the recorded probabilities."
     ): (
         "test_integrity.test_damage_is_told_by_file_before_a_test_image_is_read",
         "test_integrity.test_files_newer_than_their_digests_go_on",
@@ -53,19 +56,19 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_integrity.test_trials_in_each_others_place_are_told",
     ),
     (
-        "Damage is told before a test image is read, one line for each file; `ensemble "
-        "--skip-damaged` leaves those trials out, and `cifar-tune check RUN` tells all "
-        "damage of a run. Digests show accidents and mix-ups: whoever rewrites them, too,"
-        " is held only against the figures."
+        "Damage is reported before a test image is read, one line per file; `ensemble "
+        "--skip-damaged` leaves those trials out, and `cifar-tune check RUN` lists all damage"
+        " of a run. Digests reveal accidents and mix-ups; against someone who rewrites them, "
+        "too, only the figures help."
     ): (
         "test_integrity.test_all_damage_is_told_at_once",
         "test_integrity.test_a_damaged_trial_is_left_out_where_the_user_says_so",
         "test_integrity.test_damage_is_told_by_file_before_a_test_image_is_read",
     ),
     (
-        "Every record is read through one schema; a damaged one ends in a line with the "
-        "file and the field. A run that cannot be read is named on stderr, and the others"
-        " stay usable."
+        "Every record is read through one schema; for a damaged one, a line names the file "
+        "and the field. A run that cannot be read is named on stderr, and the others stay "
+        "usable."
     ): (
         "test_damaged_runs.test_damage_is_told_in_a_line",
         "test_run.test_a_damaged_record_is_named",
@@ -81,8 +84,8 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_spreadsheet.test_the_leaderboard_has_no_formula",
     ),
     (
-        "A search without `--address` listens on 127.0.0.1 only; Ray's token is readable "
-        "by you alone; passwords in URLs are written nowhere."
+        "A search without `--address` listens on 127.0.0.1 only; Ray's token is readable by "
+        "you alone; passwords in URLs are not written anywhere."
     ): (
         "test_sessions.test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing",
         "test_sessions.test_a_token_that_others_can_read_is_made_private",
@@ -92,8 +95,8 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_passwords.test_ray_keeps_the_command_line_of_a_driver_without_it",
     ),
     (
-        "What killed searches leave in the run folder, the temporary folder and Ray's "
-        "session folders is removed at the next start."
+        "Leftovers of killed searches in the run folder, the temporary folder and Ray's "
+        "session folders are removed at the next start."
     ): (
         "test_temporary.test_a_run_is_cleared_all_through",
         "test_sessions.test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing",

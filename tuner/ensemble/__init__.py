@@ -29,7 +29,7 @@ from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
 from tuner.storage.records import explaining_damage
 
 Key = tuple[int, ...]
-"""The candidates in a network, by position: one, or several for a soup."""
+"""Positions of the candidates in a network: one, or several for a soup."""
 
 
 @contextmanager
@@ -42,16 +42,16 @@ def planning(
     beside: AnyPath | None = None,
     say: Say = lambda message: None,
 ) -> Iterator[Plan]:
-    """Choose members on validation images; soups made for it are kept until the block ends.
+    """Choose members on validation images; soups made for this are kept until the block ends.
 
     Args:
-        run: May be searched still.
-        request: What is asked for.
-        devices: Of this machine, used side by side.
-        predict: Computes networks, if not these devices do.
-        beside: Where the folder of these soups is made; in the run by default. What computes
-            networks has to see it.
-        say: Is told what takes long.
+        run: The run; its search may still be running.
+        request: How members are chosen and vote.
+        devices: Devices of this machine, used in parallel.
+        predict: Computes networks; by default, on ``devices``.
+        beside: Where the folder of these soups is made; in the run by default. Whatever computes
+            networks must be able to read it.
+        say: Receives messages about slow steps.
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
@@ -71,11 +71,11 @@ def planning(
 
 
 def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleResult:
-    """Read the test set once, for all that was planned, and write the ensemble's folder.
+    """Read the test set once, for everything that was planned, and write the ensemble's folder.
 
-    Without a test set, the figures are cross-fitted ones of the validation images.
+    Without a test set, the figures are cross-fitted on the validation images.
 
-    The folder ``ensembles/NAME`` of the run takes the place of one of the same name.
+    The run's folder ``ensembles/NAME`` replaces one of the same name.
 
     Raises:
         UsageError: If the list of duplicates cannot be used.
@@ -88,8 +88,8 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     with explaining_damage(run.path / ENSEMBLES):
         check_no_link(run.path / ENSEMBLES)
     listed = read_duplicates(request.duplicates, source) if request.duplicates else None
-    # Before the test images are read, so that neither a damaged file costs a reading nor a number
-    # that cannot be written.
+    # Before the test images are read, so that neither a damaged file nor a number that cannot be
+    # written costs a reading.
     _check_finite(plan)
     path = run.path / ENSEMBLES / request.folder_name
     if (path / ENSEMBLE).exists():
@@ -142,7 +142,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
 def _read_test(
     plan: Plan, networks: Mapping[Key, Network], listed: Duplicates | None, say: Say
 ) -> tuple[DatasetPart, dict[Key, Tensor]]:
-    """Read the test images, enter that, and have the networks look at them."""
+    """Read the test images, record the reading, and let the networks predict them."""
     run, request = plan.run, plan.request
     assert plan.splits.config is not None
     test = load_test(plan.splits.config, plan.data_dir)
@@ -176,7 +176,7 @@ def _read_test(
 
 
 def _check_finite(plan: Plan) -> None:
-    """Make sure that all weights, temperatures and figures so far are numbers.
+    """Make sure that all weights, temperatures and figures so far are finite numbers.
 
     Raises:
         TunerError: If one is NaN or infinite.
@@ -194,7 +194,7 @@ def _check_finite(plan: Plan) -> None:
 
 
 def _check_predictions(plan: Plan, probs: Mapping[Key, Tensor]) -> None:
-    """Make sure that networks have said something of each test image.
+    """Make sure that the networks returned probabilities for every test image.
 
     Raises:
         TunerError: If a probability is NaN.
@@ -209,7 +209,7 @@ def _check_predictions(plan: Plan, probs: Mapping[Key, Tensor]) -> None:
 
 
 def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tuple[Latency, ...]:
-    """Return the latencies of the members that a frontier combines, timed once at most."""
+    """Return the latencies of the members that a frontier combines, timing each at most once."""
     members = plan.choice.members[:MOST_COMBINED]
     if timed := plan.pool.latencies:
         return tuple(timed[i] for i in members)
@@ -222,17 +222,17 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
 
 
 def _needed(plan: Plan) -> dict[Key, Network]:
-    """Return all networks that the test images are shown to, the best single candidate's first."""
+    """Return all networks that predict the test images, the best single candidate's first."""
     needed = plan.networks(plan.single)
     for choice in (plan.choice, *plan.others):
-        # A soup is shown beside its ingredients.
+        # The ingredients of a soup predict them, too.
         needed |= {(i,): plan.pool.network(i) for i in choice.members}
         needed |= plan.networks(choice)
     return needed
 
 
 def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
-    """Copy the networks, for a search that goes on may remove the originals, and check the copies.
+    """Copy the networks, because a running search may remove the originals, and check the copies.
 
     Returns:
         The plan, without the trials of damaged files if the request leaves them out, and its
@@ -263,7 +263,7 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
 
 
 def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
-    """Copy a candidate's network, and say what is wrong with it."""
+    """Copy a candidate's network, and return what is wrong with it."""
     trial = plan.pool.trials[position]
     copy = plan.soup_maker.folder / f"{trial.number:04d}.safetensors"
     try:

@@ -1,4 +1,4 @@
-"""A candidate for an ensemble: what it has left, read and held against what was recorded."""
+"""A candidate for an ensemble: its files, read and checked against the record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from tuner.storage.records import explaining_damage
 from tuner.voting import floored
 
 HALF_FLOOR = 2.0**-25
-"""Half of the least float16; earlier versions kept probabilities in it, where all below are 0."""
+"""Half the smallest float16: earlier versions stored probabilities in it, lower ones as 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
-    """What the network of a trial is held against."""
+    """The values that a trial's network is checked against."""
 
     trial: TrialRecord
     sample: Tensor
-    """Probabilities of a few validation images, by ``sample_of``, shape (n, K)."""
+    """Probabilities of a few validation images, chosen by ``sample_of``, shape (n, K)."""
     floor: float
-    """Least probability that their file could hold, as in ``Network``."""
+    """Lowest probability that their file could hold, as in ``Network``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A trial with its probabilities, which are those of its best epoch."""
+    """A trial with the probabilities of its best epoch."""
 
     recorded: Recorded
     probs: Tensor
@@ -49,7 +49,7 @@ class Candidate:
 def read_candidate(
     trial: TrialRecord, labels: Tensor, num_classes: int
 ) -> tuple[Candidate | None, list[Damage]]:
-    """Read a trial's probabilities, and say what is wrong with them and the trial's record."""
+    """Read a trial's probabilities, and return what is wrong with them and the trial's record."""
     damage = damage_of_record(trial)
     try:
         stored, digest = trial.read_val_probs()
@@ -71,8 +71,8 @@ def read_candidate(
 
 
 def damage_of_copy(read: Candidate | None, chosen: Sequence[Candidate]) -> list[Damage]:
-    """Say whether a trial would vote twice: no two trainings give the very same numbers."""
-    # But networks that take every image for the same may.
+    """Report a trial that would vote twice: no two trainings give exactly the same numbers."""
+    # Except networks that predict the same for every image.
     if read is None or bool((read.probs == read.probs[0]).all()):
         return []
     trial = read.recorded.trial
@@ -92,15 +92,15 @@ def damage_of_network(
     file: AnyPath | None = None,
     is_quick: bool = False,
 ) -> list[Damage]:
-    """Say what is wrong with a candidate's network; its own code, if any, is run.
+    """Return what is wrong with a candidate's network; its own code, if any, is run.
 
     Args:
-        recorded: What it is held against.
+        recorded: The values to check against.
         splits: The images.
-        device: Where it is computed.
+        device: Where to compute.
         file: A copy of its checkpoint.
-        is_quick: Whether a file that is what its worker recorded is not looked into, and no code
-            is run.
+        is_quick: Whether to skip a network whose file is the one that its worker recorded, or that
+            would run code.
     """
     trial = recorded.trial
     try:

@@ -1,4 +1,4 @@
-"""All that is wrong with the files of a run, found at once."""
+"""Everything that is wrong with the files of a run, found at once."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ from tuner.storage.records import explaining_damage
 from tuner.training.saving import read_own_progress
 
 Skip = Callable[[str, TunerError], None]
-"""Is told what could not be checked, and why."""
+"""Receives what could not be checked, and why."""
 
 
 def damage_of_run(
@@ -57,18 +57,18 @@ def damage_of_run(
     trust_code: bool = False,
     skip: Skip = lambda what, error: None,
 ) -> list[Damage]:
-    """Read every file of a run, and say what is wrong with each; the run itself can be opened.
+    """Read every file of a run that can be opened, and return what is wrong with each.
 
-    Probabilities and networks are held against each other and against the recorded accuracies,
-    unless the images cannot be read, which ``skip`` is told.
+    Probabilities and networks are checked against each other and against the recorded accuracies;
+    if the images cannot be read, ``skip`` is notified instead.
 
     Args:
-        run: Which; it may be searched still.
+        run: The run; its search may still be running.
         device: Where networks are computed.
-        data: Where the run's images are now; ``None`` where they were.
+        data: Where the run's images are now; ``None`` if they were not moved.
         data_dir: Likewise, for downloads and decoded images.
-        trust_code: Run code that came with the run, also where it is not known here.
-        skip: Is told what could not be checked.
+        trust_code: Run code that came with the run even if it is not known here.
+        skip: Receives what could not be checked.
 
     Raises:
         DataError: If the images are said to be elsewhere, and are not there.
@@ -125,13 +125,13 @@ def _damage_of_trial(
     skip: Skip,
     candidates: list[Candidate],
 ) -> Iterator[Damage]:
-    """Say what is wrong with a trial; ``candidates`` are those before it, and takes it."""
+    """Yield what is wrong with a trial, and append its candidate to ``candidates``."""
     state = trial.status.state
     if state in OPEN and trial.state.exists():
-        # A search may have written it between two readings: damage is what is found twice.
+        # A search may have written it between two reads: only what is found twice is damage.
         yield from _damage_of_progress(trial) and _damage_of_progress(trial)
     if state == "running":
-        # Its files may be written at this moment.
+        # Its files may be in the middle of a write.
         return
     if trial.best is None or state not in USABLE or splits is None:
         yield from damage_of_record(trial, CHECKPOINT, VAL_PROBS)
@@ -162,7 +162,7 @@ def _damage_of_progress(trial: TrialRecord) -> tuple[Damage, ...]:
 
 
 def _leftovers(run: Run) -> Iterator[Damage]:
-    """Say what does not belong into the folder of a run that is not being searched."""
+    """Yield links, leftovers of killed processes and misnamed entries in a run's folders."""
     trials = run.path / TRIALS
     for folder in [run.path, *([trials] if trials.exists() else []), *run.trial_paths()]:
         try:
@@ -172,7 +172,7 @@ def _leftovers(run: Run) -> Iterator[Damage]:
         except StorageError:
             raise
         except TunerError as error:
-            # The folder of the run may be a link of the user's own.
+            # The user may have made the run's folder a link.
             if folder != run.path:
                 yield Damage.of(error, number_of(folder))
             continue
@@ -202,7 +202,7 @@ def _damage_of_ensembles(folder: AnyPath) -> Iterator[Damage]:
 
 
 def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
-    """Say what is wrong with the files of an ensemble.
+    """Yield what is wrong with the files of an ensemble.
 
     Args:
         path: Its folder.
@@ -259,7 +259,7 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
 def _member(
     folder: AnyPath, plain: dict[str, Any]
 ) -> tuple[AnyPath, str | None, ModelConfig | None]:
-    """Return a member's file, its SHA-256 and its model, which earlier versions did not write."""
+    """Return a member's file, and its SHA-256 and model, which earlier versions did not write."""
     model = None
     if "model" in plain:
         ((family, params),) = plain["model"].items()
@@ -273,13 +273,13 @@ def _check_digest(file: AnyPath, digest: str) -> None:
 
 
 def _trials(plain: dict[str, Any]) -> list[int]:
-    """Return the trials that an entry of ``ensemble.json`` is of."""
+    """Return the trials of an entry of ``ensemble.json``."""
     trials: list[int] = plain.get("soup_of") or [plain["trial"]]
     return trials
 
 
 def _check_metrics(metrics: Any, told: dict[str, Any]) -> None:
-    """Make sure that ``metrics.json`` is of the ensemble that ``ensemble.json`` tells of."""
+    """Make sure that ``metrics.json`` describes the same ensemble as ``ensemble.json``."""
     found = {name: metrics[name] for name in told.keys() - {"trials", "weights"}}
     found["trials"] = [member["trial"] for member in metrics["members"]]
     found["weights"] = [member["weight"] for member in metrics["members"]]

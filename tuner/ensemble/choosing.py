@@ -1,4 +1,4 @@
-"""Who votes, and with what weight: chosen on validation images, and scored honestly there."""
+"""Which candidates vote, with what weights: chosen on validation images, and scored honestly."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,30 +22,30 @@ Fit = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 FITS: dict[Method, Fit] = {"greedy": greedy_weights, "weighted": fitted_weights}
 BY_CLASS: frozenset[Metric] = frozenset({"balanced_accuracy", "macro_f1", "worst_class"})
 """Metrics for which weights are fitted to an NLL in which all classes count the same: the metrics
-themselves change in steps, and of few images these are mostly chance."""
+themselves change in steps, which are mostly chance with few images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vote:
-    """Weights of all candidates, and what comes of them."""
+    """Weights of all candidates, and the resulting vote."""
 
     weights: Tensor
     """Float64, shape (M,)."""
     temperatures: tuple[float, ...]
-    """At which each is mixed; 1 is as it is."""
+    """Temperature of each candidate when it is mixed; 1 leaves it unchanged."""
     probs: Tensor
     """Class probabilities of the validation images, shape (N, K)."""
     reasons: dict[int, str]
-    """Why candidates that would have had a weight have none, by position."""
+    """Why candidates that would otherwise have a weight have none, by position."""
 
 
 Chooser = Callable[[Tensor | None], Vote]
-"""From the validation images to choose on, ``None`` for all, to a vote."""
+"""Maps the validation images to choose on, ``None`` for all, to a vote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """Members with their weights, as the validation images had it."""
+    """Members with their weights, chosen on validation images."""
 
     method: Method | None
     """``None`` for the best single candidate."""
@@ -55,24 +55,24 @@ class Choice:
     weights: Tensor
     """Weights of the members, float64, shape (len(members),), positive, summing to 1."""
     temperatures: tuple[float, ...]
-    """Temperatures of the members, each before it is mixed; 1 leaves it as it is."""
+    """Temperatures of the members, each applied before mixing; 1 leaves it unchanged."""
     temperature: float
     """Temperature of the resulting vote."""
     val: Tensor
-    """Probabilities of the images that it was chosen on, shape (N, K)."""
+    """Probabilities of the images that the choice was made on, shape (N, K)."""
     crossfit: Tensor
-    """The same by choices that were made without the image; what they leave as luck is that the
-    pool, and each trial's epoch, were chosen on all images."""
+    """The same, each image by a choice made without it. Some luck remains: the pool, and each
+    trial's epoch, were chosen on all images."""
     left_out: tuple[Excluded, ...]
 
     @property
     def label(self) -> str:
-        """What it is called in tables."""
+        """Name in tables."""
         return self.method or "best single"
 
 
 def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bool) -> Choice:
-    """Choose on all validation images, and once more without each fold of them."""
+    """Choose on all validation images, and again without each fold of them."""
 
     def temperature_of(vote: Vote, index: Tensor) -> float:
         return fit_temperature(vote.probs[index], pool.labels[index]) if calibrate else 1.0
@@ -106,7 +106,7 @@ def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bo
 
 
 def best_single(pool: Pool) -> Chooser:
-    """Choose the candidate that is best by the metric."""
+    """Choose the best candidate by the metric."""
 
     def chooser(index: Tensor | None) -> Vote:
         weights = uniform(_ranked(pool, index)[:1], len(pool))
@@ -144,7 +144,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
             "with --folds a candidate is several networks, trained on different images, whose "
             "weights have no useful mean; choose another --method"
         )
-    find_group(pool, range(len(pool)))  # Refused now, not when it is first chosen.
+    find_group(pool, range(len(pool)))  # Fails now, not at the first choice.
 
     def chooser(index: Tensor | None) -> Vote:
         everything = torch.arange(len(pool.labels)) if index is None else index
@@ -166,7 +166,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
 
 
 def _why_no_weight(method: Method | None, metric: Metric) -> str:
-    """Say why a candidate has no weight where nothing else kept it out."""
+    """Return why a candidate has no weight if nothing else excluded it."""
     nll = "class-balanced NLL" if metric in BY_CLASS else "NLL"
     match method:
         case "greedy":
@@ -182,7 +182,7 @@ def _why_no_weight(method: Method | None, metric: Metric) -> str:
 
 
 def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
-    """Return the timed candidates that are not too slow even alone.
+    """Return the timed candidates that are fast enough on their own.
 
     Raises:
         UsageError: If all are.
@@ -208,8 +208,8 @@ def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
 
 
 def _ranked(pool: Pool, index: Tensor | None) -> Tensor:
-    """Return the candidates' positions, the best on ``index`` first."""
-    # On all images the pool is in order already, by figures that were not rounded to be kept.
+    """Return the candidates' positions, best on ``index`` first."""
+    # For all images, the pool is already in order, by figures that were not rounded for storage.
     if index is None:
         return torch.arange(len(pool))
     return pool.order(pool.probs[:, index], pool.labels[index])
@@ -238,18 +238,18 @@ def _fitted(
     fit: Fit,
     index: Tensor | None,
 ) -> Vote:
-    """Fit weights to all candidates, each calibrated, then anew to those of them that may stay."""
+    """Fit weights to all candidates, each calibrated, then again to those that may stay."""
     metric = pool.metric
     everything = index is None
     probs = pool.probs if everything else pool.probs[:, index]
     labels = pool.labels if everything else pool.labels[index]
-    # Raw, what was trained with label smoothing would get hardly a weight, for it is unsure: on
-    # 16 small CNNs, by cross-fitting, 77.0 % of a greedy vote were right instead of 77.6.
+    # Uncalibrated, members trained with label smoothing would get hardly any weight, being unsure:
+    # a greedy vote of 16 small CNNs was then right on 77.0 % instead of 77.6 % (cross-fitted).
     temperatures = tuple(fit_temperature(p, labels) for p in probs)
     probs = soften_each(probs, temperatures)
     shares = shares_by_class(labels) if metric in BY_CLASS else None
     weights = fit(probs, labels, shares)
-    # By weight, but the best single one, by NLL, first: with it, no fit is worse than it is.
+    # By weight, but first the best single one by NLL: with it, no fit is worse than it is alone.
     best = int(mean_over_images(probs_of_truth(probs, labels).double().log(), shares).argmax())
     by_weight = weights.argsort(descending=True, stable=True).tolist()
     order = [best, *(i for i in by_weight if weights[i] > 0 and i != best)]
@@ -263,7 +263,7 @@ def _fitted(
 def _take(
     order: Sequence[int], pool: Pool, request: EnsembleRequest, by: str
 ) -> tuple[list[int], dict[int, str]]:
-    """Take candidates in order while there is room, and say why the others are not."""
+    """Take candidates in order while there is room, and return why the others are left out."""
     taken: list[int] = []
     reasons = {}
     parameters, milliseconds = 0, 0.0

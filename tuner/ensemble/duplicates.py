@@ -1,7 +1,7 @@
 """Test images that a model may know from its training: near-duplicates, from the user's list.
 
-Of CIFAR's test images, 3 % (CIFAR-10) and 10 % (CIFAR-100) have near-duplicates in the training
-data (Barz & Denzler 2020). Their lists are ``meta/duplicates_cifar10.csv`` and
+In CIFAR, 3 % (CIFAR-10) and 10 % (CIFAR-100) of the test images have near-duplicates in the
+training data (Barz & Denzler 2020). Their lists are ``meta/duplicates_cifar10.csv`` and
 ``meta/duplicates_cifar100.csv`` of github.com/cvjena/cifair.
 """
 
@@ -17,32 +17,32 @@ from tuner.metrics.significance import Interval, paired_gain
 from tuner.schema import quoted, whole_number
 
 NUMBERED = ("cifar10", "cifar100")
-"""Data sets whose test images have numbers of their own."""
+"""Data sets with numbered test images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplicatesNote:
-    """How much of the accuracy rests on images that have near-duplicates in the training data."""
+    """Accuracy on and off the images that have near-duplicates in the training data."""
 
     file: str
     images: int
-    """Test images that are listed."""
+    """Number of listed test images."""
     accuracy_of_these: float
     accuracy_of_others: float
     gain_of_others: Interval
-    """Over the best single candidate, on the images that are not listed."""
+    """Gain over the best single candidate, on the images that are not listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicates:
-    """The user's list."""
+    """The user's list of duplicates."""
 
     path: Path
     positions: list[int]
     """Positions of test images, from 0, ascending."""
 
     def expect(self, num_images: int) -> None:
-        """Make sure that the list is about so many test images.
+        """Make sure that the list fits a test set of this size.
 
         Raises:
             UsageError: If it goes beyond them, or leaves none.
@@ -54,11 +54,11 @@ class Duplicates:
             )
 
     def note(self, correct: Tensor, single_correct: Tensor) -> DuplicatesNote:
-        """Score the listed test images apart from the others.
+        """Score the listed test images separately from the others.
 
         Args:
             correct: Whether the vote gets each image right, bool, shape (N,).
-            single_correct: Likewise the best single candidate.
+            single_correct: The same for the best single candidate.
         """
         is_listed = torch.zeros_like(correct)
         is_listed[self.positions] = True
@@ -72,7 +72,7 @@ class Duplicates:
 
 
 def read_duplicates(path: Path, source: str) -> Duplicates:
-    """Read the positions of test images, from 0: the first column of a CSV, under any heading.
+    """Read the positions of test images, from 0: a CSV's first column, with or without a heading.
 
     Raises:
         UsageError: If the file is missing or holds no positions, or ``source`` numbers no images.

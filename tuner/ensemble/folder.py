@@ -45,16 +45,16 @@ def write_ensemble(
     test: DatasetPart,
     vote: Tensor,
 ) -> None:
-    """Write the folder, whole, then put it in its place.
+    """Write the whole folder, then move it into place.
 
     Args:
-        result: Its figures.
-        plan: What it came of.
-        networks: By the positions of the candidates in them; those of other choices are passed by.
+        result: Figures of the ensemble.
+        plan: The plan that it was made from.
+        networks: By the positions of the candidates in them; those of other choices are ignored.
         test: The test images.
-        vote: Their probabilities, shape (N, K).
+        vote: The vote's probabilities of these images, shape (N, K).
     """
-    # Matplotlib takes a quarter of a second, for which a search would wait, too.
+    # Matplotlib takes a quarter of a second, which a search would otherwise wait for, too.
     from tuner.ensemble.plots import plot_confusion, plot_reliability
 
     beside = result.path.parent if isinstance(result.path, Path) else None
@@ -121,7 +121,7 @@ def _write_members(
 def _record(
     result: EnsembleResult, plan: Plan, best_single: Network, members: tuple[EnsembleMember, ...]
 ) -> EnsembleRecord:
-    """Return what is needed to predict with the ensemble, and what it came of."""
+    """Return everything needed to predict with the ensemble, and its origin."""
     checkpoint = read_description(best_single.file, best_single.model)
     data = plan.splits.config or plan.run.record.data
     return EnsembleRecord(
@@ -160,7 +160,7 @@ def _data(plan: Plan, test: DatasetPart) -> DataRecord:
 
 
 def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> probe.Probe:
-    """Have each member look at a few validation images, as a loaded ensemble computes it."""
+    """Run each member on a few validation images, the way a loaded ensemble computes it."""
     images = probe.choose_images(plan.splits.val.images)
     device = plan.soup_maker.device
     probs, dtypes = [], []
@@ -176,7 +176,7 @@ def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> prob
 
 
 def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequence[str]) -> None:
-    """Write the test images that are wrong with the most confidence, first of all the surest."""
+    """Write the wrongly classified test images of highest confidence, surest first."""
     test = part.images
     confidence, predicted = vote.max(dim=1)
     wrong = (predicted != test.labels).nonzero().squeeze(1)

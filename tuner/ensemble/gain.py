@@ -1,4 +1,4 @@
-"""How much one more member would add to the greedy ensemble of some, told by cross-fitting."""
+"""How much one more member would add to a greedy ensemble, estimated by cross-fitting."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,18 @@ from tuner.voting.greedy import greedy_weights
 from tuner.voting.temperature import fit_temperature, soften
 
 ROUNDS = 20
-"""Picks of the greedy ensemble at most."""
+"""Maximum picks of the greedy ensemble."""
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 """Shares of the vote that a new member may take."""
 
 
 def truth_of(probs: Tensor, labels: Tensor) -> Tensor:
-    """Return a candidate's probabilities of the true class, calibrated by a temperature of its own.
+    """Return a candidate's probabilities of the true class, calibrated by its own temperature.
 
-    It is calibrated as for a greedy ensemble; its NLL in a vote depends on nothing else.
+    They are calibrated as in a greedy ensemble; the NLL of a vote depends on nothing else.
 
     Args:
-        probs: Of the validation images, shape (N, K).
+        probs: Probabilities of the validation images, shape (N, K).
         labels: int64, shape (N,).
 
     Returns:
@@ -31,21 +31,21 @@ def truth_of(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def best_addition(members: Tensor, candidates: Tensor) -> int | None:
-    """Return the candidate with which the greedy ensemble of ``members`` has the lowest NLL.
+    """Return the candidate that gives the greedy ensemble of ``members`` the lowest NLL.
 
-    For each fifth of the images, the ensemble, and the share of the vote that a candidate joins it
-    with, are chosen on the others.
+    For each fifth of the images, the ensemble and the candidate's share of the vote are chosen on
+    the others.
 
     Args:
-        members: What ``truth_of`` returned of each that may be in the ensemble, shape (M, N).
-        candidates: The same of the others, shape (C, N); at least one.
+        members: ``truth_of`` each possible member of the ensemble, shape (M, N).
+        candidates: The same for the others, shape (C, N); at least one.
 
     Returns:
         Its position; ``None`` if no candidate lowers the NLL of the ensemble alone.
     """
     parts = parts_of(members.shape[1])
     order = torch.cat(parts)
-    # Each part side by side, which is read several times as fast.
+    # Contiguous parts are read several times as fast.
     members, candidates = members[:, order], candidates[:, order]
     alone = torch.zeros(())
     joined = torch.zeros(len(candidates))

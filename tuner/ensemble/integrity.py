@@ -1,4 +1,4 @@
-"""Whether a trial's probabilities and its network are those that its epochs tell of."""
+"""Whether a trial's probabilities and network match its recorded epochs."""
 
 import numpy as np
 import torch
@@ -15,31 +15,31 @@ from tuner.training.device import compute_dtype, describe
 from tuner.voting import SMALLEST_PROB, floored
 
 SAMPLE = 64
-"""Validation images that a network is shown, at most."""
+"""Maximum number of validation images to check a network on."""
 SAME, OTHER = 0.001, 0.02
-"""Most difference of a network's probabilities from those recorded, on the same kind of device and
-in the same type, and otherwise."""
+"""Maximum difference of a network's probabilities from the recorded ones: on the same kind of
+device and in the same type, and otherwise."""
 MOST_CLASSES = 10
-"""By which the difference is divided at most: of a hundred classes most are next to 0 anyway."""
+"""Maximum divisor of the difference: of a hundred classes, most are close to 0 anyway."""
 DTYPES = (torch.float32, torch.bfloat16)
-"""Types in which networks are computed."""
+"""Types in which networks may be computed."""
 ROUNDING = {np.dtype(np.float32): (2.0**-23, 1e-4), np.dtype(np.float16): (2.0**-11, 2e-3)}
-"""Type of stored probabilities -> relative error of one, and what a row's sum may be off by."""
+"""Type of stored probabilities -> relative error of one, and tolerance of a row's sum."""
 
 
 def why_not_probs(
     stored: np.ndarray, best: EpochMetrics, labels: Tensor, num_classes: int
 ) -> str | None:
-    """Say why probabilities of the validation images are not those of an epoch.
+    """Return why stored probabilities of the validation images are not those of an epoch.
 
     Args:
-        stored: As they were read.
+        stored: The probabilities as read.
         best: The epoch, with its accuracy and loss.
-        labels: Of the images, int64, shape (N,).
+        labels: Labels of the images, int64, shape (N,).
         num_classes: K.
 
     Returns:
-        What is wrong; ``None`` if nothing is.
+        The problem; ``None`` if there is none.
     """
     shape = (len(labels), num_classes)
     if stored.shape != shape:
@@ -60,7 +60,7 @@ def why_not_probs(
     others = stored.copy()
     np.put_along_axis(others, truth, -1.0, axis=1)
     rival = others.max(axis=1, keepdims=True)
-    # What two classes share the best of may have been right before it was rounded.
+    # Where two classes tie for the best, the true one may have been ahead before rounding.
     least, most = ((of_truth > rival).mean(), (of_truth >= rival).mean())
     half = 0.5 / len(labels)
     if not least - half < best.val_accuracy < most + half:
@@ -81,13 +81,13 @@ def why_not_probs(
 
 
 def sample_of(count: int) -> Tensor:
-    """Return the positions of images that a network is checked by, spread over all."""
+    """Return the positions of the images to check a network on, spread over all."""
     few = min(count, SAMPLE)
     return torch.arange(few) * count // few
 
 
 def difference_of(probs: Tensor, recorded: Tensor) -> float:
-    """Return the mean difference of probabilities, shape (N, K), a class; see ``MOST_CLASSES``."""
+    """Return the mean difference per class of probabilities (N, K); see ``MOST_CLASSES``."""
     apart = (probs.double() - recorded.double()).abs().sum(dim=1).mean()
     return apart.item() / min(MOST_CLASSES, probs.shape[1])
 
@@ -102,22 +102,22 @@ def why_not_network(
     *,
     is_recorded: bool = False,
 ) -> str | None:
-    """Say why the network in a file is not the one whose probabilities a trial has recorded.
+    """Return why the network in a file is not the one whose probabilities a trial recorded.
 
     Its own code, if any, is run.
 
     Args:
         file: The trial's checkpoint, or a copy of it.
-        trial: Whose it has to be.
+        trial: The trial that it must belong to.
         splits: The images.
-        recorded: Probabilities of the images ``sample_of`` the validation images, shape (n, K).
-        floor: Of these; see ``Network``.
+        recorded: Probabilities of the images that ``sample_of`` selects, shape (n, K).
+        floor: Floor of these; see ``Network``.
         device: Where to compute.
-        is_recorded: Whether the file is what the worker recorded, by its hash: another GPU, or a
-            network that was compiled, may then differ by more.
+        is_recorded: Whether the file is the one that the worker recorded, by its hash: another GPU
+            or a compiled network may then differ by more.
 
     Returns:
-        What is wrong; ``None`` if nothing is.
+        The problem; ``None`` if there is none.
     """
     try:
         network, described = load_checkpoint(file, trial.config.model)
@@ -140,7 +140,7 @@ def why_not_network(
 
     def difference_in(dtype: torch.dtype) -> float:
         if isinstance(network, FoldedNetwork) and splits.fold_of is not None:
-            # Each image by the one that was not trained on it, as it was validated.
+            # Each image by the network that was not trained on it, as in validation.
             probs = torch.empty(len(images), splits.num_classes)
             folds = splits.fold_of[positions]
             for fold in set(folds.tolist()):
@@ -153,7 +153,7 @@ def why_not_network(
     dtypes = [dtype for dtype in DTYPES if describe(device, dtype) == described.computed]
     is_same = bool(dtypes)
     if not described.computed:
-        # An earlier version did not say in which type, and a CPU may have either.
+        # An earlier version did not record the type, and a CPU may have used either.
         is_same = device.type == "cpu" and not trial.gpus
         dtypes = [*DTYPES] if is_same else []
     difference = min(

@@ -1,7 +1,7 @@
-"""Errors in the data of a run: wrong labels by its trials' vote, and copies among the test images.
+"""Errors in a run's data: wrong labels, by its trials' vote, and copies among the test images.
 
-The vote judges the images that its networks were not trained on: those to validate on, which are
-all but the test images where a run has folds.
+The vote judges images that its networks were not trained on: the validation images, which are all
+but the test images if a run has folds.
 """
 
 import base64
@@ -25,9 +25,9 @@ from tuner.run.trial import TrialRecord
 from tuner.voting.label_errors import label_errors
 
 MOST_PICTURES = 100
-"""Images of each kind that the record holds as pictures."""
+"""Maximum number of images of each kind that the record stores as pictures."""
 PICTURE_SIDE = 96
-"""Pixels of a picture's side at the most."""
+"""Maximum side of a picture in pixels."""
 
 
 def look_for_issues(
@@ -37,16 +37,16 @@ def look_for_issues(
     data: str | None = None,
     data_dir: Path | None = None,
 ) -> Issues:
-    """Find images with probably wrong labels, and test images that are among the others.
+    """Find images with probably wrong labels, and test images that also occur among the others.
 
-    The record is written into the run. The test images are compared with the others, and entered as
-    read; no network sees them, and their labels decide nothing.
+    The record is written into the run. The test images are compared with the others, which is
+    logged as a reading; no network sees them, and their labels decide nothing.
 
     Args:
-        run: Whose trials judge.
-        top: The best so many vote.
+        run: The run whose trials judge.
+        top: Maximum number of trials that vote, the best ones.
         data: Where the images are now, if they were moved.
-        data_dir: Likewise, where downloads and decoded images are kept.
+        data_dir: Where downloads and decoded images are now, if they were moved.
 
     Raises:
         NoUsableTrials: If no trial has left probabilities.
@@ -139,7 +139,7 @@ def _name(part: DatasetPart, index: int, kind: str) -> str:
 
 
 def _picture(image: Tensor) -> str:
-    """Return an image uint8 (C, H, W) as a PNG in base64."""
+    """Return a uint8 image, shape (C, H, W), as a PNG in base64."""
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

@@ -1,4 +1,4 @@
-"""How long members take, measured here, and what accuracy the time buys."""
+"""How long members take on this machine, and what accuracy the time buys."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from tuner.voting import soft_vote
 
 LARGE_BATCH = 256
 MOST_COMBINED = 10
-"""Members of which every combination is tried: 1,023."""
+"""Maximum number of members of which every combination is tried: 1,023."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Latency:
 def measure_latency(
     network: Network, image_shape: tuple[int, int, int], tta: Tta, device: torch.device
 ) -> Latency:
-    """Time a network on ``device``, with the views that ``tta`` asks for."""
+    """Time a network on ``device``, with the views that ``tta`` selects."""
     model, checkpoint = load_checkpoint(network.file, network.model)
     model = model.to(device)
     one, many = (
@@ -55,20 +55,20 @@ def measure_latency(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontierPoint:
-    """Members that no others beat in as little time, on validation images."""
+    """Members that no others beat in as little time on the validation images."""
 
     members: tuple[int, ...]
-    """Trials."""
+    """Trial numbers."""
     latency_ms: float
     """Milliseconds for one image through all of them, one after the other."""
     latency_256_ms: float
     val_accuracy: float
     accuracy: float
-    """On the test images."""
+    """Accuracy on the test images."""
     val_metric: float
-    """Value of the metric, by which the point was chosen."""
+    """Validation value of the metric by which the point was chosen."""
     metric: float
-    """On the test images."""
+    """Value of the metric on the test images."""
 
 
 def find_frontier(
@@ -82,12 +82,12 @@ def find_frontier(
     """Return the combinations of members that are best for their time, fastest first.
 
     Args:
-        trials: Of the M members; combinations are made of the first 10.
-        latencies: At least of these.
+        trials: Trials of the M members; only the first 10 are combined.
+        latencies: Latencies of these 10 at least.
         weights: Shape (M,), positive; scaled to sum to one in each combination.
         val: Probabilities (M, N, K) and labels (N,) that choose the points.
-        test: The same of the test images, read off at the points.
-        metric: What the points are chosen by.
+        test: The same for the test images, evaluated at the points.
+        metric: The metric that chooses the points.
     """
     few = range(min(len(trials), MOST_COMBINED))
     sizes = range(1, len(few) + 1)

@@ -1,4 +1,4 @@
-"""Networks on disk, and what they say of images: side by side on the devices at hand."""
+"""Networks on disk and their predictions, computed in parallel on the available devices."""
 
 import queue
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from tuner.voting import floored
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """A checkpoint, and how it is computed."""
+    """A checkpoint, and how to compute it."""
 
     file: AnyPath
     model: ModelConfig
-    """What the file has to hold."""
+    """The model that the file must hold."""
     precision: Precision
     floor: float = 0.0
-    """Probabilities are raised to it, as those of the validation images were by being stored."""
+    """Probabilities are raised to this, as storing did to those of the validation images."""
     fold: int | None = None
-    """Which of the networks in the file, of a trial with folds; ``None`` is all, averaged."""
+    """Which of a trial's fold networks in the file to use; ``None`` averages all of them."""
 
 
 class Predict(Protocol):
@@ -42,7 +42,7 @@ class Predict(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Computes on the devices of this machine, a network at a time on each."""
+    """Computes on the devices of this machine, one network at a time on each."""
 
     devices: Sequence[torch.device]
 
@@ -68,7 +68,7 @@ def predict_validation(
 ) -> Tensor:
     """Return the class probabilities of the validation images, shape (M, N, K).
 
-    With folds, each image is seen by the networks that were not trained on it, and by no others.
+    With folds, each image is predicted only by the networks that were not trained on it.
     """
     if splits.fold_of is None:
         return predict(networks, splits.val.images, tta)
@@ -81,7 +81,7 @@ def predict_validation(
 
 
 def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.device) -> Tensor:
-    """Return a network's class probabilities, shape (N, K), as its validation was computed.
+    """Return a network's class probabilities, shape (N, K), computed as in its validation.
 
     Raises:
         TunerError: If the file is missing or damaged.

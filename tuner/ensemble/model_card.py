@@ -1,4 +1,4 @@
-"""The model card of an ensemble: ``model_card.md``, what it is for those who are to use it."""
+"""The model card of an ensemble, ``model_card.md``, written for its users."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ from tuner.run.resuming import storage_words
 from tuner.storage.paths import read_text
 
 MOST_CLASSES = 50
-"""Class names that are written out."""
+"""Maximum number of class names listed."""
 HARDEST = 3
-"""Classes, and confusions, that are named as limits."""
+"""Maximum number of classes, and of confusions, named as limits."""
 SCORES = ("", "accuracy", "balanced", "macro F1", "worst class", "top-3", "NLL", "Brier", "ECE")
 
 
@@ -30,9 +30,9 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
     """Return the card as Markdown.
 
     Args:
-        result: The ensemble's figures.
-        plan: What it came of.
-        description: What ``ensemble.json`` holds.
+        result: Figures of the ensemble.
+        plan: The plan that it was made from.
+        description: The content of ``ensemble.json``.
     """
     place = f"{result.run}/{result.name}"
     channels, height, width = description["preprocessing"]["image_shape"]
@@ -82,7 +82,7 @@ def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) ->
     names = ", ".join(map(_text, result.classes[:MOST_CLASSES]))
     more = len(result.classes) - MOST_CLASSES
     rows = [
-        # Of a folder on somebody's disk its name says enough.
+        # For a folder on somebody's disk, the name says enough.
         ("source", _text(Path(data["source"]).name)),
         ("training images", data["train_images"]),
         (_validated(plan), data["val_images"]),
@@ -314,7 +314,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a user's word so that it is no mark-up and stays on its line."""
+    """Escape a user's text, so that it is not markup and stays on one line."""
     plain = " ".join(text.split())
     for mark in "\\`*_[]<>|#":
         plain = plain.replace(mark, f"\\{mark}")

@@ -1,4 +1,4 @@
-"""Everything about an ensemble that is decided before a test image is read."""
+"""Everything that is decided about an ensemble before a test image is read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
-    """A method that has no row in the comparison, and why."""
+    """A method without a row in the comparison, and why."""
 
     method: Method
     reason: str
@@ -63,26 +63,26 @@ class Plan:
     pool: Pool
     soup_maker: SoupMaker
     choice: Choice
-    """The one that was asked for."""
+    """The requested choice."""
     single: Choice
     """The best single candidate."""
     others: tuple[Choice, ...]
-    """What it is compared with: each method, plain and calibrated."""
+    """For comparison: the calibrated best single, then each method, plain and calibrated."""
     skipped: tuple[Skipped, ...]
     verdict: Verdict | None
-    """``None`` where the validation images, having been trained on, can tell nothing."""
+    """``None`` if the validation images were trained on and therefore prove nothing."""
 
     @property
     def candidates(self) -> list[int]:
-        """Positions of the candidates whose networks the test images are shown to."""
+        """Positions of the candidates whose networks predict the test images."""
         choices = (self.single, self.choice, *self.others)
         return list(dict.fromkeys(i for choice in choices for i in choice.members))
 
     def damage_of_files(self) -> list[Damage]:
-        """Say what is wrong with the networks of candidates; none of their own code is run.
+        """Return what is wrong with the candidates' networks, without running their own code.
 
-        One whose file has no digest, or is newer than it, is computed to see whether it gives what
-        it did, unless that would run code.
+        A network whose file has no digest, or is newer than it, is computed to see whether it still
+        gives the recorded probabilities, unless that would run code.
         """
         everyone = self.candidates
         return [entry for i in everyone for entry in self.damage_of_network(i, is_quick=True)]
@@ -90,7 +90,7 @@ class Plan:
     def damage_of_network(
         self, position: int, *, file: AnyPath | None = None, is_quick: bool = False
     ) -> list[Damage]:
-        """Say what is wrong with a candidate's network; see ``damage_of_network`` of candidates."""
+        """Return what is wrong with a candidate's network; see ``candidates.damage_of_network``."""
         trial = self.pool.trials[position]
         damage = damage_of_network(
             self.pool.recorded(position),
@@ -105,7 +105,7 @@ class Plan:
         return damage
 
     def without(self, damage: Sequence[Damage]) -> "Plan":
-        """Choose anew without the trials of damaged files.
+        """Choose again without the trials of damaged files.
 
         Raises:
             DamagedError: If the request does not leave them out, or no candidate is left.
@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def left_out(self) -> tuple[Excluded, ...]:
-        """Trials that are no members, and why."""
+        """Trials that are not members, and why."""
         return (*self.choice.left_out, *self.pool.left_out)
 
     @property
@@ -128,13 +128,13 @@ class Plan:
         return located(record.data, record.data_dir, self.request.data, self.request.data_dir)[1]
 
     def networks(self, choice: Choice) -> dict[tuple[int, ...], Network]:
-        """Return what a choice computes, by the positions of the candidates in it."""
+        """Return the networks of a choice, by the positions of the candidates in them."""
         if choice.method in SOUPS:
             return {choice.members: self.soup_maker.network(choice.members)}
         return {(i,): self.pool.network(i) for i in choice.members}
 
     def models(self) -> list[ModelConfig]:
-        """Return the models of all networks that the test images are shown to."""
+        """Return the models of all networks that predict the test images."""
         return [self.pool.trials[i].config.model for i in sorted(self.candidates)]
 
     def to_plain(self) -> dict[str, Any]:
@@ -186,16 +186,16 @@ def make_plan(
 ) -> Plan:
     """Choose the members of an ensemble, and of those that it is compared with.
 
-    Choosing votes needs no model, but for ``tta``: as what is fitted must be fitted to what will
-    be computed, the whole pool then looks at the validation images again.
+    Choosing votes needs no model, except to time it for ``max_latency_ms``, and for ``tta``: since
+    the fit must match what will be computed, all candidates predict the validation images again.
 
     Args:
-        run: May be searched still.
-        request: What is asked for.
+        run: The run; its search may still be running.
+        request: How members are chosen and vote.
         folder: Where soups may be kept.
         predict: Computes networks.
         device: Where latencies and normalization statistics are measured.
-        say: Is told what takes long.
+        say: Receives messages about slow steps.
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
@@ -215,7 +215,7 @@ def make_plan(
         run = run.by(request.metric, lambda: splits.val.labels.numpy())
     pool = read_pool(run, splits.val.labels, splits.num_classes, request)
     if request.computes_to_choose:
-        # What only votes is read from the folder, and no code of it is run.
+        # Otherwise, candidates are only read from the folder, and none of their code is run.
         models = code_of(trial.config.model for trial in pool.trials)
         check_code_trusted(models, run.path, trust=request.trust_code)
         everyone = range(len(pool))
@@ -253,7 +253,7 @@ def make_plan(
 
 
 def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: SoupMaker) -> Plan:
-    """Choose from the candidates that ``soup_maker`` has."""
+    """Choose from the candidates of ``soup_maker``."""
     pool = soup_maker.pool
 
     def chooser(method: Method) -> Chooser:
@@ -261,7 +261,7 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: 
             return soups(pool, request, method, soup_maker)
         return voters(pool, request, method)
 
-    # Each is cross-fitted, some of them for the comparison and for the verdict alike.
+    # Each is cross-fitted once, though both the comparison and the verdict may need it.
     made: dict[tuple[Method, bool], Choice] = {}
 
     def chosen(method: Method, *, calibrate: bool) -> Choice:
@@ -292,7 +292,7 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: 
             try:
                 votes.append(chosen(method, calibrate=request.calibrate))
             except NoWeightsError:
-                # One that was not asked for is not advised either.
+                # A method that was not requested is not advised either.
                 if method == request.method:
                     raise
         trial = pool.trials[0].number
@@ -307,7 +307,7 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: 
         )
         if asked is None:
             advised = judged(alone).advised.method
-            # The best single one is a vote of one.
+            # The best single candidate is a vote of one.
             asked = next((c for c in votes if c.method == advised), replace(alone, method="vote"))
         verdict = judged(asked)
     assert asked is not None, "of validation images that were trained on, auto is refused"

@@ -1,4 +1,4 @@
-"""Pictures for the run folder."""
+"""Pictures for the folder of an ensemble."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from tuner.metrics.calibration import Bin
 from tuner.storage.files import replacing
 
 MOST_LABELLED = 20
-"""Classes up to which each cell and class is written out."""
+"""Maximum number of classes for which each cell and class name is written out."""
 LONGEST_LABEL = 24
-"""Characters of a class's name; longer ones would leave no room for the matrix."""
+"""Maximum characters of a class name; longer ones would leave no room for the matrix."""
 
 
 def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title: str) -> None:
@@ -23,7 +23,7 @@ def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title:
         path: Where to write.
         confusion: Counts, shape (K, K), rows true, columns predicted.
         classes: Names of the K classes.
-        title: Above the picture.
+        title: Title above the picture.
     """
     num_classes = len(classes)
     side = max(5.0, 0.62 * min(num_classes, MOST_LABELLED) + 2)
@@ -32,7 +32,7 @@ def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title:
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    # Names are no formulas, whatever dollar signs they hold.
+    # Names are not formulas, whatever dollar signs they contain.
     axes.set_title(title, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     if num_classes <= MOST_LABELLED:
@@ -54,8 +54,8 @@ def plot_reliability(path: Path, bins: Sequence[Bin], title: str) -> None:
 
     Args:
         path: Where to write.
-        bins: Those that hold an image.
-        title: Above the picture.
+        bins: The bins that hold an image.
+        title: Title above the picture.
     """
     figure = Figure(figsize=(5.5, 6), layout="constrained")
     accuracies, counts = figure.subplots(2, sharex=True, height_ratios=[3, 1])

@@ -1,4 +1,4 @@
-"""The candidates: the best trials of a run, with what they said of the validation images."""
+"""The candidates: the best trials of a run, with their predictions of the validation images."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ MEND = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Excluded:
-    """A trial that is no member, and why."""
+    """A trial that is not a member, and why."""
 
     trial: int
     reason: str
@@ -34,26 +34,26 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """Candidates, the best by ``metric`` first, or as ``Run.ranked`` has them without one."""
+    """Candidates, best by ``metric`` first, or by number where ``is_val_seen``."""
 
     trials: tuple[TrialRecord, ...]
     probs: Tensor
     """Class probabilities of the validation images, float32, shape (M, N, K)."""
     floors: tuple[float, ...]
-    """Least probability that the files could hold, one a candidate, as in ``Network``."""
+    """Lowest probability that each candidate's file could hold, as in ``Network``."""
     samples: tuple[Tensor, ...]
-    """Probabilities of a few validation images, one a candidate, as in ``Recorded``."""
+    """Probabilities of a few validation images by each candidate, as in ``Recorded``."""
     labels: Tensor
     """int64, shape (N,)."""
     left_out: tuple[Excluded, ...]
-    """Trials as good as these that are no candidates."""
+    """Trials that rank as high but are not candidates."""
     latencies: tuple[Latency, ...] | None = None
     is_val_seen: bool = False
-    """Whether the validation images were trained on: then nothing changes the order."""
+    """Whether the validation images were trained on; if so, nothing changes the order."""
     metric: Metric = "accuracy"
-    """What is chosen by, on the validation images."""
+    """The metric to choose by, on the validation images."""
     has_folds: bool = False
-    """Whether each candidate is a network for each fold."""
+    """Whether each candidate has a network for each fold."""
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -69,7 +69,7 @@ class Pool:
         )
 
     def recorded(self, position: int) -> Recorded:
-        """Return what a candidate's network is held against."""
+        """Return the values that a candidate's network is checked against."""
         return Recorded(
             trial=self.trials[position],
             sample=self.samples[position],
@@ -77,18 +77,18 @@ class Pool:
         )
 
     def order(self, probs: Tensor, labels: Tensor) -> Tensor:
-        """Return the candidates' positions, the best by ``probs`` first.
+        """Return the candidates' positions, best by ``probs`` first.
 
         Args:
-            probs: Of validation images, shape (M, N, K).
-            labels: Of the same, shape (N,).
+            probs: Probabilities of validation images, shape (M, N, K).
+            labels: Labels of the same images, shape (N,).
         """
         if self.is_val_seen:
             return torch.arange(len(self))
         return torch.tensor(rank(probs, labels, self.metric))
 
     def seen_anew(self, probs: Tensor) -> "Pool":
-        """Return the same candidates with other probabilities, ordered by these."""
+        """Return the same candidates with new probabilities, ordered by these."""
         order = self.order(probs, self.labels)
         return replace(
             self,
@@ -99,7 +99,7 @@ class Pool:
         )
 
     def only(self, positions: list[int], left_out: list[Excluded]) -> "Pool":
-        """Return some of the candidates, and why the others are none any more."""
+        """Return some of the candidates, and record why the others are left out."""
         return replace(
             self,
             trials=tuple(self.trials[i] for i in positions),
@@ -124,7 +124,7 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
     ranked = run.ranked(damage)
     for trial in ranked:
         if trial.best is None and trial.status.state in USABLE:
-            # It may have had epochs.
+            # Damage may hide its epochs.
             damage += damage_of_files(trial.path, HISTORY)
     if request.front:
         ranked = on_front(ranked)
@@ -139,7 +139,7 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
             break
         reason, read, wrong = _look(trial, refuse, labels, num_classes)
         if wrong:
-            # A search that goes on may have written its files between two readings.
+            # A running search may have written its files between two reads.
             reason, read, wrong = _look(run.reread(trial), refuse, labels, num_classes)
         wrong = wrong or damage_of_copy(read, chosen)
         damage += wrong
@@ -175,7 +175,7 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
 
 
 def of_front(run: Run, request: EnsembleRequest) -> EnsembleRequest:
-    """Return a request for the trials of the front with their number.
+    """Return the request with ``top`` set to the number of usable trials on the front.
 
     Raises:
         UsageError: If the run has no objectives beside its metric.
@@ -191,7 +191,7 @@ def of_front(run: Run, request: EnsembleRequest) -> EnsembleRequest:
 
 
 def excluded(damage: Sequence[Damage]) -> list[Excluded]:
-    """Say of trials that they are damaged, each once."""
+    """Return each damaged trial once, with the reason to exclude it."""
     reasons: dict[int, str] = {}
     for entry in damage:
         if entry.trial is not None:
@@ -200,7 +200,7 @@ def excluded(damage: Sequence[Damage]) -> list[Excluded]:
 
 
 def none_left(damage: Sequence[Damage]) -> NoUsableTrials:
-    """Return the error that all candidates are damaged."""
+    """Return the error for a run whose candidates are all damaged."""
     lines = "\n".join(map(str, damage))
     return NoUsableTrials(f"{lines}\nNo candidate is left; put the files back.")
 
@@ -225,7 +225,7 @@ def without_damaged(pool: Pool, damage: Sequence[Damage], request: EnsembleReque
 def require_enough(
     run: Run, num_candidates: int, damage: Sequence[Damage], request: EnsembleRequest
 ) -> None:
-    """Make sure that a vote has as many members as were asked for."""
+    """Make sure that a vote has as many members as requested."""
     is_limited = request.max_parameters is not None or request.max_latency_ms is not None
     if num_candidates >= (1 if is_limited else request.least):
         return
@@ -238,7 +238,7 @@ def require_enough(
 
 
 class _Refusals:
-    """Says why a trial is no candidate, knowing those that came before."""
+    """Decides why a trial is not a candidate, given those that came before."""
 
     def __init__(self, request: EnsembleRequest) -> None:
         self.request = request
@@ -251,7 +251,7 @@ class _Refusals:
         }[request.diverse]
 
     def __call__(self, trial: TrialRecord) -> str:
-        """Return the reason, or nothing."""
+        """Return the reason, or an empty string."""
         if trial.status.state not in USABLE:
             return trial.status.state.replace("_", " ")
         if not trial.checkpoint.exists():
@@ -266,7 +266,7 @@ class _Refusals:
         return ""
 
     def take(self, trial: TrialRecord) -> None:
-        """Count a trial among those that came before."""
+        """Add a trial to those that came before."""
         self.taken[self.key_of(trial)] = trial.number
 
 
@@ -277,7 +277,7 @@ def _config_but_for_seed(trial: TrialRecord) -> str:
 def _look(
     trial: TrialRecord, refuse: "_Refusals", labels: Tensor, num_classes: int
 ) -> tuple[str, Candidate | None, list[Damage]]:
-    """Return why a trial is no candidate, what it has left otherwise, and what is wrong with it."""
+    """Return why a trial is not a candidate, or else its data, and what is wrong with it."""
     try:
         reason = refuse(trial)
     except TunerError as error:

@@ -1,4 +1,4 @@
-"""What may be asked of an ensemble."""
+"""Options for making an ensemble."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from tuner.schema import quoted
 METHODS: tuple[Method, ...] = get_args(Method)
 ASKED_METHODS: tuple[AskedMethod, ...] = get_args(AskedMethod)
 SOUPS = frozenset({"soup", "greedy-soup"})
-"""Methods that average weights, not votes: one network comes of it."""
+"""Methods that average weights, not votes, into one network."""
 POOL = 50
 
 
@@ -21,63 +21,63 @@ class EnsembleRequest:
     """How members are chosen and how they vote; test images play no part in it."""
 
     top: int = 5
-    """Members: exactly so many of a vote, at most so many otherwise."""
+    """Number of members: exact for a vote, the maximum otherwise."""
     method: AskedMethod = "vote"
     """``vote``: equal weights of the best. ``greedy``: ``tuner.voting.greedy``. ``weighted``:
     ``tuner.voting.weighted``. ``soup``, ``greedy-soup``: ``tuner.ensemble.soup``. ``auto``: the
     vote, or the single trial, that ``tuner.ensemble.verdict`` advises."""
     metric: Metric | None = None
-    """What is chosen by, on the validation images; ``None`` is that of the run."""
+    """Metric to choose by, on the validation images; ``None`` is that of the run."""
     pool: int | None = None
-    """Best trials to choose from; ``None`` is 50, or ``top`` if that is more."""
+    """Number of best trials to choose from; ``None`` is 50, or ``top`` if that is more."""
     diverse: Diverse | None = None
-    """Take one candidate, the best, of each family, configuration (the seed aside) or seed."""
+    """Take only the best candidate of each family, configuration (except the seed) or seed."""
     calibrate: bool = False
     """Fit one temperature to the vote."""
     tta: Tta = "none"
-    """Views of an image that every member averages, on validation images as on test images."""
+    """Views of an image that every member averages, on both validation and test images."""
     max_parameters: int | None = None
-    """Parameters of all networks together, at most."""
+    """Maximum number of parameters of all networks together."""
     max_latency_ms: float | None = None
-    """Milliseconds of all networks one after the other on one image, measured here, at most."""
+    """Maximum milliseconds of all networks, one after the other, on one image, measured here."""
     front: bool = False
-    """Take the trials on the front of the run's objectives for candidates, and ``top`` for their
-    number."""
+    """Use the trials on the front of the run's objectives as candidates, and their number as
+    ``top``."""
     frontier: bool = False
     """Measure latencies and find the members that are best for their time."""
     compare: bool = False
-    """Score all methods by the same reading of the test images."""
+    """Score all methods with the same reading of the test images."""
     duplicates: Path | None = None
     """List of the test images that have near-duplicates in the training data."""
     skip_damaged: bool = False
-    """Leave trials out whose files are damaged, or are not those that were recorded."""
+    """Leave out trials whose files are damaged, or are not those that were recorded."""
     data: str | None = None
-    """Where the run's images are now; ``None`` where they were."""
+    """Where the run's images are now; ``None`` if they were not moved."""
     data_dir: Path | None = None
-    """Where downloads and decoded images are kept now; ``None`` where they were."""
+    """Where downloads and decoded images are kept now; ``None`` if they were not moved."""
     trust_code: bool = False
-    """Run code that came with the run, also where it is not known here."""
+    """Run code that came with the run even if it is not known here."""
     name: str | None = None
-    """``None`` names it after the method and its size."""
+    """Name of the ensemble; ``None`` derives it from the method and its size."""
 
     def __post_init__(self) -> None:
         if self.pool is not None and self.pool < self.top:
             raise UsageError(f"--pool {self.pool}: is less than --top {self.top}; give more")
         if self.frontier and self.method in SOUPS:
             raise UsageError(f"--frontier: a {self.method} is one network; choose another method")
-        # What is there under this name is removed, so it must lie in the folder of ensembles.
+        # Whatever has this name is replaced, so it must be in the folder of ensembles.
         if reason := why_not_name(self.folder_name):
             name = quoted(self.folder_name)
             raise UsageError(f"--name {name}: {reason}; write one such as top{self.top}")
 
     @property
     def pool_size(self) -> int:
-        """How many of the best trials there are to choose from, at most."""
+        """Maximum number of best trials to choose from."""
         return max(POOL, self.top) if self.pool is None else self.pool
 
     @property
     def least(self) -> int:
-        """How many members there have to be: of a vote, all that were asked for by number."""
+        """Minimum number of members: ``top`` for a vote without ``front``, otherwise 1."""
         return self.top if self.method == "vote" and not self.front else 1
 
     @property
@@ -92,7 +92,7 @@ class EnsembleRequest:
 
     @property
     def chosen_by_validation(self) -> tuple[str, ...]:
-        """What of this goes by validation images, beyond the order of the trials, as options."""
+        """Options that choose by validation images, beyond the order of the trials."""
         asked = {
             f"--method {self.method}": self.method not in ("vote", "soup"),
             f"--metric {self.metric}": self.metric is not None,
@@ -106,7 +106,7 @@ class EnsembleRequest:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Under what members are chosen, beyond how many, how and by what, as options."""
+        """Options that restrict the choice, beyond the number, method and metric."""
         words: list[str] = []
         for name in ("tta", "pool", "diverse", "max_parameters", "max_latency_ms"):
             value = getattr(self, name)

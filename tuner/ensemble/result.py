@@ -1,4 +1,4 @@
-"""What one reading of the test images tells of an ensemble, its members and its rivals."""
+"""Figures of an ensemble, its members and its rivals from one reading of the test images."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,11 +48,11 @@ class MemberResult:
     family: str
     weight: float
     temperature: float
-    """At which it is mixed; its own figures are without."""
+    """Temperature at which it is mixed; its own figures are without."""
     val: Scores
     test: Scores
     contribution: float | None
-    """Test accuracy with it less that without it; ``None`` in a soup, of a member alone, and
+    """Test accuracy with it minus that without it; ``None`` in a soup, for a single member, and
     without test images."""
 
 
@@ -61,7 +61,7 @@ class Figures:
     """The scores of one choice."""
 
     val: Scores
-    """On the images that it was chosen on."""
+    """On the images that the choice was made on."""
     crossfit: Scores | None
     """On the same images, each by a choice made without it."""
     test: Scores
@@ -69,18 +69,18 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gain:
-    """In test accuracy."""
+    """Gain in test accuracy."""
 
     over_best_single: Interval
     over_mean_member: Interval
     level: float
     mcnemar_p: float
-    """Against the best single candidate."""
+    """P-value of McNemar's exact test against the best single candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassResult:
-    """The test images of one class."""
+    """Accuracy on the test images of one class."""
 
     label: str = field(metadata={"key": "class"})
     accuracy: float | None
@@ -94,40 +94,40 @@ class ComparedMethod:
     method: str
     calibrated: bool
     members: tuple[int, ...]
-    """Trials."""
+    """Trial numbers."""
     temperature: float
     figures: Figures
     gain: Interval
-    """Over the best single candidate."""
+    """Gain over the best single candidate."""
     mcnemar_p: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsembleResult:
-    """An ensemble on the test set, beside its members."""
+    """An ensemble on the test set, along with its members."""
 
     path: AnyPath
     run: str
     name: str
     method: Method
     metric: Metric
-    """What was chosen by."""
+    """The metric that members were chosen by."""
     tta: Tta
     has_test: bool
-    """Whether what is called test are test images; else they are the validation images, each voted
-    on by a choice made without it, though members are as they were chosen on them."""
+    """Whether "test" means test images; otherwise it means the validation images, each voted on by
+    a choice made without it, while the members' own figures are those that they were chosen by."""
     test_images: int
     val_images: int
     is_val_seen: bool
-    """Whether the validation images were trained on: figures on them say nothing then."""
+    """Whether the validation images were trained on; if so, figures on them mean nothing."""
     classes: tuple[str, ...]
     temperature: float
     ensemble: Figures
     members: tuple[MemberResult, ...]
-    """Best by the metric on the validation images first."""
+    """Best first, by the metric on the validation images."""
     left_out: tuple[Excluded, ...]
     best_single: int
-    """The best candidate by the metric on them, whether it is a member or not."""
+    """Trial of the best candidate by the same metric, whether it is a member or not."""
     best_single_figures: Figures
     intervals: Intervals
     """Intervals of the ensemble's figures on the test images."""
@@ -135,7 +135,7 @@ class EnsembleResult:
     """``val`` and ``test``: means over the members."""
     gain: Gain
     by_size: tuple[SizeResult, ...]
-    """Empty for a soup."""
+    """Empty for a soup, and without test images."""
     per_class: tuple[ClassResult, ...]
     reliability: tuple[Bin, ...]
     coverage: tuple[Coverage, ...]
@@ -147,10 +147,10 @@ class EnsembleResult:
     skipped: tuple[Skipped, ...]
     duplicates: DuplicatesNote | None
     teacher: TeacherComparison | None
-    """The ensemble beside the one that taught its members; ``None`` where none did, or it cannot be
-    read any more."""
+    """Comparison with the teacher of the members; ``None`` if they had none, or its recorded
+    probabilities cannot be read."""
     verdict: Verdict | None
-    """``None`` where the validation images were trained on."""
+    """``None`` if the validation images were trained on."""
     conditions: tuple[str, ...]
     """See ``EnsembleRequest``."""
     front: bool
@@ -160,12 +160,12 @@ class EnsembleResult:
 
     @property
     def tested_on(self) -> str:
-        """What the images are called that are no choosing ones; see ``images_called``."""
+        """Name of the images that the ensemble was tested on; see ``images_called``."""
         return images_called(has_test=self.has_test, is_val_seen=self.is_val_seen)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what ``metrics.json`` holds."""
-        # In a bucket, the path is a dataclass of its own.
+        """Return the content of ``metrics.json``."""
+        # In a bucket, the path is itself a dataclass.
         names = [entry.name for entry in fields(self) if entry.name not in ("confusion", "path")]
         plain = {name: to_plain(getattr(self, name)) for name in names}
         return {"path": str(self.path)} | plain
@@ -175,8 +175,8 @@ def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Ten
     """Return a choice's probabilities of the test images, float64, shape (N, K).
 
     Args:
-        choice: Made on validation images.
-        probs: Of each network by the positions of its candidates, shape (N, K).
+        choice: A choice made on validation images.
+        probs: Probabilities of each network, shape (N, K), by the positions of its candidates.
     """
     if choice.method in SOUPS:
         return soften(probs[choice.members], choice.temperature)
@@ -203,27 +203,27 @@ def assess(
     """Score an ensemble and its rivals.
 
     Args:
-        plan: What was decided on validation images.
-        probs: Of the test images by each network, by the positions of its candidates.
-        labels: Of the test images, int64, shape (N,).
+        plan: The decisions made on validation images.
+        probs: Each network's probabilities of the test images, by its candidates' positions.
+        labels: Labels of the test images, int64, shape (N,).
         vote_of: Returns a choice's probabilities of these images.
-        path: Where the ensemble will stand.
-        latencies: Of the members, where a frontier was asked for.
+        path: Where the ensemble will be stored.
+        latencies: Latencies of the members, if a frontier was requested.
         listed: Test images that have near-duplicates in the training data.
-        teacher: How the ensemble compares with what taught its members.
+        teacher: How the ensemble compares with the teacher of its members.
     """
     choice, pool = plan.choice, plan.pool
     is_soup = choice.method in SOUPS
     vote = vote_of(choice)
     correct = vote.argmax(dim=1) == labels
-    # Cross-fitted, too, where there are no test images, as the verdict has it.
+    # Cross-fitted, too, if there are no test images, as in the verdict.
     single = vote_of(plan.single)
     single_correct = single.argmax(dim=1) == labels
     alone = torch.stack([probs[i,] for i in choice.members])
     softened = soften_each(alone, choice.temperatures)
     changes: list[float | None] = [None] * len(alone)
     sizes: Sequence[SizeResult] = ()
-    # On images that members and weights were fitted to, parts of the vote would tell too much.
+    # On images that members and weights were fitted to, parts of the vote would look too good.
     if not is_soup and plan.splits.has_test:
         changes = contributions(softened, choice.weights, labels)
         is_first = choice.members[0] == 0
@@ -369,7 +369,7 @@ def _mean(scores: Iterable[Scores]) -> Scores:
 
 
 def _gain(correct: Tensor, baseline: Tensor, *, is_same: bool) -> Interval:
-    """Return the gain over a baseline, which is nothing for certain if it is the same network."""
+    """Return the gain over a baseline, exactly 0 if it is the same network."""
     return NO_GAIN if is_same else paired_gain(correct, baseline)
 
 

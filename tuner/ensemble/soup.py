@@ -1,7 +1,7 @@
 """Soups: one network whose weights are the mean of several networks' (Wortsman et al. 2022).
 
-The mean of networks that were trained from different beginnings is rarely a good network: the paper
-averages fine-tunings of one pretrained network. What a soup is worth here, its figures tell.
+The mean of networks trained from different initializations is rarely a good network: the paper
+averages fine-tunings of one pretrained network. Figures show what a soup is worth here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,10 +24,10 @@ from tuner.run.trial import TrialRecord
 from tuner.storage.paths import AnyPath
 
 FIT_IMAGES = 5000
-"""Training images, at most, from which normalization statistics are estimated."""
+"""Maximum number of training images to estimate normalization statistics from."""
 BATCH = 500
 ONLY_IN_TRAINING = {"dropout", "stochastic_depth", "policy", "freeze_epochs", "layer_decay"}
-"""Parameters of architectures in which networks of one soup may differ."""
+"""Architecture parameters in which the networks of one soup may differ."""
 
 
 def find_group(pool: Pool, order: Iterable[int]) -> list[int]:
@@ -60,11 +60,11 @@ def _architecture(trial: TrialRecord) -> str:
 
 @dataclass(slots=True)
 class SoupMaker:
-    """Makes soups of candidates, each once, and keeps what they say of the validation images."""
+    """Makes each soup of candidates once, and keeps its predictions of the validation images."""
 
     pool: Pool
     folder: AnyPath
-    """Where soups are kept as checkpoints."""
+    """Where soups are stored as checkpoints."""
     train_images: Tensor
     """uint8, shape (N, C, H, W)."""
     val: Images
@@ -75,7 +75,7 @@ class SoupMaker:
     _probs: dict[frozenset[int], Tensor] = field(default_factory=dict, init=False)
 
     def network(self, members: Sequence[int]) -> Network:
-        """Return the soup of some candidates; of one, the candidate itself."""
+        """Return the soup of some candidates; for one, the candidate itself."""
         if len(members) == 1:
             return self.pool.network(members[0])
         trials = [self.pool.trials[i] for i in sorted(members)]
@@ -90,7 +90,7 @@ class SoupMaker:
                 torch.tensor(values, device=self.device).view(1, -1, 1, 1)
                 for values in (checkpoints[0].mean, checkpoints[0].std)
             )
-            # Spread over all, for a folder's images come class by class.
+            # Spread over all, because a folder's images are ordered by class.
             images = self.train_images[:: -(-len(self.train_images) // FIT_IMAGES)]
             estimate_statistics(soup.to(self.device), images, mean, std)
             save_checkpoint(file, soup, checkpoints[0])
@@ -107,10 +107,10 @@ class SoupMaker:
         return self._probs[key]
 
     def greedy(self, order: Sequence[int], index: Tensor) -> list[int]:
-        """Add candidates while the metric does not get worse (Wortsman et al. 2022, recipe 1).
+        """Add candidates as long as the metric does not get worse (Wortsman et al. 2022, recipe 1).
 
         Args:
-            order: Candidates, the best one first.
+            order: Candidates, best first.
             index: Validation images to choose on.
         """
         labels = self.val.labels[index]
@@ -128,7 +128,7 @@ class SoupMaker:
 
 
 def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average the weights of networks of one architecture; of whole numbers, take the first."""
+    """Average the weights of networks of one architecture; for integers, take the first."""
     return {
         name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
         if tensor.is_floating_point()
@@ -139,15 +139,15 @@ def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> None:
-    """Estimate the running statistics of batch normalization anew, in place.
+    """Re-estimate the running statistics of batch normalization in place.
 
     Those of the averaged networks do not fit the averaged weights (Izmailov et al. 2018). The rest
     of the network stays in evaluation mode, so that dropout does not distort them.
 
     Args:
-        network: Without batch normalization it is left as it is.
+        network: Not changed if it has no batch normalization.
         images: uint8, shape (N, C, H, W).
-        mean: Per channel, on the network's device, shape (1, C, 1, 1).
+        mean: Channel means, on the network's device, shape (1, C, 1, 1).
         std: As ``mean``.
     """
     network.eval()
@@ -163,7 +163,7 @@ def estimate_statistics(network: nn.Module, images: Tensor, mean: Tensor, std: T
         layer.reset_running_stats()
         layer.momentum = None  # A plain average over all batches.
         layer.train()
-    # Batches of nearly one size, for each counts the same.
+    # Batches of almost the same size, because each counts the same.
     for batch in images.tensor_split(-(-len(images) // BATCH)):
         inputs = normalize(batch.to(mean.device), mean, std)
         network(inputs.contiguous(memory_format=torch.channels_last))

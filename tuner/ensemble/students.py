@@ -1,4 +1,4 @@
-"""Students beside their teacher: what they are worth, and what they cost."""
+"""Students compared with their teacher: what they are worth, and what they cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Contender:
     val: Scores
     """On the validation images, which both were chosen on."""
     test: Scores | None
-    """``None`` where the test images were not read, or the teacher is gone."""
+    """``None`` if the test images were not read, or the teacher is gone."""
     num_parameters: int
     latency: Latency | None
     """Time of all its networks, one after the other; ``None`` for a teacher that is gone."""
@@ -40,27 +40,27 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherComparison:
-    """A student beside its teacher."""
+    """A student compared with its teacher."""
 
     teacher: Contender
     student: Contender
     device: str
     """Where both were timed, such as ``cpu``."""
     val_gain: Interval
-    """Gain of the student in validation accuracy; below 0 the teacher is better."""
+    """The student's gain in validation accuracy; below 0, the teacher is better."""
     test_gain: Interval | None
     level: float = LEVEL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownTeacher:
-    """The teacher of a run, with which students are compared."""
+    """The teacher of a run, to compare students with."""
 
     record: TeacherRecord
     val: Tensor
     """Its probabilities of the validation images, shape (N, K)."""
     teacher: Teacher | None
-    """``None`` where it is gone: then it is neither timed nor looks at test images."""
+    """``None`` if it is gone: then it is neither timed nor run on test images."""
 
     def compare(
         self,
@@ -73,16 +73,16 @@ class KnownTeacher:
         val: tuple[Tensor, Tensor],
         test: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> TeacherComparison:
-        """Set a student, or an ensemble of students, beside it.
+        """Compare a student, or an ensemble of students, with the teacher.
 
         Args:
-            name: Of the student.
+            name: Name of the student.
             networks: Its networks.
-            image_shape: (C, H, W) of the images that they take.
+            image_shape: Shape (C, H, W) of the images that they take.
             tta: Views of an image that each averages.
             device: Where both are timed.
-            val: Of the validation images the student's probabilities and the labels.
-            test: Of the test images the teacher's and the student's probabilities, and the labels.
+            val: The student's probabilities of the validation images, and the labels.
+            test: The teacher's and the student's probabilities of the test images, and the labels.
         """
         (on_val, labels), (of_teacher, on_test, truth) = val, test or (None, None, None)
         return TeacherComparison(
@@ -107,12 +107,12 @@ class KnownTeacher:
 
 
 def find_teacher(run: Run, say: Say, *, trust_code: bool) -> KnownTeacher | None:
-    """Return the teacher of a run; ``None`` where it has none, or what it said is damaged.
+    """Return the teacher of a run; ``None`` if it has none, or its probabilities are damaged.
 
     Args:
-        run: Of its students.
-        say: Is told what cannot be compared.
-        trust_code: Run code that came with it, also where it is not known here.
+        run: The run of its students.
+        say: Receives what cannot be compared.
+        trust_code: Run code that came with it even if it is not known here.
     """
     record = run.record.teacher
     if record is None:
@@ -133,13 +133,13 @@ def find_teacher(run: Run, say: Say, *, trust_code: bool) -> KnownTeacher | None
 def compare_best_student(
     run: Run, splits: Splits, device: torch.device, say: Say, *, trust_code: bool
 ) -> TeacherComparison | None:
-    """Set the best trial of a run that has ended beside its teacher, if it had one.
+    """Compare the best trial of a finished run with its teacher, if the run had one.
 
     Args:
-        run: Which.
-        splits: Its images.
+        run: The run.
+        splits: Images of the run.
         device: Where both are timed.
-        say: Is told what cannot be compared.
+        say: Receives what cannot be compared.
         trust_code: As for ``find_teacher``.
 
     Raises:
@@ -169,13 +169,13 @@ def compare_ensemble(
     test: DatasetPart | None,
     vote: Tensor,
 ) -> TeacherComparison:
-    """Set an ensemble of students beside their teacher, by the reading that the ensemble has.
+    """Compare an ensemble of students with their teacher, in the ensemble's test reading.
 
     Args:
         known: The teacher.
-        plan: Of the ensemble.
+        plan: Plan of the ensemble.
         networks: Its networks.
-        test: The test images; ``None`` where there are none.
+        test: The test images; ``None`` if there are none.
         vote: The ensemble's probabilities of these, shape (N, K).
     """
     on_test = None
@@ -197,10 +197,10 @@ def compare_ensemble(
 
 
 def find_student(run: Run) -> TeacherComparison | None:
-    """Read how the best trial of a run compared with its teacher when the run ended last.
+    """Read how the best trial compared with its teacher when the run last ended.
 
     Returns:
-        ``None`` where it has not ended yet.
+        ``None`` if no comparison was made, as before the run has ended.
 
     Raises:
         TunerError: If the file is damaged.

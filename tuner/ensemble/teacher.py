@@ -1,4 +1,4 @@
-"""An ensemble as a teacher: what it says of images, and its students beside it."""
+"""An ensemble as a teacher: its files, its predictions and its latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from tuner.voting.temperature import soften, soften_each
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teacher:
-    """A finished ensemble, its files checked."""
+    """A finished ensemble whose files were checked."""
 
     folder: AnyPath
     record: EnsembleRecord
@@ -39,7 +39,7 @@ class Teacher:
         return self.record.preprocessing.tta
 
     def prepared(self, config: DataConfig) -> DataConfig:
-        """Return the same images, prepared as the ensemble takes them."""
+        """Return the same images, prepared as the ensemble expects them."""
         preprocessing = self.record.preprocessing
         prepared = {
             "image_size": preprocessing.image_shape[1],
@@ -50,7 +50,7 @@ class Teacher:
         return build(DataConfig, to_plain(config) | prepared, "preprocessing")
 
     def splits_like(self, splits: Splits, data_dir: Path) -> Splits:
-        """Return the same images in the same order, prepared as the ensemble takes them.
+        """Return the same images in the same order, prepared as the ensemble expects them.
 
         Args:
             splits: The images of its students.
@@ -79,7 +79,7 @@ class Teacher:
         return seen
 
     def probs(self, images: Tensor, predict: Predict) -> Tensor:
-        """Return the vote on images uint8 (N, C, H, W), float32, shape (N, K)."""
+        """Return the vote, float32, shape (N, K), on uint8 images of shape (N, C, H, W)."""
         alone = predict(self.networks, images, self.tta)
         members = self.record.members
         softened = soften_each(alone, [member.temperature for member in members])
@@ -93,7 +93,7 @@ class Teacher:
 
 
 def record_teacher(folder: AnyPath) -> TeacherRecord:
-    """Return what a run records of an ensemble that is to teach it.
+    """Return the record that a run keeps of the ensemble that teaches it.
 
     Raises:
         UsageError: If there is no ensemble, or one of an earlier version.
@@ -109,12 +109,12 @@ def record_teacher(folder: AnyPath) -> TeacherRecord:
 
 
 def open_teacher(folder: AnyPath, sha256: str, *, trust_code: bool) -> Teacher:
-    """Open an ensemble as it was when a run recorded it.
+    """Open an ensemble that has not changed since a run recorded it.
 
     Args:
         folder: Its folder.
         sha256: SHA-256 of its ``ensemble.json``.
-        trust_code: Run code that came with it, also where it is not known here.
+        trust_code: Run code that came with it even if it is not known here.
 
     Raises:
         UsageError: If it is gone.

@@ -1,6 +1,6 @@
-"""Whether combining is worth it, by cross-fitted figures of the validation images alone.
+"""Whether combining is worth it, judged by cross-fitted figures on validation images alone.
 
-No test image has a part in it: what is advised was never chosen on them.
+Test images play no part: the advice was not chosen on them.
 """
 
 import math
@@ -21,12 +21,12 @@ from tuner.metrics.significance import NO_GAIN, Interval, paired_gain
 from tuner.voting import SMALLEST_PROB, probs_of_truth
 
 VOTES: tuple[Method, ...] = ("vote", "greedy", "weighted")
-"""Methods whose choice computes no network, and among which one is advised."""
+"""Methods that choose without computing a network, and one of which is advised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """What a choice is worth on validation images that had no part in it."""
+    """The value of a choice on validation images that played no part in it."""
 
     method: Method | None
     """``None`` for the best single candidate."""
@@ -34,19 +34,19 @@ class Standing:
     accuracy: float
     nll: float
     gain: Interval
-    """In accuracy, over the best single candidate."""
+    """Gain in accuracy over the best single candidate."""
     nll_gain: Interval
-    """By how much the NLL is lower than that of the best single candidate, in nats."""
+    """How much lower the NLL is than that of the best single candidate, in nats."""
     metric: Metric = "accuracy"
-    """What counts."""
+    """The metric that counts."""
     value: float
     """Value of the metric."""
     metric_gain: Interval
-    """In the metric, over the best single candidate; above 0 it is the better one."""
+    """Gain in the metric over the best single candidate; above 0, the choice is better."""
 
     @property
     def better_by(self) -> Literal["metric", "NLL"] | None:
-        """By what it is told apart from the best single candidate as the better one.
+        """What shows it to be better than the best single candidate, if anything.
 
         A lower NLL counts only if the metric is no worse.
         """
@@ -57,16 +57,16 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What was asked for, held against the best single candidate, and what is advised."""
+    """The requested choice compared with the best single candidate, and the advice."""
 
     text: str
-    """In a sentence."""
+    """The verdict in words."""
     images: int
-    """Validation images that told."""
+    """Number of validation images judged on."""
     top: int
-    """Members, or most members, of what was asked for."""
+    """Number of members requested, or the maximum."""
     best_single: int
-    """The trial that is the best by the metric on them all."""
+    """The best trial by the metric on all of these images."""
     single: Standing
     asked: Standing
     advised: Standing
@@ -82,20 +82,20 @@ def judge(
     trial: int,
     metric: Metric = "accuracy",
 ) -> Verdict:
-    """Hold choices against the best single candidate.
+    """Compare choices with the best single candidate.
 
     Args:
         single: The best single candidate, calibrated if the others are.
-        asked: The choice that was asked for.
+        asked: The requested choice.
         votes: Choices among which one is advised, if one is better than the single candidate.
-        labels: Of the validation images, int64, shape (N,).
-        top: Members, or most members, of what was asked for.
+        labels: Labels of the validation images, int64, shape (N,).
+        top: Number of members requested, or the maximum.
         trial: Number of the best single candidate's trial.
-        metric: What counts.
+        metric: The metric that counts.
     """
     alone = _standing(single, single, labels, metric)
     own = _standing(asked, single, labels, metric)
-    # What was asked for may be a soup, which is advised to none but who thought of it.
+    # The request may be a soup, which is advised only to those who asked for it.
     standings = [own, *(_standing(vote, single, labels, metric) for vote in votes)]
     better = [standing for standing in standings if standing.better_by]
     advised = max(
@@ -143,7 +143,7 @@ def _standing(choice: Choice, single: Choice, labels: Tensor, metric: Metric) ->
 
 
 def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
-    """Return by how much the NLL is lower than a baseline's, with its paired 95 % interval."""
+    """Return how much lower the NLL is than a baseline's, with its paired 95 % interval."""
     both = probs_of_truth(torch.stack([probs, baseline]).double(), labels).clamp_min(SMALLEST_PROB)
     gains = both[0].log() - both[1].log()
     mean = gains.mean().item()
@@ -204,7 +204,7 @@ def _spelt(standing: Standing) -> str:
 
 
 def _gained(standing: Standing) -> str:
-    """Write the gain in the metric's own direction: a lower NLL has a minus."""
+    """Format the gain in the metric's own direction: a lower NLL has a minus."""
     gain = standing.metric_gain
     if standing.metric == "nll":
         return f"{-gain.gain:+.4f} [{-gain.high:+.4f}, {-gain.low:+.4f}]"

@@ -1,1 +1,1 @@
-"""Predictions, the scores of them, and how sure a difference is."""
+"""Predictions, their scores, and the significance of a difference."""

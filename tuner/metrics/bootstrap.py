@@ -1,4 +1,4 @@
-"""Intervals of figures that are no share of the images, by resampling the images."""
+"""Intervals of figures that are not a share of the images, by resampling the images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tuner.voting import SMALLEST_PROB
 
 RESAMPLES = 1000
 SEED = 20120401
-"""The same images give the same intervals."""
+"""Fixed, so that the same images give the same intervals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +31,13 @@ class Estimate:
 class Intervals:
     """Figures of class probabilities, each with its 95 % interval.
 
-    They tell how far the figures may be due to the choice of the images, not to training seeds.
+    They reflect chance in the choice of the images, not in the training seeds.
     """
 
     balanced_accuracy: Estimate
-    """Mean accuracy of the classes that have images."""
+    """Mean accuracy over the classes that have images."""
     macro_f1: Estimate
-    """Mean F1 score of the classes that have images or were predicted."""
+    """Mean F1 score over the classes that have images or were predicted."""
     worst_class: Estimate
     """Lowest accuracy of a class that has images."""
     nll: Estimate
@@ -50,17 +50,17 @@ NAMES = ("balanced_accuracy", "macro_f1", "worst_class", "nll", "ece")
 
 
 def bootstrap(probs: Tensor, labels: Tensor, *, num_resamples: int = RESAMPLES) -> Intervals:
-    """Return intervals by the bootstrap (Efron 1979): images are drawn anew with repetition.
+    """Return intervals by the bootstrap (Efron 1979), which draws images with replacement.
 
-    A resample's calibration error is higher than that of the images themselves, for some of them
-    are in it several times, and the accuracy of its worst class is lower. So it is the resamples'
-    spread about their own mean that is taken, and laid about the figure. Where it has no spread, as
-    where no image is wrong, the interval is empty: of shares alone, Wilson's tells more then.
+    A resample's calibration error is higher than that of the images themselves, because some of
+    them occur several times, and its worst class is less accurate. So the interval takes the
+    spread of the resamples around their own mean and moves it to the figure. Without any spread,
+    as when no image is wrong, it is empty; for plain shares, Wilson's interval then says more.
 
     Args:
         probs: Shape (N, K), each row summing to 1.
         labels: int64, shape (N,), at least one.
-        num_resamples: How many.
+        num_resamples: Number of resamples.
     """
     images = _Images.of(probs, labels)
     count = len(labels)
@@ -89,14 +89,14 @@ def paired_bootstrap(
     *,
     num_resamples: int = RESAMPLES,
 ) -> Interval:
-    """Return the gain over a baseline in a figure by class, with its 95 % interval.
+    """Return the gain over a baseline in a classwise figure, with its 95 % interval.
 
     Args:
-        probs: Shape (N, K).
-        baseline: Of the same images.
+        probs: Class probabilities, shape (N, K).
+        baseline: Those of the baseline for the same images.
         labels: int64, shape (N,), at least one.
-        metric: One of the fields of ``ClassScores``.
-        num_resamples: How many; the same images are drawn for both.
+        metric: A field of ``ClassScores``.
+        num_resamples: Number of resamples; each draws the same images for both.
     """
     truth = labels.cpu().numpy()
     predicted = [one.argmax(dim=1).cpu().numpy() for one in (probs, baseline)]
@@ -112,23 +112,23 @@ def paired_bootstrap(
     random = np.random.RandomState(SEED)
     resamples = np.array([gain(random.randint(0, count, count)) for _ in range(num_resamples)])
     ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # About the figure, for the same reason as above.
+    # Moved to the figure, for the same reason as above.
     low, high = np.clip(value + ends - resamples.mean(), -1, 1)
     return Interval(gain=value, low=float(min(low, value)), high=float(max(high, value)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Images:
-    """What the figures depend on, of each image, shape (N,)."""
+    """The inputs of the figures, one per image, shape (N,)."""
 
     labels: np.ndarray
     predicted: np.ndarray
     surprise: np.ndarray
-    """Negative log-likelihood of the true class."""
+    """Negative log-likelihood of the true class, in nats."""
     bins: np.ndarray
-    """Bin of the confidence of each image."""
+    """Bin of the image's confidence."""
     gap: np.ndarray
-    """Confidence, less 1 where the image is right."""
+    """Confidence, minus 1 if the prediction is right."""
     num_classes: int
 
     @classmethod

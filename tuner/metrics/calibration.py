@@ -1,4 +1,4 @@
-"""Whether confidence can be believed: bins, their errors, accuracy at coverage."""
+"""Whether confidence can be trusted: bins, their errors, accuracy at coverage."""
 
 from dataclasses import dataclass
 
@@ -22,13 +22,13 @@ def equal_width_bins(confidence: Tensor) -> Tensor:
 
 
 def equal_mass_bins(confidence: Tensor) -> Tensor:
-    """Return each image's bin, from 0, in ascending order of confidence, equally many in each.
+    """Return each image's bin, from 0, by ascending confidence, with equally many images in each.
 
     Args:
         confidence: Shape (N,).
 
     Returns:
-        int64, shape (N,); the sizes of the 15 bins differ by 1 at most.
+        int64, shape (N,); the sizes of the 15 bins differ by at most 1.
     """
     bins = torch.empty_like(confidence, dtype=torch.long)
     order = confidence.argsort(stable=True)
@@ -39,11 +39,11 @@ def equal_mass_bins(confidence: Tensor) -> Tensor:
 def expected_error(bins: Tensor, confidence: Tensor, is_right: Tensor) -> float:
     """Return the expected calibration error (Guo et al. 2017, equation 3).
 
-    The mean distance of confidence and accuracy over the bins, each weighted by its images. The
-    order of the images does not matter, even where a bin ends among equal confidences.
+    This is the mean gap between confidence and accuracy over the bins, weighted by their images.
+    The order of the images does not matter, even where a bin ends among equal confidences.
 
     Args:
-        bins: Of each image, int64, shape (N,).
+        bins: Bin of each image, int64, shape (N,).
         confidence: Float64, shape (N,).
         is_right: Whether the predicted class is the true one, bool, shape (N,).
     """
@@ -56,7 +56,7 @@ def expected_error(bins: Tensor, confidence: Tensor, is_right: Tensor) -> float:
 def _shared_among_ties(confidence: Tensor, is_right: Tensor) -> Tensor:
     """Return, for each image, the accuracy among the images of exactly the same confidence.
 
-    It is what a cut among equals gives on average over their orders. float64, shape (N,).
+    A cut among ties gives this on average over their orders. Float64, shape (N,).
     """
     values, group = torch.unique(confidence, return_inverse=True)
     right = torch.bincount(group, weights=is_right.double(), minlength=len(values))
@@ -78,7 +78,7 @@ class Bin:
 
 
 def reliability(probs: Tensor, labels: Tensor) -> list[Bin]:
-    """Return confidence against accuracy in the bins of equal width that hold an image.
+    """Return confidence and accuracy for each equal-width bin that holds an image.
 
     Args:
         probs: Shape (N, K).
@@ -102,25 +102,25 @@ def reliability(probs: Tensor, labels: Tensor) -> list[Bin]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coverage:
-    """How accurate a classifier is that may decline to answer."""
+    """The accuracy of a classifier that may decline to answer."""
 
     coverage: float
-    """Share of images that are answered, the most confident ones."""
+    """Share of images answered, the most confident ones."""
     accuracy: float
-    """Among these."""
+    """Accuracy on these images."""
 
 
 def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list[Coverage]:
-    """Return the accuracy among the most confident images, from all of them down to a few.
+    """Return the accuracy among the most confident images, from a few of them up to all.
 
-    Selective prediction as in El-Yaniv & Wiener (2010). Of images of equal confidence, each is as
-    likely to be answered as the others.
+    Selective prediction as in El-Yaniv & Wiener (2010). Images of equal confidence are equally
+    likely to be answered.
 
     Args:
         probs: Shape (N, K).
         labels: int64, shape (N,).
-        steps: Coverages, up to 1 and as evenly spaced as whole images are; those without an image
-            are left out.
+        steps: Number of coverages, up to 1 and as evenly spaced as whole images allow; those
+            without an image are left out.
     """
     confidence, predicted = probs.double().max(dim=1)
     order = confidence.argsort(descending=True, stable=True)

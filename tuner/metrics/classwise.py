@@ -7,22 +7,22 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScores:
-    """How well the classes are told apart, as shares in [0, 1]."""
+    """How well the classes are distinguished, as shares in [0, 1]."""
 
     balanced_accuracy: float
-    """Mean recall of the classes that have images."""
+    """Mean recall over the classes that have images."""
     macro_f1: float
-    """Mean F1 score of the classes that have images or were predicted."""
+    """Mean F1 score over the classes that have images or were predicted."""
     worst_class: float
     """Lowest recall of a class that has images."""
 
 
 def class_scores(predicted: np.ndarray, labels: np.ndarray) -> ClassScores:
-    """Score predictions by class, as scikit-learn's functions of these names do.
+    """Score predictions by class, like scikit-learn's functions of these names.
 
     Args:
         predicted: Classes, integers from 0, shape (N,).
-        labels: The true ones, shape (N,), at least one.
+        labels: True classes, shape (N,), at least one.
     """
     num_classes = int(max(predicted.max(), labels.max())) + 1
     counts = np.bincount(labels, minlength=num_classes)

@@ -1,4 +1,4 @@
-"""Trade-offs between a figure of merit and costs: fronts, and who stands apart on them."""
+"""Trade-offs between a figure of merit and costs: fronts, and the crowding on them."""
 
 import bisect
 
@@ -6,19 +6,19 @@ import numpy as np
 
 
 def front_ranks(points: np.ndarray) -> np.ndarray:
-    """Return the front on which each point lies; 1 is that of the points that no other dominates.
+    """Return the front of each point; front 1 holds the points that no other point dominates.
 
-    A point dominates another one if it is nowhere worse and somewhere better. Those of the second
-    front are dominated by points of the first alone, and so on (non-dominated sorting).
+    A point dominates another one if it is nowhere worse and somewhere better. Points on the second
+    front are dominated only by points on the first, and so on (non-dominated sorting).
 
     Args:
-        points: Shape (n, m), finite; less is better in each column.
+        points: Shape (n, m), finite; lower is better in each column.
 
     Returns:
         int64, shape (n,).
     """
     unique, places = np.unique(points, axis=0, return_inverse=True)
-    # In this order nothing is dominated by what comes after it.
+    # In this order, no point is dominated by a later one.
     fronts = _fronts_of_two(unique) if points.shape[1] == 2 else _fronts_of_many(unique)
     return fronts[places.reshape(-1)]
 
@@ -26,7 +26,7 @@ def front_ranks(points: np.ndarray) -> np.ndarray:
 def _fronts_of_two(points: np.ndarray) -> np.ndarray:
     """Return the fronts of distinct points in ascending order, in n log n steps."""
     fronts = np.empty(len(points), dtype=np.int64)
-    # Least second value on each front so far, which grows from front to front.
+    # Lowest second value on each front so far; it grows from front to front.
     least: list[float] = []
     for index, second in enumerate(points[:, 1].tolist()):
         front = bisect.bisect_right(least, second)
@@ -38,7 +38,7 @@ def _fronts_of_two(points: np.ndarray) -> np.ndarray:
 def _fronts_of_many(points: np.ndarray) -> np.ndarray:
     """Return the fronts of distinct points in ascending order."""
     fronts = np.zeros(len(points), dtype=np.int64)
-    # The first column is in order already.
+    # The first column is already sorted.
     others = np.ascontiguousarray(points[:, 1:].T)
     for index in range(len(points)):
         is_above = np.ones(index, dtype=bool)
@@ -49,10 +49,10 @@ def _fronts_of_many(points: np.ndarray) -> np.ndarray:
 
 
 def crowding(points: np.ndarray) -> np.ndarray:
-    """Return the crowding distance of points of one front (Deb et al. 2002, section III.B).
+    """Return the crowding distances of the points of one front (Deb et al. 2002, section III.B).
 
-    It is the distance between the neighbours of a point, each column scaled to the front's range
-    and all added up; infinite for those at an end of some column.
+    This is the distance between a point's two neighbours, scaled to the front's range in each
+    column and summed over the columns; infinite for points at an end of a column.
 
     Args:
         points: Shape (n, m), finite.

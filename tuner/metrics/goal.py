@@ -1,4 +1,4 @@
-"""What a search goes by: which direction of a metric is better, and who is ahead by it."""
+"""The metric that guides a search: which direction is better, and who is ahead by it."""
 
 from tuner.config import Metric
 
@@ -6,19 +6,18 @@ LOWER_IS_BETTER: frozenset[Metric] = frozenset({"nll"})
 
 
 def score(value: float, metric: Metric) -> float:
-    """Return a value of ``metric`` as a figure of which more is better; its inverse is itself."""
+    """Return a metric's value, negated if lower is better; the function is its own inverse."""
     return -value if metric in LOWER_IS_BETTER else value
 
 
 def order(metric: Metric, value: float, *, accuracy: float, nll: float) -> tuple[float, float]:
-    """Return a key by which the best comes first in ascending order.
+    """Return a key that sorts the best first in ascending order.
 
-    Between equals by ``metric`` the lower NLL is ahead and, where that is the metric, the higher
-    accuracy.
+    Ties in ``metric`` go to the lower NLL or, if NLL is the metric, to the higher accuracy.
 
     Args:
-        metric: What counts.
-        value: Of the metric.
+        metric: The metric that counts.
+        value: Value of the metric.
         accuracy: Share in [0, 1].
         nll: Mean negative log-likelihood.
     """
@@ -36,5 +35,5 @@ def name_of(metric: Metric) -> str:
 
 
 def spelt(value: float, metric: Metric) -> str:
-    """Return a value as people read it: a share in percent, or an NLL in nats."""
+    """Format a value for people: a share in percent, or an NLL in nats."""
     return f"{value:.4f}" if metric == "nll" else f"{value:.2%}"

@@ -1,10 +1,10 @@
-"""How far a share of images may be from that of all images of their kind; needs no torch."""
+"""How far a share of some images may be from that of all such images; needs no torch."""
 
 import math
 from statistics import NormalDist
 
 LEVEL = 0.95
-"""Coverage of all intervals that are shown."""
+"""Coverage of all displayed intervals."""
 
 
 def quantile(level: float) -> float:
@@ -16,7 +16,7 @@ def wilson(share: float, count: int, *, level: float = LEVEL) -> tuple[float, fl
     """Return the score interval of a share (Wilson 1927).
 
     Args:
-        share: Of the images, in [0, 1].
+        share: Share of the images, in [0, 1].
         count: Number of images, at least one.
         level: Coverage, in (0, 1).
     """
@@ -24,12 +24,12 @@ def wilson(share: float, count: int, *, level: float = LEVEL) -> tuple[float, fl
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     variance = share * (1 - share) / count + (z / (2 * count)) ** 2
     margin = z * math.sqrt(variance) / (1 + z**2 / count)
-    # At 0 and 1 an end is the share itself, which rounding may miss.
+    # At 0 and 1, one end is the share itself, which rounding may miss.
     return min(share, max(0.0, centre - margin)), max(share, min(1.0, centre + margin))
 
 
 def margin(share: float, count: int) -> str:
-    """Write half the width of a share's interval, such as ``± 7 points``."""
+    """Format half the width of a share's interval, such as ``± 7 points``."""
     low, high = wilson(share, count)
     points = 50 * (high - low)
     return f"± {points:.0f} points" if points >= 3 else f"± {points:.1f} points"

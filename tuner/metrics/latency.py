@@ -1,4 +1,4 @@
-"""How long a network takes."""
+"""How long a network takes to predict."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from tuner.config import Tta
 from tuner.metrics.predict import predict_probs
 
 MIN_SECONDS = 0.2
-"""Time for each measurement."""
+"""Minimum time per measurement, in seconds."""
 
 
 def predict_ms(
@@ -26,17 +26,17 @@ def predict_ms(
     Args:
         model: On ``device``.
         image_shape: (C, H, W).
-        batch: Images at a time.
+        batch: Images per batch.
         device: Where to compute.
         dtype: See ``predict_probs``.
-        mean: Per channel, of values scaled to [0, 1].
+        mean: Channel means of values scaled to [0, 1].
         std: As ``mean``.
-        tta: The views of an image that are looked at.
+        tta: Views of an image that are averaged.
 
     Returns:
-        Milliseconds of the whole batch.
+        Milliseconds for the whole batch.
     """
-    # It brings PyTorch's compiler of extensions, half a second that only this has to wait for.
+    # Imports PyTorch's extension compiler: half a second that only this function should wait for.
     from torch.utils.benchmark import Timer
 
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))

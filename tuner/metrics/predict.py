@@ -1,4 +1,4 @@
-"""From a model to class probabilities, and from those to figures."""
+"""Class probabilities from a model, and figures from class probabilities."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -15,10 +15,10 @@ from tuner.metrics.classwise import ClassScores, class_scores
 from tuner.voting import SMALLEST_PROB
 
 BATCH = 1000
-"""Images that a GPU computes at a time at most."""
+"""Maximum number of images that a GPU computes at a time."""
 BATCH_ON_CPU = 32
-"""Images of CIFAR's size that a CPU computes at a time; fewer where they are larger. With 256, the
-layers' outputs are so large that memory is asked of the system for each and given back: five
+"""Images of CIFAR's size that a CPU computes at a time; fewer if they are larger. With 256, the
+layers' outputs are so large that memory for each is requested from the system and given back: five
 default CNNs take twice the processor time."""
 CIFAR_PIXELS = 32 * 32
 
@@ -34,21 +34,21 @@ def predict_probs(
     batch_size: int | None = None,
     tta: Tta = "none",
 ) -> Tensor:
-    """Return the model's class probabilities; its training mode is left as it was.
+    """Return the model's class probabilities; its training mode is unchanged.
 
-    Images go to the device batch by batch, so that a mapped file larger than memory streams; where
-    a batch does not fit a GPU's memory, it is halved.
+    Images move to the device batch by batch, so that a mapped file larger than memory is streamed.
+    If a batch does not fit into a GPU's memory, it is halved.
 
     Args:
         model: On ``device``.
         images: uint8, shape (N, C, H, W), on any device.
-        mean: Per channel, of values scaled to [0, 1], shape (1, C, 1, 1).
+        mean: Channel means of values scaled to [0, 1], shape (1, C, 1, 1).
         std: As ``mean``.
         device: Where to compute.
         dtype: Below ``float32``, autocast to it; the softmax is always in float32.
-        batch_size: Images at a time at most; it changes the memory needed, not the result. ``None``
-            is what suits the device.
-        tta: Average the probabilities of an image's views.
+        batch_size: Maximum images at a time; changes the memory needed, not the result. ``None``
+            selects what suits the device.
+        tta: Views of an image whose probabilities are averaged.
 
     Returns:
         Float32 on the CPU, shape (N, K), each row summing to 1.
@@ -80,7 +80,7 @@ def predict_probs(
                 done += len(batch)
     finally:
         model.train(was_training)
-    # Joined outside of inference mode, whose tensors no later gradient could pass.
+    # Joined outside inference mode: no later gradient could pass through inference tensors.
     return torch.cat(batches).cpu()
 
 
@@ -94,7 +94,7 @@ def _probs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def views(inputs: Tensor, tta: Tta) -> list[Tensor]:
-    """Return what is looked at: the images, mirrored, shifted by a pixel along both diagonals."""
+    """Return the images and, as ``tta`` says, copies mirrored and shifted diagonally by a pixel."""
     views = [inputs]
     if tta == "flip+shift":
         padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
@@ -104,7 +104,7 @@ def views(inputs: Tensor, tta: Tta) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """How good class probabilities are, over some labelled images."""
+    """The quality of class probabilities over some labelled images."""
 
     accuracy: float
     """Share of images whose most probable class is right, in [0, 1]."""
@@ -115,13 +115,13 @@ class Scores:
     ece: float
     """Expected calibration error over 15 bins of equal width, in [0, 1] (Guo et al. 2017)."""
     ece_equal_mass: float
-    """The same over 15 bins of equally many images (Nixon et al. 2019)."""
+    """The same over 15 bins with equally many images (Nixon et al. 2019)."""
     top3: float
     """Share of images whose class is among the three most probable."""
     balanced_accuracy: float
     macro_f1: float
     worst_class: float
-    """As in ``ClassScores``, all three."""
+    """All three as in ``ClassScores``."""
 
     def value(self, metric: Metric) -> float:
         """Return the value of a metric."""
@@ -130,7 +130,7 @@ class Scores:
 
 
 def accuracy_and_nll(probs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the two scores of each image alone; see ``score``, which takes longer."""
+    """Return accuracy and NLL; arguments as for ``score``, which takes longer."""
     outcome = _outcome(probs, labels)
     return outcome.accuracy, outcome.nll
 
@@ -154,12 +154,12 @@ def _value(probs: Tensor, labels: Tensor, metric: Metric, accuracy: float, nll: 
 
 
 def rank(probs: Tensor, labels: Tensor, metric: Metric) -> list[int]:
-    """Return the members' positions, the best by ``metric`` first; see ``goal.order`` for equals.
+    """Return the members' positions, best by ``metric`` first; ``goal.order`` breaks ties.
 
     Args:
         probs: Shape (M, N, K).
         labels: int64, shape (N,).
-        metric: What counts.
+        metric: The metric that counts.
     """
     keys = []
     for member in probs:
@@ -198,14 +198,14 @@ def score(probs: Tensor, labels: Tensor) -> Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
-    """What the scores have in common; all in float64, shape (N,)."""
+    """Values shared by the scores, one per image, shape (N,); float64 unless noted."""
 
     of_truth: Tensor
     """Probability of the true class."""
     confidence: Tensor
     """Probability of the most probable class."""
     is_right: Tensor
-    """Whether that is the true one, bool."""
+    """Whether the most probable class is the true one, bool."""
 
     @property
     def accuracy(self) -> float:
@@ -232,7 +232,7 @@ def _outcome(probs: Tensor, labels: Tensor) -> _Outcome:
 
 
 def confusion_matrix(probs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Count the images of each true class (rows) that are taken for each class (columns).
+    """Count the images of each true class (rows) by predicted class (columns).
 
     Args:
         probs: Shape (N, K).

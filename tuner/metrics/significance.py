@@ -27,16 +27,15 @@ def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> I
     """Return the gain in accuracy over a baseline on the same images, with its interval.
 
     The interval is the adjusted Wald interval of Bonett & Price (2012), "Adjusted Wald confidence
-    interval for a difference of binomial proportions based on paired data", which counts two more
-    images: one that only the first gets right and one that only the baseline does. It covers as
-    much as it says from 100 images on, where the bootstrap and Newcombe's (1998) method 10 cover
-    less if the two rarely differ. It is not empty even where the two never differ, since they may
-    on other images.
+    interval for a difference of binomial proportions based on paired data", which adds two images:
+    one that only the first gets right and one that only the baseline does. From 100 images on, its
+    coverage is as stated, while the bootstrap and Newcombe's (1998) method 10 cover less if the two
+    rarely differ. It is not empty even if the two never differ, since they may on other images.
 
-    It tells how far the gain may be due to the choice of test images, not to the training seeds.
+    It reflects chance in the choice of test images, not in the training seeds.
 
     Args:
-        correct: Whether each image is classified correctly, bool, shape (N,); or, of several
+        correct: Whether each image is classified correctly, bool, shape (N,); or, for several
             classifiers, the share that are correct, in [0, 1].
         baseline: The same for the baseline.
         level: Coverage, in (0, 1).
@@ -51,7 +50,7 @@ def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> I
         )
     differences = correct.double() - baseline.double()
     total = differences.sum().item()
-    # The two more images add +1 and -1: nothing to the sum, 2 to the sum of squares.
+    # The two added images contribute +1 and -1: nothing to the sum, 2 to the sum of squares.
     count = len(differences) + 2
     centre = total / count
     variance = (differences.square().sum().item() + 2) / count - centre**2
@@ -76,24 +75,24 @@ def accuracy_interval(correct: Tensor, *, level: float = LEVEL) -> tuple[float, 
 def mcnemar(correct: Tensor, baseline: Tensor) -> float:
     """Return the p-value of McNemar's exact test (1947; two-sided, binomial).
 
-    The chance of at least so uneven a division of the images that one of the two gets right and
-    the other wrong, if each were as likely to be the right one.
+    This is the chance of a split at least this uneven of the images that exactly one of the two
+    gets right, if each were equally likely to be the right one.
 
     Args:
-        correct: Whether each image is classified rightly, bool, shape (N,).
-        baseline: The same for what is compared with.
+        correct: Whether each image is classified correctly, bool, shape (N,).
+        baseline: The same for the baseline.
     """
-    from scipy.special import bdtr  # A tenth of a second, for which a search would wait, too.
+    from scipy.special import bdtr  # Takes 0.1 s, which a search would otherwise wait for, too.
 
     won = int((correct & ~baseline).sum())
     lost = int((~correct & baseline).sum())
-    # Twice the lesser tail; both are alike. As scipy.stats has it, whose import takes a second.
+    # Twice the smaller tail, by symmetry. Like scipy.stats, whose import takes a second.
     return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizeResult:
-    """What the first ``k`` members reach together, their weights scaled to sum to one."""
+    """Result of the first ``k`` members together, their weights scaled to sum to one."""
 
     k: int
     accuracy: float
@@ -103,7 +102,7 @@ class SizeResult:
     gain: float
     gain_low: float
     gain_high: float
-    """Over the best single candidate, with its paired interval."""
+    """Gain over the best single candidate, with its paired interval."""
     mcnemar_p: float
     """P-value of McNemar's exact test for the same comparison."""
 
@@ -116,10 +115,10 @@ def by_size(
     *,
     is_baseline_first: bool = False,
 ) -> list[SizeResult]:
-    """Return what each number of members reaches, from the first alone to all.
+    """Return the result of each number of members, from the first alone to all.
 
     Args:
-        probs: Of the members, shape (M, N, K), best first.
+        probs: Probabilities of the members, shape (M, N, K), best first.
         weights: Shape (M,), positive.
         labels: int64, shape (N,).
         baseline: Whether the best single candidate gets each image right, bool, shape (N,).
@@ -148,7 +147,7 @@ def by_size(
 
 
 def contributions(probs: Tensor, weights: Tensor, labels: Tensor) -> list[float | None]:
-    """Return the accuracy of the vote less that of the vote without each member.
+    """Return the accuracy of the vote minus that of the vote without each member.
 
     Args:
         probs: Shape (M, N, K).
@@ -156,7 +155,7 @@ def contributions(probs: Tensor, weights: Tensor, labels: Tensor) -> list[float 
         labels: int64, shape (N,).
 
     Returns:
-        One a member; ``None`` for a member whose absence leaves nobody.
+        One per member; ``None`` for a single member, without which nobody votes.
     """
     if len(probs) == 1:
         return [None]
@@ -175,7 +174,7 @@ def contributions(probs: Tensor, weights: Tensor, labels: Tensor) -> list[float 
 
 
 def disagreement(probs: Tensor) -> Tensor:
-    """Return the share of images that two members class differently, shape (M, M).
+    """Return the share of images that each two members classify differently, shape (M, M).
 
     Args:
         probs: Shape (M, N, K).
@@ -185,14 +184,14 @@ def disagreement(probs: Tensor) -> Tensor:
 
 
 def error_correlation(probs: Tensor, labels: Tensor) -> list[list[float | None]]:
-    """Return Pearson's correlation of the members' mistakes, M rows of M.
+    """Return the Pearson correlation of the members' mistakes, as M rows of M values.
 
     Args:
         probs: Shape (M, N, K).
         labels: int64, shape (N,).
 
     Returns:
-        In [-1, 1]; ``None`` where a member is right, or wrong, everywhere.
+        In [-1, 1]; ``None`` if a member is always right or always wrong.
     """
     wrong = (probs.argmax(dim=2) != labels).double()
     centred = wrong - wrong.mean(dim=1, keepdim=True)
@@ -207,7 +206,7 @@ def error_correlation(probs: Tensor, labels: Tensor) -> list[list[float | None]]
 
 
 def oracle_accuracy(probs: Tensor, labels: Tensor) -> float:
-    """Return the share of images that at least one member gets right: the most a choice could.
+    """Return the share of images that at least one member gets right, the limit of any choice.
 
     Args:
         probs: Shape (M, N, K).

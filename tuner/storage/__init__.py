@@ -1,1 +1,1 @@
-"""Where runs are kept: a folder here or a bucket of objects, named by a path or a URI."""
+"""Where runs are stored: a local folder or a bucket of objects, named by a path or a URI."""

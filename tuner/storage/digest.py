@@ -1,4 +1,4 @@
-"""The SHA-256 of a file, wherever it lies."""
+"""The SHA-256 of a file, wherever it is stored."""
 
 import hashlib
 

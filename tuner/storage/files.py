@@ -11,22 +11,22 @@ from tuner.storage.protocol import StoragePath
 
 
 def replacing(path: StoragePath, *, flush: bool = True) -> AbstractContextManager[Path]:
-    """Yield a temporary path that takes the place of ``path`` when the block ends well.
+    """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
     The bytes are flushed to disk before the rename, so that a reader, or a crash at any moment,
-    finds the old file or the new one, never a part. When the block raises, ``path`` is left as it
-    was. What belongs in a bucket is written on the disk here, and sent at the end.
+    finds the old file or the new one, never a part. If the block raises, ``path`` is left
+    unchanged. A file for a bucket is written to the local disk, and uploaded at the end.
     """
     return storage_of(path).replacing(path, flush=flush)
 
 
 def remove_leftovers(folder: StoragePath) -> None:
-    """Remove all that was being written in a folder in which nobody works any more."""
+    """Remove all unfinished files from a folder in which nobody works any more."""
     storage_of(folder).remove_leftovers(folder)
 
 
 def remove_abandoned(folder: StoragePath) -> None:
-    """Remove temporary files and folders whose process is gone, and none of a live one."""
+    """Remove temporary files and folders whose process is gone, but none of a live one."""
     storage_of(folder).remove_abandoned(folder)
 
 
@@ -36,7 +36,7 @@ def write_text(path: StoragePath, text: str, *, flush: bool = True) -> None:
     Args:
         path: The file.
         text: Its content.
-        flush: If not, a loss of power may leave it empty, and it takes some milliseconds less.
+        flush: If not, a power loss may leave it empty, but writing is some milliseconds faster.
     """
 
     def write() -> None:
@@ -56,8 +56,8 @@ def write_json(path: StoragePath, plain: Any, *, flush: bool = True) -> None:
 
 
 def append_line(path: StoragePath, line: str) -> None:
-    """Add a line to a file, or begin one with it.
+    """Append a line to a file, or create the file with it.
 
-    In a bucket a file is read and written anew: of two writers at once one may lose its line.
+    In a bucket the file is read and rewritten: of two concurrent writers, one may lose its line.
     """
     storage_of(path).append(path, f"{line}\n".encode())

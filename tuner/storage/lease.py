@@ -1,6 +1,6 @@
-"""A folder of a bucket that one process at a time works in: its lock has a holder and an end.
+"""A folder of a bucket for one process at a time: its lock has a holder and expires.
 
-Machines differ in their clocks: how long ago a lock was renewed is told by that of the bucket.
+The clocks of machines differ, so the age of a lock is measured by the clock of its bucket.
 """
 
 import os
@@ -22,33 +22,33 @@ from tuner.storage.protocol import LOCK_NAME
 
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0
-"""A lock that was not renewed for so long belongs to nobody."""
+"""Seconds without renewal after which a lock belongs to nobody."""
 SETTLE_SECONDS = 2.0
-"""After this, of all who took a stale lock at once, the last one has it."""
+"""Seconds after which the last of those who took a stale lock at once holds it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """What a lock tells of the process that has it."""
+    """What a lock says about the process that holds it."""
 
     token: str
-    """A word that this process alone knows."""
+    """A random text that only this process knows."""
     host: str
     pid: int
     machine: str = ""
-    """What counts its processes; empty where the system does not tell."""
+    """Boot and PID namespace that its process ID belongs to; empty if the system does not say."""
     began: int | None = None
-    """When the process began, in clock ticks after the machine did."""
+    """When the process began, in clock ticks since the machine booted."""
     renewed: float = 0.0
-    """When it last said that it lives, by its own clock, in seconds since 1970."""
+    """When the lock was last renewed, by the holder's own clock, in seconds since 1970."""
 
 
 @contextmanager
 def leased(folder: ObjectPath) -> Iterator[None]:
     """Keep other searches out of a run folder until the block ends.
 
-    The lock outlives a process that is killed: on the same machine, and in the same container,
-    that is seen; elsewhere it is waited for until the lock is stale.
+    The lock outlives a killed process. On the same machine, and in the same container, that is
+    detected; elsewhere the lock has to become stale first.
 
     Raises:
         UsageError: If another process is searching this run.
@@ -71,7 +71,7 @@ def leased(folder: ObjectPath) -> Iterator[None]:
     finally:
         is_over.set()
         renewal.join(timeout=RENEW_SECONDS)
-        # A storage that is gone has been told of; the lock gets stale there.
+        # If the storage is gone, that was reported; the lock becomes stale there.
         with suppress(StorageError):
             if _is_held(lock, mine):
                 lock.unlink(missing_ok=True)
@@ -82,13 +82,13 @@ def _take(lock: ObjectPath, mine: Holder) -> None:
     try:
         lock.create(_content(mine))
     except FileExistsError:
-        # A lost answer has us ask again, and find what we wrote.
+        # If an answer was lost, we asked again and find our own lock.
         if not _is_held(lock, mine):
             _take_over(lock, mine)
 
 
 def _take_over(lock: ObjectPath, mine: Holder) -> None:
-    """Take a lock that nobody holds any more.
+    """Take over a lock that nobody holds any more.
 
     Raises:
         UsageError: If somebody does.
@@ -110,13 +110,13 @@ def _take_over(lock: ObjectPath, mine: Holder) -> None:
 
 
 def _age(lock: ObjectPath, mine: Holder) -> float:
-    """Return how many seconds ago a lock was written, by the clock of its bucket alone."""
+    """Return the age of a lock in seconds, by the clock of its bucket alone."""
     probe = lock.parent / f"{LOCK_NAME}-{mine.token}"
     probe.write_bytes(b"now")
     try:
         return probe.modified() - lock.modified()
     except FileNotFoundError:
-        # Its holder has ended just now.
+        # Its holder has just ended.
         return STALE_SECONDS
     finally:
         probe.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def _age(lock: ObjectPath, mine: Holder) -> float:
 
 def _renew(lock: ObjectPath, mine: Holder, is_over: threading.Event) -> None:
     while not is_over.wait(RENEW_SECONDS):
-        with suppress(StorageError, UsageError):  # Whoever works in the folder meets it, too.
+        with suppress(StorageError, UsageError):  # Whoever works in the folder gets it, too.
             if not _is_held(lock, mine):
                 lock.parent.forbid_writing("another process has taken this run over")
                 print(
@@ -141,7 +141,7 @@ def _content(mine: Holder) -> bytes:
 
 
 def _holder(lock: ObjectPath) -> Holder | None:
-    """Return who has a lock; ``None`` if nobody.
+    """Return the holder of a lock; ``None`` if nobody holds it.
 
     Raises:
         UsageError: If it is not a lock of ours.
@@ -157,7 +157,7 @@ def _holder(lock: ObjectPath) -> Holder | None:
 
 
 def _is_held(lock: ObjectPath, mine: Holder) -> bool:
-    """Whether the lock is still this process's own, and not another's or no lock any more."""
+    """Whether this process, and no other one, still holds the lock."""
     try:
         holder = _holder(lock)
     except UsageError:
@@ -166,7 +166,7 @@ def _is_held(lock: ObjectPath, mine: Holder) -> bool:
 
 
 def _machine() -> str:
-    """Name what counts processes here: containers may share a host's name, and none of those."""
+    """Return what process IDs here belong to: containers may share a host name, but not this."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -175,12 +175,12 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> int | None:
-    """Return when a process of this machine began; ``None`` if that cannot be seen."""
+    """Return when a process of this machine began, in clock ticks; ``None`` if not visible."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name stands in parentheses and may hold spaces and parentheses itself.
+    # The name is in parentheses and may itself contain spaces and parentheses.
     return int(text.rpartition(")")[2].split()[19])
 
 

@@ -1,4 +1,4 @@
-"""The storage that is this machine's file system."""
+"""The storage on this machine's file system."""
 
 import contextlib
 import fcntl
@@ -15,11 +15,11 @@ from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.temporary import REPLACED, TemporaryFolder, remove_abandoned, temporary_file
 
 MOST_TENSORS = 32 * 2**30
-"""Bytes of a file of numbers, at most."""
+"""Maximum size in bytes of a file of numbers."""
 
 
 class LocalStorage:
-    """Folders on a disk of this machine, or one that it shares; see ``Storage``."""
+    """Folders on a local disk or on one that machines share; see ``Storage``."""
 
     def check_file(self, path: Path, *, most: int = MOST_TENSORS, is_own: bool = False) -> None:
         """Make sure that a file can be opened without harm."""
@@ -39,7 +39,7 @@ class LocalStorage:
             raise OSError(f"{folder.name} is a link; put the folder itself in its place")
 
     def etag(self, path: Path) -> object:
-        """Return the time of the last change; ``None`` where there is no file."""
+        """Return the time of the last change; ``None`` if there is no file."""
         try:
             return path.stat().st_mtime_ns
         except (FileNotFoundError, NotADirectoryError):
@@ -50,7 +50,7 @@ class LocalStorage:
         return path.stat().st_mtime
 
     def with_snapshot(self, folder: Path, *names: str) -> Path:
-        """Return the folder itself: to ask a disk takes no time."""
+        """Return the folder itself: looking on a disk takes no time."""
         return folder
 
     def folders_with(self, folder: Path, name: str) -> list[Path]:
@@ -65,7 +65,7 @@ class LocalStorage:
 
     @contextmanager
     def replacing(self, path: Path, *, flush: bool) -> Iterator[Path]:
-        """Yield a path beside ``path`` that is renamed at the end, flushed or not."""
+        """Yield a path beside ``path`` that is renamed at the end, after a flush if requested."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_file(path) as temporary:
             yield temporary
@@ -76,7 +76,7 @@ class LocalStorage:
             temporary.replace(path)
 
     def append(self, path: Path, content: bytes) -> None:
-        """Add to the end of a file, or begin one."""
+        """Append to a file, or create it."""
         self._check_if_there(path)
         with path.open("ab") as file:
             file.write(content)
@@ -93,10 +93,10 @@ class LocalStorage:
             self.put(file, target)
 
     def replace_folder(self, new: Path, folder: Path, *, last: str = "") -> None:
-        """Move a folder to the place of another one beside it, or of none.
+        """Move a folder to the place of another one beside it, or to a free place.
 
-        The other one is moved beside ``new``. If a kill comes between, ``remove_abandoned`` puts it
-        back, provided that ``new`` lies in a temporary folder.
+        The other one is moved beside ``new``. If the process is killed in between,
+        ``remove_abandoned`` puts it back, provided that ``new`` is in a temporary folder.
         """
         if folder.exists():
             replaced = new.with_name(REPLACED)
@@ -105,14 +105,14 @@ class LocalStorage:
         new.rename(folder)
 
     def remove_folder(self, folder: Path) -> None:
-        """Remove a folder with all in it, if it is there."""
+        """Remove a folder and everything in it, if it exists."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def remove_leftovers(self, folder: Path) -> None:
         """Remove what ``replacing`` left in a folder when its process was killed."""
-        # Of ``.NAME.SUFFIX.RANDOM``; what else is hidden there is not ours.
+        # Named ``.NAME.SUFFIX.RANDOM``; other hidden files are not ours.
         for leftover in folder.glob(".*.*.*"):
-            # A network file system may keep a file for a while that another node has open.
+            # A network file system may keep a file that another node has open.
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
@@ -122,7 +122,7 @@ class LocalStorage:
 
     @contextmanager
     def scratch(self, beside: Path, prefix: str) -> Iterator[Path]:
-        """Yield a folder in the folder ``beside``, for as long as the block lasts."""
+        """Yield a folder in the folder ``beside`` that exists during the block."""
         beside.mkdir(parents=True, exist_ok=True)
         with TemporaryFolder(beside, prefix) as folder:
             yield Path(folder)
@@ -147,7 +147,7 @@ class LocalStorage:
     def _lock_file(self, folder: Path) -> IO[str]:
         lock = folder / LOCK_NAME
         try:
-            # A link would have another file emptied.
+            # Through a link, another file would be emptied.
             self._check_if_there(lock)
             return lock.open("w")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Files and folders of a store of objects, which answer as those on disk do."""
+"""Files and folders of an object store, with the interface of those on disk."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,28 +13,28 @@ from tuner.storage.object_store import store_of
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was below a folder of a store when one looked."""
+    """What was below a folder of a store at one moment."""
 
     files: Mapping[str, object]
     """Address of each file -> its etag."""
     contents: Mapping[str, bytes]
-    """Contents of those that were read."""
+    """Contents of the files that were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectPath:
-    """A file or folder of a store; there are no folders but those that files lie in."""
+    """A file or folder of a store; folders exist only through the files in them."""
 
     uri: str
     """``SCHEME://BUCKET/...`` without a slash at the end."""
     snapshot: Snapshot | None = field(default=None, compare=False, repr=False)
-    """What answers instead of the store; a folder hands it down."""
+    """Answers instead of the store, if set; a folder passes it to its files."""
 
     def __str__(self) -> str:
         return self.uri
 
     def __reduce__(self) -> tuple[type["ObjectPath"], tuple[str]]:
-        # What was seen is not news elsewhere, and may be large.
+        # A snapshot is outdated elsewhere, and may be large.
         return ObjectPath, (self.uri,)
 
     def __truediv__(self, name: str) -> "ObjectPath":
@@ -47,15 +47,15 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        """The folder that it lies in."""
+        """The folder that contains it."""
         return replace(self, uri=self.uri.rpartition("/")[0])
 
     def absolute(self) -> "ObjectPath":
-        """Itself: a URI means the same everywhere."""
+        """Return the path itself: a URI means the same everywhere."""
         return self
 
     def exists(self) -> bool:
-        """Whether there is such a file, or a file below such a folder."""
+        """Whether this file exists, or a file below this folder; with a snapshot, only files."""
         if self.snapshot:
             return self.uri in self.snapshot.files
         return bool(self._ask("exists", self.uri))
@@ -73,7 +73,7 @@ class ObjectPath:
         return bytes(self._ask("cat_file", self.uri))
 
     def read_text(self) -> str:
-        """Read a file of UTF-8."""
+        """Read a UTF-8 file."""
         return self.read_bytes().decode()
 
     def iterdir(self) -> Iterator["ObjectPath"]:
@@ -88,11 +88,11 @@ class ObjectPath:
         yield from (self / name for name in sorted(names))
 
     def files(self) -> list["ObjectPath"]:
-        """Return all files below a folder, however deep."""
+        """Return all files below a folder, at any depth."""
         return [replace(self, uri=self._full(key)) for key in self._list("find")]
 
     def mkdir(self, *, parents: bool = True) -> None:
-        """See that nothing is there yet: folders come with their first file.
+        """Make sure that nothing exists here: folders come with their first file.
 
         Raises:
             FileExistsError: If there is something.
@@ -101,7 +101,7 @@ class ObjectPath:
             raise FileExistsError(self.uri)
 
     def unlink(self, *, missing_ok: Literal[True]) -> None:
-        """Remove a file, if there is one: not every store says whether there was."""
+        """Remove a file, if it exists: not every store reports whether it did."""
         if self.snapshot and self.uri not in self.snapshot.files:
             return
         self._check_writable()
@@ -115,13 +115,13 @@ class ObjectPath:
             self._ask("pipe_file", self.uri, content)
 
     def upload(self, file: Path) -> None:
-        """Take a file's content: readers find the old one or the new one, never a part."""
+        """Upload a local file: readers find the old content or the new one, never a part."""
         self._check_writable()
         with self._explaining_bucket():
             self._ask("put_file", str(file), self.uri)
 
     def create(self, content: bytes) -> None:
-        """Write a file that is not there yet; of several writers at once one succeeds.
+        """Write a file that does not exist yet; of several concurrent writers one succeeds.
 
         Raises:
             FileExistsError: If it is there.
@@ -130,25 +130,25 @@ class ObjectPath:
             self._patiently(lambda fs: _create(fs, self.uri, content))
 
     def download(self, file: Path) -> None:
-        """Write the content into a file here."""
+        """Write the content to a local file."""
         self._ask("get_file", self.uri, str(file))
 
     def copy_to(self, other: "ObjectPath") -> None:
-        """Have the store copy a file."""
+        """Let the store copy a file."""
         self._ask("cp_file", self.uri, other.uri)
 
     def with_snapshot(self, names: Sequence[str]) -> "ObjectPath":
-        """Look at all below a folder at once, and read the files of some names."""
+        """List everything below a folder at once, and read the files with the given names."""
         found = {self._full(key): _etag(info) for key, info in self._list("find").items()}
         wanted = [uri for uri in found if uri.rpartition("/")[2] in names]
         return replace(self, snapshot=Snapshot(found, self.read_all(wanted)))
 
     def read_all(self, uris: Sequence[str]) -> dict[str, bytes]:
-        """Read many files side by side, those that are there."""
+        """Read many files concurrently; skip those that do not exist."""
         return self._patiently(lambda fs: _read_all(fs, uris)) if uris else {}
 
     def etag(self) -> object:
-        """Return what changes when the file does; ``None`` where there is none."""
+        """Return a value that changes with the file; ``None`` if there is none."""
         if self.snapshot:
             return self.snapshot.files.get(self.uri)
         try:
@@ -161,7 +161,7 @@ class ObjectPath:
         return float(self._ask("modified", self.uri).timestamp())
 
     def forbid_writing(self, reason: str) -> None:
-        """Refuse this process to write or remove anything in a folder from now on, for a reason."""
+        """Forbid this process to write or remove anything in a folder from now on."""
         store_of(self._bucket).forbidden[self.uri] = reason
 
     def allow_writing(self) -> None:
@@ -177,7 +177,7 @@ class ObjectPath:
         return f"{self.uri.partition('://')[0]}://{key.lstrip('/')}"
 
     def _list(self, how: str) -> Any:
-        """List a folder; one without files has none."""
+        """List a folder; one without files has no entries."""
         try:
             return self._ask(how, self.uri, detail=how == "find")
         except FileNotFoundError:
@@ -208,7 +208,7 @@ class ObjectPath:
 
 
 def _read_all(fs: Any, uris: Sequence[str]) -> dict[str, bytes]:
-    # To cat, a bracket, * or ? in a name makes a pattern of it.
+    # To cat, a bracket, * or ? in a name makes it a pattern.
     plain = [uri for uri in uris if not has_magic(uri)]
     found = fs.cat(plain, on_error="return") if plain else {}
     contents = {}
@@ -234,7 +234,7 @@ def _has_bucket(fs: Any, bucket: str) -> bool:
     except FileNotFoundError:
         return False
     except PermissionError:
-        # So it is there. Who may see a part of it alone is refused the whole.
+        # So it exists. Whoever may access only a part of it is refused the whole.
         return True
     return True
 
@@ -243,13 +243,13 @@ def _create(fs: Any, uri: str, content: bytes) -> None:
     try:
         fs.pipe_file(uri, content, mode="create")
     except OSError as error:
-        # Of s3fs this is an error like any other.
+        # s3fs raises the same error as for any other fault.
         if fs.exists(uri):
             raise FileExistsError(uri) from error
         raise
 
 
 def _etag(info: Mapping[str, Any]) -> object:
-    """Return what changes with a file, by the words of each kind of store; times are coarse."""
+    """Return a value that changes with a file, from the fields of any store; times are coarse."""
     marks = ("ETag", "etag", "LastModified", "updated", "created", "mtime", "size")
     return tuple(str(info.get(mark)) for mark in marks)

@@ -1,4 +1,4 @@
-"""The storage that is a bucket of objects."""
+"""The storage in a bucket of objects."""
 
 import errno
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tuner.storage.temporary import TemporaryFolder
 
 
 class ObjectStorage:
-    """Buckets of S3, Google Cloud Storage and their like; see ``Storage``."""
+    """Buckets of S3, Google Cloud Storage and the like; see ``Storage``."""
 
     def check_file(self, path: ObjectPath, *, most: int, is_own: bool = False) -> None:
         """Do nothing: objects are plain files, and their size is known once they are read."""
@@ -22,7 +22,7 @@ class ObjectStorage:
         """Do nothing: buckets have no links."""
 
     def etag(self, path: ObjectPath) -> object:
-        """Return what changes when a file does; ``None`` where there is none."""
+        """Return a value that changes with a file; ``None`` if there is none."""
         return path.etag()
 
     def modified(self, path: ObjectPath) -> float:
@@ -30,17 +30,17 @@ class ObjectStorage:
         return path.modified()
 
     def with_snapshot(self, folder: ObjectPath, *names: str) -> ObjectPath:
-        """Return a folder that answers from what is in it now."""
+        """Return a folder that answers from its present content."""
         return folder.with_snapshot(names)
 
     def folders_with(self, folder: ObjectPath, name: str) -> list[ObjectPath]:
-        """Return the folders in ``folder`` with a file of this name, which is known from now on."""
+        """Return the folders in ``folder`` with a file of this name, sorted by their names."""
         found = folder.read_all([f"{path.uri}/{name}" for path in folder.iterdir()])
         return [ObjectPath(uri).parent for uri in found]
 
     @contextmanager
     def on_disk(self, path: ObjectPath) -> Iterator[Path]:
-        """Yield a copy that is there for as long as the block lasts."""
+        """Yield a local copy that exists during the block."""
         with TemporaryFolder() as folder:
             copy = Path(folder) / path.name
             with _explaining_disk(folder):
@@ -56,7 +56,7 @@ class ObjectStorage:
             path.upload(temporary)
 
     def append(self, path: ObjectPath, content: bytes) -> None:
-        """Write a file anew with more at its end: of two writers at once one may lose its part."""
+        """Rewrite a file with more at its end: of two concurrent writers, one may lose its part."""
         before = path.read_bytes() if path.exists() else b""
         path.write_bytes(before + content)
 
@@ -65,11 +65,11 @@ class ObjectStorage:
         target.upload(file)
 
     def copy(self, source: ObjectPath, target: ObjectPath) -> None:
-        """Have the bucket copy a file."""
+        """Let the bucket copy a file."""
         source.copy_to(target)
 
     def replace_folder(self, new: Path, folder: ObjectPath, *, last: str = "") -> None:
-        """Upload a folder in place of another one, the file ``last`` at the end."""
+        """Upload a folder in place of another one, with the file ``last`` at the end."""
         if last:
             (folder / last).unlink(missing_ok=True)
         self.remove_folder(folder)
@@ -83,14 +83,14 @@ class ObjectStorage:
             file.unlink(missing_ok=True)
 
     def remove_leftovers(self, folder: ObjectPath) -> None:
-        """Do nothing: a file is there once all of it is."""
+        """Do nothing: a file exists only once it is complete."""
 
     def remove_abandoned(self, folder: ObjectPath) -> None:
-        """Do nothing: of a folder's files nobody can tell whether their process is gone."""
+        """Do nothing: nobody can tell whether the process of a folder's files is gone."""
 
     @contextmanager
     def scratch(self, beside: ObjectPath, prefix: str) -> Iterator[ObjectPath]:
-        """Yield a folder in the folder ``beside``, for as long as the block lasts."""
+        """Yield a folder in the folder ``beside`` that exists during the block."""
         folder = beside / f"{prefix}{uuid4().hex[:8]}"
         try:
             yield folder
@@ -104,7 +104,7 @@ class ObjectStorage:
 
 @contextmanager
 def _explaining_disk(folder: str) -> Iterator[None]:
-    """Say that it is this machine's own disk which fails, on the way to a bucket or from one.
+    """Report that it is this machine's own disk that fails, on the way to or from a bucket.
 
     Raises:
         OSError: Of a number that is a storage's, if it fails.

@@ -1,4 +1,4 @@
-"""A store of objects as fsspec sees it, which is waited for when it no longer answers."""
+"""An object store as seen by fsspec, with retries while it does not answer."""
 
 import errno
 import sys
@@ -11,20 +11,20 @@ from typing import Any
 from tuner.errors import StorageError, UsageError, how_to_get
 
 FIRST_SECONDS = 20.0
-"""For so long a store that has never answered this process is asked again."""
+"""Seconds for which a store that has never answered this process is retried."""
 PATIENCE_SECONDS = 900.0
-"""For so long one that has."""
+"""Seconds for which a store that has answered is retried."""
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Numbers of errors that no store tells: they come of this machine's disk."""
+"""Error numbers that no store reports: they come from this machine's disk."""
 LONGEST_PAUSE = 5.0
-"""Between two attempts."""
+"""Maximum number of seconds between two attempts."""
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
-"""Scheme -> extra of this package that brings what it takes."""
+"""Scheme -> extra of this package that brings what it needs."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
-        # One connection a file: else each reading asks for its size first.
+        # One connection per file: otherwise each read requests its size first.
         "max_concurrency": 1,
-        # A server that is gone is given up soon: here it is asked again.
+        # Give up on a dead server soon: it is retried here.
         "config_kwargs": {
             "connect_timeout": 10,
             "read_timeout": 30,
@@ -32,15 +32,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Scheme -> how its file system is made; all else comes from the environment and fsspec's files."""
+"""Scheme -> options of its file system; others come from the environment and fsspec's files."""
 
 
 class Store:
-    """A bucket as fsspec sees it, asked until it answers.
+    """A bucket as seen by fsspec, retried until it answers.
 
     Attributes:
         place: Its address, ``SCHEME://BUCKET``.
-        forbidden: Folder that this process may not write in any more -> why.
+        forbidden: Folder that this process may no longer write in -> why.
     """
 
     def __init__(self, place: str) -> None:
@@ -52,7 +52,7 @@ class Store:
         self._lock = threading.Lock()
 
     def answer(self, question: Callable[[Any], Any]) -> Any:
-        """Return what the question comes to.
+        """Return the result of ``question``, retried while there is no answer.
 
         Raises:
             FileNotFoundError: As the file system does.
@@ -70,12 +70,12 @@ class Store:
                 self._hear()
                 raise
             except (TypeError, AttributeError, NotImplementedError):
-                raise  # Mistakes of ours, which no waiting mends.
+                raise  # Our own mistakes, which waiting does not fix.
             except Exception as error:
-                # Each library has errors of its own for a server that is gone, or not well.
+                # Each library has its own errors for a server that is gone or unwell.
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 if isinstance(error, PermissionError) or "credentials" in reason.lower():
-                    # What was granted before and is refused now has run out.
+                    # Access that was granted before and is refused now has expired.
                     kind = StorageError if self._has_answered else UsageError
                     raise kind(
                         f"{self.place}: access is refused ({reason}). The storage takes the "
@@ -85,7 +85,7 @@ class Store:
                 if isinstance(error, OSError) and error.errno in OF_DISKS:
                     raise
                 if isinstance(error, OSError) and error.errno == errno.EINVAL:
-                    # So s3fs calls what a store will never do.
+                    # s3fs uses this number for what a store will never do.
                     raise StorageError(f"{self.place}: it will not do that: {reason}") from error
                 self._miss(reason, error, began)
             else:
@@ -108,12 +108,12 @@ class Store:
         now = time.monotonic()
         with self._lock:
             is_first = self._silent_since is None
-            # A question may be slow to fail: from when it was asked, there was no answer.
+            # A question may be slow to fail: there was no answer since it was asked.
             since = began if self._silent_since is None else self._silent_since
             self._silent_since = since
         if is_first:
             _tell(f"{self.place} does not answer ({reason}); trying again for {limit:.0f} s.")
-        # Other questions may be answered all the while: a full bucket is still read.
+        # Other questions may be answered in the meantime: a full bucket can still be read.
         if now - min(since, began) > limit:
             advice = (
                 "What was saved before is kept; once it answers, a run that was searched goes on "
@@ -133,7 +133,7 @@ def store_of(place: str) -> Store:
 
 
 def _file_system(scheme: str) -> Any:
-    import fsspec  # It takes a while, which runs here should not wait for.
+    import fsspec  # It takes a while; local runs should not wait for it.
 
     own = OPTIONS.get(scheme, {})
     users = fsspec.config.conf.get(scheme, {})

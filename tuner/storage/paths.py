@@ -1,7 +1,7 @@
-"""Where runs are kept: a folder here, or one of a bucket of objects, named by a URI.
+"""Where runs are stored: a local folder, or one in a bucket of objects, named by a URI.
 
-A ``StoragePath`` answers to the few methods of a ``pathlib.Path`` that a run folder needs. The
-functions here do the rest, and have the path's ``Storage`` do it.
+A ``StoragePath`` has the few methods of a ``pathlib.Path`` that a run folder needs. The functions
+here do the rest, through the path's ``Storage``.
 """
 
 import io
@@ -19,17 +19,17 @@ from tuner.storage.object_store import EXTRAS
 from tuner.storage.protocol import P, Storage, StoragePath
 
 AnyPath = StoragePath
-"""Where something of a run lies."""
+"""Where a file or folder of a run is stored."""
 MOST_NAME, MOST_PATH = 255, 4095
-"""Bytes of a name and of a path that file systems take."""
+"""Maximum lengths in bytes of a name and of a path in file systems."""
 MOST_TEXT = 64 * 2**20
-"""Bytes of a file that is read whole, at most."""
+"""Maximum size in bytes of a file that is read whole."""
 LOCAL: Storage[Path] = LocalStorage()
 OBJECTS: Storage[ObjectPath] = ObjectStorage()
 
 
 def to_path(text: str) -> StoragePath:
-    """Return the path that a user names: a folder here, or a URI.
+    """Return the path that a user names: a local folder, or a URI.
 
     Raises:
         UsageError: If it is a URI of nothing, or no path.
@@ -45,7 +45,7 @@ def to_path(text: str) -> StoragePath:
 
 
 def expanded(place: str | os.PathLike[str]) -> Path:
-    """Return a path with ``~`` replaced by the user's home; the ``~name`` of nobody stays."""
+    """Return a path with ``~`` replaced by the user's home; ``~name`` of an unknown user stays."""
     try:
         return Path(place).expanduser()
     except RuntimeError:
@@ -53,7 +53,7 @@ def expanded(place: str | os.PathLike[str]) -> Path:
 
 
 def check_path(text: str) -> None:
-    """Make sure that a system takes a text as a path, before anything is looked for there.
+    """Make sure that the system accepts a text as a path, before anything is looked up there.
 
     Raises:
         UsageError: If a part of it is too long, or a character cannot be in a path.
@@ -69,19 +69,19 @@ def check_path(text: str) -> None:
 
 
 def storage_of(path: P) -> Storage[P]:
-    """Return the storage that keeps a path."""
+    """Return the storage of a path."""
     return cast("Storage[P]", OBJECTS if isinstance(path, ObjectPath) else LOCAL)
 
 
 def extra_for(text: str) -> str:
-    """Name the extra of this package that a storage needs; empty for none."""
+    """Return the extra of this package that a storage needs; empty for none."""
     return EXTRAS.get(text.partition("://")[0], "")
 
 
 def with_snapshot(folder: P, *names: str) -> P:
-    """Return a folder whose state, and the content of files of these names, is known from now on.
+    """Return a folder that answers from a snapshot, which holds the files of these names, too.
 
-    Of a folder here that is the folder: to ask it takes no time.
+    For a local folder, this is the folder itself: looking takes no time.
     """
     return storage_of(folder).with_snapshot(folder, *names)
 
@@ -92,7 +92,7 @@ def folders_with(folder: P, name: str) -> list[P]:
 
 
 def etag(path: StoragePath) -> object:
-    """Return what changes when a file does; ``None`` where there is none."""
+    """Return a value that changes with a file; ``None`` if there is none."""
     return storage_of(path).etag(path)
 
 
@@ -102,11 +102,11 @@ def modified(path: StoragePath) -> float:
 
 
 def read_bytes(path: StoragePath, *, most: int = MOST_TEXT, is_own: bool = False) -> bytes:
-    """Read a file whole.
+    """Read a whole file.
 
     Args:
         path: The file.
-        most: Bytes that it may have.
+        most: Maximum size in bytes.
         is_own: Whether the user named it; then it may be a link.
 
     Raises:
@@ -120,7 +120,7 @@ def read_bytes(path: StoragePath, *, most: int = MOST_TEXT, is_own: bool = False
 
 
 def read_text(path: StoragePath, *, encoding: str = "utf-8", is_own: bool = False) -> str:
-    """Read a file of text whole, its lines ended as Python does; see ``read_bytes``.
+    """Read a whole text file with universal newlines; see ``read_bytes``.
 
     Raises:
         OSError: If it is no plain file, or cannot be read.
@@ -131,11 +131,11 @@ def read_text(path: StoragePath, *, encoding: str = "utf-8", is_own: bool = Fals
 
 
 def inside(folder: StoragePath, name: str) -> StoragePath:
-    """Return the file that ``name``, which a file of the folder holds, is in this folder.
+    """Return the path in ``folder`` to which ``name``, read from one of its files, refers.
 
     Args:
         folder: The folder.
-        name: Plain names, with a slash between a folder below this one and its file.
+        name: Plain names, with a slash between a subfolder and its file.
 
     Raises:
         ValueError: If it leads elsewhere.
@@ -152,7 +152,7 @@ def inside(folder: StoragePath, name: str) -> StoragePath:
 
 
 def check_no_link(folder: StoragePath) -> None:
-    """Make sure that a folder of a run is in it, and not elsewhere.
+    """Make sure that a folder of a run is really inside it.
 
     Raises:
         OSError: If it is a link.
@@ -161,7 +161,7 @@ def check_no_link(folder: StoragePath) -> None:
 
 
 def on_disk(path: StoragePath) -> AbstractContextManager[Path]:
-    """Yield a run's file as one on disk, for what reads no other; of a bucket, a copy for a while.
+    """Yield a run's file on disk, for code that reads no other; from a bucket, a temporary copy.
 
     Raises:
         OSError: If it is a link, a pipe or a device, or too large.
@@ -180,24 +180,24 @@ def copy_file(source: StoragePath, target: StoragePath) -> None:
 
 
 def remove_folder(folder: StoragePath) -> None:
-    """Remove a folder with all in it, if it is there."""
+    """Remove a folder and everything in it, if it exists."""
     storage_of(folder).remove_folder(folder)
 
 
 def replace_folder(new: Path, folder: StoragePath, *, last: str = "") -> None:
-    """Put a folder that was written here in the place of another one, or of none.
+    """Put a folder that was written locally in the place of another one, or in a free place.
 
     Args:
-        new: The folder, in the same one as ``folder`` where that is here; it is moved.
-        folder: Where to.
-        last: File of it by which others find it: in a bucket, which cannot move folders, it goes
-            first and comes last.
+        new: The folder, beside ``folder`` if that is local; it is moved.
+        folder: Where to put it.
+        last: Its file by which others find it. In a bucket, which cannot move folders, this file
+            is removed first and written last.
     """
     storage_of(folder).replace_folder(new, folder, last=last)
 
 
 def scratch(beside: P, prefix: str) -> AbstractContextManager[P]:
-    """Yield a folder in the folder ``beside``, for as long as the block lasts."""
+    """Yield a folder in the folder ``beside`` that exists during the block."""
     return storage_of(beside).scratch(beside, prefix)
 
 

@@ -1,8 +1,8 @@
 """A storage that fails for a while: a full disk, a quota, a share that is gone.
 
-Within ``patient``, what writes to a storage is tried again for ``PATIENCE_SECONDS``, once for the
-whole outage, before a ``StorageError`` says that it is given up. A bucket has a patience of its
-own, in ``object_store``.
+Within ``patient``, writes to a storage are retried for ``PATIENCE_SECONDS``, once for the whole
+outage, before a ``StorageError`` reports that it is given up. Buckets have their own patience, in
+``object_store``.
 """
 
 import errno
@@ -20,25 +20,25 @@ from tuner.storage.protocol import StoragePath
 
 PATIENCE_SECONDS = 60.0
 LONGEST_PAUSE = 5.0
-"""Between two attempts."""
+"""Maximum number of seconds between two attempts."""
 FAULTS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
         *(errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO),
     }
 )
-"""Numbers of errors that are a storage's, whatever was asked of it."""
+"""Error numbers that mean a fault of the storage, whatever the operation."""
 
 Found = TypeVar("Found")
 
 
 class Patience:
-    """How long the storage of a run is waited for.
+    """How long to wait for the storage of a run.
 
     Args:
-        home: The folder that has to be there.
-        say: Tells the user a line.
-        is_hurried: Whether waiting has no sense any more.
+        home: The folder that has to exist.
+        say: Prints a line for the user.
+        is_hurried: Whether waiting makes no sense any more.
 
     Attributes:
         problem: What has been wrong with the storage for too long; empty if nothing.
@@ -58,7 +58,7 @@ class Patience:
         self._pause = 0.0
 
     def call(self, action: Callable[[], Found]) -> Found:
-        """Return what ``action`` does, tried again while the storage fails.
+        """Return the result of ``action``, retried while the storage fails.
 
         Raises:
             StorageError: If it fails for too long.
@@ -76,7 +76,7 @@ class Patience:
                 return found
 
     def check_home(self) -> None:
-        """Make sure that the folder is there: what writes would make another one in its place.
+        """Make sure that the folder exists: a write would create another one in its place.
 
         Raises:
             OSError: If it is gone.
@@ -106,18 +106,18 @@ class Patience:
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def hear(self) -> None:
-        """Take note that the storage works."""
+        """Note that the storage works."""
         if self._since is not None and not self.problem:
             seconds = time.monotonic() - self._since
             self._say(f"{self._home} can be used again, after {seconds:.0f} s.")
         self._since = None
 
     def give_up(self, reason: str) -> None:
-        """Wait no more, and say so in ``problem``."""
+        """Stop waiting, and record why in ``problem``."""
         self.problem = self.problem or reason
 
     def blame(self, error: BaseException | None) -> bool:
-        """Say whether an error has come of the storage, and give it up if so."""
+        """Give the storage up if it caused an error; return whether it has been given up."""
         while error is not None:
             if reason := storage_fault(error):
                 self.give_up(reason)
@@ -130,7 +130,7 @@ _patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
 
 @contextmanager
 def patient(patience: Patience) -> Iterator[Patience]:
-    """Have the storage waited for in this block, in this thread."""
+    """Wait for the storage in this block, in this thread."""
     token = _patience.set(patience)
     try:
         yield patience
@@ -139,24 +139,24 @@ def patient(patience: Patience) -> Iterator[Patience]:
 
 
 def present_patience() -> Patience | None:
-    """Return with how much patience this thread works."""
+    """Return the patience of this thread, if it has any."""
     return _patience.get()
 
 
 def persevere(action: Callable[[], Found]) -> Found:
-    """Return what ``action`` does, with the patience of this thread."""
+    """Return the result of ``action``, with the patience of this thread."""
     patience = _patience.get()
     return patience.call(action) if patience else action()
 
 
 def storage_fault(error: BaseException) -> str:
-    """Return what is wrong with the storage, in the system's words; empty if the error is another.
+    """Return what is wrong with the storage, in the system's words; empty for any other error.
 
     Args:
-        error: Out of what reads or writes.
+        error: Raised by a read or a write.
     """
     number = error.errno if isinstance(error, OSError) else None
-    # Safetensors has an error of its own, and NumPy tells no number where a disk is full.
+    # Safetensors has its own error, and NumPy reports no number where a disk is full.
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
     elif isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):

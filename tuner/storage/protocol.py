@@ -1,4 +1,4 @@
-"""What a run asks of the place where it is kept: of its paths, and of what keeps them."""
+"""What a run needs of the place where it is stored: of its paths, and of their storage."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol, Self, TypeVar
 
 LOCK_NAME = ".lock"
-"""File in a run folder that the search which works in it holds."""
+"""File in a run folder that is locked by the search that works in it."""
 
 
 class StoragePath(Protocol):
@@ -23,7 +23,7 @@ class StoragePath(Protocol):
 
     @property
     def parent(self) -> Self:
-        """The folder that it lies in."""
+        """The folder that contains it."""
         ...
 
     def absolute(self) -> Self:
@@ -31,7 +31,7 @@ class StoragePath(Protocol):
         ...
 
     def exists(self) -> bool:
-        """Return whether there is such a file or folder."""
+        """Return whether this file or folder exists."""
         ...
 
     def iterdir(self) -> Iterator[Self]:
@@ -39,7 +39,7 @@ class StoragePath(Protocol):
         ...
 
     def mkdir(self, *, parents: bool) -> None:
-        """Make a folder that is not there yet.
+        """Create a folder that does not exist yet.
 
         Raises:
             FileExistsError: If it is there.
@@ -55,11 +55,11 @@ class StoragePath(Protocol):
         ...
 
     def read_text(self) -> str:
-        """Read a file of UTF-8."""
+        """Read a UTF-8 file."""
         ...
 
     def unlink(self, *, missing_ok: Literal[True]) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         ...
 
 
@@ -67,14 +67,14 @@ P = TypeVar("P", bound=StoragePath)
 
 
 class Storage(Protocol[P]):
-    """A kind of place that keeps files: the disk, or buckets of objects."""
+    """A kind of place that stores files: the disk, or buckets of objects."""
 
     def check_file(self, path: P, *, most: int, is_own: bool) -> None:
         """Make sure that a file can be opened without harm: no link, pipe or device, not endless.
 
         Args:
-            path: The file, or a folder, of which the one who opens it is told.
-            most: Bytes that it may have.
+            path: The file. A folder passes, because opening it raises anyway.
+            most: Maximum size in bytes.
             is_own: Whether the user named it; then it may be a link.
 
         Raises:
@@ -91,7 +91,7 @@ class Storage(Protocol[P]):
         ...
 
     def etag(self, path: P) -> object:
-        """Return what changes when a file does; ``None`` where there is none."""
+        """Return a value that changes with a file; ``None`` if there is none."""
         ...
 
     def modified(self, path: P) -> float:
@@ -99,7 +99,7 @@ class Storage(Protocol[P]):
         ...
 
     def with_snapshot(self, folder: P, *names: str) -> P:
-        """Return a folder that answers from what is in it now, where asking again costs time.
+        """Return a folder that answers from its present content, if looking again costs time.
 
         Args:
             folder: The folder.
@@ -112,7 +112,7 @@ class Storage(Protocol[P]):
         ...
 
     def on_disk(self, path: P) -> AbstractContextManager[Path]:
-        """Yield a file as one on disk: itself, or a copy for a while.
+        """Yield a file on disk: itself, or a temporary copy.
 
         Raises:
             OSError: If it is no plain file; see ``check_file``.
@@ -120,17 +120,17 @@ class Storage(Protocol[P]):
         ...
 
     def replacing(self, path: P, *, flush: bool) -> AbstractContextManager[Path]:
-        """Yield a path on disk whose file takes the place of ``path`` when the block ends well.
+        """Yield a path on disk whose file replaces ``path`` when the block ends without an error.
 
         Args:
             path: The file.
-            flush: Whether it is on the medium before it takes the place, so that a loss of power
-                leaves the old file or the new one.
+            flush: Whether the file is on the medium before it replaces the other, so that a power
+                loss leaves the old file or the new one.
         """
         ...
 
     def append(self, path: P, content: bytes) -> None:
-        """Add to the end of a file, or begin one."""
+        """Append to a file, or create it."""
         ...
 
     def put(self, file: Path, target: P) -> None:
@@ -142,30 +142,30 @@ class Storage(Protocol[P]):
         ...
 
     def replace_folder(self, new: Path, folder: P, *, last: str) -> None:
-        """Put a folder that was written on disk in the place of another one, or of none.
+        """Put a folder that was written on disk in the place of another one, or in a free place.
 
         Args:
             new: The folder; beside ``folder`` where that is on disk. It may be moved.
-            folder: Where to.
-            last: File of it by which others find it; empty for none. A storage that cannot move
+            folder: Where to put it.
+            last: Its file by which others find it; empty for none. A storage that cannot move
                 folders removes it first and writes it last, so that nobody finds half a folder.
         """
         ...
 
     def remove_folder(self, folder: P) -> None:
-        """Remove a folder with all in it, if it is there."""
+        """Remove a folder and everything in it, if it exists."""
         ...
 
     def remove_leftovers(self, folder: P) -> None:
-        """Remove all that was being written in a folder in which nobody works any more."""
+        """Remove all unfinished files from a folder in which nobody works any more."""
         ...
 
     def remove_abandoned(self, folder: P) -> None:
-        """Remove temporary files and folders whose process is gone, and none of a live one."""
+        """Remove temporary files and folders whose process is gone, but none of a live one."""
         ...
 
     def scratch(self, beside: P, prefix: str) -> AbstractContextManager[P]:
-        """Yield a folder in the folder ``beside``, for as long as the block lasts."""
+        """Yield a folder in the folder ``beside`` that exists during the block."""
         ...
 
     def locked(self, folder: P) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Records on disk: dataclasses as JSON, and one way to say that a file is damaged."""
+"""Records on disk: dataclasses as JSON, and one way to report that a file is damaged."""
 
 import csv
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ def read_record(
 
     Args:
         path: The file.
-        cls: The dataclass, or what else an annotation names.
-        is_strict: Whether unknown keys are damage; else they are passed by.
-        version: The latest ``schema_version`` that is known, where the record has one.
+        cls: The dataclass, or another type that an annotation can name.
+        is_strict: Whether unknown keys are damage; otherwise they are ignored.
+        version: The latest known ``schema_version``, if the record has one.
 
     Raises:
         UsageError: If it was written by a later version.
@@ -70,7 +70,7 @@ def _is_later(plain: object, version: int) -> bool:
 
 @contextmanager
 def explaining_damage(path: AnyPath) -> Iterator[None]:
-    """Say that ``path`` is damaged when what is read from it is not what was written."""
+    """Report ``path`` as damaged if what is read from it is not what was written."""
     try:
         yield
     except (

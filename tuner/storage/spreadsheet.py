@@ -1,4 +1,4 @@
-"""CSV files that people open in spreadsheets: no cell of them is taken for a formula."""
+"""CSV files that people open in spreadsheets: no cell is interpreted as a formula."""
 
 import csv
 import io
@@ -11,17 +11,17 @@ from tuner.storage.paths import read_bytes
 from tuner.storage.protocol import StoragePath
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How text begins that is a formula to a spreadsheet, or would become one here."""
+"""Start of a text that is a formula to a spreadsheet, or would become one here."""
 
 
 def harmless(value: Any) -> Any:
-    """Return a cell's value with ``'`` before what a spreadsheet would run; numbers stay."""
+    """Return a cell's value, with ``'`` before text that a spreadsheet would run; numbers stay."""
     is_formula = isinstance(value, str) and _FORMULA.match(value) and not _is_number(value)
     return f"'{value}" if is_formula else value
 
 
 def original(text: str) -> str:
-    """Return the text that ``harmless`` was given."""
+    """Return the text that was passed to ``harmless``."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
@@ -31,7 +31,7 @@ def write_csv(path: StoragePath, head: Sequence[str], rows: Iterable[Sequence[An
 
 
 def csv_of(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table as the text of a file."""
+    """Return a table as CSV text."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([harmless(value) for value in row] for row in (head, *rows))
@@ -39,7 +39,7 @@ def csv_of(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_csv(path: StoragePath) -> list[list[str]]:
-    """Read the rows of a table that ``write_csv`` has written, its head first.
+    """Read the rows of a table that ``write_csv`` wrote, its head first.
 
     Raises:
         OSError: If it is no plain file, or cannot be read.

@@ -1,9 +1,9 @@
 """Temporary files and folders, and the removal of those whose process was killed.
 
-Each is locked by the process that made it. The system ends a lock with its process, so that what
-can be locked by another one is nobody's any more. That holds on one machine: some file systems do
-not tell other machines of locks. So names say which machine a file is of, and what others have made
-is nobody's once it has not been changed for a day.
+Each is locked by the process that made it. The system ends a lock with its process, so whatever
+another process can lock belongs to nobody any more. That holds on one machine: some file systems do
+not show locks to other machines. So names say which machine made a file, and a file made by another
+machine belongs to nobody once it has not been changed for a day.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ from pathlib import Path
 
 PREFIX = "cifar-tune-"
 SUFFIX = ".tmp"
-"""End of the names of all temporary files and folders."""
+"""Suffix of the names of all temporary files and folders."""
 OTHERS = re.compile(r"\.[0-9a-f]{8}\.tmp$")
-"""How names end of what some machine makes; see ``own_suffix``."""
+"""End of a name made by some machine; see ``own_suffix``."""
 YOUNG_SECONDS = 1.0
-"""What is younger may not be locked yet."""
+"""Anything younger may not be locked yet."""
 FORGOTTEN_SECONDS = 24 * 3600.0
-"""What another machine has made, and nobody has changed for so long, is nobody's."""
+"""Anything of another machine that nobody has changed for this long belongs to nobody."""
 REPLACED = "replaced"
 """Folder in a temporary one that holds what was moved away for something new, by its name."""
 
 
 class TemporaryFolder(tempfile.TemporaryDirectory[str]):
-    """A temporary folder that is there until ``cleanup``, or for as long as the block lasts.
+    """A temporary folder that exists until ``cleanup``, or during the block.
 
     Args:
-        beside: The folder to make it in; ``None`` for the system's own place.
-        prefix: Begin of its name.
+        beside: The folder to create it in; ``None`` for the system's default.
+        prefix: Start of its name.
     """
 
     def __init__(self, beside: Path | None = None, prefix: str = PREFIX) -> None:
@@ -47,7 +47,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
         _lock(self._lock)
 
     def cleanup(self) -> None:
-        """Remove the folder with all in it."""
+        """Remove the folder and everything in it."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -56,7 +56,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Yield an empty hidden file beside ``path``, which is removed if it is still there then."""
+    """Yield an empty hidden file beside ``path``; at the end, remove it if it still exists."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=own_suffix(), dir=path.parent)
     try:
         _lock(handle)
@@ -67,7 +67,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 def own_suffix() -> str:
-    """Return the end of the names of what this machine makes."""
+    """Return the suffix of the names of what this machine makes."""
     # Names are up to 255 bytes long, and a host's name may take 64 of them.
     machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
     return f".{machine}{SUFFIX}"
@@ -76,11 +76,11 @@ def own_suffix() -> str:
 def remove_abandoned(folder: Path, prefix: str = ".") -> None:
     """Remove temporary files and folders in a folder whose process is gone.
 
-    What one of them holds in ``REPLACED`` is put back, if nothing has taken its place.
+    The content of their ``REPLACED`` folder is put back, if nothing has taken its place.
 
     Args:
-        folder: Where to look; it need not be there.
-        prefix: Begin of their names.
+        folder: Where to look; it need not exist.
+        prefix: Start of their names.
     """
     for path in folder.glob(f"{prefix}*{SUFFIX}"):
         is_own = path.name.endswith(own_suffix())
@@ -89,7 +89,7 @@ def remove_abandoned(folder: Path, prefix: str = ".") -> None:
             continue
         if path.is_dir():
             moved = path / REPLACED
-            # A link leads to what is somebody's.
+            # A link may lead to somebody else's files.
             for replaced in () if moved.is_symlink() else moved.glob("*"):
                 if not (folder / replaced.name).exists():
                     replaced.rename(folder / replaced.name)
@@ -110,7 +110,7 @@ def _is_forgotten(path: Path) -> bool:
 
 
 def hold(path: Path) -> int:
-    """Make a file that is locked until its descriptor, which is returned, is closed."""
+    """Create a file that is locked until the returned descriptor is closed."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     _lock(handle)
     return handle
@@ -135,7 +135,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def _lock(handle: int) -> bool:
-    """Lock an open file or folder; say whether that went well. Some file systems have no locks."""
+    """Lock an open file or folder; return whether that worked. Some file systems have no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,10 +1,10 @@
-"""The only code that knows Ray and Optuna: ``session.search`` and ``refit.refit`` are its doors."""
+"""The only code that uses Ray and Optuna; enter it via ``session.search`` or ``refit.refit``."""
 
 import os
 
-# Read when Ray is imported: no output, tables or usage reports of the engine's own.
+# Ray reads these when it is imported: they turn off its own output, tables and usage reports.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# What Ray will do from its next major version on; without it, it warns of that at each start.
+# Ray's behaviour from its next major version on; without it, Ray warns about that at each start.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

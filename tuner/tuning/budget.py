@@ -1,4 +1,4 @@
-"""What a search may spend, and what it has spent."""
+"""The budget of a search, and how much of it is spent."""
 
 import math
 import time
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What a search may spend; then it ends as if it had had no more trials."""
+    """The budget of a search; once it is spent, the search ends as if no trials were left."""
 
     trials: int
     seconds: float = math.inf
-    """Seconds of searching, over all resumes."""
+    """Search time in seconds, summed over resumes."""
     gpu_seconds: float = math.inf
-    """Seconds of GPUs held by trials in their epochs, over all resumes."""
+    """Seconds of GPU time held by trials during their epochs, summed over resumes."""
 
 
 class Spending:
-    """What a search has spent of its budget, over all resumes.
+    """The part of its budget that a search has spent, summed over resumes.
 
-    The GPU time of an epoch under way counts from the end of the one before, or from its worker's
-    first word; once the epoch has ended, its own seconds count.
+    The GPU time of a running epoch counts from the end of the previous one, or from its worker's
+    first message; once the epoch has ended, its own seconds count.
 
     Args:
-        budget: What it may spend.
-        seconds: Spent by earlier sessions.
+        budget: The limits.
+        seconds: Search time of earlier sessions.
         lost_gpu_seconds: GPU time of earlier sessions that no epoch of a trial accounts for.
         clock: Returns the time, in seconds.
     """
@@ -45,42 +45,42 @@ class Spending:
         self._earlier_seconds = seconds
         self._began = clock()
         self._under_way: dict[int, tuple[float, float]] = {}
-        """Trial -> when its epoch under way began, and the GPUs that it holds."""
+        """Trial -> when its running epoch began, and the GPUs that it holds."""
 
     @property
     def seconds(self) -> float:
-        """Time spent searching."""
+        """Seconds spent searching."""
         return self._earlier_seconds + self.clock() - self._began
 
     @property
     def gpu_seconds(self) -> float:
-        """GPU time spent in epochs, those under way as far as they have come."""
+        """Seconds of GPU time spent in epochs, including the running ones so far."""
         now = self.clock()
         under_way = list(self._under_way.values())
         return self._gpu_seconds + sum((now - began) * gpus for began, gpus in under_way)
 
     @property
     def gpus_under_way(self) -> float:
-        """GPUs of the trials whose time counts at present."""
+        """GPUs held by the trials whose time is being counted."""
         return sum(gpus for _, gpus in self._under_way.values())
 
     @property
     def is_endless(self) -> bool:
-        """Whether there is no end to what may be spent."""
+        """Whether neither time nor GPU time is limited."""
         return self.budget.seconds == self.budget.gpu_seconds == math.inf
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of the budget is left."""
+        """Whether the time or the GPU time of the budget is spent."""
         if self.is_endless:
             return False
         return self.seconds >= self.budget.seconds or self.gpu_seconds >= self.budget.gpu_seconds
 
     def share(self, num_trials: int) -> float:
-        """Return the share of the budget that is spent, of what ends first.
+        """Return the spent share of the budget: the largest among trials, time and GPU time.
 
         Args:
-            num_trials: Trials that were proposed.
+            num_trials: Number of trials proposed so far.
         """
         budget = self.budget
         return max(
@@ -90,7 +90,7 @@ class Spending:
         )
 
     def seconds_left(self, gpus: float) -> float:
-        """Return the time until the budget is spent with ``gpus`` held; infinite without one."""
+        """Return the seconds left with ``gpus`` held; infinite if the budget has no limit."""
         if self.is_endless:
             return math.inf
         left = self.budget.seconds - self.seconds
@@ -99,21 +99,21 @@ class Spending:
         return max(0.0, left)
 
     def begin_epoch(self, number: int, gpus: float) -> None:
-        """Count the time of a trial from now on."""
+        """Start counting the time of a trial."""
         self._under_way[number] = (self.clock(), gpus)
 
     def end_epoch(self, number: int, seconds: float, gpus: float) -> None:
-        """Count an epoch; if its trial is under way, its next one begins."""
+        """Count an epoch that has ended; if its trial is still running, begin the next one."""
         self._gpu_seconds += seconds * gpus
         if number in self._under_way:
             self.begin_epoch(number, gpus)
 
     def leave_epoch(self, number: int, counted: float = 0.0) -> None:
-        """Count the time of an epoch that is not trained to its end, if one is under way.
+        """Count the time of a trial's unfinished epoch, if one is running.
 
         Args:
-            number: Its trial.
-            counted: Seconds of this time that are those of epochs, and are counted as such.
+            number: The trial.
+            counted: Seconds of this time that are counted separately, as epochs.
         """
         began, gpus = self._under_way.pop(number, (0.0, 0.0))
         spent = max(0.0, self.clock() - began - counted) * gpus
@@ -121,5 +121,5 @@ class Spending:
         self.lost_gpu_seconds += spent
 
     def write_off(self, seconds: float, gpus: float) -> None:
-        """Note that epochs were trained for nothing; they count all the same."""
+        """Record that epochs were trained for nothing; they still count as spent."""
         self.lost_gpu_seconds += seconds * gpus

@@ -1,9 +1,9 @@
 """``distill``: an ensemble teaches the trials of an ordinary search.
 
-One small network then says nearly what the whole ensemble does (Hinton et al. 2015, "Distilling the
-knowledge in a neural network", arXiv 1503.02531). The ensemble looks once at each training image as
-it is, and never teaches a validation image. It was trained on the same images and is surer of them
-than of others; the search of the temperature deals with that.
+A single small network then predicts nearly the same as the whole ensemble (Hinton et al. 2015,
+"Distilling the knowledge in a neural network", arXiv 1503.02531). The ensemble predicts each
+training image once, unaugmented, and never teaches a validation image. It was trained on the same
+images and is more confident on them than on others; searching the temperature deals with that.
 """
 
 import json
@@ -41,7 +41,7 @@ AXES = {
     "alpha": {"float": [0.3, 1.0]},
     "temperature": {"float": [1.0, 10.0], "log": True},
 }
-"""What is searched of ``space.distill`` where a space does not say."""
+"""The axes of ``space.distill`` that are searched unless the space sets them."""
 
 _SGD_OR_ADAMW = {
     "sgd": {"lr": {"float": [0.02, 0.2], "log": True}},
@@ -70,16 +70,16 @@ STUDENTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "convnext": ({"blocks": 2, "width": {"int": [16, 32], "step": 8}}, _ADAMW),
     "vit": ({"layers": {"int": [2, 4]}, "width": {"int": [64, 128], "step": 32}}, _ADAMW),
 }
-"""Family -> small networks of it and their optimizers, as they stand in a space: what ``--into
-FAMILY`` searches."""
+"""Family -> its small networks and their optimizers, as written in a space; ``--into FAMILY``
+searches them."""
 
 
 def student_space(into: str, overrides: Sequence[str], storage: AnyPath) -> SearchSpace:
-    """Read the space of students.
+    """Load the search space of the students.
 
     Args:
-        into: A family of networks, for small ones of it, or a space: its file, or the name of one
-            that comes with the program. What is both, such as ``cnn``, is the family.
+        into: A family, whose small networks are searched, or a space: its file, or the name of a
+            shipped one. A name that is both, such as ``cnn``, means the family.
         overrides: ``KEY=VALUE`` each.
         storage: Folder of the runs that ``pretrained`` models start from.
 
@@ -123,7 +123,7 @@ def _space_of(family: str) -> str:
             "model": {family: dict(network)},
             "optimizer": {"choice": dict(optimizers)},
             "schedule": {"cosine": {"warmup": 0.1}},
-            # What suits depends on the images: digits have a left and a right.
+            # The best choice depends on the images: digits, for example, differ when mirrored.
             "augment": {"crop": {"choice": [0, 2]}, "flip": {"choice": [True, False]}},
         },
     }
@@ -143,17 +143,17 @@ def make_distill_request(
     resize: str | None = None,
     **asked: Any,
 ) -> SearchRequest:
-    """Bring what a user asks for and what the ensemble was made of into a request.
+    """Make a search request from the user's options and the ensemble's record.
 
     Args:
         ensemble: The teacher's folder.
         into: See ``student_space``.
         overrides: Likewise.
         storage: Folder of the runs.
-        name: Of the run; ``None`` names it after the teacher's run.
-        data: Where the teacher's images are now; ``None`` where they were.
+        name: Name of the run; ``None`` names it after the teacher's run.
+        data: Where the teacher's images are now; ``None`` if they have not moved.
         data_dir: Likewise, for downloads and decoded images.
-        image_size: Of the students' images; ``None`` for what the space says, or the teacher's.
+        image_size: Side of the students' images; ``None`` for the space's, or the teacher's.
         resize: Likewise.
         asked: Other fields of ``SearchRequest``.
 
@@ -223,14 +223,14 @@ def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teaching:
-    """A teacher that has yet to say what it thinks of the images of a run."""
+    """A teacher that has not predicted the images of a run yet."""
 
     teacher: Teacher
     seen: Splits
-    """The images as the teacher takes them."""
+    """The images, prepared as the teacher expects them."""
 
     def teach(self, run: Run, console: Console) -> None:
-        """Predict the images with the teacher, and keep its probabilities in the run's folder."""
+        """Predict the images with the teacher, and store its probabilities in the run's folder."""
         record = run.record.teacher
         assert record is not None, "there is a teacher"
         seen, networks = self.seen, len(self.teacher.networks)
@@ -254,9 +254,9 @@ class Teaching:
 
 
 def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
-    """Return the teacher that has to look at the images first; ``None`` where none has to.
+    """Return the teacher if it still has to predict the images; ``None`` if not.
 
-    What it has said in an earlier session of the run is read, to see that it is there and whole.
+    Probabilities from an earlier session of the run are read, to check that they are undamaged.
 
     Raises:
         UsageError: If the teacher is gone.
@@ -278,14 +278,14 @@ def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
 
 
 def with_teacher(splits: Splits, run: Run, teaching: Teaching | None, console: Console) -> Splits:
-    """Add what a run's teacher says of its images, which it is asked for once."""
+    """Add the teacher's probabilities to a run's images, predicted first if still missing."""
     if teaching is not None:
         teaching.teach(run, console)
     return taught(splits, run)
 
 
 def note_best_student(request: RunRequest, run: Run, splits: Splits, console: Console) -> None:
-    """Write down how the best trial of a run that is finished compares with its teacher."""
+    """Record how the best trial of a finished run compares with its teacher."""
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)

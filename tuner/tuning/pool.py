@@ -1,4 +1,4 @@
-"""A pool for the ensemble: which waiting trial the vote gains most from."""
+"""The pool for the ensemble: finds the waiting trial from which the vote gains most."""
 
 from bisect import insort
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from tuner.run.state import SearchState, TrialProgress
 from tuner.run.trial import TrialState, best_row, read_val_probs
 
 MOST_MEMBERS = 20
-"""Trials of which the ensemble is made: those of the lowest NLL that have ended."""
+"""Maximum number of ended trials in the ensemble: those with the lowest NLL."""
 ENDED_WELL: frozenset[TrialState] = frozenset({"completed", "stopped"})
 
 
 class Pool:
-    """Prefers the waiting trial that lowers the NLL of the ensemble of the ended ones most.
+    """Prefers the waiting trial that most lowers the NLL of the ensemble of ended trials.
 
-    It goes by the validation probabilities that trials have left in the run folder. Those that are
-    under way write theirs anew and play no part, so that a search that is killed and goes on comes
-    to the same.
+    It uses the validation probabilities that trials have written to the run folder. Trials that are
+    under way rewrite theirs and are ignored, so that a search that is killed and resumed makes the
+    same choices.
 
     Args:
-        run: Where they are.
-        state: How the search stands, with each event applied before it is told here.
-        labels: Of the validation images, int64, shape (N,).
+        run: The run of these trials.
+        state: State of the search; each event is applied to it before it is passed here.
+        labels: Labels of the validation images, int64, shape (N,).
     """
 
     def __init__(self, run: Run, state: SearchState, labels: Tensor) -> None:
@@ -39,18 +39,18 @@ class Pool:
         self._state = state
         self._labels = labels
         self._known: dict[int, Tensor | None] = {}
-        """Trial -> what ``truth_of`` returned; ``None`` where its file cannot be used."""
+        """Trial -> the result of ``truth_of``; ``None`` if its file cannot be used."""
         self._ended: list[tuple[float, int]] | None = None
-        """NLL and number of those that may be members, the best first; ``None`` until needed."""
+        """NLL and number of the possible members, best first; ``None`` until needed."""
         self._last: tuple[tuple[int, ...], tuple[int, ...], int | None] | None = None
-        """What was asked last, and the answer."""
+        """Members and waiting trials of the last call, and its result."""
 
     def on(self, event: Event) -> None:
-        """Take note of an event; see ``Observer``."""
+        """Update the pool with an event; see ``Observer``."""
         number = event.number
         match event:
             case TrialEnded(state="paused"):
-                # Read now, one by one: all of them at once would keep the search waiting.
+                # Read now, one by one: reading all of them at once would delay the search.
                 self._truth(number)
             case TrialEnded():
                 if event.state in ENDED_WELL and self._ended is not None:
@@ -60,7 +60,7 @@ class Pool:
             case TrialStarted() | TrialPromoted():
                 self._known.pop(number, None)
         if isinstance(event, TrialEnded | TrialStarted | TrialPromoted):
-            # The same trials may have come to another rung.
+            # The same trials may have reached another rung.
             self._last = None
 
     def prefer(self, waiting: Sequence[int]) -> int | None:
@@ -107,7 +107,7 @@ class Pool:
         except StorageError:
             raise
         except TunerError:
-            # The ensemble refuses it, too, and says why.
+            # The ensemble refuses it as well, and says why.
             return None
         if probs.dtype not in ROUNDING or probs.ndim != 2 or len(probs) != len(self._labels):
             return None

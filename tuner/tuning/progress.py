@@ -1,4 +1,4 @@
-"""What a running search shows: one live table on a terminal, plain lines elsewhere."""
+"""The display of a running search: a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
 import math
@@ -18,19 +18,19 @@ from tuner.space.searched import ALL, Column, columns
 from tuner.tuning.tuner import Tuner
 
 LEAST_WEIGHED = 20
-"""Trials from which it is known which parameters matter."""
+"""Number of trials from which the importance of parameters is estimated."""
 MOST_WEIGHED = 320
-"""Trials after which the order of the searched parameters stays as it is."""
+"""Number of trials after which the order of the searched parameters no longer changes."""
 
 
 class Progress:
-    """Shows a search from ``with`` to the end of its block.
+    """Displays a search for the duration of a ``with`` block.
 
     Args:
-        tuner: Decides what its trials do.
-        console: Where it is shown.
+        tuner: Decides what the trials do.
+        console: Where to show it.
         slots: Returns how many trials fit at once.
-        space: What is searched; ``None`` where that is not shown.
+        space: The space whose parameters are shown; ``None`` shows none.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Progress:
         self.tuner.observers.remove(self._on)
 
     def _on(self, event: Event) -> None:
-        """Say in a line how a trial ended, where there is no table."""
+        """Print how a trial ended; with a live table, update the order of its columns instead."""
         if not isinstance(event, TrialEnded):
             return
         if self._is_live:
@@ -84,11 +84,11 @@ class Progress:
             self._pulse.rest()
 
     def _weigh(self) -> None:
-        """Put the parameters that matter most first; each time that trials have doubled."""
+        """Put the most important parameters first, each time the number of trials has doubled."""
         state = self.tuner.state
         if not self._space or not self._next_weighing <= state.num_done <= MOST_WEIGHED:
             return
-        # Optuna's importances bring scikit-learn along: a second that no start should wait for.
+        # Optuna's importances import scikit-learn, which takes a second: do not delay the start.
         from tuner.tuning.sampling.importance import importances_of
 
         self._next_weighing = 2 * state.num_done

@@ -11,55 +11,55 @@ from tuner.metrics.front import crowding
 
 
 class Entry(NamedTuple):
-    """A trial at a rung; of two that have no costs, the lesser one is ahead."""
+    """A trial at a rung; between two without costs, the smaller entry is ahead."""
 
     minus_score: float
     tie: float
-    """Where scores are equal, the trial with less is ahead."""
+    """Between equal scores, the trial with the lower value is ahead."""
     number: int
     costs: tuple[float, ...] = ()
-    """Less is better of each."""
+    """Lower is better for each."""
 
     @property
     def point(self) -> tuple[float, ...]:
-        """Its score and its costs, of which less is better."""
+        """The negated score and the costs; lower is better for each."""
         return (self.minus_score, *self.costs)
 
 
 @dataclass
 class Rung:
-    """The trials that came to a rung, best first: those with the better score."""
+    """The trials that reached a rung, best score first."""
 
     arrived: list[Entry] = field(default_factory=list)
     waiting: list[Entry] = field(default_factory=list)
-    """Those of them that may still be promoted."""
+    """The trials that may still be promoted."""
     num_promoted: int = 0
     let_go: set[int] = field(default_factory=set)
-    """Numbers of those that will not be promoted."""
+    """Numbers of the trials that will not be promoted."""
 
     def arrive(self, entry: Entry) -> None:
-        """Take up a trial that waits."""
+        """Add a trial, which then waits here."""
         insort(self.arrived, entry)
         insort(self.waiting, entry)
 
     def rank(self, entry: Entry) -> int:
-        """Return the place of an entry among all that arrived; 1 is the best."""
+        """Return the rank of an entry among all that arrived; 1 is the best."""
         return self._find(self.arrived, entry) + 1
 
     def front(self, entry: Entry) -> int | None:
-        """Return the front on which an entry lies, where there are costs."""
+        """Return the front of an entry; ``None`` without costs."""
         return None
 
     def candidates(self, places: int) -> list[Entry]:
-        """Return those that may be promoted in place of the one that is due.
+        """Return the entries that may be promoted instead of the one that is due.
 
-        The last of the rung's places is for the best that came there, as long as it waits.
+        The rung's last place is reserved for the best entry that arrived, as long as it waits.
         """
         is_for_best = self.num_promoted + 1 == places and self.rank(self.waiting[0]) == 1
         return self.waiting[:1] if is_for_best else self.waiting
 
     def take(self, entry: Entry) -> bool:
-        """Take an entry out of those that wait; say whether it was among them."""
+        """Remove an entry from those that wait; return whether it was among them."""
         place = self._find(self.waiting, entry)
         is_there = place < len(self.waiting) and self.waiting[place] == entry
         if is_there:
@@ -72,20 +72,20 @@ class Rung:
 
 @dataclass
 class FrontRung(Rung):
-    """The trials that came to a rung, best first: those on the lower front (non-dominated rank).
+    """The trials that reached a rung, ordered by front (non-dominated rank), the lowest first.
 
-    Within a front the best score is first; then come those that stand most apart, by their crowding
-    distance, so that the promoted ones spread over the front (as in NSGA-II, Deb et al. 2002; with
+    Within a front, the best score is first; the others follow by decreasing crowding distance, so
+    that the promoted trials spread over the front (as in NSGA-II, Deb et al. 2002; with
     asynchronous halving as in Schmucker et al. 2021, arXiv 2106.12639).
     """
 
     _fronts: list[list[Entry]] = field(default_factory=list)
-    """Those of each front, best first."""
+    """The entries of each front, best first."""
 
     def arrive(self, entry: Entry) -> None:
-        """See ``Rung``; the places of all may change, the fronts of few do."""
+        """See ``Rung``; every rank may change, but few entries move to another front."""
         is_waiting = {one.number for one in self.waiting} | {entry.number}
-        # What dominates it on a later front is dominated itself on each one before.
+        # An entry that dominates it on a later front is itself dominated on each earlier front.
         number = bisect_left(self._fronts, True, key=lambda front: not _beaten(front, [entry])[0])
         coming = [entry]
         while coming:
@@ -95,16 +95,17 @@ class FrontRung(Rung):
             is_beaten = _beaten(coming, front)
             stay = [one for one, beaten in zip(front, is_beaten, strict=True) if not beaten]
             self._fronts[number] = _in_order([*stay, *coming])
-            # What came beats these, and they come to the next front.
+            # The newcomers dominate these, which move to the next front.
             coming = [one for one, beaten in zip(front, is_beaten, strict=True) if beaten]
             number += 1
         self.arrived = [one for front in self._fronts for one in front]
         self.waiting = [one for one in self.arrived if one.number in is_waiting]
 
     def rank(self, entry: Entry) -> int:
-        """See ``Rung``; who was let go of holds no place, though others may have come to its front.
+        """See ``Rung``; trials that were let go do not count.
 
-        Whoever comes later may bring others behind one that they were ahead of.
+        A later arrival can reorder entries: those that were ahead of a trial when it was let go may
+        now be on its front, or behind it.
         """
         before = self.arrived[: self._find(self.arrived, entry)]
         return 1 + sum(one.number not in self.let_go for one in before)
@@ -118,7 +119,7 @@ class FrontRung(Rung):
 
 
 def _beaten(ones: Sequence[Entry], others: Sequence[Entry]) -> list[bool]:
-    """Say which of the others are dominated by some of the first."""
+    """Return, for each of ``others``, whether one of ``ones`` dominates it."""
     if not ones or not others:
         return [False] * len(others)
     first, second = (np.array([entry.point for entry in entries]) for entries in (ones, others))

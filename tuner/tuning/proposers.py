@@ -8,13 +8,13 @@ from tuner.run.trial import EpochMetrics, TrialState
 
 
 class Proposer(Protocol):
-    """Gives trials their configurations: ``Sampler``, or ``FixedProposer``."""
+    """Proposes configurations for trials: ``Sampler`` or ``FixedProposer``."""
 
     def ask(self, number: int) -> TrialConfig | None:
         """Propose the configuration of trial ``number``; ``None`` if there are no more."""
 
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
-        """Take note of how trial ``number`` ended."""
+        """Record how trial ``number`` ended."""
 
     def note_rung(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Learn from trial ``number``, which has reached a rung and has not ended.
@@ -27,14 +27,14 @@ class Proposer(Protocol):
     def add(
         self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
     ) -> bool:
-        """Take note of a trial of an earlier session that ended; say whether it may be known."""
+        """Record an ended trial of an earlier session; return whether the space holds it."""
 
     def restore(self, number: int, config: TrialConfig) -> bool:
-        """Take note of one that has not ended, and goes on; say as ``add``."""
+        """Record an unfinished trial that is resumed; return the same as ``add``."""
 
 
 class FixedProposer:
-    """Proposes configurations that were chosen before."""
+    """Proposes a fixed list of configurations."""
 
     def __init__(self, configs: Sequence[TrialConfig]) -> None:
         self.configs = configs

@@ -1,4 +1,4 @@
-"""The run folder as a search writes it: each event is on disk before anything follows from it."""
+"""Writes the run folder of a search: each event is on disk before anything acts on it."""
 
 import time
 from collections.abc import Callable
@@ -25,16 +25,16 @@ from tuner.tuning.schedulers import make_scheduler
 from tuner.tuning.tuner import Tuner
 
 NOTE_SECONDS = 10.0
-"""Between two records of what a search has spent."""
+"""Seconds between two records of what a search has spent."""
 
 
 class Recorder:
-    """Writes what happens in a search into its run folder: the first observer of the tuner.
+    """Writes the events of a search to its run folder: the first observer of the tuner.
 
     Args:
         run: The run.
-        state: How its search stands, with each event applied before it is told here.
-        spending: What it has spent.
+        state: State of the search; each event is applied to it before it is passed here.
+        spending: What the search has spent.
     """
 
     def __init__(self, run: Run, state: SearchState, spending: Spending) -> None:
@@ -43,7 +43,7 @@ class Recorder:
         self._spending = spending
         self._spending_noted = time.monotonic()
         self._written: dict[int, TrialStatus] = {}
-        """Trial that has not ended -> its status as it was written last."""
+        """Number of a trial that has not ended -> its status as last written."""
 
     def on(self, event: Event) -> None:
         """Record an event; see ``Observer``."""
@@ -62,7 +62,7 @@ class Recorder:
             self.record_spending()
 
     def note_spending(self) -> None:
-        """Record what was spent, once in a while: a kill of the driver may forget no more."""
+        """Record what was spent every ``NOTE_SECONDS``, so that a killed driver loses no more."""
         if time.monotonic() - self._spending_noted >= NOTE_SECONDS:
             self.record_spending()
 
@@ -75,13 +75,13 @@ class Recorder:
         )
 
     def saved_epochs(self, number: int) -> list[EpochMetrics]:
-        """Bring the files of a trial that lost its worker to its saved state; return its epochs."""
+        """Restore the saved state of a trial that lost its worker; return its epochs."""
         path = self.run.trial_path(number)
         remove_leftovers(path)
         return restore_files(path)
 
     def restore(self) -> list[TrialRecord]:
-        """Bring the folder to where an earlier session can be gone on with; return its trials."""
+        """Restore the folder so that an earlier session can be resumed; return its trials."""
         return [self._restored(record) for record in self.run.trials()]
 
     def _restored(self, record: TrialRecord) -> TrialRecord:
@@ -89,11 +89,11 @@ class Recorder:
             # It was saved before it was paused.
             return record
         if record.status.state in OPEN:
-            # What was not saved has to be trained, judged and promoted again.
+            # Epochs that were not saved have to be trained, judged and promoted again.
             history = tuple(self.saved_epochs(record.number))
             passed = min(record.status.passed, len(history))
             return replace(record, history=history, status=replace(record.status, passed=passed))
-        # There still if the search was killed while it closed this trial's books.
+        # It still exists if the search was killed while it was closing this trial.
         record.state.unlink(missing_ok=True)
         return record
 
@@ -105,7 +105,7 @@ def make_tuner(
     plan: CapacityPlan,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Tuner, Recorder]:
-    """Return the tuner of a run, and what records it there."""
+    """Return the tuner of a run, and the recorder of its events."""
     record = run.record
     state = SearchState(record.search)
     spending = Spending(

@@ -1,7 +1,7 @@
-"""``refit()``: the best configurations of a run trained anew, longer and with several seeds.
+"""``refit()``: train the best configurations of a run again, longer and with several seeds.
 
-Members that differ in their configuration and in their seed vote better than members that differ in
-one of the two alone: hyper-deep ensembles (Wenzel et al. 2020).
+Members that differ in both configuration and seed vote better than members that differ in only one
+of the two: hyper-deep ensembles (Wenzel et al. 2020).
 """
 
 from dataclasses import dataclass, replace
@@ -40,15 +40,15 @@ from tuner.tuning.sampling.sampler import trial_seed
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefitRequest(RunRequest):
-    """All that a user can ask of a refit."""
+    """A user's request for a refit."""
 
     plan: RefitConfig
     source: Run | None
-    """The run that it draws from; ``None`` for one that goes on, and needs it no more."""
+    """The run to refit; ``None`` for a resumed refit, which no longer needs it."""
     space: str
     """The text of that run's ``space.yaml``."""
     resources: Resources
-    """What trials get, as that space has it."""
+    """Resources of the trials, from that space."""
 
     @property
     def space_text(self) -> str:
@@ -78,25 +78,25 @@ def make_refit_request(
     data_dir: Path | None = None,
     **asked: Any,
 ) -> RefitRequest:
-    """Bring what a user asks for and what is known already into a request.
+    """Make a request from the user's options and what is already known.
 
     Args:
-        run: The run to draw from or, with ``resume``, the refit to go on with.
-        resume: Whether to go on; then what is given has to be what was settled at the beginning,
-            but for ``seeds``.
-        source: With ``resume``, the run that the refit is said to draw from, by name or folder.
-        top: How many configurations.
-        seeds: Trials of each.
-        epochs: Of each trial; ``None`` for those of ``run``.
+        run: The run to refit or, with ``resume``, the refit to resume.
+        resume: Whether to resume a refit; the options that define its trials, except ``seeds``,
+            must then be unchanged.
+        source: With ``resume``, the run that the user gives as its source, by name or folder.
+        top: Number of configurations.
+        seeds: Number of trials per configuration.
+        epochs: Epochs of each trial; ``None`` for those of ``run``.
         all_data: Whether to train on the validation images, too.
-        seed: Of them all; ``None`` for that of ``run`` and 1 more.
-        metric: What the configurations are chosen by, and the new trials kept by; ``None`` for that
+        seed: Seed of the refit; ``None`` for that of ``run`` plus 1.
+        metric: Metric that chooses the configurations and ranks the new trials; ``None`` for that
             of ``run``.
-        name: Of the new run.
-        data: Where the run's images are now; ``None`` where they were.
+        name: Name of the new run.
+        data: Where the run's images are now; ``None`` if they have not moved.
         data_dir: Likewise, for downloads and decoded images.
-        asked: Other fields of ``RunRequest``; see ``as_before``. All checkpoints stay unless
-            ``keep`` says how many.
+        asked: Other fields of ``RunRequest``; see ``as_before``. All checkpoints are kept unless
+            ``keep`` is given.
 
     Raises:
         NoUsableTrials: If no trial of ``run`` ended well.
@@ -120,7 +120,7 @@ def make_refit_request(
                 )
         plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
         if asked.get("keep") is None and run.record.keep in (None, run.record.refit.num_trials):
-            # All of them, which may be more or fewer now.
+            # Keep all checkpoints; there may be more or fewer of them now.
             asked["keep"] = plan.num_trials
         request = resume_refit(run, plan, **as_before(run, asked))
         return _moved(request, data, data_dir)
@@ -148,21 +148,21 @@ def make_refit_request(
 
 
 def _moved(request: RefitRequest, data: str | None, data_dir: Path | None) -> RefitRequest:
-    """Look for the images where they are said to be now."""
+    """Return the request with its images where the user says they are now."""
     config, folder = located(request.data, request.data_dir, data, data_dir)
     return replace(request, data=config, data_dir=folder)
 
 
 def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig:
-    """Choose the best configurations of a run, which may be searched still.
+    """Choose the best configurations of a run, which may still be searching.
 
-    Trials that ended well count, whether their checkpoint was kept or not.
+    Trials that ended well count, whether or not their checkpoint was kept.
 
     Args:
         source: The run.
-        top: How many configurations; two trials that differ in their seed alone have the same one.
-        seeds: Trials of each.
-        epochs: Of each trial.
+        top: Number of configurations; trials that differ only in their seed share one.
+        seeds: Number of trials per configuration.
+        epochs: Epochs of each trial.
 
     Raises:
         NoUsableTrials: If no trial ended well.
@@ -209,15 +209,15 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
 def begin_refit(
     source: Run, plan: RefitConfig, *, name: str, all_data: bool, seed: int, **asked: Any
 ) -> RefitRequest:
-    """Ask for a new refit, beside the run that it draws from.
+    """Request a new refit, stored next to the run that it refits.
 
     Args:
-        source: That run.
-        plan: What ``plan_refit`` gave.
-        name: Of the new run.
+        source: The run to refit.
+        plan: Result of ``plan_refit``.
+        name: Name of the new run.
         all_data: Whether to train on the validation images, too.
-        seed: From which, with its number, each trial's is derived. That of ``source`` would train
-            a trial of the same number and epochs just as it was.
+        seed: Seed from which, with its number, each trial's seed is derived. That of ``source``
+            would repeat a trial that has the same number and epochs.
         asked: Other fields of ``RunRequest``.
     """
     record = source.record
@@ -242,7 +242,7 @@ def begin_refit(
             metric=source.metric,
             seed=seed,
         ),
-        # What trains on all images has none to validate on, in folds or otherwise.
+        # Training on all images leaves none to validate on, in folds or otherwise.
         data=replace(record.data, all_data=all_data, folds=None if all_data else record.data.folds),
         data_dir=Path(record.data_dir),
         storage=source.path.parent,
@@ -252,11 +252,11 @@ def begin_refit(
 
 
 def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
-    """Ask to go on with a refit.
+    """Request to resume a refit.
 
     Args:
         run: The refit.
-        plan: Its own; another number of ``seeds`` makes it longer or shorter.
+        plan: Its plan; a different number of ``seeds`` makes it longer or shorter.
         asked: Other fields of ``RunRequest``.
     """
     return RefitRequest(
@@ -287,7 +287,7 @@ def _resources(run: Run) -> Resources:
 
 
 def finalists(plan: RefitConfig, seed: int) -> list[TrialConfig]:
-    """Return the configuration of each trial of a refit, with a seed of its own."""
+    """Return the configuration of each trial of a refit, each with its own seed."""
     return [
         replace(plan.configs[number % len(plan.configs)], seed=trial_seed(seed, number))
         for number in range(plan.num_trials)
@@ -295,10 +295,10 @@ def finalists(plan: RefitConfig, seed: int) -> list[TrialConfig]:
 
 
 def refit(request: RefitRequest, console: Console) -> Run:
-    """Train the chosen configurations anew and leave a run folder, or go on with one.
+    """Train the chosen configurations again in a new run folder, or resume a refit.
 
     Args:
-        request: What to train, on what.
+        request: What to train, and on which images.
         console: Where progress is shown.
 
     Returns:

@@ -1,4 +1,4 @@
-"""All that a user can ask of a run, and of a search."""
+"""A user's requests: the options of any run, and those of a search."""
 
 import hashlib
 import json
@@ -29,17 +29,17 @@ from tuner.storage.paths import AnyPath
 from tuner.tuning.resources import CapacityPlan
 
 KEEP = 20
-"""Checkpoints of a search that stay on disk, if nothing else is said."""
+"""Default number of checkpoints of a search that stay on disk."""
 KEPT = (
     *("keep", "gpus_per_trial", "cpus_per_trial", "concurrent", "compile_mode", "max_failures"),
     *("save_seconds", "log"),
 )
-"""Fields of ``RunRequest`` that a run records, and that it goes on with unless others are said."""
+"""Fields of ``RunRequest`` that a run records, and reuses when resumed unless they are given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest(ABC):
-    """What a search and a refit have in common."""
+    """The options that a search and a refit have in common."""
 
     space_name: str
     search: SearchConfig
@@ -49,21 +49,21 @@ class RunRequest(ABC):
     name: str
     command: str
     keep: int
-    """Checkpoints that stay on disk when the run ends."""
+    """Number of checkpoints that stay on disk when the run ends."""
     resume: bool = False
-    """Go on with the run of that name instead of making it."""
+    """Whether to resume the run of that name instead of creating it."""
     seconds: float = math.inf
-    """Seconds of searching, over all resumes; then running trials end where they are."""
+    """Limit of the search time in seconds, summed over resumes; then running trials end at once."""
     gpu_hours: float = math.inf
-    """Hours of GPUs held by training trials, over all resumes."""
+    """Limit of the GPU hours held by training trials, summed over resumes."""
     save_seconds: float = 10.0
-    """Training that a trial loses at the most with its worker, unless an epoch is longer."""
+    """Seconds of training that a trial loses at most with its worker, unless an epoch is longer."""
     log: tuple[Target, ...] = ()
-    """Where else than in TensorBoard's files the trials are recorded."""
+    """Where to record the trials in addition to TensorBoard's files."""
     max_failures: int = 3
-    """Workers that a trial may lose before it counts as failed."""
+    """Number of workers that a trial may lose before it counts as failed."""
     trust_code: bool = False
-    """Run code that came with a run, also where it is not known here."""
+    """Whether to run code that came with a run even if it is not known here."""
     compile_mode: CompileMode = "auto"
     address: str | None = None
     gpus_per_trial: float | None = None
@@ -71,7 +71,7 @@ class RunRequest(ABC):
     concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        # A run that is there already goes on under the name that it has.
+        # An existing run is resumed under the name that it has.
         if not self.resume and (reason := why_not_name(self.name)):
             raise UsageError(
                 f"--name {quoted(self.name)} {reason}; write one such as first, and give --storage "
@@ -81,11 +81,11 @@ class RunRequest(ABC):
     @property
     @abstractmethod
     def space_text(self) -> str:
-        """What ``space.yaml`` of the run is to hold."""
+        """Text of the run's ``space.yaml``."""
 
     @property
     def kept_entries(self) -> dict[str, Any]:
-        """Entries of the run's record that say how its trials run, and on what budget."""
+        """Entries of the run's record that define how its trials run, and its budget."""
         budgets = {"budget_seconds": self.seconds, "budget_gpu_hours": self.gpu_hours}
         return {name: getattr(self, name) for name in KEPT} | {
             name: budget if math.isfinite(budget) else None for name, budget in budgets.items()
@@ -98,12 +98,12 @@ class RunRequest(ABC):
 
 
 def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Return what is asked for and, where nothing is, what the run was given that goes on.
+    """Return the given options, completed with those of the resumed run and the defaults.
 
     Args:
-        resumed: That run, if one goes on.
-        asked: Fields of ``RunRequest``; ``None`` or empty where the user does not say.
-        defaults: Such fields, where neither says.
+        resumed: The run to resume, if any.
+        asked: Fields of ``RunRequest``; ``None`` or empty where the user gave nothing.
+        defaults: Values of fields that neither of the two sets.
     """
     given = {name: getattr(resumed.record, name) for name in KEPT} if resumed else {}
     said = {name: value for name, value in asked.items() if value not in (None, ())}
@@ -113,7 +113,7 @@ def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) ->
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchRequest(RunRequest):
-    """All that a user can ask of a search."""
+    """A user's request for a search."""
 
     space: SearchSpace
     warm_start: tuple[Run, ...] = ()
@@ -121,7 +121,7 @@ class SearchRequest(RunRequest):
     study_storage: str | None = None
     """A journal file or the URL of a database where Optuna's study can be watched."""
     teacher: TeacherRecord | None = None
-    """The ensemble that new trials learn from; that of a run which goes on, its record names."""
+    """The ensemble that new trials learn from; a resumed run takes it from its record."""
 
     @property
     def space_text(self) -> str:
@@ -141,11 +141,11 @@ class SearchRequest(RunRequest):
         return {name: entry for name, entry in entries.items() if entry}
 
     def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
-        """Return where the plan of this search is kept: under a key of all that bears on its cost.
+        """Return the path of this search's plan; its key covers everything that affects the cost.
 
         Args:
-            splits: Its images.
-            capacity: What its trials get.
+            splits: Images of the search.
+            capacity: Resources of its trials.
         """
         fixed = {
             "space": self.space.resolved(),
@@ -154,17 +154,17 @@ class SearchRequest(RunRequest):
             "slots": capacity.to_plain(),
             "budget": [str(self.seconds), str(self.gpu_hours)],
             "compile": self.compile_mode,
-            # The same words may mean another search in another version.
+            # The same settings may mean another search in another version.
             "version": SCHEMA_VERSION,
         }
         text = json.dumps(fixed, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        # No run can have such a name.
+        # No run can have this name.
         return self.storage / ".plans" / f"{key}.json"
 
 
 def read_splits(request: RunRequest, console: Console) -> Splits:
-    """Load the images of a run, and say what was loaded and what the user should know of it.
+    """Load the images of a run, and print a summary and any notes on them.
 
     Raises:
         DataError: If they cannot be read.
@@ -187,14 +187,14 @@ def read_splits(request: RunRequest, console: Console) -> Splits:
 def load_searched(
     load: Callable[[Sequence[str]], SearchSpace], overrides: Sequence[str], resumed: Run | None
 ) -> SearchSpace:
-    """Load a space; a run of version 1 goes on stopping its trials, unless an override says else.
+    """Load a space; a resumed run of version 1 keeps stopping its trials, unless overridden.
 
-    In runs and spaces of that version, ``asha`` names what is ``asha-stop`` now.
+    In runs and spaces of that version, ``asha`` means what is now ``asha-stop``.
 
     Args:
-        load: Loads it, with overrides.
+        load: Loads the space with the given overrides.
         overrides: As in ``load_space``.
-        resumed: The run to go on with, if any.
+        resumed: The run to resume, if any.
     """
     space = load(overrides)
     key = SPACE_KEYS["scheduler"]
@@ -215,18 +215,18 @@ def make_search_request(
     data_dir: Path | None = None,
     **asked: Any,
 ) -> SearchRequest:
-    """Bring what a user asks for and what is known already into a request.
+    """Make a request from the user's options and what is already known.
 
     Args:
-        space: What to search, options that override it taken into it.
-        stem: Names the run, with the time, where ``name`` does not.
+        space: The space to search, with overriding options already applied.
+        stem: Prefix of the run's name if ``name`` is not given; the time follows.
         storage: Folder of the runs.
-        name: Of the run.
-        resumed: The run to go on with, which settles name, storage and images.
-        data_settings: Fields of ``DataConfig`` that go before what the space says; ``None`` where
-            the user does not say.
-        data_dir: Where downloads and decoded images are kept; ``None`` for where they were, if that
-            is here, or ``DATA_DIR``.
+        name: Name of the run.
+        resumed: The run to resume, which determines name, storage and images.
+        data_settings: Fields of ``DataConfig`` that override the space; ``None`` where the user
+            gave nothing.
+        data_dir: Where downloads and decoded images are kept; ``None`` for the resumed run's
+            folder if it exists here, else ``DATA_DIR``.
         asked: Other fields of ``SearchRequest``; see ``as_before``.
 
     Raises:
@@ -266,16 +266,16 @@ def make_search_request(
         )
     source = find_source(space.dataset) if space.dataset else known.source
     if resumed:
-        # Of a known source, all images are square.
+        # All images of a known source are square.
         if settings.get("resize") == "auto" or source in KNOWN:
             settings.pop("resize", None)
         if source not in KNOWN and not Path(source).exists():
             source = known.source
     data = build(DataConfig, {**to_plain(known), **settings, "source": source}, "dataset")
-    # The same images may have moved; whether they are the same, their fingerprint says.
+    # The same images may have moved; their fingerprint shows whether they are the same.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    # That of a run may be another user's, or another machine's.
+    # A run's data folder may be another user's, or on another machine.
     known_dir = Path(resumed.record.data_dir) if resumed else DATA_DIR
     if not known_dir.exists():
         known_dir = DATA_DIR

@@ -1,4 +1,4 @@
-"""What each trial gets of a cluster, and how trials fill its nodes."""
+"""The resources of each trial, and how trials fill the nodes of a cluster."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,12 +8,12 @@ from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.run.trial import threads_of
 
 ROUNDING = 1e-6
-"""Three thirds of a GPU are one."""
+"""Tolerance for sums of shares: three thirds of a GPU make one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class TrialResources:
-    """What one trial gets."""
+    """The resources of one trial."""
 
     gpus: float
     cpus: float
@@ -30,24 +30,24 @@ class TrialResources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CapacityPlan:
-    """What each trial gets, and how many trials fit at once."""
+    """The resources of each trial, and how many trials fit at once."""
 
     default: TrialResources
     count: int
-    """Trials of the default resources at once, on the cluster as it was when the search began."""
+    """Number of trials with default resources that fit at once when the search begins."""
     concurrent: int | None = None
-    """The most trials at once that the user wants."""
+    """The user's limit on the number of trials at once, if any."""
     own: Resources = field(default_factory=Resources)
-    """Other resources for some trials."""
+    """Different resources for some trials."""
     count_parameters: Callable[[TrialConfig], int] | None = None
-    """Counts a network's parameters; ``None`` where nobody asks."""
+    """Counts a network's parameters; ``None`` if that is not needed."""
 
     def to_plain(self) -> dict[str, float]:
         """Return the default resources and the number of trials, for the run's record."""
         return {"cpus": self.default.cpus, "gpus": self.default.gpus, "count": self.count}
 
     def resources_of(self, config: TrialConfig) -> TrialResources:
-        """Return what a trial gets: what its family gets, or more if its network is large."""
+        """Return the resources of a trial: those of its family, or more if its network is large."""
         resources = self._of_family(config.model.family)
         if (large := self.own.large) is None:
             return resources
@@ -59,7 +59,7 @@ class CapacityPlan:
         return self.count_parameters(config) if self.count_parameters else 0
 
     def all_resources(self) -> Iterator[TrialResources]:
-        """Yield all that a trial may get."""
+        """Yield all resources that a trial may get."""
         for family in ("", *self.own.by):
             resources = self._of_family(family)
             yield resources
@@ -76,7 +76,7 @@ class CapacityPlan:
 
 
 def resources_from(own: ShareConfig, default: TrialResources) -> TrialResources:
-    """Return what is asked for, and the default for what is not."""
+    """Return the resources that ``own`` sets, and ``default`` for the others."""
     return TrialResources(
         cpus=default.cpus if own.cpus is None else own.cpus,
         gpus=default.gpus if own.gpus is None else own.gpus,
@@ -91,15 +91,15 @@ def _larger(resources: TrialResources, least: ShareConfig) -> TrialResources:
 
 
 class Packing:
-    """Nodes as trials fill them, each trial on the first node that has its resources left."""
+    """Fills nodes with trials, each on the first node that has enough resources left."""
 
     def __init__(self, nodes: Sequence[Mapping[str, float]]) -> None:
         self._cpus = [node.get("CPU", 0.0) for node in nodes]
-        # A share of a GPU lies on one GPU.
+        # A share of a GPU is always on a single GPU.
         self._gpus = [[1.0] * int(node.get("GPU", 0)) for node in nodes]
 
     def add(self, resources: TrialResources) -> bool:
-        """Put a trial where it fits; say whether it does."""
+        """Place a trial where it fits; return whether it does."""
         for index, gpus in enumerate(self._gpus):
             if self._cpus[index] + ROUNDING < resources.cpus:
                 continue
@@ -115,7 +115,7 @@ class Packing:
         return False
 
     def add_all(self, resources: TrialResources) -> int:
-        """Put as many trials as fit; return their number."""
+        """Place as many trials as fit; return their number."""
         count = 0
         while self.add(resources):
             count += 1
@@ -123,5 +123,5 @@ class Packing:
 
 
 def count_of(number: float, noun: str) -> str:
-    """Return a number with its noun, in the plural where it is one."""
+    """Return a number with its noun, in the plural where needed."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"

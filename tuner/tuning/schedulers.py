@@ -11,20 +11,19 @@ from tuner.run.trial import Stop
 from tuner.tuning.promotion import Entry, FrontRung, Rung
 
 MIN_PEERS = 3
-"""Trials that the median rule wants to compare with before it stops one."""
+"""Number of trials that the median rule needs to compare with before it stops one."""
 Verdict = Stop | Literal["pause"] | None
-"""Why a trial stops, or that it waits at a rung, or that it goes on."""
+"""Why a trial stops, ``"pause"`` if it waits at a rung, or ``None`` if it continues."""
 Costs = tuple[float, ...]
-"""What a trial costs, by objective; less is better of each."""
+"""Costs of a trial, one per objective; lower is better."""
 Prefer = Callable[[Sequence[int]], int | None]
-"""From trials that wait, best first, to the one to promote; ``None`` for the one that is due."""
+"""Picks the trial to promote from those that wait, best first; ``None`` for the one due."""
 
 
 class Scheduler(Protocol):
-    """Judges trials by their validation score after each epoch, of which more is better.
+    """Judges trials by their validation score after each epoch; higher is better.
 
-    ``enter`` and ``judge`` leave the same state, so that a search that is resumed comes to where it
-    was.
+    ``enter`` and ``judge`` leave the same state, so that a resumed search is where it was before.
     """
 
     def judged_epochs(self, number: int) -> Collection[int]:
@@ -33,14 +32,14 @@ class Scheduler(Protocol):
     def enter(
         self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
     ) -> None:
-        """Take note of a trial's score after ``epoch``, without judging it.
+        """Record a trial's score after ``epoch``, without judging it.
 
         Args:
-            number: Of the trial.
-            epoch: Which it has come to the end of.
+            number: Number of the trial.
+            epoch: The epoch that it has completed.
             value: Its score.
-            tie: Of equal scores, the one with less is ahead, where scores are ranked.
-            costs: Other objectives, of which less is better; ``Asha`` ranks by them, too.
+            tie: Breaks ties where scores are ranked: the lower value is ahead.
+            costs: Other objectives, lower is better; ``Asha`` ranks by them, too.
 
         Raises:
             ValueError: If ``value`` is not finite, since NaN would pass every comparison.
@@ -49,28 +48,28 @@ class Scheduler(Protocol):
     def judge(
         self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
     ) -> Verdict:
-        """Take note of a trial's score after ``epoch``; say what it has to do.
+        """Record a trial's score after ``epoch``, and return what the trial has to do.
 
         Args and errors are those of ``enter``.
         """
 
 
 class Asha:
-    """Asynchronous successive halving, which promotes (Li et al. 2020, arXiv 1810.05934).
+    """Asynchronous successive halving with promotion (Li et al. 2020, arXiv 1810.05934).
 
-    Rungs lie at ``grace * reduction ** i`` epochs, below the last epoch. A trial that comes to a
-    rung waits there. Of the n trials that came to a rung, the best ``n // reduction`` may be
-    promoted, and so many at the most: a sampler that improves pushes earlier ones out of the best,
-    and would else promote more and more. A rung to which no trial can come any more promotes its
-    best trial at least, so that a search of few trials trains one of them to the end. Which ones
-    are the best, ``promotion`` says.
+    Rungs are at ``grace * reduction ** i`` epochs, below the last epoch. A trial that reaches a
+    rung waits there. The best ``n // reduction`` of the n trials that reached a rung may be
+    promoted, and no more than that many: a sampler that improves pushes earlier trials out of the
+    best, and would otherwise have more and more promoted. A rung that no further trial can reach
+    promotes at least its best trial, so that a search of few trials trains one of them to the end.
+    ``promotion`` defines which trials are the best.
 
-    Several methods take ``coming``: epoch of a rung -> trials under way that came there last; those
-    that came to no rung yet, or are still to be proposed, stand under 0.
+    Several methods take ``coming``: epoch of a rung -> number of trials under way that reached it
+    last; those that have not reached a rung, or are still to be proposed, count under 0.
 
     Args:
-        grace: The first rung.
-        reduction: The factor between two, and the trials at a rung of which one is promoted.
+        grace: Epochs of the first rung.
+        reduction: Factor between two rungs; one of this many trials at a rung is promoted.
         epochs: The last epoch of a trial.
         has_costs: Whether trials have costs.
     """
@@ -82,7 +81,7 @@ class Asha:
             epoch: make() for epoch in rung_epochs(grace, reduction, epochs)
         }
         self._last: dict[int, tuple[int, Entry]] = {}
-        """Trial -> the last rung that it came to, and its entry there."""
+        """Trial -> the last rung that it reached, and its entry there."""
 
     def judged_epochs(self, number: int) -> Collection[int]:
         """See ``Scheduler``."""
@@ -91,7 +90,7 @@ class Asha:
     def enter(
         self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
     ) -> None:
-        """See ``Scheduler``; a trial that goes beyond a rung has been promoted there."""
+        """See ``Scheduler``; a trial that continues beyond a rung was promoted there."""
         _check_finite(value)
         if epoch <= self.last_rung(number):
             return
@@ -109,17 +108,17 @@ class Asha:
         return "pause" if epoch in self.rungs else None
 
     def last_rung(self, number: int) -> int:
-        """Return the last rung that a trial came to; 0 before the first."""
+        """Return the last rung that a trial reached; 0 before the first."""
         return self._last[number][0] if number in self._last else 0
 
     def next_promotion(self, coming: Mapping[int, int], prefer: Prefer | None = None) -> int | None:
-        """Return the trial that is due to be promoted, if there is one: at the highest rung.
+        """Return the trial to promote next, if any: the one that is due at the highest rung.
 
         Args:
-            coming: See above.
-            prefer: Is asked at every second promotion. It may prefer another trial to the one that
-                is due, of those that wait at rungs with a place left: no rung promotes more, nor
-                gives its last place to another while its best trial waits.
+            coming: See ``Asha``.
+            prefer: Called at every second promotion. It may choose another trial than the one that
+                is due, among those that wait at rungs with a place left: no rung promotes more, or
+                gives its last place to another, while its best trial waits.
         """
         free = list(self._with_places(coming))
         best = ((rung, rung.waiting[0], places) for rung, places in reversed(free))
@@ -134,7 +133,7 @@ class Asha:
         return sum(rung.num_promoted for rung in self.rungs.values())
 
     def _with_places(self, coming: Mapping[int, int]) -> Iterator[tuple[Rung, int]]:
-        """Yield the rungs that may promote one more that waits, with all their places."""
+        """Yield the rungs that may promote one more waiting trial, with their number of places."""
         for epoch, most in self._most_arriving(coming).items():
             rung = self.rungs[epoch]
             places = self._places(len(rung.arrived), is_closed=most == len(rung.arrived))
@@ -142,28 +141,28 @@ class Asha:
                 yield rung, places
 
     def promote(self, number: int) -> None:
-        """Take note that a trial goes on, if it waits at a rung."""
+        """Record that a trial continues, if it waits at a rung."""
         if number in self._last:
             epoch, entry = self._last[number]
             self.rungs[epoch].num_promoted += self.rungs[epoch].take(entry)
 
     def leave(self, number: int) -> None:
-        """Take note that a trial will not be promoted any more, if it waits at a rung."""
+        """Record that a trial will not be promoted any more, if it waits at a rung."""
         if number in self._last:
             epoch, entry = self._last[number]
             if self.rungs[epoch].take(entry):
                 self.rungs[epoch].let_go.add(number)
 
     def give_up(self, coming: Mapping[int, int]) -> list[tuple[int, Stop]]:
-        """Let go of the trials that cannot be promoted any more, and say why of each."""
+        """Let go of the trials that cannot be promoted any more; return the reason for each."""
         gone: list[tuple[int, Stop]] = []
         for epoch in self.rungs:
-            # Each time anew: what has gone from a rung will not come to the next one.
+            # Recomputed each time: trials let go from a rung will not reach the next one.
             most, rung = self._most_arriving(coming)[epoch], self.rungs[epoch]
             places = self._places(most, is_closed=True)
             while rung.waiting:
                 last = rung.waiting[-1]
-                # Better ones that wait go first.
+                # Better trials that wait go first.
                 is_late = rung.num_promoted + len(rung.waiting) > places
                 if not is_late and rung.rank(last) <= places:
                     break
@@ -181,7 +180,7 @@ class Asha:
         return gone
 
     def _most_arriving(self, coming: Mapping[int, int]) -> dict[int, int]:
-        """Return how many trials will have come to each rung at the most."""
+        """Return the largest number of trials that can reach each rung."""
         most: dict[int, int] = {}
         below = num_promotable = 0
         for epoch, rung in self.rungs.items():
@@ -193,16 +192,16 @@ class Asha:
         return most
 
     def _places(self, num_arrived: int, *, is_closed: bool) -> int:
-        """Return how many of the trials that came to a rung may be promoted."""
+        """Return how many of the trials that reached a rung may be promoted."""
         return max(num_arrived // self.reduction, int(is_closed and num_arrived > 0))
 
 
 class StoppingAsha:
-    """Asynchronous successive halving, the variant that stops, as Ray Tune has it.
+    """The stopping variant of asynchronous successive halving, as in Ray Tune.
 
-    Rungs lie at ``grace * reduction ** i`` epochs, below the last epoch. A trial that comes to a
-    rung goes on if its score is in the best ``1 / reduction`` of those that came there before;
-    the first always goes on.
+    Rungs are at ``grace * reduction ** i`` epochs, below the last epoch. A trial that reaches a
+    rung continues if its score is in the best ``1 / reduction`` of those that reached it before;
+    the first always continues.
     """
 
     def __init__(self, *, grace: int, reduction: int, epochs: int) -> None:
@@ -210,7 +209,7 @@ class StoppingAsha:
         self.rungs: dict[int, list[float]] = {
             epoch: [] for epoch in rung_epochs(grace, reduction, epochs)
         }
-        """Epoch of the rung -> the scores that arrived, in their order."""
+        """Epoch of the rung -> scores of the trials that reached it, in order of arrival."""
 
     def judged_epochs(self, number: int) -> Collection[int]:
         """See ``Scheduler``."""
@@ -227,7 +226,7 @@ class StoppingAsha:
     def judge(
         self, number: int, epoch: int, value: float, tie: float = 0.0, costs: Costs = ()
     ) -> Stop | None:
-        """See ``Scheduler``; never pauses, here and below."""
+        """See ``Scheduler``; this and the schedulers below never pause a trial."""
         arrived = self.rungs.get(epoch, [])
         cut = float(np.quantile(arrived, 1 - 1 / self.reduction)) if arrived else -math.inf
         stop = Stop(rung=epoch, value=value, cut=cut, peers=len(arrived)) if value < cut else None
@@ -236,13 +235,13 @@ class StoppingAsha:
 
 
 class Hyperband:
-    """Hyperband without waiting: several ASHA that stop, each more patient than the one before.
+    """Asynchronous Hyperband: several brackets of stopping ASHA, each more patient than the last.
 
     The rungs of bracket s begin at ``grace * reduction ** s`` epochs; the last bracket has none.
-    Each trial is drawn into one bracket and judged by its peers there. A bracket with k rungs gets
-    trials in proportion to ``reduction ** k / (k + 1)``, so that all brackets train about as many
-    epochs (Li et al. 2018, JMLR 18:185, algorithm 1; drawn at random as by Klein et al. 2020, arXiv
-    2003.10865).
+    Each trial is assigned to a random bracket and judged by its peers there. A bracket with k rungs
+    gets trials in proportion to ``reduction ** k / (k + 1)``, so that all brackets train about the
+    same number of epochs (Li et al. 2018, JMLR 18:185, algorithm 1; random assignment as in Klein
+    et al. 2020, arXiv 2003.10865).
     """
 
     def __init__(self, *, grace: int, reduction: int, epochs: int, seed: int) -> None:
@@ -254,10 +253,10 @@ class Hyperband:
         num_rungs = np.array([len(bracket.rungs) for bracket in self.brackets])
         weights = float(reduction) ** num_rungs / (num_rungs + 1)
         self.shares = weights / weights.sum()
-        """Part of the trials that each bracket gets."""
+        """Share of the trials that each bracket gets."""
 
     def bracket(self, number: int) -> StoppingAsha:
-        """Return the bracket of trial ``number``, the same whenever it is asked for."""
+        """Return the bracket of trial ``number``, the same on every call."""
         draw = np.random.default_rng((self.seed, number)).choice(len(self.brackets), p=self.shares)
         return self.brackets[draw]
 
@@ -282,14 +281,14 @@ class Median:
     """The median stopping rule of Vizier (Golovin et al. 2017, section 3.2.2).
 
     From ``grace`` epochs on and below the last, a trial stops if its best score so far is below
-    the median of what the other trials had on average from their first epoch to this one. It
-    compares with those that came to this epoch before, if there are ``MIN_PEERS``.
+    the median of the other trials' mean scores from their first epoch to this one. It is compared
+    with the trials that reached this epoch before, if there are at least ``MIN_PEERS``.
     """
 
     def __init__(self, *, grace: int, epochs: int) -> None:
         self.judged = range(grace, epochs)
         self.averages: dict[int, list[float]] = {}
-        """Epoch -> the mean scores up to it of the trials that arrived, in their order."""
+        """Epoch -> mean score up to it of each trial that reached it, in order of arrival."""
         self._best: dict[int, float] = {}
         self._total: dict[int, float] = {}
 
@@ -319,7 +318,7 @@ class Median:
 
 
 def make_scheduler(search: SearchConfig) -> Scheduler:
-    """Return the scheduler that ``search`` names; ``none`` is stopping ASHA without a rung."""
+    """Return the scheduler that ``search`` names; ``none`` is stopping ASHA without rungs."""
     grace, reduction, epochs = search.grace, search.reduction, search.epochs
     match search.scheduler:
         case "asha":

@@ -1,4 +1,4 @@
-"""``search()``: the space, the data and the cluster brought together into a run."""
+"""``search()``: bring the space, the data and the cluster together in a run."""
 
 import contextlib
 from collections.abc import Callable
@@ -34,10 +34,10 @@ from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, wit
 
 
 def search(request: SearchRequest, console: Console) -> Run:
-    """Search a space and leave a run folder, or go on with one.
+    """Search a space in a new run folder, or resume a run.
 
     Args:
-        request: What to search, on what.
+        request: What to search, and on which images.
         console: Where progress is shown.
 
     Returns:
@@ -64,7 +64,7 @@ def search(request: SearchRequest, console: Console) -> Run:
         place.check_free()
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
-    # Of a run that goes on, too: it may be given its space anew, which holds none of them.
+    # Also when resuming: the space may be given again, without the portfolio.
     space = with_portfolio(
         space,
         earlier,
@@ -83,7 +83,7 @@ def search(request: SearchRequest, console: Console) -> Run:
         sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
         plan = request.plan_path(splits, capacity)
         if request.resume:
-            # It was a plan of one search, not of parts of it.
+            # The plan was made for one whole search, not for parts of it.
             (run.path / PLAN).unlink(missing_ok=True)
         elif plan.exists() and not request.warm_start:
             write_text(run.path / PLAN, read_text(plan))
@@ -122,7 +122,7 @@ def search(request: SearchRequest, console: Console) -> Run:
 
 
 def taught_before(request: SearchRequest, splits: Splits, console: Console) -> list[EarlierRun]:
-    """Read the earlier run that taught the sampler of a run which goes on, if one did."""
+    """Read the earlier run that taught the sampler of a resumed run, if there is one."""
     place = Run.open(request.storage / request.name).record.taught_by
     if place is None:
         return []
@@ -141,14 +141,14 @@ def study_place(request: SearchRequest, run: Run | None = None) -> StudyPlace | 
     """Return where a copy of the study is kept, if anywhere.
 
     Args:
-        request: What is asked for; of a run that goes on, the place that it had is kept.
-        run: Its run, where there is one already.
+        request: The search; a resumed run keeps its place unless another one is given.
+        run: Its run, if it exists already.
     """
     if request.resume:
         run = run or Run.open(request.storage / request.name)
     known = run.record.study_storage if run else None
     place = request.study_storage or known
-    # Names are given again, and times are not.
+    # A name may be reused; a start time is not.
     mark = f"{run.record.name} of {run.record.started}" if run else ""
     is_known = request.resume and place == known
     metric = request.search.metric
@@ -168,9 +168,9 @@ def settle_code(request: SearchRequest) -> None:
 
 
 def limit_violation_of(space: SearchSpace, splits: Splits) -> Callable[[TrialConfig], str]:
-    """Return what says by what a configuration exceeds the space's limits.
+    """Return a function that describes how a configuration exceeds the space's limits.
 
-    It raises ``UsageError`` where a configuration does not go with the images at all.
+    The function raises ``UsageError`` if a configuration does not fit the images at all.
     """
 
     def violation(config: TrialConfig) -> str:

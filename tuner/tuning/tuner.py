@@ -1,8 +1,8 @@
-"""What happens to each trial, from its proposal to its end.
+"""Decides what happens to each trial, from its proposal to its end.
 
-The tuner asks the proposer, has the scheduler judge each epoch, and minds the budget. It runs
-nothing itself and writes nothing: a driver asks it for trials (``next``) and leads what becomes of
-them here (``on``). ``ray_backend`` is such a driver, ``planning.simulated`` another.
+The tuner gets configurations from the proposer, has the scheduler judge each epoch, and enforces
+the budget. It neither runs nor writes anything itself: a driver requests trials (``next``) and
+passes their events back (``on``). ``ray_backend`` is one driver, ``planning.simulated`` another.
 """
 
 import math
@@ -35,62 +35,62 @@ from tuner.tuning.schedulers import Asha, Prefer, Scheduler
 
 DrainReason = Literal["", "interrupted", "budget", "patience", "broken"]
 Decision = Literal["continue", "pause", "stop"]
-"""Whether a worker goes on with its trial; one that is paused has to be saved, too."""
+"""What a worker does with its trial; a paused trial has to be saved, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """A trial as a worker is given it."""
+    """A trial as it is given to a worker."""
 
     number: int
     config: TrialConfig
     attempt: int
-    """How often the trial was given to a worker, with this time."""
+    """How often the trial was given to a worker, including this time."""
     num_epochs: int
-    """Epochs that are known, after which it goes on."""
+    """Number of known epochs, after which it continues."""
     resources: TrialResources
     num_parameters: int
     is_measured: bool
-    """Whether it is known what its network costs, or nobody asks."""
+    """Whether the costs of its network are known, or not needed."""
     halved_from: int | None
     """See ``TrialStatus``."""
     judged_epochs: tuple[int, ...]
-    """Those after which it may be paused or stopped."""
+    """Epochs after which it may be paused or stopped."""
     budget_seconds: float
-    """Time until the budget is spent."""
+    """Seconds until the budget is spent."""
 
 
 @dataclass(slots=True)
 class LiveTrial:
-    """What is known, beside its progress, of a trial that is under way or waits."""
+    """A trial that is under way or waits: what is known in addition to its progress."""
 
     resources: TrialResources
     num_judged: int = 0
-    """Epochs of which the scheduler knows; one that is trained again is not judged again."""
+    """Number of epochs that the scheduler knows; a repeated epoch is not judged again."""
     began: float = -math.inf
     """When it was last given to a worker, in seconds of the tuner's clock."""
     lost_on: list[str] = field(default_factory=list)
-    """The nodes on which it lost a worker; empty for a worker that had not said a word."""
+    """Nodes on which it lost a worker; an empty string for a worker that had sent no message."""
     ending: TrialEnded | None = None
-    """Its worker's last word, or the scheduler's decision."""
+    """Its worker's last message, or the scheduler's decision."""
     came_from: int | None = None
-    """The last rung that it came to, or 0 before the first; ``None`` while it goes to no other."""
+    """The last rung that it reached, 0 before the first; ``None`` if it heads for no other one."""
 
 
 class Tuner:
     """Decides what the trials of a search do.
 
     Attributes:
-        state: How the search stands.
+        state: Current state of the search.
         live: Trials under way, by number.
         paused: Trials that wait at a rung, by number.
-        observers: Are told of each event; the one that records the run comes first.
-        draining: Why no trial is started any more and running ones end, if so.
-        reason: Why going on is not worth it, where the search ends by its patience.
-        failures: Number and reason of each trial that failed since this search began or went on.
-        num_started: Trials that were proposed, over all resumes.
-        prefer: Says in the last third of the budget which of the waiting trials to promote, at
-            every second promotion; see ``Asha.next_promotion``.
+        observers: Notified of each event; the one that records the run comes first.
+        draining: Why no more trials are started and running ones end; empty otherwise.
+        reason: Why continuing is not worth it, if the search ends by its patience.
+        failures: Number and reason of each trial that failed since the search began or resumed.
+        num_started: Number of trials proposed, over all resumes.
+        prefer: Chooses the waiting trial to promote at every second promotion in the last third of
+            the budget; see ``Asha.next_promotion``.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class Tuner:
         self.failures: list[tuple[int, str]] = []
         self.num_started = 0
         self._reached: dict[int, float] = {}
-        """Trial that has ended, or is paused -> its best score, where the search has patience."""
+        """Trial that has ended, or is paused -> its best score, if the search has patience."""
         self.prefer: Prefer | None = None
         self._waiting: deque[tuple[int, LiveTrial]] = deque()
         self._asha = scheduler if isinstance(scheduler, Asha) else None
         self._under_way: Counter[int] = Counter()
-        """How many trials have come from each rung, and go on; see ``LiveTrial.came_from``."""
+        """Rung -> number of trials that left it and continue; see ``LiveTrial.came_from``."""
         self._is_exhausted = False
         """Whether the proposer has no more configurations."""
 
@@ -134,24 +134,24 @@ class Tuner:
         """Return the next trial to start.
 
         Args:
-            has_room: Whether one more trial finds its place beside those that run.
+            has_room: Returns whether one more trial fits alongside the running ones.
 
         Returns:
-            ``wait`` where none can be started for now, ``done`` where none will be.
+            ``wait`` if none can be started for now, ``done`` if none will be.
         """
-        # Asked before there is room: no node need come for a search to end.
+        # Checked before room: a search can end without waiting for a node.
         if self.is_draining() or not self.has_more:
             if not self.live:
                 self.end_waiting()
             return "wait" if self.live else "done"
         if self._next_promotion() in self.live:
-            # Its worker is about to give it back.
+            # Its worker is about to return it.
             return "wait"
-        # More trials than there is room for would be proposed before they could learn from those
-        # under way.
+        # Trials beyond the available room would be proposed before the sampler could learn from
+        # those under way.
         if not has_room([trial.resources for trial in self.live.values()]):
             return "wait"
-        # A trial under way may lose its worker, and has to be started again then.
+        # A trial under way may lose its worker, and then has to be started again.
         return self._start() or ("wait" if self.live else "done")
 
     @property
@@ -169,30 +169,30 @@ class Tuner:
         return self.num_started if promoted is None else promoted
 
     def is_draining(self) -> bool:
-        """Whether no trial is started any more, for ``draining`` or because the budget is spent."""
+        """Whether no trial is started any more: ``draining`` is set, or the budget is spent."""
         if not self.draining and self.is_over:
             self.draining = "budget"
         return bool(self.draining)
 
     @property
     def is_over(self) -> bool:
-        """Whether running trials end where they are, for the budget is spent."""
+        """Whether running trials end at once because the budget is spent."""
         return self.draining == "budget" or self.spending.is_over
 
     @property
     def budget_seconds(self) -> float:
-        """Time until the budget is spent, with as many GPUs held as are now; infinite without."""
+        """Seconds until the budget is spent with the GPUs held now; infinite without a limit."""
         held = sum(trial.resources.gpus for trial in list(self.live.values()))
         return self.spending.seconds_left(held)
 
     @property
     def _num_to_propose(self) -> int:
-        """Trials that may still be proposed."""
+        """Number of trials that may still be proposed."""
         left = self.spending.budget.trials - self.num_started
         return 0 if self._is_exhausted else max(0, left)
 
     def _next_promotion(self) -> int | None:
-        """Return the paused trial that is due to go on, if there is one."""
+        """Return the paused trial to promote next, if there is one."""
         if self._asha is None:
             return None
         prefer = self.prefer if self.prefer and self._is_last_third else None
@@ -204,16 +204,16 @@ class Tuner:
         return self.spending.share(self.num_started) >= 2 / 3
 
     def _coming(self) -> Counter[int]:
-        """Return how many trials are on their way to each rung; see ``Asha``."""
+        """Return the number of trials under way by the last rung they reached; see ``Asha``."""
         coming = self._under_way.copy()
         coming[0] += self._num_to_propose
         return coming
 
     def _set_ending(self, number: int, trial: LiveTrial, ending: TrialEnded | None) -> None:
-        """Note how a trial that is under way, or waits for a worker, will end, or that it goes on.
+        """Record how a trial under way, or waiting for a worker, will end; ``None`` to continue.
 
-        Counted here, for each event: to look through a thousand trials would take longer than all
-        else that is to be decided.
+        Rungs are counted here, per event: looking through a thousand trials would take longer than
+        all other decisions.
         """
         trial.ending = ending
         if self._asha is None:
@@ -225,7 +225,7 @@ class Tuner:
             self._under_way[trial.came_from] += 1
 
     def _start(self) -> Assignment | None:
-        """Take up a waiting trial, promote one, or propose a new one; ``None`` if there is none."""
+        """Start a waiting trial, promote one, or propose a new one; ``None`` if there is none."""
         if (given := self._take_up() or self._propose()) is not None:
             return given
         # Now that no more are proposed, one that waited for others may be due.
@@ -275,8 +275,8 @@ class Tuner:
         attempt: int,
     ) -> Assignment:
         self._set_ending(number, trial, None)
-        # In the state first, which the observer that records the run writes: a trial's status is
-        # there before its worker starts.
+        # Apply the event first: the observer that records the run writes the state, so a trial's
+        # status exists before its worker starts.
         started = TrialStarted(
             number=number,
             config=config,
@@ -291,7 +291,7 @@ class Tuner:
         self._tell(started)
         trial.began = self.spending.clock()
         self.live[number] = trial
-        # One that was promoted waits no more; see COUNTED.
+        # A promoted trial no longer waits; see COUNTED.
         self._reached.pop(number, None)
         return Assignment(
             number=number,
@@ -306,13 +306,13 @@ class Tuner:
             budget_seconds=self.budget_seconds,
         )
 
-    # What becomes of it
+    # What happens to it
 
     def on(self, event: Event) -> Decision:
-        """Take a worker's message; say whether its trial goes on."""
+        """Process a worker's message; return whether its trial continues."""
         match event:
             case TrialPlaced():
-                # The first word of every worker: where it is.
+                # The first message of every worker: where it is.
                 self._tell(event)
                 self.spending.begin_epoch(event.number, self.live[event.number].resources.gpus)
             case TrialMeasured():
@@ -329,10 +329,10 @@ class Tuner:
         return "continue"
 
     def _go_on(self, event: TrialStarted) -> Decision:
-        """Have a trial go on after other epochs than it was known to be at, with its worker.
+        """Continue a trial after the epochs that its worker reports, if others were known.
 
-        Short of memory, or with a state that it cannot use, it trains some again. Others may have
-        been saved, and not heard, by a worker that was lost.
+        A worker that is short of memory, or cannot use the saved state, repeats some epochs. A lost
+        worker may have saved others without reporting them.
         """
         progress = self.state.trials[event.number]
         kept = num_alike(progress.history, event.history)
@@ -376,11 +376,11 @@ class Tuner:
         return "stop"
 
     def _decide_at_rung(self, number: int, trial: LiveTrial) -> Decision:
-        """Decide what a trial does that came to a rung.
+        """Decide what a trial does at the rung that it has reached.
 
-        It goes on at once if its slot, given back, would take up this same trial.
+        It continues at once if its slot, once free, would be given to this same trial.
         """
-        # On its way it is no more, which bears on what is due.
+        # It is no longer on its way, which affects which trial is due.
         self._set_ending(number, trial, TrialEnded(number=number, state="paused"))
         if not self.is_draining() and self._next_promotion() == number:
             self._set_ending(number, trial, None)
@@ -392,7 +392,7 @@ class Tuner:
         return "pause" if trial.ending.state == "paused" else "stop"
 
     def _score(self, number: int, row: EpochMetrics) -> tuple[float, float, tuple[float, ...]]:
-        """Return what a trial's epoch is judged by, what decides between equals, and its costs."""
+        """Return the score, the tie-breaker and the costs by which a trial's epoch is judged."""
         metric = self.state.search.metric
         score = score_of(row, metric)
         assert score is not None, "a run records its metric"
@@ -419,11 +419,11 @@ class Tuner:
     # How it ends
 
     def end(self, number: int, lost: str = "") -> None:
-        """Close a trial's books.
+        """Record the end of a trial.
 
         Args:
-            number: Which trial.
-            lost: Why its worker is gone, if that is how it ended.
+            number: Number of the trial.
+            lost: Why its worker was lost, if that is how it ended.
         """
         trial = self.live.pop(number)
         self.spending.leave_epoch(number)
@@ -440,9 +440,9 @@ class Tuner:
         self._stop_hopeless()
 
     def _weigh_going_on(self) -> None:
-        """End the search if what is to come is not worth the patience that it has.
+        """End the search if the gain that is still expected is not worth its patience.
 
-        One trial at least is trained to its end: on many slots, all may wait at the first rung.
+        At least one trial is trained to its end: with many slots, all may wait at the first rung.
         """
         patience, metric = self.state.search.patience, self.state.search.metric
         is_one_left = bool(self.live) or self.has_more
@@ -460,14 +460,14 @@ class Tuner:
             self._reached[number] = self._score(number, best)[0]
 
     def _stop_hopeless(self) -> None:
-        """Stop the paused trials that cannot be promoted any more, however the others do."""
-        # When a search that was interrupted goes on, more trials come.
+        """Stop the paused trials that can no longer be promoted, whatever the others achieve."""
+        # When an interrupted search is resumed, more trials follow.
         if self._asha is None or self.is_draining():
             return
         for number, stop in self._asha.give_up(self._coming()):
             ending = self._stopped(number, stop)
             if number in self.live:
-                # It came there just now, and its worker is about to give it back.
+                # It has just arrived, and its worker is about to return it.
                 self._set_ending(number, self.live[number], ending)
             else:
                 del self.paused[number]
@@ -475,7 +475,7 @@ class Tuner:
 
     def _close(self, ending: TrialEnded) -> None:
         number = ending.number
-        # Recorded before the proposer learns of it: what it learns after a kill, it reads there.
+        # Record it before the proposer learns of it: after a kill, it learns from the record.
         self._tell(replace(ending, time=now()))
         self._note_reached(number)
         history = self.state.trials[number].history
@@ -498,13 +498,13 @@ class Tuner:
         *,
         is_excused: bool = False,
     ) -> None:
-        """Have a trial whose worker is gone taken up again, or end it.
+        """Queue a trial whose worker was lost to be started again, or end it.
 
         Args:
-            number: Which trial.
+            number: Number of the trial.
             saved: The epochs that its worker had saved.
-            fatal: Why it may not go on, if so.
-            is_excused: Whether the loss says nothing of the trial.
+            fatal: Why it may not continue, if so.
+            is_excused: Whether the loss says nothing about the trial.
         """
         trial = self.live[number]
         if self._has_ended(number, saved):
@@ -520,14 +520,14 @@ class Tuner:
             self._waiting.append((number, self.live.pop(number)))
 
     def requeue(self, number: int, saved: Sequence[EpochMetrics]) -> None:
-        """Have a trial taken up again whose worker is gone for no fault of its own or its node."""
+        """Queue a trial again whose worker was lost through no fault of its own or its node."""
         if self._has_ended(number, saved):
             self.end(number)
         else:
             self._waiting.append((number, self.live.pop(number)))
 
     def _has_ended(self, number: int, saved: Sequence[EpochMetrics]) -> bool:
-        """Whether a trial had ended when it lost its worker; if not, go back to what was saved."""
+        """Whether a trial had ended when it lost its worker; if not, revert to its saved epochs."""
         trial, progress = self.live[number], self.state.trials[number]
         if trial.ending is None:
             kept = num_alike(progress.history, saved)
@@ -540,11 +540,11 @@ class Tuner:
         return trial.ending is not None
 
     def withdraw(self, number: int, how: str) -> None:
-        """Have a trial without a worker end where it is, to be taken up when the run goes on.
+        """Interrupt a trial without a worker where it is; it continues when the run is resumed.
 
         Args:
-            number: Which trial.
-            how: What became of its worker.
+            number: Number of the trial.
+            how: What happened to its worker.
         """
         epoch = len(self.state.trials[number].history)
         reason = f"after epoch {epoch}, {how}"
@@ -552,7 +552,7 @@ class Tuner:
         self._set_ending(number, self.live[number], ending)
 
     def end_waiting(self) -> None:
-        """End the trials that lost their worker and, now that nothing starts, get no other."""
+        """End the trials that lost their worker and, now that nothing starts, get no other one."""
         while self._waiting:
             number, trial = self._waiting.popleft()
             # The others were interrupted in an earlier session of the run.
@@ -561,19 +561,19 @@ class Tuner:
                 self.withdraw(number, "with its worker")
                 self.end(number)
 
-    # How it goes on after a resume
+    # How it continues after a resume
 
     def restore(self, trials: Sequence[TrialRecord]) -> int:
-        """Come to where an earlier session of this search had come.
+        """Restore the state that an earlier session of this search had reached.
 
-        The proposer learns of the trials that ended, the rungs are filled in the order in which
-        their epochs ended, and the others wait to be promoted or to be taken up again.
+        The proposer learns from the trials that ended, the rungs are filled in the order in which
+        epochs ended, and the other trials wait to be promoted or started again.
 
         Args:
-            trials: As their folders tell them, with the epochs after which they can go on.
+            trials: Records from the trials' folders, with the epochs after which they can continue.
 
         Returns:
-            How many trials the space does not hold, after it was changed.
+            Number of trials that lie outside the space, which may have changed.
         """
         num_outside = 0
         restored: dict[int, LiveTrial] = {}
@@ -593,8 +593,8 @@ class Tuner:
             else:
                 num_outside += not self.proposer.add(config, state, record.history, number)
             if state == "running" and record.status.passed < len(record.history):
-                # An epoch of which the scheduler's word was lost is judged again; one that was
-                # interrupted had passed.
+                # An epoch whose verdict was lost is judged again; an interrupted trial had passed
+                # its last one.
                 unjudged.add((number, len(record.history)))
             self._note_reached(number)
             self.num_started = max(self.num_started, number + 1)
@@ -627,9 +627,9 @@ class Tuner:
         return record.status.state == "paused" and is_at_rung and record.status.passed < epoch
 
     def _restore_rungs(self, trials: Sequence[TrialRecord], arrived: Sequence[int]) -> None:
-        """Tell ASHA which trials were promoted from the rung that they came to last.
+        """Inform ASHA which trials were promoted from the last rung that they reached.
 
-        Of those that ``arrived`` there, in the order in which they did, it is decided now.
+        The trials that ``arrived`` there are decided now, in their order of arrival.
         """
         if self._asha is None:
             return
@@ -650,7 +650,7 @@ class Tuner:
         self._waiting = deque(waiting.items())
         for number in arrived:
             trial = self.live[number]
-            # The one before may have ended it, too.
+            # The trial before may have ended this one, too.
             if trial.ending is None:
                 self._decide_at_rung(number, trial)
         for number in arrived:
@@ -662,7 +662,7 @@ class Tuner:
         self._stop_hopeless()
 
     def _resources_of(self, record: TrialRecord) -> TrialResources:
-        """Return what a trial of an earlier session held, or what it is to go on with."""
+        """Return the resources that a trial of an earlier session held, or will continue with."""
         status = record.status
         if status.state in OPEN or status.cpus is None or status.gpus is None:
             return self.resources_of(record.config)

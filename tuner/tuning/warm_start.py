@@ -1,9 +1,9 @@
-"""What a search takes over from earlier runs: what is tried first, and what its sampler learns.
+"""Warm starts from earlier runs: what a search tries first, and what its sampler learns.
 
-Accuracies of one set of images say nothing about another, so that runs are brought together by
-ranks: of the configurations that complement each other best over the runs, the first are tried
-first. One run alone teaches a sampler that learns, too: its accuracies if they can be compared with
-those of the search, else its order.
+Accuracies on one set of images say nothing about another, so runs are combined by ranks: the
+configurations that complement each other best over the runs are tried first. A single run also
+teaches a sampler that learns: with its accuracies if they are comparable with those of the search,
+else with its order.
 """
 
 from collections import Counter
@@ -33,25 +33,25 @@ from tuner.tuning.resources import count_of
 from tuner.tuning.sampling.sampler import Sampler
 
 PORTFOLIO = 8
-"""Configurations of earlier runs that are tried first, at the most."""
+"""Maximum number of configurations of earlier runs that are tried first."""
 LARGEST_SHARE = 4
-"""They are one in this many trials of the search, at the most."""
+"""They are at most one in this many trials of the search."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierRun:
-    """A run as another search sees it."""
+    """An earlier run as a new search sees it."""
 
     run: Run
     trials: Sequence[TrialRecord]
-    """Those that ended or are paused, the best by the metric of the search first."""
+    """The trials that ended or are paused, best first by the metric of the search."""
     is_alike: bool
-    """Whether its accuracies can be compared with those of the search: it trained on the same
-    images, and for as many epochs."""
+    """Whether its accuracies are comparable with those of the search: it trained on the same images
+    and for the same number of epochs."""
 
     @property
     def name(self) -> str:
-        """Its name, as it was asked for; of a copy, its record has another one."""
+        """Name of its folder, as requested; the record of a copied run has another name."""
         return self.run.path.name
 
 
@@ -59,9 +59,9 @@ def read_runs(runs: Sequence[Run], search: SearchConfig, splits: Splits) -> list
     """Read the trials of earlier runs.
 
     Args:
-        runs: Which.
-        search: That they are for.
-        splits: Its images.
+        runs: The earlier runs.
+        search: The search that uses them.
+        splits: Images of the search.
 
     Raises:
         DataError: If a run did not record the metric, and its images are not to be found.
@@ -75,7 +75,7 @@ def read_runs(runs: Sequence[Run], search: SearchConfig, splits: Splits) -> list
             and splits.split_fingerprint == record.split_fingerprint
         )
         if has_same_images:
-            # Wherever they were when the run was searched.
+            # Use these labels: the run's own images may have moved.
             ranked = run.by(search.metric, splits.val.labels.cpu().numpy)
         else:
             ranked = ranked_by(run, search.metric)
@@ -88,7 +88,7 @@ def read_runs(runs: Sequence[Run], search: SearchConfig, splits: Splits) -> list
                 "this search is on the same, --data or --data-dir says where they are; else put "
                 "them back, or search by --metric accuracy."
             ) from None
-        # A paused one has been told to the sampler of its own run, too.
+        # The sampler of its own run learned from paused trials, too.
         ended = [trial for trial in trials if trial.status.state not in OPEN - {"paused"}]
         check_records(ended)
         is_alike = has_same_images and record.search.epochs == search.epochs
@@ -106,15 +106,15 @@ def with_portfolio(
 ) -> SearchSpace:
     """Return a space whose first baselines are the portfolio of earlier runs.
 
-    A run alone that is alike brings none to a sampler that learns from it, which knows how good its
-    configurations are.
+    A single comparable run adds none if the sampler learns from it, because the sampler then knows
+    how good its configurations are.
 
     Args:
-        space: What will be searched.
+        space: The space to search.
         runs: Earlier runs, of any spaces and images.
         storage: Folder of the runs that ``pretrained`` models start from.
-        console: Where it is said what is tried, and what does not fit.
-        limit_violation: Says which of the space's limits a configuration exceeds.
+        console: Where to print what is tried, and what does not fit.
+        limit_violation: Returns which of the space's limits a configuration exceeds.
     """
     is_known = len(runs) == 1 and runs[0].is_alike and can_teach(runs[0], space.search)
     if not runs or is_known:
@@ -140,15 +140,15 @@ def with_portfolio(
 
 
 def can_teach(earlier: EarlierRun, search: SearchConfig) -> bool:
-    """Whether the sampler of a search learns from a run: TPE makes something of its order, too."""
+    """Whether the sampler of a search learns from a run; TPE can use its order alone."""
     return search.sampler == "tpe" or (search.learns and earlier.is_alike)
 
 
 def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
-    """Add a run's trials to what the sampler knows; they are no peers for those of the search.
+    """Add a run's trials to what the sampler knows; trials of the search are not judged by them.
 
-    Of a run that is not alike it learns which ones were better than others, and no accuracy, and
-    may propose them again.
+    From a run that is not comparable, it learns only which trials were better than others, not
+    their accuracies, and may propose their configurations again.
     """
     trials = earlier.trials
     shares = {trial.number: place / len(trials) for place, trial in enumerate(trials)}
@@ -172,13 +172,14 @@ def choose(regrets: NDArray[np.float64], size: int) -> list[int]:
     """Return the columns that complement each other best, chosen one after another.
 
     Args:
-        regrets: (S, N), of N configurations on S sets of images, or in S runs; 0 is the best.
-        size: How many.
+        regrets: Regrets of N configurations on S sets of images or in S runs, shape (S, N); 0 is
+            the best.
+        size: Number of columns to choose.
     """
     chosen: list[int] = []
     reached = np.ones((len(regrets), 1))
     for _ in range(min(size, regrets.shape[1])):
-        # Where none brings the sets on, the one that is good on most of them.
+        # If none improves a set, take the one that is best on average.
         order = np.lexsort((regrets.mean(axis=0), np.minimum(regrets, reached).mean(axis=0)))
         chosen.append(next(column for column in order.tolist() if column not in chosen))
         reached = np.minimum(reached, regrets[:, chosen[-1:]])
@@ -186,22 +187,23 @@ def choose(regrets: NDArray[np.float64], size: int) -> list[int]:
 
 
 Key = tuple[tuple[str, Plain], ...]
-"""The parameters of a configuration, by which it is known in several runs."""
+"""The parameters of a configuration, which identify it across runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ranks:
-    """How good the configurations of a run were among its own."""
+    """The ranks of a run's configurations within the run."""
 
     by_key: Mapping[Key, float]
     """Share of the run's trials that were better.
 
-    What a run has not tried counts as its last. On the tables of ``tests/benchmarks`` a guess from
-    the nearest configurations that it has tried, or from all by their distance, chose no better.
+    A configuration that a run has not tried counts as its last. On the tables of
+    ``tests/benchmarks``, estimates from the nearest configurations that it has tried, or from all
+    by their distance, chose no better.
     """
     params: Mapping[Key, Mapping[str, Plain]]
     misfits: Counter[str]
-    """What is in the way -> trials that cannot be tried in the space."""
+    """Obstacle -> number of trials that it keeps from being tried in the space."""
 
 
 def _ranks_of(
@@ -227,22 +229,22 @@ def _ranks_of(
             misfits["its constraints"] += 1
         elif trial.is_scored:
             key = tuple(sorted(found.items()))
-            # Of a configuration that was trained several times, the best one counts.
+            # If a configuration was trained several times, the best trial counts.
             by_key.setdefault(key, place / len(earlier.trials))
             params.setdefault(key, found)
     return _Ranks(by_key=by_key, params=params, misfits=misfits)
 
 
 class MisfitError(Exception):
-    """The parameter of a configuration that a space cannot give."""
+    """Names a parameter of a configuration that a space cannot produce."""
 
 
 def params_in(axis: Axis, config: Mapping[str, Any]) -> dict[str, Plain]:
-    """Return what a space searches of a configuration; what it fixes is taken from the space.
+    """Return the parameters of a configuration that a space searches; it fixes the others itself.
 
     Args:
         axis: The space's axes, or a part of them.
-        config: As ``TrialConfig.to_dict`` gives it.
+        config: Result of ``TrialConfig.to_dict``.
 
     Raises:
         MisfitError: With the first parameter that the configuration lacks, or whose value the
@@ -275,7 +277,7 @@ def _with_baselines(
 ) -> SearchSpace:
     """Return a space that tries these parameters first, as if its file said so.
 
-    So does the run's own: a search that goes on tries what is left of them.
+    The run's own ``space.yaml`` says so, too: a resumed search tries the remaining ones.
     """
     plain = yaml.safe_load(space.resolved())
     own = plain.get("baseline", [])

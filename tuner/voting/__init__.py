@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 
 SMALLEST_PROB = 1e-12
-"""Probabilities below it count as this much in logarithms: 27.6 nats at most for an image."""
+"""Probabilities below this count as this in logarithms: at most 27.6 nats per image."""
 
 
 def floored(probs: Tensor, floor: float) -> Tensor:
-    """Raise probabilities to ``floor`` and normalize anew; a floor of 0 leaves them as they are.
+    """Raise probabilities below ``floor`` to it and renormalize; a floor of 0 changes nothing.
 
     Args:
         probs: Shape (..., K), each row summing to 1, up to rounding.
-        floor: The least probability, in [0, 1 / K).
+        floor: Lowest probability, in [0, 1 / K).
     """
     if not floor:
         return probs
@@ -44,16 +44,16 @@ def soft_vote(probs: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(f"weights must not be negative, got {weights.tolist()}")
     if not torch.isclose(weights.sum(), weights.new_ones(()), atol=1e-4):
         raise ValueError(f"weights must sum to 1, got {weights.sum().item():g}")
-    # Ten tenths are above 1 in float32, and the NLL of a sure vote would be below 0.
+    # In float32, ten tenths sum to more than 1, and the NLL of a sure vote would be negative.
     return (weights[:, None, None] * probs).sum(dim=0).clamp(max=1)
 
 
 def uniform(members: Tensor, count: int) -> Tensor:
-    """Return equal weights to some of ``count`` candidates, and none to the others.
+    """Return equal weights for some of ``count`` candidates, and 0 for the others.
 
     Args:
-        members: Positions of those that vote, int64, shape (M,).
-        count: Candidates.
+        members: Positions of the candidates that vote, int64, shape (M,).
+        count: Number of candidates.
 
     Returns:
         Float64, shape (count,), summing to 1.
@@ -78,7 +78,7 @@ def probs_of_truth(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def shares_by_class(labels: Tensor) -> Tensor:
-    """Return each image's share of a mean in which all classes count the same.
+    """Return each image's share in a mean that weights all classes equally.
 
     Args:
         labels: int64, shape (N,).
@@ -95,6 +95,6 @@ def mean_over_images(values: Tensor, shares: Tensor | None) -> Tensor:
 
     Args:
         values: Shape (..., N).
-        shares: Of the images, summing to 1, shape (N,); ``None`` for equal ones.
+        shares: Shares of the images, summing to 1, shape (N,); ``None`` for equal ones.
     """
     return values.mean(dim=-1) if shares is None else values @ shares.to(values)

@@ -11,17 +11,17 @@ FOLDS = 5
 def cross_fit(
     choose: Callable[[Tensor], Tensor], num_images: int, *, folds: int = FOLDS, seed: int = 0
 ) -> Tensor:
-    """Predict each image by what was chosen without it.
+    """Predict each image with the choice that was made without it.
 
     The best of many figures is partly luck, and so is a weight fitted to the images it is scored
-    on. Here the whole choice is made again for each fold, on the other folds.
+    on. So the whole choice is repeated for each fold, on the other folds.
 
     Args:
-        choose: From the positions of the images to choose on, int64, to the probabilities of all
-            images by that choice, shape (N, K).
+        choose: Takes the positions of the images to choose on, int64, and returns the
+            probabilities of all images by that choice, shape (N, K).
         num_images: N, at least 2.
-        folds: Parts of the images.
-        seed: Of the division.
+        folds: Number of parts.
+        seed: Seed of the division.
 
     Returns:
         Probabilities, float64, shape (N, K).
@@ -41,7 +41,7 @@ def cross_fit(
 
 
 def parts_of(num_images: int, *, folds: int = FOLDS, seed: int = 0) -> tuple[Tensor, ...]:
-    """Divide the positions of images at random, the same way each time."""
+    """Divide the image positions into random parts, reproducible by ``seed``."""
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     return order.tensor_split(min(folds, num_images))
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from tuner.voting import mean_over_images, probs_of_truth
 
 ROUNDS = 40
-"""Picks a bag at most: the cap that keeps the selection from fitting the images it is made on."""
+"""Maximum picks per bag: the cap that keeps the selection from overfitting its images."""
 BAGS = 20
-"""Random halves of the candidates, as in section 2.3 of the paper."""
+"""Number of bags: random halves of the candidates, as in section 2.3 of the paper."""
 
 
 def greedy_weights(
@@ -22,24 +22,24 @@ def greedy_weights(
 ) -> Tensor:
     """Choose members by forward selection with replacement, averaged over bags of candidates.
 
-    In each bag, the candidate whose vote joins best is added, again and again, and the picks up to
-    the lowest NLL count. Each bag holds the best single candidate, from which it starts: as the
-    NLL is convex in the vote, their average is never above that of the best single one.
+    In each bag, the candidate that gives the vote the lowest NLL is added, again and again, and
+    the picks up to the lowest NLL reached count. Each bag starts from the best single candidate:
+    as the NLL is convex in the vote, that of the bags' average is never above this candidate's.
     The order of the candidates does not matter.
 
     Source: Caruana, Niculescu-Mizil, Crew & Ksikes (2004), Ensemble Selection from Libraries of
-    Models. They bag over candidates likewise; their start is the best N candidates, ours one.
+    Models. They bag candidates, too, but start from the best N of them; we start from one.
 
     Args:
         probs: Class probabilities of the candidates, shape (M, N, K).
         labels: int64, shape (N,).
-        shares: Of the images in the NLL, summing to 1, shape (N,); ``None`` for equal ones.
-        rounds: Picks a bag, at least 1.
-        bags: At least 1; a single one holds all candidates.
-        seed: Of the bags.
+        shares: Shares of the images in the NLL, summing to 1, shape (N,); ``None`` for equal ones.
+        rounds: Maximum picks per bag, at least 1.
+        bags: Number of bags, at least 1; a single one holds all candidates.
+        seed: Seed of the bags.
 
     Returns:
-        Share of the picks, float64, shape (M,), summing to 1.
+        Shares of the picks, float64, shape (M,), summing to 1.
     """
     of_truth = probs_of_truth(probs, labels).float()
     alone = mean_over_images(of_truth.double().log(), shares)
@@ -60,7 +60,7 @@ def greedy_weights(
 
 
 def _forward_selection(of_truth: Tensor, shares: Tensor | None, rounds: int) -> Tensor:
-    """Pick rows of ``of_truth``, shape (M, N), the first one first; give their positions."""
+    """Return the positions of the rows picked from ``of_truth``, shape (M, N), starting with 0."""
     picks = [0]
     total = of_truth[0].clone()
     best, best_length = mean_over_images(total.log(), shares), 1

@@ -1,4 +1,4 @@
-"""Temperatures: calibration that leaves every decision of what it is fitted to as it is."""
+"""Temperatures: calibration that changes no decision of the vote or member it is fitted to."""
 
 import math
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from torch import Tensor
 
 RANGE = (0.05, 20.0)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-"""Probabilities below it count as this much, since float32 holds them with fewer digits or as 0.
+"""Probabilities below this count as this, because float32 holds them with fewer digits or as 0.
 
-It is 87 nats. A floor as high as that of the NLL, 28 nats, would hide how sure a member is that
-needs a temperature of 5 or more.
+It is 87 nats. A floor as high as that of the NLL, 28 nats, would hide the confidence of a member
+that needs a temperature of 5 or more.
 """
 
 
 def soften(probs: Tensor, temperature: float) -> Tensor:
-    """Divide the logarithms of probabilities by a temperature and normalize anew.
+    """Divide log-probabilities by a temperature and renormalize.
 
-    Above 1 it makes them less confident, below 1 more. The order of the classes stays.
+    A temperature above 1 makes them less confident, below 1 more. The order of the classes stays.
 
     Args:
         probs: Shape (..., K).
-        temperature: Above 0; 1 gives back ``probs`` in float64.
+        temperature: Above 0; 1 returns ``probs`` in float64.
 
     Returns:
-        Float64, of the same shape.
+        Float64, same shape.
     """
     probs = probs.double()
     if temperature == 1:
@@ -38,7 +38,7 @@ def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
 
     Args:
         probs: Shape (M, N, K).
-        temperatures: One a member; those at 1 stay as they are.
+        temperatures: One per member; 1 leaves a member unchanged.
 
     Returns:
         Shape (M, N, K).
@@ -48,27 +48,27 @@ def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def fit_temperature(probs: Tensor, labels: Tensor) -> float:
-    """Return the temperature of the lowest NLL (Guo et al. 2017), between 0.05 and 20.
+    """Return the temperature with the lowest NLL (Guo et al. 2017), between 0.05 and 20.
 
-    The NLL is that of smoothed labels, or the best temperature would be the lowest one wherever
-    every image is right. The more images, the less they are smoothed.
+    The NLL uses smoothed labels; otherwise the best temperature would be the lowest one wherever
+    every image is right. More images mean less smoothing.
 
-    An average of calibrated members is underconfident (Rahaman & Thiery 2021): a vote needs a
-    temperature of its own, whether its members have theirs or not.
+    An average of calibrated members is underconfident (Rahaman & Thiery 2021): a vote needs its
+    own temperature, whether or not its members have theirs.
 
     Args:
-        probs: Of a vote or a member, shape (N, K).
+        probs: Probabilities of a vote or a member, shape (N, K).
         labels: int64, shape (N,).
     """
-    from scipy.optimize import minimize_scalar  # A fifth of a second; to predict needs none of it.
+    from scipy.optimize import minimize_scalar  # Takes 0.2 s; prediction does not need it.
 
     num_images, num_classes = probs.shape
     logs = probs.double().clamp(min=SMALLEST_NORMAL).log()
     of_truth = logs.gather(1, labels.to(probs.device)[:, None]).mean()
     of_others = (logs.sum(dim=1).mean() - of_truth) / (num_classes - 1)
     # Platt (1999), "Probabilistic outputs for support vector machines": under a uniform prior, the
-    # MAP estimates after N right ones are the targets, (N + 1) / (N + 2) for what is true and
-    # 1 / (N + 2) for what is not, here shared by the other classes.
+    # MAP estimates after N right ones are the targets: (N + 1) / (N + 2) for the true class and
+    # 1 / (N + 2) for what is not true, here shared by the other classes.
     of_target = ((num_images + 1) * of_truth + of_others) / (num_images + 2)
 
     def nll(log_temperature: float) -> float:

@@ -8,7 +8,7 @@ from tuner.errors import TunerError
 from tuner.voting import probs_of_truth
 
 NEGLIGIBLE = 1e-3
-"""Weights below it are taken for none."""
+"""Weights below this are set to 0."""
 
 
 class NoWeightsError(TunerError):
@@ -18,13 +18,13 @@ class NoWeightsError(TunerError):
 def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
     """Return the non-negative weights, summing to one, whose vote has the lowest NLL.
 
-    The NLL is convex in the weights (a linear opinion pool; Breiman 1996 stacks regressions so),
-    hence the minimum does not depend on where the search begins.
+    The NLL is convex in the weights (a linear opinion pool; Breiman 1996 stacks regressions this
+    way), so the minimum does not depend on the starting point.
 
     Args:
         probs: Class probabilities of the candidates, shape (M, N, K).
         labels: int64, shape (N,).
-        shares: Of the images in the NLL, summing to 1, shape (N,); ``None`` for equal ones.
+        shares: Shares of the images in the NLL, summing to 1, shape (N,); ``None`` for equal ones.
 
     Returns:
         Float64, shape (M,); weights that would be below ``NEGLIGIBLE`` are 0.
@@ -33,7 +33,7 @@ def fitted_weights(probs: Tensor, labels: Tensor, shares: Tensor | None = None) 
         NoWeightsError: If the search for them fails, as it may where members are sure of what is
             wrong.
     """
-    # A third of a second, for which a search would wait, too.
+    # Takes a third of a second, which a search would otherwise wait for, too.
     from scipy.optimize import Bounds, LinearConstraint, minimize
 
     of_truth = probs_of_truth(probs, labels).double().numpy()

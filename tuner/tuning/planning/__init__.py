@@ -1,1 +1,1 @@
-"""What a search would take: measured, then simulated."""
+"""Estimates the cost of a search: measures configurations, then simulates searches."""

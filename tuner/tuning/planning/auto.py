@@ -1,19 +1,19 @@
 """The rules of ``--space auto``: from images, machine and time to a search space.
 
-1. **Recipes** are shipped spaces: ``transfer`` where weights of its networks lie on this machine,
-   ``cnn`` where trials have GPUs, ``small`` everywhere. They are tried in this order, and the first
-   is taken that has networks which fit, with those.
-2. A network **fits** if the time holds ``TRAININGS`` whole trainings, as many at once as there is
-   room for, each of enough epochs, and if one of them takes at most ``LONGEST_SHARE`` of the time.
-   Where none fits, the quickest is taken.
-3. **Images** are as large as those of the data set at their median, as far as networks fit: sides
-   are tried from the largest down.
+1. **Recipes** are shipped spaces: ``transfer`` if weights of its networks are on this machine,
+   ``cnn`` if trials have GPUs, ``small`` always. They are tried in this order. The first one that
+   has networks that fit is used, with those networks.
+2. A network **fits** if the time is enough for ``TRAININGS`` whole trainings, as many at once as
+   there is room for, each of enough epochs, and if one of them takes at most ``LONGEST_SHARE`` of
+   the time. If none fits, the fastest is used.
+3. **Images** are as large as the median of the data set, if networks fit: sides are tried from the
+   largest down.
 4. **Batches** leave ``STEPS`` steps in an epoch, or half as many.
-5. **Epochs**: as many as leave the time for ``TRAININGS`` whole trainings, up to where more would
-   gain little; trials are compared after a quarter and a half of them.
-6. **Trials**: as many as a simulated search brings to its end in the time.
+5. **Epochs**: as many as leave time for ``TRAININGS`` whole trainings, up to where more would gain
+   little; trials are compared after a quarter and a half of them.
+6. **Trials**: as many as a simulated search completes in the time.
 
-The seconds of an epoch are measured: a few steps of each network, as ``plan`` does.
+The seconds of an epoch are measured on a few steps of each network, as in ``plan``.
 """
 
 import copy
@@ -25,28 +25,28 @@ from typing import Any
 from tuner.data.survey import Survey
 
 SIDES = (128, 96, 64, 48, 32)
-"""Sides of images that are considered, in pixels; a search keeps all images in memory."""
+"""Candidate sides of images in pixels; a search keeps all images in memory."""
 TRAININGS = 12
-"""Whole trainings that the time has to hold: where half of the trials stop at each of two rungs,
-these are 24 trials, of which 6 run their course and can vote."""
+"""Number of whole trainings for which the time has to be enough: if half of the trials stop at each
+of two rungs, these are 24 trials, of which 6 are trained to the end and can vote."""
 LEAST_TRAININGS = 6
-"""The same, where no network fits."""
+"""The same, if no network fits."""
 LONGEST_SHARE = 0.25
-"""Share of the time for one training: a sampler learns from what has ended."""
+"""Largest share of the time for one training: a sampler learns from trials that have ended."""
 STEPS = 24
-"""In an epoch, at the least, with the smaller of the two batches."""
+"""Minimum number of steps per epoch, with the smaller of the two batch sizes."""
 BATCHES = (16, 64)
 GPU_BATCHES = (32, 512)
-"""Least and largest batch; a GPU wants larger ones."""
+"""Smallest and largest batch size; a GPU needs larger ones."""
 REDUCTION = 2
 QUARTERS = REDUCTION**2
-"""Parts of a training: trials are compared after the first and the second."""
+"""Parts of a training: trials are compared after the first and the second part."""
 TRANSFER_SIDE = 64
-"""Pixels to which pretrained networks enlarge smaller images, at the least."""
+"""Minimum side in pixels to which pretrained networks enlarge smaller images."""
 PIXELS = ("crop", "cutout")
 """Keys of ``augment`` that are in pixels."""
 MOST_STAGES = {"cnn": 6, "speednet": 5}
-"""Most stages of the families that halve the side from stage to stage."""
+"""Maximum number of stages of the families that halve the side from stage to stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,19 +55,19 @@ class Recipe:
 
     space: str
     enough: int
-    """Training images that a network sees, all epochs together, to have learnt something."""
+    """Training images that a network has to see, over all epochs, to learn something."""
     most: int
-    """Images beyond which it gains little."""
+    """Training images, over all epochs, beyond which a network gains little."""
     epochs: tuple[int, int]
-    """Least number for ``enough``, and largest for ``most``."""
+    """Smallest and largest number of epochs, for both ``enough`` and ``most``."""
 
     def enough_epochs(self, num_train: int) -> int:
-        """Return the epochs that a network has to be given."""
+        """Return the number of epochs that a network needs."""
         least, most = self.epochs
         return min(most, max(least, round(self.enough / num_train)))
 
     def most_epochs(self, num_train: int) -> int:
-        """Return the epochs beyond which it gains little."""
+        """Return the number of epochs beyond which a network gains little."""
         least, most = self.epochs
         return min(most, max(least, round(self.most / num_train)))
 
@@ -79,14 +79,14 @@ SMALL = Recipe(space="small", enough=20_000, most=2_000_000, epochs=(4, 100))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What a search has."""
+    """The resources of a search."""
 
     slots: int
-    """Trials at once."""
+    """Number of trials at once."""
     has_gpu: bool
-    """Whether trials have one."""
+    """Whether trials have a GPU."""
     seconds: float
-    """Time of the search."""
+    """Search time in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +95,12 @@ class Network:
 
     recipe: Recipe
     name: str
-    """Name of its family or, for a pretrained one, its own."""
+    """Name of its family, or its own name if it is pretrained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What the rules have come to, but for the number of trials."""
+    """The result of the rules, except for the number of trials."""
 
     recipe: Recipe
     names: tuple[str, ...]
@@ -108,35 +108,35 @@ class Choice:
     side: int
     epochs: int
     batch_size: int
-    """The smaller of the two."""
+    """The smaller of the two batch sizes."""
     trainings: float
-    """Whole trainings that the time holds."""
+    """Number of whole trainings for which the time is enough."""
 
 
 def recipes_of(num_weights: int, has_gpu: bool) -> list[Recipe]:
-    """Return the recipes to consider, the best first.
+    """Return the recipes to consider, best first.
 
     Args:
-        num_weights: Pretrained networks whose weights lie on this machine.
+        num_weights: Number of pretrained networks whose weights are on this machine.
         has_gpu: Whether trials have GPUs.
     """
     return [*([TRANSFER] if num_weights else []), *([GPU] if has_gpu else []), SMALL]
 
 
 def sides_of(side: int) -> tuple[int, ...]:
-    """Return the sides to consider, the largest first: none above that of the images themselves."""
+    """Return the sides to consider, largest first: up to the images' own, or else the smallest."""
     return tuple(known for known in SIDES if known <= side) or SIDES[-1:]
 
 
 def batch_size_of(num_train: int, has_gpu: bool) -> int:
-    """Return the largest power of two that leaves ``STEPS`` steps in an epoch."""
+    """Return the largest power of two that leaves ``STEPS`` steps per epoch, within the limits."""
     least, most = GPU_BATCHES if has_gpu else BATCHES
     fitting = 1 << (num_train // STEPS).bit_length() >> 1
     return min(most, max(least, fitting))
 
 
 def epochs_within(epoch_seconds: float, machine: Machine, trainings: float) -> int:
-    """Return how many epochs each of so many trainings can have."""
+    """Return how many epochs each of ``trainings`` trainings can have."""
     of_all = machine.slots * machine.seconds / (trainings * epoch_seconds)
     of_one = LONGEST_SHARE * machine.seconds / epoch_seconds
     return int(min(of_all, of_one))
@@ -152,11 +152,11 @@ def choose(
     """Choose recipe, networks, side, batches and epochs.
 
     Args:
-        networks: Those of the best recipe first.
-        seconds_of: Network, side of the images -> seconds of an epoch with its validation.
-        sides: To consider, the largest first.
-        images: How many there are.
-        machine: What there is to search on.
+        networks: The candidates, those of the best recipe first.
+        seconds_of: Returns the seconds of an epoch with its validation, for a network and a side.
+        sides: Sides to consider, largest first.
+        images: Survey of the images.
+        machine: The resources of the search.
     """
 
     def chosen(recipe: Recipe, fitting: Sequence[Network], side: int, trainings: float) -> Choice:
@@ -164,7 +164,7 @@ def choose(
         epochs = min(
             epochs_within(slowest, machine, trainings), recipe.most_epochs(images.num_train)
         )
-        # In quarters, so that no rung lies beside the end.
+        # A multiple of QUARTERS, so that no rung is right before the end.
         epochs = epochs // QUARTERS * QUARTERS or max(1, epochs)
         return Choice(
             recipe=recipe,
@@ -192,15 +192,15 @@ def choose(
 
 
 def space_of(choice: Choice, base: Mapping[str, Any], *, is_mirrored: bool) -> dict[str, Any]:
-    """Return a recipe's space as it was chosen, as plain values; its trials are still the recipe's.
+    """Return a recipe's space for a choice, as plain values; the number of trials is the recipe's.
 
-    What is measured in pixels, for images of 32, grows with the side of the images; small networks
-    get a stage more for each doubling of it.
+    Values in pixels, meant for images of side 32, scale with the side of the images; small networks
+    get one more stage for each doubling of it.
 
     Args:
         choice: What was chosen.
         base: The recipe's space, resolved.
-        is_mirrored: Whether a mirror image shows the same.
+        is_mirrored: Whether a mirrored image shows the same thing.
     """
     plain = copy.deepcopy(dict(base))
     scale = choice.side / 32
@@ -239,19 +239,19 @@ def space_of(choice: Choice, base: Mapping[str, Any], *, is_mirrored: bool) -> d
 
 
 def _axis(values: Sequence[Any]) -> Any:
-    """Return the axis of these values, or the only one."""
+    """Return an axis of the distinct values, or the value if there is only one."""
     distinct = list(dict.fromkeys(values))
     return {"choice": distinct} if len(distinct) > 1 else distinct[0]
 
 
 def _scaled(axis: Any, scale: float) -> Any:
-    """Return pixels, or a choice of them, for images of another side."""
+    """Scale pixels, or a choice of them, to another side of the images."""
     values = axis["choice"] if isinstance(axis, dict) else [axis]
     return _axis([round(scale * value) for value in values])
 
 
 def _add_stages(model: dict[str, Any], more: int) -> None:
-    """Add so many stages to the networks of a model's families, as far as they can have them."""
+    """Add ``more`` stages to the networks of a model's families, up to ``MOST_STAGES``."""
     for family, most in MOST_STAGES.items():
         params = model.get(family)
         if params and "stages" in params:

@@ -1,4 +1,4 @@
-"""``--space auto`` at work: networks measured, the rules of ``auto`` asked, a space written."""
+"""``--space auto``: measure networks, apply the rules of ``auto``, and write a space."""
 
 import functools
 import math
@@ -53,16 +53,16 @@ from tuner.tuning.request import SearchRequest
 from tuner.tuning.resources import CapacityPlan, TrialResources
 
 DEFAULT_SECONDS = 1800.0
-"""Time of a search where none is given."""
+"""Default search time in seconds."""
 MEASURED_SHARE = 0.05
-"""Share of the time in which networks are begun to be measured, twice at most."""
+"""Share of the time in which measurements may start; networks are measured twice at most."""
 MOST_BLANKS = 2048
 MOST_BLANK_BYTES = 2**28
-"""Images on which networks are measured, and their bytes, at the most; an epoch of more images
-takes longer by their number."""
+"""Maximum number of images on which networks are measured, and of their bytes; for more images, the
+time of an epoch is scaled by their number."""
 DRAWS, SIMULATIONS = 40, 5
 LEAST_LEFT = 0.9
-"""Share of the time for the search itself, however long the measuring took."""
+"""Minimum share of the time for the search itself, however long measuring took."""
 LEAST_TRIALS, MOST_TRIALS = 8, 300
 
 
@@ -72,15 +72,15 @@ def settled(
 ) -> Iterator[SearchRequest]:
     """Make a space for the images, the machine and the time of a request, and show it.
 
-    The cluster stays connected for the block, for the search to be run there.
+    The cluster stays connected for the block, so that the search can run there.
 
     Args:
         make: Returns the request for a space.
-        overrides: ``KEY=VALUE`` each, as for ``load_space``; they go before the rules.
+        overrides: ``KEY=VALUE`` each, as for ``load_space``; they override the rules.
         console: Where the space is shown.
 
     Yields:
-        The request with its space, and with what is left of its time.
+        The request with its space, and with the remaining time.
 
     Raises:
         UsageError: If no data are named, or no network can be trained on them.
@@ -126,7 +126,7 @@ def _file(recipe: Recipe) -> Path:
 
 
 def _gpus_of(capacity: CapacityPlan) -> float:
-    """Return the GPUs of all trials at once; 0 hours of none last for ever."""
+    """Return the GPUs of all trials at once; without any, a tiny number: GPU hours never end."""
     return capacity.count * capacity.default.gpus or math.ulp(0.0)
 
 
@@ -139,20 +139,20 @@ class _Maker:
     machine: Machine
     console: Console
     measured: dict[Network, tuple[int, Measured]] = field(default_factory=dict)
-    """Side of the images, and what was found."""
+    """Network -> side of the images, and the measurement."""
     configs: dict[tuple[Network, int], TrialConfig] = field(default_factory=dict)
-    """By network and side of the images."""
+    """Network and side of the images -> configuration."""
     began: float = field(default_factory=time.monotonic)
 
     @property
     def machine_left(self) -> Machine:
-        """What there is still to search on."""
+        """The machine with the remaining time."""
         seconds = self.machine.seconds
         left = max(seconds - (time.monotonic() - self.began), LEAST_LEFT * seconds)
         return replace(self.machine, seconds=left)
 
     def make(self) -> SearchSpace:
-        """Measure on small images, choose, measure what was chosen as it will be, choose again."""
+        """Measure on small images, choose, measure the choice at its own size, and choose again."""
         networks = self.networks()
         sides = self.sides()
         self.measure(networks, sides[-1])
@@ -167,7 +167,7 @@ class _Maker:
         return self.space(choice)
 
     def is_asked(self, key: str) -> bool:
-        """Whether the user has settled a part of ``search:``."""
+        """Whether the user has set ``key`` of ``search:``."""
         return f"search.{key}" in said_of(self.overrides)
 
     def sides(self) -> tuple[int, ...]:
@@ -177,7 +177,7 @@ class _Maker:
         return (self.images.side,) if is_known else sides_of(self.images.side)
 
     def networks(self) -> list[Network]:
-        """Return what may be searched, the best recipe first."""
+        """Return the networks to consider, those of the best recipe first."""
         names = yaml.safe_load(_file(TRANSFER).read_text(encoding="utf-8"))["space"]["model"]
         at_hand = weights_at_hand(names["pretrained"]["name"]["choice"])
         networks = []
@@ -194,9 +194,9 @@ class _Maker:
         return choose(usable, self.seconds_of, sides, self.images, self.machine_left)
 
     def measure(self, networks: Sequence[Network], side: int) -> None:
-        """Train a few steps of each network on blank images, in all places at once.
+        """Train a few steps of each network on blank images, on all slots at once.
 
-        With neighbours, as in the search: alone it would be quicker.
+        Other networks run at the same time, as in the search: one alone would be faster.
         """
         count = max(len(networks), self.capacity.count)
         configs = [self.config_of(network, side) for network in islice(cycle(networks), count)]
@@ -223,7 +223,7 @@ class _Maker:
                 lambda number: None,
                 windows=1,
             )
-        # With folds, each of so many networks trains an epoch.
+        # With folds, an epoch trains one network per fold.
         share = (self.request.data.folds or 1) * self.images.num_train / len(blanks.train)
         for place, network in enumerate(networks):
             own = [one for one in found[place :: len(networks)] if one is not None]
@@ -233,7 +233,7 @@ class _Maker:
                 self.measured[network] = side, failed or replace(own[0], epoch_seconds=seconds)
 
     def seconds_of(self, network: Network, side: int) -> float:
-        """Return the seconds of an epoch; of another side than measured, by the operations."""
+        """Return the seconds of an epoch, scaled by FLOPs from the side that was measured."""
         measured_side, one = self.measured[network]
         flops, known = (
             self.flops_of(self.config_of(network, at), at) for at in (side, measured_side)
@@ -245,7 +245,7 @@ class _Maker:
         return max(1, count_cost(config.model, self.images.num_classes, shape).flops)
 
     def config_of(self, network: Network, side: int) -> TrialConfig:
-        """Return the configuration that stands for a network: its baseline, or else a draw."""
+        """Return the configuration that represents a network: its baseline, or else a draw."""
         if (network, side) not in self.configs:
             self.configs[network, side] = self._config_of(network, side)
         return self.configs[network, side]
@@ -267,12 +267,12 @@ class _Maker:
         return space_of(choice, base_of(choice.recipe), is_mirrored=is_mirrored)
 
     def load(self, plain: dict[str, Any]) -> SearchSpace:
-        """Read a space; of its baselines, what the user has settled otherwise is left out."""
+        """Load a space; baseline values that the user's overrides exclude are left out."""
         text = yaml.safe_dump(plain, sort_keys=False)
         return load_space(Path(AUTO), self.overrides, self.request.storage, text=text)
 
     def space(self, choice: Choice) -> SearchSpace:
-        """Return the space of what was chosen, with its number of trials and the reasons."""
+        """Return the space for a choice, with the number of trials and the reasons."""
         plain = self.plain(choice)
         data = self.request.data
         settings = {
@@ -294,13 +294,13 @@ class _Maker:
         return self.load(dict(sorted(plain.items(), key=lambda entry: entry[0] != "description")))
 
     def trials(self, choice: Choice, space: SearchSpace) -> int:
-        """Return how many trials the time holds."""
+        """Return how many trials fit into the time."""
         costs = []
         for seed in range(DRAWS):
             config = space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
             network = Network(recipe=choice.recipe, name=_name_of(config))
             if network not in self.measured:
-                # The user has settled the model, which was measured in the place of each.
+                # The user has fixed the model, which was measured in place of each network.
                 network = Network(recipe=choice.recipe, name=choice.names[0])
             _, one = self.measured[network]
             ratio = self.flops_of(config, choice.side) / self.flops_of(
@@ -319,7 +319,7 @@ class _Maker:
         return most_trials(costs, space.search, self.machine_left.seconds, fit)
 
     def reasons(self, choice: Choice, trials: int) -> Iterator[str]:
-        """Yield a line for each part of the space, with the numbers that it goes by."""
+        """Yield a line for each part of the space, with the numbers behind it."""
         images, machine = self.images, self.machine
         yield f"Made by --space auto, for {machine.seconds / 60:.3g} minutes."
         count = f"{images.num_train} to train on, {images.num_val} to validate on"
@@ -352,12 +352,12 @@ def most_trials(
     seconds: float,
     fit: Callable[[Sequence[TrialResources]], bool],
 ) -> int:
-    """Return how many trials simulated searches bring to their end in a time, at the median.
+    """Return how many trials simulated searches complete in a given time, at the median.
 
     Args:
-        costs: Of configurations of the space.
-        search: What is simulated, with other numbers of trials.
-        seconds: The time.
+        costs: Costs of configurations of the space.
+        search: The search to simulate, with varying numbers of trials.
+        seconds: The time in seconds.
         fit: See ``simulate_search``.
     """
 
@@ -375,7 +375,7 @@ def most_trials(
     low, high = LEAST_TRIALS, LEAST_TRIALS
     while high < MOST_TRIALS and ends(high):
         low, high = high, min(MOST_TRIALS, 2 * high)
-    # To a tenth, since simulations differ by as much.
+    # To within a tenth, since simulations differ by as much.
     while high - low > max(1, low // 10):
         middle = (low + high) // 2
         low, high = (middle, high) if ends(middle) else (low, middle)
@@ -391,7 +391,7 @@ def _first_config(space: SearchSpace) -> TrialConfig:
 
 
 def _name_of(config: TrialConfig) -> str:
-    """Return what a configuration's network is called here."""
+    """Return the name of a configuration's network, as in ``Network``."""
     return str(config.model.params.get("name") or config.model.family)
 
 
@@ -409,7 +409,7 @@ def families_of(base: dict[str, Any]) -> Sequence[str]:
 
 
 def _blanks(images: Survey, side: int) -> Splits:
-    """Return images without content, as many as are measured on, of this side."""
+    """Return noise images of a given side, as many as are measured on."""
     room = max(1, MOST_BLANK_BYTES // (images.channels * side**2))
     number = min(images.num_train, MOST_BLANKS, room)
     generator = torch.Generator().manual_seed(0)

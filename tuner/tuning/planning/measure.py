@@ -1,4 +1,4 @@
-"""What configurations cost, measured in the places that trials would get, as many at once."""
+"""Measures the cost of configurations, on as many slots at once as a search uses."""
 
 import math
 import statistics
@@ -30,34 +30,34 @@ from tuner.tuning.ray_backend.trainable import free_memory, is_out_of_memory, li
 from tuner.tuning.resources import TrialResources
 
 WINDOW_SECONDS = 1.0
-"""Seconds of steps and validation, in turn, that are timed together in a longer epoch."""
+"""Seconds of training steps followed by validation that are timed together in a longer epoch."""
 WINDOWS = 4
-"""After one to warm up; their mean counts."""
+"""Number of timed windows, after one for warm-up; their mean counts."""
 WRITINGS = 3
-"""Times that a trial's files are written; their mean counts."""
+"""Number of times that a trial's files are written; the mean time counts."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What one configuration costs."""
+    """The measured cost of one configuration."""
 
     config: TrialConfig
     resources: TrialResources
     start_seconds: float = 0.0
-    """Until a worker was there, and what a fresh one takes longer over its first steps."""
+    """Seconds until a worker was ready, plus the extra time of a fresh worker's first steps."""
     setup_seconds: float = 0.0
-    """Before the first epoch; all there is of a configuration with a problem."""
+    """Seconds before the first epoch; for a configuration with a problem, all seconds spent."""
     epoch_seconds: float = 0.0
-    """Seconds of an epoch of all images, with its validation."""
+    """Seconds of an epoch of all images, including validation."""
     write_seconds: float = 0.0
-    """Seconds of writing a trial's files, where the training waits for them."""
+    """Seconds of writing a trial's files while the training waits for them."""
     parameters: int = 0
     memory: int | None = None
-    """Bytes at the most, of the GPU or else the process; ``None`` if the system does not tell."""
+    """Peak bytes of the GPU, or else of the process; ``None`` if the system does not report it."""
     checkpoint_bytes: int = 0
     state_bytes: int = 0
-    """Size of what a trial goes on from, there while it runs."""
+    """Size in bytes of the state that a trial resumes from, which exists while it runs."""
     problem: str = ""
     """Why it could not be trained; empty if it could."""
 
@@ -73,27 +73,27 @@ def measure_all(
     *,
     windows: int = WINDOWS,
 ) -> list[Measured | None]:
-    """Measure configurations, the first ones first, until the time is up.
+    """Measure configurations, each family in turn, until the time is up.
 
-    As many run at once as trials would: neighbours on a machine slow each other down. One of each
-    family is measured however long it takes.
+    As many run at once as trials would, because neighbours on a machine slow each other down. One
+    of each family is measured, however long it takes.
 
     Args:
-        configs: Which.
-        resources_of: Returns what each gets.
-        at_once: Trials at once.
+        configs: The configurations to measure.
+        resources_of: Returns the resources of each.
+        at_once: Number of trials at once.
         payload: ``data`` and ``initial_weights``, as ``train_trial`` takes them.
-        folder: Where files may be written as trials write theirs.
-        seconds: From the first answer, after which no other one is begun.
-        tell: Told how many have been measured.
+        folder: Where to write files as trials write theirs.
+        seconds: Seconds after the first result in which more measurements may start.
+        tell: Called with the number measured so far.
         windows: See ``measure``.
 
     Returns:
-        What each configuration costs; ``None`` for those that were not measured.
+        The cost of each configuration; ``None`` for those that were not measured.
     """
     question: Callable[..., Any] = measure
-    # As Ray has it by itself for what asks for GPUs from the beginning, but not by options(): their
-    # processes end after each answer, and give back the memory that they hold.
+    # Ray does this by itself for tasks declared with GPUs, but not for GPUs set by options(): the
+    # process ends after each result and frees the memory that it holds.
     tasks = [ray.remote(max_retries=0, max_calls=calls)(question) for calls in (0, 1)]
     packed = {name: ray.put(value) for name, value in payload.items()}
     order = _by_turns(configs)
@@ -108,7 +108,7 @@ def measure_all(
         index = pending.pop(promise)
         found[index] = _answer(promise, configs[index], resources_of(configs[index]))
         tell(sum(measured is not None for measured in found))
-        # Until then workers have started, which takes its own time.
+        # Up to then workers were starting, which takes its own time.
         deadline = min(deadline, time.monotonic() + seconds)
 
     for place, index in enumerate(order):
@@ -134,7 +134,7 @@ def _answer(promise: Any, config: TrialConfig, resources: TrialResources) -> Mea
     try:
         return ray.get(promise)  # type: ignore[no-any-return]
     except (KilledError, WorkerCrashedError):
-        # Of a machine that runs low on memory, Ray kills a worker and says so at length.
+        # When a machine runs low on memory, Ray kills a worker and reports it at length.
         problem = "its worker was killed, most likely for want of memory"
         return Measured(config=config, resources=resources, problem=problem)
 
@@ -163,12 +163,12 @@ def measure(
 
     Args:
         plain: The configuration.
-        resources: What it gets.
-        folder: Where files may be written.
-        asked: When, in seconds since 1970.
-        data: What ``pack`` gave.
-        initial_weights: What ``pack_initial_weights`` gave.
-        windows: Times of about a second that are timed, at most.
+        resources: Its resources.
+        folder: Where to write files.
+        asked: When the measurement was requested, in seconds since 1970.
+        data: Result of ``pack``.
+        initial_weights: Result of ``pack_initial_weights``.
+        windows: Maximum number of timed windows, of about a second each.
     """
     waited = time.time() - asked
     began = time.perf_counter()
@@ -228,7 +228,7 @@ class _Probe:
             timed = []
             for epoch in islice(epochs, windows):
                 timed.append(epoch.figures.seconds)
-            # Not the median: what slows some of the steps here slows some of the search's, too.
+            # Not the median: what slows some steps here also slows some steps of the search.
             seconds = statistics.fmean(timed)
             sizes, writing = self._write(epoch, folder)
             return Measured(
@@ -255,7 +255,7 @@ class _Probe:
         )
 
     def _write(self, epoch: Epoch, folder: AnyPath) -> tuple[dict[str, int], float]:
-        """Write an epoch's files as a trial does; give their sizes and the seconds."""
+        """Write an epoch's files as a trial does; return their sizes in bytes and the seconds."""
         with scratch(folder, "epoch-") as path:
             times = []
             for _ in range(WRITINGS):
@@ -275,7 +275,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int | None:
-    """Return the most memory since ``_reset_peak`` less what processes share: images, libraries."""
+    """Return the peak memory since ``_reset_peak``, without shared memory such as the images."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if not CLEAR.exists():

@@ -1,4 +1,4 @@
-"""``plan()``: what a search would come to, from measured steps and simulated searches."""
+"""``plan()``: forecast a search from measured steps and simulated searches."""
 
 import math
 import statistics
@@ -33,14 +33,14 @@ from tuner.tuning.sampling.study import check_study_fits
 from tuner.tuning.session import limit_violation_of, settle_code
 
 MOST_DRAWN = 100
-"""Configurations that stand for a space of more."""
+"""Maximum number of configurations that represent a space."""
 STARTUP = 10
-"""Trials before Optuna's samplers that learn begin to; up to there they draw at random."""
+"""Number of random trials before Optuna's learning samplers start to learn."""
 MOST_SIMULATIONS, LEAST_SIMULATIONS = 300, 50
 SIMULATED_TRIALS = 30_000
-"""In all simulations together: some seconds."""
+"""Number of trials in all simulations together, which takes a few seconds."""
 ADVISING_SIMULATIONS = 10
-"""Simulations of each number of epochs that is tried, to say which one fits into the budget."""
+"""Simulations per tried number of epochs, to find the number that fits into the budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +52,11 @@ class Plan:
 
 
 def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
-    """Foresee what a search would come to, and keep that for its report.
+    """Forecast a search, and store the forecast for its report.
 
     Args:
         request: The search.
-        seconds: How long configurations are measured; those under way are measured to the end.
+        seconds: How long new measurements may start; those under way are completed.
         console: Where progress is shown.
 
     Raises:
@@ -102,7 +102,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     budget = Budget(
         trials=draws.trials, seconds=request.seconds, gpu_seconds=3600 * request.gpu_hours
     )
-    # A worker of each slot was a fresh one.
+    # Each slot had one fresh worker.
     starts = sorted(entry.start_seconds for entry in known)[-capacity.count :]
     imagined = partial(
         simulate, num_known=draws.num_known, fit=fit, start_seconds=statistics.median(starts)
@@ -137,7 +137,7 @@ def with_advice(
     search: SearchConfig,
     budget: Budget,
 ) -> Forecast:
-    """Say how all trials of a search could be trained whose budget is too small for that."""
+    """Add to a forecast how a search whose budget is too small could train all its trials."""
     number = max(3, min(ADVISING_SIMULATIONS, SIMULATED_TRIALS // 10 // budget.trials))
     endless = list(
         islice(imagined(costs, search=search, budget=Budget(trials=budget.trials)), number)
@@ -163,15 +163,15 @@ def with_advice(
 class _Draws:
     configs: list[TrialConfig]
     trials: int
-    """Trials of the search: fewer than asked for at the end of a grid."""
+    """Number of trials of the search: fewer than requested if a grid ends before."""
     num_known: int
-    """The first trials of the search will have the first so many of the configurations."""
+    """Number of first configurations that the first trials of the search will have."""
     refused: float
-    """Share of what was drawn that exceeds the space's limits."""
+    """Share of the drawn configurations that exceed the space's limits."""
 
 
 def _draw(request: SearchRequest, splits: Splits) -> _Draws:
-    """Propose as the search will; at random where it will have learnt something."""
+    """Propose configurations as the search will; at random once it would learn from trials."""
     space, search = request.space, request.search
     limit_violation = limit_violation_of(space, splits)
     own = Sampler(space, search, limit_violation=limit_violation)
@@ -201,9 +201,9 @@ def _draw(request: SearchRequest, splits: Splits) -> _Draws:
 def _filled(
     measured: Sequence[Measured | None], configs: Sequence[TrialConfig], splits: Splits
 ) -> list[Measured]:
-    """Have each configuration that was not measured cost what the nearest of its family does.
+    """Give each unmeasured configuration the cost of the nearest one of its family.
 
-    Nearest by FLOPs.
+    The nearest one is the closest in log FLOPs.
     """
 
     def size(config: TrialConfig) -> float:
@@ -236,7 +236,7 @@ def _cost(entry: Measured, space: SearchSpace) -> TrialCost:
 
 
 def _problem(entry: Measured, space: SearchSpace) -> str:
-    """Say why a configuration cannot be trained, or would not be; nothing if it would."""
+    """Return why a configuration cannot or would not be trained; empty if it would be."""
     limit = space.constraints.epoch_seconds
     if limit is not None and entry.epoch_seconds > limit:
         return f"an epoch takes {entry.epoch_seconds:.3g} s, above the limit of {limit:.3g} s"

@@ -1,4 +1,4 @@
-"""Searches on a simulated clock: the program's own tuner over trials that are not trained."""
+"""Searches on a simulated clock: the real tuner runs trials that are not trained."""
 
 import heapq
 import math
@@ -19,19 +19,19 @@ from tuner.tuning.schedulers import make_scheduler
 from tuner.tuning.tuner import Assignment, Tuner
 
 TURNOVER_SECONDS = 0.25
-"""Between the last epoch of a trial and the setup of the next one in its place: the engine, and the
-worker that clears up. Measured on two cores, between trials of small CNNs on the digits."""
+"""Seconds between a trial's last epoch and the setup of the next one on its slot, for the engine
+and the worker's cleanup. Measured on two cores, between trials of small CNNs on the digits."""
 DECAY = 0.5
-"""The simulated error falls with this power of the epochs; only the median rule sees it."""
+"""The simulated error falls with this power of the epochs; it only affects the median rule."""
 NOISE = 0.3
-"""Deviation of an epoch's result, where that of the trials' true quality is 1."""
+"""Standard deviation of an epoch's result, where that of the trials' true quality is 1."""
 CONCENTRATION = 0.25
-"""A sampler that learns comes to prefer some configurations, nobody knows which: in each simulation
-they get weights from a Dirichlet distribution of this concentration, of which few stand out."""
+"""Concentration of a Dirichlet distribution: a sampler that learns comes to prefer some unknown
+configurations, so in each simulation they get weights from it, of which few stand out."""
 MOST_LEARNED = 1.0
-"""What such a sampler proposes is better on average, by at most this many deviations."""
+"""Maximum mean gain, in standard deviations, of what such a sampler proposes."""
 SPEED_DEVIATION = 0.05
-"""Deviation of the machine's speed between measurement and search, as a share."""
+"""Relative standard deviation of the machine's speed between measurement and search."""
 
 
 class SimulatedClock:
@@ -46,7 +46,7 @@ class SimulatedClock:
 
 
 Step = float | Event
-"""What a simulated worker does next: let some seconds pass, or report an event."""
+"""A simulated worker's next action: let some seconds pass, or report an event."""
 
 
 def run_trials(
@@ -58,12 +58,11 @@ def run_trials(
     """Run the trials of a search on a simulated clock, as ``ray_backend`` does on a cluster.
 
     Args:
-        tuner: Decides what the trials do; its spending goes by ``clock``.
-        clock: Is set to the time of each report.
-        train: Yields what the worker of a trial does after the epochs that it was assigned with, up
-            to its report of ``TrialEnded``; it is resumed when its seconds have passed, or its
-            trial goes on after a report. Seconds below 0 have it go on before others that are
-            waiting.
+        tuner: Decides what the trials do; its spending uses ``clock``.
+        clock: Set to the time of each report.
+        train: Yields the actions of a trial's worker after the epochs that the trial already has,
+            up to its ``TrialEnded``. It is resumed when its seconds have passed, or when its trial
+            continues after a report. Negative seconds resume it before others that are waiting.
         has_room: See ``Tuner.next``.
 
     Yields:
@@ -102,7 +101,7 @@ def run_trials(
         moment, number = due[0]
         spent = clock.now + tuner.spending.seconds_left(tuner.spending.gpus_under_way)
         if spent < moment:
-            # Running trials end after their step under way.
+            # Running trials end after their current step.
             clock.now = spent
             tuner.draining = tuner.draining or "budget"
             due.clear()
@@ -129,18 +128,18 @@ def _interrupted(tuner: Tuner, number: int, why: str = "") -> TrialEnded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialCost:
-    """What a trial costs, however good it is."""
+    """The cost of a trial, regardless of how good it is."""
 
     config: TrialConfig
     resources: TrialResources
     setup_seconds: float
-    """Before its first epoch."""
+    """Seconds before its first epoch."""
     epoch_seconds: float
-    """Seconds of training and validation."""
+    """Seconds of an epoch's training and validation."""
     write_seconds: float
     """Seconds of writing a trial's files, where it waits for them: at its rungs and at its end."""
     parameters: int = 1
-    """How many its network has."""
+    """Number of parameters of its network."""
     is_infeasible: bool = False
     """Whether it ends before its first epoch."""
 
@@ -156,19 +155,19 @@ class TrialCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedSearch:
-    """What a simulated search came to."""
+    """The result of a simulated search."""
 
     config_indices: tuple[int, ...]
-    """Which of the configurations each trial had that was begun."""
+    """Index of each started trial's configuration."""
     seconds: float
     epochs: tuple[int, ...]
-    """How far each trial came that was begun."""
+    """Number of epochs of each started trial."""
     done: int
-    """Trials that ended by themselves: at a rung or their last epoch, not for want of budget."""
+    """Number of trials that ended for good, not cut off by the budget."""
     training_seconds: float
     gpu_seconds: float
     most_states: int
-    """Most trials at a time whose state was kept: those that ran or waited at a rung."""
+    """Maximum number of trials at a time whose state was kept: running or waiting at a rung."""
 
     def reaching(self, epoch: int) -> int:
         """Count the trials that were trained for ``epoch`` epochs or more."""
@@ -184,23 +183,23 @@ def simulate(
     *,
     start_seconds: float,
 ) -> Iterator[SimulatedSearch]:
-    """Simulate searches without end, each with other trials, qualities and speed of the machine.
+    """Simulate searches endlessly, each with different trials, qualities and machine speed.
 
-    Of how good trials are nothing is known. They are exchangeable, but that in each simulation slow
-    ones are better or worse to another degree, and that a sampler which learns proposes better ones
-    and keeps to some configurations.
+    Nothing is known about how good trials are. They are exchangeable, except that in each
+    simulation slow ones are better or worse to a different degree, and that a sampler that learns
+    proposes better ones and keeps to some configurations.
 
     Args:
-        costs: Of configurations of the space.
-        num_known: The first trials have the first so many of these, in their order; the other
-            trials have any.
-        search: What is simulated.
-        budget: May end it.
+        costs: Costs of configurations of the space.
+        num_known: Number of first trials that have the first of these, in order; the other trials
+            have any.
+        search: The search to simulate.
+        budget: May end it early.
         fit: See ``simulate_search``.
         start_seconds: See ``simulate_search``.
     """
     generator = np.random.default_rng(search.seed)
-    # It goes by how good trials are.
+    # Patience depends on how good trials are.
     search = replace(search, patience=0.0)
     learns = search.learns
     num_known = min(num_known, budget.trials)
@@ -249,14 +248,14 @@ def simulate_search(
     """Simulate a search.
 
     Args:
-        indices: Which of the configurations each trial has, in the order of their starts.
-        costs: Of the configurations.
-        qualities: Of each trial, standard normal or so: the larger, the better.
+        indices: Index of each trial's configuration, in the order in which trials start.
+        costs: Costs of the configurations.
+        qualities: Quality of each trial, roughly standard normal; higher is better.
         search: Its scheduler judges the trials.
         budget: May end the search early, as it does a real one.
-        fit: Whether trials of these resources can run at once; always so for one alone.
-        generator: Of the noise.
-        start_seconds: Until the workers are there.
+        fit: Returns whether trials of these resources can run at once; one alone always can.
+        generator: Source of the noise.
+        start_seconds: Seconds until the workers are ready.
     """
     clock = SimulatedClock()
     spending = Spending(replace(budget, trials=len(indices)), clock=clock)
@@ -267,7 +266,7 @@ def simulate_search(
         FixedProposer([cost.config for cost in own]),
         scheduler,
         spending,
-        # The next trial's: asked for when it is about to start.
+        # Called when the next trial is about to start.
         lambda config: own[tuner.num_started - 1].resources,
     )
 
@@ -282,7 +281,7 @@ def simulate_search(
         if cost.is_infeasible:
             yield TrialEnded(number=number, state="out_of_memory")
         if not given.is_measured:
-            # It is the order that counts: what trains longer is taken to predict longer.
+            # Only the order matters: what trains longer is assumed to predict longer.
             yield TrialMeasured(
                 number=number,
                 latency_ms=1000 * cost.epoch_seconds,

@@ -18,9 +18,9 @@ from tuner.tuning.ray_backend.private import (
 )
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
-"""On the head of a cluster that ``ray up`` started: its file, with what each machine has."""
+"""The file of ``ray up`` on the head node of its cluster; lists what each kind of machine has."""
 LOOKAHEAD = 1000
-"""Nodes that are counted on where there is no limit to them."""
+"""Number of nodes to count on where there is no limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,17 +29,17 @@ class NodeKind:
 
     resources: Mapping[str, float]
     most: int
-    """Nodes of this kind at once."""
+    """Maximum number of nodes of this kind at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Autoscaler:
-    """An autoscaler, by what it may add."""
+    """An autoscaler, described by what it may add."""
 
     kinds: tuple[NodeKind, ...] = ()
-    """Empty where an autoscaler runs and nobody tells what it may add."""
+    """Empty if an autoscaler runs but does not report what it may add."""
     most: int = LOOKAHEAD
-    """Nodes of all kinds at once, the head left out."""
+    """Maximum number of nodes of all kinds at once, not counting the head."""
 
     def addable_nodes(
         self, nodes: Sequence[Mapping[str, float]], worth: Callable[[Mapping[str, float]], float]
@@ -47,8 +47,8 @@ class Autoscaler:
         """Return the nodes that may still be added.
 
         Args:
-            nodes: Those that there are.
-            worth: What a node is worth; where not all can be added, those worth most are.
+            nodes: The resources of the existing nodes.
+            worth: Rates a node; if not all can be added, those worth most are.
         """
         workers = [node for node in nodes if "node:__internal_head__" not in node]
         found: list[dict[str, float]] = []
@@ -73,7 +73,7 @@ def _is_of(node: Mapping[str, float], kind: NodeKind) -> bool:
 
 def find_autoscaler() -> Autoscaler | None:
     """Return what the connected cluster's autoscaler may add; ``None`` if it has none."""
-    # Ray's own store has a place for it, which is filled by some who host Ray, and not by Ray.
+    # Ray's own store has an entry for it, which some who host Ray fill in; Ray itself does not.
     if (own := state.get_cluster_config()) is not None and (groups := own.node_group_configs):
         return _of_kinds([(dict(group.resources), group.max_count) for group in groups])
     names, config = _names(), _bootstrap()
@@ -83,7 +83,7 @@ def find_autoscaler() -> Autoscaler | None:
 
 
 def read_kinds(config: Mapping[str, Any]) -> Autoscaler | None:
-    """Read the file of ``ray up``, as it lies on the head; ``None`` if it lets nothing be added."""
+    """Read the file of ``ray up``, as stored on the head; ``None`` if it lets nothing be added."""
     most = config.get("max_workers", LOOKAHEAD)
     return _of_kinds(
         [
@@ -98,7 +98,7 @@ def read_kinds(config: Mapping[str, Any]) -> Autoscaler | None:
 def _of_kinds(
     kinds: Sequence[tuple[Mapping[str, float], int]], most: int = LOOKAHEAD
 ) -> Autoscaler | None:
-    # Some write -1 for no limit.
+    # Some configurations use -1 for no limit.
     limits = [(resources, limit if limit >= 0 else LOOKAHEAD) for resources, limit in kinds]
     found = [
         NodeKind(resources=resources, most=min(limit, LOOKAHEAD))
@@ -107,15 +107,15 @@ def _of_kinds(
     ]
     if not found:
         return None
-    # Of machines of one's own, Ray's file does not say what they have.
+    # Ray's file does not say what custom machines have.
     is_told = all("CPU" in kind.resources for kind in found)
     return Autoscaler(kinds=tuple(found), most=most) if is_told else Autoscaler()
 
 
 def _names() -> set[str]:
-    """Return the kinds of the nodes that an autoscaler of the first generation looks after.
+    """Return the kinds of the nodes that a first-generation autoscaler manages.
 
-    Without one, the same process tells of every node as a kind of its own.
+    Without one, the same process reports every node as a separate kind.
     """
     status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
     return set(_known(status.get("autoscaler_report") or {}))
@@ -128,7 +128,7 @@ def _known(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_second() -> bool:
-    """Whether the cluster has the second generation, which does not tell whether it may add."""
+    """Whether the cluster has the v2 autoscaler, which does not report whether it may add nodes."""
     key = GCS_AUTOSCALER_V2_ENABLED_KEY.encode()
     return _internal_kv_get(key, namespace=GCS_AUTOSCALER_STATE_NAMESPACE.encode()) == b"1"
 
@@ -141,8 +141,8 @@ def _bootstrap() -> dict[str, Any] | None:
 
 
 def _is_scaled_by_kuberay() -> bool:
-    """Whether this is the head of a KubeRay cluster that has its autoscaler in a container aside.
+    """Whether this is the head of a KubeRay cluster whose autoscaler runs in a separate container.
 
-    Ray on the head is started without one then, and only then.
+    In that case, and only then, Ray on the head is started without one.
     """
     return "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")

@@ -1,4 +1,4 @@
-"""Ray Tune's searcher, scheduler and callback: each passes its events on to the tuner."""
+"""Ray Tune's searcher, scheduler and callback, each of which passes its events to the tuner."""
 
 import time
 from collections import deque
@@ -29,13 +29,13 @@ from tuner.tuning.tuner import Assignment, Tuner
 
 
 class TuneSearcher(Searcher):
-    """Starts trials where there is room; what becomes of them reaches the tuner elsewhere.
+    """Starts trials when there is room; their later events reach the tuner elsewhere.
 
     Args:
-        tuner: Says which trial starts next.
-        capacity: Says whether there is room for it.
+        tuner: Decides which trial starts next.
+        capacity: Decides whether there is room for it.
         path_of: Returns the folder of a trial.
-        settle: Closes the books of what ended.
+        settle: Processes trials that ended or lost their worker.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class TuneSearcher(Searcher):
         self._settle = settle
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the parameters of the next trial, or nothing for now, or say that there is none.
+        """Return the next trial's parameters, ``None`` to wait, or ``FINISHED`` at the end.
 
         Returns:
-            ``number`` of the trial, ``path``, its folder, ``config``, its configuration as JSON,
-            ``attempt``, the number of this taking up, ``known``, how many of its epochs are in the
-            books, ``cpus`` and ``gpus``, its resources, ``num_parameters`` and ``halved_from`` of
+            ``number`` and ``path``, the folder, of the trial, ``config``, its configuration as
+            JSON, ``attempt``, the number of this attempt, ``known``, the number of its recorded
+            epochs, ``cpus`` and ``gpus``, its resources, ``num_parameters`` and ``halved_from`` of
             its status, ``is_measured``, whether its network's costs are known, ``judged``, the
             epochs after which it may be paused or stopped, ``budget_seconds``, the time until the
             budget is spent, and ``avoid``, the nodes that get no trials.
         """
-        # Where no trial is left running, the engine asks again and again and goes no step further.
+        # With no trial running, the engine repeats this call without completing a step.
         self._settle()
         given = self._tuner.next(self._capacity.has_room)
         if not isinstance(given, Assignment):
@@ -72,7 +72,7 @@ class TuneSearcher(Searcher):
             "path": str(self._path_of(given.number)),
             "attempt": given.attempt,
             "known": given.num_epochs,
-            # As a text: Ray copies, flattens and keeps what it is given, for each report again.
+            # As text: Ray copies, flattens and stores the parameters again for each report.
             "config": to_json(given.config),
             "cpus": given.resources.cpus,
             "gpus": given.resources.gpus,
@@ -90,7 +90,7 @@ class TuneSearcher(Searcher):
         """Do nothing."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the run folder is the record, the engine's snapshots are never read."""
+        """Do nothing: the run folder is the record; the engine's snapshots are never read."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Refuse."""
@@ -98,7 +98,7 @@ class TuneSearcher(Searcher):
 
 
 class NoticePoster:
-    """Posts to the workers what has changed for all of them."""
+    """Posts changes that concern all workers."""
 
     def __init__(self, tuner: Tuner, capacity: Capacity, board: NoticeBoard) -> None:
         self._tuner = tuner
@@ -107,7 +107,7 @@ class NoticePoster:
         self._posted = Notice()
 
     def look(self) -> None:
-        """Post a notice, if another one holds than before."""
+        """Post a notice if it differs from the last one."""
         notice = Notice(
             is_ending=self._tuner.is_draining(),
             is_over=self._tuner.is_over,
@@ -119,7 +119,7 @@ class NoticePoster:
 
 
 class TuneScheduler(FIFOScheduler):
-    """Sees every report and decides whether the trial goes on, and whether where it is."""
+    """Receives every report; decides whether a trial continues, and whether on its current node."""
 
     def __init__(
         self, tuner: Tuner, capacity: Capacity, poster: NoticePoster, storage: Patience
@@ -130,44 +130,44 @@ class TuneScheduler(FIFOScheduler):
         self._poster = poster
         self._storage = storage
         self._added: list[Trial] = []
-        """The trials that wait for a worker, in the order in which they came, and some others."""
+        """Trials waiting for a worker, in order of arrival, and some that no longer wait."""
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Note that a trial waits for a worker."""
         self._added.append(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Choose the last of those that wait; end them where no trial is started any more.
+        """Choose the last of the waiting trials; end them all if no more trials are to start.
 
-        Tune gives a free worker to the trial that is chosen, and ends the one that it is starting
-        for it. For the last, which has just come, it starts none yet. Were it the first, as Tune
-        has it, trials shorter than the start of a worker would keep all slots but one empty.
+        Tune gives a free worker to the chosen trial, and ends the worker that it is starting for
+        it. For the last trial, which has just arrived, it is not starting one yet. With the first,
+        as in Tune, trials shorter than a worker's start would leave all slots but one empty.
         """
         if not self._tuner.is_draining():
             while self._added and self._added[-1].status != Trial.PENDING:
                 self._added.pop()
             return self._added[-1] if self._added else None
         for trial in list(tune_controller.get_live_trials()):
-            # One that has a worker is about to run, whatever its state.
+            # A trial that has a worker is about to run, whatever its status.
             if trial.status == Trial.PENDING and trial.temporary_state.ray_actor is None:
                 self._tuner.withdraw(trial.config["number"], "before it had a worker")
                 tune_controller.stop_trial(trial)
         return None
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Let the tuner decide."""
-        # After the worker's last word the engine repeats its report, marked as done.
+        """Let the tuner decide whether the trial continues."""
+        # After the worker's last report the engine repeats it, marked as done.
         if result.get(DONE):
             return TrialScheduler.CONTINUE
         event = event_in(result)
         if "storage" in result:
             self._storage.give_up(result["storage"])
-            # As an interrupt does: running trials save what they can, the others wait.
+            # Like an interrupt: running trials save what they can, the others wait.
             self._tuner.draining = "interrupted"
         if isinstance(event, TrialPlaced) and "host" not in result:
             self._capacity.accept(event.node)
         elif isinstance(event, TrialPlaced) and not _is_folder_gone(trial):
-            # The first and last word of a worker on a node that cannot run trials.
+            # The first and last report of a worker on a node that cannot run trials.
             self._capacity.refuse(
                 Answer(
                     node=event.node,
@@ -179,7 +179,7 @@ class TuneScheduler(FIFOScheduler):
         if "tell" in result:
             self._capacity.tell_once(result["tell"])
         if event is not None and self._tuner.on(event) != "continue":
-            # A paused trial goes on as another one of Ray's, in whichever worker is free.
+            # A paused trial resumes as another of Ray's trials, in whichever worker is free.
             return TrialScheduler.STOP
         # The worker reads the notice when its report is answered.
         self._poster.look()
@@ -188,20 +188,20 @@ class TuneScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE
 
     def _migrate(self, trial: Trial) -> None:
-        """End the worker of a trial that is saved, if the trial is to go on on another node."""
+        """End the worker of a saved trial if the trial is to continue on another node."""
         status = self._tuner.state.trials[trial.config["number"]].status
         if status.node in self._capacity.closing_nodes:
-            # Ended in any other way, this worker would be given the next trial.
+            # If it ended in any other way, this worker would get the next trial.
             worker = trial.temporary_state.ray_actor
             assert worker is not None, "it has just reported"
             ray.kill(worker)
 
 
 class TuneCallback(Callback):
-    """Closes the books of trials that ended, and has those go on that lost their worker.
+    """Finishes trials that ended, and requeues those that lost their worker.
 
-    The engine turns an exception out of ``on_trial_complete`` into a failure of the trial; out of
-    ``on_step_end`` it ends the search, as a full disk or a bug of ours should.
+    The engine turns an exception from ``on_trial_complete`` into a failure of the trial; one from
+    ``on_step_end`` ends the search, as a full disk or one of our bugs should.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class TuneCallback(Callback):
         self._max_failures = max_failures
         self._endings: deque[Trial] = deque()
         self._losses: dict[Trial, float] = {}
-        """Trials that lost their worker -> when that was noticed."""
+        """Trial that lost its worker -> when that was noticed."""
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -234,13 +234,13 @@ class TuneCallback(Callback):
         self._losses[trial] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Close the books of what ended in this step, and tell the workers what has changed."""
+        """Finish the trials that ended in this step, and notify the workers of changes."""
         self.settle()
         self._poster.look()
         self._recorder.note_spending()
 
     def settle(self) -> None:
-        """Close the books of what ended, and have go on what lost its worker and may."""
+        """Finish trials that ended, and requeue or fail those that lost their worker."""
         while self._endings:
             trial = self._endings.popleft()
             self._tuner.end(trial.config["number"])
@@ -249,9 +249,9 @@ class TuneCallback(Callback):
             number = trial.config["number"]
             live, progress = self._tuner.live[number], self._tuner.state.trials[number]
             if not progress.status.node and (node := self._capacity.lost_since(live.began)):
-                # It has not said where it was; most likely there.
+                # It has not reported where it was; most likely there.
                 self._tuner.on(TrialPlaced(number=number, node=node))
-            # A worker that went with its node, or whose node went later, says nothing of the trial.
+            # A worker lost with its node, or whose node left later, says nothing about the trial.
             node = progress.status.node
             num_lost = sum(not self._capacity.has_lost(one) for one in (*live.lost_on, node))
             is_fatal = num_lost > self._max_failures and live.ending is None
@@ -263,7 +263,7 @@ class TuneCallback(Callback):
             reason = f"its worker was lost, {times}: {_last_error(trial)}".removesuffix(": ")
             saved: list[EpochMetrics] = []
             try:
-                # Of a trial that had ended, nothing is left to be taken up.
+                # A trial that had ended has nothing left to resume.
                 saved = self._recorder.saved_epochs(number) if live.ending is None else []
             except DamagedError as error:
                 is_fatal, reason = True, str(error).splitlines()[0]
@@ -273,7 +273,7 @@ class TuneCallback(Callback):
 
 
 def _is_folder_gone(trial: Trial) -> bool:
-    """Whether it is no fault of a node's that it does not see a trial's folder.
+    """Whether the trial's folder is missing here, too, so that the node is not at fault.
 
     Raises:
         StorageError: If the storage fails here, too, for too long.
@@ -283,7 +283,7 @@ def _is_folder_gone(trial: Trial) -> bool:
 
 
 def _forget_metrics(trial: Trial) -> None:
-    """Let go of what Ray keeps of an ended trial and nobody reads: 40 kB, and it keeps them all."""
+    """Drop what Ray keeps of every ended trial and nobody reads: 40 kB each."""
     trial.run_metadata.metric_analysis.clear()
     trial.run_metadata.metric_n_steps.clear()
     trial.run_metadata.last_result = {DONE: True}
@@ -291,9 +291,9 @@ def _forget_metrics(trial: Trial) -> None:
 
 
 def _last_error(trial: Trial) -> str:
-    """Return the line that matters of what the engine wrote of a trial's last failure."""
+    """Return the relevant line of the engine's record of a trial's last failure."""
     path = Path(trial.error_file or "")
     text = path.read_text() if path.is_file() else ""
     lines = text.rpartition("Failure #")[2].strip().splitlines()[1:]
-    # Where an exception came out of the worker, the first line names its function.
+    # If the worker raised an exception, the first line names its function.
     return lines[-1 if "ray::" in lines[0] else 0] if lines else ""

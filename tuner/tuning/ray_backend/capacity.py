@@ -1,4 +1,4 @@
-"""How many trials the connected cluster takes, as nodes join and leave."""
+"""How many trials the connected cluster can run, as nodes join and leave."""
 
 import math
 import time
@@ -26,9 +26,9 @@ from tuner.tuning.resources import (
 )
 
 LOOK_SECONDS = 2.0
-"""Between two looks at which nodes there are."""
+"""Seconds between two checks of which nodes exist."""
 REFUSED_SECONDS = 600.0
-"""After this a node that could not use the storage is given a trial again."""
+"""Seconds after which a node that could not use the storage gets a trial again."""
 
 
 def plan_capacity(
@@ -38,15 +38,15 @@ def plan_capacity(
     *,
     is_most: bool = False,
 ) -> CapacityPlan:
-    """Decide what each trial gets of the connected cluster.
+    """Decide which resources of the connected cluster each trial gets.
 
-    By default a trial gets one GPU where there are any, and one CPU.
+    By default a trial gets one CPU, and one GPU if there are any.
 
     Args:
-        resources: What was asked for.
-        concurrent: The most trials at once; ``None`` for as many as fit.
-        count_parameters: Of a configuration's network.
-        is_most: Whether fewer at once do, too, as of a search that goes on elsewhere.
+        resources: The requested resources.
+        concurrent: Maximum number of trials at once; ``None`` for as many as fit.
+        count_parameters: Counts the parameters of a configuration's network.
+        is_most: Whether fewer at once are enough, too, as for a search resumed elsewhere.
 
     Raises:
         ClusterError: If no node could ever run a trial, or not so many at once. Nodes that an
@@ -65,7 +65,7 @@ def plan_capacity(
     )
     for one in plan.all_resources():
         _check_possible(one, nodes, autoscaler)
-    # More than the default resources may fit of smaller ones.
+    # More trials may fit with smaller resources than with the default ones.
     most = {one: most_at_once(one, nodes, autoscaler) for one in plan.all_resources()}
     smallest = max(most, key=lambda one: most[one])
     if concurrent is not None and not is_most and concurrent > most[smallest]:
@@ -106,9 +106,9 @@ def _check_possible(
 def most_at_once(
     resources: TrialResources, nodes: list[dict[str, float]], autoscaler: Autoscaler | None
 ) -> float:
-    """Count the trials of the same resources that fit at once, on nodes that may be added, too.
+    """Count the trials of the given resources that fit at once, also on nodes that may be added.
 
-    Infinitely many may fit where an autoscaler does not tell what it may add.
+    Infinitely many may fit if an autoscaler does not report what it may add.
     """
 
     def taken_by(node: Mapping[str, float]) -> int:
@@ -121,9 +121,9 @@ def most_at_once(
 
 
 def fits_together(plan: CapacityPlan) -> Callable[[Sequence[TrialResources]], bool]:
-    """Return what says whether some trials can run at once on the cluster as it is now.
+    """Return a function that checks whether some trials fit at once on the cluster as it is now.
 
-    One trial alone always can: a node for it may be still to come.
+    A single trial always fits: a node for it may still join.
     """
     nodes = alive_resources()
     is_uniform = len(set(plan.all_resources())) == 1 or find_autoscaler() is not None
@@ -140,10 +140,10 @@ def fits_together(plan: CapacityPlan) -> Callable[[Sequence[TrialResources]], bo
 
 
 class Capacity:
-    """Whether the connected cluster can take one more trial.
+    """Tracks whether the connected cluster can take one more trial.
 
     Attributes:
-        count: Trials of the default resources that fit at present.
+        count: Number of trials of the default resources that fit at present.
     """
 
     def __init__(self, plan: CapacityPlan, tell: Callable[[str], None]) -> None:
@@ -153,26 +153,26 @@ class Capacity:
         self._nodes: list[dict[str, float]] | None = None
         self._leaving: frozenset[str] = frozenset()
         self._gone: dict[str, float] = {}
-        """The nodes that have left -> when that was noticed, in seconds of the monotonic clock."""
+        """Node that has left -> when that was noticed, in seconds of the monotonic clock."""
         self._looked = -math.inf
         self._ahead = 0.0
-        """Trials that may wait for nodes, so that an autoscaler sees what it is to add."""
+        """Number of trials that may wait for nodes, so that an autoscaler sees what to add."""
         self._placeless: set[TrialResources] = set()
-        """What no node has, as it is now."""
+        """Resources that do not fit on any node at present."""
         self._awaited: set[TrialResources] = set()
         self._autoscaler = ""
         self._told: set[str] = set()
         self._refused: dict[str, float] = {}
-        """The nodes that cannot run trials -> until when, in seconds of the monotonic clock."""
+        """Node that cannot run trials -> until when, in seconds of the monotonic clock."""
         self._left_out: frozenset[str] = frozenset()
-        """Those of them when it last looked."""
+        """The refused nodes at the last check."""
         self.count = plan.count
 
     def has_room(self, running: Collection[TrialResources]) -> bool:
-        """Whether a trial of the smallest resources would find its place beside those that run.
+        """Whether a trial of the smallest resources would fit alongside those that run.
 
-        Where an autoscaler may add nodes, as many again are to wait for them: what is proposed
-        early has learned nothing of what runs, and what never waits lets no cluster grow.
+        If an autoscaler may add nodes, as many trials again may wait for them: trials proposed
+        early learn nothing from those that run, but if none waits, the cluster never grows.
         """
         self._look()
         for resources in self._placeless.intersection(running) - self._awaited:
@@ -193,12 +193,12 @@ class Capacity:
         return [node for node, end in self._refused.items() if now < end]
 
     def refuse(self, node: Answer) -> None:
-        """Keep trials from a node of other versions, or for a while from one with a problem."""
+        """Keep trials off a node with other versions, or for a while off one with a problem."""
         if node.node in self.refused:
             return
         self._looked = -math.inf
         if node.problem:
-            # It may pass, or be mended.
+            # It may pass, or be fixed.
             self._refused[node.node] = time.monotonic() + REFUSED_SECONDS
             problem = node.problem.rstrip(".")
             reason = (
@@ -209,15 +209,15 @@ class Capacity:
             self._refused[node.node] = math.inf
             table = table_of_versions(versions_here(), [node])
             reason = f", for it has not the versions of this machine:\n{table}"
-        # What it has to say may name the trial.
+        # Lines about the same node may differ: the problem may name the trial.
         self.tell_once(f"A node that joined gets no trials{reason}", about=node.node)
 
     def accept(self, node: str) -> None:
-        """Take note that a node runs a trial."""
+        """Note that a node runs a trial."""
         self._refused.pop(node, None)
 
     def tell_once(self, line: str, about: str = "") -> None:
-        """Print a line that several workers may send, once; with ``about``, one line about that."""
+        """Print a line once that several workers may send; with ``about``, once per subject."""
         key = about or line
         if key not in self._told:
             self._told.add(key)
@@ -225,16 +225,16 @@ class Capacity:
 
     @property
     def closing_nodes(self) -> tuple[str, ...]:
-        """The nodes whose trials should go on elsewhere, while they still can."""
+        """The nodes whose trials should continue elsewhere, while they still can."""
         self._look()
         return tuple(sorted(self._leaving.union(self.refused)))
 
     def has_lost(self, node: str) -> bool:
-        """Whether the end of a worker says nothing of its trial, but of the node."""
+        """Whether the end of a worker says something about its node, not about its trial."""
         return node in self._refused or is_gone(node)
 
     def lost_since(self, moment: float) -> str:
-        """Name a node that has left the cluster after ``moment``; empty if none has."""
+        """Return a node that has left the cluster since ``moment``; empty if none has."""
         self._look()
         return next((node for node, noticed in self._gone.items() if noticed >= moment), "")
 
@@ -248,7 +248,7 @@ class Capacity:
         refused = frozenset(self.refused)
         nodes = alive_resources(refused)
         if nodes != self._nodes:
-            # Of those that are refused, or tried again, another line tells.
+            # A separate line reports nodes that are refused or tried again.
             self._measure(nodes, is_told=refused == self._left_out)
         self._left_out = refused
         self._looked = now

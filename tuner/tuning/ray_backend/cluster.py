@@ -1,4 +1,4 @@
-"""The Ray cluster: connect or start, with all that its nodes need, and what it has."""
+"""Connects to a Ray cluster or starts one, with all that its nodes need, and describes it."""
 
 import contextlib
 import itertools
@@ -42,29 +42,28 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 LEAST_ROOM = 2**17
-"""Bytes of Ray's folder below which it does not start; with 200 kB it does, and goes without logs.
-"""
+"""Free bytes in Ray's folder below which it does not start; with 200 kB it starts without logs."""
 LOUD = (
     *("ray", "ray.tune", "ray.train", "ray.air"),
     *("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"),
 )
-"""Loggers of Ray that have a level of their own."""
+"""Loggers of Ray that set their own level."""
 SERVICES = ("start_api_server", "start_log_monitor", "start_monitor")
-"""Methods of Ray's node that start what is not used here."""
+"""Methods of Ray's node that start services not used here."""
 
 
 @contextmanager
 def connected(
     address: str | None, *, compare: bool = True, console: "Console | None" = None
 ) -> Iterator[None]:
-    """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray here, for a while.
+    """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray for the block.
 
-    A session that the caller has opened already is used as it is, and left open.
+    A session that the caller has already opened is used unchanged, and left open.
 
     Args:
-        address: ``auto``, ``HOST:PORT``, or ``local``, which starts Ray here in any case.
-        compare: Refuse a cluster whose nodes have other versions than this machine.
-        console: Where it is said what takes long; ``None`` to say nothing.
+        address: ``auto``, ``HOST:PORT``, or ``local``, which always starts Ray here.
+        compare: Whether to refuse a cluster whose nodes have other versions than this machine.
+        console: Shows the steps that take long; ``None`` to show nothing.
 
     Raises:
         UsageError: If the address is of a kind that cannot be searched from.
@@ -86,7 +85,7 @@ def connected(
         options |= {"address": address, "runtime_env": _runtime_env()}
     with contextlib.nullcontext() if address else marked_session():
         _initialize(address, options, console)
-        # Ray sets up its own logging as it starts.
+        # Ray configures its own logging as it starts.
         silence_ray()
         try:
             if address is not None and compare:
@@ -97,17 +96,17 @@ def connected(
 
 
 def _initialize(address: str | None, options: Mapping[str, Any], console: "Console | None") -> None:
-    """Connect to Ray, or start it where there is no address.
+    """Connect to Ray, or start it if there is no address.
 
     Raises:
         ClusterError: If that fails.
     """
     with contextlib.ExitStack() as stack:
-        # First: a thread that tells could take the signals that are held back.
+        # First: the thread of the step display could receive the signals that are held back.
         stack.enter_context(sheltering_children())
         stack.enter_context(_hiding_passwords())
         if console:
-            # Nodes, which look at themselves by this room's modules, may lack rich.
+            # Nodes examine themselves with modules of this package, and may lack rich.
             from tuner.monitor.steps import step
 
             what = f"Connecting to Ray at {address}" if address else "Starting Ray on this machine"
@@ -119,14 +118,14 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
         try:
             if address is None:
                 make_token_private()
-            # Of a cluster that asks for no token, the workers do not answer one that shows one.
+            # In a cluster that requires no token, workers do not answer a client that sends one.
             elif _asks_for_token(address):
                 use_local_token()
             ray.init(**options)
         except TunerError:
             raise
         except Exception as error:
-            # Of any kind, and of none: it raises those if one of its processes ends at its start.
+            # Of any type: Ray raises a plain Exception if one of its processes ends on start.
             reason = _why_not(error)
             raise ClusterError(
                 f"--address {address}: no Ray cluster could be used: {reason}"
@@ -148,10 +147,10 @@ def _hiding_passwords() -> Iterator[None]:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Have the Ray that is started in the block listen on 127.0.0.1 alone.
+    """Make the Ray that is started in the block listen on 127.0.0.1 alone.
 
-    Ray 2.60 replaces a loopback address that it is given by the machine's own, and then listens on
-    all of them, unless it may make no cluster, as on Windows and macOS.
+    Ray 2.60 replaces a given loopback address by the machine's own, and then listens on all of
+    them, unless it is not allowed to form a cluster, as on Windows and macOS.
     """
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
@@ -169,9 +168,9 @@ def _on_loopback() -> Iterator[None]:
 def _without_services() -> Iterator[None]:
     """Start Ray in the block without three processes that nobody uses here.
 
-    Ray 2.60 starts the server of its dashboard without ``include_dashboard``, too, what passes the
-    workers' output on without ``log_to_driver``, and an autoscaler for one node. Without them it is
-    there 1 to 2 s earlier on two cores.
+    Ray 2.60 starts its dashboard's server even without ``include_dashboard``, the process that
+    forwards the workers' output even without ``log_to_driver``, and an autoscaler for one node.
+    Without them it is ready 1 to 2 s earlier on two cores.
     """
     starts = {name: getattr(Node, name) for name in SERVICES}
     for name in SERVICES:
@@ -185,9 +184,9 @@ def _without_services() -> Iterator[None]:
 
 @contextmanager
 def _whole_or_not() -> Iterator[None]:
-    """End what was started in the block where it is left early, by Ctrl-C for one.
+    """End what was started in the block if it is left early, for example by Ctrl-C.
 
-    Ray 2.60 ends its own children then, and leaves theirs for a minute.
+    Ray 2.60 then ends its own children, but leaves theirs for a minute.
     """
     before = psutil.Process().children()
     try:
@@ -199,9 +198,9 @@ def _whole_or_not() -> Iterator[None]:
 
 
 def make_token_private() -> None:
-    """See that nobody else can read the token by which Ray's processes know each other.
+    """Make sure that nobody else can read the token by which Ray's processes authenticate.
 
-    Ray would write it for all to read.
+    Ray would make it readable for everybody.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
@@ -224,16 +223,16 @@ def is_started_here() -> bool:
 
 
 def is_alive() -> bool:
-    """Whether all of Ray that was started by this process is still there."""
+    """Whether all Ray processes that this process started are still alive."""
     node = worker_module._global_node
     return node is not None and not node.dead_processes()
 
 
 def _shut_down() -> None:
-    """Leave the cluster, and end what Ray has started here with SIGKILL.
+    """Leave the cluster, and end the Ray processes that were started here with SIGKILL.
 
-    Ray 2.60 would send SIGTERM, which its processes do not get, and wait for a second. Two that are
-    not its own children try for a minute to tell a Ray that has ended that it has.
+    Ray 2.60 would send SIGTERM, which its processes do not receive, and wait for a second. Two that
+    are not its own children try for a minute to notify Ray, which has ended, of its end.
     """
     node: Any = worker_module._global_node
     started = []
@@ -247,7 +246,7 @@ def _shut_down() -> None:
 
 
 def _descendants(processes: Iterable[Any]) -> list[Any]:
-    """Return what processes have started, and what that has."""
+    """Return the processes that these have started, and theirs in turn."""
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -267,18 +266,18 @@ def is_dashboard(address: str) -> bool:
 
 
 def py_modules() -> list[str]:
-    """Return the folders of what trials need and nodes may lack: this package, and safetensors."""
+    """Return the folders of packages that trials need and nodes may lack: ours and safetensors."""
     return [str(Path(str(module.__file__)).parent) for module in (tuner, safetensors)]
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Return what travels with this search; a job got it when it was submitted."""
+    """Return the runtime environment of this search; a job got it when it was submitted."""
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     return {} if "py_modules" in job.get("runtime_env", {}) else {"py_modules": py_modules()}
 
 
 def _why_not(error: Exception) -> str:
-    """Say in a line why Ray cannot be used, and what to do where that is known."""
+    """Explain in one line why Ray cannot be used, and how to fix it where that is known."""
     if full := _full_folder():
         return f"{full} is full. Make room there, or set RAY_TMPDIR to a folder that has some."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -286,7 +285,7 @@ def _why_not(error: Exception) -> str:
     if is_about_token(text):
         return TOKEN_ADVICE
     if text.startswith("Failed to connect"):
-        # The port was tried before: somebody listens there. Of a token Ray 2.60 says no more.
+        # The port was checked before: something listens. Ray 2.60 does not mention the token.
         return f"somebody answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
     if isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(Path.home()):
         return (
@@ -299,9 +298,9 @@ def _why_not(error: Exception) -> str:
 
 
 def _full_folder() -> str:
-    """Return where Ray has no room for its files; empty if it has. It says that something is late.
+    """Return the folder in which Ray has no room for its files; empty if it has room.
 
-    Of the memory that its processes share it needs none: it takes the folder instead.
+    Ray itself only reports a timeout. It does not need shared memory: it uses the folder instead.
     """
     folder = Path(get_default_ray_temp_dir()).parent  # type: ignore[no-untyped-call]
     is_full = folder.is_dir() and shutil.disk_usage(folder).free < LEAST_ROOM
@@ -316,41 +315,41 @@ TOKEN_ADVICE = (
 
 
 def use_local_token() -> None:
-    """Have Ray show the token that lies here, if one does.
+    """Make Ray send the local token, if there is one.
 
-    What the user says in ``RAY_AUTH_MODE`` goes before.
+    The user's ``RAY_AUTH_MODE`` takes precedence.
     """
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _asks_for_token(address: str) -> bool:
-    """Whether a cluster answers only to who shows its token, and this process shows none."""
+    """Whether a cluster requires a token, and this process sends none."""
     try:
         GcsClient(address=canonicalize_bootstrap_address_or_die(address))
     except AuthenticationError:
         return True
     except (RuntimeError, ConnectionError, RayError):
-        # Of whatever else is wrong, Ray's own way to connect tells more.
+        # Ray's own connection attempt explains any other problem better.
         return False
     return False
 
 
 def is_about_token(text: str) -> bool:
-    """Whether Ray's words are about its authentication."""
+    """Whether Ray's message is about its authentication."""
     words = ("InvalidAuthToken", "Unauthenticated", "authentication token", "RAY_AUTH_MODE")
     return any(word.lower() in text.lower() for word in words)
 
 
 def silence_ray() -> None:
-    """Keep the engine's notices off the terminal; what goes wrong is told by us."""
+    """Keep the engine's notices off the terminal; we report what goes wrong."""
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Ray prints some on stdout, whatever log_to_driver says: of a raylet that is gone, 51 lines.
+    # Ray prints some on stdout, whatever log_to_driver says: 51 lines for a lost raylet.
     worker_module._worker_logs_enabled = False
 
 
 def _check_address(address: str) -> None:
-    """Refuse at once what Ray would wait for, or explain in pages."""
+    """Refuse at once an address on which Ray would wait, or fail with pages of text."""
     if address.startswith("ray://"):
         raise UsageError(
             f"--address {address}: a search cannot run over ray://, through which every result "

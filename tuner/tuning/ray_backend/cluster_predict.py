@@ -1,4 +1,4 @@
-"""An ensemble's networks spread over a cluster: a task for each, on a GPU where there are any."""
+"""An ensemble's networks spread over a cluster: one task each, on a GPU if there are any."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from tuner.tuning.ray_backend.cluster import connected
 
 @contextmanager
 def spread(address: str) -> Iterator[Predict]:
-    """Yield what computes networks on the cluster at ``address``, while the block lasts.
+    """Yield a function that predicts with networks on the cluster at ``address``.
 
-    Its nodes read the run folder, as they did in the search.
+    The cluster's nodes read the run folder, as in the search.
 
     Raises:
         UsageError: If the address is of a kind that cannot be used.
@@ -40,7 +40,7 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
     """
     resources = plan_capacity(Resources()).default
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_predict)
-    shared = ray.put(images.numpy())  # Once a node, however many networks look at them.
+    shared = ray.put(images.numpy())  # Once per node, however many networks use them.
     try:
         results = ray.get([task.remote(network, shared, tta) for network in networks])
     except ray.exceptions.RayTaskError as error:
@@ -53,7 +53,7 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
 
 def _predict(network: Network, images: np.ndarray, tta: Tta) -> np.ndarray:
     with warnings.catch_warnings():
-        # The array lies read-only in shared memory; nothing here writes to it.
+        # The array is read-only in shared memory; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(images)
     return predict_network(network, tensor, tta, find_device()).numpy()

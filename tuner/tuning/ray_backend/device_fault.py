@@ -1,9 +1,9 @@
-"""Errors after which a process cannot use its GPU any more."""
+"""Errors after which a process can no longer use its GPU."""
 
 from collections.abc import Iterator
 
 FAULTS = (
-    # Of CUDA's runtime, in the words of cudaGetErrorString: those of which its documentation says
+    # CUDA runtime errors, as worded by cudaGetErrorString, for which the documentation says
     # that the process must be ended. By number: 214, 220, 226, 700, 702, 709, 710, 714 to 719, 721.
     "uncorrectable ECC error encountered",
     "uncorrectable NVLink error detected",
@@ -19,7 +19,7 @@ FAULTS = (
     "invalid program counter",
     "unspecified launch failure",
     "tensor memory not completely freed",
-    # Of the Multi-Process Service, 805 to 810: its server has ended or refuses this process.
+    # Multi-Process Service, 805 to 810: its server has ended or refuses this process.
     "MPS client failed to connect to the MPS control daemon or the MPS server",
     "the remote procedural call between the MPS server and the MPS client failed",
     "MPS server is not ready to accept new MPS client requests",
@@ -30,23 +30,23 @@ FAULTS = (
 
 
 class DeviceFaultError(Exception):
-    """This process cannot use its GPU any more, through its own fault or a neighbour's."""
+    """This process can no longer use its GPU, through its own fault or a neighbour's."""
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether this process cannot use its GPU any more.
+    """Whether this process can no longer use its GPU.
 
-    Which process caused it cannot be told: under MPS, a fault of one client reaches all that use
-    the same GPU.
+    It is unknown which process caused the fault: under MPS, a fault of one client reaches all that
+    use the same GPU.
 
     Args:
-        error: Out of what used the GPU.
+        error: Raised by code that used the GPU.
     """
     return any(map(_names_fault, _chain(error))) or _is_gpu_lost()
 
 
 def _names_fault(error: BaseException) -> bool:
-    # PyTorch raises AcceleratorError, Triton and the compiler a RuntimeError with the same words.
+    # PyTorch raises AcceleratorError; Triton and the compiler a RuntimeError with the same text.
     return isinstance(error, RuntimeError) and any(fault in str(error) for fault in FAULTS)
 
 
@@ -57,7 +57,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_gpu_lost() -> bool:
-    """Ask CUDA, which repeats a fault at every call: cuBLAS and cuDNN tell only that they fail."""
+    """Ask CUDA, which repeats a fault at each call; cuBLAS and cuDNN only report that they fail."""
     import torch
 
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""``doctor``: whether a search would run here, told line by line, each with what mends it."""
+"""``doctor``: check whether a search would run here, and report each finding with its fix."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ from tuner.tuning.ray_backend.payload import pack
 Level = Literal["ok", "warning", "failure"]
 GB = 1e9
 STORE_SHARE = 0.5
-"""Share of a node's object store; what the data take beyond that is soon written to disk."""
+"""Share of a node's object store; data beyond it are soon written to disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,22 +45,22 @@ class Finding:
     about: str
     text: str
     mend: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if all is well."""
 
 
 def examine(
     address: str | None, storage: AnyPath, data: DataConfig, data_dir: Path
 ) -> Iterator[Finding]:
-    """Examine a cluster, or this machine, as a search would use it.
+    """Examine a cluster, or this machine, the way a search would use it.
 
     Args:
-        address: As ``search`` takes it.
-        storage: Where the runs would be.
+        address: As for ``search``.
+        storage: Where the runs would be stored.
         data: The images of the search.
         data_dir: Where downloaded data are kept.
     """
     try:
-        # The versions are compared below, where the others are told as well.
+        # Versions are compared below, along with the other findings.
         with connected(address, compare=False):
             nodes = alive_nodes()
             yield Finding(level="ok", about="cluster", text=_sum(nodes))
@@ -76,7 +76,7 @@ def examine(
 
 
 def describe_node() -> dict[str, Any]:
-    """Describe the node that this runs on."""
+    """Describe the node on which this runs."""
     return {
         "versions": versions_here(),
         "gpus": _gpus(),
@@ -86,7 +86,7 @@ def describe_node() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """Return name and memory of each GPU, as the driver knows them."""
+    """Return name and memory of each GPU, as reported by the driver."""
     if not (program := shutil.which("nvidia-smi")):
         return []
     query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -177,7 +177,7 @@ def _versions(answers: list[Answer]) -> Finding:
 
 
 def _storage(storage: AnyPath) -> Iterator[Finding]:
-    """See that a file that is written on any node can be read on the driver's, and back."""
+    """Check that each node and the driver's can read the files that the other one writes."""
     about, storage = "storage", storage.absolute()
     mend = "Give a --storage that all nodes share and may write."
     try:
@@ -232,7 +232,7 @@ def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iter
 
 
 def _is_kept(source: str, data_dir: Path) -> bool:
-    """Whether a data set that is fetched lies there, decoded or as torchvision fetches it."""
+    """Whether a downloadable data set is there, decoded or as torchvision downloads it."""
     fetched = data_dir.glob(f"{source.replace('cifar', 'cifar-')}-*")
     return (data_dir / source).exists() or any(fetched)
 

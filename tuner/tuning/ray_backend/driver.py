@@ -1,4 +1,4 @@
-"""What a search and a refit share: the run opened, its trials run, its books closed."""
+"""What a search and a refit share: opening the run, running its trials, closing it."""
 
 import contextlib
 import math
@@ -69,15 +69,15 @@ def open_run(
     *,
     resources: Resources | None = None,
 ) -> Iterator[tuple[Run, CapacityPlan]]:
-    """Connect to the cluster, and have the run's folder, a new one or an older one, to oneself.
+    """Connect to the cluster, and open the run's folder, a new or an existing one, exclusively.
 
-    An older one is left as it is until ``run_trials`` begins: it may still be refused.
+    An existing one is left unchanged until ``run_trials`` begins: it may still be refused.
 
     Args:
-        request: What is asked for.
+        request: The user's request.
         splits: The images.
-        console: Where it is said how many trials run at a time.
-        resources: What trials get, where the request does not say.
+        console: Shows how many trials run at a time.
+        resources: Resources per trial, where the request does not set them.
 
     Raises:
         UsageError: On a name that is taken, or a run to resume that is missing or of other data.
@@ -95,7 +95,7 @@ def open_run(
         plan = capacity_of(request, resources or Resources(), splits)
         if math.isfinite(request.gpu_hours) and not any(one.gpus for one in plan.all_resources()):
             raise UsageError("--gpu-hours: these trials use no GPU; give --time-budget instead")
-        # Absolute, for the workers start in folders of their own.
+        # Absolute, because the workers start in their own folders.
         path = (request.storage / request.name).absolute()
         if request.resume:
             run = Run.open(path)
@@ -126,7 +126,7 @@ def open_run(
             yield run, plan
         except KeyboardInterrupt:
             if run.record.status == "running":
-                # An older one may still have the space of its version.
+                # A resumed run may still have the space of its schema version.
                 version = run.record.schema_version
                 run.update(status="interrupted", finished=now(), schema_version=version)
             raise KeyboardInterrupt(f"interrupted; {run.how_to_go_on()}") from None
@@ -146,17 +146,17 @@ def run_trials(
     *,
     val_labels: Tensor | None = None,
 ) -> Tuner:
-    """Run the trials that ``proposer`` proposes, to the last one or a signal, and close the run.
+    """Run the trials that ``proposer`` proposes until the last one or a signal, and close the run.
 
     Args:
-        request: What is asked for.
-        run: A new one, or one to go on with.
-        plan: What trials get, and how many run at once.
-        proposer: Proposes them.
-        payload: What every worker gets: arguments of ``train_trial``.
-        console: Where progress is shown.
-        val_labels: Of the validation images, where trials are promoted for the ensemble; int64,
-            shape (N,).
+        request: The user's request.
+        run: A new run, or one to resume.
+        plan: Resources per trial, and how many trials run at once.
+        proposer: Proposes the trials.
+        payload: Arguments of ``train_trial`` that every worker gets.
+        console: Shows the progress.
+        val_labels: Labels of the validation images, if trials are promoted for the ensemble;
+            int64, shape (N,).
 
     Raises:
         TunerError: If the first three trials failed in the same way.
@@ -168,7 +168,7 @@ def run_trials(
         seconds=request.seconds,
         gpu_seconds=request.gpu_hours * 3600,
     )
-    # The images of a run that goes on may have moved.
+    # The images of a resumed run may have moved.
     place: dict[str, Any] = {}
     if request.resume:
         write_text(run.path / SPACE, request.space_text)
@@ -192,12 +192,12 @@ def run_trials(
         console.print(line, markup=False, soft_wrap=True)
 
     def drain() -> None:
-        # Of a search that failed already, or has ended, nothing is interrupted.
+        # A search that already failed or ended is not interrupted.
         if tuner.draining != "broken" and (tuner.live or tuner.has_more):
             tuner.draining = "interrupted"
 
     def close(status: RunStatus) -> None:
-        # First: a damaged trial makes the leaderboard fail, and then this is on record.
+        # First, so that it is on record if a damaged trial makes the leaderboard fail.
         run.update(
             status=status,
             reason=tuner.reason if tuner.draining == "patience" else "",
@@ -237,7 +237,7 @@ def run_trials(
     except KeyboardInterrupt:
         status = "interrupted"
     except Exception as error:
-        # Ray may tell the search of its end before the watch has looked.
+        # Ray may report its own end to the search before the watch has looked.
         if not storage.blame(error) and not watch.look():
             raise
         status = "interrupted"
@@ -265,7 +265,7 @@ def run_trials(
 
 
 def _budget_spent(tuner: Tuner, run: Run) -> str:
-    """Say how far the budget went, and how the rest can be trained."""
+    """Say how far the budget went, and how to train the rest."""
     state, budget = tuner.state, tuner.spending.budget
     done = f"{state.num_done} of {budget.trials} trials done"
     if cut := state.ended["interrupted"]:
@@ -279,12 +279,12 @@ def _budget_spent(tuner: Tuner, run: Run) -> str:
 
 
 def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
-    """Refuse to run code that is neither known here nor trusted, before any of it is run.
+    """Refuse to run code that is neither known here nor trusted, before running any of it.
 
     Args:
-        request: What is asked for; of a run that goes on, the code of its trials is looked at, too.
-        code: What else would be run.
-        whose: What that came with.
+        request: The user's request; for a resumed run, the code of its trials is checked, too.
+        code: Other code that would be run.
+        whose: What that code came with.
 
     Raises:
         UntrustedCodeError: If there is any.
@@ -297,7 +297,7 @@ def check_trusted(request: RunRequest, code: Code, whose: object) -> None:
 
 
 def require_usable_trial(run: Run, tuner: Tuner) -> None:
-    """Refuse a run that is finished and has no model.
+    """Refuse a run that is finished but has no model.
 
     Raises:
         NoUsableTrials: If no trial left a checkpoint.
@@ -310,7 +310,7 @@ def require_usable_trial(run: Run, tuner: Tuner) -> None:
 
 
 def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> CapacityPlan:
-    """Plan with the space's resources; what the request says goes before what the space says.
+    """Plan with the space's resources; those of the request take precedence.
 
     Raises:
         UsageError: As ``plan_capacity``.
@@ -322,7 +322,7 @@ def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> Capacity
             one = count_parameters(config.model, len(splits.classes), splits.image_shape)
             return one * max(1, splits.num_folds)
         except UsageError:
-            # A network that cannot be built; its worker says why.
+            # The network cannot be built; its worker reports why.
             return 0
 
     cpus, gpus = request.cpus_per_trial, request.gpus_per_trial
@@ -349,7 +349,7 @@ def _resuming(tuner: Tuner, num_outside: int) -> str:
 
 @contextmanager
 def _blaming(storage: Patience, run: Run) -> Iterator[None]:
-    """Close the books as far as the storage lets one, and say how far that is."""
+    """Close the run as far as the storage allows, and record how far that is."""
     try:
         yield
     except Exception as error:
@@ -369,18 +369,18 @@ def _run_over_losses(
     storage: Patience,
     max_failures: int,
 ) -> None:
-    """Let the engine run the trials that the tuner starts, over losses that it cannot bear."""
+    """Let the engine run the tuner's trials; restart it after losses that it cannot survive."""
     num_kills = num_ended = 0
     while num_kills <= max_failures:
         try:
             return _tune(tuner, recorder, payload, capacity, storage, max_failures)
         except RuntimeError as error:
-            # Ray kills workers on a node that runs low on memory; Tune 2.60 takes any other loss of
-            # a worker for the trial's, but falls over this one.
+            # Ray kills workers on a node that runs low on memory. Tune 2.60 counts any other loss
+            # of a worker as a failed trial, but crashes on this one.
             if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
             requeue(tuner, recorder)
-        # Kills between which trials end are no reason to give a long search up.
+        # Kills between which trials end are no reason to give up a long search.
         num_kills = num_kills + 1 if tuner.state.num_ended == num_ended else 1
         num_ended = tuner.state.num_ended
     tuner.end_waiting()
@@ -391,7 +391,7 @@ def _run_over_losses(
 
 
 def requeue(tuner: Tuner, recorder: Recorder) -> None:
-    """Have all trials under way taken up again, for their workers are gone."""
+    """Requeue all trials under way, because their workers are gone."""
     for number, trial in list(tuner.live.items()):
         try:
             saved = recorder.saved_epochs(number) if trial.ending is None else []
@@ -412,13 +412,13 @@ def _tune(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # To count its own callbacks among ours, Tune would import mlflow and wandb: 1.3 s before the
-    # first trial starts, where they are installed.
+    # first trial starts, if they are installed.
     air_usage.tag_callbacks = lambda callbacks: False
-    # Workers that wait already have no variable for PyTorch Lightning, and Tune would start others.
+    # Idle workers lack the variable for PyTorch Lightning, so Tune would start new ones.
     TUNE_ENV_VARS.clear()
-    # The engine's own snapshots are written once, at the end, into a folder that is thrown away.
+    # The engine's own snapshots are written once, at the end, into a folder that is deleted.
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
-    # Of trials that find no place yet, Tune would by itself start one after the other.
+    # By default, Tune would start trials that do not fit yet one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
     run = recorder.run
     board = NoticeBoard(f"{run.path}:{uuid.uuid4().hex}")
@@ -430,12 +430,12 @@ def _tune(
             tune.with_resources(trainable, place),
             name="search",
             storage_path=scratch,
-            # The tuner says when there are no more.
+            # The tuner decides when there are no more.
             num_samples=-1,
             search_alg=TuneSearcher(tuner, capacity, run.trial_path, callback.settle),
             scheduler=TuneScheduler(tuner, capacity, poster, storage),
             callbacks=[callback],
-            # The tuner has a trial that lost its worker go on; it knows lost nodes from others.
+            # The tuner requeues a trial that lost its worker; it can tell whether a node was lost.
             max_failures=0,
             reuse_actors=True,
             raise_on_failed_trial=False,
@@ -473,9 +473,9 @@ def _record(request: RunRequest, splits: Splits, plan: CapacityPlan) -> RunRecor
 
 
 def _git_commit() -> str:
-    """Return the commit that this package runs from; empty for an installed one."""
+    """Return the commit that this package runs from; empty if it is installed."""
     git = ("git", "-C", str(Path(__file__).parent))
-    # An installed one may lie in somebody else's repository.
+    # An installed one may be inside somebody else's repository.
     questions = ("ls-files", "--error-unmatch", Path(__file__).name), ("rev-parse", "HEAD")
     told = ""
     for question in questions:

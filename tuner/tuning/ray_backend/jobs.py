@@ -1,7 +1,7 @@
 """Commands as jobs of a Ray cluster: submitted over HTTP, followed, left and found again.
 
-The job's driver runs on the head node. This package, the space and what else nodes may lack travel
-with it; what the driver needs besides, such as Optuna, is installed by pip if the head lacks it.
+The job's driver runs on the head node. This package, the space and whatever else nodes may lack
+travel with it; pip installs what else the driver needs, such as Optuna, if the head lacks it.
 """
 
 import json
@@ -28,15 +28,15 @@ from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_r
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 120.0
-"""For so long a dashboard that does not answer is asked again."""
+"""Seconds for which a dashboard that does not answer is retried."""
 STOP_SECONDS = 3600
-"""What ``ray job stop`` gives a search to end after its epochs; Ray would kill it after 3 s."""
+"""Seconds for a search to end its epochs after ``ray job stop``; Ray would kill it after 3 s."""
 RUN_KEY = "cifar-tune-run"
 STORAGE_KEY = "cifar-tune-storage"
 EXTRAS_KEY = "cifar-tune-extras"
-"""Under these a job's metadata hold the run that it searches."""
+"""Keys of a job's metadata that describe the run that it searches."""
 TRAVELS = ("ray", "torch", "torchvision")
-"""What a cluster must bring along itself."""
+"""Packages that a cluster must provide itself."""
 LOOK = """
 import json, platform, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -47,20 +47,20 @@ def find(name):
         return None
 print(json.dumps([sys.executable, {name: find(name) for name in sys.argv[1:]}]))
 """
-"""Prints the Python that runs it, and the versions of packages, before this package is there."""
+"""Prints its Python and the versions of packages, before this package is there."""
 
 
 def connect(address: str) -> JobSubmissionClient:
     """Connect to a dashboard.
 
     Args:
-        address: Such as ``http://head:8265``.
+        address: For example ``http://head:8265``.
 
     Raises:
         UsageError: If what it takes is not installed here.
         ClusterError: If nobody answers there, or not as a Ray dashboard.
     """
-    # Ray lets the environment, where RAY_ADDRESS may name another cluster, go before its argument.
+    # Ray prefers the environment to its argument, and RAY_ADDRESS may name another cluster.
     os.environ["RAY_API_SERVER_ADDRESS"] = address.rstrip("/")
     silence_ray()
     use_local_token()
@@ -70,7 +70,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 @contextmanager
 def _explaining(address: str) -> Iterator[None]:
-    """Say what is wrong with a dashboard, in a line."""
+    """Explain in one line what is wrong with a dashboard."""
     try:
         yield
     except ImportError as error:
@@ -107,15 +107,15 @@ def submit(
     tell: Callable[[str], None],
     extras: Collection[str] = (),
 ) -> str:
-    """Have the cluster run ``cifar-tune`` with these words.
+    """Run ``cifar-tune`` with these words on the cluster.
 
     Args:
-        client: Of the cluster's dashboard.
+        client: Client of the cluster's dashboard.
         words: The command and its arguments.
-        files: Name and text of files that lie where the command is started.
-        metadata: By which the job can be found again.
-        tell: Told what takes a while.
-        extras: Those of this package that the command needs; what is none is passed by.
+        files: Name and text of files to put where the command is started.
+        metadata: Entries by which the job can be found again.
+        tell: Called with a line about each slow step.
+        extras: Extras of this package that the command needs; unknown ones are ignored.
 
     Returns:
         The job's identifier.
@@ -153,7 +153,7 @@ def submit(
 
 
 def _check_no_password(words: Sequence[str]) -> None:
-    """Refuse a password, for Ray keeps a job's command and environment for all to see."""
+    """Refuse a password, because Ray shows a job's command and environment to everybody."""
     for word in words:
         if word != (hidden := hide_passwords(word)):
             raise UsageError(
@@ -164,12 +164,12 @@ def _check_no_password(words: Sequence[str]) -> None:
 
 
 def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
-    """Return the requirements of this package that the head node does not meet, by a short job."""
+    """Run a short job to find the requirements of this package that the head node does not meet."""
     needed: dict[str, Requirement] = {}
     for requirement in map(Requirement, requires("cifar-tune") or ()):
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
-            # pip, which is asked for no extra, would leave out what still has its condition.
+            # pip gets no extra, so it would leave out a requirement that still has its condition.
             requirement.marker = None
             needed[requirement.name] = requirement
     with _explaining(client.get_address()):
@@ -197,7 +197,7 @@ def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> Any:
-    """Pass a job's output on until it has ended; give Ray's details of it then.
+    """Forward a job's output until it has ended; return Ray's details of it.
 
     Raises:
         ClusterError: If the dashboard does not answer for ``LOST_SECONDS``.
@@ -206,7 +206,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
     heard = time.monotonic()
     while True:
         try:
-            # First the state, so that the output is whole when the job has ended.
+            # The state first, so that the output is complete when the job has ended.
             details = client.get_job_info(job)
             text = client.get_job_logs(job)
         except (requests.RequestException, RuntimeError) as error:
@@ -226,12 +226,12 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
 
 
 def find(client: JobSubmissionClient, command: str, name: str | None, storage: str | None) -> Any:
-    """Return Ray's details of the newest job that makes a run, or ``None``.
+    """Return Ray's details of the newest job for a run, or ``None``.
 
     Args:
-        client: Of the cluster's dashboard.
-        command: That the job runs.
-        name: Of the run; ``None`` for any.
+        client: Client of the cluster's dashboard.
+        command: The command that the job runs.
+        name: Name of the run; ``None`` for any.
         storage: Where the run is; ``None`` for anywhere.
     """
 
@@ -251,7 +251,7 @@ def find(client: JobSubmissionClient, command: str, name: str | None, storage: s
 
 
 def _prefix(command: str) -> str:
-    """Return how the names of a command's jobs begin."""
+    """Return the prefix of the names of a command's jobs."""
     return f"cifar-tune-{command}-"
 
 

@@ -1,4 +1,4 @@
-"""Events as workers report them to the engine, which takes dictionaries alone.
+"""Events as workers report them to the engine, which accepts only dictionaries.
 
 Nothing here needs PyTorch; see ``ray_backend.worker``.
 """
@@ -22,16 +22,16 @@ EVENT = "event"
 
 
 def to_report(event: Event, **more: Any) -> dict[str, Any]:
-    """Return what a worker reports of an event, with ``more`` for the driver besides."""
+    """Return a worker's report of an event, with ``more`` entries for the driver."""
     plain = asdict(event)
     if isinstance(event, TrialStarted):
         plain["config"] = event.config.to_dict()
-    # In a list, for Tune flattens mappings; it also keeps statistics of each number that it sees.
+    # In a list, because Tune flattens mappings; it also keeps statistics of each number it sees.
     return {EVENT: [type(event).__name__, plain], **more}
 
 
 def event_in(report: Mapping[str, Any]) -> Event | None:
-    """Return the event of which a worker has reported, if it was one."""
+    """Return the event that a worker has reported, if there is one."""
     if EVENT not in report:
         return None
     name, plain = report[EVENT]

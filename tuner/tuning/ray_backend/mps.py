@@ -3,10 +3,10 @@
 Without MPS, processes that share a GPU take turns on it. As clients of an MPS server they run at
 the same time. CUDA looks for the server's control daemon once, when a process first uses it.
 
-Each node has at most one daemon of a user's own. Every process that uses it holds a lock, which the
-kernel releases with the process however it ends. A keeper, this file run as a program, ends the
-daemon when nobody has held the lock for a while, so that neither a killed search nor a killed
-worker leaves one behind, and searches at the same time share one.
+Each node has at most one daemon per user. Every process that uses it holds a lock, which the kernel
+releases however the process ends. A keeper, this file run as a program, ends the daemon when nobody
+has held the lock for a while. So neither a killed search nor a killed worker leaves one behind, and
+concurrent searches share one.
 
 Only the standard library is imported here: the keeper starts fast and needs no environment.
 """
@@ -37,17 +37,17 @@ SWITCH = "CIFAR_TUNE_MPS"
 DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 """Where CUDA looks for a daemon unless the environment names another folder."""
 DEVICE_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""Device files of NVIDIA's driver, on Linux and on Windows' Linux."""
+"""Device files of NVIDIA's driver, on Linux and on the Windows Subsystem for Linux."""
 LONGEST_SOCKET = 107
-"""Bytes of the path of a UNIX socket."""
+"""Maximum length in bytes of the path of a UNIX socket."""
 START_SECONDS = 10.0
 TRY_SECONDS = 30.0
-"""A server makes contexts on all GPUs first, and after a fault it waits for its clients to end."""
+"""A server first creates contexts on all GPUs; after a fault it waits for its clients to end."""
 QUIT_SECONDS = 10.0
 IDLE_SECONDS = 10.0
 """A worker's process may end before the next one starts."""
 FAILURE_SECONDS = 600.0
-"""So long after a daemon could not be started, nobody tries again."""
+"""Seconds during which nobody tries again after a daemon could not be started."""
 IS_TEMPORARY = 75
 """Exit code of a client that may be accepted later."""
 
@@ -71,7 +71,7 @@ if not cuda.cuDeviceGetAttribute(ctypes.byref(is_client), 133, device) and not i
     sys.exit("CUDA finds no MPS daemon there")
 check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
 """
-"""Uses the first GPU that it sees; where MPS cannot work, CUDA fails, hangs or goes without it."""
+"""Uses the first visible GPU; where MPS cannot work, CUDA fails, hangs or runs without it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +80,11 @@ class Sharing:
 
     how: Literal["side by side", "by turns"]
     reason: str = ""
-    """Why by turns; empty without a GPU of NVIDIA's, or in a process that stays apart."""
+    """Why by turns; empty without an NVIDIA GPU, or in a process that stays apart."""
     is_broken: bool = False
-    """MPS is installed, and does not work."""
+    """Whether MPS is installed but does not work."""
     pipe: str | None = None
-    """What the environment of a process has to hold; ``None`` for what it holds anyway."""
+    """The ``CUDA_MPS_PIPE_DIRECTORY`` that a process needs; ``None`` to leave it unchanged."""
 
     def __str__(self) -> str:
         if self.how == "by turns":
@@ -96,7 +96,7 @@ class Sharing:
 def join() -> Sharing:
     """Let this process, which has not used CUDA yet, share its GPU side by side if it can.
 
-    Starts the node's daemon where none runs. What fails is told, and never raised.
+    Starts the node's daemon if none runs. Failures are part of the result, and never raised.
     """
     with contextlib.ExitStack() as stack:
         sharing = _share(os.environ, stack)
@@ -112,14 +112,14 @@ _held: list[contextlib.ExitStack] = []
 
 
 def stay_apart() -> None:
-    """Let this process take turns, unless it has joined already."""
+    """Let this process take turns, unless it has already joined."""
     if not _held:
         os.environ[PIPE] = _nowhere()
 
 
 def examine() -> Sharing:
-    """Find out how processes would share a GPU of this node, by trying it on the first one."""
-    # A folder of somebody else's is told of below.
+    """Find out how processes would share a GPU of this node, by trying the first one."""
+    # A folder that belongs to somebody else is reported below.
     with contextlib.suppress(OSError):
         (find_folder() / "failure").unlink(missing_ok=True)
     environment = {key: value for key, value in os.environ.items() if "VISIBLE_DEVICES" not in key}
@@ -128,7 +128,7 @@ def examine() -> Sharing:
 
 
 def _share(environment: Mapping[str, str], stack: contextlib.ExitStack) -> Sharing:
-    """Find or start a daemon and be its client for a moment; ``stack`` gets the lock on it."""
+    """Find or start a daemon and briefly be its client; ``stack`` gets the lock on it."""
     if not any(file.exists() for file in DEVICE_FILES):
         return Sharing(how="by turns")
     if environment.get(PIPE) == _nowhere():
@@ -160,7 +160,7 @@ def _share_theirs(environment: Mapping[str, str], pipe: str) -> Sharing:
 def _share_ours(
     environment: Mapping[str, str], stack: contextlib.ExitStack
 ) -> tuple[str | None, str]:
-    """Return the pipe directory of the user's own daemon, and what is wrong with it, if so."""
+    """Return the pipe directory of the user's own daemon, and its problem, if any."""
     folder = make_folder()
     pipe = folder / "pipe"
     # Waits while the keeper ends the daemon.
@@ -207,15 +207,15 @@ def make_folder() -> Path:
 
 
 def _nowhere() -> str:
-    """Return a folder without a daemon, where CUDA goes without MPS."""
+    """Return a folder without a daemon, so that CUDA runs without MPS."""
     return str(find_folder() / "none")
 
 
 def find_daemon(pipe: Path) -> int | None:
-    """Return the process of the daemon of a pipe directory; ``None`` where none runs."""
+    """Return the process ID of the daemon of a pipe directory; ``None`` if none runs."""
     try:
         pid = int((pipe / f"{PROGRAM}.pid").read_text())
-        # Empty for a process that has ended and was not waited for.
+        # Empty for a zombie process.
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None
@@ -223,14 +223,14 @@ def find_daemon(pipe: Path) -> int | None:
 
 
 def _start(folder: Path, environment: Mapping[str, str]) -> str:
-    """Start the daemon and see that it serves; return what is wrong, if so."""
+    """Start the daemon and check that it serves; return what is wrong, if anything."""
     if _has_mig():
         return "MPS would need a daemon for each MIG device"
     pipe, log = folder / "pipe", folder / "log"
     for part in (pipe, log):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-    # The daemon sees all GPUs, so that its numbers are those that Ray gives to the clients.
+    # The daemon sees all GPUs, so that its numbers match those that Ray gives to the clients.
     own = {key: value for key, value in environment.items() if key != "CUDA_VISIBLE_DEVICES"}
     own |= {PIPE: str(pipe), LOG: str(log)}
     # Not a pipe: the daemon may keep it open.
@@ -266,10 +266,10 @@ def _has_mig() -> bool:
 
 
 def _try_client(environment: Mapping[str, str], pipe: str) -> str:
-    """Run a client for a moment, again while the server is not ready; return its problem, if any.
+    """Run a client briefly, again while the server is not ready; return its problem, if any.
 
-    A server can refuse or fail in ways that a daemon does not tell, and PyTorch takes a GPU that
-    refuses it for none at all.
+    A server can refuse or fail in ways that a daemon does not report, and to PyTorch, a GPU that
+    refuses it is no GPU at all.
     """
     end = time.monotonic() + TRY_SECONDS
     command = [sys.executable, "-I", "-S", "-c", CLIENT]
@@ -294,7 +294,7 @@ def _try_client(environment: Mapping[str, str], pipe: str) -> str:
 
 
 def end_daemon(pipe: Path) -> None:
-    """End the daemon of a pipe directory, with its server; do nothing where none runs."""
+    """End the daemon of a pipe directory, with its server; do nothing if none runs."""
     if not (pid := find_daemon(pipe)):
         return
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -309,7 +309,7 @@ def end_daemon(pipe: Path) -> None:
             check=False,
         )
     if not _has_ended(pipe, pid):
-        # It waits for a server that hangs, its child.
+        # It waits for its child, a server that hangs.
         for process in (*_find_children(pid), pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -317,7 +317,7 @@ def end_daemon(pipe: Path) -> None:
 
 
 def _has_ended(pipe: Path, pid: int) -> bool:
-    """Wait a moment for a daemon to end; say whether it has."""
+    """Wait a moment for a daemon to end; return whether it has."""
     end = time.monotonic() + 1
     while find_daemon(pipe) == pid:
         if time.monotonic() > end:
@@ -334,7 +334,7 @@ def _find_children(pid: int) -> list[int]:
 
 
 def _have_kept(folder: Path) -> None:
-    """Start the keeper of the user's own daemon, unless it runs."""
+    """Start the keeper of the user's own daemon, unless it already runs."""
     with (folder / "keeper").open("w") as file:
         if not _take(file):
             return
@@ -344,7 +344,7 @@ def _have_kept(folder: Path) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # A Ctrl-C in the search's terminal is not for it.
+        # A Ctrl-C in the search's terminal is not meant for it.
         start_new_session=True,
         check=True,
     )
@@ -362,12 +362,12 @@ def keep(folder: Path, idle_seconds: float) -> None:
                 if not _take(users):
                     used = time.monotonic()
                 elif time.monotonic() - used >= idle_seconds:
-                    # Who comes now waits for the lock, and starts another daemon.
+                    # Any new process waits for the lock, and starts another daemon.
                     end_daemon(folder / "pipe")
 
 
 def _take(file: IO[str]) -> bool:
-    """Lock a file for this process alone; say whether nobody else has locked it."""
+    """Lock a file for this process alone; return whether nobody else has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -376,7 +376,7 @@ def _take(file: IO[str]) -> bool:
 
 
 if __name__ == "__main__":
-    # Ray kills the children of a worker's process when that ends: be no child of it.
+    # Ray kills the children of a worker's process when it ends, so this must not be one.
     if os.fork():
         os._exit(0)
     keep(Path(sys.argv[1]), float(sys.argv[2]))

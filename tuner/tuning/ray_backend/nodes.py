@@ -18,19 +18,19 @@ from tuner.storage.paths import AnyPath, remove_folder, to_path
 from tuner.tuning.ray_backend.private import state
 
 ANSWER_SECONDS = 90.0
-"""A node with nothing in memory starts a worker in about 5 s."""
+"""A node with cold caches starts a worker in about 5 s."""
 DOUBT_SECONDS = 30.0
-"""A worker is missed before its node is: Ray asks a node five times, 3 s apart."""
+"""A lost worker is noticed before its lost node: Ray checks a node five times, 3 s apart."""
 COMPARED = ("ray", "torch", "torchvision")
-"""Packages that the nodes must have as the driver has them; all else that a trial needs travels."""
+"""Packages whose versions must be the driver's on all nodes; what else a trial needs travels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one node said to a question."""
+    """What one node answered to a question."""
 
     node: str
-    """The cluster's identifier of it."""
+    """Its identifier in the cluster."""
     host: str
     value: Any = None
     problem: str = ""
@@ -38,7 +38,7 @@ class Answer:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return Ray's own record of each node that is alive, and takes new work.
+    """Return Ray's own record of each node that is alive and takes new work.
 
     A node that is being drained, by an autoscaler or before a spot machine is taken away, takes
     none, and is as good as lost.
@@ -49,23 +49,23 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Return the identifiers of the nodes that still run what they have, and take no new work."""
+    """Return the identifiers of the nodes that finish their present work but take no new work."""
     return frozenset(state.get_draining_nodes())
 
 
 def gone_nodes() -> frozenset[str]:
-    """Return the identifiers of the nodes that have left the cluster, or leave it."""
+    """Return the identifiers of the nodes that have left the cluster or are leaving it."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return draining_nodes() | {node["NodeID"] for node in nodes if not node["Alive"]}
 
 
 def alive_resources(but: Collection[str] = ()) -> list[dict[str, float]]:
-    """Return the resources of each node that ``alive_nodes`` gives, ``but`` for some."""
+    """Return the resources of each node in ``alive_nodes``, except for those in ``but``."""
     return [node["Resources"] for node in alive_nodes() if node["NodeID"] not in but]
 
 
 def is_gone(node: str) -> bool:
-    """Whether a node is known to have left the cluster, or leaves; empty stands for no node."""
+    """Whether a node has left the cluster or is leaving it; an empty name stands for no node."""
     return bool(node) and all(alive["NodeID"] != node for alive in alive_nodes())
 
 
@@ -74,10 +74,10 @@ def ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Answer]:
 
     Args:
         question: A function of this package.
-        arguments: For the function.
+        arguments: Arguments of the function.
 
     Returns:
-        An answer of each node, in a fixed order; of one that has left meanwhile there is none.
+        One answer per node, in a fixed order; none for a node that has left in the meantime.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(question)
     nodes = sorted(alive_nodes(), key=lambda node: (node["NodeManagerHostname"], node["NodeID"]))
@@ -104,7 +104,7 @@ def _answer(node: dict[str, Any], promise: Any, end: float) -> Answer | None:
         is_there = isinstance(error, RayTaskError | RuntimeEnvSetupError)
         if _has_left(node, 0.0 if is_there else end):
             return None
-        # Of a task that raised, the first line names the task and the last one the error.
+        # If a task raised, the first line names the task and the last one the error.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return Answer(**known, problem=lines[-1])
 
@@ -117,7 +117,7 @@ def _late(node: dict[str, Any]) -> Answer | None:
 
 
 def _has_left(node: dict[str, Any], end: float) -> bool:
-    """Whether a node has left, or is missed by a moment of the monotonic clock."""
+    """Whether a node leaves by ``end``, a moment of the monotonic clock."""
     while not is_gone(node["NodeID"]):
         if time.monotonic() >= end:
             return False
@@ -126,7 +126,7 @@ def _has_left(node: dict[str, Any], end: float) -> bool:
 
 
 def without(storage: AnyPath) -> Iterator[Answer]:
-    """Yield the nodes that do not share a storage with this machine, with the problem of each.
+    """Yield the nodes that do not share a storage with this machine, each with its problem.
 
     Raises:
         OSError: If it cannot be written from here.
@@ -145,7 +145,7 @@ def without(storage: AnyPath) -> Iterator[Answer]:
 
 
 def check_shared(storage: AnyPath) -> None:
-    """Make sure that all nodes of a cluster of several write and read one storage.
+    """Make sure that all nodes of a multi-node cluster write and read one storage.
 
     Raises:
         ClusterError: With those that do not.
@@ -168,7 +168,7 @@ def check_shared(storage: AnyPath) -> None:
 
 
 def touch_marker(folder: str, here: str) -> bool:
-    """Say whether the driver's file is seen in the storage; if so, write one of this node's."""
+    """Return whether the driver's file is visible in the storage; if so, write this node's file."""
     path = to_path(folder)
     if not (path / here).exists():
         return False
@@ -177,7 +177,7 @@ def touch_marker(folder: str, here: str) -> bool:
 
 
 def versions_here() -> dict[str, str]:
-    """Return the versions of Python and of what the nodes must share; empty for what is missing."""
+    """Return the versions of Python and the compared packages; empty for what is missing."""
     return {"python": platform.python_version()} | {name: _version(name) for name in COMPARED}
 
 
@@ -190,7 +190,7 @@ def _version(name: str) -> str:
 
 
 def check_versions() -> None:
-    """Make sure that every node has the versions that are installed here.
+    """Make sure that every node has the versions installed here.
 
     Raises:
         ClusterError: With a table of who differs, or does not answer.
@@ -206,7 +206,7 @@ def check_versions() -> None:
 
 
 def table_of_versions(here: dict[str, str], answers: list[Answer]) -> str:
-    """Lay out versions, those of this machine first."""
+    """Format a table of versions, those of this machine first."""
     rows = [("node", *here), ("this machine", *here.values())]
     for answer in answers:
         cells = [answer.problem] if answer.problem else list(_cells(here, answer.value))

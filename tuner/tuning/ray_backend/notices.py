@@ -1,8 +1,8 @@
-"""What the driver of a search tells all its workers at once: to save, to end, to end at a step.
+"""What a search's driver announces to all its workers: to save, to end, to end at a step.
 
-The notice lies in the key-value store of Ray's head node, which each process of the cluster can
-read: 0.2 ms from a worker on two cores. Ray has no public way as cheap; an actor would take a
-process of its own.
+The notice is in the key-value store of Ray's head node, which each process of the cluster can read:
+0.2 ms from a worker on two cores. Ray has no public way that is as cheap; an actor would need its
+own process.
 """
 
 import contextlib
@@ -20,27 +20,27 @@ from tuner.tuning.ray_backend.private import (
 
 NAMESPACE = "cifar-tune"
 LOOK_SECONDS = 0.5
-"""Between two looks at the notice in mid-epoch."""
+"""Seconds between two looks at the notice in mid-epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """What holds for the workers of a search."""
+    """What applies to the workers of a search."""
 
     is_ending: bool = False
-    """Trials end after their epoch under way."""
+    """Whether trials end after their current epoch."""
     is_over: bool = False
-    """The budget is spent: trials end after their step under way."""
+    """Whether the budget is spent: trials end after their current step."""
     leaving: tuple[str, ...] = ()
-    """Nodes whose trials are to be saved after each epoch, for they go on elsewhere."""
+    """Nodes whose trials are saved after each epoch, because they will continue elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoticeBoard:
-    """Where the notice of a search is found."""
+    """Where the notice of a search is stored."""
 
     key: str
-    """No other search's on the cluster, nor that of an earlier session of the same one."""
+    """Unique among the searches of the cluster, and among the sessions of one search."""
 
     def post(self, notice: Notice) -> None:
         """Replace the notice."""
@@ -58,7 +58,7 @@ class NoticeBoard:
 
 
 class NoticeReader:
-    """Reads the notice for a trial that trains."""
+    """Reads the notice for a trial in training."""
 
     def __init__(self, board: NoticeBoard, node: str) -> None:
         self._board = board
@@ -67,20 +67,20 @@ class NoticeReader:
         self._looked = time.monotonic()
 
     def look(self) -> Notice:
-        """Return the notice as it is now."""
+        """Return the current notice."""
         self._looked = time.monotonic()
-        # Where the head does not answer, for it is gone or busy, the notice holds that was read.
+        # If the head does not answer, because it is gone or busy, the last notice still applies.
         with contextlib.suppress(RayError):
             self._last = self._board.read() or self._last
         return self._last
 
     @property
     def should_migrate(self) -> bool:
-        """Whether the trial is to go on on another node, as of the last look."""
+        """Whether the trial is to continue on another node, as of the last look."""
         return self._node in self._last.leaving
 
     def is_over(self) -> bool:
-        """Whether the budget is spent; looks at most each ``LOOK_SECONDS``."""
+        """Whether the budget is spent; looks at most once every ``LOOK_SECONDS``."""
         if not self._last.is_over and time.monotonic() - self._looked >= LOOK_SECONDS:
             self.look()
         return self._last.is_over

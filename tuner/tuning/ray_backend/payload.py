@@ -1,4 +1,4 @@
-"""What trials are trained on, as arrays that travel to each node once."""
+"""What trials are trained on, as arrays that travel to each node only once."""
 
 import warnings
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _resident: dict[str, Splits] = {}
 
 
 def pack(splits: Splits) -> dict[str, Any]:
-    """Turn splits into NumPy arrays, which every worker of a node maps without a copy."""
+    """Convert splits to NumPy arrays, which every worker of a node maps without a copy."""
     parts = {"train": splits.train} | ({} if splits.num_folds else {"val": splits.val})
     teacher = {} if splits.teacher is None else {"teacher": splits.teacher.numpy()}
     return {
@@ -29,9 +29,9 @@ def pack(splits: Splits) -> dict[str, Any]:
 
 
 def unpack(data: dict[str, Any], device: torch.device) -> Splits:
-    """Undo ``pack`` with the images on ``device``, brought there once a process."""
+    """Undo ``pack``, with the images on ``device``, moved there once per process."""
     train_images = Images(**_as_tensors(data["train"]))
-    # With folds, all images are both.
+    # With folds, all images serve as both.
     val_images = Images(**_as_tensors(data["val"])) if "val" in data else train_images
     teacher = _as_tensors(data["teacher"]).get("teacher")
     splits = Splits(train=train_images, val=val_images, teacher=teacher, **data["rest"])
@@ -49,7 +49,7 @@ def unpack(data: dict[str, Any], device: torch.device) -> Splits:
 
 
 def pack_initial_weights(initial_weights: Mapping[str, InitialWeights]) -> dict[str, Any]:
-    """Turn weights to start from into NumPy arrays, by ``start_key``; see ``pack``."""
+    """Convert initial weights to NumPy arrays, keyed by ``start_key``; see ``pack``."""
     return {
         key: {
             "tensors": {name: tensor.numpy() for name, tensor in start.tensors.items()},
@@ -70,7 +70,7 @@ def unpack_initial_weights(
 
 def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
-        # The arrays lie read-only in shared memory; nothing here writes to them.
+        # The arrays are read-only in shared memory; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

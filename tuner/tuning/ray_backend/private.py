@@ -1,4 +1,4 @@
-"""All of Ray that is used here and is not public: a new version of it is held against this list."""
+"""All non-public parts of Ray that are used here; check each new version against this list."""
 
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants

@@ -1,4 +1,4 @@
-"""All of Ray Serve that is used here and is not public; it is there with the extra ``serve``."""
+"""All non-public parts of Ray Serve that are used here; needs the extra ``serve``."""
 
 from ray.serve._private import replica as replica_module
 

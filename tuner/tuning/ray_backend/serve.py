@@ -33,13 +33,13 @@ from tuner.tuning.ray_backend.signals import drained_by_signals, interrupted_by_
 
 NAME = "cifar-tune"
 GRACE_SECONDS = 5.0
-"""By which Serve is more patient than the application, whose answers say more."""
+"""Seconds that Serve waits longer than the application, whose answers say more."""
 LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeRequest:
-    """What is served, and how."""
+    """What to serve, and how."""
 
     folder: AnyPath
     """Folder of the ensemble."""
@@ -47,7 +47,7 @@ class ServeRequest:
     port: int = 8000
     replicas: int = 1
     gpus_per_replica: float | None = None
-    """At most 1; ``None`` shares all GPUs where they are used."""
+    """At most 1; ``None`` shares all GPUs if they are used."""
     device: str = "auto"
     tta: Tta | None = None
     reject: float | None = None
@@ -56,12 +56,12 @@ class ServeRequest:
 
 
 class Replica:
-    """Loads the ensemble and answers requests; as many of these as are asked for."""
+    """Loads the ensemble and answers requests; one of ``ServeRequest.replicas``."""
 
     def __init__(self, request: ServeRequest, device: str) -> None:
         _listen_on_loopback()
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
-        # Pillow refuses twice as many, also of images that lie within others.
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # About malformed metadata.
+        # Pillow refuses twice as many pixels, also in images within others.
         Image.MAX_IMAGE_PIXELS = request.limits.pixels // 2
         self._request = request
         self._ensemble = read_ensemble(
@@ -80,11 +80,11 @@ class Replica:
 
 
 def run_server(request: ServeRequest, tell: Callable[[str], None]) -> None:
-    """Serve an ensemble until a signal ends it; requests that are under way are answered.
+    """Serve an ensemble until a signal ends it; requests under way are still answered.
 
     Args:
-        request: What, and how.
-        tell: Is told where it is, and what goes on.
+        request: What to serve, and how.
+        tell: Called with the address, and with what is going on.
 
     Raises:
         UsageError: If there is no such ensemble, or the address cannot be used.
@@ -98,7 +98,7 @@ def run_server(request: ServeRequest, tell: Callable[[str], None]) -> None:
             f"--device {request.device}: Ray gives each replica its GPU. Take --device cuda, and "
             "CUDA_VISIBLE_DEVICES for some of them."
         )
-    # What is wrong with it is told here in a line, and by a replica in pages.
+    # An error is reported here in one line, and by a replica in pages.
     loaded = read_ensemble(request.folder, torch.device("cpu"), trust_code=request.trust_code)
     count = len(loaded.members)
     about = f"{count} member{'' if count == 1 else 's'}, {len(loaded.classes)} classes"
@@ -136,8 +136,8 @@ def run_server(request: ServeRequest, tell: Callable[[str], None]) -> None:
 def _listen_on_loopback() -> None:
     """Make this replica listen on 127.0.0.1 alone.
 
-    Ray Serve 2.60 starts a server for other deployments in each replica, on all addresses; here
-    nobody calls it.
+    Ray Serve 2.60 starts a server for other deployments in each replica, on all addresses; nobody
+    uses it here.
     """
     replica: Any = replica_module
     add_port = replica.add_port_to_grpc_server
@@ -145,7 +145,7 @@ def _listen_on_loopback() -> None:
 
 
 def _start(request: ServeRequest, device: torch.device, resources: dict[str, float]) -> None:
-    """Start the replicas, and what answers at the address.
+    """Start the replicas, and the proxy that answers at the address.
 
     Raises:
         TunerError: If they cannot start.
@@ -157,7 +157,7 @@ def _start(request: ServeRequest, device: torch.device, resources: dict[str, flo
         serve.ingress()(Replica),
         num_replicas=request.replicas,
         ray_actor_options=resources,
-        # The application refuses requests itself, in JSON; this is for when it cannot.
+        # The application itself refuses requests, in JSON; this is for when it cannot.
         max_ongoing_requests=2 * request.limits.requests,
         max_queued_requests=request.limits.requests,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_SECONDS),
@@ -183,9 +183,9 @@ def _start(request: ServeRequest, device: torch.device, resources: dict[str, flo
 
 
 def _why_not(error: Exception) -> str:
-    """Return in a line why the replicas, or what answers at the address, could not start."""
+    """Return in one line why the replicas or the proxy could not start."""
     text = str(error)
-    # What a replica says stands there alone, below a traceback.
+    # A replica's own error is only here, below a traceback.
     if (application := serve.status().applications.get(NAME)) is not None:
         text = "\n".join(each.message for each in application.deployments.values()) or text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -193,7 +193,7 @@ def _why_not(error: Exception) -> str:
 
 
 def resources_of(request: ServeRequest, device: torch.device) -> dict[str, float]:
-    """Return what a replica gets of this machine.
+    """Return a replica's share of this machine.
 
     Raises:
         UsageError: If it gets GPUs that it does not use.
@@ -201,7 +201,7 @@ def resources_of(request: ServeRequest, device: torch.device) -> dict[str, float
     """
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, count = have["CPU"], request.replicas
-    # Ray has a worker compute with as many threads.
+    # Ray sets a worker's number of threads to that of its CPUs.
     shares = {"num_cpus": cpus // count or _share(cpus / count), "num_gpus": 0.0}
     given = request.gpus_per_replica
     if device.type != "cuda":
@@ -221,12 +221,12 @@ def resources_of(request: ServeRequest, device: torch.device) -> dict[str, float
 
 
 def _share(share: float) -> float:
-    """Return a share in ten-thousandths, as Ray counts, that is not larger."""
+    """Round a share down to ten-thousandths, the unit in which Ray counts."""
     return math.floor(share * 10_000) / 10_000
 
 
 def _check_address(host: str, port: int) -> bool:
-    """Return whether others than this machine can reach an address that is free.
+    """Return whether other machines can reach an address, which has to be free.
 
     Raises:
         UsageError: If it is not, or no address of this machine.
@@ -258,7 +258,7 @@ def _check_address(host: str, port: int) -> bool:
 
 
 def _authority(request: ServeRequest) -> str:
-    """Return how this machine itself reaches the server."""
+    """Return the address by which this machine itself reaches the server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(request.host, request.host)
     return f"[{host}]:{request.port}" if ":" in host else f"{host}:{request.port}"
 

@@ -1,4 +1,4 @@
-"""Folders that Ray leaves of each cluster that it starts: ours are removed once they are over."""
+"""Session folders that Ray leaves behind; those of our sessions are removed once they are over."""
 
 import contextlib
 import errno
@@ -14,16 +14,16 @@ from tuner.storage.temporary import hold, is_abandoned
 from tuner.tuning.ray_backend.private import get_default_ray_temp_dir
 
 MARKER = "cifar-tune.lock"
-"""File in a session's folder by which it is known as ours; its process holds it."""
+"""File in a session's folder that marks it as ours; its process holds a lock on it."""
 MARK_SECONDS = 0.05
-"""Between two looks for the folder of a session that starts."""
+"""Seconds between two checks for the folder of a session that starts."""
 
 
 @contextmanager
 def marked_session() -> Iterator[None]:
     """Mark the session that this process starts in the block as ours; remove older ones of ours.
 
-    It is marked as soon as its folder is there: Ray may not come up, and this process be killed.
+    It is marked as soon as its folder exists: Ray may not start, and this process may be killed.
     """
     folder = Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
     before = set(_own_sessions(folder))
@@ -33,7 +33,7 @@ def marked_session() -> Iterator[None]:
     def mark() -> None:
         while not is_over.wait(MARK_SECONDS):
             for session in set(_own_sessions(folder)) - before:
-                # Without a mark it stays, as Ray leaves it.
+                # Without a mark the folder stays, as Ray leaves it.
                 with contextlib.suppress(OSError):
                     handles.append(hold(session / MARKER))
                 remove_old_sessions(folder)
@@ -56,7 +56,7 @@ def _own_sessions(folder: Path) -> Iterator[Path]:
 
 
 def remove_old_sessions(folder: Path) -> None:
-    """Remove the folders of sessions that were ours and are over."""
+    """Remove the folders of our sessions that are over."""
     for marker in folder.glob(f"session_*/{MARKER}"):
         session = marker.parent
         if not session.is_symlink() and is_abandoned(marker) and not _answers(session):
@@ -64,7 +64,7 @@ def remove_old_sessions(folder: Path) -> None:
 
 
 def _answers(session: Path) -> bool:
-    """Return whether the session's own processes, which outlive a killed driver, may still run."""
+    """Return whether the session's processes, which outlive a killed driver, may still run."""
     for path in session.glob("sockets/*"):
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
             try:

@@ -1,4 +1,4 @@
-"""What signals do to a search: it ends after the running epochs, and Ray's processes live on."""
+"""How signals affect a search: it ends after the running epochs, and Ray's processes survive."""
 
 import os
 import signal
@@ -12,16 +12,16 @@ from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEATED_SECONDS = 1.0
-"""``timeout`` sends its signal twice within this, and so do a shell and its closed terminal."""
+"""``timeout`` sends its signal twice within this time, as do a shell and its closed terminal."""
 
 
 @contextmanager
 def sheltering_children() -> Iterator[None]:
-    """Have processes that start in the block not get SIGTERM and SIGHUP, which are for this one.
+    """Keep SIGTERM and SIGHUP, meant for this process, from the processes started in the block.
 
     A terminal that closes and ``timeout`` send them to the process group, systemd and Slurm to all
-    processes of a unit or step. A blocked signal stays blocked in what is started; Ray 2.60 does
-    the same with SIGINT. The handler that it sets for SIGTERM is taken back.
+    processes of a unit or step. A blocked signal stays blocked in started processes; Ray 2.60
+    blocks SIGINT in the same way. The handler that it sets for SIGTERM is undone.
     """
     if not _is_main_thread():
         yield
@@ -37,7 +37,7 @@ def sheltering_children() -> Iterator[None]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -50,11 +50,11 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def drained_by_signals(drain: Callable[[], None], is_over: Callable[[], bool]) -> Iterator[None]:
-    """Call ``drain`` on the first signal; have the second one raise KeyboardInterrupt.
+    """Call ``drain`` on the first signal, and raise KeyboardInterrupt on the second one.
 
     Args:
-        drain: Has no trial start any more.
-        is_over: Whether already the first one is to raise.
+        drain: Keeps further trials from starting.
+        is_over: Whether the first signal already raises.
     """
     first = 0.0
 
@@ -62,7 +62,7 @@ def drained_by_signals(drain: Callable[[], None], is_over: Callable[[], bool]) -
         nonlocal first
         if number == signal.SIGHUP:
             leave_terminal()
-        # Nobody presses Ctrl-C for somebody else.
+        # Only the user presses Ctrl-C, so a second one is not a repeated first one.
         is_repeated = number != signal.SIGINT and time.monotonic() - first < REPEATED_SECONDS
         if is_over() or (first and not is_repeated):
             raise KeyboardInterrupt
@@ -74,9 +74,9 @@ def drained_by_signals(drain: Callable[[], None], is_over: Callable[[], bool]) -
 
 
 def leave_terminal() -> None:
-    """Write to nowhere what would go to a terminal that is closed, or to who ran there, too."""
+    """Discard output that would go to a closed terminal, or to a process that ran in it."""
     for number in (1, 2):
-        # A file that the output goes to stays. A closed terminal is no tty any more.
+        # Output to a file is kept. A closed terminal is no longer a tty.
         if not stat.S_ISREG(os.fstat(number).st_mode):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
@@ -85,9 +85,9 @@ def leave_terminal() -> None:
 
 @contextmanager
 def _handled(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Handle signals for a while; outside the main thread, where Python handles none, do nothing.
+    """Handle signals during the block; outside the main thread, where Python cannot, do nothing.
 
-    One that is ignored stays so: ``nohup`` wants that.
+    Ignored signals stay ignored: ``nohup`` wants that.
     """
     if not _is_main_thread():
         yield

@@ -1,7 +1,7 @@
-"""One trial in its worker: data once a node, training, and the files that it leaves.
+"""One trial in its worker: its data, once per node, its training, and its files.
 
-The worker's process outlives the trial and runs the next one, so that imports and the data's way to
-the device are paid once.
+The worker's process outlives the trial and runs the next one, so that importing modules and moving
+the data to the device happen only once.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from tuner.tuning.resources import TrialResources
 
 TRACEBACK_LINES = 30
 
-# Tune gives a trial that it stops 2 s to unwind, and takes the next one for failed if a busy
+# Tune gives a trial that it stops 2 s to unwind, and counts the next one as failed if a busy
 # machine needs longer.
 os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
 
@@ -55,7 +55,7 @@ class TooSlowError(Exception):
 
 
 class SupersededError(Exception):
-    """This worker was taken for lost, and its trial has gone on elsewhere."""
+    """This worker was considered lost, and its trial has continued elsewhere."""
 
 
 def train_trial(
@@ -72,26 +72,26 @@ def train_trial(
 ) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
-    Goes on from the trial's saved state, if there is one, and reports ``TrialStarted`` where it
-    goes on after other epochs than the driver knows: ones that were saved and not heard, or fewer,
-    short of memory. Where another version has written the state, and this one cannot use it, the
-    trial begins anew: that report holds ``tell``, a line for the user. So does one that holds
-    nothing else, while the storage fails. Of a trial of which the driver does not know them yet, it
-    reports the ``costs`` before its first epoch. The last report is of ``TrialEnded``, and holds
-    ``storage``, what was wrong with it for too long, if that has ended the trial. An error of the
-    training itself is such an ending: all that the engine sees raised, and tries again, is a worker
-    that was lost.
+    Resumes from the trial's saved state, if there is one. Reports ``TrialStarted`` if it continues
+    after other epochs than the driver knows: more, because some were saved but not reported, or
+    fewer, because memory ran short. If another version wrote the state, and this one cannot use it,
+    the trial starts anew, and that report holds ``tell``, a line for the user. A report that holds
+    only ``tell`` is sent while the storage fails. If the driver does not know the trial's ``costs``
+    yet, they are reported before its first epoch. The last report is ``TrialEnded``; it holds
+    ``storage``, the lasting problem of the storage, if that ended the trial. An error of the
+    training itself ends the trial in this way, too: the only exceptions that reach the engine, and
+    are retried, are those of a lost worker.
 
     Args:
         params: What ``TuneSearcher.suggest`` returned.
-        board: Where the driver's notice is found.
-        data: What ``pack`` gave.
-        initial_weights: What ``pack_initial_weights`` gave.
+        board: Where to find the driver's notice.
+        data: What ``pack`` returned.
+        initial_weights: What ``pack_initial_weights`` returned.
         epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
         compile_mode: See ``tuner.training.compilation``.
         save_seconds: See ``Saver``.
         metric: See ``Saver``.
-        costs: What is measured of the network.
+        costs: The costs of the network to measure.
     """
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     patience = Patience(
@@ -136,7 +136,7 @@ def _train_trial(
     metric: Metric,
     costs: Sequence[CostObjective],
 ) -> TrialEnded:
-    """Train as ``train_trial`` does, and return how the trial ended, unless the storage failed."""
+    """Train like ``train_trial``, and return how the trial ended, unless the storage failed."""
     began = time.monotonic()
     resources = TrialResources(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(resources.threads)
@@ -197,7 +197,7 @@ def _train_trial(
                 should_stop=reader.is_over,
                 budget_seconds=params["budget_seconds"] - (time.monotonic() - began),
             )
-            # The engine may end a trial between two epochs, by SystemExit out of report();
+            # The engine may end a trial between two epochs, by a SystemExit from report();
             # closing() then frees what train() holds before the next trial starts in this process.
             with saver, contextlib.closing(epochs):
                 ending = _follow(
@@ -213,7 +213,7 @@ def _train_trial(
         except TooSlowError as error:
             ending = TrialEnded(number=number, state="stopped", reason=str(error))
         except StorageError as error:
-            # The trial has done nothing wrong, and no other one could be saved.
+            # The trial is not at fault, and no other one could be saved.
             patience.give_up(first_line(error))
             ending = _interrupted(number, 0, reader)
         except Exception as error:
@@ -227,7 +227,7 @@ def _train_trial(
                     is_known, is_second_try = False, True
                     continue
             elif is_device_fault(error):
-                # Whose fault it was cannot be told here: to the search this worker is lost.
+                # It is unknown here whose fault it was: the search treats this worker as lost.
                 raise DeviceFaultError(first_line(error)) from error
             else:
                 lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
@@ -253,16 +253,16 @@ def _follow(
     """Report and save the epochs of a trial, and return how it ended.
 
     When the engine stops a trial, nothing that follows its report is sure to happen. So an epoch
-    that may be judged is on disk before it is reported; all else that ends a trial, the worker does
-    itself, and saves first.
+    that may be judged is on disk before it is reported. In all other cases, the worker ends the
+    trial itself, and saves it first.
 
     Args:
-        number: Of the trial.
-        epochs: Those that follow ``saver.history``.
+        number: Number of the trial.
+        epochs: The epochs that follow ``saver.history``.
         saver: Writes them.
-        reader: Of the driver's notice.
+        reader: Reads the driver's notice.
         judged: The epochs after which the trial may be stopped.
-        num_epochs: Of the whole training.
+        num_epochs: Number of epochs of the whole training.
         halved_from: See ``TrialStatus``.
     """
     for epoch in epochs:
@@ -303,14 +303,14 @@ def _interrupted(number: int, num_epochs: int, reader: NoticeReader) -> TrialEnd
 
 
 def _check_no_successor(path: AnyPath, attempt: int) -> None:
-    """Keep a worker that was taken for lost from writing over what its successor has written.
+    """Keep a worker that was considered lost from overwriting what its successor has written.
 
-    Such a worker, on a machine that slept or was cut off, is heard by nobody any more, and waits in
-    its next report until it is ended; but before that it would save an epoch.
+    Such a worker, on a machine that slept or was cut off, is no longer heard, and waits in its next
+    report until it is ended; but it would save an epoch before that.
     """
     status = read_status(path)
     if status is None:
-        # What is written now would make a folder in the place of one that was removed.
+        # Writing now would recreate a folder that was removed.
         raise OSError(errno.ESTALE, "the trial's folder is gone")
     if status.attempts != attempt:
         raise SupersededError(f"{path}: has gone on elsewhere")
@@ -332,12 +332,12 @@ def _check_speed(
 
 
 def first_halved(known: int | None, num_epochs: int, *, is_short: bool) -> int | None:
-    """Return the first epoch whose batches went, or go from here on, through in halves.
+    """Return the first epoch whose batches were, or from now on are, processed in halves.
 
     Args:
-        known: As the trial's record has it.
-        num_epochs: That it goes on from; what the record tells of later ones is trained again.
-        is_short: Whether memory was short just now.
+        known: The epoch in the trial's record.
+        num_epochs: Epochs after which it resumes; later ones in the record are trained again.
+        is_short: Whether memory has just run short.
     """
     if known is not None and known <= num_epochs + 1:
         return known
@@ -346,47 +346,47 @@ def first_halved(known: int | None, num_epochs: int, *, is_short: bool) -> int |
 
 OUT_OF_MEMORY = (
     "can't allocate memory",  # PyTorch on a CPU.
-    # CUDA and its libraries, beside PyTorch's allocator.
+    # CUDA and its libraries, outside PyTorch's allocator.
     "CUDA error: out of memory",
     "_ALLOC_FAILED",
     "_ALLOCATION_FAILED",
 )
-"""What a plain RuntimeError says where memory was short."""
+"""What a plain RuntimeError says if memory ran short."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device, or this machine, had not the memory that was asked for."""
+    """Whether the device, or this machine, lacked the requested memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 
 def limit_memory(resources: TrialResources, device: torch.device) -> None:
-    """Have a trial that takes more memory than its share of a GPU fail, not its neighbours."""
+    """Make a trial that exceeds its share of a GPU's memory fail, instead of its neighbours."""
     if device.type == "cuda" and resources.gpus:
-        # Of a whole GPU, too: this process may have trained on a part of one before.
+        # Also with a whole GPU: this process may have trained on a part of one before.
         torch.cuda.set_per_process_memory_fraction(min(1.0, resources.gpus), device)
 
 
 def free_memory() -> None:
-    """Let go of what an earlier training in this process has left."""
+    """Free what an earlier training in this process has left."""
     _pass_over_imports()
     # A model of an earlier trial can hang in a reference cycle and hold the device's memory.
     gc.collect()
     if torch.cuda.is_available():
-        # One of 32 MiB for each stream that a training has used; no graph is left that needs one.
+        # 32 MiB for each stream that a training has used; no graph is left that needs one.
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
 
 @cache
 def _pass_over_imports() -> None:
-    """Have this process's later collections pass over what is there before it first trains.
+    """Exempt all objects that exist before the first training from this process's collections.
 
-    That is 450,000 objects of PyTorch and Ray; to look at them took 0.17 to 0.24 s each time on a
-    busy machine, and takes none now.
+    These are 450,000 objects of PyTorch and Ray; scanning them took 0.17 to 0.24 s each time on a
+    busy machine, and takes no time now.
     """
-    # An optimizer would import it in the first training.
+    # Otherwise an optimizer would import it in the first training.
     import_module("torch._dynamo")
     gc.collect()
     gc.freeze()

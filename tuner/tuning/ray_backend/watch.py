@@ -1,4 +1,4 @@
-"""The loss of Ray itself, noticed and told before it ends this process without a word."""
+"""Notices and reports the loss of Ray itself, before it silently ends this process."""
 
 import os
 import signal
@@ -16,26 +16,26 @@ from tuner.errors import ClusterError
 
 LOOK_SECONDS = 0.5
 HEAD_SECONDS = 45.0
-"""A head of a cluster that others started may come back within this; Ray waits 60 s, and then ends
-the process. One that was started with this process has none to start it again."""
+"""Seconds within which the head of a cluster that others started may come back; Ray waits 60 s and
+then ends the process. Nothing restarts a head that was started with this process."""
 BUSY_SECONDS = 20.0
-"""A machine that is only busy answers within this."""
+"""A machine that is merely busy answers within this time."""
 CLOSING_SECONDS = 5.0
-"""For the books, once Ray is lost, where nothing keeps the search from closing them."""
+"""Time for the search to close the run once Ray is lost, if nothing keeps it from doing so."""
 
 
 class RayWatch:
-    """Watches, in a thread, over the two processes of Ray that a driver cannot do without.
+    """Watches, in a thread, the two processes of Ray that a driver cannot do without.
 
-    Those are the head (GCS) and this machine's node (raylet). When one is gone, the search, if it
-    runs in the main thread, is interrupted by a signal whose handler asks ``is_lost``. It may be
-    waiting in Ray for the head, where no signal is heard; then this thread closes the books and
+    These are the head (GCS) and this machine's node (raylet). When one is gone, a search that runs
+    in the main thread is interrupted by a signal whose handler calls ``is_lost``. The search may be
+    waiting in Ray for the head, where signals are not handled; then this thread closes the run and
     ends the process, as Ray would do a little later.
 
     Args:
         is_local: Whether Ray was started with this process.
-        close: Closes the books of the search.
-        advice: Says how the run goes on.
+        close: Closes the run of the search.
+        advice: How to resume the run.
     """
 
     def __init__(self, *, is_local: bool, close: Callable[[], None], advice: str) -> None:
@@ -72,11 +72,11 @@ class RayWatch:
         trace: TracebackType | None,
     ) -> None:
         self._is_over.set()
-        # At the end of the process it must not be in the midst of a look.
+        # When the process ends, it must not be in the middle of a look.
         self._thread.join(timeout=CLOSING_SECONDS)
 
     def check(self) -> None:
-        """Make sure that Ray is there.
+        """Make sure that Ray is still there.
 
         Raises:
             ClusterError: If not.
@@ -85,7 +85,7 @@ class RayWatch:
             raise ClusterError(self._lost)
 
     def look(self) -> bool:
-        """Look whether Ray is gone."""
+        """Check whether Ray is gone."""
         gone = [what for what, address in self._watched.items() if address.is_gone()]
         if gone and not self._lost:
             self._lost = f"Ray's {gone[0]} has ended, most likely killed; {self._advice}"
@@ -99,7 +99,7 @@ class RayWatch:
 
     def _end(self) -> None:
         if self._is_over.is_set():
-            # It was asked while the search came to its end, and Ray with it.
+            # It checked while the search was ending, and Ray with it.
             return
         if self._searcher is threading.main_thread():
             signal.pthread_kill(self._searcher.ident or 0, signal.SIGTERM)
@@ -113,12 +113,12 @@ class RayWatch:
 
 
 class Address:
-    """Where a process listens, and since when it is missed.
+    """Where a process listens, and since when it has been missing.
 
     Args:
         host: Its host.
         port: Its port.
-        patience: Seconds for which it may be gone.
+        patience: Seconds for which it may be missing.
     """
 
     def __init__(self, host: str, port: int, patience: float = 0.0) -> None:
@@ -127,7 +127,7 @@ class Address:
         self._seen = time.monotonic()
 
     def is_gone(self) -> bool:
-        """Whether nobody has listened for too long."""
+        """Whether nothing has listened there for too long."""
         try:
             socket.create_connection(self._address, timeout=1.0).close()
         except ConnectionRefusedError:

@@ -1,6 +1,6 @@
-"""Where a worker starts, and what it does there before it trains: see that it can.
+"""Where a worker starts, and how it checks that it can train.
 
-Nothing here needs PyTorch, which a node that joined in mid-search may lack.
+Nothing here needs PyTorch, which a node that joins in mid-search may lack.
 """
 
 import platform
@@ -25,9 +25,9 @@ from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.nodes import versions_here
 
 SEEN_SECONDS = 10.0
-"""A folder that several machines share may show a new file later on some of them."""
+"""In a folder that several machines share, a new file may appear later on some of them."""
 FAULT = "device_fault"
-"""In the folder of a trial in whose process a GPU failed."""
+"""File in the folder of a trial in whose process a GPU failed."""
 
 
 class UnfitNodeError(Exception):
@@ -35,11 +35,11 @@ class UnfitNodeError(Exception):
 
 
 def place(params: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """Ask Ray for a trial's share of a node, of any but those that ``avoid`` names."""
+    """Request a trial's share of a node from Ray, on any node except those in ``avoid``."""
     return _place(params["cpus"], params["gpus"], ",".join(params["avoid"]))
 
 
-@cache  # Tune keeps what it is given with each trial; one of its own would be 2 kB a trial.
+@cache  # Tune keeps it with each trial; separate ones would take 2 kB per trial.
 def _place(cpus: float, gpus: float, avoid: str) -> tune.PlacementGroupFactory:
     share = {"CPU": cpus, "GPU": gpus}
     if not avoid:
@@ -49,17 +49,17 @@ def _place(cpus: float, gpus: float, avoid: str) -> tune.PlacementGroupFactory:
 
 
 def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload: Any) -> None:
-    """Train one trial where the node has what it takes, or hand it back.
+    """Train one trial if the node has what it takes, or hand it back.
 
-    The first report is of ``TrialPlaced``. Of a node that has not the driver's versions it holds
-    ``host`` and ``versions`` besides, of one that does not see the trial's folder ``host`` and
-    ``problem``. It holds ``tell``, a line for the user, where trials that share a GPU take turns on
+    The first report is ``TrialPlaced``. From a node without the driver's versions it also holds
+    ``host`` and ``versions``, from one that does not see the trial's folder ``host`` and
+    ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU take turns on
     the node.
 
     Args:
-        params: Of ``train_trial``.
-        versions: The driver's.
-        payload: For ``train_trial``.
+        params: As for ``train_trial``.
+        versions: The driver's versions.
+        payload: The other arguments of ``train_trial``.
 
     Raises:
         UnfitNodeError: Where the node cannot run trials, so that this worker gets no other one.
@@ -68,7 +68,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     placed = TrialPlaced(number=params["number"], node=ray.get_runtime_context().get_node_id())
     there = versions_here()
     if there != versions:
-        # In pairs, for Tune flattens mappings.
+        # In pairs, because Tune flattens mappings.
         versions_there = list(there.items())
         tune.report(to_report(placed, host=platform.node(), versions=versions_there))
         raise UnfitNodeError(f"{there}, not {versions}")
@@ -90,16 +90,16 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
 
 
 def share_gpu(folder: AnyPath) -> mps.Sharing | None:
-    """Have this process use its GPU beside others, if the node can.
+    """Let this process share its GPU with others, if the node can.
 
     Under MPS a device fault ends the processes of all trials on the GPU, and none of them can tell
-    whose it was. Each goes on by turns, where a second one is its own and harms nobody else.
+    which one caused it. Each continues by turns, where a second fault is its own and harms nobody.
 
     Args:
-        folder: Of the trial.
+        folder: The trial's folder.
 
     Returns:
-        ``None`` for such a trial.
+        ``None`` for a trial that takes turns after such a fault.
     """
     if (folder / FAULT).exists():
         mps.stay_apart()
@@ -131,9 +131,9 @@ def check_gpu() -> None:
 
 
 def problem_with(folder: str) -> str:
-    """Say why a trial's folder cannot be used from here; nothing where it can.
+    """Return why a trial's folder cannot be used from here; empty if it can.
 
-    A fault that may pass is waited for, as it is elsewhere.
+    A fault that may pass is waited out, as it is elsewhere.
 
     Args:
         folder: Where the driver has written ``status.json``.

@@ -1,1 +1,1 @@
-"""Proposals: Optuna's samplers, drawn through the search space."""
+"""Proposes configurations: Optuna's samplers draw them through the search space."""

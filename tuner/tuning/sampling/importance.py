@@ -1,4 +1,4 @@
-"""How much each parameter had to do with a trial being among the best."""
+"""Importance of parameters: how much each affects whether a trial is among the best."""
 
 import math
 import random
@@ -18,34 +18,34 @@ from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.study import make_study
 
 MIN_TRIALS = 20
-"""Below, a few lucky trials would decide, and only ranges are told."""
+"""With fewer trials, a few lucky ones would decide, so only ranges are returned."""
 MOST_TRIALS = 1000
-"""Most trials that are compared; of more, evenly spaced ones, as reading 10,000 takes seconds."""
+"""Maximum number of compared trials, evenly spaced among more: reading 10,000 takes seconds."""
 MIN_RESAMPLED = 10
-"""Below, nothing is told: the best ones would be more than half of the trials."""
+"""With fewer trials, nothing is returned: the best would be more than half of them."""
 NUM_RESAMPLES = 40
 BEST_SHARE = 0.1
-"""The best trials whose parameters are compared with all."""
+"""Share of best trials whose parameters are compared with those of all trials."""
 MIN_BEST = 5
-"""Least number of them, as Optuna advises."""
+"""Minimum number of best trials, as Optuna advises."""
 
 
 def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, dict[str, float]]:
     """Return each parameter's share of the importance, by PED-ANOVA (Watanabe et al. 2023).
 
-    It compares how the values of the best tenth of the trials are distributed with how all are
+    It compares the distribution of values in the best tenth of the trials with that in all trials
     (arXiv 2304.10255; parameters of branches as in arXiv 2601.20800). A trial counts with its best
-    value, stopped or not: a scheduler stops those that are worse. One that ended badly does not
+    value, stopped or not, because a scheduler stops the worse ones. Trials that ended badly do not
     count.
 
     Args:
-        space: What was searched.
-        trials: Of the run; those that lie outside of the space are left out. Of more than
-            ``MOST_TRIALS`` some are, evenly spaced.
+        space: The space that was searched.
+        trials: Trials of the run; those outside the space are left out. If there are more than
+            ``MOST_TRIALS``, evenly spaced ones are used.
 
     Returns:
         ``all trials``, and each family if there are several -> parameter -> share, the largest
-        first, summing to 1; without the groups that have too few trials to say anything.
+        first, summing to 1; groups with too few trials are left out.
     """
     return importances_of(space, list(_scored(trials)))
 
@@ -53,7 +53,7 @@ def importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, 
 def importances_of(
     space: SearchSpace, scored: Sequence[tuple[TrialConfig, float]]
 ) -> dict[str, dict[str, float]]:
-    """Return the same from configurations with their scores; see ``importances``."""
+    """Return importances from configurations with their scores; see ``importances``."""
     told: dict[str, list[FrozenTrial]] = {ALL: []}
     for family, frozen in _frozen(space, scored):
         for group in (ALL, family):
@@ -70,23 +70,23 @@ def importances_of(
 def resampled_importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> dict[str, Spread]:
     """Return each parameter's share of the importance in few trials, with its range.
 
-    The trials are drawn anew, with replacement, ``NUM_RESAMPLES`` times (Efron 1979): a range tells
-    how far the share depends on which trials there happen to be.
+    The trials are resampled with replacement ``NUM_RESAMPLES`` times (Efron 1979): a range shows
+    how much the share depends on which trials happen to be there.
 
     Args:
-        space: What was searched.
-        trials: Of the run; as for ``importances``.
+        space: The space that was searched.
+        trials: Trials of the run, as for ``importances``.
 
     Returns:
-        Parameter -> median share and range, the largest median first; nothing where there are
-        fewer than ``MIN_RESAMPLED`` trials, or as many as ``importances`` takes.
+        Parameter -> median share and range, the largest median first; empty if there are fewer
+        than ``MIN_RESAMPLED`` trials, or enough for ``importances``.
     """
     frozen = [trial for _, trial in _frozen(space, list(_scored(trials)))]
     if not MIN_RESAMPLED <= len(frozen) < MIN_TRIALS:
         return {}
     draw = random.Random(0)
     with warnings.catch_warnings():
-        # That few trials have some parameter is the reason for the ranges.
+        # Few trials have some parameters; that is why ranges are returned.
         warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
         drawn = [_shares(draw.choices(frozen, k=len(frozen))) for _ in range(NUM_RESAMPLES)]
     names = dict.fromkeys(name for shares in drawn for name in shares)
@@ -118,7 +118,7 @@ def _frozen(
 
 
 def _shares(trials: list[FrozenTrial]) -> dict[str, float]:
-    # Scores, of which more is better whatever the metric.
+    # Scores: higher is better, whatever the metric.
     study = make_study("accuracy")
     study.add_trials(trials)
     quantile = max(BEST_SHARE, MIN_BEST / len(trials))

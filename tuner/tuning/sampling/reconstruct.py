@@ -1,4 +1,4 @@
-"""The way back from a configuration to the draws that give it."""
+"""Finds the draws from a space that produce a given configuration."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from tuner.space.axes import value_of
 
 
 class RecordingTrial:
-    """A trial that draws what a configuration holds, and keeps what it was asked for."""
+    """A trial that draws the values of a configuration, and records which ones were requested."""
 
     def __init__(self, config: TrialConfig) -> None:
         self.params: dict[str, Any] = {}
@@ -62,11 +62,11 @@ class _OutsideError(Exception):
 def reconstruct(
     space: SearchSpace, config: TrialConfig, baseline: int | None
 ) -> RecordingTrial | None:
-    """Find the draws by which ``space`` gives ``config``, or ``None`` if none do.
+    """Find the draws with which ``space`` produces ``config``; ``None`` if there are none.
 
     Args:
-        space: Which.
-        config: Of its seed and epochs.
+        space: The space to draw from.
+        config: The configuration, with its seed and epochs.
         baseline: As in ``SearchSpace.sample``.
     """
     drawn = RecordingTrial(config)
@@ -78,7 +78,7 @@ def reconstruct(
 
 
 def params_of(space: SearchSpace, config: TrialConfig) -> RecordingTrial | None:
-    """Find the draws that give ``config`` with one of the baselines of ``space``, or without."""
+    """Find the draws that produce ``config`` with one of the baselines of ``space``, or without."""
     for baseline in (None, *range(len(space.baseline))):
         if (drawn := reconstruct(space, config, baseline)) is not None:
             return drawn

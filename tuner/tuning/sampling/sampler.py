@@ -1,4 +1,4 @@
-"""Optuna, told the truth: what ran its course, what was stopped, what failed."""
+"""Proposes configurations with Optuna, which learns which trials completed, stopped or failed."""
 
 import hashlib
 import json
@@ -27,19 +27,19 @@ MAX_REFUSED = 500
 MAX_DRAWS = 50
 """Draws before a configuration that has been proposed already is accepted again."""
 INFORMED_DRAWS = 3
-"""Number of these draws before chance decides: a model keeps to what it takes for the best."""
+"""Number of these draws before random ones: a model keeps proposing what it considers best."""
 CHANCE_EVERY = 3
-"""TPE draws the last of so many trials at random: where most were stopped early, what its model
-takes for the best is too little."""
+"""With TPE, the last of this many trials is drawn at random: if most trials were stopped early,
+what its model considers best is too limited."""
 Verdict = tuple[OptunaState, float | None, dict[int, float]]
-"""What Optuna is told of a trial: its state, its value, its curve."""
+"""State, value and curve of a trial, as reported to Optuna."""
 
 
 class Sampler:
     """Proposes configurations from a space and learns from how their trials ended.
 
-    The baselines of the space come first. A configuration that was proposed before is drawn again,
-    unless the space seems to hold no other.
+    The baselines of the space come first. A configuration that was proposed before is replaced by
+    another draw, unless the space seems to hold no other.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Sampler:
         self._storage = ShownTrials()
         self.study = make_study(search.metric, self._storage)
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a trial has been drawn, or has ended; not in the midst of a draw."""
+        """Called after a trial was drawn or has ended, never during a draw."""
         self._limit_violation = limit_violation
         self._is_tpe = search.sampler == "tpe"
         self._refused: set[bytes] = set()
@@ -70,7 +70,7 @@ class Sampler:
     def _seed(self) -> None:
         """Make Optuna's samplers, with seeds that depend on how many trials are known.
 
-        A search that goes on would draw again what it has tried, if it began with the same seed.
+        With the same seed, a resumed search would repeat the draws that it has tried.
         """
         known = (self.search.seed, len(self._proposed))
         informed, chance = map(int, np.random.SeedSequence(known).generate_state(2))
@@ -132,7 +132,7 @@ class Sampler:
                     return config
                 elif baseline is None:
                     repeated = trial.params
-            # Says nothing of the space: PRUNED would count as a trial by which TPE ends its start.
+            # FAIL says nothing about the space; PRUNED would count as one of TPE's startup trials.
             self.study.tell(trial, state=OptunaState.FAIL)
             draw += 1
         assert refusal is not None
@@ -140,7 +140,7 @@ class Sampler:
 
     @property
     def num_refused(self) -> int:
-        """Configurations that exceeded the limits, and were drawn again at no trial's cost."""
+        """Number of configurations that exceeded the limits and were redrawn at no trial's cost."""
         return len(self._refused)
 
     def _sample(self, trial: Trial, number: int, baseline: int | None = None) -> TrialConfig:
@@ -149,7 +149,7 @@ class Sampler:
         return self.space.sample(trial, epochs=epochs, seed=seed, baseline=baseline)
 
     def _shuffled_grid(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the parameters of every configuration that goes together and was not tried."""
+        """Yield the parameters of every valid configuration that was not tried, in random order."""
         axes = self.space.axes
         for index in _shuffled(int(axes.size()), random.Random(self.search.seed)):
             params = axes.pick(index)
@@ -161,7 +161,7 @@ class Sampler:
                 yield params
 
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
-        """Tell Optuna how trial ``number`` ended; see ``_verdict``."""
+        """Report to Optuna how trial ``number`` ended; see ``_verdict``."""
         if (trial := self._asked.pop(number, None)) is not None:
             self._storage.forget(trial)
             self._tell(trial, _verdict(state, history, self.search.metric))
@@ -181,7 +181,7 @@ class Sampler:
         optuna_state, value, curve = verdict
         for step, reached in curve.items():
             trial.report(reached, step)
-        # Optuna wants to take the value of a pruned trial from its curve itself.
+        # Optuna takes the value of a pruned trial from its curve itself.
         is_complete = optuna_state is OptunaState.COMPLETE
         self.study.tell(trial, value if is_complete else None, optuna_state)
 
@@ -192,16 +192,16 @@ class Sampler:
         history: Sequence[EpochMetrics],
         number: int | None = None,
     ) -> bool:
-        """Tell Optuna of a trial that ended earlier, in this run or, without a number, another.
+        """Add a trial that ended earlier, in this run or, without a number, in another one.
 
         Args:
-            config: Of the trial.
-            state: As which it ended.
+            config: Configuration of the trial.
+            state: State in which it ended.
             history: Its epochs.
-            number: Of the trial, if it is one of this run.
+            number: Number of the trial, if it belongs to this run.
 
         Returns:
-            Whether its configuration lies in the space; one that does not is left out.
+            Whether its configuration lies in the space; if not, the trial is left out.
         """
         self._note_tried(config, number)
         return self._learn(config, _verdict(state, history, self.search.metric), number)
@@ -213,19 +213,20 @@ class Sampler:
         history: Sequence[EpochMetrics],
         share_better: float,
     ) -> bool:
-        """Add a trial whose accuracies are not to be compared with those of this search.
+        """Add a trial whose accuracies are not comparable with those of this search.
 
-        One that has any is told as pruned before the first epoch, by its place in its own run: TPE
-        ranks it below all that this search trains, and goes by it until there is enough of that.
+        If it has any, it is reported as pruned before the first epoch, with a value from its rank
+        in its own run: TPE ranks it below all trials of this search, and uses it until there are
+        enough of those.
 
         Args:
-            config: Of the trial; it may be proposed again.
-            state: As which it ended.
+            config: Configuration of the trial; it may be proposed again.
+            state: State in which it ended.
             history: Its epochs.
             share_better: Share of the trials of its run that were better.
 
         Returns:
-            As ``add``.
+            The same as ``add``.
         """
         self._has_relearnt = True
         verdict = _verdict(state, history, self.search.metric)
@@ -235,12 +236,12 @@ class Sampler:
         return self._learn(config, verdict)
 
     def _learn(self, config: TrialConfig, verdict: Verdict, number: int | None = None) -> bool:
-        """Add what became of a configuration; return whether it lies in the space."""
+        """Add the result of a configuration; return whether it lies in the space."""
         if (drawn := params_of(self.space, config)) is None:
             return False
         optuna_state, value, curve = verdict
         if self.search.sampler == "cmaes":
-            # What it has learnt stands beside the trials that it was asked for, and there alone.
+            # CMA-ES keeps what it has learnt with the trials that it was asked for, and only there.
             self._tell(self._ask_again(drawn, number), verdict)
             self.on_change()
             return True
@@ -258,10 +259,10 @@ class Sampler:
         return True
 
     def restore(self, number: int, config: TrialConfig) -> bool:
-        """Take a trial up again that had been proposed, and has not ended.
+        """Restore a trial that was proposed and has not ended.
 
         Returns:
-            As ``add``.
+            The same as ``add``.
         """
         self._note_tried(config, number)
         drawn = params_of(self.space, config)
@@ -277,10 +278,10 @@ class Sampler:
         return self.study.ask(drawn.distributions)
 
     def _note_tried(self, config: TrialConfig, number: int | None) -> None:
-        """Note that a configuration is not to be proposed again, nor the baselines that it was.
+        """Record that a configuration, and the baselines that it came from, are not proposed again.
 
-        It was those that leave nothing to chance; of the others, each of the run's first trials was
-        one at the most.
+        These are the fitting baselines that leave nothing to chance. If there are none, each of the
+        run's first trials came from at most one of the others.
         """
         self._has_relearnt = True
         self._proposed.add(_key(config))
@@ -297,7 +298,7 @@ class Sampler:
         """Return how many parameters of a configuration a baseline left to chance.
 
         Returns:
-            ``None`` if the baseline cannot have given it.
+            ``None`` if the baseline cannot have produced it.
         """
         drawn = reconstruct(self.space, config, index)
         pinned = self.space.baseline_params(index)
@@ -307,17 +308,16 @@ class Sampler:
 
 
 def _verdict(state: TrialState, history: Sequence[EpochMetrics], metric: Metric) -> Verdict:
-    """Say what Optuna is told of a trial.
+    """Return what to report to Optuna about a trial.
 
-    A trial that ran its course is COMPLETE with its best value. One that was stopped, or waits at
-    a rung, is PRUNED with its last value.
-    A diverged one, or one out of memory or stopped before its first epoch, is PRUNED without a
-    value, the worst there is, so that its region is avoided. One that failed for another reason
-    says nothing of its configuration: FAIL.
+    A completed trial is COMPLETE with its best value. One that was stopped, or waits at a rung, is
+    PRUNED with its last value. One that diverged, ran out of memory or was stopped before its first
+    epoch is PRUNED without a value, the worst possible, so that its region is avoided. One that
+    failed for another reason says nothing about its configuration: FAIL.
     """
     best = best_row(history, metric)
     values = {row.epoch: row.value(metric) for row in history if math.isfinite(row.val_loss)}
-    # Of an earlier run that did not record the metric, some epochs have none.
+    # In an earlier run that did not record the metric, some epochs have no value.
     curve = {epoch: value for epoch, value in values.items() if value is not None}
     if state == "completed" and best is not None:
         return OptunaState.COMPLETE, best.value(metric), curve
@@ -329,7 +329,7 @@ def _verdict(state: TrialState, history: Sequence[EpochMetrics], metric: Metric)
 
 
 def _attrs(number: int | None) -> dict[str, Any]:
-    """Return what is noted with a trial of Optuna: which one of the run it is."""
+    """Return the user attributes of an Optuna trial: its number in the run."""
     return {} if number is None else {"trial": number}
 
 
@@ -340,7 +340,7 @@ def _key(config: TrialConfig) -> bytes:
 
 
 def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
-    """Yield the numbers below ``size`` in random order, keeping only those that were moved."""
+    """Yield the numbers below ``size`` in random order, storing only those that were moved."""
     moved: dict[int, int] = {}
     for place in range(size):
         other = generator.randrange(place, size)
@@ -349,5 +349,5 @@ def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
 
 
 def trial_seed(run_seed: int, number: int) -> int:
-    """Derive the seed of a trial from the run's, so that one trial can be run again alone."""
+    """Derive the seed of a trial from the run's, so that a single trial can be run again."""
     return int(np.random.SeedSequence((run_seed, number)).generate_state(1)[0])

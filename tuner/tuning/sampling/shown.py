@@ -1,4 +1,4 @@
-"""Trials as Optuna's samplers are to see them."""
+"""A storage that controls how Optuna's samplers see trials."""
 
 import copy
 import heapq
@@ -12,40 +12,40 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 MARK = "paused"
-"""Attribute of a trial that is shown as pruned, and may still go on."""
+"""Attribute of a trial that is shown as pruned, and may still continue."""
 MOST, BEST = 1000, 100
-"""How many ended trials who draws is shown at the most, and how many of these are the best ones.
+"""Maximum number of ended trials shown to a drawing sampler, and how many of these are the best.
 
-The rest are the newest: TPE takes 25 for good at the most, and the older the others are, the less
-they weigh with it.
+The rest are the newest: TPE considers at most 25 trials good, and gives the others less weight the
+older they are.
 """
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class ShownTrials(InMemoryStorage):
-    """A storage of one study that shows some trials in other states than they are in.
+    """A storage of one study that shows some trials in states other than their own.
 
-    Running ones are shown as pruned where it is told to: Optuna lets no trial go on that it was
-    told has been pruned, and of one that runs its samplers learn nothing, or that it is bad.
-    To who draws, pruned ones are shown as complete with the values that they had come to: TPE
-    takes every complete trial for better than every pruned one. And of very many ended ones some
-    are left out, so that a draw stays cheap.
+    ``show_as_pruned`` shows a running trial as pruned: Optuna does not let a trial continue once it
+    was pruned, and from a running one its samplers learn nothing, or that it is bad. A drawing
+    sampler sees pruned trials as complete, with the values that they had reached: TPE considers
+    every complete trial better than every pruned one. If there are very many ended trials, some are
+    left out, so that a draw stays cheap.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[int, FrozenTrial] = {}
-        """Number of a trial -> as it is shown."""
+        """Number of a trial -> the trial as shown."""
         self._complete: dict[int, tuple[FrozenTrial, FrozenTrial]] = {}
-        """Number of a trial -> as it is shown, or is, and as it is shown to who draws."""
+        """Number of a trial -> the trial as shown or stored, and as a drawing sampler sees it."""
         self._drawing: int | None = None
-        """Thread that draws."""
+        """Identifier of the thread that is drawing."""
         self._drawn_from: list[FrozenTrial] = []
-        """What it is shown; empty before it has asked."""
+        """The trials shown to it; empty before it has requested them."""
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Show this thread, for one draw, what a sampler is to learn from."""
+        """Show this thread, for one draw, the trials that a sampler should learn from."""
         self._drawing = threading.get_ident()
         try:
             yield
@@ -63,7 +63,7 @@ class ShownTrials(InMemoryStorage):
         self._shown[trial.number] = shown
 
     def forget(self, trial: optuna.Trial) -> None:
-        """Show a trial as it is again."""
+        """Show a trial in its own state again."""
         self._shown.pop(trial.number, None)
 
     def get_all_trials(
@@ -83,7 +83,7 @@ class ShownTrials(InMemoryStorage):
                 for trial in super().get_all_trials(study_id, deepcopy=False)
             ]
             if is_drawing:
-                # TPE asks for them with each parameter.
+                # TPE requests them for each parameter.
                 trials = self._best_and_newest(study_id, [self._as_complete(t) for t in trials])
                 self._drawn_from = trials
         found = [trial for trial in trials if states is None or trial.state in states]
@@ -104,9 +104,9 @@ class ShownTrials(InMemoryStorage):
         return [t for t in trials if t.state not in ENDED or t.number in numbers]
 
     def _as_complete(self, trial: FrozenTrial) -> FrozenTrial:
-        """Return a pruned trial as a complete one; one without a value stays the worst there is.
+        """Return a pruned trial as a complete one; one without a value stays the worst possible.
 
-        So does one of other images, below all others; see ``Sampler.add_foreign``.
+        So does a trial on other images, below all others; see ``Sampler.add_foreign``.
         """
         if trial.state is not TrialState.PRUNED:
             return trial

@@ -1,4 +1,4 @@
-"""Optuna's part: which of its samplers proposes."""
+"""Optuna's study and samplers: which sampler proposes, and which spaces it can search."""
 
 import math
 import warnings
@@ -28,7 +28,7 @@ def check_study_fits(space: SearchSpace, search: SearchConfig) -> None:
             endless = [a.name for a in axes if isinstance(a, Range) and math.isinf(a.size())]
             obstacle = f"tries every value, but {endless[0]} is continuous; give it a step"
         case "gp" if branches := _branches(space):
-            # Optuna would model what all branches share, and draw all else at random.
+            # Optuna would model only what all branches share, and draw the rest at random.
             obstacle = f"cannot search branches, and {branches[0]} has some; choose one of them"
         case "cmaes" if others := [axis.name for axis in axes if not isinstance(axis, Range)]:
             obstacle = f"searches numbers alone, and {others[0]} is a choice; fix it"
@@ -55,7 +55,7 @@ def make_study(metric: Metric, storage: BaseStorage | None = None) -> optuna.Stu
 
 
 def _branches(space: SearchSpace) -> list[str]:
-    """Return the parameters on which it depends what else is asked for."""
+    """Return the parameters that decide which other parameters are drawn."""
     return [
         axis.name
         for axis in parameters(space.axes)
@@ -66,19 +66,19 @@ def _branches(space: SearchSpace) -> list[str]:
 def make_optuna_sampler(
     space: SearchSpace, search: SearchConfig, seed: int
 ) -> optuna.samplers.BaseSampler:
-    """Return what proposes the parameters that are not pinned."""
+    """Return the sampler that proposes the parameters that are not pinned."""
     with warnings.catch_warnings():
         # For the options multivariate and consider_pruned_trials.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match search.sampler:
             case "tpe":
-                # Each parameter by itself: of trials that were mostly stopped early there are too
-                # few good ones to tell which values go together.
+                # Each parameter by itself: if most trials were stopped early, there are too few
+                # good ones to learn which values go together.
                 return optuna.samplers.TPESampler(seed=seed, multivariate=False)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cmaes":
-                # It ranks, and a trial that was stopped ranks rightly by what it had come to.
+                # It only ranks, and a stopped trial ranks correctly by the value that it reached.
                 return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True)
             case "random" | "grid":
                 return optuna.samplers.RandomSampler(seed=seed)

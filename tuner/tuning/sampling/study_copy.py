@@ -1,8 +1,7 @@
 """A copy of Optuna's study in a file or a database, where others can look at it.
 
-The study that the sampler learns from is in memory. Its copy follows from a thread of its own: a
-storage that is locked, gone or damaged costs the search nothing, and is made up for when it is
-back.
+The study that the sampler learns from is in memory. A separate thread updates the copy: a storage
+that is locked, gone or damaged does not affect the search, and the copy catches up when it is back.
 """
 
 import json
@@ -29,18 +28,18 @@ MARK = "run"
 """Attribute of a study: the run that made it."""
 RETRY_SECONDS = 2.0
 PATIENCE_SECONDS = 10.0
-"""After this, a storage that fails is told of; at the end of a search, it is given up."""
+"""Seconds after which a failing storage is reported or, at the end of a search, given up."""
 
 
 class StudyPlace:
     """A journal file or the URL of a database, and the study of a run in it.
 
     Args:
-        place: As the user named it.
-        name: Of the study.
-        mark: Names the run, and no other one.
-        is_ours: Whether a study that bears no mark was made by this run.
-        metric: What it is a study of.
+        place: The file or the URL, as the user gave it.
+        name: Name of the study.
+        mark: Identifies the run uniquely.
+        is_ours: Whether a study without a mark was made by this run.
+        metric: Metric of the study.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class StudyPlace:
         return hide_passwords(self._place)
 
     def check_free(self) -> None:
-        """Refuse a study of that name that this run has not made.
+        """Refuse a study of that name that this run did not make.
 
         Raises:
             UsageError: If there is one, or the storage cannot be used.
@@ -76,7 +75,7 @@ class StudyPlace:
             )
 
     def begin(self) -> BaseStorage:
-        """Make an empty study, instead of one that this run has made before.
+        """Make an empty study, replacing one that this run made before.
 
         Raises:
             UsageError: As ``check_free``.
@@ -89,7 +88,7 @@ class StudyPlace:
         return storage
 
     def study(self, storage: BaseStorage) -> optuna.Study:
-        """Return the study of this run; an empty one where the storage has lost it.
+        """Return the study of this run; an empty one if the storage has lost it.
 
         Raises:
             UsageError: If another one is there by now.
@@ -101,7 +100,7 @@ class StudyPlace:
         return optuna.load_study(study_name=self._name, storage=storage)
 
     def open(self) -> BaseStorage:
-        """Open a storage that was there before.
+        """Open a storage that existed before.
 
         Raises:
             FileNotFoundError: If its file is gone.
@@ -135,12 +134,12 @@ class StudyPlace:
 
 
 class StudyCopy:
-    """Brings a study's trials into a storage, as far and as soon as that can be had.
+    """Copies a study's trials into a storage, as soon as the storage allows it.
 
     Args:
         study: The study, in memory.
-        place: Where its copy is kept; an empty study is made there.
-        say: Tells the user a line.
+        place: Where to keep the copy; an empty study is made there.
+        say: Prints a line for the user.
 
     Raises:
         UsageError: If the storage cannot be used, or holds another study of that name.
@@ -151,7 +150,7 @@ class StudyCopy:
         self._place = place
         self._say = say
         self._num_shown = 0
-        """Trials of the study that may be copied: the next one is still being drawn."""
+        """Number of trials that may be copied; the next one is still being drawn."""
         self._has_news = threading.Event()
         self._is_over = threading.Event()
         self._is_level = threading.Event()
@@ -162,13 +161,13 @@ class StudyCopy:
         self._thread.start()
 
     def show(self) -> None:
-        """Take the study as it is now into the copy, when there is time."""
+        """Have the study's current state copied in the background."""
         self._num_shown = len(self._study.get_trials(deepcopy=False))
         self._is_level.clear()
         self._has_news.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the copy to be as the study is; say whether it is."""
+        """Wait until the copy is up to date; return whether it is."""
         return self._is_level.wait(seconds)
 
     def __enter__(self) -> Self:
@@ -224,7 +223,7 @@ class StudyCopy:
 
 
 class _Copied:
-    """A study in an open storage, and how far it has come."""
+    """The copy of a study in an open storage, and how far it has come."""
 
     def __init__(self, place: StudyPlace, storage: BaseStorage) -> None:
         self._file = place.file
@@ -242,14 +241,14 @@ class _Copied:
         self._seen = self._look()
 
     def is_stale(self) -> bool:
-        """Whether the file is another one, or was cut off: what is open would go to the old one."""
+        """Whether the file was replaced or truncated: open handles would write to the old one."""
         seen = self._look()
         is_same = seen[:2] == self._seen[:2] and seen[2] >= self._seen[2]
         self._seen = seen
         return not is_same
 
     def catch_up(self, trials: list[FrozenTrial]) -> None:
-        """Copy what is new in the trials of the original; one that is paused runs, in the copy."""
+        """Copy what is new in the original's trials; a paused trial is running in the copy."""
         for trial in trials[self._num_trials :]:
             self._storage.create_new_trial(self._study_id, _without_own_attrs(trial))
             self._num_trials += 1
@@ -282,7 +281,7 @@ def _goes_on(trial: FrozenTrial) -> bool:
 
 
 def _without_own_attrs(trial: FrozenTrial) -> FrozenTrial:
-    """Leave out what Optuna's samplers keep with a trial, which can be large."""
+    """Return a copy without what Optuna's samplers store with a trial, which can be large."""
     goes_on = _goes_on(trial)
     copy = create_trial(
         state=TrialState.RUNNING if goes_on else trial.state,
@@ -306,16 +305,16 @@ def open_storage(place: str) -> BaseStorage:
     try:
         if "://" in place:
             return RDBStorage(place)
-        # Optuna would find out that it may not write only when the first trial starts.
+        # Optuna would only notice missing write permission when the first trial starts.
         with Path(place).open("ab"):
             storage = JournalStorage(JournalFileBackend(place))
-        # It reads over a last line that is no entry, or is cut off, and writes on behind it.
+        # It ignores a last line that is not an entry or is cut off, and appends after it.
         for line in Path(place).read_bytes().splitlines(keepends=True)[-1:]:
             if "op_code" not in json.loads(line) or not line.endswith(b"\n"):
                 raise ValueError("it does not end as a journal does")
         return storage
     except Exception as error:
-        # A file that is no journal raises KeyError, TypeError or ValueError; a database, anything.
+        # A file of another kind raises KeyError, TypeError or ValueError; a database, anything.
         raise UsageError(
             f"--study-storage {hide_passwords(place)}: cannot be used ({_first_line(error)}). Give "
             "a file in a folder that exists, or the URL of a database such as sqlite:///study.db."
