@@ -72,6 +72,7 @@ def damage_of_run(
 
     Raises:
         DataError: If the images are said to be elsewhere, and are not there.
+        StorageError: If the storage does not answer: that is no damage.
         TunerError: If the folder of the trials is none.
     """
     damage = list(_leftovers(run))
@@ -191,8 +192,6 @@ def _damage_of_ensembles(folder: AnyPath) -> Iterator[Damage]:
     try:
         with explaining_damage(folder):
             found = list(folder.iterdir()) if folder.exists() else []
-    except StorageError:
-        raise
     except TunerError as error:
         yield Damage.of(error)
         return

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.data.splits import Splits
-from tuner.errors import TunerError
+from tuner.errors import StorageError, TunerError
 from tuner.metrics.predict import predict_probs
 from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint
@@ -118,9 +118,14 @@ def why_not_network(
 
     Returns:
         The problem; ``None`` if there is none.
+
+    Raises:
+        StorageError: If the file cannot be read because of an outage.
     """
     try:
         network, described = load_checkpoint(file, trial.config.model)
+    except StorageError:
+        raise
     except TunerError as error:
         return str(error).partition(": ")[2]
     if described.classes != splits.classes or described.image_shape != splits.image_shape:

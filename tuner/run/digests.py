@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tuner.errors import TunerError
+from tuner.errors import StorageError, TunerError
 from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, check_trial, number_of
 from tuner.run.trial import Amount, read_history
 from tuner.schema import build, parse_json, to_json
@@ -54,7 +54,13 @@ class Damage:
 
     @classmethod
     def of(cls, error: TunerError, trial: int | None = None) -> "Damage":
-        """Take an error's message, which begins with the file, apart."""
+        """Take an error's message, which begins with the file, apart.
+
+        Raises:
+            StorageError: If that is the error: an outage is no damage of a file.
+        """
+        if isinstance(error, StorageError):
+            raise error
         file, _, problem = str(error).partition(": ")
         return cls(file=file, problem=problem, trial=trial)
 
