@@ -19,8 +19,8 @@ from tuner.report.ensembles import read_ensemble, read_figures
 from tuner.report.live import version_of
 from tuner.run.run import Run
 from tuner.space import load_resources, load_run_space, load_space
-from tuner.storage import paths
 from tuner.storage.files import append_line
+from tuner.storage.object_path import MOST_TEXT
 from tuner.storage.paths import inside, read_bytes, read_text
 from tuner.training.device import find_device
 
@@ -41,7 +41,7 @@ def _link(path: Path) -> None:
 
 def _long(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(paths.MOST_TEXT + 1)
+        file.truncate(MOST_TEXT + 1)
 
 
 @pytest.mark.parametrize("spoil", [_pipe, _link, _long])

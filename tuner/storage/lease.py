@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from tuner.errors import StorageError, UsageError
 from tuner.schema import from_json, to_json
-from tuner.storage.object_path import ObjectPath
+from tuner.storage.object_path import MOST_TEXT, ObjectPath
 from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.temporary import BOOT_ID
 
@@ -148,6 +148,8 @@ def _holder(lock: ObjectPath) -> Holder | None:
         UsageError: If it is not a lock of ours.
     """
     try:
+        if (size := lock.size()) > MOST_TEXT:
+            raise UsageError(f"has {size} bytes")
         return from_json(Holder, lock.read_bytes())
     except FileNotFoundError:
         return None

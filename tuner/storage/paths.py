@@ -13,7 +13,7 @@ from typing import cast
 from tuner.errors import UsageError
 from tuner.schema import quoted
 from tuner.storage.local_storage import LocalStorage
-from tuner.storage.object_path import ObjectPath
+from tuner.storage.object_path import MOST_TEXT, ObjectPath
 from tuner.storage.object_storage import ObjectStorage
 from tuner.storage.object_store import EXTRAS
 from tuner.storage.protocol import P, Storage, StoragePath
@@ -22,8 +22,6 @@ AnyPath = StoragePath
 """Where a file or folder of a run is stored."""
 MOST_NAME, MOST_PATH = 255, 4095
 """Maximum lengths in bytes of a name and of a path in file systems."""
-MOST_TEXT = 64 * 2**20
-"""Maximum size in bytes of a file that is read whole."""
 LOCAL: Storage[Path] = LocalStorage()
 OBJECTS: Storage[ObjectPath] = ObjectStorage()
 
@@ -113,10 +111,7 @@ def read_bytes(path: StoragePath, *, most: int = MOST_TEXT, is_own: bool = False
         OSError: If it is no plain file, too large, or cannot be read.
     """
     storage_of(path).check_file(path, most=most, is_own=is_own)
-    content = path.read_bytes()
-    if len(content) > most:
-        raise OSError(f"{path.name} is larger than the {most} bytes that are read")
-    return content
+    return path.read_bytes()
 
 
 def read_text(path: StoragePath, *, encoding: str = "utf-8", is_own: bool = False) -> str:
