@@ -213,8 +213,9 @@ class Capacity:
         self.tell_once(f"A node that joined gets no trials{reason}", about=node.node)
 
     def accept(self, node: str) -> None:
-        """Note that a node runs a trial."""
+        """Note that a node runs a trial; if it fails again later, that is reported again."""
         self._refused.pop(node, None)
+        self._told.discard(node)
 
     def tell_once(self, line: str, about: str = "") -> None:
         """Print a line once that several workers may send; with ``about``, once per subject."""
