@@ -513,7 +513,7 @@ def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> N
 
 
 def test_what_cannot_be_checked_is_said_last_until_the_images_are_found(
-    finished_run: Run, call: Call
+    finished_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = finished_run.record.data
     finished_run.update(data=dataclasses.replace(data, source="/moved/away"))
@@ -537,6 +537,8 @@ def test_what_cannot_be_checked_is_said_last_until_the_images_are_found(
         code, out, err = call("check", *at, *words)
         assert (code, out) == (2, ""), "what the user names has to be there"
         assert "unknown dataset" in err
+    monkeypatch.setenv("CIFAR_TUNE_DATA", "digits")
+    assert call("check", *at)[0] == 1, "as every option, it may come from the environment"
 
 
 # Arithmetic
