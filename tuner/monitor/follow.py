@@ -35,16 +35,17 @@ class RunWatcher:
     """Keeps the state of a search up to date with its run folder.
 
     The clocks of the search, of the storage and of who watches may differ: of what happens while it
-    watches, it goes by its own alone.
+    watches, it goes by its own alone. That of the storage says when something changed before.
     """
 
     def __init__(self, path: AnyPath) -> None:
         self.run = Run.open(path)
-        self._changed = time.monotonic()
-        """When a change was last seen, as all times here in seconds of the monotonic clock."""
         self._written = modified(path / RUN)
-        self._noted = self._changed - max(0.0, time.time() - self._written)
-        """When the search last wrote for how long it had been active."""
+        self._noted = time.monotonic() - max(0.0, time.time() - self._written)
+        """When the search last wrote for how long it had been active, as all times here in seconds
+        of the monotonic clock; it does so every few seconds."""
+        self._changed = self._noted
+        """When something last changed: the search may have been killed long ago."""
         # Looked at first: what is written while the trials are read is read again.
         self._etags = {int(path.name): _etags(path) for path in self.run.trial_paths()}
         """Trial -> when its status and its history were written last."""
