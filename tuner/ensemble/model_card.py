@@ -51,7 +51,8 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
 import tuner
 
 ensemble = tuner.load_ensemble("FOLDER")
-probs = ensemble.predict(["photo.jpg"])  # (N, {len(result.classes)}), as ensemble.classes stand
+# (N, {len(result.classes)}), in the order of ensemble.classes
+probs = ensemble.predict(["photo.jpg"])
 ```
 
 FOLDER is the folder of this card, here or as a URI, and all that is needed. Files are checked by \
@@ -112,7 +113,7 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
     rows = [
         (
             f"trial {member.trial}",
-            member.family + (f", {num_folds} networks" if num_folds else ""),
+            _text(member.family) + (f", {num_folds} networks" if num_folds else ""),
             f"{member.weight:.3f}",
             f"{member.temperature:.3f}",
             spelt(member.val.value(result.metric), result.metric),
@@ -287,13 +288,13 @@ def _limits(result: EnsembleResult) -> str:
 
 def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
     record = plan.run.record
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    commit = f" at commit {record.git_commit}" if record.git_commit else ""
+    versions = ", ".join(_text(f"{name} {version}") for name, version in record.versions.items())
+    commit = f" at commit {_text(record.git_commit)}" if record.git_commit else ""
     return f"""\
     {" ".join(record.command.split())}
     {_command(plan.run.path.name, plan.request, storage_words(plan.run.path.parent))}
 
-The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions else ""}. \
+The run was begun {_text(record.started[:10])}{commit}{f" with {versions}" if versions else ""}. \
 `ensemble.json` has the SHA-256 of every network."""
 
 
