@@ -189,7 +189,7 @@ def _check_finite(plan: Plan) -> None:
             raise TunerError(
                 f"{plan.run.path}: a figure of {choice['method']} of trials {trials} on the "
                 "validation images is not a finite number; the test images were not read. "
-                "Leave the trial out that is damaged."
+                "Leave out the damaged trial."
             ) from None
 
 

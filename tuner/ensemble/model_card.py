@@ -214,12 +214,12 @@ def _teacher(comparison: TeacherComparison) -> str:
     head = ("", "accuracy", "NLL", "parameters", "ms, 1 image", "ms, 256 images")
     gain = comparison.test_gain or comparison.val_gain
     return f"""\
-The members learned from the probabilities of an ensemble, beside the labels (Hinton et al. 2015). \
+The members learned from the labels and an ensemble's probabilities (Hinton et al. 2015). \
 On the {images} images, timed on {comparison.device}:
 
 {_table(head, rows)}
 
-Accuracy less the teacher's: {_interval(gain)} points."""
+Accuracy minus the teacher's: {_interval(gain)} points."""
 
 
 def _calibration(result: EnsembleResult, plan: Plan) -> str:
@@ -245,7 +245,7 @@ def _calibration(result: EnsembleResult, plan: Plan) -> str:
     ]
     uneven = (
         f" Trained with class weights or logit adjustment: {', '.join(adjusted)}. They give rare "
-        "classes higher probabilities than these are met with."
+        "classes higher probabilities than their frequency."
         if adjusted
         else ""
     )
@@ -271,8 +271,8 @@ def _limits(result: EnsembleResult) -> str:
     lines = [
         "An image of anything else is given one of these classes, too, and may be given it with "
         "confidence.",
-        "The figures hold for images like those of the data set. How they fall with noise, blur "
-        "and compression is told by `cifar-tune evaluate DATA --corrupt`.",
+        "The figures hold for images like those of the data set. `cifar-tune evaluate DATA "
+        "--corrupt` shows how they fall with noise, blur and compression.",
         "Hardest classes: "
         + ", ".join(f"{_text(entry.label)} {entry.accuracy:.2%}" for entry in hardest)
         + ".",
@@ -294,7 +294,7 @@ def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
     {" ".join(record.command.split())}
     {_command(plan.run.path.name, plan.request, storage_words(plan.run.path.parent))}
 
-The run was begun {_text(record.started[:10])}{commit}{f" with {versions}" if versions else ""}. \
+The run started on {_text(record.started[:10])}{commit}{f" with {versions}" if versions else ""}. \
 `ensemble.json` has the SHA-256 of every network."""
 
 

@@ -100,7 +100,7 @@ class Plan:
             is_quick=is_quick,
         )
         if damage and not self.run.reread(trial).is_usable:
-            problem = "was removed, or its trial goes on, since it was chosen; try again"
+            problem = "was removed, or its trial was resumed, since it was chosen; try again"
             return [Damage(file=str(trial.checkpoint), problem=problem, trial=trial.number)]
         return damage
 

@@ -38,7 +38,7 @@ def to_path(text: str) -> StoragePath:
     scheme, _, rest = text.partition("://")
     place = PurePosixPath(rest)
     if not rest.strip("/") or not scheme.isalnum() or ".." in place.parts or place.is_absolute():
-        raise UsageError(f"{quoted(text)}: is no folder of a store; write s3://BUCKET/FOLDER")
+        raise UsageError(f"{quoted(text)}: is not a folder of a store; write s3://BUCKET/FOLDER")
     return ObjectPath(f"{scheme}://{place}")
 
 
@@ -59,9 +59,9 @@ def check_path(text: str) -> None:
     try:
         parts = text.encode().split(b"/")
     except UnicodeEncodeError:
-        raise UsageError(f"{quoted(text)}: holds half of a character, as no path does") from None
+        raise UsageError(f"{quoted(text)}: has half of a character, which no path can") from None
     if "\0" in text:
-        raise UsageError(f"{quoted(text)}: holds a NUL, as no path does")
+        raise UsageError(f"{quoted(text)}: has a NUL, which no path can")
     if len(text.encode()) > MOST_PATH or max(map(len, parts)) > MOST_NAME:
         raise UsageError(f"{quoted(text)}: is too long for a path")
 
@@ -138,7 +138,7 @@ def inside(folder: StoragePath, name: str) -> StoragePath:
     parts = name.split("/")
     is_plain = not any(part in ("", ".", "..") or "\0" in part for part in parts)
     if not is_plain or max(len(part.encode()) for part in parts) > MOST_NAME:
-        raise ValueError(f"{quoted(name)} is no name of a file in {folder.name}")
+        raise ValueError(f"{quoted(name)} is not the name of a file in {folder.name}")
     path = folder
     for part in parts[:-1]:
         path = path / part

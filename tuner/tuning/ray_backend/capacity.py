@@ -208,7 +208,7 @@ class Capacity:
         else:
             self._refused[node.node] = math.inf
             table = table_of_versions(versions_here(), [node])
-            reason = f", for it has not the versions of this machine:\n{table}"
+            reason = f", because its versions differ from this machine's:\n{table}"
         # Lines about the same node may differ: the problem may name the trial.
         self.tell_once(f"A node that joined gets no trials{reason}", about=node.node)
 
