@@ -306,11 +306,7 @@ class TrialRecord:
         Raises:
             TunerError: If the file is missing or damaged.
         """
-        return self.read_val_probs()[0]
-
-    def read_val_probs(self) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
-        """Read them, and return the file's SHA-256 with them; see ``val_probs``."""
-        return read_val_probs(self.path)
+        return read_val_probs(self.path)[0]
 
     def as_row(self) -> dict[str, Any]:
         """Return the trial's line of the leaderboard, its config flattened to dotted keys."""
