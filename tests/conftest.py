@@ -106,6 +106,18 @@ def _needs_own(item: pytest.Item) -> bool:
     return item.get_closest_marker("ray") is not None and "session" not in item.fixturenames
 
 
+@pytest.fixture(autouse=True)
+def _clusters_are_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to start a cluster in a test that is not marked: it would run beside another one."""
+    if any(request.node.get_closest_marker(name) for name in ("ray", "gpu")):
+        return
+
+    def refuse(*arguments: object, **options: object) -> None:
+        pytest.fail("it starts a cluster: mark it with @pytest.mark.ray")
+
+    monkeypatch.setattr("ray._private.node.Node.__init__", refuse)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what is recorded of a user's own code out of the home of whoever tests.

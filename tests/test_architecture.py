@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "run": "errors passwords schema config storage models metrics",
     "space": "errors schema config storage models run",
     "training": "errors voting schema config storage augment optim models metrics data run",
-    "ensemble": "errors voting schema config storage augment models metrics data run training",
+    "ensemble": "errors voting schema config storage augment models metrics data run space "
+    "training",
     "deploy": "errors loopback voting schema config storage augment models metrics data run "
     "training ensemble",
     "tracking": "errors config storage run",

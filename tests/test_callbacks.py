@@ -163,7 +163,7 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
 @pytest.mark.parametrize(
     ("word", "text"),
     [
-        ({"versions": [("torch", "1.0.0")]}, "has not the versions of this machine:\n"),
+        ({"versions": [("torch", "1.0.0")]}, "its versions differ from this machine's:\n"),
         ({"problem": "it does not see /a."}, ": h n: it does not see /a. Give it the storage"),
     ],
 )

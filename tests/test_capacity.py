@@ -133,3 +133,5 @@ def test_a_node_without_the_storage_is_tried_again_and_one_of_other_versions_is_
     assert len(said) == 2
     capacity.accept("a")
     assert not capacity.has_lost("a")
+    capacity.refuse(answers[0])
+    assert len(said) == 3, "it could be used in between"

@@ -116,7 +116,7 @@ MISTAKES = {
     "a cluster that does not answer": (
         ["search", "--space", "quick", "--address", "127.0.0.1:9"],
         4,
-        "nobody answers there",
+        "nothing answers there",
     ),
     "an address that is none": (
         ["search", "--space", "quick", "--address", "there"],
@@ -205,7 +205,7 @@ def test_a_mistake_is_told_in_one_or_two_lines_with_its_exit_code(mistake: str, 
         (["leaderboard", "nothing", "--json"], 2, "no run 'nothing' in runs"),
         (["runs", "--json", "--storag", "x"], 2, "No such option"),
         (["data", "info", "nothing", "--json"], 2, "unknown dataset 'nothing'"),
-        (["search", "--space", "quick", "--address", "127.0.0.1:9", "--json"], 4, "nobody answers"),
+        (["search", "--space", "quick", "--address", "127.0.0.1:9", "--json"], 4, "answers there"),
     ],
 )
 def test_a_mistake_is_the_document_of_json(words: list[str], code: int, message: str, call) -> None:

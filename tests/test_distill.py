@@ -275,7 +275,7 @@ def test_a_teacher_sees_the_images_as_it_was_trained_on_them(
     assert torch.equal(seen.train.labels, larger.train.labels)
 
     fewer = load_splits(DataConfig(source="digits", train_limit=500), tmp_path)
-    with pytest.raises(DataError, match="divided otherwise for its training"):
+    with pytest.raises(DataError, match="divided differently for its training"):
         teacher.splits_like(fewer, tmp_path)
     member = folder / teacher.record.members[0].file
     member.write_bytes(member.read_bytes() + b"x")

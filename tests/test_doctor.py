@@ -94,6 +94,7 @@ def test_a_node_that_leaves_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyP
     assert [one.level for one in map(doctor._node, answers)] == ["warning", "ok"]
 
 
+@pytest.mark.ray
 def test_a_node_that_is_lost_before_it_answers_is_not_missed(tmp_path: Path) -> None:
     """As a spot node: that it has left is known later than that its task has failed."""
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import train_trial
+from tests.conftest import TINY_SPACE, train_trial
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig, Tta
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits
@@ -78,7 +78,7 @@ def folded_run(folded: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
         hardware={"threads_per_trial": 1},
         started=now(),
     )
-    run = Run.create(storage / "folded", record, "space: {}\n")
+    run = Run.create(storage / "folded", record, TINY_SPACE)
     for number in range(2):
         train_trial(run.trial_path(number), dataclasses.replace(CONFIG, seed=number), folded)
     run.write_leaderboard()

@@ -19,8 +19,8 @@ from tuner.report.ensembles import read_ensemble, read_figures
 from tuner.report.live import version_of
 from tuner.run.run import Run
 from tuner.space import load_resources, load_run_space, load_space
-from tuner.storage import paths
 from tuner.storage.files import append_line
+from tuner.storage.object_path import MOST_TEXT
 from tuner.storage.paths import inside, read_bytes, read_text
 from tuner.training.device import find_device
 
@@ -41,7 +41,7 @@ def _link(path: Path) -> None:
 
 def _long(path: Path) -> None:
     with path.open("r+b") as file:
-        file.truncate(paths.MOST_TEXT + 1)
+        file.truncate(MOST_TEXT + 1)
 
 
 @pytest.mark.parametrize("spoil", [_pipe, _link, _long])
@@ -93,7 +93,7 @@ def test_a_space_may_be_a_link_of_the_users_own(tmp_path: Path) -> None:
     ["/etc/passwd", "../../run.json", "", ".", "a//b", "a/../b", "a\0b", "members/..", "x" * 300],
 )
 def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no name of a file in"):
+    with pytest.raises(ValueError, match="is not the name of a file in"):
         inside(tmp_path, name)
 
 
@@ -150,7 +150,7 @@ def test_the_members_of_an_ensemble_lie_in_it(file: str, tmp_path: Path) -> None
     }
     (tmp_path / "ensemble.json").write_text(json.dumps(plain))
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(TunerError, match=r"ensemble\.json: damaged .* is no name of a file in"):
+    with pytest.raises(TunerError, match=r"ensemble\.json: .* is not the name of a file in"):
         load(tmp_path, find_device("cpu"))
 
 

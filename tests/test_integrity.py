@@ -274,7 +274,7 @@ def test_a_folder_of_another_name_is_no_trial(finished_run: Run, call: Call) -> 
     assert [trial.number for trial in finished_run.trials()] == [0, 1, 2]
     code, out, _ = call("check", str(finished_run.path), "--device", "cpu")
     assert code == 1
-    assert f"{trials / '1'}: is no name of a trial's folder" in out
+    assert f"{trials / '1'}: is not the name of a trial's folder" in out
 
 
 # Kills, earlier versions and searches that go on
@@ -431,6 +431,28 @@ def test_what_is_ranked_by_and_trained_anew_is_what_was_recorded(
         assert str(file) in err
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("space.yaml", "search: {}\n", "1:1: 'space' is missing"),
+        ("space.yaml", SPACE + SPACE, "2:1: space: duplicate key"),
+        ("space.yaml", SPACE.replace("cnn", "cnm"), "did you mean 'cnn'"),
+        ("test_readings.jsonl", "{}\n", "is missing"),
+    ],
+)
+def test_what_other_commands_stop_at_is_damage(
+    finished_run: Run, call: Call, name: str, text: str, told: str
+) -> None:
+    file = finished_run.path / name
+    file.write_text(text)
+    code, out, _ = call("check", str(finished_run.path), "--device", "cpu", "--json")
+    assert code == 1
+    ((found, problem),) = [(e["file"], e["problem"]) for e in json.loads(out)["damage"]]
+    assert found == str(file)
+    assert told in problem
+    assert "\n" not in problem
+
+
 # Ensembles
 
 
@@ -513,7 +535,7 @@ def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> N
 
 
 def test_what_cannot_be_checked_is_said_last_until_the_images_are_found(
-    finished_run: Run, call: Call
+    finished_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = finished_run.record.data
     finished_run.update(data=dataclasses.replace(data, source="/moved/away"))
@@ -537,6 +559,8 @@ def test_what_cannot_be_checked_is_said_last_until_the_images_are_found(
         code, out, err = call("check", *at, *words)
         assert (code, out) == (2, ""), "what the user names has to be there"
         assert "unknown dataset" in err
+    monkeypatch.setenv("CIFAR_TUNE_DATA", "digits")
+    assert call("check", *at)[0] == 1, "as every option, it may come from the environment"
 
 
 # Arithmetic

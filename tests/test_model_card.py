@@ -19,6 +19,18 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.value.code == 0
 
 
+def test_no_text_of_a_run_is_markup_in_its_card(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    markup = "<b>[x](http://x)\n# y"
+    finished_run.update(versions={markup: markup}, git_commit=markup, started=markup[:10])
+    storage = f"--storage {finished_run.path.parent}"
+    run_command(f"cifar-tune ensemble --run tiny --top 1 {storage}", monkeypatch)
+    card = (finished_run.path / "ensembles" / "top1" / "model_card.md").read_text()
+    for raw in ("<b>", "[x](", "\n# y"):
+        assert raw not in card
+
+
 @pytest.mark.parametrize("options", ["", "--method greedy --calibrate", "--method soup --name x"])
 def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     options: str, finished_run: Run, monkeypatch: pytest.MonkeyPatch

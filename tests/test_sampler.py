@@ -361,15 +361,15 @@ def test_a_paused_trial_is_shown_as_pruned_until_it_ends(tmp_path: Path) -> None
 
     for number in range(3):
         sampler.ask(number)
-    sampler.pause(1, curve(0.2, 0.4))
+    sampler.note_rung(1, curve(0.2, 0.4))
     running = (OptunaState.RUNNING, None, {})
     assert shown() == [running, (OptunaState.PRUNED, 0.4, {1: 0.2, 2: 0.4}), running]
     assert sampler.study.get_trials(states=(OptunaState.PRUNED,))[0].user_attrs["trial"] == 1
-    sampler.pause(1, curve(0.2, 0.4, 0.3))
+    sampler.note_rung(1, curve(0.2, 0.4, 0.3))
     assert shown()[1][1] == 0.3
     sampler.tell(1, "completed", curve(0.2, 0.4, 0.3, 0.5))
     assert shown()[1] == (OptunaState.COMPLETE, 0.5, {1: 0.2, 2: 0.4, 3: 0.3, 4: 0.5})
-    sampler.pause(2, curve(0.1))
+    sampler.note_rung(2, curve(0.1))
     sampler.tell(2, "stopped", curve(0.1))
     assert shown()[2] == (OptunaState.PRUNED, 0.1, {1: 0.1})
     assert sampler.study.trials[2].user_attrs == {"trial": 2}
@@ -426,7 +426,7 @@ def test_samplers_learn_from_paused_trials_as_from_stopped_ones(kind: str, tmp_p
         assert one == other
         assert one is not None
         history = curve(accuracy_of(one))
-        paused.pause(number, history)
+        paused.note_rung(number, history)
         stopped.tell(number, "stopped", history)
 
 

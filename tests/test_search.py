@@ -200,7 +200,7 @@ def test_a_trial_whose_saved_state_does_not_fit_begins_anew(session: None, tmp_p
     console = quiet()
     after = search(replace(request, resume=True), console).trial(0)
     assert isinstance(console.file, io.StringIO)
-    assert "Trial 0 begins anew: " in console.file.getvalue()
+    assert "Trial 0 starts again: " in console.file.getvalue()
     assert after.status.state == "completed"
     assert [row.val_loss for row in after.history] == [row.val_loss for row in before.history]
     assert all(row.time > before.history[-1].time for row in after.history)
@@ -377,8 +377,8 @@ def test_trials_of_one_search_run_on_both_nodes_of_a_cluster(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("address", "error", "message"),
     [
-        ("127.0.0.1:9", ClusterError, "nobody answers there"),
-        ("no.such.host.invalid:6379", ClusterError, "nobody answers there"),
+        ("127.0.0.1:9", ClusterError, "nothing answers there"),
+        ("no.such.host.invalid:6379", ClusterError, "nothing answers there"),
         ("somewhere", UsageError, "Give auto, HOST:PORT"),
         ("ray://127.0.0.1:10001", UsageError, "--address auto"),
     ],

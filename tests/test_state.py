@@ -272,6 +272,22 @@ def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:
     assert watcher.note(now + 60.2) == "", "there was a change"
 
 
+@pytest.mark.parametrize(
+    ("written", "note"),
+    [(-86400, "No news for 24:00:00; was the search killed?"), (-30, ""), (86400, "")],
+    ids=["killed", "alive", "ahead"],
+)
+def test_a_search_that_was_killed_before_it_is_watched_is_told_of_at_once(
+    tmp_path: Path, written: float, note: str
+) -> None:
+    world = World(tmp_path)
+    world.begin(world.tuner()).step(0.5)
+    moment = time.time() + written
+    os.utime(world.run.path / "run.json", (moment, moment))
+    watcher = RunWatcher(world.run.path)
+    assert watcher.note(time.monotonic()) == note
+
+
 @pytest.mark.parametrize("ahead", [-3600, 3600])
 def test_a_search_is_watched_whatever_the_clock_of_its_machine_says(
     tmp_path: Path, ahead: int

@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.stores import S3Server
 from tuner.errors import StorageError, UsageError
+from tuner.storage import lease, object_path, object_storage
 from tuner.storage import object_store as store
 from tuner.storage.files import append_line, remove_leftovers, replacing, write_text
 from tuner.storage.object_path import ObjectPath
@@ -30,6 +32,7 @@ from tuner.storage.paths import (
     to_path,
     with_snapshot,
 )
+from tuner.storage.protocol import LOCK_NAME
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -118,8 +121,37 @@ def test_a_file_on_disk_is_the_file_or_a_copy_for_a_while(place: AnyPath) -> Non
 def test_a_file_that_is_too_large_is_not_read(place: AnyPath) -> None:
     write_text(place / "file", "12345")
     assert read_bytes(place / "file", most=5) == b"12345"
-    with pytest.raises(OSError, match=r"file .* more than|file is larger than"):
+    with pytest.raises(OSError, match=r"file has 5 bytes, more than the 4"):
         read_bytes(place / "file", most=4)
+
+
+def test_a_file_that_is_too_large_does_not_leave_its_bucket(
+    bucket: ObjectPath, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = bucket / "a" / "large"
+    write_text(large, "x" * 1001)
+    write_text(bucket / "a" / "small", "")
+    for module, name in (
+        *((object_path, "MOST_TEXT"), (object_storage, "MOST_TEXT")),
+        *((object_storage, "MOST_TENSORS"), (lease, "MOST_TEXT")),
+    ):
+        monkeypatch.setattr(module, name, 1000)
+    seen = with_snapshot(bucket, "large", "small")
+    assert (seen / "a" / "small").size() == 0
+    actions: list[Callable[[], object]] = [
+        lambda: read_bytes(large, most=1000),
+        lambda: read_bytes(seen / "a" / "large", most=1000),
+        lambda: append_line(large, "line"),
+        lambda: on_disk(large).__enter__(),
+    ]
+    for act in actions:
+        with pytest.raises(OSError, match="large has 1001 bytes, more than the 1000"):
+            act()
+    assert folders_with(bucket, "large") == [bucket / "a"]
+    write_text(bucket / LOCK_NAME, "x" * 1001)
+    with pytest.raises(UsageError, match="damaged or unreadable: has 1001 bytes"):
+        locked(bucket).__enter__()
+    assert f'"GET /{large.uri.removeprefix("s3://")}' not in server.log.read_text()
 
 
 def test_a_file_says_when_it_was_written(place: AnyPath) -> None:

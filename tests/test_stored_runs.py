@@ -9,22 +9,29 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
 from tests.disks import needs_own_mounts
 from tests.raylets import Raylets
 from tests.stores import S3Server
-from tuner.errors import UsageError
+from tuner.data.splits import Splits
+from tuner.ensemble.candidates import damage_of_network, read_candidate
+from tuner.ensemble.check import damage_of_ensemble
+from tuner.ensemble.integrity import why_not_network
+from tuner.errors import StorageError, UsageError
 from tuner.monitor.follow import RunWatcher
 from tuner.run.checkpoint import read_description
 from tuner.run.run import Run, find_run, open_runs
 from tuner.run.trial import TrialStatus, write_status
+from tuner.storage import object_store
 from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.object_store import store_of
 from tuner.storage.paths import to_path
 from tuner.storage.protocol import LOCK_NAME
+from tuner.training.saving import read_own_progress
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -107,6 +114,30 @@ def test_a_leaderboard_takes_a_question_a_file_and_a_few(stored_run: Run, server
     assert len(rows) == 3
     # Four small files a trial, read side by side, and the listing of all of them.
     assert questions() - before <= 3 * 4 + 3
+
+
+def test_an_outage_of_the_store_is_not_reported_as_damage(
+    stored_run: Run, server: S3Server, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = stored_run.ranked()[0]
+    read, damage = read_candidate(trial, digits.val.labels, digits.num_classes)
+    assert read is not None, damage
+    recorded, cpu = read.recorded, torch.device("cpu")
+    steps: list[Callable[[], object]] = [
+        lambda: read_candidate(trial, digits.val.labels, digits.num_classes),
+        lambda: damage_of_network(recorded, digits, cpu),
+        lambda: why_not_network(trial.checkpoint, trial, digits, recorded.sample, 0.0, cpu),
+        lambda: list(damage_of_ensemble(stored_run.path / "ensembles" / "top2")),
+        lambda: read_own_progress(stored_run.trial_path(1)),
+    ]
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0.1)
+    server.kill()
+    try:
+        for step in steps:
+            with pytest.raises(StorageError, match="no answer"):
+                step()
+    finally:
+        server.start()
 
 
 def test_pruning_removes_checkpoints_from_a_store(stored_run: Run) -> None:

@@ -74,14 +74,14 @@ def test_a_paused_trial_runs_in_the_copy_with_its_curve_so_far(
 ) -> None:
     for number in range(2):
         sampler.ask(number)
-    sampler.pause(0, curve(0.2, 0.4))
+    sampler.note_rung(0, curve(0.2, 0.4))
     assert copy.wait(10)
     assert [(t.state.name, t.intermediate_values) for t in stored(place)] == [
         ("RUNNING", {1: 0.2, 2: 0.4}),
         ("RUNNING", {}),
     ]
     sampler.tell(0, "completed", curve(0.2, 0.4, 0.6))
-    sampler.pause(1, curve(0.1))
+    sampler.note_rung(1, curve(0.1))
     assert copy.wait(10)
     trials = stored(place)
     assert [t.state.name for t in trials] == ["COMPLETE", "RUNNING"]

@@ -80,11 +80,16 @@ def test_what_is_not_locked_yet_is_left_alone(
 def test_what_another_machine_made_is_left_alone_for_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some file systems do not show other machines' locks, so that they look free from here."""
+    """Some file systems do not show other machines' locks, so that they look free from here.
+
+    The other machine may have the same host name, as containers do.
+    """
+    (tmp_path / "boot_id").write_text("elsewhere")
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("socket.gethostname", lambda: "elsewhere")
+        elsewhere.setattr(temporary, "BOOT_ID", tmp_path / "boot_id")
         file = tmp_path / f".run.json.abc{own_suffix()}"
         folder = tmp_path / f".ensemble-abc{own_suffix()}"
+    (tmp_path / "boot_id").unlink()
     file.touch()
     write_text(folder / "new" / "soup.bin", "soup")
     remove_abandoned(tmp_path)

@@ -46,12 +46,6 @@ def check(
     from tuner.storage.paths import folders_with
     from tuner.training.device import find_device
 
-    # Environment variables are meant for searches: this run may use other images.
-    said = click.core.ParameterSource.COMMANDLINE
-    if context.get_parameter_source("data") is not said:
-        data = None
-    if context.get_parameter_source("data_dir") is not said:
-        data_dir = None
     unchecked: list[str] = []
 
     def skip(what: str, error: TunerError) -> None:

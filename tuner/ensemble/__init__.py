@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from tuner.ensemble.latency import MOST_COMBINED, Latency, measure_latency
 from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
-from tuner.ensemble.result import EnsembleResult, assess, crossfitted_vote, vote_on_test
+from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.ensemble.students import compare_ensemble, find_teacher
 from tuner.errors import TunerError
 from tuner.models.trust import check_code_trusted, code_of
@@ -116,7 +117,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
             names=splits.val_names,
         )
         probs = {(i,): plan.pool.probs[i] for i in range(len(plan.pool))}
-        vote_of = crossfitted_vote
+        vote_of = attrgetter("crossfit")
     result = assess(
         plan,
         probs,
@@ -189,7 +190,7 @@ def _check_finite(plan: Plan) -> None:
             raise TunerError(
                 f"{plan.run.path}: a figure of {choice['method']} of trials {trials} on the "
                 "validation images is not a finite number; the test images were not read. "
-                "Leave the trial out that is damaged."
+                "Leave out the damaged trial."
             ) from None
 
 

@@ -14,7 +14,7 @@ from tuner.models.trust import code_of
 from tuner.run.check import damage_of_record
 from tuner.run.digests import Damage, changed, origin_of
 from tuner.run.layout import CHECKPOINT, VAL_PROBS
-from tuner.run.trial import TrialRecord
+from tuner.run.trial import TrialRecord, read_val_probs
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath
 from tuner.storage.records import explaining_damage
@@ -52,7 +52,7 @@ def read_candidate(
     """Read a trial's probabilities, and return what is wrong with them and the trial's record."""
     damage = damage_of_record(trial)
     try:
-        stored, digest = trial.read_val_probs()
+        stored, digest = read_val_probs(trial.path)
         is_other = origin_of(trial.path, VAL_PROBS, digest) == "other"
     except TunerError as error:
         return None, [*damage, Damage.of(error, trial.number)]

@@ -1,24 +1,21 @@
 """Everything that is wrong with the files of a run, found at once."""
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from tuner.config import ModelConfig
 from tuner.data.splits import Splits, load_splits, located
 from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
 from tuner.ensemble.students import find_student
-from tuner.errors import DataError, StorageError, TunerError, UntrustedCodeError
+from tuner.errors import DataError, SpaceError, StorageError, TunerError, UntrustedCodeError
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import damage_of_record
 from tuner.run.checkpoint import read_description
 from tuner.run.digests import Damage, DamagedError, damage_of_files, one_a_file
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensemble_record
 from tuner.run.layout import (
     CHECKPOINT,
     CONFUSION,
@@ -27,9 +24,7 @@ from tuner.run.layout import (
     LEADERBOARD,
     MEMBERS,
     METRICS,
-    PROBE,
     SPACE,
-    TEST_READINGS,
     TRIALS,
     VAL_PROBS,
     is_number,
@@ -38,10 +33,12 @@ from tuner.run.layout import (
 from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
 from tuner.run.trial import OPEN, USABLE, TrialRecord
+from tuner.space import load_run_space
 from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath, check_no_link, inside, read_bytes, read_text
+from tuner.storage.paths import AnyPath, check_no_link, inside
 from tuner.storage.protocol import LOCK_NAME
-from tuner.storage.records import explaining_damage
+from tuner.storage.records import explaining_damage, read_record
+from tuner.storage.spreadsheet import read_csv
 from tuner.training.saving import read_own_progress
 
 Skip = Callable[[str, TunerError], None]
@@ -72,6 +69,7 @@ def damage_of_run(
 
     Raises:
         DataError: If the images are said to be elsewhere, and are not there.
+        StorageError: If the storage does not answer: that is no damage.
         TunerError: If the folder of the trials is none.
     """
     damage = list(_leftovers(run))
@@ -81,28 +79,28 @@ def damage_of_run(
     for trial in trials:
         damage += _damage_of_trial(trial, splits, device, trust_code, skip, candidates)
     damage += _damage_of_ensembles(run.path / ENSEMBLES)
-    damage += _damage_of_readings(run.path / TEST_READINGS)
+    damage += _damage_found_by(run.test_readings, *_checks_of_teacher(run))
     damage += _damage_of_space(run.path / SPACE)
-    damage += _damage_of_teacher(run)
     leaderboard = run.path / LEADERBOARD
     if run.record.status != "running" and not leaderboard.exists():
         damage.append(Damage(file=str(leaderboard), problem="is missing"))
     return one_a_file(damage)
 
 
-def _damage_of_teacher(run: Run) -> Iterator[Damage]:
-    teacher = run.record.teacher
-    if teacher is None or teacher.probs_sha256 is None:
-        return
-    checks: tuple[Callable[[], object], ...] = (
-        lambda: read_teacher_probs(run.path, teacher),
-        lambda: find_student(run),
-    )
+def _damage_found_by(*checks: Callable[[], object]) -> Iterator[Damage]:
+    """Yield the errors that functions raise which read files."""
     for check in checks:
         try:
             check()
         except TunerError as error:
             yield Damage.of(error)
+
+
+def _checks_of_teacher(run: Run) -> Iterator[Callable[[], object]]:
+    teacher = run.record.teacher
+    if teacher is not None and teacher.probs_sha256 is not None:
+        yield partial(read_teacher_probs, run.path, teacher)
+        yield partial(find_student, run)
 
 
 def _splits(run: Run, data: str | None, data_dir: Path | None, skip: Skip) -> Splits | None:
@@ -183,7 +181,7 @@ def _leftovers(run: Run) -> Iterator[Damage]:
             elif folder == trials and not name.startswith(".") and not is_number(name):
                 yield Damage(
                     file=str(folder / name),
-                    problem="is no name of a trial's folder, such as 0007, and is not read",
+                    problem="is not the name of a trial's folder, such as 0007, and is not read",
                 )
 
 
@@ -191,8 +189,6 @@ def _damage_of_ensembles(folder: AnyPath) -> Iterator[Damage]:
     try:
         with explaining_damage(folder):
             found = list(folder.iterdir()) if folder.exists() else []
-    except StorageError:
-        raise
     except TunerError as error:
         yield Damage.of(error)
         return
@@ -207,124 +203,101 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
     Args:
         path: Its folder.
     """
-    file = path / ENSEMBLE
     try:
         with explaining_damage(path):
             check_no_link(path)
-        with explaining_damage(file):
-            described = json.loads(read_text(file))
-            members = [_member(path, plain) for plain in described["members"]]
-            told = {name: described[name] for name in ("run", "method", "temperature", "classes")}
-            told["trials"] = [t for m in described["members"] for t in _trials(m)]
-            if not any(member.get("soup_of") for member in described["members"]):
-                told["weights"] = [member["weight"] for member in described["members"]]
+        record = find_ensemble_record(path)
     except TunerError as error:
         yield Damage.of(error)
         return
-    if probe := described.get("probe"):
-        try:
-            with explaining_damage(path / PROBE):
-                _check_digest(inside(path, probe["file"]), probe["sha256"])
-        except TunerError as error:
-            yield Damage.of(error)
-    for member, digest, model in members:
-        try:
-            with explaining_damage(member):
-                if digest is not None:
-                    _check_digest(member, digest)
-            read_description(member, model)
-        except TunerError as error:
-            yield Damage.of(error)
-    known = {member.name for member, *_ in members}
+    if record is None:
+        yield Damage(file=str(path / ENSEMBLE), problem="is missing")
+        return
+    checks: list[Callable[[], object]] = [
+        partial(_check_member, path, member) for member in record.members
+    ]
+    if record.probe:
+        checks.append(partial(_check_file, path, record.probe.file, record.probe.sha256))
+    yield from _damage_found_by(*checks, partial(_check_figures, path, record))
     folder = path / MEMBERS
+    known = {member.file for member in record.members}
     try:
         with explaining_damage(folder):
             found = list(folder.iterdir()) if folder.exists() else []
     except TunerError as error:
         yield Damage.of(error)
-        found = []
+        return
     for stray in found:
-        if stray.name not in known:
-            yield Damage(file=str(stray), problem="is no member that ensemble.json names")
-    try:
-        with explaining_damage(path / METRICS):
-            metrics = json.loads(read_text(path / METRICS))
-            _check_metrics(metrics, told)
-        with explaining_damage(path / CONFUSION):
-            _check_confusion(path / CONFUSION, metrics)
-    except TunerError as error:
-        yield Damage.of(error)
+        if f"{MEMBERS}/{stray.name}" not in known:
+            yield Damage(file=str(stray), problem=f"is not a member listed in {ENSEMBLE}")
 
 
-def _member(
-    folder: AnyPath, plain: dict[str, Any]
-) -> tuple[AnyPath, str | None, ModelConfig | None]:
-    """Return a member's file, and its SHA-256 and model, which earlier versions did not write."""
-    model = None
-    if "model" in plain:
-        ((family, params),) = plain["model"].items()
-        model = ModelConfig(family, params)
-    return inside(folder, plain["file"]), plain.get("sha256"), model
+def _check_member(folder: AnyPath, member: EnsembleMember) -> None:
+    # Earlier versions recorded neither its SHA-256 nor its model.
+    read_description(_check_file(folder, member.file, member.sha256), member.model)
 
 
-def _check_digest(file: AnyPath, digest: str) -> None:
-    if sha256_of(file) != digest:
-        raise ValueError("is not the file whose SHA-256 ensemble.json holds")
+def _check_file(folder: AnyPath, name: str, digest: str | None) -> AnyPath:
+    """Return the path of a file that ``ensemble.json`` names; make sure that it is this file."""
+    with explaining_damage(folder / ENSEMBLE):
+        file = inside(folder, name)
+    with explaining_damage(file):
+        if digest is not None and sha256_of(file) != digest:
+            raise ValueError(f"is not the file whose SHA-256 {ENSEMBLE} holds")
+    return file
 
 
-def _trials(plain: dict[str, Any]) -> list[int]:
-    """Return the trials of an entry of ``ensemble.json``."""
-    trials: list[int] = plain.get("soup_of") or [plain["trial"]]
-    return trials
+def _check_figures(folder: AnyPath, record: EnsembleRecord) -> None:
+    metrics = read_record(folder / METRICS, dict[str, Any])
+    with explaining_damage(folder / METRICS):
+        _check_metrics(metrics, record)
+    with explaining_damage(folder / CONFUSION):
+        _check_confusion(folder / CONFUSION, metrics)
 
 
-def _check_metrics(metrics: Any, told: dict[str, Any]) -> None:
+def _check_metrics(metrics: dict[str, Any], record: EnsembleRecord) -> None:
     """Make sure that ``metrics.json`` describes the same ensemble as ``ensemble.json``."""
-    found = {name: metrics[name] for name in told.keys() - {"trials", "weights"}}
-    found["trials"] = [member["trial"] for member in metrics["members"]]
-    found["weights"] = [member["weight"] for member in metrics["members"]]
-    for name, value in told.items():
-        if found[name] != value:
-            raise ValueError(f"tells of another ensemble than ensemble.json: its {name} differ")
+    members = record.members
+    pairs: dict[str, tuple[object, object]] = {
+        "run": (metrics["run"], record.run),
+        "method": (metrics["method"], record.method),
+        "temperature": (metrics["temperature"], record.temperature),
+        "classes": (metrics["classes"], [*record.classes]),
+        "trials": (
+            [member["trial"] for member in metrics["members"]],
+            [trial for member in members for trial in member.soup_of or [member.trial]],
+        ),
+    }
+    if not any(member.soup_of for member in members):
+        weights = [member["weight"] for member in metrics["members"]]
+        pairs["weights"] = (weights, [member.weight for member in members])
+    for name, (found, recorded) in pairs.items():
+        if found != recorded:
+            raise ValueError(f"describes another ensemble than {ENSEMBLE}: its {name} differ")
     accuracy = metrics["ensemble"]["test"]["accuracy"]
     if not 0 <= accuracy <= 1:
-        raise ValueError(f"tells of an accuracy of {accuracy}")
+        raise ValueError(f"reports an accuracy of {accuracy}")
 
 
-def _check_confusion(path: AnyPath, metrics: Any) -> None:
-    rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline="")))[1:]
-    counts = [[int(cell) for cell in row[1:]] for row in rows]
+def _check_confusion(path: AnyPath, metrics: dict[str, Any]) -> None:
+    counts = [[int(cell) for cell in row[1:]] for row in read_csv(path)[1:]]
     total = sum(map(sum, counts))
     if not total or any(len(row) != len(counts) for row in counts):
-        raise ValueError("is no square table of counts")
+        raise ValueError("is not a square table of counts")
     right = sum(row[i] for i, row in enumerate(counts))
     if total != metrics["test_images"]:
-        raise ValueError(f"counts {total} images of the {metrics['test_images']} in metrics.json")
+        raise ValueError(f"counts {total} images of the {metrics['test_images']} in {METRICS}")
     accuracy = metrics["ensemble"]["test"]["accuracy"]
     if abs(right / total - accuracy) > 0.5 / total:
-        raise ValueError(f"has {right} of {total} images right, and metrics.json {accuracy:.4f}")
-
-
-def _damage_of_readings(path: AnyPath) -> Iterator[Damage]:
-    if not path.exists():
-        return
-    try:
-        with explaining_damage(path):
-            for number, line in enumerate(read_text(path).splitlines(), 1):
-                if not isinstance(json.loads(line), dict):
-                    raise ValueError(f"line {number} is no entry")
-    except TunerError as error:
-        yield Damage.of(error)
+        raise ValueError(f"has {right} of {total} images right, and {METRICS} {accuracy:.4f}")
 
 
 def _damage_of_space(path: AnyPath) -> Iterator[Damage]:
     try:
-        with explaining_damage(path):
-            try:
-                space = yaml.safe_load(read_text(path))
-            except yaml.YAMLError as error:
-                raise ValueError(" ".join(str(error).split())) from error
-            if not isinstance(space, dict):
-                raise ValueError("is no mapping")
+        load_run_space(path)
+    except SpaceError as error:
+        # One mistake is enough; it names a line and a column, in a bucket of a temporary copy.
+        first = str(error).splitlines()[0]
+        yield Damage(file=str(path), problem=first.partition(f"{SPACE}:")[2] or first)
     except TunerError as error:
         yield Damage.of(error)

@@ -90,7 +90,7 @@ def read_duplicates(path: Path, source: str) -> Duplicates:
     rows = cells if cells and whole_number(cells[0]) is not None else cells[1:]
     wrong = [cell for cell in rows if whole_number(cell) is None]
     if wrong or not rows:
-        problem = f"{quoted(wrong[0])} is no test image's number" if wrong else "holds no number"
+        problem = f"{quoted(wrong[0])} is not a test image's number" if wrong else "has no numbers"
         raise UsageError(
             f"--duplicates {path}: {problem}. The first column numbers test images from 0."
         )

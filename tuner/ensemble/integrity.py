@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.data.splits import Splits
-from tuner.errors import TunerError
+from tuner.errors import StorageError, TunerError
 from tuner.metrics.predict import predict_probs
 from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint
@@ -65,7 +65,7 @@ def why_not_probs(
     half = 0.5 / len(labels)
     if not least - half < best.val_accuracy < most + half:
         return (
-            f"gives an accuracy of {least:.4f}, and history.csv tells of {best.val_accuracy:.4f} "
+            f"gives an accuracy of {least:.4f}, and history.csv records {best.val_accuracy:.4f} "
             f"in epoch {best.epoch}"
         )
     error = of_truth * relative + (2.0**-25 if stored.dtype == np.float16 else 0.0)
@@ -74,7 +74,7 @@ def why_not_probs(
     )
     if not low - 1e-5 <= best.val_loss <= high + 1e-5:
         return (
-            f"gives a loss of {(low + high) / 2:.5f}, and history.csv tells of {best.val_loss:.5f} "
+            f"gives a loss of {(low + high) / 2:.5f}, and history.csv records {best.val_loss:.5f} "
             f"in epoch {best.epoch}"
         )
     return None
@@ -118,9 +118,14 @@ def why_not_network(
 
     Returns:
         The problem; ``None`` if there is none.
+
+    Raises:
+        StorageError: If the file cannot be read because of an outage.
     """
     try:
         network, described = load_checkpoint(file, trial.config.model)
+    except StorageError:
+        raise
     except TunerError as error:
         return str(error).partition(": ")[2]
     if described.classes != splits.classes or described.image_shape != splits.image_shape:

@@ -51,7 +51,8 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
 import tuner
 
 ensemble = tuner.load_ensemble("FOLDER")
-probs = ensemble.predict(["photo.jpg"])  # (N, {len(result.classes)}), as ensemble.classes stand
+# (N, {len(result.classes)}), in the order of ensemble.classes
+probs = ensemble.predict(["photo.jpg"])
 ```
 
 FOLDER is the folder of this card, here or as a URI, and all that is needed. Files are checked by \
@@ -112,7 +113,7 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
     rows = [
         (
             f"trial {member.trial}",
-            member.family + (f", {num_folds} networks" if num_folds else ""),
+            _text(member.family) + (f", {num_folds} networks" if num_folds else ""),
             f"{member.weight:.3f}",
             f"{member.temperature:.3f}",
             spelt(member.val.value(result.metric), result.metric),
@@ -213,12 +214,12 @@ def _teacher(comparison: TeacherComparison) -> str:
     head = ("", "accuracy", "NLL", "parameters", "ms, 1 image", "ms, 256 images")
     gain = comparison.test_gain or comparison.val_gain
     return f"""\
-The members learned from the probabilities of an ensemble, beside the labels (Hinton et al. 2015). \
+The members learned from the labels and an ensemble's probabilities (Hinton et al. 2015). \
 On the {images} images, timed on {comparison.device}:
 
 {_table(head, rows)}
 
-Accuracy less the teacher's: {_interval(gain)} points."""
+Accuracy minus the teacher's: {_interval(gain)} points."""
 
 
 def _calibration(result: EnsembleResult, plan: Plan) -> str:
@@ -244,7 +245,7 @@ def _calibration(result: EnsembleResult, plan: Plan) -> str:
     ]
     uneven = (
         f" Trained with class weights or logit adjustment: {', '.join(adjusted)}. They give rare "
-        "classes higher probabilities than these are met with."
+        "classes higher probabilities than their frequency."
         if adjusted
         else ""
     )
@@ -270,8 +271,8 @@ def _limits(result: EnsembleResult) -> str:
     lines = [
         "An image of anything else is given one of these classes, too, and may be given it with "
         "confidence.",
-        "The figures hold for images like those of the data set. How they fall with noise, blur "
-        "and compression is told by `cifar-tune evaluate DATA --corrupt`.",
+        "The figures hold for images like those of the data set. `cifar-tune evaluate DATA "
+        "--corrupt` shows how they fall with noise, blur and compression.",
         "Hardest classes: "
         + ", ".join(f"{_text(entry.label)} {entry.accuracy:.2%}" for entry in hardest)
         + ".",
@@ -287,13 +288,13 @@ def _limits(result: EnsembleResult) -> str:
 
 def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
     record = plan.run.record
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    commit = f" at commit {record.git_commit}" if record.git_commit else ""
+    versions = ", ".join(_text(f"{name} {version}") for name, version in record.versions.items())
+    commit = f" at commit {_text(record.git_commit)}" if record.git_commit else ""
     return f"""\
     {" ".join(record.command.split())}
     {_command(plan.run.path.name, plan.request, storage_words(plan.run.path.parent))}
 
-The run was begun {record.started[:10]}{commit}{f" with {versions}" if versions else ""}. \
+The run started on {_text(record.started[:10])}{commit}{f" with {versions}" if versions else ""}. \
 `ensemble.json` has the SHA-256 of every network."""
 
 

@@ -91,16 +91,17 @@ class Plan:
         self, position: int, *, file: AnyPath | None = None, is_quick: bool = False
     ) -> list[Damage]:
         """Return what is wrong with a candidate's network; see ``candidates.damage_of_network``."""
-        trial = self.pool.trials[position]
+        recorded = self.pool.candidates[position]
+        trial = recorded.trial
         damage = damage_of_network(
-            self.pool.recorded(position),
+            recorded,
             self.splits,
             self.soup_maker.device,
             file=file,
             is_quick=is_quick,
         )
         if damage and not self.run.reread(trial).is_usable:
-            problem = "was removed, or its trial goes on, since it was chosen; try again"
+            problem = "was removed, or its trial was resumed, since it was chosen; try again"
             return [Damage(file=str(trial.checkpoint), problem=problem, trial=trial.number)]
         return damage
 
@@ -218,9 +219,10 @@ def make_plan(
         # Otherwise, candidates are only read from the folder, and none of their code is run.
         models = code_of(trial.config.model for trial in pool.trials)
         check_code_trusted(models, run.path, trust=request.trust_code)
-        everyone = range(len(pool))
         damage = [
-            entry for i in everyone for entry in damage_of_network(pool.recorded(i), splits, device)
+            entry
+            for recorded in pool.candidates
+            for entry in damage_of_network(recorded, splits, device)
         ]
         pool = without_damaged(pool, damage, request)
         require_enough(run, len(pool), damage, request)

@@ -36,13 +36,10 @@ class Excluded:
 class Pool:
     """Candidates, best by ``metric`` first, or by number where ``is_val_seen``."""
 
-    trials: tuple[TrialRecord, ...]
+    candidates: tuple[Recorded, ...]
+    """The trials, and the values that their networks are checked against."""
     probs: Tensor
     """Class probabilities of the validation images, float32, shape (M, N, K)."""
-    floors: tuple[float, ...]
-    """Lowest probability that each candidate's file could hold, as in ``Network``."""
-    samples: tuple[Tensor, ...]
-    """Probabilities of a few validation images by each candidate, as in ``Recorded``."""
     labels: Tensor
     """int64, shape (N,)."""
     left_out: tuple[Excluded, ...]
@@ -56,24 +53,22 @@ class Pool:
     """Whether each candidate has a network for each fold."""
 
     def __len__(self) -> int:
-        return len(self.trials)
+        return len(self.candidates)
+
+    @property
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """The trials of the candidates."""
+        return tuple(candidate.trial for candidate in self.candidates)
 
     def network(self, position: int) -> Network:
         """Return a candidate's network."""
-        trial = self.trials[position]
+        candidate = self.candidates[position]
+        trial = candidate.trial
         return Network(
             file=trial.checkpoint,
             model=trial.config.model,
             precision=trial.config.precision,
-            floor=self.floors[position],
-        )
-
-    def recorded(self, position: int) -> Recorded:
-        """Return the values that a candidate's network is checked against."""
-        return Recorded(
-            trial=self.trials[position],
-            sample=self.samples[position],
-            floor=self.floors[position],
+            floor=candidate.floor,
         )
 
     def order(self, probs: Tensor, labels: Tensor) -> Tensor:
@@ -92,20 +87,16 @@ class Pool:
         order = self.order(probs, self.labels)
         return replace(
             self,
-            trials=tuple(self.trials[i] for i in order.tolist()),
+            candidates=tuple(self.candidates[i] for i in order.tolist()),
             probs=probs[order],
-            floors=tuple(self.floors[i] for i in order.tolist()),
-            samples=tuple(self.samples[i] for i in order.tolist()),
         )
 
     def only(self, positions: list[int], left_out: list[Excluded]) -> "Pool":
         """Return some of the candidates, and record why the others are left out."""
         return replace(
             self,
-            trials=tuple(self.trials[i] for i in positions),
+            candidates=tuple(self.candidates[i] for i in positions),
             probs=self.probs[positions],
-            floors=tuple(self.floors[i] for i in positions),
-            samples=tuple(self.samples[i] for i in positions),
             left_out=(*self.left_out, *left_out),
             latencies=self.latencies and tuple(self.latencies[i] for i in positions),
         )
@@ -162,10 +153,8 @@ def read_pool(run: Run, labels: Tensor, num_classes: int, request: EnsembleReque
         )
     require_enough(run, len(chosen), damage, request)
     return Pool(
-        trials=tuple(read.recorded.trial for read in chosen),
+        candidates=tuple(read.recorded for read in chosen),
         probs=torch.stack([read.probs for read in chosen]),
-        floors=tuple(read.recorded.floor for read in chosen),
-        samples=tuple(read.recorded.sample for read in chosen),
         labels=labels,
         left_out=tuple(left_out),
         is_val_seen=run.record.data.all_data,

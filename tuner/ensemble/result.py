@@ -184,11 +184,6 @@ def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Ten
     return soften(soft_vote(members, choice.weights), choice.temperature)
 
 
-def crossfitted_vote(choice: Choice) -> Tensor:
-    """Return the probabilities of the validation images, each by a choice made without it."""
-    return choice.crossfit
-
-
 def assess(
     plan: Plan,
     probs: Mapping[tuple[int, ...], Tensor],

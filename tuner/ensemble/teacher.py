@@ -72,7 +72,7 @@ class Teacher:
             )
         if seen.split_fingerprint != data.split_fingerprint:
             raise DataError(
-                f"{self.folder}: these images were divided otherwise for its training, which may "
+                f"{self.folder}: these images were divided differently for its training, which may "
                 "have seen the validation images; take an ensemble in the folder of its run, of a "
                 "run without --all-data"
             )
@@ -130,7 +130,7 @@ def open_teacher(folder: AnyPath, sha256: str, *, trust_code: bool) -> Teacher:
         if found != digest:
             raise TunerError(
                 f"{file}: not the file of the ensemble that teaches (its SHA-256 differs). Put it "
-                "back, or distill anew."
+                "back, or distill again."
             )
     networks = tuple(
         Network(file=file, model=member.model, precision=member.precision, floor=member.floor)

@@ -129,7 +129,6 @@ class _Images:
     """Bin of the image's confidence."""
     gap: np.ndarray
     """Confidence, minus 1 if the prediction is right."""
-    num_classes: int
 
     @classmethod
     def of(cls, probs: Tensor, labels: Tensor) -> "_Images":
@@ -142,7 +141,6 @@ class _Images:
             surprise=-of_truth.clamp(min=SMALLEST_PROB).log().numpy(),
             bins=equal_width_bins(confidence).numpy(),
             gap=(confidence - (predicted == labels).double()).numpy(),
-            num_classes=probs.shape[1],
         )
 
     def figures(self, index: np.ndarray) -> np.ndarray:
@@ -150,15 +148,10 @@ class _Images:
         return np.fromiter(self._figures(index), dtype=np.float64)
 
     def _figures(self, index: np.ndarray) -> Iterator[float]:
-        labels, predicted = self.labels[index], self.predicted[index]
-        counts = np.bincount(labels, minlength=self.num_classes)
-        taken_for = np.bincount(predicted, minlength=self.num_classes)
-        right = np.bincount(labels[labels == predicted], minlength=self.num_classes)
-        recalls = right[counts > 0] / counts[counts > 0]
-        involved = counts + taken_for
-        yield recalls.mean()
-        yield (2 * right[involved > 0] / involved[involved > 0]).mean()
-        yield recalls.min()
+        by_class = class_scores(self.predicted[index], self.labels[index])
+        yield by_class.balanced_accuracy
+        yield by_class.macro_f1
+        yield by_class.worst_class
         yield self.surprise[index].mean()
         gaps = np.bincount(self.bins[index], weights=self.gap[index], minlength=NUM_BINS)
         yield np.abs(gaps).sum() / len(index)

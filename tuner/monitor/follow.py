@@ -35,16 +35,17 @@ class RunWatcher:
     """Keeps the state of a search up to date with its run folder.
 
     The clocks of the search, the storage and this machine may differ: for events that it watches,
-    it only uses its own.
+    it only uses its own. That of the storage dates what happened before.
     """
 
     def __init__(self, path: AnyPath) -> None:
         self.run = Run.open(path)
-        self._changed = time.monotonic()
-        """When a change was last seen; like all times here, in seconds of the monotonic clock."""
         self._written = modified(path / RUN)
-        self._noted = self._changed - max(0.0, time.time() - self._written)
-        """When the search last recorded its active time."""
+        self._noted = time.monotonic() - max(0.0, time.time() - self._written)
+        """When the search last recorded its active time, which it does every few seconds; like all
+        times here, in seconds of the monotonic clock."""
+        self._changed = self._noted
+        """When a change was last seen: the search may have been killed long ago."""
         # Read first: files written while the trials are read will be read again.
         self._etags = {int(path.name): _etags(path) for path in self.run.trial_paths()}
         """Trial -> when its status and its history were last written."""

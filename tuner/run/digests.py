@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tuner.errors import TunerError
+from tuner.errors import StorageError, TunerError
 from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, check_trial, number_of
 from tuner.run.trial import Amount, read_history
 from tuner.schema import build, parse_json, to_json
@@ -54,7 +54,13 @@ class Damage:
 
     @classmethod
     def of(cls, error: TunerError, trial: int | None = None) -> "Damage":
-        """Make a ``Damage`` from an error whose message begins with the file."""
+        """Make a ``Damage`` from an error whose message begins with the file.
+
+        Raises:
+            StorageError: If that is the error: an outage is not damage of a file.
+        """
+        if isinstance(error, StorageError):
+            raise error
         file, _, problem = str(error).partition(": ")
         return cls(file=file, problem=problem, trial=trial)
 

@@ -308,11 +308,7 @@ class TrialRecord:
         Raises:
             TunerError: If the file is missing or damaged.
         """
-        return self.read_val_probs()[0]
-
-    def read_val_probs(self) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
-        """Read these probabilities and the file's SHA-256; see ``val_probs``."""
-        return read_val_probs(self.path)
+        return read_val_probs(self.path)[0]
 
     def as_row(self) -> dict[str, Any]:
         """Return the trial's row of the leaderboard, its config flattened to dotted keys."""

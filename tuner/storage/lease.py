@@ -17,8 +17,9 @@ from uuid import uuid4
 
 from tuner.errors import StorageError, UsageError
 from tuner.schema import from_json, to_json
-from tuner.storage.object_path import ObjectPath
+from tuner.storage.object_path import MOST_TEXT, ObjectPath
 from tuner.storage.protocol import LOCK_NAME
+from tuner.storage.temporary import BOOT_ID
 
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0
@@ -147,6 +148,8 @@ def _holder(lock: ObjectPath) -> Holder | None:
         UsageError: If it is not a lock of ours.
     """
     try:
+        if (size := lock.size()) > MOST_TEXT:
+            raise UsageError(f"has {size} bytes")
         return from_json(Holder, lock.read_bytes())
     except FileNotFoundError:
         return None
@@ -168,8 +171,7 @@ def _is_held(lock: ObjectPath, mine: Holder) -> bool:
 def _machine() -> str:
     """Return what process IDs here belong to: containers may share a host name, but not this."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -1,6 +1,7 @@
 """Files and folders of an object store, with the interface of those on disk."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from glob import has_magic
@@ -9,6 +10,11 @@ from typing import Any, Literal
 
 from tuner.errors import StorageError, UsageError
 from tuner.storage.object_store import store_of
+
+MOST_TEXT = 64 * 2**20
+"""Maximum size in bytes of a file that is read whole."""
+CONCURRENT = 16
+"""Maximum number of questions at once about the files of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,18 @@ class ObjectPath:
         if self.snapshot and self.uri not in self.snapshot.files:
             raise FileNotFoundError(self.uri)
         return bytes(self._ask("cat_file", self.uri))
+
+    def size(self) -> int:
+        """Return the size of a file in bytes; 0 for a folder.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if self.snapshot and self.uri in self.snapshot.contents:
+            return len(self.snapshot.contents[self.uri])
+        if self.snapshot and self.uri not in self.snapshot.files:
+            raise FileNotFoundError(self.uri)
+        return int(self._ask("info", self.uri)["size"])
 
     def read_text(self) -> str:
         """Read a UTF-8 file."""
@@ -138,14 +156,23 @@ class ObjectPath:
         self._ask("cp_file", self.uri, other.uri)
 
     def with_snapshot(self, names: Sequence[str]) -> "ObjectPath":
-        """List everything below a folder at once, and read the files with the given names."""
-        found = {self._full(key): _etag(info) for key, info in self._list("find").items()}
-        wanted = [uri for uri in found if uri.rpartition("/")[2] in names]
-        return replace(self, snapshot=Snapshot(found, self.read_all(wanted)))
+        """List everything below a folder at once, and read the files with the given names.
 
-    def read_all(self, uris: Sequence[str]) -> dict[str, bytes]:
-        """Read many files concurrently; skip those that do not exist."""
-        return self._patiently(lambda fs: _read_all(fs, uris)) if uris else {}
+        Those above ``MOST_TEXT`` are not read.
+        """
+        found = {self._full(key): info for key, info in self._list("find").items()}
+        wanted = [
+            uri
+            for uri, info in found.items()
+            if uri.rpartition("/")[2] in names and info["size"] <= MOST_TEXT
+        ]
+        contents = self._patiently(lambda fs: _read_all(fs, wanted)) if wanted else {}
+        etags = {uri: _etag(info) for uri, info in found.items()}
+        return replace(self, snapshot=Snapshot(etags, contents))
+
+    def existing(self, uris: Sequence[str]) -> list[str]:
+        """Return which of many files exist, asked concurrently."""
+        return self._patiently(lambda fs: _existing(fs, uris)) if uris else []
 
     def etag(self) -> object:
         """Return a value that changes with the file; ``None`` if there is none."""
@@ -205,6 +232,13 @@ class ObjectPath:
         except FileNotFoundError as error:
             self._require_bucket()
             raise StorageError(f"{self.uri}: cannot be written: {error}") from error
+
+
+def _existing(fs: Any, uris: Sequence[str]) -> list[str]:
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        return [
+            uri for uri, is_there in zip(uris, pool.map(fs.exists, uris), strict=True) if is_there
+        ]
 
 
 def _read_all(fs: Any, uris: Sequence[str]) -> dict[str, bytes]:

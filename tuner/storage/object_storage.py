@@ -7,7 +7,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from tuner.storage.lease import leased
-from tuner.storage.object_path import ObjectPath
+from tuner.storage.local_storage import MOST_TENSORS
+from tuner.storage.object_path import MOST_TEXT, ObjectPath
 from tuner.storage.patience import storage_fault
 from tuner.storage.temporary import TemporaryFolder
 
@@ -16,7 +17,9 @@ class ObjectStorage:
     """Buckets of S3, Google Cloud Storage and the like; see ``Storage``."""
 
     def check_file(self, path: ObjectPath, *, most: int, is_own: bool = False) -> None:
-        """Do nothing: objects are plain files, and their size is known once they are read."""
+        """Make sure that a file is not too large; objects are always plain files."""
+        if (size := path.size()) > most:
+            raise OSError(f"{path.name} has {size} bytes, more than the {most} that are read")
 
     def check_no_link(self, folder: ObjectPath) -> None:
         """Do nothing: buckets have no links."""
@@ -35,12 +38,13 @@ class ObjectStorage:
 
     def folders_with(self, folder: ObjectPath, name: str) -> list[ObjectPath]:
         """Return the folders in ``folder`` with a file of this name, sorted by their names."""
-        found = folder.read_all([f"{path.uri}/{name}" for path in folder.iterdir()])
+        found = folder.existing([f"{path.uri}/{name}" for path in folder.iterdir()])
         return [ObjectPath(uri).parent for uri in found]
 
     @contextmanager
     def on_disk(self, path: ObjectPath) -> Iterator[Path]:
         """Yield a local copy that exists during the block."""
+        self.check_file(path, most=MOST_TENSORS)
         with TemporaryFolder() as folder:
             copy = Path(folder) / path.name
             with _explaining_disk(folder):
@@ -57,7 +61,10 @@ class ObjectStorage:
 
     def append(self, path: ObjectPath, content: bytes) -> None:
         """Rewrite a file with more at its end: of two concurrent writers, one may lose its part."""
-        before = path.read_bytes() if path.exists() else b""
+        before = b""
+        if path.exists():
+            self.check_file(path, most=MOST_TEXT)
+            before = path.read_bytes()
         path.write_bytes(before + content)
 
     def put(self, file: Path, target: ObjectPath) -> None:

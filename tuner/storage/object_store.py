@@ -116,10 +116,9 @@ class Store:
         # Other questions may be answered in the meantime: a full bucket can still be read.
         if now - min(since, began) > limit:
             advice = (
-                "What was saved before is kept; once it answers, a run that was searched goes on "
-                "with --resume."
+                "What was saved before is kept; once it answers, a search continues with --resume."
                 if self._has_answered
-                else "See that its endpoint is right, and can be reached from this machine."
+                else "Check that its endpoint is right, and can be reached from this machine."
             )
             raise StorageError(
                 f"{self.place}: no answer for {limit:.0f} s: {reason}. {advice}"
@@ -148,7 +147,7 @@ def _file_system(scheme: str) -> Any:
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"--storage {scheme}://: there is no such kind of storage; take s3:// or gs://"
+            f"--storage {scheme}://: there is no such kind of storage; use s3:// or gs://"
         ) from error
 
 

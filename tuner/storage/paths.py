@@ -13,7 +13,7 @@ from typing import cast
 from tuner.errors import UsageError
 from tuner.schema import quoted
 from tuner.storage.local_storage import LocalStorage
-from tuner.storage.object_path import ObjectPath
+from tuner.storage.object_path import MOST_TEXT, ObjectPath
 from tuner.storage.object_storage import ObjectStorage
 from tuner.storage.object_store import EXTRAS
 from tuner.storage.protocol import P, Storage, StoragePath
@@ -22,8 +22,6 @@ AnyPath = StoragePath
 """Where a file or folder of a run is stored."""
 MOST_NAME, MOST_PATH = 255, 4095
 """Maximum lengths in bytes of a name and of a path in file systems."""
-MOST_TEXT = 64 * 2**20
-"""Maximum size in bytes of a file that is read whole."""
 LOCAL: Storage[Path] = LocalStorage()
 OBJECTS: Storage[ObjectPath] = ObjectStorage()
 
@@ -40,7 +38,7 @@ def to_path(text: str) -> StoragePath:
     scheme, _, rest = text.partition("://")
     place = PurePosixPath(rest)
     if not rest.strip("/") or not scheme.isalnum() or ".." in place.parts or place.is_absolute():
-        raise UsageError(f"{quoted(text)}: is no folder of a store; write s3://BUCKET/FOLDER")
+        raise UsageError(f"{quoted(text)}: is not a folder of a store; write s3://BUCKET/FOLDER")
     return ObjectPath(f"{scheme}://{place}")
 
 
@@ -61,9 +59,9 @@ def check_path(text: str) -> None:
     try:
         parts = text.encode().split(b"/")
     except UnicodeEncodeError:
-        raise UsageError(f"{quoted(text)}: holds half of a character, as no path does") from None
+        raise UsageError(f"{quoted(text)}: has half of a character, which no path can") from None
     if "\0" in text:
-        raise UsageError(f"{quoted(text)}: holds a NUL, as no path does")
+        raise UsageError(f"{quoted(text)}: has a NUL, which no path can")
     if len(text.encode()) > MOST_PATH or max(map(len, parts)) > MOST_NAME:
         raise UsageError(f"{quoted(text)}: is too long for a path")
 
@@ -113,10 +111,7 @@ def read_bytes(path: StoragePath, *, most: int = MOST_TEXT, is_own: bool = False
         OSError: If it is no plain file, too large, or cannot be read.
     """
     storage_of(path).check_file(path, most=most, is_own=is_own)
-    content = path.read_bytes()
-    if len(content) > most:
-        raise OSError(f"{path.name} is larger than the {most} bytes that are read")
-    return content
+    return path.read_bytes()
 
 
 def read_text(path: StoragePath, *, encoding: str = "utf-8", is_own: bool = False) -> str:
@@ -143,7 +138,7 @@ def inside(folder: StoragePath, name: str) -> StoragePath:
     parts = name.split("/")
     is_plain = not any(part in ("", ".", "..") or "\0" in part for part in parts)
     if not is_plain or max(len(part.encode()) for part in parts) > MOST_NAME:
-        raise ValueError(f"{quoted(name)} is no name of a file in {folder.name}")
+        raise ValueError(f"{quoted(name)} is not the name of a file in {folder.name}")
     path = folder
     for part in parts[:-1]:
         path = path / part

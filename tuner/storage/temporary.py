@@ -3,7 +3,7 @@
 Each is locked by the process that made it. The system ends a lock with its process, so whatever
 another process can lock belongs to nobody any more. That holds on one machine: some file systems do
 not show locks to other machines. So names say which machine made a file, and a file made by another
-machine belongs to nobody once it has not been changed for a day.
+machine, or before a restart, belongs to nobody once it has not been changed for a day.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ SUFFIX = ".tmp"
 """Suffix of the names of all temporary files and folders."""
 OTHERS = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 """End of a name made by some machine; see ``own_suffix``."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""A random text of the system, another one after each boot, that its containers see, too."""
 YOUNG_SECONDS = 1.0
 """Anything younger may not be locked yet."""
 FORGOTTEN_SECONDS = 24 * 3600.0
@@ -68,9 +70,19 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 def own_suffix() -> str:
     """Return the suffix of the names of what this machine makes."""
-    # Names are up to 255 bytes long, and a host's name may take 64 of them.
-    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    return f".{machine}{SUFFIX}"
+    # Containers on several machines may share a host name. Those on one machine see each other's
+    # locks, and its boot.
+    machine = _boot_id() or socket.gethostname()
+    # Names are up to 255 bytes long.
+    return f".{hashlib.sha256(machine.encode()).hexdigest()[:8]}{SUFFIX}"
+
+
+def _boot_id() -> str:
+    """Return what identifies this machine since it booted; empty if the system does not say."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def remove_abandoned(folder: Path, prefix: str = ".") -> None:

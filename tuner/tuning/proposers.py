@@ -16,8 +16,13 @@ class Proposer(Protocol):
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
         """Record how trial ``number`` ended."""
 
-    def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """Record how far trial ``number`` came, which waits at a rung and may continue."""
+    def note_rung(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        """Learn from trial ``number``, which has reached a rung and has not ended.
+
+        Args:
+            number: Of the trial.
+            history: Its epochs up to the rung.
+        """
 
     def add(
         self, config: TrialConfig, state: TrialState, history: Sequence[EpochMetrics], number: int
@@ -41,7 +46,7 @@ class FixedProposer:
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
         """Do nothing."""
 
-    def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
+    def note_rung(self, number: int, history: Sequence[EpochMetrics]) -> None:
         """Do nothing."""
 
     def add(

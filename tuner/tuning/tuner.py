@@ -385,6 +385,7 @@ class Tuner:
         if not self.is_draining() and self._next_promotion() == number:
             self._set_ending(number, trial, None)
             self._promote(number)
+            self.proposer.note_rung(number, self.state.trials[number].history)
         self._stop_hopeless()
         if trial.ending is None:
             return "continue"
@@ -479,7 +480,7 @@ class Tuner:
         self._note_reached(number)
         history = self.state.trials[number].history
         if ending.state == "paused":
-            self.proposer.pause(number, history)
+            self.proposer.note_rung(number, history)
         elif ending.state != "interrupted":
             self.proposer.tell(number, ending.state, history)
         if ending.state == "failed":
@@ -586,7 +587,7 @@ class Tuner:
                 num_outside += not self.proposer.restore(number, config)
                 if self._waits_at_rung(record):
                     self.paused[number] = trial
-                    self.proposer.pause(number, record.history)
+                    self.proposer.note_rung(number, record.history)
                 else:
                     self._waiting.append((number, trial))
             else:
@@ -638,6 +639,8 @@ class Tuner:
                 continue
             if status.state in OPEN or status.passed >= self._asha.last_rung(number):
                 self._asha.promote(number)
+                if status.state in OPEN and (rung := self._asha.last_rung(number)):
+                    self.proposer.note_rung(number, record.history[:rung])
             else:
                 self._asha.leave(number)
         waiting = dict(self._waiting)

@@ -64,7 +64,7 @@ class Autoscaler:
             f"{kind.resources.get('GPU', 0):g} GPUs"
             for kind in self.kinds
         ]
-        return f"at most {', '.join(kinds)}" if kinds else "of kinds that it does not tell"
+        return f"at most {', '.join(kinds)}" if kinds else "of kinds that it does not report"
 
 
 def _is_of(node: Mapping[str, float], kind: NodeKind) -> bool:

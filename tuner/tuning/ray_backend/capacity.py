@@ -208,13 +208,14 @@ class Capacity:
         else:
             self._refused[node.node] = math.inf
             table = table_of_versions(versions_here(), [node])
-            reason = f", for it has not the versions of this machine:\n{table}"
+            reason = f", because its versions differ from this machine's:\n{table}"
         # Lines about the same node may differ: the problem may name the trial.
         self.tell_once(f"A node that joined gets no trials{reason}", about=node.node)
 
     def accept(self, node: str) -> None:
-        """Note that a node runs a trial."""
+        """Note that a node runs a trial; if it fails again later, that is reported again."""
         self._refused.pop(node, None)
+        self._told.discard(node)
 
     def tell_once(self, line: str, about: str = "") -> None:
         """Print a line once that several workers may send; with ``about``, once per subject."""

@@ -67,8 +67,8 @@ def connected(
 
     Raises:
         UsageError: If the address is of a kind that cannot be searched from.
-        ClusterError: If nobody answers there, or not as a Ray cluster, or nodes have other versions
-            than this machine.
+        ClusterError: If nothing answers there, or not as a Ray cluster, or nodes have versions
+            other than this machine's.
     """
     silence_ray()
     if ray.is_initialized():
@@ -286,7 +286,7 @@ def _why_not(error: Exception) -> str:
         return TOKEN_ADVICE
     if text.startswith("Failed to connect"):
         # The port was checked before: something listens. Ray 2.60 does not mention the token.
-        return f"somebody answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
+        return f"something answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
     if isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(Path.home()):
         return (
             f"{lines[0]}. Set HOME to a folder that can be written, where Ray keeps a token, or "
@@ -369,7 +369,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
-            f"--address {address}: nobody answers there ({error}). Start a cluster with "
+            f"--address {address}: nothing answers there ({error}). Start a cluster with "
             "'ray start --head', or leave --address out to search on this machine."
         ) from error
 

@@ -25,7 +25,7 @@ def spread(address: str) -> Iterator[Predict]:
 
     Raises:
         UsageError: If the address is of a kind that cannot be used.
-        ClusterError: If nobody answers there.
+        ClusterError: If nothing answers there.
     """
     with connected(address):
         yield predict_on_cluster

@@ -123,7 +123,8 @@ def _node(answer: Answer) -> Finding:
         return Finding(level="failure", about=about, text=answer.problem, mend=mend)
     known = {node["NodeID"]: node["Resources"] for node in alive_nodes()}
     if (resources := known.get(answer.node)) is None:
-        text, mend = "has just left the cluster, or leaves it", "Run doctor again once it is gone."
+        text = "has just left the cluster, or is leaving it"
+        mend = "Run doctor again once it is gone."
         return Finding(level="warning", about=about, text=text, mend=mend)
     num_gpus = resources.get("GPU", 0)
     gpus = f" ({'; '.join(answer.value['gpus'])})" if answer.value["gpus"] else ""
@@ -150,7 +151,7 @@ def _node(answer: Answer) -> Finding:
     if num_gpus and (sharing.how == "side by side" or sharing.reason):
         text += f"; {sharing}"
     if num_gpus and sharing.is_broken:
-        mend = f"Mend MPS there, or set {mps.SWITCH}=0 where Ray is started, to do without."
+        mend = f"Fix MPS there, or set {mps.SWITCH}=0 where Ray is started, to do without."
         return Finding(level="warning", about=about, text=text, mend=mend)
     return Finding(level="ok", about=about, text=text)
 

@@ -58,7 +58,7 @@ def connect(address: str) -> JobSubmissionClient:
 
     Raises:
         UsageError: If what it takes is not installed here.
-        ClusterError: If nobody answers there, or not as a Ray dashboard.
+        ClusterError: If nothing answers there, or not as a Ray dashboard.
     """
     # Ray prefers the environment to its argument, and RAY_ADDRESS may name another cluster.
     os.environ["RAY_API_SERVER_ADDRESS"] = address.rstrip("/")
@@ -190,8 +190,9 @@ def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
     if own := [str(missing[name]) for name in TRAVELS if name in missing]:
         raise ClusterError(
             f"{client.get_address()}: {python} on the head node, which runs its jobs, has no "
-            f"{' and no '.join(own)}. All nodes need them, in the same versions; all else travels "
-            "with the search. If another environment has them, start Ray with that one activated."
+            f"{' and no '.join(own)}. All nodes need them, in the same versions; everything else "
+            "is sent with the search. If another environment has them, start Ray with that one "
+            "activated."
         )
     return [str(requirement) for requirement in missing.values()]
 
@@ -213,7 +214,7 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
             if time.monotonic() - heard > LOST_SECONDS:
                 raise ClusterError(
                     f"{client.get_address()}: no answer for {LOST_SECONDS:.0f} s; job {job} may "
-                    "go on"
+                    "still run"
                 ) from error
         else:
             heard = time.monotonic()
@@ -271,5 +272,5 @@ def exit_code(details: Any) -> int:
 
 
 def _last_words(details: Any, text: str) -> str:
-    lines = (text.strip() or details.message or "it says nothing").strip().splitlines()
+    lines = (text.strip() or details.message or "no message").strip().splitlines()
     return lines[-1]

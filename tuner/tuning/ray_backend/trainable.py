@@ -75,7 +75,7 @@ def train_trial(
     Resumes from the trial's saved state, if there is one. Reports ``TrialStarted`` if it continues
     after other epochs than the driver knows: more, because some were saved but not reported, or
     fewer, because memory ran short. If another version wrote the state, and this one cannot use it,
-    the trial starts anew, and that report holds ``tell``, a line for the user. A report that holds
+    the trial starts again, and that report holds ``tell``, a line for the user. A report that holds
     only ``tell`` is sent while the storage fails. If the driver does not know the trial's ``costs``
     yet, they are reported before its first epoch. The last report is ``TrialEnded``; it holds
     ``storage``, the lasting problem of the storage, if that ended the trial. An error of the
@@ -118,7 +118,7 @@ def train_trial(
         ending = TrialEnded(
             number=params["number"],
             state="interrupted",
-            reason="after its last saved epoch, for the storage failed",
+            reason="after its last saved epoch, because the storage failed",
         )
     tune.report(to_report(ending, **more))
 
@@ -207,7 +207,7 @@ def _train_trial(
             raise
         except UnfitStateError as error:
             forget_progress(path)
-            more = {"tell": f"Trial {number} begins anew: {first_line(error)}."}
+            more = {"tell": f"Trial {number} starts again: {first_line(error)}."}
             is_known, halved_from = False, None
             continue
         except TooSlowError as error:
@@ -313,7 +313,7 @@ def _check_no_successor(path: AnyPath, attempt: int) -> None:
         # Writing now would recreate a folder that was removed.
         raise OSError(errno.ESTALE, "the trial's folder is gone")
     if status.attempts != attempt:
-        raise SupersededError(f"{path}: has gone on elsewhere")
+        raise SupersededError(f"{path}: continues elsewhere")
 
 
 def _check_speed(

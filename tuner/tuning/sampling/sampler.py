@@ -167,11 +167,11 @@ class Sampler:
             self._tell(trial, _verdict(state, history, self.search.metric))
             self.on_change()
 
-    def pause(self, number: int, history: Sequence[EpochMetrics]) -> None:
-        """Let Optuna learn from a trial that waits at a rung as from one that was stopped there.
+    def note_rung(self, number: int, history: Sequence[EpochMetrics]) -> None:
+        """Let Optuna learn from a trial that reached a rung as from one that was stopped there.
 
-        Otherwise Optuna would see it as running, which is worse than the truth: TPE counts running
-        trials among the bad ones, however good they are.
+        This holds whether the trial waits there or was promoted. TPE counts running trials among
+        the bad ones (``constant_liar``), and those that were promoted are the best so far.
         """
         if (trial := self._asked.get(number)) is not None:
             self._storage.show_as_pruned(trial, _verdict("paused", history, self.search.metric)[2])
