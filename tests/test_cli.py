@@ -218,7 +218,7 @@ def test_a_mistake_is_the_document_of_json(words: list[str], code: int, message:
 
 
 NO_ROOM = "the output cannot be written: No space left on device."
-NO_FOLDER = "digits: is no folder of files; give a folder, archive or manifest"
+NO_FOLDER = "digits: is not a folder of files; give a folder, archive or manifest"
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def cut_short(path: Path) -> None:
     [
         (
             lambda folder: (folder / "train").rename(folder / "val"),
-            r"images/train: no such folder, beside test, val. Give a folder with train/<class>/",
+            r"images/train: no such folder, next to test, val. Give a folder with train/<class>/",
         ),
         (
             lambda folder: shutil.rmtree(folder / "train" / "red"),
@@ -361,11 +361,11 @@ def cut_short(path: Path) -> None:
         ),
         (
             lambda folder: (folder / "train" / "red" / "05.png").write_text("no image"),
-            r"train/red/05\.png: cannot be read as an image .* Mend or remove it",
+            r"train/red/05\.png: cannot be read as an image .* Repair or remove it",
         ),
         (
             lambda folder: cut_short(folder / "train" / "red" / "05.png"),
-            r"train/red/05\.png: cannot be read as an image .* Mend or remove it",
+            r"train/red/05\.png: cannot be read as an image .* Repair or remove it",
         ),
     ],
 )

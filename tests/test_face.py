@@ -389,13 +389,13 @@ def test_an_ensemble_is_named_as_for_the_commands(
     ("images", "told"),
     [
         (None, "images: NoneType is none; give images of Pillow's or paths"),
-        ([None], r"images\[0\]: NoneType is no image; give"),
-        (torch.zeros(1, 8, 8, 1, dtype=torch.uint8), r"images\[0\]: Tensor is no image; give"),
+        ([None], r"images\[0\]: NoneType is not an image; give"),
+        (torch.zeros(1, 8, 8, 1, dtype=torch.uint8), r"images\[0\]: Tensor is not an image; give"),
         (np.array(7, dtype=np.uint8), r"images: uint8 of shape \(\); an array has to be uint8"),
         (np.zeros((2, 0, 8, 1), dtype=np.uint8), r"shape \(2, 0, 8, 1\); an array has to be"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), r"shape \(2, 8, 8, 3\); an array has to be"),
         (np.zeros((2, 8, 8, 1)), "images: float64 of shape"),
-        (Image.new("L", (0, 4)), "image: 0 x 4 pixels are no image"),
+        (Image.new("L", (0, 4)), "image: 0 x 4 pixels are not an image"),
     ],
 )
 def test_what_is_no_image_is_told(run_with_ensemble: Run, images: Any, told: str) -> None:

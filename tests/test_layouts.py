@@ -884,7 +884,7 @@ def test_a_file_or_a_place_without_images_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty: holds no images that can be read\. Images end"):
         find_files(str(tmp_path / "empty"))
     (tmp_path / "a.txt").write_text("words")
-    with pytest.raises(DataError, match=r"a\.txt: is no folder, archive .* or manifest"):
+    with pytest.raises(DataError, match=r"a\.txt: is not a folder, archive .* or manifest"):
         find_files(str(tmp_path / "a.txt"))
     with pytest.raises(DataError, match=r"holds no images that can be read, only 1 .txt"):
         find_files(str(tmp_path))

@@ -299,7 +299,7 @@ def test_a_parameter_that_hardly_matters_is_told_of(run: Run) -> None:
     shares = {"optimizer.sgd.lr": 0.99, "batch_size": 0.001, "model": 0.009}
     lines = advise(spaces(), SEARCH, run.trials(), shares)
     assert (
-        "model, batch_size seem hardly to matter in what was tried; with them fixed, the search "
+        "model, batch_size seem to matter little in this search; with them fixed, the search "
         "has less to learn."
     ) in lines
 
@@ -523,7 +523,7 @@ def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path
     assert advice_of(copy) == []
     copy.update(num_val=100)
     (line,) = advice_of(copy)
-    assert line.startswith("100 validation images tell an accuracy to ± ")
+    assert line.startswith("100 validation images give the accuracy within ± ")
     best = copy.ranked()[0].best
     assert best is not None
     margin = val_margin(copy, best.val_accuracy).partition(": ")[2]

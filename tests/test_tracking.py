@@ -277,7 +277,7 @@ def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Pa
     deadline = time.monotonic() + 10
     while not warnings and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert warnings == ["slow is told of no more trials: ConnectionError: the server is gone"]
+    assert warnings == ["slow receives no more trials: ConnectionError: the server is gone"]
     tracking.close()
     assert len(warnings) == 1, "at once, and once"
     assert slow.told == [1, 2, 3]

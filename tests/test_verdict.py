@@ -64,7 +64,7 @@ def test_of_equal_accuracies_the_single_is_taken_unless_probabilities_are_better
     single = choice(None, 800, confidence=0.99)
     found = verdict(single, choice("vote", 801, confidence=0.99))
     assert found.advised == found.single
-    assert "is not told apart from" in found.text
+    assert "cannot be told apart from" in found.text
     found = verdict(single, choice("vote", 801, confidence=0.8))
     assert found.advised == found.asked
     assert "its probabilities are better" in found.text

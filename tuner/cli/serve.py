@@ -120,7 +120,7 @@ def serve(
             from tuner.tuning.ray_backend.serve import ServeRequest, run_server
     except ImportError as error:
         raise UsageError(
-            f"serve needs what is not installed here ({error.name}): {how_to_get('serve')}"
+            f"serve needs packages that are not installed ({error.name}): {how_to_get('serve')}"
         ) from error
 
     run_server(

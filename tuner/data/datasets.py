@@ -331,13 +331,13 @@ def _say_broken(listing: Listing, broken: dict[str, str]) -> str:
     if len(broken) == 1:
         ((path, why),) = broken.items()
         return (
-            f"{path}: cannot be read as an image ({why}). Mend or remove it, or give --skip-broken "
-            "to go on without it."
+            f"{path}: cannot be read as an image ({why}). Repair or remove it, or give "
+            "--skip-broken to continue without it."
         )
     lines = (f"{path}: {why}" for path, why in broken.items())
     return (
-        f"{listing.base}: {number(len(broken), 'file')} cannot be read as images. Mend or remove "
-        f"them, or give --skip-broken to go on without them.{listed(lines, 100)}"
+        f"{listing.base}: {number(len(broken), 'file')} cannot be read as images. Repair or remove "
+        f"them, or give --skip-broken to continue without them.{listed(lines, 100)}"
     )
 
 

@@ -138,7 +138,7 @@ def decode_file(
     # Damaged files raise whatever Pillow's parsers run into: OSError, SyntaxError, struct.error...
     except Exception as error:
         raise DataError(
-            f"{where}: cannot be read as an image ({why_unread(error)}). Mend or remove it."
+            f"{where}: cannot be read as an image ({why_unread(error)}). Repair or remove it."
         ) from error
     if is_beyond and value_range is not None:
         warnings.warn(
@@ -256,7 +256,7 @@ def image_extremes(image: Image.Image) -> ValueRange:
     """
     values = np.asarray(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("it holds values that are no finite numbers")
+        raise ValueError("it holds values that are not finite numbers")
     return float(values.min()), float(values.max())
 
 

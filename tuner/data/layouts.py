@@ -53,7 +53,7 @@ def find_listing(path: Path) -> Listing:
             raise DataError(f"{path}: is named as an archive and is none, or is cut off. Mend it.")
         if found is None:
             raise DataError(
-                f"{path}: is no folder, archive (.zip, .tar, .tar.gz) or manifest "
+                f"{path}: is not a folder, archive (.zip, .tar, .tar.gz) or manifest "
                 f"({', '.join(TABLE_SUFFIXES)}). Give one."
             )
         listing = _of_tree(found)
@@ -184,7 +184,7 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
         folder_of[part] = f"{base}/{top}" if base else top
     if "train" not in folder_of:
         raise DataError(
-            f"{where}/train: no such folder, beside {', '.join(named)}. Give a folder with "
+            f"{where}/train: no such folder, next to {', '.join(named)}. Give a folder with "
             "train/<class>/, and test/<class>/ or val/<class>/ where there are such images."
         )
     names: dict[str, str] = {}

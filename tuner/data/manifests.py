@@ -56,7 +56,7 @@ def _arrow_files(tree: Tree, folder: str) -> list[str]:
         names = []
     if not names:
         raise DataError(
-            f"{tree.shown(f'{folder}state.json')}: does not name the Arrow files beside it. Save "
+            f"{tree.shown(f'{folder}state.json')}: does not name the Arrow files next to it. Save "
             "the data set again."
         )
     for name in names:
@@ -69,9 +69,9 @@ def _read_json(tree: Tree, name: str) -> dict[str, Any]:
     try:
         plain = json.loads(tree.bytes_of(name))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{tree.shown(name)}: is no JSON ({error}). Mend it.") from error
+        raise DataError(f"{tree.shown(name)}: is not JSON ({error}). Mend it.") from error
     if not isinstance(plain, dict):
-        raise DataError(f"{tree.shown(name)}: is no mapping. Mend it.")
+        raise DataError(f"{tree.shown(name)}: is not a mapping. Fix it.")
     return plain
 
 

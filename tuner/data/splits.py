@@ -227,7 +227,7 @@ def _splits(
     if max(std) < LEAST_STD:
         raise DataError(
             f"{config.source}: the training images have no contrast: all are of the same colour. "
-            "Look at one of them, and at its depth: data info tells it."
+            "Look at one of them, and at its depth: data info shows it."
         )
     return Splits(
         train=train,

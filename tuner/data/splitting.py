@@ -36,7 +36,7 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
         DataError: If images are missing or unreadable, or too few of a class.
     """
     if source in KNOWN:
-        raise UsageError(f"{source}: is no folder of files; give a folder, archive or manifest")
+        raise UsageError(f"{source}: is not a folder of files; give a folder, archive or manifest")
     if out.exists():
         raise UsageError(f"{out}: is there already. Name a new folder.")
     if out.resolve().is_relative_to(expanded(source).resolve()):
@@ -109,7 +109,8 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
                 shutil.copyfile(source, target)
         except Exception as error:  # Whatever Pillow and archives raise for damaged files.
             raise DataError(
-                f"{listing.shown(item)}: cannot be copied ({why_unread(error)}). Mend or remove it."
+                f"{listing.shown(item)}: cannot be copied ({why_unread(error)}). "
+                "Repair or remove it."
             ) from error
 
 

@@ -120,7 +120,7 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
     empty = [index for index, row in enumerate(rows) if not isinstance(row.get(path), str)]
     first_line = 1 if suffix == ".jsonl" else 2
     if empty:
-        raise DataError(f"{where}:{empty[0] + first_line}: '{path}' is no path. Write one.")
+        raise DataError(f"{where}:{empty[0] + first_line}: '{path}' is not a path. Write one.")
     return Table(
         name=name,
         labels=[None if row.get(label) in (None, "") else row[label] for row in rows],
@@ -167,9 +167,9 @@ def _json_lines(text: str, where: str) -> tuple[Sequence[str], Rows]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}:{line}: is no JSON ({error}). Mend it.") from error
+            raise DataError(f"{where}:{line}: is not JSON ({error}). Mend it.") from error
         if not isinstance(row, dict):
-            raise DataError(f'{where}:{line}: is no mapping such as {{"path": ...}}. Mend it.')
+            raise DataError(f'{where}:{line}: is not a mapping such as {{"path": ...}}. Mend it.')
         return row
 
     # JSON may contain other characters that Python treats as the end of a line.
@@ -235,7 +235,7 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
                 columns[column] += found
     if _is_text(schema.field(image).type) and None in columns[image]:
         row = columns[image].index(None)
-        raise DataError(f"{where} row {row}: '{image}' is no path. Write one.")
+        raise DataError(f"{where} row {row}: '{image}' is not a path. Write one.")
     return Table(
         name=name,
         labels=columns[label],

@@ -231,7 +231,7 @@ def check_installed() -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"--format onnx needs what is not installed ({', '.join(missing)}): "
+            f"--format onnx needs packages that are not installed ({', '.join(missing)}): "
             f"{how_to_get('export')}"
         )
 
@@ -294,7 +294,7 @@ def _write(graph: EnsembleGraph, path: Path, to: Format, metadata: Mapping[str, 
             except Exception as error:
                 raise UsageError(
                     f"{member.file}: its network cannot be exported to {to} ({_reason(error)}); "
-                    "leave it out, or mend its code"
+                    "leave it out, or fix its code"
                 ) from error
         raise
 

@@ -355,7 +355,7 @@ class Ensemble:
             return self.preprocessing.image_pixels(image)
         if isinstance(image, str | os.PathLike):
             return self.preprocessing.file_pixels(image)
-        raise UsageError(f"images[{place}]: {type(image).__name__} is no image; {GIVE}")
+        raise UsageError(f"images[{place}]: {type(image).__name__} is not an image; {GIVE}")
 
 
 def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = False) -> Ensemble:

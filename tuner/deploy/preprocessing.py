@@ -99,7 +99,7 @@ class Preprocessing:
             DataError: If it has no pixels, or is deeper than the training images' 8 bits.
         """
         if 0 in image.size:
-            raise DataError(f"image: {image.width} x {image.height} pixels are no image")
+            raise DataError(f"image: {image.width} x {image.height} pixels are not an image")
         try:
             pixels = resized_pixels(
                 image, self.size, self.mode, resize=self.resize, value_range=self.value_range

@@ -115,7 +115,7 @@ async def _read_form(request: Request, limits: Limits) -> list[Upload]:
                 413, f"a request may have {limits.images} images; send several requests"
             ) from error
         if error.message.startswith("Too many fields"):
-            error.message = "it has a field that is no file"
+            error.message = "it has a field that is not a file"
         raise Refusal(
             422,
             f"the form cannot be read: {error.message.rstrip('.')}. Send files named {FIELD}: "

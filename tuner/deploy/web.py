@@ -69,7 +69,7 @@ class Unreadable(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(description="The file's name as it was sent, or image.")
-    error: str = Field(description="Why, and how to mend it.")
+    error: str = Field(description="Why, and how to fix it.")
 
 
 class Predictions(BaseModel):
@@ -81,7 +81,7 @@ class Predictions(BaseModel):
 class Problem(BaseModel):
     """Why a request was refused."""
 
-    error: str = Field(description="What is wrong, in a line, and how to mend it.")
+    error: str = Field(description="What is wrong, in a line, and how to fix it.")
 
 
 class Health(BaseModel):

@@ -192,11 +192,11 @@ def _compared(asked: Standing, single: Standing, trial: int, images: int) -> str
         return f"{worse} {other}: {figures}"
     if asked.better_by == "NLL":
         return (
-            f"is not told apart from {other}, by {goal.name_of(by)}: {figures}; its probabilities "
-            f"are better, NLL {asked.nll:.4f} against {single.nll:.4f}"
+            f"cannot be told apart from {other}, by {goal.name_of(by)}: {figures}; its "
+            f"probabilities are better, NLL {asked.nll:.4f} against {single.nll:.4f}"
         )
     told = "" if by == "accuracy" else f" by {goal.name_of(by)}"
-    return f"is not told apart from {other}{told}: {figures}"
+    return f"cannot be told apart from {other}{told}: {figures}"
 
 
 def _spelt(standing: Standing) -> str:

@@ -112,7 +112,7 @@ def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord])
         listed = ", ".join(names[: -MOST_NAMES - 1 : -1])
         seem, them = ("seems", "it") if len(names) == 1 else ("seem", "them")
         yield (
-            f"{listed}{more} {seem} hardly to matter in what was tried; with {them} fixed, the "
+            f"{listed}{more} {seem} to matter little in this search; with {them} fixed, the "
             "search has less to learn."
         )
 
@@ -124,7 +124,7 @@ def _rungs(state: SearchState) -> Iterator[str]:
         if not rung.stopped and not rung.paused:
             yield (
                 f"Rung {rung.epoch} stopped none of {rung.arrived} trials: it saves nothing; "
-                "a larger reduction, or a later rung, would tell more."
+                "use a larger reduction, or a later rung."
             )
         elif not rung.passed and not rung.paused:
             yield f"Rung {rung.epoch} let none of {rung.arrived} trials pass; raise grace."
@@ -174,7 +174,7 @@ def _cut(run: Run, trials: Sequence[TrialRecord]) -> Iterator[str]:
         told += [f"left {missing} of {record.search.trials} trials unbegun"] if missing else []
         *before, last = told
         whole = f"{', '.join(before)} and {last}" if before else last
-        yield f"The budget {whole}. A larger one goes on:\n  {run.resume_command(factor=2)}"
+        yield f"The budget {whole}. Resume with a larger one:\n  {run.resume_command(factor=2)}"
 
 
 def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:
@@ -184,10 +184,10 @@ def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:
         told = f"{best.others_within} other trial{'s' if best.others_within > 1 else ''}"
         more = ""
         if run.record.data.folds is None:
-            more = " More of them, or all images in turn (--folds), would tell."
+            more = " More of them, or all images in turn (--folds), would decide."
         yield (
-            f"{validated_on(run)} tell an accuracy to {margin(best.accuracy, best.images)}: {told} "
-            f"may be as accurate as the best.{more}"
+            f"{validated_on(run)} give the accuracy within {margin(best.accuracy, best.images)}: "
+            f"{told} may be as accurate as the best.{more}"
         )
 
 

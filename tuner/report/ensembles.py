@@ -284,7 +284,7 @@ class Mistake:
     def share(self) -> float:
         """The confidence as a number."""
         if not 0 <= (share := float(self.confidence)) <= 1:
-            raise ValueError(f"{quoted(self.confidence)} is no confidence")
+            raise ValueError(f"{quoted(self.confidence)} is not a confidence")
         return share
 
 
@@ -395,7 +395,7 @@ def read_ensemble(folder: AnyPath, figures: EnsembleFigures) -> dict[str, Any]:
 
 def _count(cell: str) -> int:
     if not (cell.isascii() and cell.isdecimal() and len(cell) < 16):
-        raise ValueError(f"{quoted(cell)} is no number of images")
+        raise ValueError(f"{quoted(cell)} is not a number of images")
     return int(cell)
 
 

@@ -172,7 +172,7 @@ class _Teller:
             return
         self.problem = problem
         if self._warn:
-            self._warn(f"{self._name} is told of no more trials: {problem}")
+            self._warn(f"{self._name} receives no more trials: {problem}")
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def tracked(
     for target in targets:
         if target not in there and warn is not None:
             warn(
-                f"--log {target}: is not installed here, and is told nothing: {how_to_get(target)}"
+                f"--log {target}: is not installed here, and receives nothing: {how_to_get(target)}"
             )
     tracking = Tracking(state, make_trackers(run, there), warn)
     observers.append(tracking.on)

@@ -75,7 +75,7 @@ def _explaining(address: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UsageError(
-            f"--address {address}: needs what is not installed here: {how_to_get('cluster')}"
+            f"--address {address}: needs packages that are missing here: {how_to_get('cluster')}"
         ) from error
     except AuthenticationError as error:
         raise ClusterError(f"--address {address}: {TOKEN_ADVICE}") from error
@@ -89,7 +89,7 @@ def _explaining(address: str) -> Iterator[None]:
         # Ray's client raises it for a missing extra and for whatever the server refuses.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "ray[default]" in str(error):
-            reason = f"needs what is not installed here: {how_to_get('cluster')}"
+            reason = f"needs packages that are not installed here: {how_to_get('cluster')}"
         if "No available agent" in reason:
             reason = reason.rstrip(".") + (
                 ". If that does not help, something else on the head node, such as another Ray, "
