@@ -78,8 +78,8 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
 @option(
     "--study-storage",
     metavar="FILE|URL",
-    help="Journal file or database where optuna-dashboard can watch. A password in it is not kept: "
-    "give it again to resume.",
+    help="Journal file or database where optuna-dashboard can watch. To resume, give it again, "
+    "unless it is a file beside the run.",
 )
 @searched_options
 @running_options

@@ -169,6 +169,8 @@ class Run:
         metric: What trials are ranked by: that of the search, unless ``by`` named another.
         address: The Ray cluster that it is searched on from here, where one was named. It is not
             recorded: who is sent a run should connect to no cluster of its maker.
+        outside_words: Options of this session that lead outside the run's storage, which a resumed
+            run follows only if they are given again.
     """
 
     def __init__(self, path: AnyPath, record: RunRecord) -> None:
@@ -176,6 +178,7 @@ class Run:
         self.record = record
         self.metric: Metric = record.search.metric
         self.address: str | None = None
+        self.outside_words: tuple[str, ...] = ()
         self._val_labels: Callable[[], np.ndarray] | None = None
 
     def by(self, metric: Metric, val_labels: Callable[[], np.ndarray] | None = None) -> Self:
@@ -271,7 +274,7 @@ class Run:
         """Return the line that goes on with this run, with so many times its budget."""
         record = self.record
         words = budget_words(record.budget_seconds, record.budget_gpu_hours, factor)
-        words += ["--address", self.address] if self.address else []
+        words += [*self.outside_words, *(["--address", self.address] if self.address else [])]
         command = "refit" if record.refit else "search"
         return resume_command(self.path, command, *options, *words)
 

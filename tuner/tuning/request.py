@@ -18,7 +18,7 @@ from tuner.data.known import KNOWN
 from tuner.data.splits import Splits, load_splits
 from tuner.errors import UsageError
 from tuner.monitor.steps import step
-from tuner.passwords import is_hidden
+from tuner.passwords import hide_passwords
 from tuner.run.layout import why_not_name
 from tuner.run.run import SCHEMA_VERSION, Run
 from tuner.run.teacher import TeacherRecord
@@ -97,6 +97,16 @@ class RunRequest(ABC):
         """Entries of the run's record that only a run of this kind has."""
 
 
+def lies_in(path: AnyPath, storage: AnyPath) -> bool:
+    """Whether a path is in a storage, where the record of a run may lead; links are followed.
+
+    A run may come from somebody else. Its record alone leads to no other files, and to no server.
+    """
+    if isinstance(path, Path) and isinstance(storage, Path):
+        return path.resolve().is_relative_to(storage.resolve())
+    return str(path).startswith(f"{storage}/")
+
+
 def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """Return the given options, completed with those of the resumed run and the defaults.
 
@@ -131,14 +141,31 @@ class SearchRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        is_taught = self.search.learns and len(self.warm_start) == 1
-        taught_by = str(self.warm_start[0].path.absolute()) if is_taught else None
         entries = {
             "study_storage": self.study_storage,
             "teacher": self.teacher,
-            "taught_by": taught_by,
+            "taught_by": self.taught_by,
         }
         return {name: entry for name, entry in entries.items() if entry}
+
+    @property
+    def taught_by(self) -> str | None:
+        """The run that teaches the sampler: its name if it is in this storage, else its path."""
+        if not self.search.learns or len(self.warm_start) != 1:
+            return None
+        path = self.warm_start[0].path.absolute()
+        is_beside = path.parent == self.storage.absolute() and lies_in(path, self.storage)
+        return path.name if is_beside and not why_not_name(path.name) else str(path)
+
+    @property
+    def outside_words(self) -> tuple[str, ...]:
+        """The options that a resumed run needs again: its record may lead only into its storage."""
+        words: list[str] = []
+        if (place := self.study_storage) and place == hide_passwords(place):
+            words += ["--study-storage", place]
+        if (place := self.taught_by) and why_not_name(place):
+            words += ["--warm-start", place]
+        return tuple(words)
 
     def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
         """Return the path of this search's plan; its key covers everything that affects the cost.
@@ -231,15 +258,9 @@ def make_search_request(
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, by another
-            metric or other objectives, or without the password of its study, if the space wants a
-            teacher and there is none, or if validation images are asked for in two ways.
+            metric or other objectives, if the space wants a teacher and there is none, or if
+            validation images are asked for in two ways.
     """
-    study = resumed.record.study_storage if resumed else None
-    if study and is_hidden(study) and not asked.get("study_storage"):
-        raise UsageError(
-            f"--resume: the password of the study in {study} is kept nowhere; give "
-            "--study-storage again, or set CIFAR_TUNE_STUDY_STORAGE"
-        )
     has_teacher = asked.get("teacher") or (resumed and resumed.record.teacher)
     if space.has_key("distill") and not has_teacher:
         raise UsageError(
