@@ -22,6 +22,7 @@ from tuner.tuning.budget import Budget, Spending
 from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.resources import TrialResources
+from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import Asha, make_scheduler
 from tuner.tuning.tuner import Assignment, Tuner
 
@@ -307,6 +308,25 @@ def test_a_trial_at_a_rung_waits_when_the_search_is_interrupted_and_goes_on_afte
     assert (best.number, [row.epoch for row in best.history]) == (1, [1])
     assert world.run.trial(1).status.passed == 1
     assert world.begin(resumed).number == 2
+
+
+def test_a_trial_promoted_at_once_is_shown_to_the_sampler_with_its_curve(tmp_path: Path) -> None:
+    world = promoting(tmp_path, trials=9, epochs=9, reduction=3)
+    tuner = world.tuner()
+    waiting(world, tuner, 0.2, 0.1)
+    worker = world.begin(tuner)
+    assert worker.step(0.9), "of three that came, it goes on at once"
+    assert worker.step(0.8)
+    assert states(world) == ["paused", "paused", "running"]
+    # The resumed search knows the same: the next epoch that is judged is the third.
+    for sampler in (world.sampler, world.tuner().proposer):
+        assert isinstance(sampler, Sampler)
+        shown = {t.user_attrs["trial"]: t for t in sampler.study.get_trials()}
+        assert [shown[number].state for number in range(3)] == [OptunaState.PRUNED] * 3
+        assert [shown[number].value for number in range(3)] == [0.2, 0.1, 0.9]
+        assert shown[2].intermediate_values == {1: 0.9}
+    again = world.begin(world.tuner())
+    assert (again.number, len(again.history)) == (2, 2)
 
 
 @pytest.mark.parametrize("scheduler", ["asha-stop", "none"])
