@@ -329,6 +329,23 @@ def test_a_trial_promoted_at_once_is_shown_to_the_sampler_with_its_curve(tmp_pat
     assert (again.number, len(again.history)) == (2, 2)
 
 
+def test_a_trial_cut_at_a_rung_before_its_report_is_judged_when_the_search_is_resumed(
+    tmp_path: Path,
+) -> None:
+    world = promoting(tmp_path)
+    tuner = world.tuner()
+    waiting(world, tuner, 0.9)
+    worker = world.begin(tuner)
+    # The state was saved, and the disk too full for the other files.
+    worker.train(0.1)
+    tuner.draining = "interrupted"
+    worker.finish("interrupted", reason="after epoch 0")
+    resumed = world.tuner()
+    assert states(world) == ["paused", "paused"]
+    assert world.begin(resumed).number == 0, "the better one of the two at the rung"
+    assert world.run.trial(1).status.passed == 0
+
+
 @pytest.mark.parametrize("scheduler", ["asha-stop", "none"])
 def test_what_waits_is_taken_up_where_nothing_is_promoted_any_more(
     scheduler: str, tmp_path: Path
