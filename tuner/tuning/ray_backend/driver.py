@@ -383,6 +383,8 @@ def _run_over_losses(
         # Kills between which trials end are no reason to give up a long search.
         num_kills = num_kills + 1 if tuner.state.num_ended == num_ended else 1
         num_ended = tuner.state.num_ended
+    # Nothing starts any more, but it will after a resume: what waits may still be promoted then.
+    tuner.draining = tuner.draining or "interrupted"
     tuner.end_waiting()
     raise ClusterError(
         f"{recorder.run.path}: workers were killed {max_failures + 1} times because a machine ran "
