@@ -216,6 +216,13 @@ def test_the_trials_of_a_refit_that_goes_on_run_as_before_unless_something_else_
     assert {name: getattr(request, name) for name in expected} == expected
 
 
+def test_fewer_seeds_cost_a_refit_no_model(finished_run: Run) -> None:
+    made = started(finished_run)
+    with pytest.raises(UsageError, match=r"--seeds 1: .*again has 2, and a refit grows only"):
+        make_refit_request(made, resume=True, command="", seeds=1)
+    assert make_refit_request(made, resume=True, command="", seeds=2).plan == made.record.refit
+
+
 def tuner_of(run: Run) -> Tuner:
     search, plan = run.record.search, run.record.refit
     assert plan is not None

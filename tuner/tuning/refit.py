@@ -82,8 +82,8 @@ def make_refit_request(
 
     Args:
         run: The run to refit or, with ``resume``, the refit to resume.
-        resume: Whether to resume a refit; the options that define its trials, except ``seeds``,
-            must then be unchanged.
+        resume: Whether to resume a refit; the options that define its trials must then be
+            unchanged, except ``seeds``, which may be more.
         source: With ``resume``, the run that the user gives as its source, by name or folder.
         top: Number of configurations.
         seeds: Number of trials per configuration.
@@ -118,9 +118,15 @@ def make_refit_request(
                     f"--resume: {option} was settled when {run.path} began; leave it out, or start "
                     "a new refit"
                 )
-        plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
+        was = run.record.refit.seeds
+        if seeds is not None and seeds < was:
+            raise UsageError(
+                f"--resume: --seeds {seeds}: {run.path} has {was}, and a refit grows only; leave "
+                f"it out, or give more than {was}"
+            )
+        plan = replace(run.record.refit, seeds=seeds or was)
         if asked.get("keep") is None and run.record.keep in (None, run.record.refit.num_trials):
-            # Keep all checkpoints; there may be more or fewer of them now.
+            # Keep all checkpoints; there may be more of them now.
             asked["keep"] = plan.num_trials
         request = resume_refit(run, plan, **as_before(run, asked))
         return _moved(request, data, data_dir)
@@ -256,7 +262,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
 
     Args:
         run: The refit.
-        plan: Its plan; a different number of ``seeds`` makes it longer or shorter.
+        plan: Its plan; more ``seeds`` make it longer.
         asked: Other fields of ``RunRequest``.
     """
     return RefitRequest(
