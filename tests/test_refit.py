@@ -29,13 +29,14 @@ from tuner.config import (
     TrialConfig,
 )
 from tuner.data.splits import Splits, load_splits
-from tuner.errors import DataError, NoUsableTrials, UsageError
+from tuner.errors import ClusterError, DataError, NoUsableTrials, UsageError
 from tuner.run.events import TrialEnded
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_trial
 from tuner.training.loop import train
 from tuner.tuning.budget import Budget
 from tuner.tuning.proposers import FixedProposer
+from tuner.tuning.ray_backend.driver import capacity_of, open_run
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.refit import (
     begin_refit,
@@ -221,6 +222,25 @@ def test_fewer_seeds_cost_a_refit_no_model(finished_run: Run) -> None:
     with pytest.raises(UsageError, match=r"--seeds 1: .*again has 2, and a refit grows only"):
         make_refit_request(made, resume=True, command="", seeds=1)
     assert make_refit_request(made, resume=True, command="", seeds=2).plan == made.record.refit
+
+
+def test_what_is_given_when_a_refit_goes_on_is_checked_as_for_a_new_run(
+    finished_run: Run,
+    digits: Splits,
+    pretended_nodes: list[dict[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tuner.tracking.find_spec", lambda name: None)
+    made = started(finished_run)
+    made.update(concurrent=64, log=("wandb",))
+    recorded = make_refit_request(made, resume=True, command="")
+    assert recorded.log == ("wandb",)
+    assert capacity_of(recorded, Resources(), digits).count == 1, "here fit fewer"
+    given = make_refit_request(made, resume=True, command="", concurrent=64, log=("wandb",))
+    with pytest.raises(ClusterError, match="--concurrent 64: only 1 trial"):
+        capacity_of(given, Resources(), digits)
+    with pytest.raises(UsageError, match="wandb"), open_run(given, digits, Console(quiet=True)):
+        pass
 
 
 def tuner_of(run: Run) -> Tuner:

@@ -69,6 +69,8 @@ class RunRequest(ABC):
     gpus_per_trial: float | None = None
     cpus_per_trial: float | None = None
     concurrent: int | None = None
+    given: frozenset[str] = frozenset()
+    """Names of the fields that the user gave; a resumed run's record may hold others."""
 
     def __post_init__(self) -> None:
         # An existing run is resumed under the name that it has.
@@ -118,7 +120,7 @@ def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) ->
     given = {name: getattr(resumed.record, name) for name in KEPT} if resumed else {}
     said = {name: value for name, value in asked.items() if value not in (None, ())}
     known = {name: value for name, value in (given | said).items() if value is not None}
-    return defaults | known
+    return defaults | known | {"given": frozenset(said)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,7 +86,7 @@ def open_run(
         StorageError: If the storage is full, or fails otherwise, before the trials run.
         KeyboardInterrupt: On a signal outside ``run_trials``, with the command that goes on.
     """
-    if not request.resume:
+    if not request.resume or "log" in request.given:
         check_installed(request.log)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interrupted_by_signals())
@@ -334,7 +334,7 @@ def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> Capacity
         ),
         request.concurrent,
         count,
-        is_most=request.resume,
+        is_most=request.resume and "concurrent" not in request.given,
     )
 
 
