@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from tests.benchmarks.promises import FIGURES, flaws
 from tests.conftest import copy_of_trial, record_probs
 from tuner.cli import main
 from tuner.config import (
+    DATA_DIR,
     DataConfig,
     LargeShareConfig,
     ModelConfig,
@@ -33,8 +35,10 @@ from tuner.errors import ClusterError, DataError, NoUsableTrials, UsageError
 from tuner.run.events import TrialEnded
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_trial
+from tuner.space import load_run_space
 from tuner.training.loop import train
 from tuner.tuning.budget import Budget
+from tuner.tuning.distill import make_distill_request
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import capacity_of, open_run
 from tuner.tuning.recorder import make_tuner
@@ -46,6 +50,7 @@ from tuner.tuning.refit import (
     refit,
     resume_refit,
 )
+from tuner.tuning.request import make_search_request
 from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.tuner import Assignment, Tuner
 
@@ -215,6 +220,52 @@ def test_the_trials_of_a_refit_that_goes_on_run_as_before_unless_something_else_
     request = make_refit_request(made, resume=True, command="", **asked)
     expected = before | {name: asked[name] for name in asked if name != "seeds"} | expected
     assert {name: getattr(request, name) for name in expected} == expected
+
+
+is_root = pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gone",
+        "file",
+        # Even to ask whether it exists raises an error, as below a home that may not be entered.
+        "x" * 300,
+        pytest.param("sealed", marks=is_root),
+        pytest.param("sealed/folder", marks=is_root),
+    ],
+)
+def test_a_data_folder_that_cannot_be_used_here_is_replaced_by_ones_own(
+    place: str, run_with_ensemble: Run, finished_run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed" / "folder").mkdir(parents=True)
+    (tmp_path / "sealed").chmod(0)
+    shutil.copytree(run_with_ensemble.path / "ensembles", finished_run.path / "ensembles")
+    teacher = finished_run.path / "ensembles" / "all"
+    again = started(finished_run)
+
+    def chosen(**given: Any) -> list[Path]:
+        space = load_run_space(finished_run.path / "space.yaml")
+        home = {"storage": tmp_path / "runs", "command": "", **given}
+        return [
+            make_search_request(
+                space, space_name="", stem="", resumed=finished_run, **home
+            ).data_dir,
+            make_refit_request(finished_run, top=1, command="", **given).data_dir,
+            make_refit_request(again, resume=True, command="", **given).data_dir,
+            make_distill_request(teacher, into="cnn", **home).data_dir,
+        ]
+
+    for run in (finished_run, again):
+        run.update(data_dir=str(tmp_path))
+    assert chosen() == [tmp_path] * 4
+    for run in (finished_run, again):
+        run.update(data_dir=str(tmp_path / place))
+    assert chosen() == [DATA_DIR] * 4
+    assert chosen(data_dir=tmp_path / "gone") == [tmp_path / "gone"] * 4
+    (tmp_path / "sealed").chmod(0o700)
 
 
 def test_fewer_seeds_cost_a_refit_no_model(finished_run: Run) -> None:

@@ -35,7 +35,13 @@ from tuner.storage.records import write_record
 from tuner.training.device import find_device
 from tuner.training.taught import taught
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster
-from tuner.tuning.request import RunRequest, SearchRequest, lies_in, make_search_request
+from tuner.tuning.request import (
+    RunRequest,
+    SearchRequest,
+    data_dir_of,
+    lies_in,
+    make_search_request,
+)
 
 AXES = {
     "alpha": {"float": [0.3, 1.0]},
@@ -209,7 +215,7 @@ def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:
     run = run_of(ensemble)
     if run is not None:
         run.check_unseen_validation("distill")
-        return run.record.data, Path(run.record.data_dir)
+        return run.record.data, data_dir_of(run.record)
     record = find_ensemble_record(ensemble)
     assert record is not None, "it was read before"
     assert record.data is not None, "likewise"

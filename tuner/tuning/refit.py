@@ -34,7 +34,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import RunRequest, as_before, read_splits
+from tuner.tuning.request import RunRequest, as_before, data_dir_of, read_splits
 from tuner.tuning.sampling.sampler import trial_seed
 
 
@@ -250,7 +250,7 @@ def begin_refit(
         ),
         # Training on all images leaves none to validate on, in folds or otherwise.
         data=replace(record.data, all_data=all_data, folds=None if all_data else record.data.folds),
-        data_dir=Path(record.data_dir),
+        data_dir=data_dir_of(record),
         storage=source.path.parent,
         name=name,
         **asked,
@@ -273,7 +273,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
         space_name=run.record.space,
         search=replace(run.record.search, trials=plan.num_trials),
         data=run.record.data,
-        data_dir=Path(run.record.data_dir),
+        data_dir=data_dir_of(run.record),
         storage=run.path.parent,
         name=run.path.name,
         resume=True,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from tuner.errors import UsageError
 from tuner.monitor.steps import step
 from tuner.passwords import hide_passwords
 from tuner.run.layout import why_not_name
-from tuner.run.run import SCHEMA_VERSION, Run
+from tuner.run.run import SCHEMA_VERSION, Run, RunRecord
 from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
@@ -107,6 +108,17 @@ def lies_in(path: AnyPath, storage: AnyPath) -> bool:
     if isinstance(path, Path) and isinstance(storage, Path):
         return path.resolve().is_relative_to(storage.resolve())
     return str(path).startswith(f"{storage}/")
+
+
+def data_dir_of(record: RunRecord) -> Path:
+    """Return a run's data folder or, if this user cannot write there, ``DATA_DIR``.
+
+    It may be another user's, or on another machine.
+    """
+    folder = Path(record.data_dir)
+    # Path.is_dir() would raise an error if a folder above may not be entered.
+    is_usable = os.access(folder, os.W_OK | os.X_OK) and folder.is_dir()
+    return folder if is_usable else DATA_DIR
 
 
 def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
@@ -255,7 +267,7 @@ def make_search_request(
         data_settings: Fields of ``DataConfig`` that override the space; ``None`` where the user
             gave nothing.
         data_dir: Where downloads and decoded images are kept; ``None`` for the resumed run's
-            folder if it exists here, else ``DATA_DIR``.
+            folder if it can be used here, else ``DATA_DIR``.
         asked: Other fields of ``SearchRequest``; see ``as_before``.
 
     Raises:
@@ -292,21 +304,19 @@ def make_search_request(
         # All images of a known source are square.
         if settings.get("resize") == "auto" or source in KNOWN:
             settings.pop("resize", None)
-        if source not in KNOWN and not Path(source).exists():
+        if source not in KNOWN and not os.access(source, os.F_OK):
             source = known.source
     data = build(DataConfig, {**to_plain(known), **settings, "source": source}, "dataset")
     # The same images may have moved; their fingerprint shows whether they are the same.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    # A run's data folder may be another user's, or on another machine.
-    known_dir = Path(resumed.record.data_dir) if resumed else DATA_DIR
-    if not known_dir.exists():
-        known_dir = DATA_DIR
+    if data_dir is None:
+        data_dir = data_dir_of(resumed.record) if resumed else DATA_DIR
     return SearchRequest(
         space=space,
         search=space.search,
         data=data,
-        data_dir=Path(data_dir or known_dir).absolute(),
+        data_dir=data_dir.absolute(),
         storage=resumed.path.parent if resumed else storage,
         name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
         resume=resumed is not None,
