@@ -126,6 +126,8 @@ def search(request: SearchRequest, console: Console) -> Run:
         console.print(f"The grid holds no more configurations: {tried}.", markup=False)
     if sampler.num_refused:
         console.print(_share_refused(sampler), markup=False)
+    for index, reason in sampler.untried.items():
+        console.print(f"baseline[{index}] was not tried: {reason}", markup=False, soft_wrap=True)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run
