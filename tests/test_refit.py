@@ -43,6 +43,7 @@ from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import capacity_of, open_run
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.refit import (
+    _epochs_of,
     begin_refit,
     finalists,
     make_refit_request,
@@ -121,6 +122,20 @@ def copy_trial(run: Run, number: int, **changes: object) -> int:
     path = copy_of_trial(run, number, new) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return new
+
+
+def test_by_default_a_refit_trains_as_many_epochs_as_the_trial_did(finished_run: Run) -> None:
+    best, second, *_ = (trial.number for trial in finished_run.ranked())
+    # Of a space that searches the epochs; the run has the most of them.
+    longer = copy_trial(finished_run, best, epochs=7)
+    (finished_run.trial_path(longer) / "digests.json").unlink()
+    finished_run.update(search=replace(finished_run.record.search, epochs=9, scheduler="none"))
+    request = make_refit_request(finished_run, top=3, seeds=1, command="")
+    assert request.plan.trials == (best, longer, second)
+    assert [config.epochs for config in request.plan.configs] == [2, 7, 2]
+    assert request.plan.duplicates == ()
+    assert request.search.epochs == 7
+    assert _epochs_of(request.plan) == "2 to 7"
 
 
 def test_a_configuration_that_differs_in_the_seed_alone_is_taken_once(finished_run: Run) -> None:
