@@ -304,7 +304,8 @@ class Sampler:
         """
         self._has_relearnt = True
         self._proposed.add(_key(config))
-        if config.epochs != self.search.epochs:
+        # The space may set or search the epochs of this run's own trials.
+        if number is None and config.epochs != self.search.epochs:
             return
         counts = {index: self._num_left_out(index, config) for index in self._baselines}
         fitting = [index for index, count in counts.items() if count is not None]
