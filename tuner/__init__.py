@@ -1,7 +1,7 @@
 """Distributed search for image classifiers on a Ray cluster, ending in a soft-voting ensemble.
 
-What users import is named in ``__all__`` and loaded when it is first used. Everything else may
-change with any version.
+The public names are listed in ``__all__`` and loaded on first use. Everything else may change in
+any version.
 """
 
 import importlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from tuner.training.loop import train
 
-# Written here, and read by the build: on a cluster's nodes the package lies without its metadata.
+# Defined here, and read by the build: on a cluster's nodes the package has no metadata.
 __version__ = "0.1.0"
 
 __all__ = [
@@ -70,7 +70,7 @@ MOVED = {
     "tuner.trial": "tuner.run.trial",
     "tuner.weights": "tuner.training.initial_weights",
 }
-"""Modules that users' own networks may import by an earlier name -> their present name."""
+"""Former module names, which users' networks may still import -> current names."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""``python -m tuner`` is ``cifar-tune``, where the package lies without its script."""
+"""``python -m tuner`` runs ``cifar-tune`` where its script is not installed."""
 
 from tuner.cli import main
 

@@ -1,6 +1,6 @@
-"""The functions of the Python interface: what the commands do, called from a program or notebook.
+"""The Python interface: the commands as functions, for programs and notebooks.
 
-What a function needs is imported when it is called, as for the commands: ``load_ensemble`` works
+Like the commands, each function imports what it needs when it is called: ``load_ensemble`` works
 where Ray and Optuna are not installed.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tuner.tuning.request import SearchRequest
 
 Place = str | os.PathLike[str]
-"""A folder or file here; a string may also be a URI such as ``s3://BUCKET/runs``."""
+"""A local folder or file; a string may also be a URI such as ``s3://BUCKET/runs``."""
 _AT_LEAST_1 = Scalar(kind=int, bounds=Bounds(ge=1))
 _ABOVE_0 = Scalar(kind=float, bounds=Bounds(gt=0))
 _FROM_0 = Scalar(kind=float, bounds=Bounds(ge=0))
@@ -50,7 +50,7 @@ _NUMBERS = {
     **dict.fromkeys(("gpus_per_trial", "save_seconds"), _FROM_0),
     **dict.fromkeys(("max_failures", "seed"), Scalar(kind=int, bounds=Bounds(ge=0))),
 }
-"""Arguments that are numbers, and what they may be."""
+"""Numeric arguments and their allowed values."""
 
 
 def load_space(
@@ -59,12 +59,11 @@ def load_space(
     *,
     storage: Place = "runs",
 ) -> "SearchSpace":
-    """Read a search space.
+    """Load a search space.
 
     Args:
-        space: A YAML file, the name of a space that comes with the program, the content of such a
-            file as a mapping, or a space. Files that a mapping names are relative to the working
-            directory.
+        space: A YAML file, the name of a shipped space, the content of a space file as a mapping,
+            or a loaded space. Files named in a mapping are relative to the working directory.
         overrides: ``KEY=VALUE`` each, such as ``space.batch_size=256``.
         storage: Folder of the runs that ``pretrained`` models start from.
 
@@ -75,7 +74,7 @@ def load_space(
 
 
 def open_run(run: "Place | None" = None, *, storage: Place = "runs") -> "Run":
-    """Open the run of that name, or in that folder; without one, the newest in ``storage``.
+    """Open a run by its name or folder, or the newest run in ``storage``.
 
     Raises:
         UsageError: If there is no such run.
@@ -124,56 +123,58 @@ def search(
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
-    """Search a space and leave a run folder, as ``cifar-tune search`` does.
+    """Search a space in a new run folder, like ``cifar-tune search``.
 
-    What is ``None`` is as the space says, as a run that goes on had it, or by default. In the main
-    thread Ctrl-C ends the search after the running epochs, and a second one at once; the run, whose
-    status is ``interrupted`` then, goes on with ``resume=True``.
+    An argument that is ``None`` takes its value from the space, from the resumed run, or from its
+    default. In the main thread, Ctrl-C ends the search after the running epochs; a second Ctrl-C
+    ends it at once. The run's status is then ``interrupted``, and ``resume=True`` resumes it.
 
     Args:
-        space: As in ``load_space``; with ``resume`` it may be left out, for the run's own.
-            ``auto``, or nothing but ``data``, has one made for images, machine and time.
+        space: As in ``load_space``. With ``resume`` it may be omitted to use the run's own space.
+            ``auto``, or ``data`` without a space, makes one for the images, machine and time.
         data: ``cifar10``, ``cifar100``, ``digits``, ``noisy-digits``, or a folder, an archive or a
             manifest.
-        trials: How many configurations to try.
-        epochs: The most epochs of a trial.
+        trials: Number of configurations to try.
+        epochs: Maximum number of epochs of a trial.
         sampler: ``tpe``, ``random``, ``gp``, ``cmaes`` or ``grid``.
         scheduler: ``asha``, ``asha-stop``, ``hyperband``, ``median`` or ``none``.
-        metric: What trials are ranked, stopped and kept by: ``accuracy``, ``balanced_accuracy``,
+        metric: Metric that ranks, stops and keeps trials: ``accuracy``, ``balanced_accuracy``,
             ``macro_f1``, ``nll`` or ``worst_class``.
         patience: End the search when the next quarter of its budget is expected to improve the best
-            trial by less than so many points; 0 never does.
-        purpose: What trials are promoted for: ``best``, the best one, or ``ensemble``, in the last
-            third of the budget a vote, too.
-        seed: Of the sampler and, with its number, of each trial.
-        overrides: ``KEY=VALUE`` each, for the space; the arguments above go before.
-        time_budget: Seconds, or a text such as ``30m``, after which the search ends as if done.
-        gpu_hours: The same, of GPUs.
-        name: Of the run; ``None`` names it after the space and the time.
+            trial by fewer points than this; 0 never does.
+        purpose: What trials are promoted for: ``best``, the best trial, or ``ensemble``, which also
+            promotes for a vote in the last third of the budget.
+        seed: Seed of the sampler and, together with its number, of each trial.
+        overrides: ``KEY=VALUE`` each, for the space; the arguments above take precedence.
+        time_budget: Search time in seconds, or a text such as ``30m``. Once it is spent, the search
+            ends as if no trials were left.
+        gpu_hours: Likewise, the budget in GPU hours.
+        name: Name of the run; ``None`` makes one from the space and the time.
         storage: Folder of the runs.
-        resume: Go on with the run of that name, or the newest.
-        warm_start: An earlier run, or several: what was best in them, by ranks, is tried first.
-            One alone also teaches a sampler that learns.
-        study_storage: Journal file or database where optuna-dashboard can watch.
+        resume: Resume the run ``name``, or the newest run.
+        warm_start: One or more earlier runs. Their best configurations, compared by rank, are tried
+            first. A single run also teaches a sampler that learns.
+        study_storage: Journal file or database for watching the search with optuna-dashboard.
         data_dir: Where downloaded and decoded images are kept; by default in
             ``~/.cache/cifar-tune``.
-        image_size: Resize images to this many pixels a side.
-        resize: How images become square: ``squash``, ``crop``, ``pad``, or ``auto`` for cropping
-            where most are far from it.
-        val_fraction: Share of the images to validate on, where the data set has none.
-        folds: Cross-validate: a trial trains so many networks, each on all images but its fold.
-        skip_broken: Go on without files that cannot be read, and say which.
-        train_limit: Take a stratified part of the training images.
-        keep: Checkpoints that stay on disk, the best ones; by default 20.
+        image_size: Side in pixels to which images are resized.
+        resize: How images become square: ``squash``, ``crop``, ``pad``, or ``auto``, which crops if
+            most images are far from square.
+        val_fraction: Share of the images to validate on, if the data set has no validation images.
+        folds: Number of folds for cross-validation: a trial trains one network per fold, each on
+            all images except its fold.
+        skip_broken: Skip files that cannot be read, and list them.
+        train_limit: Number of training images to use, as a stratified part of all.
+        keep: Number of checkpoints that stay on disk, the best ones; by default 20.
         cpus_per_trial: CPUs of each trial.
         gpus_per_trial: GPUs of each trial; may be a fraction.
-        concurrent: Trials at once; by default as many as fit.
-        address: Of a Ray cluster, ``auto`` or ``HOST:PORT``; an open session is used as it is.
-        compile_mode: Whether networks are compiled: ``auto``, the default, ``always`` or ``never``.
-        max_failures: Workers that a trial may lose; by default 3.
-        save_seconds: Training that a trial may lose with its worker; by default 10.
-        log: ``wandb`` and ``mlflow``, where trials are recorded besides.
-        trust_code: Run code that came with a run, also where it was never searched with here.
+        concurrent: Number of trials at once; by default as many as fit.
+        address: Address of a Ray cluster, ``auto`` or ``HOST:PORT``; an open session is used as is.
+        compile_mode: When to compile networks: ``auto``, the default, ``always`` or ``never``.
+        max_failures: Number of workers that a trial may lose; by default 3.
+        save_seconds: Seconds of training that a trial may lose with its worker; by default 10.
+        log: ``wandb`` and ``mlflow``, where trials are also recorded.
+        trust_code: Run code that came with a run even if it was never searched with here.
         progress: Show progress on stderr.
 
     Raises:
@@ -297,24 +298,25 @@ def refit(
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
-    """Train the best configurations of a run anew, as ``cifar-tune refit`` does.
+    """Train the best configurations of a run again, like ``cifar-tune refit``.
 
     Args:
         run: A run, its name or its folder; ``None`` for the newest. With ``resume``, the refit.
-        top: How many configurations; ``None`` for 5.
-        seeds: Trials of each; ``None`` for 3.
-        epochs: Of each trial; ``None`` for those of the run.
+        top: Number of configurations; ``None`` for 5.
+        seeds: Number of trials of each configuration; ``None`` for 3.
+        epochs: Epochs of each trial; ``None`` for those of the run.
         all_data: Train on the validation images, too.
-        seed: Of them all; ``None`` for that of the run and 1 more.
-        metric: What they are chosen by, and their trials ranked by; ``None`` for that of the run.
-        data: Where the run's images are now; ``None`` where they were.
+        seed: Seed of the refit; ``None`` for that of the run plus 1.
+        metric: Metric that chooses the configurations and ranks the new trials; ``None`` for that
+            of the run.
+        data: Where the run's images are now; ``None`` if they have not moved.
         data_dir: Likewise, for downloads and decoded images.
         time_budget: See ``search``.
         gpu_hours: See ``search``.
-        name: Of the new run; ``None`` for that of the run with ``-refit``.
+        name: Name of the new run; ``None`` appends ``-refit`` to that of the run.
         storage: Folder of the runs.
-        resume: Go on with the refit ``run``.
-        keep: Checkpoints that stay; ``None`` for all.
+        resume: Resume the refit ``run``.
+        keep: Number of checkpoints that stay on disk; ``None`` for all.
         cpus_per_trial: See ``search``.
         gpus_per_trial: See ``search``.
         concurrent: See ``search``.
@@ -409,16 +411,16 @@ def distill(
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Run":
-    """Search for a small network that an ensemble teaches, as ``cifar-tune distill`` does.
+    """Search for a small network that an ensemble teaches, like ``cifar-tune distill``.
 
-    The run goes on with ``tuner.search(resume=True)``.
+    ``tuner.search(resume=True)`` resumes the run.
 
     Args:
-        ensemble: The teacher: an ensemble, its folder or URI, ``RUN/NAME``, or a run, for its
-            newest one; ``None`` for the newest of the newest run that has one.
-        into: A family of networks, such as ``cnn``, for small ones of it, or a space: its file, or
-            the name of one that comes with the program.
-        data: Where the ensemble's images are now; ``None`` where they were.
+        ensemble: The teacher: an ensemble, its folder or URI, ``RUN/NAME``, or a run, which means
+            its newest ensemble; ``None`` for the newest ensemble of the newest run that has one.
+        into: A family of networks, such as ``cnn``, whose small networks are searched, or a space:
+            its file, or the name of a shipped one.
+        data: Where the ensemble's images are now; ``None`` if they have not moved.
         trials: See ``search``.
         epochs: See ``search``.
         sampler: See ``search``.
@@ -430,12 +432,12 @@ def distill(
         overrides: See ``search``.
         time_budget: See ``search``.
         gpu_hours: See ``search``.
-        name: Of the run; ``None`` for that of the ensemble's run with ``-student``.
+        name: Name of the run; ``None`` appends ``-student`` to that of the ensemble's run.
         storage: Folder of the runs.
-        data_dir: As ``data``, for downloads and decoded images.
-        image_size: Resize the students' images to this many pixels a side; ``None`` for what the
-            space says, or the ensemble's.
-        resize: Likewise, how they become square.
+        data_dir: Like ``data``, for downloads and decoded images.
+        image_size: Side in pixels to which the students' images are resized; ``None`` for the
+            value in the space, or the ensemble's.
+        resize: How the students' images become square; ``None`` likewise.
         keep: See ``search``.
         cpus_per_trial: See ``search``.
         gpus_per_trial: See ``search``.
@@ -532,34 +534,35 @@ def combine(
     trust_code: bool = False,
     progress: bool = True,
 ) -> "Ensemble":
-    """Combine the best trials of a run and read the test images once, as ``cifar-tune ensemble``.
+    """Combine the best trials of a run and read the test images once.
 
-    The ensemble is kept in the run, ``ensembles/NAME``, in the place of one of the same name.
+    Works like ``cifar-tune ensemble``. The ensemble is stored in the run's folder
+    ``ensembles/NAME`` and replaces one of the same name.
 
     Args:
         run: A run, its name or its folder; ``None`` for the newest.
-        top: Members: exactly so many of a vote, at most so many otherwise.
-        method: ``vote``, ``greedy``, ``weighted``, ``soup``, ``greedy-soup``, or ``auto`` for what
-            cross-fitted validation figures advise, which may be the best trial alone.
-        metric: What is chosen by, as in ``search``; ``None`` for that of the run.
+        top: Number of members: exact for a vote, the maximum otherwise.
+        method: ``vote``, ``greedy``, ``weighted``, ``soup``, ``greedy-soup``, or ``auto``, which
+            follows cross-fitted validation figures and may take the best trial alone.
+        metric: Metric to choose by, as in ``search``; ``None`` for that of the run.
         calibrate: Fit one temperature to the vote.
         tta: Views of an image that each member averages: ``none``, ``flip``, ``flip+shift``.
-        pool: Best trials to choose from; ``None`` for 50.
-        diverse: Take one trial of each ``family``, ``config`` or ``seed``.
-        max_parameters: Of all members together.
-        max_latency_ms: Of all members, one image, measured here.
+        pool: Number of best trials to choose from; ``None`` for 50, or ``top`` if that is more.
+        diverse: Take only the best trial of each ``family``, ``config`` or ``seed``.
+        max_parameters: Maximum number of parameters of all members together.
+        max_latency_ms: Maximum milliseconds of all members together on one image, measured here.
         front: Take the trials on the front of the space's objectives, whatever ``top`` is.
         frontier: Find the members that are best for their time.
-        compare: Score all methods by the same reading of the test images.
+        compare: Score all methods with the same reading of the test images.
         duplicates: CSV of test images that have near-duplicates in the training data.
         skip_damaged: Leave out trials whose files are damaged, or are not those that were recorded.
-        data: Where the run's images are now; ``None`` where they were.
+        data: Where the run's images are now; ``None`` if they have not moved.
         data_dir: Likewise, for downloads and decoded images.
-        name: Of the ensemble; ``None`` names it after the method.
+        name: Name of the ensemble; ``None`` derives it from the method.
         storage: Folder of the runs.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        trust_code: Run code that came with the run, also where it was never searched with here.
-        progress: Say on stderr what takes long.
+        trust_code: Run code that came with the run even if it was never searched with here.
+        progress: Report slow steps on stderr.
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
@@ -626,17 +629,17 @@ def load_ensemble(
         print(ensemble.classes[probs[0].argmax()], probs[0].max())
         print(ensemble.explain("photo.jpg")[0])
 
-    It needs torch, numpy, pillow, safetensors, pyyaml, click and rich; torchvision only for members
-    that started from its weights. Files are checked by their hashes, and the networks by a few
-    images, of which the folder holds what they said. The code of a user's own networks, which lies
-    in their files, is run if it was searched with here, or is trusted.
+    It needs torch, numpy, pillow, safetensors, pyyaml, click and rich, and torchvision only for
+    members that started from its weights. Files are checked by their hashes, and networks by
+    predicting a few images whose probabilities are stored in the folder. Members that are custom
+    networks contain their code, which is run if it was searched with here or is trusted.
 
     Args:
-        path: Its folder or URI, such as ``runs/first/ensembles/top5``; or ``RUN/NAME``, or a run,
-            which means its newest ensemble.
-        storage: Folder of the runs that are named so.
+        path: Folder or URI of the ensemble, such as ``runs/first/ensembles/top5``; or ``RUN/NAME``,
+            or a run, which means its newest ensemble.
+        storage: Folder of the runs for ``RUN/NAME`` and names of runs.
         device: Where to compute: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        trust_code: Run code that came with it, also where it was never searched with here.
+        trust_code: Run code that came with the ensemble even if it was never searched with here.
 
     Raises:
         UsageError: If there is no ensemble, or no such device.
@@ -656,7 +659,7 @@ def load_ensemble(
 
 
 def _find_ensemble(ensemble: "Place | AnyPath | None", storage: Place) -> AnyPath:
-    """Return the folder of an ensemble that is named as for the commands."""
+    """Return the folder of an ensemble, named in the same way as for the commands."""
     from tuner.run.ensembles import find_ensemble
     from tuner.storage.object_path import ObjectPath
 
@@ -718,7 +721,7 @@ def _place(place: "Place | AnyPath") -> AnyPath:
 def _console(progress: bool) -> "Console":
     from tuner.console import Console
 
-    # In a notebook plain lines, too: a table drawn anew would be one table after the other.
+    # Plain lines in notebooks, too: there, each redrawn table would be appended below the last one.
     return Console(stderr=True, quiet=not progress, highlight=False, force_jupyter=False)
 
 
@@ -741,7 +744,7 @@ def _running(
     address: str | None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Check how trials are to run, and return it as fields of ``RunRequest``."""
+    """Check the options that define how trials run, and return them as fields of ``RunRequest``."""
     _check_no_dashboard(address)
     if compile_mode is not None:
         _expect("compile_mode", compile_mode, get_args(CompileMode))
@@ -773,7 +776,7 @@ def _expect(name: str, word: str, known: Sequence[str]) -> None:
 
 
 def _call(function: str, first: str | None, given: Mapping[str, Any]) -> str:
-    """Return a call as the record of a run tells it."""
+    """Return a call as text, for the record of a run."""
     words = [
         repr(first) if first else "space",
         *(f"{key}={value!r}" for key, value in given.items()),

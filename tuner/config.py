@@ -1,7 +1,7 @@
-"""Everything that defines one training, and one search, as frozen dataclasses.
+"""Everything that defines a training or a search, as frozen dataclasses.
 
-Each is read from plain values by ``from_dict`` and written back by ``to_dict``; the ranges stand in
-the annotations, where the search space finds them too.
+``from_dict`` builds them from plain values and ``to_dict`` converts them back. The ranges are in
+the annotations, where the search space also finds them.
 """
 
 from collections.abc import Mapping
@@ -18,34 +18,34 @@ Count = Annotated[int, Bounds(ge=1)]
 Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
 LARGEST_BATCH = 4096
 SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
-"""Sides in pixels that images may have: a search keeps all of them in memory."""
+"""Limits of an image's side in pixels: a search keeps all images in memory."""
 IMAGE_SIZES = Bounds(ge=SMALLEST_IMAGE, le=LARGEST_IMAGE)
 LEAST_FOLDS, MOST_FOLDS = 2, 10
 Precision = Literal["auto", "float32", "bfloat16"]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "nll", "worst_class"]
-"""What trials and ensembles are ranked and chosen by, on validation images: the share that is
-right, its mean over the classes, the mean F1 score of the classes, the mean negative
-log-likelihood, or the share that is right of the class where it is lowest."""
+"""Metric that ranks and chooses trials and ensembles, on validation images: the accuracy, its mean
+over the classes, the mean F1 score of the classes, the mean negative log-likelihood, or the
+accuracy of the class where it is lowest."""
 Cost = Literal["latency_ms", "parameters", "size_mb"]
-"""What may be an objective beside the metric, less being better; see ``CostObjective``."""
+"""Possible objectives in addition to the metric, lower being better; see ``CostObjective``."""
 ClassWeights = Literal["none", "balanced", "sqrt"]
 Resize = Literal["auto", "squash", "crop", "pad"]
-"""How an image that is no square becomes one; ``auto`` crops where images are far from square."""
+"""How an image becomes square; ``auto`` crops if most images are far from square."""
 Tta = Literal["none", "flip", "flip+shift"]
-"""Test-time augmentation: what else of an image is looked at, beside itself."""
+"""Test-time augmentation: which views of an image are predicted in addition to the image."""
 Method = Literal["vote", "greedy", "weighted", "soup", "greedy-soup"]
 """How an ensemble's members are chosen and combined."""
 AskedMethod = Literal[Method, "auto"]
 Diverse = Literal["family", "config", "seed"]
-"""What members differ in."""
+"""Property in which members must differ."""
 CompileMode = Literal["auto", "always", "never"]
 Target = Literal["wandb", "mlflow"]
-"""Programs that are told of trials, beside TensorBoard."""
+"""Programs that record trials in addition to TensorBoard."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """An architecture by name, with its parameters; ``tuner.models`` knows and checks both."""
+    """An architecture by name, with its parameters; ``tuner.models`` checks both."""
 
     family: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Sgd:
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NonNegative = 5e-4
-    """L2 share; norms and biases are left out of it."""
+    """L2 penalty; not applied to norms and biases."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
@@ -82,65 +82,65 @@ class AdamW:
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     weight_decay: NonNegative = 0.05
-    """Decoupled, times the learning rate; norms and biases are left out of it."""
+    """Decoupled, times the learning rate; not applied to norms and biases."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lion:
-    """Steps by the sign of the momentum (Chen et al. 2023).
+    """Steps in the direction of the momentum's sign (Chen et al. 2023).
 
-    It wants 3 to 10 times less learning rate than AdamW, and as many times more weight decay.
+    It needs a 3 to 10 times lower learning rate than AdamW, and as many times the weight decay.
     """
 
     lr: Positive = 2e-4
     """Peak learning rate."""
     beta1: Fraction = 0.9
-    """Share of the momentum in a step's direction; the rest is the gradient's."""
+    """Share of the momentum in a step's direction; the rest is the gradient."""
     beta2: Fraction = 0.99
     """Decay of the momentum."""
     weight_decay: NonNegative = 0.25
-    """Decoupled, times the learning rate; norms and biases are left out of it."""
+    """Decoupled, times the learning rate; not applied to norms and biases."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Muon:
-    """Orthogonal steps for hidden matrices and kernels, by Jordan et al. (2024), beside a partner.
+    """Orthogonal steps for hidden matrices and kernels (Jordan et al. 2024), with a partner.
 
-    The partner steps the rest: the first and the last layer, norms, biases and embeddings.
+    The partner updates the rest: the first and the last layer, norms, biases and embeddings.
     """
 
     lr: Positive = 0.02
     """Peak learning rate of the matrices."""
     adamw_lr: Positive = 1e-3
-    """Peak learning rate of the rest, with AdamW as partner."""
+    """Peak learning rate of the rest if AdamW is the partner."""
     momentum: Fraction = 0.95
-    """Momentum of the matrices, with Nesterov's look ahead."""
+    """Nesterov momentum of the matrices."""
     weight_decay: NonNegative = 0.01
-    """Decay: decoupled, times the learning rate, for matrices and AdamW; an L2 share for SGD.
+    """Decoupled, times the learning rate, for the matrices and AdamW; an L2 penalty for SGD.
 
-    Norms and biases are left out of it.
+    Not applied to norms and biases.
     """
     iterations: Annotated[int, Bounds(ge=1, le=10)] = 5
-    """Newton-Schulz iterations by which a step is made orthogonal."""
+    """Number of Newton-Schulz iterations that make a step orthogonal."""
     normalized: bool = False
-    """Scale each matrix to the norm sqrt(rows) before every step, instead of its weight decay.
+    """Whether to scale matrices to the norm sqrt(rows) before every step, without weight decay.
 
-    The rows are a kernel's output channels. It is for networks with a norm after each matrix, where
-    the scale of a matrix changes nothing but the size of its steps.
+    The rows are a kernel's output channels. Use it for networks with a norm after each matrix,
+    where the scale of a matrix only changes the size of its steps.
     """
     partner: Literal["adamw", "sgd"] = "adamw"
-    """What steps the rest: AdamW, or SGD with Nesterov momentum."""
+    """Optimizer of the rest: AdamW, or SGD with Nesterov momentum."""
     sgd_lr: Positive = 0.1
-    """Peak learning rate of the rest, with SGD as partner."""
+    """Peak learning rate of the rest if SGD is the partner."""
     sgd_momentum: Fraction = 0.85
-    """Momentum of the rest, with SGD as partner."""
+    """Momentum of the rest if SGD is the partner."""
     bias_factor: Positive = 1.0
-    """Times the partner's learning rate, for biases and the shifts of norms."""
+    """Factor of the partner's learning rate for biases and the shifts of norms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cosine:
-    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then a half cosine down to zero (Loshchilov & Hutter 2017)."""
 
     warmup: Fraction = 0.05
     """Share of all steps spent warming up."""
@@ -148,74 +148,74 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneCycle:
-    """One cosine up and one down, from ``1/div`` of the peak to nearly nothing (Smith 2018)."""
+    """One cosine up and one down, from ``1/div`` of the peak to almost zero (Smith 2018)."""
 
     warmup: Fraction = 0.3
-    """Share of all steps spent going up."""
+    """Share of all steps in which the rate rises."""
     div: Annotated[float, Bounds(ge=1)] = 25.0
-    """The first learning rate is the peak divided by this."""
+    """Factor by which the first learning rate is below the peak."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trapezoid:
-    """Linear warm-up, the peak held, then a straight line down to zero (Hägele et al. 2024)."""
+    """Linear warm-up, a constant peak, then a linear decay to zero (Hägele et al. 2024)."""
 
     warmup: Fraction = 0.05
     """Share of all steps spent warming up."""
     cooldown: Annotated[float, Bounds(ge=0, le=1)] = 0.4
-    """Share of the steps after the warm-up spent going down; at 0 the peak is held to the end."""
+    """Share of the steps after the warm-up in which the rate falls; 0 holds the peak to the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """What is done to each training batch, in this order; the default is nothing."""
+    """Augmentation of each training batch, in this order; by default none."""
 
     crop: Annotated[int, Bounds(ge=0)] = 0
     """Pixels of reflect padding before a random crop back to size."""
     flip: bool = False
-    """Mirror left to right, half of the images."""
+    """Whether to mirror half of the images left to right."""
     alternate: bool = False
-    """With ``flip``: draw an image's side once, then change it every epoch (Jordan 2024)."""
+    """With ``flip``: draw each image's side once, then switch it every epoch (Jordan 2024)."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    """Random operations an image, from Cubuk et al. (2020) or Müller & Hutter (2021)."""
+    """Random operations per image, from Cubuk et al. (2020) or Müller & Hutter (2021)."""
     num_ops: Annotated[int, Bounds(ge=1, le=8)] = 2
-    """Operations an image of ``randaugment``; ``trivialaugment`` has one."""
+    """Number of operations per image for ``randaugment``; ``trivialaugment`` has one."""
     magnitude: Annotated[int, Bounds(ge=0, le=30)] = 9
-    """Strength of the operations of ``randaugment``; ``trivialaugment`` draws its own."""
+    """Strength of the operations for ``randaugment``; ``trivialaugment`` draws its own."""
     brightness: NonNegative = 0.0
-    """Multiply all values by a factor in [1 - x, 1 + x]; in random order with the next three."""
+    """Scale all values by a factor in [1 - x, 1 + x]; in random order with the next three."""
     contrast: NonNegative = 0.0
-    """Likewise the distance from the image's mean grey."""
+    """Likewise for the distance from the image's mean grey."""
     saturation: NonNegative = 0.0
-    """Likewise the distance from each pixel's own grey."""
+    """Likewise for the distance from each pixel's own grey."""
     hue: Annotated[float, Bounds(ge=0, le=0.5)] = 0.0
-    """Turn hues by up to this share of the colour circle, either way."""
+    """Rotate hues by up to this share of the colour circle in either direction."""
     cutout: Annotated[int, Bounds(ge=0)] = 0
     """Side in pixels of a square set to the mean colour (DeVries & Taylor 2017)."""
     erasing: Annotated[float, Bounds(ge=0, le=1)] = 0.0
-    """Share of the images that have a rectangle set to the mean colour (Zhong et al. 2020)."""
+    """Share of the images in which a rectangle is set to the mean colour (Zhong et al. 2020)."""
     mixup: NonNegative = 0.0
     """Alpha of the Beta distribution that blends pairs of images (Zhang et al. 2018)."""
     cutmix: NonNegative = 0.0
     """Alpha of the Beta distribution of the pasted area (Yun et al. 2019).
 
-    With ``mixup`` as well, each batch takes one of the two, even odds.
+    With ``mixup`` as well, each batch uses one of the two, with equal odds.
     """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distill:
-    """What a student learns from its teacher's probabilities (Hinton et al. 2015).
+    """How a student learns from its teacher's probabilities (Hinton et al. 2015).
 
     The loss is ``(1 - alpha)`` times that of the labels and ``alpha`` times ``temperature ** 2``
     times the divergence of the student's probabilities from the teacher's, both softened.
     """
 
     alpha: Annotated[float, Bounds(ge=0, le=1)] = 0.0
-    """The teacher's share of the loss. Above 0 it needs a teacher, which ``distill`` gives."""
+    """The teacher's share of the loss. Above 0 it needs a teacher, which ``distill`` provides."""
     temperature: Positive = 4.0
-    """By which the logarithms of both probabilities are divided. The more, the more the classes
-    count that the teacher takes for improbable."""
+    """Divisor of the logarithms of both probabilities. The higher it is, the more the classes count
+    that the teacher considers improbable."""
 
 
 OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adamw": AdamW, "lion": Lion, "muon": Muon}
@@ -224,17 +224,17 @@ SCHEDULES: dict[str, type] = {"cosine": Cosine, "one_cycle": OneCycle, "trapezoi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
-    """One training: the same config, data, seed and device give the same model."""
+    """One training: the same config, data, seed and device produce the same model."""
 
     model: Annotated[ModelConfig, Opaque]
     epochs: Epochs
-    """Epochs that the schedule spans; a scheduler may stop the trial before."""
+    """Number of epochs of the schedule; a scheduler may stop the trial earlier."""
     seed: Annotated[int, Bounds(ge=0)] = 0
     batch_size: Count = 128
     micro_batches: Count = 1
-    """Parts in which a batch goes through the network, their gradients added up.
+    """Number of parts in which a batch passes through the network; their gradients are summed.
 
-    Less memory for the same batch; normalization over a batch sees the parts.
+    More parts need less memory; normalization over a batch sees the parts.
     """
     optimizer: Annotated[Sgd | AdamW | Lion | Muon, OneOf(options=OPTIMIZERS)] = field(
         default_factory=Sgd
@@ -243,32 +243,32 @@ class TrialConfig:
         default_factory=Cosine
     )
     clip_norm: NonNegative = 0.0
-    """Scale all gradients together down to this norm, where it is larger; 0 turns it off."""
+    """Scale all gradients together down to this norm if theirs is larger; 0 turns it off."""
     augment: Augment = field(default_factory=Augment)
     label_smoothing: Fraction = 0.0
     distill: Distill = field(default_factory=Distill)
     class_weights: ClassWeights = "none"
-    """What an image counts in the training loss: as much as any other, or by its class, in
-    proportion to ``1 / n`` (``balanced``) or ``1 / sqrt(n)``, with ``n`` training images of it.
+    """Weight of an image in the training loss: the same for all images, or by class in proportion
+    to ``1 / n`` (``balanced``) or ``1 / sqrt(n)`` (``sqrt``), with ``n`` training images in it.
 
     Validation is not weighted. The more a class counts above its share, the more often it is
-    predicted, and the further are its probabilities above how often it is met.
+    predicted, and the further its probabilities are above its actual frequency.
     """
     logit_adjustment: NonNegative = 0.0
     """``tau`` of the logit-adjusted softmax cross-entropy of Menon et al. (2021, equation 10): the
     training loss is that of the logits plus ``tau * log(share of the class among the training
     images)``; 0 turns it off.
 
-    It is the variant that adjusts the loss, not a finished network. Nothing is added to predict,
-    so at 1 the probabilities are those that hold where all classes are equally frequent. On images
-    as uneven as the training images they are not calibrated, their NLL is higher for it, and one
-    temperature does not mend that. A vote of adjusted and other members averages the two meanings.
-    With ``class_weights`` as well, rare classes are favoured twice.
+    This variant adjusts the loss, not a finished network. Nothing is added for prediction, so at 1
+    the probabilities hold for equally frequent classes. On images as imbalanced as the training
+    images they are not calibrated: their NLL is higher, and one temperature does not fix that. A
+    vote of adjusted and other members averages the two meanings. With ``class_weights`` as well,
+    rare classes are favoured twice.
     """
     ema_decay: Fraction = 0.99
-    """Decay a step of the weight average that is validated and saved; 0 turns it off."""
+    """Decay per step of the weight average that is validated and saved; 0 turns it off."""
     precision: Precision = "auto"
-    """``auto`` is bfloat16 where the device is fast at it, else float32."""
+    """``auto`` is bfloat16 if the device is fast at it, else float32."""
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
@@ -286,16 +286,16 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostObjective:
-    """What a network costs, as an objective of a search.
+    """A cost of the network, as an objective of a search.
 
     ``latency_ms`` is the median time of an image in milliseconds, from uint8 images in memory to
-    their probabilities, on the trial's device and threads. ``parameters`` is their number and
-    ``size_mb`` the size of the weights in megabytes (10^6 bytes).
+    their probabilities, on the trial's device and threads. ``parameters`` counts the parameters,
+    and ``size_mb`` is the size of the weights in megabytes (10^6 bytes).
     """
 
     cost: Cost
     batch: Annotated[int, Bounds(ge=1, le=LARGEST_BATCH)] = 1
-    """Images at a time while the latency is measured."""
+    """Number of images per batch when the latency is measured."""
 
     def __str__(self) -> str:
         return self.cost if self.batch == 1 else f"{self.cost} at batch {self.batch}"
@@ -307,39 +307,39 @@ class SearchConfig:
 
     trials: Count = 32
     epochs: Epochs = 27
-    """The most epochs that a trial is trained."""
+    """Maximum number of epochs of a trial."""
     grace: Count = 3
     """Epochs before a trial may be paused or stopped; the first rung of ASHA."""
     reduction: Annotated[int, Bounds(ge=2)] = 3
-    """ASHA keeps the best one of this many at each rung; rungs lie this factor apart."""
+    """ASHA keeps the best one of this many trials at each rung; rungs are this factor apart."""
     sampler: Literal["tpe", "random", "gp", "cmaes", "grid"] = "tpe"
-    """What proposes configurations.
+    """Sampler that proposes configurations.
 
-    ``gp`` learns from completed trials alone, so that a scheduler that stops many leaves it little;
-    it takes spaces without branches. ``cmaes`` takes spaces of two or more numbers and nothing
-    else. ``grid`` tries each configuration of a finite space once, in random order.
+    ``gp`` learns only from completed trials, so a scheduler that stops many leaves it little to
+    learn from; it takes spaces without branches. ``cmaes`` takes spaces of two or more numbers and
+    nothing else. ``grid`` tries each configuration of a finite space once, in random order.
     """
     scheduler: Literal["asha", "asha-stop", "hyperband", "median", "none"] = "asha"
-    """What ends trials early; see ``tuner.tuning.schedulers``.
+    """Scheduler that ends trials early; see ``tuner.tuning.schedulers``.
 
-    ``asha`` pauses each trial at each rung and promotes the best; ``asha-stop`` stops those that
-    are not among the best when they arrive.
+    ``asha`` pauses each trial at each rung and promotes the best; ``asha-stop`` stops each trial
+    that is not among the best when it reaches a rung.
     """
     metric: Metric = "accuracy"
-    """What trials are ranked, stopped and kept by, and the sampler learns; fixed for a run."""
+    """Metric that ranks, stops and keeps trials, and trains the sampler; fixed for a run."""
     patience: NonNegative = 0.0
     """End the search when the next quarter of its budget is expected to improve the best trial by
-    less than so many points, a hundredth of the metric's unit; 0 never does."""
+    fewer points than this. A point is a hundredth of the metric's unit; 0 never ends it."""
     seed: Annotated[int, Bounds(ge=0)] = 0
     purpose: Literal["best", "ensemble"] = field(default="best", metadata={"key": "for"})
-    """What trials are promoted for: the best one or, at every second promotion in the last third of
-    the budget, what the ensemble gains; that needs ``asha``."""
+    """What trials are promoted for: the best trial or, at every second promotion in the last third
+    of the budget, the gain of the ensemble, which needs ``asha``."""
     costs: tuple[CostObjective, ...] = ()
-    """Objectives beside the metric; ``objectives:`` of a space. Fixed for a run."""
+    """Objectives in addition to the metric; ``objectives:`` of a space. Fixed for a run."""
 
     @property
     def objectives(self) -> str:
-        """All objectives in words."""
+        """All objectives as text."""
         return ", ".join([self.metric, *map(str, self.costs)])
 
     @property
@@ -349,9 +349,9 @@ class SearchConfig:
 
 
 DATA_DIR = Path.home() / ".cache" / "cifar-tune"
-"""Where downloaded and decoded images are kept, if nothing else is said."""
+"""Default folder of downloaded and decoded images."""
 AUTO = "auto"
-"""Stands for a space that is made for the images, the machine and the time."""
+"""Name of a space that is made for the images, the machine and the time."""
 SPACE_KEYS = {
     **{
         name: f"search.{name}"
@@ -362,16 +362,16 @@ SPACE_KEYS = {
     "gpus_per_trial": "resources.gpus",
     "cpus_per_trial": "resources.cpus",
 }
-"""Option of a search -> the key of the space in whose place it is taken."""
+"""Option of a search -> the key of the space that it overrides."""
 
 
 def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
     """Return the epochs after which trials are compared: ``grace * reduction ** i`` below the last.
 
     Args:
-        grace: The first of them.
-        reduction: The factor between two.
-        epochs: The last epoch of a trial, after which there is nothing to decide.
+        grace: The first of these epochs.
+        reduction: The factor between two of them.
+        epochs: The last epoch of a trial, after which nothing is left to decide.
     """
     rungs = []
     while grace < epochs:
@@ -381,27 +381,27 @@ def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:
 
 
 REFIT_TOP, REFIT_SEEDS = 5, 3
-"""Configurations of a refit, and seeds of each, where nothing else is asked for."""
+"""Default number of configurations of a refit, and of seeds for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefitConfig:
-    """What a refit trains anew: the best configurations of an earlier run, each with some seeds.
+    """The trials of a refit: the best configurations of an earlier run, each with several seeds.
 
-    Trial ``n`` has configuration ``n % len(configs)``: all are trained with one seed before any is
-    with the next.
+    Trial ``n`` has configuration ``n % len(configs)``: all configurations are trained with one seed
+    before the next seed begins.
     """
 
     run: str
     """Name of the earlier run."""
     trials: tuple[int, ...]
-    """Its trials, best first."""
+    """Numbers of the trials in that run, best first."""
     configs: tuple[TrialConfig, ...]
-    """Theirs, with the refit's epochs and seed 0: each trial gets a seed of its own."""
+    """Their configurations, with the refit's epochs and seed 0: each trial gets its own seed."""
     seeds: Count
-    """Trials of each configuration."""
+    """Number of trials of each configuration."""
     duplicates: tuple[int, ...] = ()
-    """Trials left out, for they have the configuration of a better one."""
+    """Trials left out because they have the same configuration as a better one."""
 
     @property
     def num_trials(self) -> int:
@@ -411,22 +411,23 @@ class RefitConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constraints:
-    """Limits that a configuration has to keep to be trained; the ``constraints:`` part of a space.
+    """Limits that a trained configuration must not exceed; the ``constraints:`` part of a space.
 
-    What exceeds the first two is drawn again before it costs a trial; see ``tuner.models.cost``.
+    A configuration that exceeds one of the first two is redrawn before it costs a trial; see
+    ``tuner.models.cost``.
     """
 
     parameters: Positive | None = None
-    """Most parameters of the network; ``None`` sets no limit."""
+    """Maximum number of parameters of the network; ``None`` sets no limit."""
     flops: Positive | None = None
-    """Most operations of one image's forward pass, two for each multiply-add."""
+    """Maximum number of operations of one image's forward pass, two for each multiply-add."""
     epoch_seconds: Positive | None = None
-    """Longest epoch, as a trial's own worker foresees it from its first steps."""
+    """Maximum seconds of an epoch, as the trial's worker estimates it from its first steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShareConfig:
-    """What one trial gets of the cluster; what is left out stays with the more general rule."""
+    """Resources of a trial; a field that is ``None`` follows the more general rule."""
 
     cpus: Positive | None = None
     gpus: NonNegative | None = None
@@ -435,16 +436,16 @@ class ShareConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LargeShareConfig(ShareConfig):
-    """What networks get at least that have so many parameters or more."""
+    """Minimum resources of networks with this many ``parameters`` or more."""
 
     parameters: Positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources(ShareConfig):
-    """What each trial gets; the ``resources:`` part of a space.
+    """Resources of each trial; the ``resources:`` part of a space.
 
-    A family's own share takes the place of the general one.
+    The resources of a family replace the general ones.
     """
 
     by: Mapping[str, ShareConfig] = field(default_factory=dict)
@@ -454,28 +455,29 @@ class Resources(ShareConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which images, and how they are prepared."""
+    """The images of a run, and how they are prepared."""
 
     source: str = "cifar10"
     """A data set of ``data.known``, or a folder, an archive or a manifest of images."""
     image_size: Annotated[int, IMAGE_SIZES] | None = None
     """Side in pixels; ``None`` keeps the data set's own, 32 for a folder."""
     resize: Resize = "squash"
-    """A run records what ``auto`` came to; those of earlier versions squash."""
+    """A run records how ``auto`` was resolved; runs of earlier versions squash."""
     black: float | None = None
     white: float | None = None
-    """Values that become 0 and 255 of images deeper than 8 bits, as the training images have them;
-    ``None`` until they are read, and where none is so deep."""
+    """Values that become 0 and 255 in images deeper than 8 bits, taken from the training images;
+    ``None`` until these are read, and if none is deeper than 8 bits."""
     val_fraction: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
-    """Share of the training images to validate on, where the data set has no such images."""
+    """Share of the training images to validate on, if the data set has no validation images."""
     folds: Annotated[int, Bounds(ge=LEAST_FOLDS, le=MOST_FOLDS)] | None = None
-    """Parts into which all images are divided: a configuration trains as many networks, each on
-    all parts but one, on which it is validated; an epoch is one of each. ``None`` is one network,
-    which is validated on ``val_fraction`` of the images or those that the data set has for it."""
+    """Number of parts into which all images are divided. A configuration trains one network per
+    part, on all other parts, and validates it on that part; an epoch is one of each network.
+    ``None`` trains one network, validated on ``val_fraction`` of the images or on the data set's
+    validation images."""
     skip_broken: bool = False
-    """Go on without files that cannot be read."""
+    """Whether to skip files that cannot be read."""
     train_limit: Count | None = None
-    """Take a stratified part of this many training images; validation images stay the same. With
+    """Number of training images to use, as a stratified part; validation images stay the same. With
     folds, it is a part of all images."""
     all_data: bool = False
-    """Train on the validation images, too: then they can choose nothing."""
+    """Whether to train on the validation images, too: then nothing can be chosen by them."""

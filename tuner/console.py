@@ -1,8 +1,8 @@
-"""Text on its way to a terminal: characters that could steer it, or hide something, are shown.
+"""Text on its way to a terminal: characters that could control it or hide text are escaped.
 
-Names of classes, files and runs, and the reasons of failures, may have been made by others. All
-that the program prints passes ``visible``, in one of two ways: tables and progress through
-``Console``, all else through the streams of ``visible_output``.
+Names of classes, files and runs, and the reasons of failures, may come from others. Everything that
+the program prints passes through ``visible`` in one of two ways: tables and progress through
+``Console``, everything else through the streams of ``visible_output``.
 """
 
 import errno
@@ -21,20 +21,21 @@ from rich.text import Text
 from tuner.passwords import hide_passwords
 
 MOST_WORD = 200
-"""Characters of a message that stand together without a space, at most."""
+"""Maximum number of characters of a message without a space."""
 MOST_LINE = 1000
-"""Characters of a line of a message, at most."""
+"""Maximum number of characters in a line of a message."""
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
-    r"""Return the text with what cannot be seen written as ``\x1b`` or ``\u202e``.
+    r"""Return the text with invisible characters escaped, as ``\x1b`` or ``\u202e``.
 
-    That is what Unicode calls control and format characters: escape sequences, changes of the
-    direction, spaces without width; and what no encoding can write. Passwords in URLs are hidden.
+    These are Unicode's control and format characters, such as escape sequences, changes of
+    direction and zero-width spaces, and characters that no encoding can write. Passwords in URLs
+    are hidden.
 
     Args:
         text: Any text.
-        keep: Control characters that may stay.
+        keep: Control characters to leave unchanged.
     """
     text = hide_passwords(text)
     if text.isprintable():
@@ -43,15 +44,15 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 
 PLAIN = str.maketrans("·…▁▂▃▄▅▆▇█\N{MINUS SIGN}", "-~_.,-=+*#-") | {ord("±"): "+-"}
-"""What stands for our own signs on a terminal that has no Unicode."""
+"""Replaces the program's own symbols on a terminal without Unicode."""
 
 
 RESET = "\x1b[0m"
-"""What colorama, which Ray brings along, writes at exit; colours come from ``Console`` alone."""
+"""Written at exit by colorama, which comes with Ray; colours come only from ``Console``."""
 
 
 def encodable(text: str, encoding: str) -> str:
-    r"""Return the text with what an encoding lacks written otherwise, or as ``\xe9``."""
+    r"""Return the text with characters that an encoding lacks replaced, or escaped as ``\xe9``."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -60,8 +61,8 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def shortened(message: str) -> str:
-    """Return a message with the long words and lines that it quotes cut."""
-    # Some more are let be: the message may have quoted a part and gone on after it.
+    """Return a message with its long words and lines cut."""
+    # A few more are tolerated: the message may have quoted a part and continued after it.
     lines = re.sub(rf"(\S{{{MOST_WORD}}})\S{{10,}}", r"\1…", message).split("\n")
     return "\n".join(
         line if len(line) <= MOST_LINE else f"{line[: MOST_LINE - 300]} … {line[-200:]}"
@@ -70,17 +71,17 @@ def shortened(message: str) -> str:
 
 
 class Console(rich.console.Console):
-    """A console that shows what cannot be seen, but for its own colours and movements."""
+    """A console that escapes invisible characters, except for its own colours and movements."""
 
     def __init__(self, **options: Any) -> None:
-        """Take words as they are: ``:ship:`` in a name is no picture."""
+        """Take text literally: ``:ship:`` in a name is not an emoji."""
         super().__init__(emoji=False, **options)
 
     @property
     def file(self) -> IO[str]:
-        """The stream beneath all that show what cannot be seen, and beneath rich's own."""
+        """The stream beneath all those that escape invisible characters, and beneath rich's own."""
         stream = rich.console.Console.file.__get__(self)
-        # A live display lays a stream of its own over ours.
+        # A live display wraps our stream in one of its own.
         while (beneath := getattr(stream, "rich_proxied_file", None)) is not None:
             stream = beneath
         return cast("IO[str]", stream)
@@ -90,7 +91,7 @@ class Console(rich.console.Console):
         self._file = stream
 
     def _check_buffer(self) -> None:
-        """Write what is due, or nowhere once the terminal is closed: SIGHUP says what then ends."""
+        """Write the buffer, or drop it if the terminal is closed: SIGHUP decides what ends then."""
         try:
             super()._check_buffer()
         except OSError as error:
@@ -99,7 +100,7 @@ class Console(rich.console.Console):
             del self._buffer[:]
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Turn a string into text; here, so that a cell is as wide as what is shown."""
+        """Convert a string to text, escaped here so that a cell is as wide as what is shown."""
         return super().render_str(visible(text), **options)
 
     def render(
@@ -107,7 +108,7 @@ class Console(rich.console.Console):
         renderable: rich.console.RenderableType,
         options: rich.console.ConsoleOptions | None = None,
     ) -> Iterable[Segment]:
-        """Turn anything into segments; whatever is printed passes here."""
+        """Convert anything to segments; everything that is printed passes here."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -116,10 +117,10 @@ class Console(rich.console.Console):
 
 
 class VisibleStream:
-    """A stream that shows what cannot be seen in the text that is written to it.
+    """A stream that escapes invisible characters in the text that is written to it.
 
     Attributes:
-        rich_proxied_file: The stream beneath, to which ``Console`` writes: the name is rich's.
+        rich_proxied_file: The stream beneath, to which ``Console`` writes; rich defines this name.
         is_used: Whether anything was written to it.
     """
 
@@ -128,7 +129,7 @@ class VisibleStream:
         self.is_used = False
 
     def write(self, text: str) -> int:
-        """Write text; it may begin with a return, by which progress bars go over their line."""
+        """Write text; keep a leading carriage return, which progress bars use to redraw a line."""
         if text == RESET:
             return len(text)
         self.is_used = True
@@ -148,9 +149,9 @@ class VisibleStream:
 
 @contextmanager
 def visible_output() -> Iterator[VisibleStream]:
-    """Show what cannot be seen in all that the block writes to stdout and stderr; yield the former.
+    """Escape invisible characters in what the block writes to stdout and stderr; yield the former.
 
-    An error that nobody expects leaves it so, for its traceback, too.
+    After an unexpected error the streams stay replaced, for its traceback, too.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = output, _ = [VisibleStream(stream) for stream in before]

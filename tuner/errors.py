@@ -1,12 +1,12 @@
-"""The mistakes that a user can mend; each knows the exit code it ends the program with.
+"""The errors that a user can fix; each defines the exit code of the program.
 
 TunerError              1  failed while running
 ├── StorageError        1  a storage that is full, gone, or does not answer
 ├── UsageError          2  wrong usage or configuration
 │   ├── SpaceError         a search space that cannot be read
 │   ├── DataError          images that are missing or unreadable
-│   └── UntrustedCodeError somebody else's code that nobody said to run
-├── NoUsableTrials      3  a run without the trials that were asked for
+│   └── UntrustedCodeError foreign code that the user has not trusted
+├── NoUsableTrials      3  a run without the requested trials
 └── ClusterError        4  the cluster or its resources
 """
 
@@ -19,12 +19,12 @@ def first_line(error: BaseException) -> str:
 
 
 def how_to_get(extra: str) -> str:
-    """Return how an extra of this package is installed; no index of packages has it."""
+    """Return the command that installs an extra of this package, which is on no package index."""
     return f"pip install -e '.[{extra}]', in the clone"
 
 
 class TunerError(Exception):
-    """A mistake that a user can mend; the message says where, what, and how to mend it."""
+    """An error that a user can fix; the message says where, what, and how to fix it."""
 
     exit_code: ClassVar[int] = 1
 
@@ -48,7 +48,7 @@ class DataError(UsageError):
 
 
 class UntrustedCodeError(UsageError):
-    """Code that came with a run, is not known here, and would be run."""
+    """Code that came with a run, is not known here, and would have to be run."""
 
 
 class NoUsableTrials(TunerError):
@@ -58,6 +58,6 @@ class NoUsableTrials(TunerError):
 
 
 class ClusterError(TunerError):
-    """A cluster that does not answer, or lacks what was asked for."""
+    """A cluster that does not answer, or lacks the requested resources."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Passwords in URLs, which are neither shown nor written down."""
+"""Passwords in URLs, which are neither shown nor stored."""
 
 import re
 

@@ -1,9 +1,9 @@
-"""What a dataclass may be built from: its keys, their types and ranges, read off its annotations.
+"""Schemas of dataclasses: their keys, types and ranges, read from their annotations.
 
-One description serves all readers: ``parse`` builds the dataclass from plain values and
-``to_plain`` turns it into them again, ``from_json`` and ``to_json`` do the same for every record on
-disk, the search space checks every axis against it before a trial runs, and the JSON schema for
-editors is printed from it.
+One description serves all readers. ``parse`` builds the dataclass from plain values and
+``to_plain`` converts it back, and ``from_json`` and ``to_json`` do the same for every record on
+disk. The search space checks every axis against it before a trial runs, and prints the JSON schema
+for editors from it.
 """
 
 import collections.abc
@@ -40,7 +40,7 @@ class Bounds:
         return " and ".join(f"{signs[k]} {v:g}" for k, v in limits.items() if v is not None)
 
     def admits(self, value: float) -> bool:
-        """Whether ``value`` lies in the range; NaN lies in none."""
+        """Whether ``value`` is in the range; NaN never is."""
         return (
             (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
@@ -58,10 +58,10 @@ class Scalar:
     """``bool``, ``int``, ``float`` or ``str``."""
     bounds: Bounds = Bounds()
     choices: tuple[str | int, ...] = ()
-    """The words that a ``str``, or the numbers that an ``int``, may be; empty for any."""
+    """Allowed values of a ``str`` or an ``int``; empty for any."""
 
     def problem(self, value: object) -> str | None:
-        """Say what is wrong with ``value`` and what to write instead, or ``None``."""
+        """Return what is wrong with ``value`` and what to write instead, or ``None``."""
         shown = quoted(value).lower() if isinstance(value, bool) else quoted(value)
         if self.choices:
             if type(value) is self.kind and value in self.choices:
@@ -94,18 +94,18 @@ class Scalar:
 
 
 LARGEST_WHOLE = 2**63 - 1
-"""What tables and files of columns hold at the most."""
+"""Largest integer that tables and column files can hold."""
 
 
 def _is_a(value: object, kind: type) -> bool:
-    """Whether a value is of a kind; a whole number is a number, true and false are none."""
+    """Whether a value is of a kind; an integer is also a number, but a boolean is neither."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
 
 
 def _is_text(value: str) -> bool:
-    """Whether a text can be written: JSON spells halves of characters that no file can hold."""
+    """Whether a text can be written: JSON can contain lone surrogates, which no file can hold."""
     if value.isascii():
         return True
     try:
@@ -123,7 +123,7 @@ class Record:
     fields: Mapping[str, "Schema"]
     required: frozenset[str]
     nullable: frozenset[str] = frozenset()
-    """Keys whose value may be ``None``; that of others is left out then."""
+    """Keys whose value may be ``None``; other keys are left out if their value is ``None``."""
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Key -> name of the field, where the two differ."""
 
@@ -137,17 +137,17 @@ class Tagged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opaque:
-    """A name with parameters that another module knows; ``cls(name, params)`` is built from it."""
+    """A name with parameters that another module checks; ``cls(name, params)`` is built from it."""
 
     cls: type
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FreeForm:
-    """A mapping of any words to plain values; an annotation, too, of such a field."""
+    """A mapping of any names to plain values; also used as the annotation of such a field."""
 
     def problem(self, key: object) -> str | None:
-        """Say what is wrong with a key and what to write instead, or ``None``."""
+        """Return what is wrong with a key and what to write instead, or ``None``."""
         if isinstance(key, str) and key.isidentifier():
             return None
         return "is not a name; write letters, digits and _, as in num_layers"
@@ -155,18 +155,18 @@ class FreeForm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListOf:
-    """Values of one kind, one after the other."""
+    """A sequence of values of one kind."""
 
     item: "Schema"
     cls: type
     """``tuple`` or ``list``."""
     length: int | None = None
-    """How many; ``None`` for any number."""
+    """Number of values; ``None`` for any number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MappingOf:
-    """Any words, each with a value of one kind."""
+    """A mapping of any strings to values of one kind."""
 
     value: "Schema"
 
@@ -187,12 +187,12 @@ class AnyOf:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anything:
-    """Plain values, nested as they like to be, down to ``MOST_LEVELS``."""
+    """Plain values, nested in any way down to ``MOST_LEVELS``."""
 
 
 PLAIN = (bool, int, float, str)
 MOST_LEVELS = 20
-"""The most mappings and lists in each other, where nothing else says what may stand there."""
+"""Maximum nesting depth of mappings and lists where no schema limits it."""
 
 Schema = (
     Scalar | Record | Tagged | Opaque | FreeForm | ListOf | MappingOf | Maybe | AnyOf | Anything
@@ -201,7 +201,7 @@ Schema = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneOf:
-    """Annotates a union of dataclasses with the name by which each is chosen."""
+    """Annotates a union of dataclasses with the names that select them."""
 
     options: Mapping[str, type]
 
@@ -235,7 +235,7 @@ def schema_of(cls: type) -> Record:
 
 
 def schema_for(annotation: Any) -> Schema:
-    """Describe what is annotated so.
+    """Describe the values that an annotation allows.
 
     Raises:
         TypeError: If plain values cannot hold it.
@@ -280,7 +280,7 @@ def _schema_of_annotated(inner: Any, note: object) -> Schema:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses into mappings, lists, words and numbers; ``build`` is the way back."""
+    """Convert dataclasses to mappings, lists, strings and numbers; ``build`` converts them back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _to_plain(schema_of(type(value)), value)
     if isinstance(value, Mapping):
@@ -291,7 +291,7 @@ def to_plain(value: Any) -> Any:
 
 
 def _to_plain(schema: Schema, value: Any) -> Any:
-    """Do the same for what ``schema`` describes: a record knows the names of its parts."""
+    """Do the same for what ``schema`` describes: a record defines the names of its parts."""
     if value is None:
         return None
     match schema:
@@ -316,7 +316,7 @@ def _to_plain(schema: Schema, value: Any) -> Any:
 
 
 def build(cls: type[T], plain: object, path: str = "", *, is_strict: bool = True) -> T:
-    """Build the dataclass ``cls``, or what else an annotation names, from plain values.
+    """Build the dataclass ``cls``, or another annotated type, from plain values.
 
     See ``parse``.
     """
@@ -324,10 +324,10 @@ def build(cls: type[T], plain: object, path: str = "", *, is_strict: bool = True
 
 
 def from_json(cls: type[T], text: str | bytes, *, is_strict: bool = True) -> T:
-    """Build the dataclass ``cls``, or what else an annotation names, from a text of JSON.
+    """Build the dataclass ``cls``, or another annotated type, from JSON text.
 
     Args:
-        cls: What to build.
+        cls: The type to build.
         text: As ``to_json`` writes it.
         is_strict: As for ``parse``.
 
@@ -338,7 +338,7 @@ def from_json(cls: type[T], text: str | bytes, *, is_strict: bool = True) -> T:
 
 
 def parse_json(text: str | bytes) -> object:
-    """Read JSON as plain values, which ``build`` has to check.
+    """Read JSON as plain values, which ``build`` must check.
 
     Raises:
         UsageError: If it is none, is nested too deep, or has a key twice.
@@ -354,7 +354,7 @@ def parse_json(text: str | bytes) -> object:
 def to_json(
     value: Any, *, indent: int | None = None, sort_keys: bool = False, allow_nan: bool = False
 ) -> str:
-    """Write dataclasses, and what holds them, as JSON.
+    """Return dataclasses, and containers of them, as JSON.
 
     Raises:
         ValueError: If a number is NaN or infinite, for which JSON has no word, unless allowed.
@@ -373,13 +373,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse(schema: Schema, value: object, path: str = "", *, is_strict: bool = True) -> Any:
-    """Build what ``schema`` describes from plain mappings, lists, words and numbers.
+    """Build what ``schema`` describes from plain mappings, lists, strings and numbers.
 
     Args:
         schema: As ``schema_of`` returns it.
-        value: Plain data, as YAML or JSON holds it.
+        value: Plain data, as read from YAML or JSON.
         path: Dotted path of ``value``, for messages.
-        is_strict: Whether unknown keys are refused; else they are passed by.
+        is_strict: Whether unknown keys are refused; otherwise they are ignored.
 
     Raises:
         UsageError: With the dotted path, what is wrong, and how to mend it.
@@ -483,7 +483,7 @@ def _parse_free(schema: FreeForm, value: object, path: str) -> dict[str, Any]:
 
 
 def _check_plain(value: object, path: str, level: int = 0) -> None:
-    """Make sure that a value is plain, can be written, and is not nested too deep."""
+    """Make sure that a value is plain, can be written, and is not nested too deeply."""
     where = f"{path}: " if path else ""
     if level > MOST_LEVELS:
         raise UsageError(f"{where}is nested deeper than {MOST_LEVELS} levels")
@@ -505,7 +505,7 @@ def _check_plain(value: object, path: str, level: int = 0) -> None:
 
 
 def split_tag(value: object, path: str) -> tuple[str, object]:
-    """Take ``{name: params}``, or a bare ``name``, apart."""
+    """Split ``{name: params}``, or a bare ``name``, into name and parameters."""
     if isinstance(value, str):
         return value, {}
     if isinstance(value, Mapping) and len(value) == 1:
@@ -524,21 +524,21 @@ def join(path: str, key: object) -> str:
 
 
 MOST_QUOTED = 200
-"""Characters of an input that a message repeats."""
+"""Maximum number of characters of an input that a message quotes."""
 
 
 def quoted(value: object) -> str:
-    """Return how a value is written, cut where it is long, for messages."""
+    """Return the text of a value for messages, cut if it is long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):
-        # Lists in lists without end, or a whole number of thousands of digits.
+        # A list that contains itself, or an integer of thousands of digits.
         return f"a {type(value).__name__}"
     return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def unknown_key(key: object, known: Iterable[str]) -> str:
-    """Say that ``key`` is unknown, with the nearest known one or the whole list."""
+    """Return a message that ``key`` is unknown, with the nearest known one or the whole list."""
     hint = did_you_mean(key, known)
     return f"unknown key{hint}" if hint else f"unknown key; known are {', '.join(sorted(known))}"
 
@@ -550,10 +550,10 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """Return the number that a text of digits alone tells; ``None`` for any other text."""
+    """Return the number that a text of digits spells; ``None`` for any other text."""
     try:
         return int(text) if text.isascii() and text.isdecimal() else None
-    except ValueError:  # Of more than 4,300 digits Python makes no number.
+    except ValueError:  # Python converts no text of more than 4,300 digits.
         return None
 
 

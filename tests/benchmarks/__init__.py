@@ -1,1 +1,1 @@
-"""Measurements with figures for the README; each module is one command, ``python -m`` its name."""
+"""Measurements for the README; each module is a command: ``python -m tests.benchmarks.NAME``."""

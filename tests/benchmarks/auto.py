@@ -1,18 +1,18 @@
-"""``--space auto`` against shipped spaces on few images, at the same time: test accuracy.
+"""Test accuracy of ``--space auto`` and of shipped spaces on few images, in the same search time.
 
     python -m tests.benchmarks.auto --data FOLDER --storage FOLDER --minutes 10 --seeds 3
 
-FOLDER is CIFAR-10 as class folders. 1,200 images of its training part, 120 a class, become a flat
-folder, as a user has it, of which the program takes 840 to train on, 120 to validate on and 240 to
-test. Each space is searched for the same time; the shipped ones get as many trials as the time
-holds, which is more than they ask for. The best trial and the vote of the best five are then scored
-on images of FOLDER's test part, which no search sees: 240 would tell too little. ``--storage``
-keeps the runs: the same command goes on where it was ended.
+FOLDER is CIFAR-10 as class folders. 1,200 images of its training part, 120 per class, become a flat
+folder like a user's; the program takes 840 of them for training, 120 for validation and 240 for
+testing. Each space is searched for the same time; the shipped ones get as many trials as fit into
+it, more than they specify. The best trial and the vote of the best five are then scored on images
+of FOLDER's test part, which no search sees: 240 images would say too little. ``--storage`` keeps
+the runs: the same command continues an interrupted benchmark.
 
     python -m tests.benchmarks.auto --photos --storage FOLDER --minutes 10
 
-searches tiles of the sample photos of scikit-learn and Matplotlib, labelled by their photo, for the
-path alone.
+searches tiles of the sample photos of scikit-learn and Matplotlib, labelled by their photo, only to
+exercise the code path.
 """
 
 import argparse
@@ -37,13 +37,13 @@ SPACES = (AUTO, "cnn_small", "speed")
 IMAGES = 1_200
 TOP = 5
 MOST_TRIALS = 1_000
-"""Trials of the shipped spaces: more than the time holds."""
+"""Trials of the shipped spaces: more than fit into the time."""
 TILE = 160
-"""Pixels of a tile's sides."""
+"""Length of a tile's sides in pixels."""
 
 
 def flat_folder(images: Path, folder: Path, count: int = IMAGES) -> Path:
-    """Make a folder of class folders, each with as many images of a data set's training part."""
+    """Make class folders, each with the same number of images from a training part."""
     classes = sorted(path.name for path in (images / "train").iterdir() if path.is_dir())
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def _is_same_disk(file: Path, folder: Path) -> bool:
 
 
 def tiles(folder: Path) -> Path:
-    """Cut sample photos into tiles that overlap, a class a photo."""
+    """Cut sample photos into overlapping tiles, one class per photo."""
     from matplotlib.cbook import get_sample_data
     from sklearn.datasets import load_sample_images
 
@@ -78,7 +78,7 @@ def tiles(folder: Path) -> Path:
 
 
 def searched(space: str, data: Path, storage: Path, minutes: float, seed: int) -> Run:
-    """Search a space for so long, or go on with that."""
+    """Search a space for the given time, or resume that search."""
     name = f"{space}-{seed}"
     known = name in list_runs(storage)
     if known and find_run(storage, name).record.status == "finished":
@@ -100,7 +100,7 @@ def searched(space: str, data: Path, storage: Path, minutes: float, seed: int) -
 
 
 def accuracies(run: Run, files: Sequence[Path]) -> dict[str, Any]:
-    """Score the best trial and the vote of the best ones on images that no search has seen."""
+    """Score the best trial and the vote of the best ones on images unseen by any search."""
     trials = run.trials()
     usable = sum(trial.is_usable for trial in trials)
     found = {
@@ -121,7 +121,7 @@ def accuracies(run: Run, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def as_table(found: Mapping[str, Sequence[Mapping[str, Any]]], minutes: float) -> Table:
-    """Return a row a space: means over the seeds, and what auto gains over it, by seed."""
+    """Return one row per space: means over the seeds, and the gain of auto over it, by seed."""
     table = Table(title=f"{IMAGES:,} images, {minutes:g} minutes on {os.cpu_count()} CPUs")
     table.add_column("space")
     for heading in ("trials", "whole", "epochs", "best %", "vote %", "auto's gain, vote"):

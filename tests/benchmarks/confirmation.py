@@ -1,24 +1,25 @@
-"""Searches of real images side by side, at the same budget: the best trial, and the ensemble.
+"""Compare searches of real images at the same budget: the best trial and the ensemble.
 
     python -m tests.benchmarks.confirmation --data FOLDER --storage FOLDER --seeds 10
 
 FOLDER of ``--data`` is CIFAR-10 as class folders. Each seed searches ``cnn_small`` on 10,000 of its
-training images once for each arm, as long as six full trainings take on this machine with all its
-slots busy, and the start of the workers: that is measured first. All trials are validated on the
-same 5,000 images.
+training images once for each arm. A search lasts as long as six full trainings take on this machine
+with all its slots busy, plus the start of the workers, which is measured first. All trials are
+validated on the same 5,000 images.
 
 =============  ====================================================================================
-``stock``      TPE and the stopping ASHA, Ray's stock in kind (``--scheduler asha-stop``), without
+``stock``      TPE and the stopping ASHA, as in stock Ray (``--scheduler asha-stop``), without
                the space's baselines
 ``promoting``  the same with the promoting ASHA
-``default``    the space as it is: promoting, with its baselines
+``default``    the space unchanged: promoting, with its baselines
 ``ensemble``   the same with ``--for ensemble``
 =============  ====================================================================================
 
-The best trial and the greedy ensemble of at most five are told by cross-fitting on the validation
-images and on the test images, and the arms by paired differences from the first one, with the 95 %
-interval of Student's t over the seeds. Each search is a line of ``results.jsonl`` in ``--storage``:
-the same command goes on where it was ended. The arms of a seed take turns in being first.
+The best trial and the greedy ensemble of at most five are scored by cross-fitting on the validation
+images, and on the test images. Arms are compared by paired differences from the first one, with the
+95 % interval of Student's t over the seeds. Each search is a line of ``results.jsonl`` in
+``--storage``: the same command continues an interrupted benchmark. The arms of a seed take turns in
+going first.
 """
 
 import argparse
@@ -44,7 +45,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "ensemble": {"scheduler": "asha", "purpose": "ensemble"},
 }
 MOST_TRIALS = 1_000
-"""Trials of a search: more than its time holds."""
+"""Trials of a search: more than fit into its time."""
 TOP = 5
 FIGURES = {
     "best val": 100.0,
@@ -54,11 +55,11 @@ FIGURES = {
     "ensemble val NLL": 1.0,
     "ensemble test NLL": 1.0,
 }
-"""Figure -> by what it is multiplied to be shown: accuracies in percent."""
+"""Figure -> factor for display: accuracies are shown in percent."""
 
 
 def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) -> Run:
-    """Search the space, or go on with that; a search that has ended is returned as it is."""
+    """Search the space, or resume that search; return a finished one unchanged."""
     known = name in list_runs(options.storage)
     if known and find_run(options.storage, name).record.status == "finished":
         return find_run(options.storage, name)
@@ -80,9 +81,9 @@ def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) ->
 
 
 def budget_of(options: argparse.Namespace, known: dict[tuple[str, int], Any]) -> float:
-    """Return the seconds of a search: full trainings with all slots busy, and the workers' start.
+    """Return the seconds of a search: full trainings with all slots busy, plus the workers' start.
 
-    Some trainings of random configurations are timed, once for all searches.
+    A few trainings of random configurations are timed once, for all searches.
     """
     if ("calibration", 0) not in known:
         run = searched(
@@ -104,7 +105,7 @@ def budget_of(options: argparse.Namespace, known: dict[tuple[str, int], Any]) ->
 
 
 def figures_of(run: Run) -> dict[str, Any]:
-    """Score the best trial of a search, and its greedy ensemble."""
+    """Score the best trial of a search and its greedy ensemble."""
     trials = run.trials()
     usable = sum(trial.is_usable for trial in trials)
     found: dict[str, Any] = {
@@ -133,14 +134,14 @@ def note(
 
 
 def read(storage: Path) -> dict[tuple[str, int], Any]:
-    """Return the lines of the results so far, by arm and seed."""
+    """Return the existing lines of the results, by arm and seed."""
     path = storage / "results.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return {(line["arm"], line["seed"]): line for line in map(json.loads, lines)}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of values with its 95 % interval; of one value it is infinite."""
+    """Return the mean of values with its 95 % interval, which is infinite for one value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, -math.inf, math.inf
@@ -149,7 +150,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def as_table(known: Mapping[tuple[str, int], Any], arms: Sequence[str], seeds: int) -> Table:
-    """Return a row for each figure and arm: its mean, and by how much it is above the first arm."""
+    """Return one row per figure and arm: its mean and its difference from the first arm."""
     table = Table(title=f"{seeds} seeds, paired")
     for heading in ("figure", "arm", "mean", f"minus {arms[0]}", "95 % interval", "wins"):
         table.add_column(heading, justify="left" if heading in ("figure", "arm") else "right")
@@ -169,7 +170,7 @@ def as_table(known: Mapping[tuple[str, int], Any], arms: Sequence[str], seeds: i
 
 
 def main() -> None:
-    """Run the comparison, or go on with it, and print a table."""
+    """Run or continue the comparison, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="CIFAR-10 as class folders")
     parser.add_argument("--storage", type=Path, required=True, help="keeps runs, to go on with")

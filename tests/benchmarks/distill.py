@@ -1,11 +1,11 @@
-"""What a teacher is worth to a small network: taught and untaught students of equal epochs.
+"""The gain of a small network from a teacher: students with and without it, at equal epochs.
 
     python -m tests.benchmarks.distill --data FOLDER --json distill.json
 
 FOLDER is CIFAR-10 as class folders. A search and its ensemble make the teacher. Students of one
-space are searched twice with as many trials, taught by it and by the labels alone; then the best
-configuration of each search is trained anew with several seeds, and these look at the test images.
-Trials are chosen on validation images alone.
+space are searched twice with the same number of trials: once taught by the teacher, once by the
+labels alone. The best configuration of each search is then retrained with several seeds, and these
+networks are scored on the test images. Trials are chosen on validation images alone.
 """
 
 import argparse
@@ -51,7 +51,7 @@ STUDENT = {
 
 
 def on_test(run: Run) -> list[dict[str, float]]:
-    """Return what each trial is worth on the test images, which are read for this alone."""
+    """Return the scores of each trial on the test images, which are read only for this."""
     test = load_test(run.record.data, Path(run.record.data_dir)).images
     figures = []
     for trial in run.trials():
@@ -63,7 +63,7 @@ def on_test(run: Run) -> list[dict[str, float]]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run the searches; return what became of teacher and students."""
+    """Run the searches; return the figures of the teacher and the students."""
     space = folder / "student.yaml"
     space.write_text(yaml.safe_dump(STUDENT))
     common = {"storage": folder, "data_dir": folder / "data", "progress": False}
@@ -132,7 +132,7 @@ def gain(taught: Sequence[float], untaught: Sequence[float]) -> tuple[float, flo
 
 
 def as_table(found: dict[str, Any]) -> Table:
-    """Return a row each for the teacher and the two kinds of students."""
+    """Return one row each for the teacher and the two kinds of students."""
     table = Table(title="Test images; students as mean and standard deviation over their seeds")
     for heading in ("", "accuracy", "NLL", "parameters", "ms, 1 image", "ms, 256"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -156,7 +156,7 @@ def as_table(found: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Run the benchmark; print a table, and write one JSON document if asked to."""
+    """Run the benchmark; print a table, and with ``--json`` write one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as class folders")
     parser.add_argument("--train-limit", type=int, help="training images; all without it")

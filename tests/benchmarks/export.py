@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.export ENSEMBLE --rounds 7 [--check FOLDER] [--json]
 
-ENSEMBLE is its folder. It is exported to both formats, which compares them on the images kept with
-it or on those of FOLDER, at their full size. Then the three take turns, so many rounds, with one
-image and with 32 of the networks' own size; the table gives the medians and quartiles of a round's
-milliseconds, and the median of its ratios to torch's, which is ``Ensemble.predict`` on an array.
+ENSEMBLE is the folder of an ensemble. It is exported to both formats, which compares them on the
+images kept with it or on those of FOLDER, at their full size. Then the three take turns for the
+given number of rounds, with one image and with 32 of the networks' own size. The table shows the
+median and quartiles of a round's milliseconds, and the median of its ratios to torch, which is
+``Ensemble.predict`` on an array.
 """
 
 import argparse
@@ -28,7 +29,7 @@ ROUND_SECONDS = 0.2
 
 
 def seconds_of(run: Run, images: np.ndarray) -> float:
-    """Return the mean seconds of a call, after one that does not count."""
+    """Return the mean seconds of a call, after a warm-up call."""
     run(images)
     calls, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < ROUND_SECONDS or not calls:
@@ -38,7 +39,7 @@ def seconds_of(run: Run, images: np.ndarray) -> float:
 
 
 def measure(ensemble: Ensemble, exports: dict[Format, Export], rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each runtime and number of images."""
+    """Return one row per runtime and number of images."""
     runs: dict[str, Run] = {"torch": ensemble.predict}
     for to, made in exports.items():
         runs[RUNTIMES[to]] = open_exported(Path(made.file), to)

@@ -1,12 +1,12 @@
-"""Kill a search at random moments, resume it, and hold its run folder to what was promised.
+"""Kill a search at random moments, resume it, and check its run folder against the promises.
 
     python -m tests.benchmarks.faults --driver-kills 9 --worker-kills 9 --ray-kills 9 --all-kills 9
 
 Short searches on the digits run through the installed command. At random moments, some before the
-first trial, ``kill -9`` hits the driver alone, the processes that train, one of Ray's own, or the
-driver with all that it started. A search that has lost its workers goes on by itself, and one that
-has lost Ray has to end with a line; else it is resumed at once, while what the kill left over may
-still run. Ends with status 1 if a promise was broken.
+first trial, ``kill -9`` hits the driver alone, the training processes, one of Ray's processes, or
+the driver with everything that it started. A search that lost its workers continues by itself, and
+one that lost Ray has to end with a message; otherwise it is resumed at once, while processes left
+over by the kill may still run. Exits with status 1 if a promise was broken.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from tuner.errors import ClusterError
 from tuner.run.run import Run
 
 Kind = Literal["driver", "worker", "ray", "everything"]
-"""What is killed; of Ray the raylet or the GCS."""
+"""What is killed; ``ray`` is the raylet or the GCS."""
 
 TRIALS = 12
 SPACE = f"""
@@ -57,15 +57,15 @@ space:
   augment: {{crop: {{int: [0, 1]}}}}
 """
 SLOTS = (2, 1)
-"""By turns: two trials at a time, as users search, and one, with all trials given beforehand, where
-nothing depends on time or on what was proposed before: a killed search has to be as one unkilled.
+"""Trials at a time, alternating: two, as users search; and one, with all trials given as baselines,
+where nothing depends on time or on earlier proposals: a killed search has to equal an unkilled one.
 """
 KILLS_A_SEARCH = 3
 HANG_SECONDS = 600.0
 NOTICE_SECONDS = 90.0
-"""Within this a search without Ray has to end: Ray itself waits for a minute as it starts."""
+"""Time for a search without Ray to end: Ray itself waits for a minute when it starts."""
 RAYS_OWN_END = "The program will terminate"
-"""Words of Ray 2.60 that ends a process in which it starts, and has held its interpreter till then.
+"""Message of Ray 2.60 when it ends a process in which it starts, after blocking its interpreter.
 """
 
 
@@ -102,16 +102,16 @@ def main() -> None:
 def measure(
     folder: Path, counts: dict[Kind, int], seed: int, messages: Console
 ) -> tuple[dict[int, Verdict], dict[Kind, list[Verdict]]]:
-    """Run searches without a kill, then such with as many kills of each kind as asked for.
+    """Run searches without a kill, then searches with the requested number of kills of each kind.
 
     Args:
         folder: An empty folder for the runs.
         counts: Kills of each kind.
-        seed: Of the moments.
-        messages: Where each search is told.
+        seed: Seed of the moments.
+        messages: Console that reports each search.
 
     Returns:
-        What became of the searches without a kill, by trials at a time, and of those with kills.
+        Verdicts on the searches without a kill, by trials at a time, and on those with kills.
     """
     torch.set_num_threads(1)
     (folder / "space-2.yaml").write_text(SPACE)
@@ -141,15 +141,15 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a search is killed."""
+    """The moment when a search is killed."""
 
     epochs: int
-    """To be trained after the start."""
+    """Epochs trained after the start."""
     seconds: float
-    """After that."""
+    """Seconds after these epochs."""
 
     def arrives(self, search: Search, watch: Watch) -> bool:
-        """Wait for it; say whether the search has not ended before."""
+        """Wait for the moment; return whether the search is still running then."""
         before = len(watch.seen)
         while len(watch.seen) < before + self.epochs:
             if search.wait(0.05) is not None:
@@ -159,7 +159,7 @@ class Moment:
 
 
 def draw_moment(rng: random.Random) -> Moment:
-    """Return one in five while the search starts, the others up to 12 epochs later."""
+    """Draw a moment: one in five while the search starts, the others up to 12 epochs later."""
     if rng.random() < 0.2:
         return Moment(0, rng.uniform(0.5, 10))
     return Moment(rng.randint(1, 12), rng.uniform(0, 1.5))
@@ -182,16 +182,16 @@ def baselines(count: int) -> str:
 def killed_search(
     folder: Path, name: str, slots: int, kind: Kind, moments: Sequence[Moment], messages: Console
 ) -> Verdict:
-    """Run a search that is killed and resumed, to its end, and judge what it has left.
+    """Run a search to its end, killing and resuming it, and judge the run folder.
 
     Args:
-        folder: Where the spaces are.
-        name: Of the run.
+        folder: Folder of the spaces.
+        name: Name of the run.
         slots: Trials at a time.
         kind: What is killed.
-        moments: One for each kill, from the start of the search or from the kill before; those
-            after the end of the search are left out.
-        messages: Where the outcome is told.
+        moments: One per kill, from the start of the search or from the previous kill; those
+            after the end of the search are skipped.
+        messages: Console that reports the outcome.
     """
     path = folder / "runs" / name
     space = f"space-{slots}.yaml"
@@ -234,13 +234,13 @@ def killed_search(
 
 
 def strike(kind: Kind, search: Search, path: Path, verdict: Verdict) -> list[Process]:
-    """Kill what is to be killed of a search, and return what of it lives on.
+    """Kill processes of a search, and return those that are left over.
 
     Args:
-        kind: What that is.
-        search: Which goes on where it lost its workers alone.
-        path: Of its run.
-        verdict: Takes what is wrong with the end of a search that has lost Ray.
+        kind: What is killed.
+        search: The search, which continues if it lost only its workers.
+        path: Path of its run.
+        verdict: Receives what is wrong with the end of a search that lost Ray.
     """
     if kind == "driver":
         return search.kill_driver()
@@ -260,9 +260,9 @@ def strike(kind: Kind, search: Search, path: Path, verdict: Verdict) -> list[Pro
     struck[len(verdict.left_over) % len(struck)].kill()
     code = search.wait(NOTICE_SECONDS)
     last = search.errors.strip().rpartition("\n")[2]
-    # After its last trial it needs Ray no more.
+    # After its last trial, a search no longer needs Ray.
     is_over = code == 0 and Run.open(path).record.status == "finished"
-    # Before its trials a search tells what Ray tells, and there may be nothing to go on with.
+    # Before its trials, a search shows Ray's own message, and there may be nothing to resume.
     is_told = code == ClusterError.exit_code or RAYS_OWN_END in search.errors
     if not (is_told or is_over) or "Traceback" in search.errors:
         verdict.broken.append(f"ended with {code} without Ray: {last[-500:]}")
@@ -270,7 +270,7 @@ def strike(kind: Kind, search: Search, path: Path, verdict: Verdict) -> list[Pro
 
 
 def as_table(found: dict[Kind, list[Verdict]]) -> Table:
-    """Return one column a kind of kill."""
+    """Return a table of one column per kind of kill."""
     table = Table("", *found, title="kill -9 at random moments, then --resume")
     rows = [summary(verdicts) for verdicts in found.values()]
     for label, text in (

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.first_epoch --space quick --runs 3
 
 Each run is a new process of the installed command, in an empty folder, as a user starts it: it
-loads PyTorch, reads the images and starts Ray. It is ended once an epoch stands in a history.
+loads PyTorch, reads the images and starts Ray. It is killed once an epoch is in a history.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MOST_SECONDS = 300.0
 
 
 def times(space: str) -> tuple[float, float]:
-    """Start a search, and return its seconds to the first line and to the first epoch."""
+    """Start a search; return the seconds to its first line and to its first epoch."""
     with tempfile.TemporaryDirectory(prefix="first-epoch-") as name:
         folder = Path(name)
         began = time.time()
@@ -40,7 +40,7 @@ def times(space: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run the benchmark; print a line a run, and the medians."""
+    """Run the benchmark; print one line per run, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", default="quick")
     parser.add_argument("--runs", type=int, default=3)

@@ -1,14 +1,14 @@
-"""A search with ``--folds`` against one with a single split, on few images, in the same time.
+"""Compare a search with ``--folds`` and one with a single split, on few images, in equal time.
 
     python -m tests.benchmarks.folds --data FOLDER --storage FOLDER
 
 FOLDER is CIFAR-10 as class folders. Each repetition draws 600 of the training images anew and
-searches them twice, as long each time, in turns of which goes first: with 120 of them held out, and
-with five folds of 120. What each has chosen then sees the 10,000 test images, which no search has
-seen. The error is the distance of the validation estimate by which it was chosen from its accuracy
-there. The networks of the folds are averaged, as an ensemble takes them; as that is more than a
-single network, the vote of the five best trials of the single split stands beside it.
-``--storage`` keeps what is done: the same command goes on where it was ended.
+searches them twice for the same time, alternating which goes first: with 120 of them held out, and
+with five folds of 120. The choice of each search then sees the 10,000 test images, which no search
+has seen. The error is the validation estimate by which it was chosen minus its accuracy there. The
+networks of the folds are averaged, as in an ensemble; because that is more than a single network,
+the vote of the five best trials of the single split is shown, too. ``--storage`` keeps finished
+repetitions: the same command continues an interrupted benchmark.
 """
 
 import argparse
@@ -74,7 +74,7 @@ SPACE = {
 
 
 def draw_images(data: Path, folder: Path, seed: int) -> Path:
-    """Make a data set of ``IMAGES`` training images, as links, the same number of each class."""
+    """Make a data set of ``IMAGES`` training images, as links, the same number per class."""
     chance = random.Random(seed)
     classes = sorted(path for path in (data / "train").iterdir() if path.is_dir())
     for source in classes:
@@ -87,7 +87,7 @@ def draw_images(data: Path, folder: Path, seed: int) -> Path:
 
 
 def searched(name: str, data: DataConfig, storage: Path, seconds: float, seed: int) -> Run:
-    """Search for so many seconds."""
+    """Search for the given number of seconds."""
     file = storage / "space.yaml"
     write_json(file, SPACE)  # JSON is YAML.
     loaded = load_space(file, [f"search.seed={seed}"], storage)
@@ -110,7 +110,7 @@ def searched(name: str, data: DataConfig, storage: Path, seconds: float, seed: i
 
 
 def probs_of(trials: Sequence[TrialRecord], images: Tensor) -> Tensor:
-    """Return what trials say of images, those of folds averaged, shape (M, N, K)."""
+    """Return the probs of trials on images, averaged over folds, shape (M, N, K)."""
     networks = [
         Network(file=t.checkpoint, model=t.config.model, precision=t.config.precision)
         for t in trials
@@ -119,7 +119,7 @@ def probs_of(trials: Sequence[TrialRecord], images: Tensor) -> Tensor:
 
 
 def judged(run: Run, test: Images) -> dict[str, Any]:
-    """Return what a search has chosen, what it thought of it, and what it is worth."""
+    """Return the estimate of a search for its best trial, and the test accuracies."""
     trials = run.top(min(VOTERS, sum(trial.is_usable for trial in run.trials())))
     best = trials[0].best
     assert best is not None
@@ -142,7 +142,7 @@ def judged(run: Run, test: Images) -> dict[str, Any]:
 
 
 def measure(data: Path, storage: Path, seconds: float, repetitions: int) -> list[dict[str, Any]]:
-    """Return a row a repetition, with what each arm came to."""
+    """Return one row per repetition, with the figures of each arm."""
     test = load_test(DataConfig(source=str(data)), storage / "data").images
     rows = []
     for number in range(repetitions):
@@ -161,7 +161,7 @@ def measure(data: Path, storage: Path, seconds: float, repetitions: int) -> list
 
 
 def as_table(rows: Sequence[dict[str, Any]], seconds: float) -> Table:
-    """Return one row an arm, means over the repetitions with their standard errors."""
+    """Return one row per arm: means over the repetitions with their standard errors."""
     table = Table(title=f"{IMAGES} images, {seconds:.0f} s a search, {len(rows)} repetitions")
     table.add_column("")
     for heading in ("|error|", "error", "accuracy %", "vote of 5", "trials", "training s"):

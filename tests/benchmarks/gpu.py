@@ -1,12 +1,12 @@
-"""Everything that is measured on a GPU, by one command that ends in time.
+"""Run all measurements on a GPU, by one command that ends in time.
 
     python -m tests.benchmarks.gpu --data FOLDER --minutes 5 --json FILE
 
-FOLDER is CIFAR-10 as class folders. The tests of ``tests/gpu`` run first, then each table; what is
-cut off stands at the end. Every part is a process of its own with a share of the time that is left,
-and is killed at its end. The JSON is written after each part, with whatever the part had reported.
-``--before`` names a folder with an earlier checkout of this repository, whose training is measured
-in the same run; ``--record`` a folder with the record's code.
+FOLDER is CIFAR-10 as class folders. The tests of ``tests/gpu`` run first, then each table, so that
+what is cut off is at the end. Each part is a process of its own with a share of the time that is
+left, and is killed when it is over. The JSON is written after each part, with whatever the part has
+reported. ``--before`` names a folder with an earlier checkout of this repository, whose training is
+measured in the same run; ``--record`` names a folder with the record's code.
 """
 
 import argparse
@@ -29,19 +29,19 @@ from tests.benchmarks.gpu_parts import PARTS, WEIGHTS, Rows, Settings
 from tests.benchmarks.processes import descendants
 
 TRAINING = ("tuner/train.py", "tuner/training/loop.py")
-"""Where ``train`` stands in a checkout: up to commit a475a52, and since."""
+"""Where ``train`` is in a checkout: up to commit a475a52, and since."""
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE_SECONDS = 90.0
-"""At most, to decode the images."""
+"""Maximum number of seconds to decode the images."""
 GRACE_SECONDS = 4.0
-"""Before the end of all, for the last part's end, tables and JSON."""
+"""Seconds reserved for the last part's end, tables and JSON."""
 TINY_SECONDS = 120.0
 ERROR_LINES = 15
 
 
 def main() -> None:
-    """Run the parts; print their tables and what was reached."""
+    """Run the parts; print their tables and which targets were reached."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="CIFAR-10 as class folders")
     parser.add_argument("--data-dir", type=Path, default=Path.home() / ".cache" / "cifar-tune")
@@ -76,8 +76,8 @@ class Command:
     """One run of the command.
 
     Args:
-        options: What was asked for.
-        console: Where the tables go.
+        options: The parsed options.
+        console: Console for the tables.
     """
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
@@ -109,11 +109,11 @@ class Command:
         self._conclude()
 
     def clear(self) -> None:
-        """Remove what the parts have left."""
+        """Remove files that the parts have left."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _part(self, name: str, seconds: float) -> None:
-        """Run a part, and keep what it reported however it ended."""
+        """Run a part, and keep its report however it ended."""
         entry: dict[str, Any] = {"seconds_given": round(seconds, 1)}
         self._document["parts"][name] = entry
         if seconds < 1:
@@ -197,7 +197,7 @@ class Command:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a part's process and all that it started."""
+    """Kill a part's process and all processes that it started."""
     started = descendants(process.pid)
     process.kill()
     for each in started:
@@ -212,7 +212,7 @@ def as_table(rows: Rows) -> Table:
     for heading in rows.headings:
         table.add_column(heading)
     for row in rows.rows:
-        # The names of tests have brackets, which are no markup.
+        # The names of tests have brackets, which are not markup.
         table.add_row(*map(escape, row))
     return table
 

@@ -1,13 +1,14 @@
-"""How many labels that were swapped on purpose ``data issues`` finds, on real images.
+"""Count the deliberately swapped labels that ``data issues`` finds, on real images.
 
     python -m tests.benchmarks.label_errors --data FOLDER --storage FOLDER --minutes 10
 
-FOLDER is CIFAR-10 as class folders. ``--images`` of its training part become a flat folder, in
-which ``--swapped`` of them lie under another class, drawn at random. A search of ``--space`` takes
-so many minutes; the vote of its best five trials then judges the images to validate on. Precision
-is the share of the found that were swapped, recall the share of the swapped that were found. By
-chance, precision is the share of swapped images, and recall the share of images that were found.
-FOLDER has some errors and images of its own that fit two classes: precision is a lower bound.
+FOLDER is CIFAR-10 as class folders. ``--images`` images of its training part become a flat folder,
+in which a share ``--swapped`` of them is moved to another class, drawn at random. A search of
+``--space`` takes ``--minutes``; the vote of its best five trials then judges the validation images.
+Precision is the share of the reported images that were swapped, recall the share of the swapped
+images that were reported. By chance, precision is the share of swapped images, and recall the share
+of reported images. FOLDER has some label errors of its own, and images that fit two classes, so
+precision is a lower bound.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from tuner.run.run import find_run, list_runs
 
 
 def swap(folder: Path, share: float) -> set[str]:
-    """Move some images under another class; return the names that they have there."""
+    """Move some images to another class; return their names there."""
     classes = sorted(path.name for path in folder.iterdir())
     files = sorted(folder.glob("*/*"))
     numbers = random.Random(2)
@@ -40,7 +41,7 @@ def swap(folder: Path, share: float) -> set[str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Search, look for errors, and hold what is found against what was swapped."""
+    """Search, look for errors, and compare the reported images with the swapped ones."""
     storage = options.storage.absolute()
     folder = storage / "swapped"
     if not folder.exists():

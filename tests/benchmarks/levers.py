@@ -1,12 +1,12 @@
-"""What each lever adds to the validation accuracy of a plain CNN, on real images.
+"""Measure what each lever adds to the validation accuracy of a plain CNN, on real images.
 
     python -m tests.benchmarks.levers --data FOLDER --storage FOLDER
 
 FOLDER is CIFAR-10 as class folders. The task is five of its classes, 10,000 training images, nine
 epochs; the other five are for the run from which weights are transferred. Each lever is a search of
-its own, over that lever alone, and what it has chosen is trained anew with three seeds. An ensemble
-is the soft vote of five plain CNNs of other seeds. ``--storage`` keeps runs and results: the same
-command goes on where it was ended.
+its own, over that lever alone, and its choice is retrained with three seeds. An ensemble is the
+soft vote of five plain CNNs with other seeds. ``--storage`` keeps runs and results: the same
+command continues an interrupted benchmark.
 """
 
 import argparse
@@ -40,10 +40,10 @@ TRIALS = 8
 SEEDS = 3
 MEMBERS = 5
 FLOPS = 3.0e8
-"""Most operations of a forward pass, four times the plain CNN's: minutes for nine epochs."""
+"""Limit on operations of a forward pass, four times the plain CNN's: minutes for nine epochs."""
 
 PLAIN = {"model": {"cnn": {}}, "optimizer": {"sgd": {}}, "schedule": {"cosine": {}}}
-"""All at its default: 289,000 weights, no augmentation."""
+"""All parameters at their defaults: 289,000 weights, no augmentation."""
 CHOICES: dict[str, dict[str, Any]] = {
     "architecture": {
         "model": {
@@ -132,7 +132,7 @@ def class_folders(images: Path, classes: Sequence[str], folder: Path) -> Path:
 def searched(
     name: str, space: Mapping[str, Any], data: DataConfig, storage: Path, **settings: Any
 ) -> Run:
-    """Search a space whole, or go on with that."""
+    """Search a space to the end, or resume that search."""
     file = storage / f"{name}.yaml"
     plain = {"search": {"epochs": EPOCHS, **settings}, "space": space}
     write_json(file, plain | {"constraints": {"flops": FLOPS}})  # JSON is YAML.
@@ -162,13 +162,13 @@ def searched(
 def repeated(
     name: str, space: Mapping[str, Any], data: DataConfig, storage: Path, trials: int
 ) -> list[TrialRecord]:
-    """Train one configuration with so many seeds, none of a search."""
+    """Train one configuration with the given number of seeds, none of them from a search."""
     run = searched(name, space, data, storage, trials=trials, scheduler="none", seed=1)
     return run.trials()
 
 
 def measure(images: Path, storage: Path) -> dict[str, Any]:
-    """Return what each lever has chosen, and its accuracies, one a seed."""
+    """Return the choice of each lever, and its accuracies, one per seed."""
     storage.mkdir(parents=True, exist_ok=True)
     target = DataConfig(
         source=str(class_folders(images, TARGET, storage / "target")), train_limit=IMAGES
@@ -181,7 +181,7 @@ def measure(images: Path, storage: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"plain": row(plain[:SEEDS]), "ensemble": row_of_votes(plain, labels)}
     together: dict[str, Any] = {}
     for lever, choice in CHOICES.items():
-        if lever == "transfer":  # The others go together; transferred weights fit one network.
+        if lever == "transfer":  # The others combine; transferred weights fit one network only.
             three = repeated("together", PLAIN | together, target, storage, SEEDS)
             found["the three together"] = row(three)
         run = searched(lever, PLAIN | choice, target, storage, trials=TRIALS, grace=4, reduction=2)
@@ -195,7 +195,7 @@ def measure(images: Path, storage: Path) -> dict[str, Any]:
 def as_space(trial: TrialRecord) -> dict[str, Any]:
     """Return a trial's configuration as a space without a choice."""
     plain = trial.config.to_dict()
-    # What is not given is null or empty in a configuration, and left out of a space.
+    # Unset parameters are null or empty in a configuration, and left out of a space.
     plain["model"] = {
         family: {key: value for key, value in params.items() if value not in (None, "")}
         for family, params in plain["model"].items()
@@ -204,7 +204,7 @@ def as_space(trial: TrialRecord) -> dict[str, Any]:
 
 
 def row(trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Return the accuracies of some trials, and their weights."""
+    """Return the accuracies of some trials, and their number of weights."""
     return {
         "accuracy": [trial.best.val_accuracy for trial in trials if trial.best],
         "parameters": trials[0].status.num_parameters,
@@ -212,7 +212,7 @@ def row(trials: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def row_of_votes(trials: Sequence[TrialRecord], labels: Tensor) -> dict[str, Any]:
-    """Return the accuracies of the votes of the trials, so many members each."""
+    """Return the accuracies of votes of ``MEMBERS`` trials each."""
     probs = torch.stack([torch.from_numpy(trial.val_probs()).float() for trial in trials])
     uniform = torch.full((MEMBERS,), 1 / MEMBERS)
     votes = [score(soft_vote(few, uniform), labels).accuracy for few in probs.split(MEMBERS)]
@@ -220,7 +220,7 @@ def row_of_votes(trials: Sequence[TrialRecord], labels: Tensor) -> dict[str, Any
 
 
 def as_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return one row a lever."""
+    """Return a table of one row per lever."""
     table = Table(
         title=f"{IMAGES:,} images of {len(TARGET)} classes, {EPOCHS} epochs, {SEEDS} seeds"
     )

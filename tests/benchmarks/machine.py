@@ -1,10 +1,10 @@
-"""Images a second of the whole machine: as many trials as CPUs, and the tutorial's way.
+"""Images per second of the whole machine: one trial per CPU, and the tutorial's way.
 
     python -m tests.benchmarks.machine --data FOLDER --rounds 7
 
 FOLDER is CIFAR-10 as class folders. A search trains one trial of one thread on each CPU; the
-tutorial's way gives all CPUs to one training, whose loader has as many workers. Both take turns, a
-window of some steps each; ratios are taken within a round.
+tutorial's way gives all CPUs to one training, with as many loader workers. Both take turns, a
+window of several steps each; ratios are computed within a round.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WINDOW_IMAGES = 2048
 def train_windows(
     name: str, splits: Splits, rounds: int, gate: Barrier, seconds: "Queue[float]"
 ) -> None:
-    """Train a network with one thread; tell the seconds of each window."""
+    """Train a network with one thread; put the seconds of each window into the queue."""
     torch.set_num_threads(1)
     windows = ours(config_of(CASES[name], rounds), splits, CPU)
     with contextlib.closing(windows):
@@ -45,7 +45,7 @@ def train_windows(
 
 
 def measure(name: str, splits: Splits, rounds: int, cpus: int) -> dict[str, list[float]]:
-    """Return images a second of both ways, one figure a round."""
+    """Return images per second of both ways, one figure per round."""
     part = window_of(splits, CASES[name].batch_size, WINDOW_IMAGES)
     context = get_context("spawn")
     gate, seconds = context.Barrier(cpus + 1), context.Queue()

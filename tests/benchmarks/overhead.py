@@ -1,14 +1,14 @@
-"""What a trial costs the driver, from the first to the last of thousands, and against stock Tune.
+"""The driver's cost per trial, from the first to the last of thousands, and against stock Tune.
 
     python -m tests.benchmarks.overhead --trials 2000 --slots 8
 
 The real search runs with a worker that reports one epoch without training. A plain function does
 the same under ``tune.Tuner`` with its defaults, half of its trials before and half after, in the
-same Ray session. Both import torch, as any training does; with ``--bare``, ours does not: 64 such
-workers have room on a machine that has none for 64 with torch.
+same Ray session. Both import torch, as any training does. With ``--bare``, ours does not: a machine
+may have memory for 64 such workers, but not for 64 with torch.
 
-Ray's scalability guide has 10,000 trials that sleep for a second, 16 at a time: 715 s, where 625
-cannot be undercut. The same here:
+In Ray's scalability guide, 10,000 trials that sleep for a second, 16 at a time, take 715 s; the
+minimum is 625 s. The same here:
 
     python -m tests.benchmarks.overhead --trials 10000 --slots 16 --sleep 1 --bare --stock-trials 0
 """
@@ -57,12 +57,12 @@ space:
       adamw: {lr: {float: [1.0e-4, 1.0e-1], log: true}}
 """
 WARM = 50
-"""Trials that are left out of the first ones' rate: the workers start in their time."""
+"""Trials left out of the first quarter's rate, because the workers start during them."""
 MAX_RATIO = 1.3
 
 
 def report_only(params: dict[str, Any], *, sleep: float, is_bare: bool, **unused: Any) -> None:
-    """Report as a worker that trains does, and sleep in place of training."""
+    """Report like a worker that trains, but sleep instead of training."""
     if not is_bare:
         import torch
 
@@ -92,7 +92,7 @@ def report_plainly(config: dict[str, Any]) -> None:
 
 
 class Usage:
-    """Notes the resident memory and the processor time of this process twice a second."""
+    """Records the resident memory and the CPU time of this process twice a second."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
@@ -121,7 +121,7 @@ class Usage:
         return float(np.interp(moment, self._times, self._sizes))
 
     def seconds_at(self, moment: float) -> float:
-        """Return the processor time, in seconds, that was spent until then."""
+        """Return the CPU time in seconds that was spent until then."""
         return float(np.interp(moment, self._times, self._seconds))
 
 
@@ -131,14 +131,14 @@ def search(
     """Search with workers that only report.
 
     Args:
-        folder: For the run.
-        trials: How many.
-        sampler: Proposes them.
+        folder: Folder for the run.
+        trials: Number of trials.
+        sampler: Name of the sampler that proposes them.
         sleep: Seconds before each trial's epoch is reported.
-        is_bare: Leave PyTorch out of the workers.
+        is_bare: Whether the workers run without PyTorch.
 
     Returns:
-        When each trial ended, in order, in seconds since 1970, and what this process took.
+        When each trial ended, sorted, in seconds since 1970, and the usage of this process.
     """
     path = folder / "space.yaml"
     path.write_text(SPACE)
@@ -169,11 +169,11 @@ def search(
 def measure(
     folder: Path, *, trials: int, sampler: str, sleep: float, is_bare: bool
 ) -> dict[str, float]:
-    """Search so, and return what it came to; see ``search``.
+    """Run such a search and return its figures; see ``search`` for the arguments.
 
     Returns:
-        Trials a second, the driver's milliseconds of processor time and kB of memory a trial, the
-        former of the first and the last quarter, and the seconds of all.
+        Trials per second and the driver's milliseconds of CPU time per trial, both for the first
+        and the last quarter; the driver's kB of memory per trial; and the seconds of all trials.
     """
     began = time.time()
     ends, usage = search(folder, trials=trials, sampler=sampler, sleep=sleep, is_bare=is_bare)
@@ -201,7 +201,7 @@ def _milliseconds(ends: Sequence[float], usage: Usage) -> float:
 
 
 def measure_stock(folder: Path, trials: int) -> float:
-    """Return the seconds that ``tune.Tuner`` takes for the trials, all its settings at default."""
+    """Return the seconds that ``tune.Tuner`` takes for the trials, with its default settings."""
     tuner = tune.Tuner(
         report_plainly,
         param_space={"lr": tune.loguniform(0.001, 1.0)},
@@ -218,7 +218,7 @@ def measure_stock(folder: Path, trials: int) -> float:
 
 @contextlib.contextmanager
 def own_environment() -> Iterator[None]:
-    """Take back what a search sets for the engine."""
+    """Restore the environment variables that a search sets for the engine."""
     before = dict(os.environ)
     try:
         yield
@@ -228,7 +228,7 @@ def own_environment() -> Iterator[None]:
 
 
 def as_table(ours: dict[str, dict[str, float]], stock: float | None, title: str) -> Table:
-    """Return one row a sampler, and one for stock Tune where that was measured."""
+    """Return one row per sampler, and one for stock Tune if that was measured."""
     table = Table(title=title)
     table.add_column("")
     for heading in (

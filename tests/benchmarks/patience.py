@@ -1,12 +1,12 @@
-"""What searches foresee of themselves, on tables of learning curves, and what came.
+"""Compare the forecasts of searches with their outcomes, on tables of learning curves.
 
     python -m tests.benchmarks.patience --tables FOLDER --results patience.jsonl
 
 The program's own tuner, TPE and promoting ASHA are played on a simulated clock, as in
-``samplers.py``. It is asked at several times what the best would gain if the search became longer
-by so much, and that is set beside what came; where ``--patience`` would have ended it, what that
-saved and cost; and what its rungs say of their worth, from the trials that were promoted, beside
-what is so of all that came there. Scores are those of the validation images, in points.
+``samplers.py``. At several times, the expected gain of the best from a longer search is compared
+with the actual gain. For ``--patience``, a table shows what ending the search would have saved and
+cost. The worth of rungs, as a search estimates it from promoted trials, is compared with the true
+worth among all trials that reached the rung. Scores are on validation images, in points.
 """
 
 import argparse
@@ -47,15 +47,15 @@ from tuner.run.rung_worth import rung_worths
 from tuner.run.trial import best_row
 
 SPENT = (2, 4, 8)
-"""Full trainings after which it is asked."""
+"""Full trainings after which forecasts are made."""
 RATIOS = (1.25, 1.5, 2.0)
 BUDGETS = (8, 16)
-"""Full trainings of the searches that might end sooner."""
+"""Full trainings of the searches that patience may end sooner."""
 PATIENCES = (0.1, 0.3, 1.0)
 STEPS = 64
-"""Times in a budget at which it is looked whether to end."""
+"""Number of times in a budget at which the search may end."""
 EDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, math.inf)
-"""Points between which forecasts are put together."""
+"""Limits, in points, of the groups of forecasts."""
 RESAMPLES = 1000
 LINE = "TPE + promoting ASHA"
 
@@ -124,7 +124,7 @@ def play(task: Task) -> dict[str, Any]:
 
 
 def scores_of(search: Played) -> list[float]:
-    """Return the scores by which a search foresees."""
+    """Return the scores on which a search bases its forecast."""
     trials = search.tuner.state.trials.values()
     bests = [best_row(t.history, "accuracy") for t in trials if t.status.state in COUNTED]
     return [best.val_accuracy for best in bests if best]
@@ -136,7 +136,7 @@ def ends_at(
     budget: float,
     patience: float,
 ) -> float:
-    """Return when a search would end, in full trainings; not before its first trial is whole."""
+    """Return when a search would end, in full trainings; not before its first completed trial."""
     for time, scores in asked:
         if first_completed <= time < budget and why_not_go_on(
             scores, time / budget, patience, "accuracy"
@@ -146,7 +146,7 @@ def ends_at(
 
 
 def rungs_of(search: Played) -> Iterator[dict[str, float]]:
-    """Yield, of each rung, what the search tells of its worth, and what is so."""
+    """Yield the estimated worth of each rung, and its true worth."""
     state = search.tuner.state
     told = rung_worths(state.search, [trial.history for trial in state.trials.values()])
     marks = [*rung_epochs(GRACE, REDUCTION, state.search.epochs), state.search.epochs]
@@ -167,9 +167,6 @@ def rungs_of(search: Played) -> Iterator[dict[str, float]]:
                 }
 
 
-# What came out
-
-
 def mean_by_table(rows: Sequence[tuple[str, float]]) -> tuple[float, float, float]:
     """Return the mean over the tables, and its 95 % interval."""
     by_table: dict[str, list[float]] = {}
@@ -181,12 +178,12 @@ def mean_by_table(rows: Sequence[tuple[str, float]]) -> tuple[float, float, floa
 
 
 def spelt(figures: tuple[float, float, float]) -> str:
-    """Write a mean with its interval."""
+    """Format a mean with its interval."""
     return "{:.2f} ({:.2f} to {:.2f})".format(*figures)
 
 
 def gains(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """Return what was foreseen beside what came."""
+    """Return a table of expected and actual gains."""
     table = Rows(title="The best trial's gain, in points")
     for heading in ("foreseen", "cases", "mean foreseen", "mean that came", "none came"):
         table.add_column(heading, justify="right")
@@ -216,7 +213,7 @@ def gains(rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def ends(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """Return what patience saved and cost."""
+    """Return a table of what patience saved and cost."""
     table = Rows(title="Searches that ended by their patience")
     for heading in ("budget", "patience", "ended", "budget saved", "points lost, of those"):
         table.add_column(heading, justify="right")
@@ -241,7 +238,7 @@ def ends(rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def rungs(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """Return what rungs tell of their worth, beside what is so."""
+    """Return a table of the estimated and the true worth of rungs."""
     table = Rows(title="Rank correlation of a rung with the next one")
     for heading in ("rung", "cases", "told", "of all", "interval holds it", "low < 0.3", "so"):
         table.add_column(heading, justify="right")
@@ -261,7 +258,7 @@ def rungs(rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def main() -> None:
-    """Play what is missing; print the tables, or the rows as JSON."""
+    """Play the missing searches; print the tables, or the rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE")

@@ -1,10 +1,10 @@
-"""What ``plan`` foresees, against the searches that follow.
+"""Compare the estimates of ``plan`` with the searches that follow.
 
     python -m tests.benchmarks.plan --data FOLDER --json plan.json
 
-FOLDER is CIFAR-10 as class folders; without it the search on real images is left out. Each search
-is planned, and then run, with nothing changed between. The error is that of the median, as a share
-of what came; the range is that of four simulated searches in five.
+FOLDER is CIFAR-10 as class folders; without it, the searches on real images are left out. Each
+search is planned and then run, with nothing changed between. The error is that of the median, as a
+share of the actual value; the range is that of four simulated searches in five.
 """
 
 import argparse
@@ -48,16 +48,16 @@ space:
   optimizer: {adamw: {lr: {float: [1.0e-3, 1.0e-2], log: true}}}
 """
 IMAGES = 2000
-"""Number of real images that are trained on."""
+"""Number of real training images."""
 PART = ("search.trials=10", "search.epochs=6", "search.grace=2")
 MOST = 0.25
-"""Error of the wall time that is allowed."""
+"""Largest allowed error of the wall time, as a share."""
 
 
 def measure(
     space: Path, data: DataConfig, overrides: tuple[str, ...], seconds: float, folder: Path
 ) -> list[dict[str, Any]]:
-    """Plan a search and run it; give a row for each figure."""
+    """Plan a search and run it; return one row per figure."""
     loaded = load_space(space, overrides, folder)
     request = SearchRequest(
         space=loaded,
@@ -85,7 +85,7 @@ def measure(
 
 
 def as_table(found: dict[str, list[dict[str, Any]]]) -> Table:
-    """Return one row a figure."""
+    """Return a table of one row per figure."""
     table = Table(title="Plan and search")
     table.add_column("search")
     table.add_column("")
@@ -110,7 +110,7 @@ def as_table(found: dict[str, list[dict[str, Any]]]) -> Table:
 
 
 def main() -> None:
-    """Run the benchmark; print a table, and write one JSON document if asked to."""
+    """Run the benchmark; print a table, and with ``--json`` write one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="CIFAR-10 as class folders")
     parser.add_argument("--measure", type=float, default=40.0, help="seconds of each plan")

@@ -1,4 +1,4 @@
-"""Record learning curves of a shipped space on seven sets of images; choose first trials by them.
+"""Record learning curves of a shipped space on seven sets of images, and choose first trials.
 
     python -m tests.benchmarks.portfolio --space cnn_small --data FOLDER --results cnn_small.jsonl
 
@@ -6,8 +6,8 @@ FOLDER is CIFAR-10 as class folders. The same configurations, drawn from the spa
 baselines, are trained on the digits, without and with noise, and on five parts of CIFAR-10, which
 differ in classes, size, colour and number of images. Eight are chosen one after another, each for
 the lowest mean regret of the best so far; they are printed as the ``baseline:`` of a space. The
-check learns them from all sets but one and tries them on that, against as many configurations at
-random. What ``--results`` holds is not trained again.
+check learns them from all sets but one, tries them on that set, and compares them with the same
+number of random configurations. Configurations in ``--results`` are not trained again.
 """
 
 import argparse
@@ -42,9 +42,9 @@ from tuner.tuning.warm_start import PORTFOLIO, choose
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 NUM_VAL = 1000
-"""Validation images of each part of CIFAR-10."""
+"""Number of validation images of each part of CIFAR-10."""
 SHOWN = (1, 2, 4, PORTFOLIO)
-"""Trials after which the check looks."""
+"""Numbers of trials after which the check takes the regret."""
 DRAWS = 2000
 
 
@@ -70,7 +70,7 @@ SETS: dict[str, ImageSet | DataConfig] = {
 
 
 def prepare(name: str, images: ImageSet | DataConfig, cifar: Path, folder: Path) -> DataConfig:
-    """Return a set of images; copy a part of CIFAR-10 to a folder of its own."""
+    """Return the configuration of a set; copy a part of CIFAR-10 to a folder of its own."""
     if isinstance(images, DataConfig):
         return images
     own = folder / name.replace(" ", "-")
@@ -98,7 +98,7 @@ def prepare(name: str, images: ImageSet | DataConfig, cifar: Path, folder: Path)
 
 
 def draw(space: SearchSpace, count: int, epochs: int) -> list[TrialConfig]:
-    """Return configurations at random, and the baselines of a space."""
+    """Return random configurations, followed by the baselines of a space."""
     trial = RandomTrial()
     drawn = [space.sample(trial, epochs=epochs, seed=0) for _ in range(count)]
     known = [RandomTrial(params=space.baseline_params(n)) for n in range(len(space.baseline))]
@@ -125,16 +125,16 @@ def record(task: tuple[str, TrialConfig, DataConfig, Path]) -> dict[str, Any]:
 
 
 def key_of(config: TrialConfig) -> str:
-    """Return a text that tells configurations apart."""
+    """Return a text that identifies a configuration."""
     return json.dumps(config.to_dict(), sort_keys=True)
 
 
 def read(results: Path) -> dict[str, dict[str, float]]:
-    """Return what has been recorded: set -> key of a configuration -> its best accuracy."""
+    """Return the recorded results: set -> key of a configuration -> its best accuracy."""
     found: dict[str, dict[str, float]] = {}
     for line in read_results(results):
         best = best_row([EpochMetrics(**row) for row in line["history"]], "accuracy")
-        # Built anew: what an earlier commit recorded may lack a setting.
+        # Parsed and written again: a line of an earlier commit may lack a setting.
         key = key_of(TrialConfig.from_dict(line["config"]))
         found.setdefault(line["set"], {})[key] = best.val_accuracy if best else 0.0
     return found
@@ -143,7 +143,7 @@ def read(results: Path) -> dict[str, dict[str, float]]:
 def regrets_of(accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the normalised regrets of configurations on each set, both of shape (S, N).
 
-    Where half of them are equally good, those that are not have a regret of 1.
+    If half of them are equally good, the others have a regret of 1.
     """
     short = accuracies.max(axis=1, keepdims=True) - accuracies
     median = np.median(short, axis=1, keepdims=True)
@@ -151,7 +151,7 @@ def regrets_of(accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check(regrets: NDArray[np.float64], sets: Sequence[str]) -> Table:
-    """Try a portfolio on each set that it was not learnt from."""
+    """Try a portfolio on each set, after learning it from the other sets."""
     generator = np.random.default_rng(0)
     table = Table(title="Regret on a set left out, after so many trials (at random)")
     table.add_column("left out")
@@ -172,7 +172,7 @@ def check(regrets: NDArray[np.float64], sets: Sequence[str]) -> Table:
 
 
 def main() -> None:
-    """Record what is missing; print the check, and the chosen configurations as YAML."""
+    """Record the missing results; print the check, and the chosen configurations as YAML."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", required=True)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")

@@ -1,11 +1,11 @@
-"""Images a second of ``predict``: from JPEGs on disk to lines of CSV, against what bounds it.
+"""Images per second of ``predict``, from JPEGs on disk to lines of CSV, against its limits.
 
     python -m tests.benchmarks.predict --data FOLDER --rounds 5 [--json]
 
-FOLDER is CIFAR-10 as class folders of JPEGs. Five members look at images of 32 pixels, against the
-bare forward pass of the same five on one resident batch; and at photographs (the same images,
-enlarged to 640 x 480), against their decoding alone. The two of each pair take turns in one
-process; ratios are taken within a round. ``--threads`` is what each of them may use.
+FOLDER is CIFAR-10 as class folders of JPEGs. Five members classify images of 32 pixels, against the
+bare forward pass of the same five on one resident batch; and photographs (the same images, enlarged
+to 640 x 480), against their decoding alone. The two of each pair take turns in one process; ratios
+are computed within a round. ``--threads`` is the number of threads that each of them may use.
 """
 
 import argparse
@@ -49,11 +49,11 @@ MEMBERS: dict[str, list[ModelConfig]] = {
     ],
 }
 BARE_BATCHES = (16, 32, 64, 128, 256)
-"""The bare pass takes the batch size that is fastest for it."""
+"""Batch sizes of which the bare pass takes the fastest."""
 
 
 def ensemble_of(models: Sequence[ModelConfig]) -> Ensemble:
-    """Return untrained networks that vote; how long they take does not depend on their weights."""
+    """Return untrained networks that vote; their speed does not depend on their weights."""
     torch.manual_seed(0)
     networks = [build_model(model, len(CLASSES)).eval() for model in models]
     return Ensemble(
@@ -85,7 +85,7 @@ def ensemble_of(models: Sequence[ModelConfig]) -> Ensemble:
 
 
 def predict(ensemble: Ensemble, files: Sequence[str]) -> None:
-    """Do what the command does once the ensemble is loaded."""
+    """Do what the command does after loading the ensemble."""
     rows = Rows(classes=ensemble.classes, form="csv")
     out = io.StringIO()
     for batch in predict_paths(ensemble, files):
@@ -93,7 +93,7 @@ def predict(ensemble: Ensemble, files: Sequence[str]) -> None:
 
 
 def bare(ensemble: Ensemble, count: int, batch_size: int) -> None:
-    """Run the members' forward passes on one batch over and over, ``count`` images in all."""
+    """Repeat the members' forward passes on one batch, ``count`` images in all."""
     images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8)
     inputs = normalize(images, MEAN, STD).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -103,7 +103,7 @@ def bare(ensemble: Ensemble, count: int, batch_size: int) -> None:
 
 
 def decode(files: Sequence[str]) -> None:
-    """Decode files as ``predict`` does, and no more."""
+    """Decode files as ``predict`` does, without anything else."""
     for _ in decode_files(
         Preprocessing(image_shape=(3, 32, 32)), zip(files, files, strict=True), 256
     ):
@@ -111,17 +111,17 @@ def decode(files: Sequence[str]) -> None:
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Return how long it takes by the clock, and of the processors."""
+    """Return the wall time and the CPU time of some work, in seconds."""
     began, began_working = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - began, time.process_time() - began_working
 
 
 def alternate(ways: dict[str, Callable[[], None]], count: int, rounds: int) -> dict[str, Any]:
-    """Return images a second of both ways, and their ratio, of processor time, too.
+    """Return images per second of both ways, and their ratios of wall time and of CPU time.
 
-    That is the ratio where all processors are busy, whatever else the machine does; it counts
-    threads that wait in circles, so take one thread for it.
+    The ratio of CPU time is the one when all CPUs are busy, whatever else the machine does. It
+    includes threads that spin while they wait, so measure it with one thread.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -140,7 +140,7 @@ def alternate(ways: dict[str, Callable[[], None]], count: int, rounds: int) -> d
 
 
 def measure(name: str, files: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Return ``predict`` against the bare pass of the same members."""
+    """Measure ``predict`` against the bare pass of the same members."""
     ensemble = ensemble_of(MEMBERS[name])
     bare(ensemble, 512, 256)
     times = {size: timed(partial(bare, ensemble, 512, size))[0] for size in BARE_BATCHES}
@@ -154,7 +154,7 @@ def measure(name: str, files: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def measure_photos(files: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Return ``predict`` on photographs against decoding them."""
+    """Measure ``predict`` on photographs against decoding them."""
     name = "five small cnn"
     ensemble = ensemble_of(MEMBERS[name])
     with tempfile.TemporaryDirectory() as folder:

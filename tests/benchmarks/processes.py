@@ -1,4 +1,4 @@
-"""A search, or a refit, as a process of its own, and all that it has started, to be killed."""
+"""Run a search or a refit as a process of its own, and kill it with all that it has started."""
 
 import os
 import signal
@@ -13,27 +13,27 @@ from types import MappingProxyType
 
 PROGRAM = Path(sys.executable).with_name("cifar-tune")
 LINGER_SECONDS = 90.0
-"""What a kill has left over is given to end by itself."""
+"""Seconds that processes left over by a kill are given to end by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told from a later one with its number by its start."""
+    """A process, distinguished by its start from a later one with the same number."""
 
     pid: int
     parent: int
     started: int
-    """Clock ticks after boot."""
+    """Start in clock ticks after boot."""
     name: str
-    """As the kernel knows it, at most 15 characters."""
+    """Name in the kernel, at most 15 characters."""
 
     def is_alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Return whether the process still runs; a zombie does not."""
         found = _read(self.pid)
         return found is not None and found.started == self.started
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if the process still runs."""
         if self.is_alive():
             try:
                 os.kill(self.pid, number)
@@ -47,7 +47,7 @@ def _read(pid: int) -> Process | None:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # The name stands in parentheses and may hold spaces and parentheses itself.
+    # The name is in parentheses and may contain spaces and parentheses itself.
     head, _, tail = text.rpartition(")")
     fields = tail.split()
     if fields[0] in "ZX":
@@ -57,7 +57,7 @@ def _read(pid: int) -> Process | None:
 
 
 def descendants(pid: int) -> list[Process]:
-    """Return all living processes that ``pid`` has started, directly or not, parents first."""
+    """Return all living descendants of ``pid``, parents first."""
     children: dict[int, list[Process]] = {}
     for path in Path("/proc").iterdir():
         if path.name.isdecimal() and (process := _read(int(path.name))):
@@ -72,12 +72,12 @@ def descendants(pid: int) -> list[Process]:
 
 
 def alive(processes: Iterable[Process]) -> list[Process]:
-    """Return those that still run."""
+    """Return the processes that still run."""
     return [process for process in processes if process.is_alive()]
 
 
 def environment() -> dict[str, str]:
-    """Return the user's environment, without what a Ray in this process adds for tokens."""
+    """Return the user's environment, without what Ray in this process adds for tokens."""
     return {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
 
 
@@ -85,14 +85,14 @@ class Search:
     """``cifar-tune search``, or another ``command``, in a process and a session of its own.
 
     Args:
-        folder: It works in; its runs are in ``runs`` there.
-        arguments: Of the command.
-        command: Which.
-        more: What its environment has besides this process's own.
+        folder: Working folder; its runs are in ``runs`` there.
+        arguments: Arguments of the command.
+        command: Name of the command.
+        more: Variables added to this process's environment.
 
     Attributes:
         process: The driver.
-        began: Of the process, in seconds since 1970.
+        began: When the process started, in seconds since 1970.
     """
 
     def __init__(
@@ -117,30 +117,30 @@ class Search:
 
     @property
     def errors(self) -> str:
-        """What it wrote to stderr so far."""
+        """Text written to stderr so far."""
         return self._errors.read_text()
 
     @property
     def output(self) -> str:
-        """What it wrote to stdout so far."""
+        """Text written to stdout so far."""
         return self._output.read_text()
 
     def wait(self, seconds: float) -> int | None:
-        """Wait for its end, no longer than ``seconds``; give its exit code if it ended."""
+        """Wait up to ``seconds`` for its end; return the exit code, or None if it still runs."""
         try:
             return self.process.wait(max(0, seconds))
         except subprocess.TimeoutExpired:
             return None
 
     def kill_driver(self) -> list[Process]:
-        """Kill the driver alone; give what it had started."""
+        """Kill the driver alone; return the processes that it had started."""
         orphans = descendants(self.process.pid)
         self.process.kill()
         self.process.wait()
         return orphans
 
     def kill_everything(self) -> list[Process]:
-        """Kill the driver and all that it has started; give the latter."""
+        """Kill the driver and all processes that it has started; return the latter."""
         started = descendants(self.process.pid)
         self.process.kill()
         for process in started:
@@ -157,7 +157,7 @@ class Search:
 
 
 class Reaper(threading.Thread):
-    """Waits for the end of what a kill left over, and ends it after ``LINGER_SECONDS``."""
+    """Waits for processes left over by a kill, and kills them after ``LINGER_SECONDS``."""
 
     def __init__(self, left_over: Sequence[Process]) -> None:
         super().__init__(daemon=True)
@@ -167,7 +167,7 @@ class Reaper(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Look ten times a second."""
+        """Check ten times a second whether they still run."""
         while alive(self._left_over) and self._seconds < LINGER_SECONDS:
             time.sleep(0.1)
             self._seconds = time.monotonic() - self._began
@@ -175,6 +175,6 @@ class Reaper(threading.Thread):
             process.kill()
 
     def seconds(self) -> float:
-        """Wait for the end; give how long the last process lived on."""
+        """Wait for the end; return how many seconds the last process lived on."""
         self.join()
         return self._seconds

@@ -1,4 +1,4 @@
-"""What a killed search promises, read from the run folders that it leaves."""
+"""Check the promises of a killed search on the run folder that it leaves."""
 
 import contextlib
 import threading
@@ -17,19 +17,19 @@ from tuner.training.loop import train
 
 FIGURES = ("train_loss", "val_loss", "val_accuracy", "lr")
 SAVE_SECONDS = 1.0
-"""For ``--save-seconds``; a kill may cost so much of each running trial, or its epoch."""
+"""Value of ``--save-seconds``: a kill may cost each running trial this much, or an epoch."""
 SETUP_SECONDS = 10.0
-"""Seconds of a worker on a busy machine, before its first epoch."""
+"""Seconds of a worker before its first epoch, on a busy machine."""
 WRITE_SECONDS = 1.0
-"""Seconds of writing a trial's files, on a busy machine."""
+"""Seconds to write a trial's files, on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kill:
-    """The run folder as a kill found it."""
+    """The state of a run folder at a kill."""
 
     time: float
-    """In seconds since 1970."""
+    """Moment of the kill, in seconds since 1970."""
     ended: dict[int, dict[str, bytes]]
     """The files of each trial that had ended, by name."""
     running: dict[int, list[EpochMetrics]]
@@ -37,53 +37,53 @@ class Kill:
     lost: dict[int, float]
     """Seconds since the last saved epoch of each trial that trained, or since its worker began."""
     late: list[int]
-    """Trials for which this is more than was promised."""
+    """Trials for which ``lost`` is more than promised."""
     paused: list[int]
-    """Trials that waited at a rung."""
+    """Trials that were paused at a rung."""
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of one search."""
+    """The outcome of one search."""
 
     kills: int = 0
     early_kills: int = 0
-    """Kills before the first trial, among these."""
+    """Kills before the first trial, included in ``kills``."""
     lost: int = 0
-    """Trials that had ended before a kill, and are gone."""
+    """Trials that had ended before a kill and are gone."""
     run_again: int = 0
-    """Trials that had ended before a kill, and whose files have changed since."""
+    """Trials that had ended before a kill and whose files have changed since."""
     past_stop: int = 0
-    """Trials with epochs after that of their stop."""
+    """Stopped trials whose history does not end at the epoch of their stop."""
     lost_seconds: list[float] = field(default_factory=list)
-    """For each kill, training that had to be done again, of the trial that lost most."""
+    """For each kill, the seconds of training lost by the trial that lost most."""
     replaced: int = 0
-    """Epochs that stood in a history, and were trained again."""
+    """Epochs that were in a history and were trained again."""
     epochs: int = 0
-    """In the histories at the end."""
+    """Epochs in the histories at the end."""
     seconds: float = 0.0
     left_over: list[Reaper] = field(default_factory=list)
-    """For each kill, what waits for the processes that it left over."""
+    """For each kill, the thread that waits for the processes left over."""
     compared: int = 0
-    """Trials killed under way whose figures are those of a training without a kill."""
+    """Trials killed under way whose figures were compared with a training without a kill."""
     strays: int = 0
-    """Temporary files that kills have left in the trials' folders."""
+    """Temporary files that kills left in the trials' folders."""
     is_whole: bool = False
     """Whether the run is finished, with all trials."""
     is_same: bool | None = None
-    """Whether trials, curves and stops are those of a run without a kill; where it was asked."""
+    """Whether trials, curves and stops equal those without a kill; None if not compared."""
     paused: int = 0
-    """Trials that waited at a rung when a kill came, over all kills."""
+    """Trials that were paused at a rung at a kill, summed over all kills."""
     broken: list[str] = field(default_factory=list)
-    """The promises that were not kept."""
+    """Promises that were not kept."""
 
 
 class Watch:
-    """Collects every epoch that ever stood in a trial's history, while a search runs."""
+    """Collects every epoch that is ever in a trial's history while a search runs."""
 
     def __init__(self, run: Path) -> None:
         self.seen: dict[tuple[int, int], set[float]] = {}
-        """Trial and epoch -> when it ended, more than one time where it was trained again."""
+        """Trial and epoch -> when it ended; several times if it was trained again."""
         self._run = run
         self._stamps: dict[Path, int] = {}
         self._done = threading.Event()
@@ -104,7 +104,7 @@ class Watch:
     def look(self) -> None:
         """Read the histories that have changed."""
         for path in self._run.glob("trials/[0-9]*/history.csv"):
-            # A storage may be taken away for a while.
+            # A storage may be missing for a while.
             with contextlib.suppress(FileNotFoundError):
                 stamp = path.stat().st_mtime_ns
                 if self._stamps.get(path) == stamp:
@@ -115,12 +115,12 @@ class Watch:
 
 
 def look(path: Path, at: float, since: float) -> Kill:
-    """Read from the run folder what a resumed search has to keep.
+    """Read from the run folder the state that a resumed search has to keep.
 
     Args:
-        path: Of the run.
-        at: When it was killed.
-        since: When the search started or was resumed: nobody trained just before.
+        path: Path of the run.
+        at: Moment of the kill.
+        since: When the search started or was resumed; no trial trained just before.
     """
     ended: dict[int, dict[str, bytes]] = {}
     running: dict[int, list[EpochMetrics]] = {}
@@ -133,7 +133,7 @@ def look(path: Path, at: float, since: float) -> Kill:
             if trial.status.state == "paused":
                 paused.append(trial.number)
                 continue
-            # Its worker's first word, before it has set up the training.
+            # Its worker wrote this first, before it set up the training.
             began = max(since, (trial.path / "status.json").stat().st_mtime)
             last = saved[-1].time if saved else 0.0
             lost[trial.number] = max(0.0, at - max(began, last))
@@ -146,14 +146,14 @@ def look(path: Path, at: float, since: float) -> Kill:
             ended[trial.number] = {
                 file.name: file.read_bytes()
                 for file in trial.path.iterdir()
-                # A worker may leave its saved state, or a part of one, behind.
+                # A worker may leave behind its saved state, or a part of it.
                 if not file.name.startswith(".") and file != trial.state
             }
     return Kill(time=at, ended=ended, running=running, lost=lost, late=late, paused=paused)
 
 
 def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> None:
-    """Hold a run that has ended to what was promised; see ``Verdict``."""
+    """Check a run that has ended against the promises; see ``Verdict``."""
     trials = {trial.number: trial for trial in run.trials()}
     verdict.kills = len(kills)
     verdict.early_kills = sum(not kill.ended and not kill.running for kill in kills)
@@ -198,7 +198,7 @@ def judge(run: Run, kills: Sequence[Kill], watch: Watch, verdict: Verdict) -> No
 
 
 def count_replaced(trials: dict[int, TrialRecord], watch: Watch) -> int:
-    """Count the epochs that were seen in a history, and are not the ones kept there."""
+    """Count the epochs that were seen in a history but are not the ones kept there."""
     kept = {(number, row.time) for number, trial in trials.items() for row in trial.history}
     return sum(
         (number, time) not in kept for (number, _), times in watch.seen.items() for time in times
@@ -206,7 +206,7 @@ def count_replaced(trials: dict[int, TrialRecord], watch: Watch) -> int:
 
 
 def flaws(trial: TrialRecord) -> Iterator[str]:
-    """Say what is wrong with a history: epochs twice or left out, or out of their order."""
+    """Yield the flaws of a history: epochs that are duplicate, missing or out of order."""
     epochs = [row.epoch for row in trial.history]
     if epochs != [*range(1, len(epochs) + 1)]:
         yield f"trial {trial.number} has the epochs {epochs}"
@@ -218,10 +218,10 @@ def flaws(trial: TrialRecord) -> Iterator[str]:
 
 
 def compare(run: Run, kills: Sequence[Kill]) -> tuple[int, list[str]]:
-    """Train again, without a kill, the two longest of the trials that were killed under way.
+    """Retrain, without a kill, the two longest of the trials that were killed under way.
 
     Returns:
-        How many were compared, and what differed.
+        How many were compared, and the differences.
     """
     numbers = {number for kill in kills for number, saved in kill.running.items() if saved}
     trials = sorted((run.trial(n) for n in numbers), key=lambda t: len(t.history), reverse=True)[:2]
@@ -237,7 +237,7 @@ def compare(run: Run, kills: Sequence[Kill]) -> tuple[int, list[str]]:
 
 
 def same_runs(*paths: Path) -> bool:
-    """Whether runs hold the same trials with the same figures and endings."""
+    """Return whether runs have the same trials with the same figures and outcomes."""
     found = [
         [
             (

@@ -1,9 +1,9 @@
-"""Processor time of a proposal when so many trials are known, three quarters of them stopped.
+"""CPU time of a proposal at given numbers of known trials, three quarters of them stopped.
 
     python -m tests.benchmarks.proposals --space cnn --trials 100 2000 10000
 
-Their configurations are drawn at random, and their accuracies, too: what is proposed is of no
-concern here.
+Their configurations and accuracies are drawn at random, because the proposals themselves do not
+matter here.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PROPOSALS = 20
 
 
 def seconds_of(space: SearchSpace, sampler: str, num_trials: int) -> list[float]:
-    """Return the seconds of CPU of some proposals of a sampler that knows so many trials."""
+    """Return the CPU seconds of some proposals of a sampler that knows ``num_trials`` trials."""
     proposer = Sampler(space, replace(space.search, sampler=sampler))
     numbers = random.Random(0)
     for number in range(num_trials):
@@ -37,18 +37,18 @@ def seconds_of(space: SearchSpace, sampler: str, num_trials: int) -> list[float]
         state: TrialState = "stopped" if number % 4 else "completed"
         proposer.add(config, state, [epoch], number)
     found = []
-    # The baselines come first, and cost nothing.
+    # The baselines come first and cost nothing.
     for number in range(num_trials, num_trials + len(space.baseline) + PROPOSALS):
         began = time.process_time()
         proposer.ask(number)
-        # TPE leaves some to chance, which is quick.
+        # TPE leaves some proposals to chance, which is quick.
         if number - num_trials >= len(space.baseline) and number % CHANCE_EVERY < CHANCE_EVERY - 1:
             found.append(time.process_time() - began)
     return found
 
 
 def main() -> None:
-    """Run the benchmark; print a line for each number of trials."""
+    """Run the benchmark; print one line per number of trials."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", default="cnn")
     parser.add_argument("--sampler", default="tpe")

@@ -1,8 +1,8 @@
-"""The speed record's public code, run beside ours on the same images.
+"""Run the speed record's public code next to ours, on the same images.
 
 ``airbench94_muon.py`` of https://github.com/KellerJordan/cifar10-airbench is not a part of this
-project: the user has a copy. It runs unchanged and uncompiled in a process of its own, for it sets
-global flags of PyTorch and looks for its images below the working directory.
+project: the user supplies a copy. It runs unchanged and uncompiled in a process of its own, because
+it sets global flags of PyTorch and looks for its images below the working directory.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class Record:
-    """The record's process, which trains once for each ``run``.
+    """The process of the record's code, which trains once per ``run``.
 
     Args:
         folder: The user's copy, with ``airbench94_muon.py`` in it.
         train: Training images.
-        test: Images that accuracies are of.
-        classes: Their names.
-        device: ``cuda``, for the script knows no other device.
+        test: Images for the accuracies.
+        classes: Names of the classes.
+        device: ``cuda``, because the script supports no other device.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Record:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        # A process that has ended closes its pipe: what it lacks to answer says so below.
+        # A process that has ended closes its pipe; its missing answer is reported below.
         with contextlib.suppress(BrokenPipeError):
             print(seed, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
@@ -100,7 +100,7 @@ class Record:
 
 
 def _write(path: Path, images: Images, classes: tuple[str, ...]) -> None:
-    # In random order: the script whitens by its first images, and ours come class by class.
+    # In random order: the script whitens by its first images, and ours are sorted by class.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     torch.save(
         {
@@ -115,7 +115,7 @@ def _write(path: Path, images: Images, classes: tuple[str, ...]) -> None:
 def serve(script: Path, device: torch.device) -> None:
     """Load the script, warm it up, and train once for each seed on standard input."""
     answers = os.fdopen(os.dup(1), "w")
-    # What the script prints goes to standard error.
+    # The script's own output goes to standard error.
     os.dup2(2, 1)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # The script says "cuda" throughout.
@@ -126,7 +126,7 @@ def serve(script: Path, device: torch.device) -> None:
     def collect(figures: Mapping[str, Any], is_final_entry: bool) -> None:
         rows.append({key: figures[key] for key in ("epoch", "val_acc", "time_seconds")})
 
-    # The script hands all its figures to this function, which rounds and prints them.
+    # The script passes all its figures to this function, which rounds and prints them.
     module.print_training_details = collect  # type: ignore[attr-defined]
     module.main("warmup", model)
     for line in sys.stdin:

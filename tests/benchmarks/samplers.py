@@ -1,15 +1,15 @@
-"""Compare ways to search on tables of learning curves: the ruler.
+"""Compare search methods on tables of learning curves: the ruler.
 
     python -m tests.benchmarks.samplers --tables FOLDER --results results.jsonl
 
-Every search plays the program's own tuner, sampler and scheduler on a simulated clock; Ray's stock
-is called as Ray calls it. A search chooses by validation, at the best epoch that it has seen, and
-is scored by what its choice reaches on test images after the last epoch: the normalised regret
+Every search plays the program's own tuner, sampler and scheduler on a simulated clock; stock Ray is
+called as Ray calls it. A search chooses by validation, at the best epoch that it has seen. Its
+score is the test score of its choice after the last epoch, as normalised regret
 (best - chosen) / (best - median) of a table's configurations, at most 1. The budget is counted in
-full trainings' seconds, over all slots; one search of the largest budget answers for all.
+seconds of full trainings, over all slots; one search of the largest budget covers all budgets.
 
-A line of ``--results`` is one search; what stands there already is not played again, so that a run
-can be stopped and go on, and lines can be added. ``tables.py`` says what a folder holds.
+A line of ``--results`` is one search. Searches found there are not played again, so a run can be
+stopped and continued, and methods can be added. ``tables.py`` describes what a folder contains.
 """
 
 import argparse
@@ -54,9 +54,9 @@ from tuner.tuning.tuner import Assignment, Tuner
 from tuner.tuning.warm_start import PORTFOLIO, choose
 
 BUDGETS = (0.5, 1, 2, 4, 8, 16, 32)
-"""Full trainings. The protocol asks for 2 to 32; by the smaller ones a speed-up is found."""
+"""Full trainings. The protocol is 2 to 32; the smaller ones are needed to find a speed-up."""
 PRIMARY = (4, 16)
-"""Budgets at which the speed-up over the stock is the figure that counts."""
+"""Budgets at which the speed-up over stock Ray is the primary figure."""
 GRACE, REDUCTION = 3, 3
 RESAMPLES = 2000
 METRIC = "val_accuracy"
@@ -66,20 +66,20 @@ NETWORK = """\
 def make(num_classes, image_shape, **parameters):
     raise NotImplementedError("it is not trained")
 """
-"""Stands where a space wants a network: the parameters of a table are its arguments."""
+"""Stands in for the network of a space; the parameters of a table are its arguments."""
 
 Method = tuple[Proposer, Scheduler]
-"""A way to search."""
+"""A search method."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """A way to search that is compared with the others."""
+    """A search method that is compared with the others."""
 
     sampler: str = "tpe"
     scheduler: str = "asha"
     portfolio: int = 0
-    """Configurations learnt on other tables, which are tried first."""
+    """Number of configurations learnt on other tables, which are tried first."""
 
 
 LINES: dict[str, Line | None] = {
@@ -95,7 +95,7 @@ LINES: dict[str, Line | None] = {
 
 
 def space_of(table: Table, line: Line, seed: int, baseline: Sequence[int]) -> SearchSpace:
-    """Return the space of a table, as a user would write it."""
+    """Return the space of a table, as written by a user."""
     search = {
         "trials": 100_000,
         "epochs": table.num_epochs,
@@ -137,7 +137,7 @@ def stock(space: SearchSpace) -> Method:
 class Stock:
     """Ray's ``OptunaSearch`` and ``AsyncHyperBandScheduler``, called as Ray's controller does.
 
-    The searcher does not hear of the result at which the scheduler stops a trial, but by the call
+    The searcher does not receive the result at which the scheduler stops a trial, only the call
     that the trial is complete (``TuneController._process_trial_result`` of Ray 2.60).
     """
 
@@ -172,7 +172,7 @@ class Stock:
         return range(1, self._space.search.epochs + 1)
 
     def judge(self, number: int, epoch: int, value: float, *unused: Any) -> Stop | None:
-        """See ``Scheduler``; it knows neither a second figure for equals nor costs."""
+        """See ``Scheduler``; stock Ray uses neither a second figure for ties nor costs."""
         result = {TRAINING_ITERATION: epoch, METRIC: value}
         decision = self._scheduler.on_trial_result(None, _trial(number), result)
         # After the last epoch it stops every trial.
@@ -185,13 +185,13 @@ class Stock:
         """See ``Proposer``."""
         result = {TRAINING_ITERATION: history[-1].epoch, METRIC: history[-1].val_accuracy}
         if state == "diverged":
-            # Unlike ours, it is told of accuracies whose loss is not finite.
+            # Unlike our scheduler, it also receives accuracies whose loss is not finite.
             self._scheduler.on_trial_result(None, _trial(number), result)
         self._scheduler.on_trial_complete(None, _trial(number), result)
         self._searcher.on_trial_complete(str(number), result)
 
     def enter(self, *ignored: Any) -> None:
-        """Refuse, as do the other two, what is for searches that are resumed."""
+        """Refuse to resume a search, like the next two methods."""
         raise AssertionError("no search is resumed here")
 
     def add(self, *ignored: Any) -> bool:
@@ -204,7 +204,7 @@ class Stock:
 
 
 def _trial(number: int) -> Any:
-    """Return what Ray's scheduler reads of a trial."""
+    """Return the part of a trial that Ray's scheduler reads."""
     return SimpleNamespace(trial_id=str(number))
 
 
@@ -216,17 +216,17 @@ def parameters_of(config: TrialConfig) -> Mapping[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A search of a table, under way."""
+    """A running search of a table."""
 
     tuner: Tuner
     curves: Mapping[int, Curve]
     """The curves of its trials, by number."""
     events: Iterator[Event]
-    """What happens in it; without end where the space has none."""
+    """Events of the search; endless if the space is."""
 
 
 def played(table: Table, method: Method, space: SearchSpace, slots: int) -> Played:
-    """Return a search of a table, of so many trials at once."""
+    """Return a search of a table, with ``slots`` trials at once."""
     proposer, scheduler = method
     clock = SimulatedClock()
     state = SearchState(space.search)
@@ -283,12 +283,12 @@ def play(table: Table, method: Method, space: SearchSpace, slots: int) -> list[f
         if math.isfinite(event.metrics.val_loss) and event.metrics.val_accuracy > best:
             best = event.metrics.val_accuracy
             regret = table.regret(search.curves[event.number].test)
-    # A space can be searched to its end, or a budget be spent to the last second.
+    # The space may be exhausted, or the budget spent to the last second.
     return regrets + [regret] * (len(BUDGETS) - len(regrets))
 
 
 def screen(table: Table, seed: int) -> list[float]:
-    """Train random configurations for one epoch on half of the budget, the best ones to the end."""
+    """Train random configurations for one epoch on half of the budget, then the best to the end."""
     order = np.random.default_rng(seed).permutation(len(table.known))
     curves = [table.curve(table.searched(int(row))) for row in order[: len(order) // 2]]
     regrets = []
@@ -315,9 +315,9 @@ def learn_portfolio(tables: Sequence[Table], left_out: Table, size: int) -> list
     """Return the known configurations that complement each other best, chosen one after another.
 
     Args:
-        tables: Those of ``left_out``'s family are learnt from, but for its group.
+        tables: Those of ``left_out``'s family, except for its group, are learnt from.
         left_out: The table on which they will be tried.
-        size: How many.
+        size: Number of configurations.
     """
     others = [
         table
@@ -336,7 +336,7 @@ loaded: dict[str, Table] = {}
 
 def _load(folder: Path) -> None:
     warnings.filterwarnings("ignore")
-    # Stock Ray logs what it could not tell its study.
+    # Stock Ray logs every result that it could not add to its study.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     loaded.update({table.name: table for table in read_tables(folder)})
 
@@ -366,9 +366,9 @@ def search(task: Task) -> dict[str, Any]:
 
 
 def seed_of(task: Task) -> int:
-    """Return the seed of a search's draws, another one for each table.
+    """Return the seed of a search's draws, which differs between tables.
 
-    Else all tables of a family, which have the same configurations, would begin with the same.
+    Otherwise all tables of a family, which share their configurations, would begin alike.
     """
     name, _, _, seed = task
     return zlib.crc32(f"{name} {seed}".encode())
@@ -399,7 +399,7 @@ def run(
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """Return the searches of earlier runs; a last line that was cut is left out."""
+    """Return the searches of earlier runs, without a last line that was cut off."""
     if not file.exists():
         return []
     whole = file.read_text().rpartition("\n")[0]
@@ -407,18 +407,16 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 
 
 def task_of(row: Mapping[str, Any]) -> Task:
-    """Return which search a line of the results is."""
+    """Return the search of a line of the results."""
     return row["table"], row["line"], row["slots"], row["seed"]
 
-
-# What came out
 
 Means = dict[str, np.ndarray[Any, np.dtype[np.float64]]]
 """Line -> (T, B) regrets of each table, means over the seeds."""
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> Means:
-    """Return the mean regrets over the seeds, of tables that every line has played alike."""
+    """Return the mean regrets over seeds, for tables and seeds that all lines have played."""
     found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         found[row["line"]][row["table"]][row["seed"]] = row["regrets"]
@@ -449,10 +447,10 @@ def speed_up(line: Any, reference: Any, budget: float) -> float:
         budget: One of ``BUDGETS``.
 
     Returns:
-        The ratio, between those that ``BUDGETS`` can show.
+        The ratio, limited to the range that ``BUDGETS`` can show.
     """
     target = float(reference[BUDGETS.index(budget)])
-    # Regrets may rise again: what was chosen by validation is not the best on test images.
+    # Regrets may rise again: the best by validation is not always the best on test images.
     falling = np.minimum.accumulate(line)
     logs = np.log2(BUDGETS)
     place = int(np.searchsorted(-falling, -target))
@@ -472,7 +470,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return, of each line, its regrets, and how it compares with the stock; bootstrapped."""
+    """Return the regrets of each line and its comparison with stock Ray, bootstrapped."""
     found = means(rows)
     reference = found[STOCK]
     generator = np.random.default_rng(0)
@@ -505,7 +503,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def as_rows(summary: Mapping[str, Any], title: str) -> Rows:
-    """Return one row a line."""
+    """Return a table of one row per line."""
     table = Rows(
         title=title,
         caption="regret: 0 the best configuration, 1 the median or worse; gain and speed-up over "

@@ -1,12 +1,13 @@
-"""More slots on this machine, and thousands of recorded trials.
+"""Measure more slots on this machine, and commands over thousands of recorded trials.
 
     python -m tests.benchmarks.scale --trials 10000
 
-First the same small trainings on the digits, one at a time on all CPUs, then as many at a time as
-there are CPUs with a thread each, then twice as many: images a second of all together, rounds in
-turn; ``--trained 0`` leaves this out. Then a run folder of thousands of recorded trials, as a
-search leaves it (twenty checkpoints, validation probabilities of all): seconds of the program's
-commands, whole processes, of what a resumed search replays, and of a proposal after that.
+The first part runs the same small trainings on the digits: one at a time on all CPUs, then one per
+CPU with a thread each, then twice as many. It reports images per second of all trials together, in
+alternating rounds; ``--trained 0`` leaves it out. The second part makes a run folder of thousands
+of recorded trials, as a search leaves it (twenty checkpoints, validation probabilities of all). It
+reports the seconds of the program's commands as whole processes, of the replay in a resumed search,
+and of a proposal after that.
 """
 
 import argparse
@@ -66,7 +67,7 @@ PROPOSALS = 10
 
 
 def slots_apart(folder: Path, rounds: int, trials: int, epochs: int) -> dict[str, list[float]]:
-    """Return the images a second of a search, one figure a round, by how its CPUs are divided."""
+    """Return images per second of a search by division of the CPUs, one figure per round."""
     cpus = os.cpu_count() or 1
     ways = {
         f"1 trial of {cpus} threads": (1, float(cpus)),
@@ -94,7 +95,7 @@ def slots_apart(folder: Path, rounds: int, trials: int, epochs: int) -> dict[str
 
 
 def recorded_run(folder: Path, trials: int) -> tuple[Run, SearchSpace]:
-    """Write a run folder of so many trials, each stopped where ASHA would have."""
+    """Write a run folder of ``trials`` trials, each stopped where ASHA would stop it."""
     file = folder / "space.yaml"
     file.write_text(SPACE)
     space = load_space(file)
@@ -140,7 +141,7 @@ def _write_trial(
         for epoch in range(1, epochs + 1)
     ]
     write_trial(path, config)
-    if accuracy > 0.95:  # More than are kept.
+    if accuracy > 0.95:  # More trials than are kept.
         file = path / "checkpoint.safetensors"
         _write_checkpoint(file, config, splits, number)
         network = Network(file=file, model=config.model, precision=config.precision)
@@ -151,7 +152,7 @@ def _write_trial(
         hits = chance.random(len(splits.val)) < history[-1].val_accuracy
         truth = np.eye(splits.num_classes)[splits.val.labels.numpy()]
         probs = torch.from_numpy(np.where(hits[:, None], 0.1 * noise + 0.9 * truth, noise)).float()
-    # The program holds the figures of an epoch against its probabilities.
+    # The program checks the figures of an epoch against its probabilities.
     figures = metrics_of(
         probs, splits.val.labels, epoch=epochs, train_loss=1.0 / epochs, lr=0.1, seconds=0.5
     )
@@ -162,7 +163,7 @@ def _write_trial(
 
 
 def _write_checkpoint(file: Path, config: TrialConfig, splits: Splits, number: int) -> None:
-    """Write a trained network, whose weights are a little different in each trial."""
+    """Write a trained network with slightly different weights in each trial."""
     epoch = _trained(config.model.params["width"], splits)
     network = build_model(config.model, splits.num_classes, splits.image_shape)
     network.load_state_dict(epoch.network.state_dict())
@@ -186,7 +187,7 @@ _known: dict[int, Epoch] = {}
 
 
 def _trained(width: int, splits: Splits) -> Epoch:
-    """Return the end of a training of a network of that width."""
+    """Train a network of the given width; return its last epoch."""
     if width not in _known:
         config = TrialConfig.from_dict(
             {
@@ -201,7 +202,7 @@ def _trained(width: int, splits: Splits) -> Epoch:
 
 
 def command_seconds(run: Run, *words: str) -> float:
-    """Return the wall seconds of a command over the run, as a process of its own."""
+    """Return the wall seconds of a command on the run, as a process of its own."""
     program = Path(sys.executable).with_name("cifar-tune")
     storage = ["--storage", str(run.path.parent)]
     began = time.perf_counter()
@@ -210,7 +211,7 @@ def command_seconds(run: Run, *words: str) -> float:
 
 
 def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> tuple[float, float]:
-    """Return the seconds in which a resumed search learns of all recorded trials, and proposes."""
+    """Return the seconds in which a resumed search replays all recorded trials, and proposes."""
     search: SearchConfig = replace(run.record.search, sampler=sampler)
     proposer = Sampler(space, search)
     tuner, recorder = make_tuner(
@@ -228,7 +229,7 @@ def replay_seconds(run: Run, space: SearchSpace, sampler: str) -> tuple[float, f
 
 
 def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each command over recorded trials, one figure a round."""
+    """Return the seconds of each command over recorded trials, one figure per round."""
     run, space = recorded_run(folder, trials)
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -251,7 +252,7 @@ def recorded(folder: Path, trials: int, rounds: int) -> dict[str, list[float]]:
 
 
 def as_table(title: str, found: dict[str, list[float]], places: int, first: str = "") -> Table:
-    """Return one row an entry: median and range, and the ratio to the row called ``first``."""
+    """Return one row per entry: median and range, and the ratio to the row ``first``."""
     table = Table(title=title)
     table.add_column("")
     table.add_column("median (least to most)", justify="right")

@@ -1,13 +1,13 @@
-"""Requests a second of ``serve`` on the loopback, and how long each takes.
+"""Measure the throughput and latency of ``serve`` on the loopback interface.
 
     python -m tests.benchmarks.serve --data FOLDER --seconds 20 [--json]
 
 FOLDER is CIFAR-10 as class folders of JPEGs. Five untrained members are served with one replica to
-1, 8 and 64 clients, each of which sends its next request when the last one is answered: one image,
-or a form of 32. The clients are one process on the same machine, whose CPUs they share with the
-server. Between two measurements the bare forward pass of the same members runs alone, on batches
-of the size that is best for it. Then files that were images before they were changed are sent:
-each has to be answered or refused.
+1, 8 and 64 clients. Each client sends its next request when the last one is answered: one image, or
+a form of 32. The clients are one process on the same machine and share its CPUs with the server.
+Between two measurements, the bare forward pass of the same members runs alone, on batches of the
+size that is best for it. Then altered image files are sent, each of which has to be answered or
+refused.
 """
 
 import argparse
@@ -50,28 +50,28 @@ from tuner.storage.records import write_record
 
 CLIENTS = (1, 8, 64)
 FORM = 32
-"""Images of a request that has several."""
+"""Number of images in a request with several."""
 BARE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What so many clients got."""
+    """The figures of one number of clients and images per request."""
 
     clients: int
     images_a_request: int
     requests: int
     refused: int
-    """By 503."""
+    """Requests answered with status 503."""
     images_a_second: float
     p50_ms: float
     p99_ms: float
     bare_images_a_second: float
-    """Images a second of the forward pass alone, just before and after."""
+    """Images per second of the forward pass alone, just before and after."""
 
 
 def write_ensemble(folder: Path, models: Sequence[ModelConfig]) -> None:
-    """Write an ensemble of untrained networks: how long they take does not depend on weights."""
+    """Write an ensemble of untrained networks, whose speed does not depend on their weights."""
     torch.manual_seed(0)
     members = []
     for number, model in enumerate(models):
@@ -139,7 +139,7 @@ async def load(
     """Send requests from many clients at once.
 
     Returns:
-        Seconds of each that was answered, how many were refused, and how long it all took.
+        Seconds of each answered request, the number of refused ones, and the seconds of all.
     """
     times: list[float] = []
     refused = 0
@@ -176,7 +176,7 @@ async def load(
 
 
 def bare_rate(ensemble: Ensemble, size: int) -> float:
-    """Return images a second of the forward passes alone, on batches of a size."""
+    """Return images per second of the forward passes alone, at a batch size."""
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < BARE_SECONDS:
         bare(ensemble, 8 * size, size)
@@ -187,7 +187,7 @@ def bare_rate(ensemble: Ensemble, size: int) -> float:
 def measure(
     url: str, members: Sequence[ModelConfig], contents: Sequence[bytes], seconds: float
 ) -> Iterator[Load]:
-    """Yield what was measured, one load after another."""
+    """Measure one load after another, and yield its figures."""
     ensemble = ensemble_of(members)
     size = max(BARE_BATCHES, key=lambda size: bare_rate(ensemble, size))
     before = bare_rate(ensemble, size)
@@ -209,7 +209,7 @@ def measure(
 
 
 async def send_changed(url: str, files: Sequence[str]) -> Counter[int]:
-    """Send files that were images before they were changed; count the statuses."""
+    """Send altered image files; count the response statuses."""
     found: Counter[int] = Counter()
     left = iter(files)
     async with aiohttp.ClientSession() as session:

@@ -1,12 +1,12 @@
-"""A search on more slots than any machine here has: what a result costs the driver, early and late.
+"""The driver's cost per result, early and late, with more slots than any machine here has.
 
     python -m tests.benchmarks.simulated_slots --slots 1024 --trials 10000
 
 The program's own tuner, sampler, scheduler and recorder run a search on a simulated clock: nothing
-is trained, all else is done, the run folder is written. A result is an epoch that a worker reports.
-Processor time a result and memory are given for each quarter of the results; both should be flat.
-Ends with status 1 if a result of the last quarter takes more than 1.3 times as long as one of the
-first, or the process grows by more than 30 kB a trial.
+is trained, but everything else is done, and the run folder is written. A result is an epoch that a
+worker reports. CPU time per result and memory are reported for each quarter of the results; both
+should be flat. Exits with status 1 if a result of the last quarter takes more than 1.3 times as
+long as one of the first, or if the process grows by more than 30 kB per trial.
 """
 
 import argparse
@@ -39,28 +39,28 @@ from tuner.tuning.tuner import Assignment
 
 EPOCHS = 9
 WARM = 0.1
-"""Part of the results that are left out at first: until then the slots are filled, one by one."""
+"""Share of the results left out at the start, while the slots are filled one by one."""
 MARK_EVERY = 100
-"""Results between two looks at what was spent."""
+"""Number of results between two marks."""
 MAX_RATIO = 1.3
 MOST_KILOBYTES = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """How a search stood after some of its results."""
+    """The state of a search after some of its results."""
 
     results: int
     trials: int
-    """That had been started."""
+    """Trials started until then."""
     seconds: float
-    """The process's time of the processor."""
+    """CPU time of the process."""
     kilobytes: float
-    """Its resident memory."""
+    """Resident memory of the process."""
 
 
 def search(folder: Path, *, slots: int, trials: int, sampler: str, scheduler: str) -> list[Mark]:
-    """Search on simulated slots; return where it stood time and again."""
+    """Search on simulated slots; return marks at regular intervals."""
     file = folder / "space.yaml"
     file.write_text(SPACE)
     settings = {"trials": trials, "epochs": EPOCHS, "sampler": sampler, "scheduler": scheduler}
@@ -127,7 +127,7 @@ def search(folder: Path, *, slots: int, trials: int, sampler: str, scheduler: st
 
 
 def quarters(marks: list[Mark]) -> list[dict[str, float]]:
-    """Return what a result cost in each quarter of them, and what the process held at its end."""
+    """Return the cost per result in each quarter, and the process's memory at its end."""
     last = marks[-1].results
     bounds = [WARM * last + (1 - WARM) * last * part / 4 for part in range(5)]
     at = [next(mark for mark in marks if mark.results >= bound) for bound in bounds]

@@ -1,13 +1,13 @@
-"""Damage what the program reads, kill it and starve it, and count what is lost: nothing may be.
+"""Damage files that the program reads, kill it and starve it, and count losses: none is allowed.
 
     python -m tests.benchmarks.soak
 
-Search spaces with mistakes are read; run folders of which one file is damaged go through every
-command that only looks; files that were images go through ``predict``: each has to be read, or
-refused by an error that a user can mend. Searches are killed at random moments, lose their disk,
-their storage or their study, are told to end, and want one name at once: each has to end as
-promised, and to go on with nothing lost. Each part has an option that says how much is tried, 0
-leaves it out. Ends with status 1 if anything was lost.
+Search spaces with mistakes are read, run folders with one damaged file go through every command
+that only reads, and altered image files go through ``predict``: each has to be read, or refused by
+an error that a user can fix. Searches are killed at random moments, lose their disk, their storage
+or their study, receive signals to end, and compete for one name: each has to end as promised, and
+to resume with nothing lost. Each part has an option that says how much is tried; 0 leaves the part
+out. Exits with status 1 if anything was lost.
 """
 
 import argparse
@@ -43,21 +43,21 @@ COUNTS = {
     "together": 5,
     "trials": 2_000,
 }
-"""Part -> how much of it is tried."""
+"""Part -> number of tries."""
 
 
 def soak(counts: dict[str, int], seed: int, folder: Path, messages: Console) -> Iterator[Tried]:
-    """Try all, and yield what became of it, a kind at a time.
+    """Try all parts, and yield the outcome of each kind.
 
     Args:
         counts: See ``COUNTS``.
-        seed: Of all that is random.
-        folder: An empty one.
-        messages: Where it is told what goes on.
+        seed: Seed of everything random.
+        folder: An empty folder.
+        messages: Console that reports the progress.
     """
     temporary = folder / "t"
     temporary.mkdir()
-    # For the searches, whose leftovers are looked for there.
+    # For the searches; their leftovers are looked for there.
     os.environ["TMPDIR"] = os.environ["RAY_TMPDIR"] = str(temporary)
     (folder / "runs").mkdir()
     with undamaged_runs(folder / "runs") as storage:
@@ -87,7 +87,7 @@ SEARCHES: dict[str, Callable[[int, int, Path, Console], list[Tried]]] = {
 
 
 def searched(storage: Path) -> Run:
-    """Return a run of three trials, with an ensemble of two."""
+    """Search three trials and combine two; return the run."""
     run = tuner.search(
         {"space": {"model": {"cnn": {"stages": 2, "width": {"int": [8, 16]}}}}},
         data="digits",
@@ -102,7 +102,7 @@ def searched(storage: Path) -> Run:
 
 
 def as_table(found: Iterable[Tried]) -> Table:
-    """Return one row a kind."""
+    """Return a table of one row per kind."""
     table = Table("what", "tried", "as promised", "refused", "lost", "slowest, s")
     for tried in found:
         lost = tried.lost.total()

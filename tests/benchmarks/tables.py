@@ -1,18 +1,18 @@
-"""Tables of learning curves, on which searches are played.
+"""Tables of learning curves on which searches are played.
 
-A folder of tables holds, in any number:
+A folder of tables contains, in any number:
 
-- ``NAME.npz``: ``params`` (N, D) numbers, ``param_names`` (D,), and of each table in it
+- ``NAME.npz``: ``params`` (N, D) numbers, ``param_names`` (D,), and for each table in it
   ``TABLE/valid_loss`` and ``TABLE/test_loss`` (N, 1 + E), or ``valid_accuracy`` and
-  ``test_accuracy``, whose column 0 is from before the training; ``TABLE/seconds`` (N, E), if known.
+  ``test_accuracy``, where column 0 is before the training; ``TABLE/seconds`` (N, E), if known.
 - ``NAME.onnx`` with ``NAME-space.json`` and ``NAME-encoding.json``: a surrogate of YAHPO gym
-  (Pfisterer et al. 2022), a table a task. Its inputs are ``x_cat`` (N, 1), the task, and ``x_cont``
-  (N, D), the epoch and the parameters by name; its outputs begin with the seconds since the start,
-  and columns 3 and 5 are the balanced accuracy on validation and test images.
+  (Pfisterer et al. 2022), one table per task. Its inputs are ``x_cat`` (N, 1), the task, and
+  ``x_cont`` (N, D), the epoch and the parameters by name; its outputs begin with the seconds since
+  the start, and columns 3 and 5 are the balanced accuracy on validation and test images.
 
-Recorded tables answer with the row that is nearest to what was asked for, as the tabulated
-benchmarks of Syne Tune do (Salinas et al. 2022), but with none that the same search has had: a
-network that is a little different from one before is not the same one either.
+Recorded tables answer with the row nearest to the requested configuration, like the tabulated
+benchmarks of Syne Tune (Salinas et al. 2022), but never twice with the same row in one search: a
+network that differs a little from an earlier one is not the same network either.
 """
 
 import functools
@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Scale = Literal["linear", "log", "log of 1 - x"]
 CELLS = ("LSTM", "GRU", "IRNN", "VRNN")
-"""Kinds of recurrent cells, which tell which of Taskset's tables are alike."""
+"""Kinds of recurrent cells, by which Taskset's tables are grouped."""
 FIFTHS = 5
-"""Parts of a surrogate's tasks that are left out together."""
+"""Number of parts of a surrogate's tasks; each part is left out as a whole."""
 NUM_KNOWN = 1000
-"""Configurations of a surrogate by which its best and its median are known."""
+"""Number of configurations from which a surrogate's best and median are computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """A parameter, on the scale on which it is searched."""
+    """A parameter and the scale on which it is searched."""
 
     name: str
     low: float
@@ -48,11 +48,11 @@ class Axis:
 
     @property
     def searched_name(self) -> str:
-        """What the space calls it."""
+        """Name of the parameter in the space."""
         return f"one_minus_{self.name}" if self.scale == "log of 1 - x" else self.name
 
     def to_searched(self, value: float) -> float | int:
-        """Return the value that the space holds."""
+        """Return the value in the space."""
         if self.scale == "log of 1 - x":
             return 1 - value
         return round(value) if self.is_whole else value
@@ -65,7 +65,7 @@ class Axis:
         return np.log(np.maximum(searched, low) / low) / np.log(high / low)  # type: ignore[no-any-return]
 
     def choice(self) -> dict[str, Any]:
-        """Return the axis as it stands in a space."""
+        """Return the axis as written in a space."""
         low, high = sorted((self.to_searched(self.low), self.to_searched(self.high)))
         bounds = {"int" if self.is_whole else "float": [low, high]}
         return bounds | ({} if self.scale == "linear" else {"log": True})
@@ -73,25 +73,25 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """What one configuration comes to."""
+    """The learning curve of one configuration."""
 
     scores: Array
-    """(E,) on validation images after each epoch; larger is better, NaN where it diverged."""
+    """(E,) scores on validation images after each epoch; larger is better, NaN if it diverged."""
     seconds: Array
-    """(E,) of each epoch."""
+    """(E,) seconds of each epoch."""
     test: float
-    """Score on test images after the last epoch, NaN where it diverged."""
+    """Score on test images after the last epoch, NaN if it diverged."""
 
 
 class Table(ABC):
     """The learning curves of a task; ``RecordedTable`` or ``SurrogateTable``.
 
     Attributes:
-        name: Of the table.
-        family: The file it is from.
-        group: Tables of one group are alike: what is learnt on one is no news on another.
+        name: Name of the table.
+        family: Name of the file that contains it.
+        group: Tables of one group are alike: a portfolio is not learnt and tried in the same group.
         axes: The parameters.
-        known: (N, D) searched values of configurations, the same for all tables of a family.
+        known: (N, D) searched values of configurations, equal for all tables of a family.
     """
 
     name: str
@@ -105,13 +105,13 @@ class Table(ABC):
         """Return the curve of a configuration.
 
         Args:
-            searched: Its values.
-            taken: Rows of a recorded table that are not to be had again; grows by one.
+            searched: Its searched values.
+            taken: Rows of a recorded table that may not be used again; the used row is added.
         """
 
     @functools.cached_property
     def finals(self) -> Array:
-        """(N,) test scores of the known configurations; NaN where they diverged."""
+        """(N,) test scores of the known configurations; NaN if they diverged."""
         return np.array([self.curve(self.searched(row)).test for row in range(len(self.known))])
 
     @functools.cached_property
@@ -143,7 +143,7 @@ class Table(ABC):
 
 
 class RecordedTable(Table):
-    """Curves of a fixed set of configurations, that were really trained."""
+    """Curves of a fixed set of configurations that were really trained."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class RecordedTable(Table):
         asked = np.array([axis.unit(np.array(searched[axis.searched_name])) for axis in self.axes])
         distances = np.square(self._units - asked).sum(axis=1)
         if taken is not None:
-            # Once all were had, they come again.
+            # Once all rows are used, they may be used again.
             distances[list(taken)] += 0 if len(taken) == len(distances) else np.inf
         row = int(distances.argmin())
         if taken is not None:
@@ -224,7 +224,7 @@ class SurrogateTable(Table):
         tasks = np.full((len(numbers), 1), self._task, np.int32)
         (output,) = self._session.run(None, {"x_cat": tasks, "x_cont": numbers})
         figures = output.astype(np.float64).reshape(len(values), self.num_epochs, -1)
-        # A surrogate's clock may run backwards for a moment.
+        # A surrogate's clock may briefly run backwards.
         clocks = np.maximum.accumulate(np.maximum(figures[:, :, 0], 0.0), axis=1)
         return [
             Curve(
@@ -237,7 +237,7 @@ class SurrogateTable(Table):
 
 
 def read_tables(folder: Path) -> list[Table]:
-    """Read every table of a folder."""
+    """Read all tables of a folder."""
     tables: list[Table] = []
     for file in sorted(folder.iterdir()):
         if file.suffix == ".npz":
@@ -269,7 +269,7 @@ def _read_recorded(file: Path) -> list[RecordedTable]:
         valid = arrays[key].astype(np.float64)[:, 1:]
         test = arrays[f"{name}/{kind.replace('valid', 'test')}"].astype(np.float64)
         if kind == "valid_loss":
-            # A monotone map to [0, 1], where the program expects an accuracy.
+            # A monotone map to [0, 1], because the program expects an accuracy.
             valid, test = 1 / (1 + np.maximum(valid, 0.0)), -test
             valid[valid == 0.0] = np.nan
         test[~np.isfinite(test)] = np.nan
@@ -299,7 +299,7 @@ def _read_surrogate(file: Path) -> list[SurrogateTable]:
         for parameter in space
         if parameter["type"] != "categorical" and parameter["name"] != "epoch"
     ]
-    # The network's inputs after the epoch.
+    # The order of the network's inputs after the epoch.
     order = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units")
     order = (*order, "max_dropout")
     axes.sort(key=lambda axis: order.index(axis.name))
@@ -318,7 +318,7 @@ def _read_surrogate(file: Path) -> list[SurrogateTable]:
 
 
 def _axis_of(name: str, values: Array) -> Axis:
-    """Return a recorded parameter on the scale on which its values lie most evenly."""
+    """Return a recorded parameter on the scale on which its values are most even."""
     low, high = float(values.min()), float(values.max())
     is_whole = bool((values == np.round(values)).all())
     scales: list[Scale] = ["linear"]
@@ -336,7 +336,7 @@ def _axis_of(name: str, values: Array) -> Axis:
 
 
 def _at(axis: Axis, units: Array) -> Array:
-    """Return the searched values at places in [0, 1]; the reverse of ``Axis.unit``."""
+    """Return the searched values at positions in [0, 1]; the inverse of ``Axis.unit``."""
     if axis.scale == "linear":
         values = axis.low + units * (axis.high - axis.low)
     else:

@@ -1,13 +1,13 @@
-"""Images a second of training: this program, the tutorial's way, and the bare step.
+"""Images per second of training: this program, the tutorial's way, and the bare step.
 
     python -m tests.benchmarks.throughput --data FOLDER --threads 1 --rounds 7
 
-FOLDER is CIFAR-10 as class folders. For each network three trainings take turns in one process, a
-window of some steps each: ``train`` with crop and flip as a trial runs it; the tutorial's way with
-the same batch size and augmentation; and forward, backward and optimizer step on one resident batch
-in the number type and memory layout of ``train``, which is the limit. Ratios are taken within a
-round; the table gives their medians and quartiles. What validation takes of an epoch follows from
-a pass over as many images as a window has.
+FOLDER is CIFAR-10 as class folders. For each network, three trainings take turns in one process, a
+window of several steps each: ``train`` with crop and flip, as a trial runs it; the tutorial's way
+with the same batch size and augmentation; and forward, backward and optimizer step on one resident
+batch in the number type and memory layout of ``train``, which is the limit. Ratios are computed
+within a round; the table shows their medians and quartiles. The share of validation in an epoch is
+computed from a pass over as many images as a window has.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from tuner.training.device import compute_dtype, find_device
 from tuner.training.loop import train
 
 WINDOW_IMAGES = 512
-"""At least so many images a window, and at least four steps."""
+"""Minimum number of images per window; a window also has at least four steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A network with the batch size that its trials have by default."""
+    """A network with the default batch size of its trials."""
 
     model: ModelConfig
     batch_size: int = 128
@@ -75,7 +75,7 @@ CASES: dict[str, Case] = {
 
 
 def window_of(splits: Splits, batch_size: int, window_images: int = WINDOW_IMAGES) -> Splits:
-    """Return as many training images as a window has, and a few for validation."""
+    """Return the training images of a window, and a few for validation."""
     steps = max(4, window_images // batch_size)
     part = torch.arange(0, len(splits.train), len(splits.train) // (steps * batch_size))
     part = part[: steps * batch_size]
@@ -87,18 +87,18 @@ def window_of(splits: Splits, batch_size: int, window_images: int = WINDOW_IMAGE
 
 
 def ours(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
-    """Train by ``train``; give a window at a time."""
+    """Train with ``train``; yield after each window."""
     with contextlib.closing(train(config, splits, device)) as epochs:
         for _ in epochs:
             yield
 
 
 def bare(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
-    """Forward, backward and step over and over on one batch; give a window at a time."""
+    """Repeat forward, backward and step on one batch; yield after each window."""
     network = build_model(config.model, splits.num_classes, splits.image_shape)
     network = network.to(device).to(memory_format=torch.channels_last)
-    # No step is worth taking: on a batch that is learnt by heart, gradients fall into the numbers
-    # that a CPU is slow with (LeNet's step takes 4.1 ms instead of 1.8).
+    # Steps are tiny on purpose: on a batch that is learnt by heart, gradients become denormal
+    # numbers, which are slow on a CPU (LeNet's step takes 4.1 ms instead of 1.8).
     optimizer = make_optimizer(network, replace(config.optimizer, lr=1e-12))
     dtype = compute_dtype(config.precision, device)
     mean, std = (
@@ -122,7 +122,7 @@ def bare(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[
 def tutorials(
     config: TrialConfig, splits: Splits, device: torch.device, workers: int = 2
 ) -> Iterator[None]:
-    """Train in the tutorial's way; give a window at a time."""
+    """Train in the tutorial's way; yield after each window."""
     network: nn.Module = build_model(config.model, splits.num_classes, splits.image_shape)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     assert device.type == "cpu", "the tutorial's way is written for a CPU"
@@ -133,7 +133,7 @@ def tutorials(
 
 
 def validation(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[None]:
-    """Yield the probabilities of a window's images at a time, as ``train`` does after an epoch."""
+    """Predict a window's images, as ``train`` does after an epoch; yield after each pass."""
     network = build_model(config.model, splits.num_classes, splits.image_shape)
     network = network.to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (splits.mean, splits.std))
@@ -152,7 +152,7 @@ WAYS: dict[str, Callable[..., Iterator[None]]] = {
 
 
 def config_of(case: Case, rounds: int) -> TrialConfig:
-    """Return a training of so many windows, and one to warm up."""
+    """Return a training of ``rounds`` windows, plus one to warm up."""
     return TrialConfig(
         model=case.model,
         epochs=rounds + 1,
@@ -163,7 +163,7 @@ def config_of(case: Case, rounds: int) -> TrialConfig:
 
 
 def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Return images a second of each way, one figure a round."""
+    """Return images per second of each way, one figure per round."""
     config = config_of(case, rounds)
     part = window_of(splits, case.batch_size)
     ways = {name: way for name, way in WAYS.items() if name != "tutorial" or device.type == "cpu"}
@@ -174,7 +174,7 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
             for name, way in ways.items()
         }
         for number in range(rounds + 1):
-            # Each way goes first in its turn, so that none has always the warmer machine.
+            # The ways take turns in going first, so that none always has the warmer machine.
             names = itertools.islice(
                 itertools.cycle(ways), number % len(ways), number % len(ways) + len(ways)
             )
@@ -194,7 +194,7 @@ def measure(case: Case, splits: Splits, rounds: int, device: torch.device) -> di
 
 
 def measure_input(splits: Splits, rounds: int) -> dict[str, list[float]]:
-    """Return images a second of crop, flip and normalization alone: in batches, and by PIL."""
+    """Return images per second of crop, flip and normalization alone: in batches and by PIL."""
     images = splits.train.images[:512]
     few = replace(splits, train=Images(images=images, labels=splits.train.labels[:512]))
     one_by_one = tutorial.PilImages(few, crop=4)
@@ -223,7 +223,7 @@ def measure_input(splits: Splits, rounds: int) -> dict[str, list[float]]:
 
 
 def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, float]:
-    """Return the quartiles of our rate over another's, round by round."""
+    """Return the quartiles of the ratios of our rate to another, round by round."""
     low, middle, high = statistics.quantiles(
         (mine / other for mine, other in zip(rates["ours"], rates[over], strict=True)), n=4
     )
@@ -231,7 +231,7 @@ def ratios(rates: dict[str, list[float]], over: str) -> tuple[float, float, floa
 
 
 def share_of_validation(rates: dict[str, list[float]], splits: Splits) -> float:
-    """Return the share of an epoch that validation takes, by the median rates."""
+    """Return the share of validation in an epoch, from the median rates."""
     train_seconds, val_seconds = (
         len(images) / statistics.median(rates[way])
         for images, way in ((splits.train, "ours"), (splits.val, "validation"))
@@ -240,7 +240,7 @@ def share_of_validation(rates: dict[str, list[float]], splits: Splits) -> float:
 
 
 def as_table(found: dict[str, dict[str, Any]], title: str) -> Table:
-    """Return one row a network."""
+    """Return a table of one row per network."""
     table = Table(title=title)
     table.add_column("network")
     for heading in (

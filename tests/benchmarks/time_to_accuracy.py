@@ -1,18 +1,18 @@
-"""Seconds of training to an accuracy: speednet's recipe, the tutorial's, and the speed record's.
+"""Seconds of training to an accuracy: speednet's recipe, the tutorial's and the speed record's.
 
     python -m tests.benchmarks.time_to_accuracy --data FOLDER --threads 2 --epochs 2 6
 
 FOLDER is CIFAR-10 as class folders. The recipe is the baseline of ``search_spaces/speed.yaml``,
-trained anew for each number of epochs, since its learning rate falls to nothing at the end. The
-tutorial's network and recipe then train as long as the longest of these. Seconds are those of
-training and validation, without reading the images. The test images are read once for each of the
-trainings, after its last epoch, and choose nothing.
+trained anew for each number of epochs, because its learning rate falls to zero at the end. The
+tutorial's network and recipe then train for as long as the longest of these. Seconds are those of
+training and validation, without reading the images. The test images are read once per training,
+after its last epoch, and choose nothing.
 
     python -m tests.benchmarks.time_to_accuracy --data FOLDER --all-data --epochs 8 --seeds 5 \
         --record CODE --no-tutorial
 
 On a GPU, CODE is a folder with a copy of airbench94_muon.py, which then trains on the same images,
-uncompiled, in turn with ours. Both have one training before to warm up, which does not count.
+uncompiled, in turn with ours. Before that, each trains once to warm up, which is not measured.
 """
 
 import argparse
@@ -45,10 +45,10 @@ SPEED = Path(__file__).parents[2] / "search_spaces" / "speed.yaml"
 
 
 class Pinned:
-    """A trial that draws nothing: each parameter has to be given.
+    """A trial that samples nothing: every parameter has to be given.
 
     Args:
-        params: The values, by the parameter's name.
+        params: The values, by parameter name.
     """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -67,10 +67,10 @@ def recipe(
     """Return the baseline of ``speed.yaml``, which leaves nothing to the sampler.
 
     Args:
-        epochs: Of the training.
-        seed: Of the training.
-        width: Of the first stage, instead of the baseline's.
-        batch_size: Instead of the baseline's.
+        epochs: Epochs of the training.
+        seed: Seed of the training.
+        width: Width of the first stage, instead of the baseline's.
+        batch_size: Batch size, instead of the baseline's.
 
     Raises:
         KeyError: If the baseline leaves out a parameter that the space searches.
@@ -85,7 +85,7 @@ def recipe(
 
 
 class Course:
-    """A training under way: its seconds, and what it reaches on which images."""
+    """Trains on a data set, and measures seconds and accuracies."""
 
     def __init__(self, splits: Splits, test: Images, device: torch.device) -> None:
         self.splits = splits
@@ -93,12 +93,12 @@ class Course:
         self.device = device
 
     def warm_up(self, config: TrialConfig) -> None:
-        """Train an epoch that does not count, since a GPU's first one loads its kernels."""
+        """Train an epoch without measuring it, because a GPU's first one loads its kernels."""
         with contextlib.closing(train(config, self.splits, self.device)) as epochs:
             next(epochs)
 
     def ours(self, config: TrialConfig) -> dict[str, Any]:
-        """Train by the recipe."""
+        """Train with the recipe; return its figures."""
         began = time.perf_counter()
         seconds, curve = 0.0, []
         for epoch in train(config, self.splits, self.device):
@@ -111,7 +111,7 @@ class Course:
         return result | {"wall_seconds": wall, "test_accuracy_tta": with_tta}
 
     def tutorials(self, seconds: float, batch_size: int) -> dict[str, Any]:
-        """Train the tutorial's network as its text does, whole epochs for about so long."""
+        """Train the tutorial's network as its text does, in whole epochs for about ``seconds``."""
         torch.manual_seed(0)
         network = tutorial.LeNet(self.splits.num_classes, self.splits.image_shape)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
@@ -132,7 +132,7 @@ class Course:
         return {
             "epochs": len(curve),
             "seconds": curve[-1][0],
-            # Of images that were trained on, it says nothing.
+            # On images that were trained on, accuracy says nothing.
             "val_accuracy": None if self.splits.is_val_seen else curve[-1][1],
             "test_accuracy": self._accuracy(network, self.test, dtype),
             "curve": curve,
@@ -151,7 +151,7 @@ class Course:
 
 
 def as_table(found: dict[str, list[dict[str, Any]]], place: str) -> Table:
-    """Return a table of one row for each way of training, with its spread over the seeds."""
+    """Return a table of one row per way of training, with its spread over the seeds."""
     table = Table(title=f"Time to accuracy on {place}: median (least to most)")
     table.add_column("")
     for heading in ("seeds", "epochs", "seconds", "validation %", "test %", "with TTA %"):
@@ -181,7 +181,7 @@ def _spread(values: list[float | None], factor: float, places: int) -> str:
 
 
 def _add(found: dict[str, list[dict[str, Any]]], name: str, run: dict[str, Any]) -> None:
-    """Keep a training's figures, and say that it has ended."""
+    """Add a training's figures, and report that it has ended."""
     found.setdefault(name, []).append(run)
     seconds, accuracy = run["seconds"], run["test_accuracy"]
     print(f"{name}: {seconds:.2f} s, test {accuracy:.2%}", file=sys.stderr, flush=True)

@@ -1,18 +1,20 @@
-"""What lies between trials: seconds from the end of one to the first step of the next.
+"""The time between trials: seconds from the end of one to the first step of the next.
 
     python -m tests.benchmarks.turnover --trials 50
 
-A search of short trainings on the digits, and the same trainings as function trainables of stock
-Tune, each in an actor of its own as is Tune's default. Which trial took whose slot is found from
-the times of their epochs: a trial takes the slot that was free first. The share of slot time is
-what epochs, validation included, make of all time between a slot's first epoch and its last. Long
-trials, of half a minute or more, have the same network on digits of the size of CIFAR's images.
-Large ones have a million weights and epochs of about a second, so that what is saved weighs most.
+A search of short trainings on the digits is compared with the same trainings as function trainables
+of stock Tune, each in an actor of its own, which is Tune's default. The slot of a trial is found
+from the times of the epochs: a trial takes the slot that became free first. The share of slot time
+is the time in epochs, validation included, divided by all time between a slot's first epoch and its
+last. Long trials, of half a minute or more, train the same network on digits enlarged to the size
+of CIFAR's images. Large trials have a million weights and epochs of about a second, so that saving
+weighs most.
 
-Last come promotions, in one slot with five million weights under AdamW, a state of 80 MB: seconds
-from the last epoch of another trial, its files still to be written, to the first step of one that
-goes on from its saved state; and from an epoch at a rung to the next one of a trial that goes on in
-its place, which is what the writing takes.
+The last part measures promotions, in one slot with five million weights under AdamW, a state of
+80 MB. The first figure is the seconds from the last epoch of another trial, whose files are still
+to be written, to the first step of a trial that resumes from its saved state. The second is the
+seconds from an epoch at a rung to the next one of a trial that continues in place, which is the
+time that the writing takes.
 """
 
 import argparse
@@ -61,7 +63,7 @@ PROMOTED_IMAGES = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """When a trial's epochs began and ended, in seconds since 1970, and what they took."""
+    """Begin and end of a trial's epochs in seconds since 1970, and the seconds that they took."""
 
     began: float
     ended: float
@@ -69,7 +71,7 @@ class Trained:
 
 
 def turnovers(trials: Iterable[Trained], slots: int) -> tuple[list[float], float]:
-    """Return the seconds between trials of a slot, and the share of slot time spent in epochs."""
+    """Return the seconds between trials of a slot, and the share of slot time in epochs."""
     free: list[float] = []
     gaps: list[float] = []
     span = 0.0
@@ -94,7 +96,7 @@ def search_digits(
     cpus_per_trial: float | None = None,
     text: str = SPACE,
 ) -> list[Trained]:
-    """Search in a folder of its own, and read the times of the trials from the run."""
+    """Search in a new folder, and read the times of the trials from the run."""
     folder.mkdir()
     file = folder / "space.yaml"
     file.write_text(text)
@@ -132,8 +134,8 @@ def promote_digits(folder: Path, trials: int) -> tuple[list[float], list[float]]
     """Search with promotion in one slot.
 
     Returns:
-        Seconds before the first step of trials that were promoted after they had waited, and of
-        those that went on in their place.
+        Seconds before the first step of trials that were paused and then promoted, and of those
+        that continued in place.
     """
     folder.mkdir()
     file = folder / "space.yaml"
@@ -183,7 +185,7 @@ def train_plainly(params: dict[str, Any], *, data: dict[str, Any]) -> None:
 
 
 def stock(folder: Path, trials: int, epochs: int) -> list[Trained]:
-    """Train the same under ``tune.Tuner``, its settings at default."""
+    """Train the same under ``tune.Tuner`` with its default settings."""
     folder.mkdir()
     file = folder / "space.yaml"
     file.write_text(SPACE)
@@ -214,7 +216,7 @@ def stock(folder: Path, trials: int, epochs: int) -> list[Trained]:
 
 
 def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
-    """Return one row a way to run trials."""
+    """Return a table of one row per way to run trials."""
     table = Table(title=f"Between trials, {slots} slots")
     table.add_column("")
     headings = (
@@ -240,7 +242,7 @@ def as_table(found: dict[str, dict[str, Any]], slots: int) -> Table:
 
 
 def figures_of(trials: Sequence[Trained], slots: int) -> dict[str, Any]:
-    """Return the row of a way to run trials."""
+    """Return the figures of one way to run trials."""
     gaps, share = turnovers(trials, slots)
     return {
         "trials": len(trials),

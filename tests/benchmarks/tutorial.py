@@ -1,7 +1,7 @@
-"""The usual tutorial's way to train on CIFAR-10, written anew: what people start from.
+"""The usual tutorial's way to train on CIFAR-10, rewritten: the starting point of many users.
 
 One image at a time through torchvision's transforms on PIL images, a DataLoader with workers,
-float32, ``.item()`` after each step; and the network and recipe of Ray Tune's PyTorch tutorial.
+float32 and ``.item()`` after each step; with the network and recipe of Ray Tune's PyTorch tutorial.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class LeNet(nn.Module):
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """Images that are transformed one by one, as torchvision's own CIFAR10 does."""
+    """Images that are transformed one by one, as in torchvision's own CIFAR10."""
 
     def __init__(self, splits: Splits, crop: int) -> None:
         images = splits.train.images.permute(0, 2, 3, 1).numpy()
@@ -69,7 +69,7 @@ def epochs_of(
     crop: int = 4,
     workers: int = 2,
 ) -> Iterator[float]:
-    """Train on the CPU without end; give the mean loss of each epoch."""
+    """Train on the CPU without end; yield the mean loss of each epoch."""
     loader = DataLoader(
         PilImages(splits, crop),
         batch_size=batch_size,

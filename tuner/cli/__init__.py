@@ -1,6 +1,6 @@
 """The command line: parse, call, print; nothing else.
 
-What a command needs is imported when it runs: torch and Ray take seconds, ``--help`` should not.
+Commands import what they need when they run: torch and Ray take seconds, ``--help`` should not.
 """
 
 import contextlib
@@ -49,18 +49,18 @@ from tuner.storage.patience import storage_fault
 )
 @click.version_option(__version__, prog_name="cifar-tune")
 def cli() -> None:
-    """Search hyperparameters and architectures of image classifiers, then combine the best.
+    """Search hyperparameters and architectures of image classifiers, and combine the best models.
 
-    'COMMAND --help' has an example of each.
+    'COMMAND --help' explains the options of a command, with an example.
     """
 
 
 IMPOSSIBLE_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
-"""What the system says of paths that name nothing, wherever a user gives one."""
+"""Errors of paths that cannot exist, wherever a user gives one."""
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""What the system says of a disk that takes no more."""
+"""Errors of a disk that is full or broken."""
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
-"""What the system says of files of others; of a run, perhaps, that may only be read."""
+"""Errors of files that belong to others, or of a run that may only be read."""
 COMMANDS = (
     search.search,
     plan.plan,
@@ -89,26 +89,26 @@ for command in COMMANDS:
 
 
 def main() -> None:
-    """Run the program; a mistake that the user can mend is told in a line or two.
+    """Run the program; mistakes that the user can fix are reported in a line or two.
 
-    With ``--json`` it is told on stdout, too, unless the command has printed its document.
+    With ``--json`` they are also reported on stdout, unless the command has printed its document.
     """
     with visible_output() as output:
         code, message = _run()
         if message:
             click.echo(f"cifar-tune: {message}", err=True)
         if code and "--json" in sys.argv[1:] and not output.is_used:
-            # It has been told, and the exit code tells the rest, should stdout be full.
+            # If stdout is full, the message on stderr and the exit code are enough.
             with contextlib.suppress(OSError):
                 print_json({"error": message or "failed", "exit_code": code})
     sys.exit(code)
 
 
 def _run() -> tuple[int, str]:
-    """Run the command; return its exit code and, if it failed, why."""
+    """Run the command; return its exit code and, if it failed, the reason."""
     try:
         words = sys.argv[1:]
-        # What keeps the command line, such as Weights & Biases, finds it there.
+        # Programs that record the command line, such as Weights & Biases, read it here.
         sys.argv[1:] = map(hide_passwords, words)
         code = cli.main(words, prog_name="cifar-tune", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -124,7 +124,7 @@ def _run() -> tuple[int, str]:
         return error.exit_code, shortened(str(error))
     except OSError as error:
         if error.errno in FULL_OR_BROKEN and error.filename is None:
-            # Of what is written, only the output has no name.
+            # Of all that is written, only the output has no file name.
             return TunerError.exit_code, f"the output cannot be written: {error.strerror}."
         if error.errno in IMPOSSIBLE_PATHS:
             mend = f"{error.filename}: {error.strerror}. Give another path."

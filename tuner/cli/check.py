@@ -1,4 +1,4 @@
-"""``check``: all that is wrong with a run's files."""
+"""``check``: find all that is wrong with a run's files."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +33,9 @@ def check(
 ) -> None:
     """Find damaged, missing and left-over files of a run.
 
-    Every file is read. Networks are loaded and have to give the probabilities that were recorded,
-    for which the images are read. The last line names what could not be checked. Ends with 0 if no
-    damage is found, and with 1 if there is any.
+    Every file is read. Networks must reproduce the recorded probabilities, for which the images are
+    read. The last line names what could not be checked. Exits with 0 if no damage is found, and
+    with 1 otherwise.
     """
     from tuner.deploy.predictor import read_ensemble
     from tuner.ensemble.check import damage_of_run
@@ -46,7 +46,7 @@ def check(
     from tuner.storage.paths import folders_with
     from tuner.training.device import find_device
 
-    # What the environment says is for searches: this run may be of other images.
+    # Environment variables are meant for searches: this run may use other images.
     said = click.core.ParameterSource.COMMANDLINE
     if context.get_parameter_source("data") is not said:
         data = None

@@ -1,4 +1,4 @@
-"""``cluster-template``: a file to start a cluster from."""
+"""``cluster-template``: print a file to start a cluster from."""
 
 from importlib.resources import files
 
@@ -10,8 +10,5 @@ TEMPLATES = {"kuberay": "kuberay.yaml", "ray-up": "ray-up.yaml", "slurm": "slurm
 @click.command("cluster-template", epilog="Example: cifar-tune cluster-template slurm > search.sh")
 @click.argument("kind", type=click.Choice(list(TEMPLATES)))
 def cluster_template(kind: str) -> None:
-    """Print a file for Kubernetes, a cloud or Slurm.
-
-    From it, a cluster is started.
-    """
+    """Print a template for Kubernetes, a cloud or Slurm."""
     click.echo((files("tuner") / "templates" / TEMPLATES[kind]).read_text(), nl=False)

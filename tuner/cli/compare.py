@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     "runs", nargs=-1, required=True, metavar="RUN RUN...", shell_complete=completion.runs
 )
 @STORAGE
-@option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page, too.")
+@option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write an HTML page to this file, too.",
+)
 @METRIC
 @DATA
 @MOVED_DATA_DIR
@@ -34,10 +38,10 @@ def compare(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Set runs side by side.
+    """Compare runs side by side.
 
-    What they searched and spent, and what came of it. Images are read only for --metric, and of
-    runs of an earlier version alone; --data names those of all.
+    Shows what they searched, what they spent, and their results. Images are read only for
+    --metric, and only for runs of an earlier version; --data gives the images of all of these.
     """
     from tuner.report.comparison import compare as describe
     from tuner.report.comparison import comparison_page, differences

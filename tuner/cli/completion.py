@@ -1,4 +1,4 @@
-"""What a shell completes: spaces, runs, trials and ensembles, by looking."""
+"""Shell completion: looks up the spaces, runs, trials and ensembles that exist."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +30,7 @@ def runs(context: click.Context, parameter: click.Parameter, begun: str) -> list
 
 
 def trials(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Complete the number of a trial, of the run that was typed or the newest."""
+    """Complete the number of a trial of the run that was typed, or of the newest."""
     from tuner.run.run import find_run
 
     typed = context.params.get("target") or context.params.get("words") or None
@@ -71,7 +71,7 @@ def ensembles(
 def runs_or_ensembles(
     context: click.Context, parameter: click.Parameter, begun: str
 ) -> list[CompletionItem]:
-    """Complete the name of a run, or of an ensemble of one."""
+    """Complete the name of a run or of one of its ensembles."""
     return [*runs(context, parameter, begun), *ensembles(context, parameter, begun)]
 
 

@@ -1,4 +1,4 @@
-"""``data``: prepare data sets, look at them, split them, and find errors in them."""
+"""``data``: prepare, describe and split data sets, and find errors in them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tuner.run.issues import Issues
 
 MOST_FILES = 20
-"""The most files left out for one reason that are named on a terminal."""
+"""Maximum number of entries in a printed list, such as the files left out for one reason."""
 
 
 @click.group()
@@ -43,10 +43,10 @@ def data() -> None:
 @SKIP_BROKEN
 @JSON
 def data_prepare(source: str, data_dir: Path, as_json: bool, **settings: Any) -> None:
-    """Fetch and decode images before a search.
+    """Download and decode images before a search.
 
-    DATA is a data set, or a folder, an archive or a manifest of images; without it, CIFAR-10, which
-    is downloaded unless it was before.
+    DATA is a data set such as cifar100, or a folder, an archive or a manifest of images. Without
+    it, CIFAR-10 is used. Data sets are downloaded once.
     """
     from tuner.data.splits import load_splits, load_test
 
@@ -74,11 +74,11 @@ def data_prepare(source: str, data_dir: Path, as_json: bool, **settings: Any) ->
 @VAL_FRACTION
 @JSON
 def data_info(source: str, data_dir: Path, as_json: bool, **settings: Any) -> None:
-    """Tell what images were found.
+    """Report which images were found, and which were left out and why.
 
-    Their layout, number by class and part, sizes, and what is left out and why. DATA is a data set,
-    or a folder, an archive or a manifest of images; without it, CIFAR-10, which is downloaded
-    unless it was before.
+    Shows the layout, the number of images by class and part, and their sizes. DATA is a data set
+    such as cifar100, or a folder, an archive or a manifest of images. Without it, CIFAR-10 is used.
+    Data sets are downloaded once.
     """
     from tuner.data.description import describe
 
@@ -111,9 +111,9 @@ def data_info(source: str, data_dir: Path, as_json: bool, **settings: Any) -> No
 @VAL_FRACTION
 @JSON
 def data_split(source: str, out: Path, val_fraction: float | None, as_json: bool) -> None:
-    """Divide images into folders.
+    """Copy images into one folder per part.
 
-    They are copied into OUT/train, OUT/val and OUT/test, divided as a search would divide them.
+    Writes OUT/train, OUT/val and OUT/test, divided as a search would divide the images.
     """
     from tuner.config import DataConfig
     from tuner.data.splitting import write_split
@@ -134,13 +134,13 @@ def data_split(source: str, out: Path, val_fraction: float | None, as_json: bool
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How many of the best trials judge.",
+    help="Number of best trials that judge the labels.",
 )
 @option(
     "--csv",
     "csv_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all issues as a table.",
+    help="Write all issues to this CSV file.",
 )
 @DATA
 @MOVED_DATA_DIR
@@ -155,10 +155,11 @@ def data_issues(
     storage: AnyPath,
     as_json: bool,
 ) -> None:
-    """Find labels that are probably wrong, and test images that are among the others.
+    """Find probably wrong labels and near-duplicate test images.
 
-    Judged are the images to validate on, by a vote of networks that were not trained on them; with
-    --folds these are all but the test images. The report of the run shows them.
+    Checks the labels of the validation images, by a vote of networks that were not trained on them;
+    with --folds, these are all images except the test images. Test images are compared with all
+    others. The report of the run shows the issues.
     """
     from dataclasses import asdict
 
@@ -187,7 +188,7 @@ def data_issues(
 
 
 def _csv_of(found: "Issues") -> str:
-    """Return a line for each issue."""
+    """Return the issues as CSV, one row per issue."""
     head = ["kind", "path", "label", "suggested", "confidence", "original"]
     labels = [
         ["label", i.path, i.given, i.suggested, f"{i.suggested_probability:.4f}", ""]
@@ -238,7 +239,7 @@ def _config(source: str, settings: dict[str, Any]) -> Any:
 
 
 def _words(value: Any) -> str:
-    """Return a value of the description in words."""
+    """Return a value of the description as text."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
     if isinstance(value, list):

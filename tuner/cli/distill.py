@@ -1,4 +1,4 @@
-"""``distill``: an ensemble teaches one small network."""
+"""``distill``: train one small network on an ensemble's outputs."""
 
 import os
 from typing import Any
@@ -30,19 +30,19 @@ KEYS = {option: key for option, key in SPACE_KEYS.items() if option != "data"}
     "--into",
     metavar="FAMILY|FILE|NAME",
     required=True,
-    help="Students: a family, for small networks of it, or a search space.",
+    help="Students: a family (small networks of it) or a search space.",
 )
-@option("--name", help="Name of the run. [default: that of the ensemble's, with -student]")
+@option("--name", help="Name of the run. [default: that of the ensemble's run, with -student]")
 @distilled_options
 @running_options
 @click.pass_context
 def distill(context: click.Context, /, into: str, ensemble: str | None, **options: Any) -> None:
-    """Search for a small network that an ensemble teaches.
+    """Search for a small network that learns from an ensemble.
 
-    The search is a run of its own. Students learn from the ensemble's probabilities of its training
-    images, beside the labels; how much, space.distill.alpha and space.distill.temperature say,
-    which are searched unless the space says them. KEY=VALUE overrides a value of the space by its
-    dotted path. An interrupted run goes on with 'search --resume'.
+    The students form a run of their own. They learn from the labels and from the ensemble's
+    probabilities of its training images; space.distill.alpha and space.distill.temperature say how
+    much and how softly, and are searched unless the space sets them. KEY=VALUE overrides a value of
+    the space by its dotted path. 'search --resume' resumes an interrupted run.
     """
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         raise UsageError(

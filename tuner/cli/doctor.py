@@ -1,4 +1,4 @@
-"""``doctor``: whether a search would run."""
+"""``doctor``: check whether a search would run."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from tuner.storage.paths import AnyPath, extra_for
 
 
 @click.command(epilog="Example: cifar-tune doctor --address auto --storage /shared/runs")
-@option("--address", help="A Ray cluster, as for search. [default: this machine]")
+@option("--address", help="Address of a Ray cluster, as for search. [default: this machine]")
 @STORAGE
 @option(
     "--data", default="cifar10", show_default=True, help="Images to look for, named as for search."
@@ -34,9 +34,9 @@ def doctor(
     data_dir: Path,
     as_json: bool,
 ) -> None:
-    """See whether a search would run.
+    """Check whether a search would run.
 
-    Nodes, versions, storage and data are looked at, and how many trials fit.
+    Checks nodes, versions, storage and data, and reports how many trials fit.
     """
     if is_dashboard(address := address or os.environ.get("RAY_ADDRESS")):
         return _submit_doctor(context, str(address))
@@ -80,13 +80,13 @@ def _submit_doctor(context: click.Context, address: str) -> None:
 
 
 def split_output(text: str) -> tuple[list[Any] | None, str]:
-    """Part the list that a command printed from what others wrote before and after it.
+    """Separate the list that a command printed from the text that others wrote around it.
 
     Args:
-        text: All that a job wrote, to stdout and stderr.
+        text: Everything that a job wrote to stdout and stderr.
 
     Returns:
-        The list, ``None`` if there is none, and the rest of the text.
+        The list, or ``None`` if there is none, and the rest of the text.
     """
     for match in re.finditer(r"^\[", text, re.MULTILINE):
         # Ray's own lines may begin with a bracket, too.

@@ -1,4 +1,4 @@
-"""``ensemble``: the best trials combined."""
+"""``ensemble``: combine the best trials."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ from tuner.storage.temporary import TemporaryFolder
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How many members; of any method but vote, at most.",
+    help="Number of members; an upper limit for methods other than vote.",
 )
 @option(
     "--run",
@@ -49,11 +49,11 @@ from tuner.storage.temporary import TemporaryFolder
     type=click.Choice(get_args(AskedMethod)),
     default="vote",
     show_default=True,
-    help="How members are chosen and vote. A soup averages weights; auto takes the vote, or the "
-    "one trial, that cross-fitted validation figures advise.",
+    help="How to choose and combine members. A soup averages weights; auto takes the vote, or the "
+    "single trial, that cross-fitted validation figures advise.",
 )
 @METRIC
-@option("--calibrate", is_flag=True, help="Fit one temperature to the vote.")
+@option("--calibrate", is_flag=True, help="Calibrate the vote with one temperature.")
 @option(
     "--tta",
     type=click.Choice(get_args(Tta)),
@@ -64,31 +64,31 @@ from tuner.storage.temporary import TemporaryFolder
 @option(
     "--pool",
     type=click.IntRange(min=1),
-    help="Best trials to choose from, of those that search --keep has left. [default: 50]",
+    help="Number of best trials to choose from, of those kept by search --keep. [default: 50]",
 )
 @option(
     "--diverse",
     type=click.Choice(get_args(Diverse)),
-    help="Take only one trial of each. A config is the same for all of its --seeds in a refit; the "
-    "seeds within a run differ anyway.",
+    help="Take only one trial per family, config or seed. In a refit, all --seeds of a config are "
+    "the same config; seeds within a run differ anyway.",
 )
 @option(
     "--max-parameters",
     type=click.IntRange(min=1),
-    help="Most parameters of all members together.",
+    help="Maximum number of parameters of all members together.",
 )
 @option(
     "--max-latency-ms",
     type=Amount(min=0, min_open=True),
-    help="Most milliseconds of all members together on one image, measured here.",
+    help="Maximum milliseconds of all members together on one image, measured here.",
 )
 @option(
     "--front",
     is_flag=True,
-    help="Take the trials on the front of the space's objectives, in place of --top.",
+    help="Use the trials on the front of the space's objectives, instead of --top.",
 )
 @option("--frontier", is_flag=True, help="Show which members are best for their time.")
-@option("--compare", is_flag=True, help="Show all methods, by one reading of the test images.")
+@option("--compare", is_flag=True, help="Show all methods, with a single reading of test images.")
 @option(
     "--duplicates",
     metavar="FILE",
@@ -98,9 +98,9 @@ from tuner.storage.temporary import TemporaryFolder
 @option("--skip-damaged", is_flag=True, help="Leave out trials whose files are damaged.")
 @DATA
 @MOVED_DATA_DIR
-@option("--dry-run", is_flag=True, help="Choose on validation images, read no test image.")
+@option("--dry-run", is_flag=True, help="Choose on validation images; read no test images.")
 @option("--name", help="Name of the ensemble. [default: top<K>, greedy<K>, ...]")
-@option("--verbose", is_flag=True, help="Print all tables; 'show' prints them, too.")
+@option("--verbose", is_flag=True, help="Print all tables, as 'show' does.")
 @DEVICE
 @TRUST_CODE
 @option("--address", help="Spread the members over a Ray cluster: auto or HOST:PORT.")
@@ -115,10 +115,10 @@ def ensemble(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Combine the best trials, and test what they make.
+    """Combine the best trials into an ensemble, and test it.
 
-    The test set is read once. Members, weights and temperature are chosen on validation images,
-    from what each trial has left in the run folder; it may be searched still.
+    The test images are read once. Members, weights and temperature are chosen on validation images,
+    from the files that each trial left in the run folder. The search may still be running.
     """
     from tuner.run.run import find_run
 
@@ -142,7 +142,7 @@ def ensemble(
 
             predict = stack.enter_context(spread(address))
         elif dry_run and isinstance(run.path, Path) and not os.access(run.path, os.W_OK):
-            # Then a run that may only be read serves, too.
+            # A dry run also works on a run that may only be read.
             beside = Path(stack.enter_context(TemporaryFolder()))
         plan = stack.enter_context(
             planning(

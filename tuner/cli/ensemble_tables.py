@@ -1,4 +1,4 @@
-"""An ensemble on the terminal: what it is worth, its members, and what it was compared with."""
+"""Ensembles on the terminal: their scores, their members, and what they are compared with."""
 
 import string
 from collections.abc import Sequence
@@ -45,22 +45,22 @@ No test images. held-out, NLL and ECE: validation images, the ensemble and the b
 cross-fitted, members alone as they were chosen there, which flatters them."""
 SEEN = "No test images. training, NLL and ECE: images that the networks were trained on."
 MOST_CLASSES = 12
-"""Up to which the confusion matrix is printed."""
+"""Maximum number of classes for which the confusion matrix is printed."""
 MOST_LETTERS = 24
-"""Most letters of the name of a class."""
+"""Maximum number of letters of a class name."""
 MOST_MEMBERS = 5
-"""Members that are listed unless all is asked for."""
+"""Maximum number of lines for members, unless all tables are requested."""
 MOST_REASONS = 6
 MOST_TRIALS = 8
-"""Up to which the trials left out for one reason are named."""
+"""Maximum number of trials that are named for each reason why trials were left out."""
 
 
 def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
-    """Print what an ensemble is worth, and what may come next.
+    """Print the scores of an ensemble, and the commands that may come next.
 
     Args:
-        folder: Of the ensemble.
-        is_whole: Whether with all tables, not only those that were asked for by an option.
+        folder: Folder of the ensemble.
+        is_whole: Whether to print all tables, not only those requested by options.
 
     Raises:
         TunerError: If its files are damaged.
@@ -166,7 +166,7 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
 def _print_next(
     console: Console, folder: AnyPath, result: "EnsembleFigures", *, is_whole: bool
 ) -> None:
-    """Name what is done with an ensemble next, each command on a line of its own."""
+    """Print the commands that may come next, one per line."""
     storage = storage_words(folder.parent.parent.parent)
     run = folder.parent.parent.name
     place = short_path(folder) if storage else f"{run}/{folder.name}"
@@ -193,7 +193,7 @@ def _print_next(
 
 
 def _metric_of(run: AnyPath) -> Metric | None:
-    """Return what a run goes by; ``None`` where an ensemble lies without its run."""
+    """Return the metric of a run; ``None`` if the ensemble is stored without its run."""
     from tuner.run.run import Run
 
     try:
@@ -203,7 +203,7 @@ def _metric_of(run: AnyPath) -> Metric | None:
 
 
 def _print_more(console: Console, result: "EnsembleFigures") -> None:
-    """Print scores besides accuracy, NLL and ECE, and how members are softened."""
+    """Print scores other than accuracy, NLL and ECE, and the temperatures of the members."""
     if any(member.temperature != 1 for member in result.members):
         temperatures = " ".join(f"{member.temperature:.3f}" for member in result.members)
         console.print(
@@ -230,7 +230,7 @@ def _print_more(console: Console, result: "EnsembleFigures") -> None:
 
 
 def print_intervals(console: Console, found: "Intervals | ReadIntervals") -> None:
-    """Print figures with their intervals by the bootstrap."""
+    """Print figures with their bootstrap intervals."""
 
     def shares(entry: "Estimate | ReadEstimate") -> str:
         return f"{entry.value:.2%} [{100 * entry.low:.2f}, {100 * entry.high:.2f}]"
@@ -249,7 +249,7 @@ def print_intervals(console: Console, found: "Intervals | ReadIntervals") -> Non
 
 
 def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> None:
-    """Print choices with their figures on the validation images; no test image was read."""
+    """Print the choices with their figures on the validation images; no test image was read."""
     console = make_console()
     if plan["verdict"]:
         print_sentence(console, plan["verdict"]["text"])
@@ -339,7 +339,7 @@ def _print_comparison(console: Console, result: "EnsembleFigures") -> None:
 def _print_frontier(console: Console, result: "EnsembleFigures") -> None:
     from tuner.ensemble.latency import MOST_COMBINED
 
-    # Without test images, those that members were chosen on would stand there again.
+    # Without test images, this column would repeat figures of images that members were chosen on.
     tested = [result.tested_on] if result.has_test else []
     headings = ("ms", "ms, 256 images", "val", *tested, "trials")
     table = make_table("Best for their time", headings, 0)
@@ -381,7 +381,7 @@ def _scores(
 
 
 def _point_values(point: "FrontierPoint", metric: Metric) -> tuple[str, str]:
-    """Return what a point was chosen by; ensembles of earlier versions tell accuracies alone."""
+    """Return the figures that a point was chosen by; earlier versions recorded only accuracies."""
     if point.metric is None or point.val_metric is None:
         val = "-" if point.val_accuracy is None else f"{point.val_accuracy:.2%}"
         return val, f"{point.accuracy:.2%}"
@@ -394,7 +394,7 @@ def _print_confusion(console: Console, confusion: "Confusion", title: str) -> No
 
 
 def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -> Table:
-    """Return a confusion matrix, rows true; columns have the letters of the rows."""
+    """Return a confusion matrix, one row per true class; columns have the letters of the rows."""
     table = Table(title=escape(title), box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     letters = string.ascii_lowercase[: len(classes)]
@@ -408,5 +408,5 @@ def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -
 
 
 def cut(label: str) -> str:
-    """Return the name of a class, with an ellipsis where it is long."""
+    """Return the name of a class, shortened with an ellipsis if it is long."""
     return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"

@@ -1,4 +1,4 @@
-"""``evaluate``: what an ensemble is worth on labelled images."""
+"""``evaluate``: measure an ensemble on labelled images."""
 
 import sys
 import warnings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tuner.deploy.evaluation import Evaluation, Share
 
 MOST_MISTAKES = 10
-"""Mistakes that are printed; ``--output`` and ``--json`` have all."""
+"""Number of mistakes that are printed; ``--output`` and ``--json`` list all."""
 
 
 @click.command(epilog="Example: cifar-tune evaluate photos/ --corrupt --output evaluation/")
@@ -39,8 +39,7 @@ MOST_MISTAKES = 10
 @option(
     "--corrupt",
     is_flag=True,
-    help="Measure it on images with noise, blur, other light and compression, too, as in "
-    "CIFAR-10-C.",
+    help="Measure on images with noise, blur, other light and compression, too, as in CIFAR-10-C.",
 )
 @option(
     "--output",
@@ -65,16 +64,16 @@ def evaluate(
 ) -> None:
     """Measure an ensemble on labelled images.
 
-    DATA is a data set, or a folder, an archive or a manifest of labelled images.
-    Where there are parts for training and testing, the test part is read, otherwise all. Classes
-    are known by their names and may be some of the ensemble's. Each evaluation is entered in
-    evaluations.jsonl in the ensemble's folder.
+    DATA is a data set, or a folder, an archive or a manifest of labelled images. If it has parts
+    for training and testing, only the test part is read. Classes are matched by name, and may be
+    only some of the ensemble's. Each evaluation is recorded in evaluations.jsonl in the ensemble's
+    folder.
     """
     from tuner.console import Console
     from tuner.run.ensembles import find_ensemble
 
     console = Console(stderr=True, highlight=False)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
     place = find_ensemble(storage, ensemble)
     with loading_on_terminal(console):
         from tuner.data.labelled import find_labelled

@@ -1,4 +1,4 @@
-"""``export``: an ensemble as one file for other programs."""
+"""``export``: write an ensemble as one file for other programs."""
 
 import warnings
 from pathlib import Path
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     "--format",
     "to",
     type=click.Choice(["onnx", "pt2"]),
-    help="What to write: a file for ONNX's runtimes, or a program of torch.export. "
-    "[default: what the file ends in]",
+    help="What to write: a file for ONNX runtimes, or a torch.export program. [default: by the "
+    "suffix of --output]",
 )
 @option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="File to write; it is replaced if it exists.",
+    help="File to write; an existing file is replaced.",
 )
 @option(
     "--check",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Compare on the images of a folder, at their full size. [default: those kept with the "
+    help="Compare on the images of this folder, at full size. [default: those kept with the "
     "ensemble]",
 )
 @TRUST_CODE
@@ -52,13 +52,13 @@ def export(
 ) -> None:
     """Write an ensemble as one ONNX or PyTorch file.
 
-    It takes images of any size and gives probabilities.
-    The file holds resizing, normalization, members, weights and temperatures. It is run at once,
-    and written only if it gives the ensemble's own probabilities.
+    The file takes images of any size and returns probabilities. It includes resizing,
+    normalization, members, weights and temperatures. It is run at once, and written only if it
+    reproduces the ensemble's probabilities.
     """
     from tuner.run.ensembles import find_ensemble
 
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
     folder = find_ensemble(storage, ensemble)
     console = Console(stderr=True, highlight=False)
     with loading_on_terminal(console):

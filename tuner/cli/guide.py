@@ -1,4 +1,4 @@
-"""``guide``: the guides, in the terminal."""
+"""``guide``: show the guides in the terminal."""
 
 from importlib.resources import files
 
@@ -8,12 +8,12 @@ from rich.markdown import Markdown
 from tuner.cli.output import make_console
 
 MOST_COLUMNS = 100
-"""Columns of the text on a wide terminal."""
+"""Maximum width of the text on a wide terminal, in columns."""
 GUIDES = {
     "spaces": "search spaces, and how they are searched",
     "data": "your own images",
     "ensembles": "combine, refit and use the best trials",
-    "cluster": "many machines, stores of objects, shares of a GPU",
+    "cluster": "many machines, object stores, shares of a GPU",
     "python": "the same from Python",
     "promises": "what a run leaves, what is promised, what words mean",
 }
@@ -22,7 +22,7 @@ GUIDES = {
 @click.command(epilog="Example: cifar-tune guide spaces")
 @click.argument("name", required=False, type=click.Choice(list(GUIDES)))
 def guide(name: str | None) -> None:
-    """Show a guide; without a name, list them."""
+    """Show a guide, or list the guides if no name is given."""
     if name is None:
         for known, about in GUIDES.items():
             click.echo(f"{known:<10} {about}")

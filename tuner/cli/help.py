@@ -1,4 +1,4 @@
-"""How the help is laid out: commands by workflow, options of a search by what they are about."""
+"""Layout of the help: commands by workflow, options of a search by topic."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +11,7 @@ COMMANDS = {
     "Use": ("predict", "evaluate", "export", "serve"),
     "Cluster": ("doctor", "cluster-template"),
 }
-"""Those of no group come last."""
+"""Commands of each section; those of no section come last."""
 OPTIONS = {
     "What to search, on which images": (
         *("space", "ensemble", "into", "top", "data", "data_dir", "image_size", "resize"),
@@ -31,14 +31,14 @@ OPTIONS = {
     ),
     "Output": ("as_json", "quiet", "_click_default_help"),
 }
-"""Names of a search's parameters; those of no group come last."""
+"""Parameter names of a search by section; those of no section come last."""
 
 
 class WorkflowGroup(click.Group):
     """A group that lists its commands by workflow."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands, a section for each group."""
+        """Write the commands, one section per group."""
         names = self.list_commands(ctx)
         width = max(map(len, names))
         for title, members in _grouped(COMMANDS, names, "Other"):
@@ -52,10 +52,10 @@ class WorkflowGroup(click.Group):
 
 
 class SearchCommand(click.Command):
-    """A command whose many options stand in groups."""
+    """A command whose many options are listed in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, a section for each group."""
+        """Write the options, one section per group."""
         records = {}
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
@@ -68,7 +68,7 @@ class SearchCommand(click.Command):
 def _grouped(
     groups: Mapping[str, Iterable[str]], names: Iterable[str], others: str
 ) -> list[tuple[str, list[str]]]:
-    """Divide names into groups, without those that are empty."""
+    """Divide names into groups, and leave out empty groups."""
     names = list(names)
     placed = {name for group in groups.values() for name in group}
     found = {title: [name for name in group if name in names] for title, group in groups.items()}

@@ -1,4 +1,4 @@
-"""What a run's trials tell about its space, for ``report`` and the end of ``search``."""
+"""What a run's trials reveal about its space, for ``report`` and the end of ``search``."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from tuner.space.searched import Column
 
 LEAST_WEIGHED = 20
-"""Trials below which Optuna is not even loaded: no parameter is weighed by so few."""
+"""Least number of trials for importances; with fewer, only reports need Optuna."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInsights:
-    """What a run has searched, what mattered there, and what to look at."""
+    """What a run searched, which parameters mattered, and what to look at."""
 
     space: "SearchSpace"
     importance: dict[str, dict[str, float]]
@@ -33,7 +33,7 @@ class RunInsights:
 
 
 def insights_of(run: "Run", trials: "Sequence[TrialRecord]") -> RunInsights:
-    """Look at what a run's trials tell about its space."""
+    """Derive from a run's trials what they reveal about its space."""
     from tuner.report.advice import advise
     from tuner.run.layout import SPACE
     from tuner.space import load_run_space
@@ -51,10 +51,10 @@ def insights_of(run: "Run", trials: "Sequence[TrialRecord]") -> RunInsights:
 def _importance(
     run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
 ) -> dict[str, dict[str, float]]:
-    # The trials of a refit were not drawn from the space, but chosen.
+    # The trials of a refit were chosen, not drawn from the space.
     if run.record.refit or sum(trial.is_scored for trial in trials) < LEAST_WEIGHED:
         return {}
-    # Optuna takes half a second.
+    # Importing Optuna takes half a second.
     from tuner.tuning.sampling.importance import importances
 
     return importances(space, trials)
@@ -63,7 +63,7 @@ def _importance(
 def tentative_importance(
     run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
 ) -> "dict[str, Spread]":
-    """Return the shares that parameters of few trials may have in the importance."""
+    """Return each parameter's share of the importance, with its range, if there are few trials."""
     if run.record.refit or sum(trial.is_scored for trial in trials) >= LEAST_WEIGHED:
         return {}
     from tuner.tuning.sampling.importance import resampled_importances
@@ -72,9 +72,9 @@ def tentative_importance(
 
 
 def searched_columns(run: "Run", trials: "Sequence[TrialRecord]") -> "list[Column]":
-    """Return what a run searched, the most important first; nothing where its space is damaged.
+    """Return the searched parameters, the most important first; none if the space is damaged.
 
-    That is said, then: its trials can be looked at without.
+    The damage is reported, because the trials can be shown without the space.
     """
     from tuner.run.layout import SPACE
     from tuner.space import load_run_space
@@ -89,7 +89,7 @@ def searched_columns(run: "Run", trials: "Sequence[TrialRecord]") -> "list[Colum
 
 
 def print_advice(advice: list[str]) -> None:
-    """Print what to look at, on stderr, where there is something."""
+    """Print advice on stderr, if there is any."""
     console = Console(stderr=True, highlight=False)
     for line in advice:
         text = f"Worth a look: {line}"

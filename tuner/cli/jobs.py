@@ -1,4 +1,4 @@
-"""Commands that a cluster runs as jobs: submitted, followed, and what they print."""
+"""Commands that a cluster runs as jobs: submit them, follow them, and show their output."""
 
 import shlex
 import sys
@@ -17,9 +17,9 @@ from tuner.errors import TunerError, UsageError
 from tuner.storage.paths import extra_for
 
 NOT_SENT = ("space", "address", "storage", "name")
-"""Options that a job is not given as they are."""
+"""Options that are not passed to a job unchanged."""
 FOLDED = (*SPACE_KEYS, "as_json")
-"""Options of a search that the space holds already, or that are for this end of the job."""
+"""Options of a search that the space already contains, or that concern this end of the job."""
 
 
 def is_dashboard(address: str | None) -> bool:
@@ -28,12 +28,12 @@ def is_dashboard(address: str | None) -> bool:
 
 
 def submit_search(context: click.Context, address: str, overrides: list[str]) -> None:
-    """Have a cluster run the search of this command line, and follow it.
+    """Run the search of this command line on a cluster, and follow it.
 
     Args:
-        context: Of ``search``.
-        address: Of the dashboard.
-        overrides: ``KEY=VALUE`` each, those of flags and environment among them.
+        context: Context of ``search``.
+        address: Address of the dashboard.
+        overrides: ``KEY=VALUE`` each, including those of flags and environment.
     """
     from tuner.models.trust import check_code_trusted, code_of, remember
     from tuner.space import find_space, load_space
@@ -44,7 +44,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     sampler = str(said_of(overrides).get("search.sampler", ""))
     words = list(job_words(context, (*NOT_SENT, *FOLDED, *overridden(context))))
     if is_auto(options):
-        # It is made there, by the cluster's own measure.
+        # The cluster makes the space, from its own measurements.
         words += ["--space", AUTO, *overrides]
         for file in SHIPPED.glob("*.yaml"):
             texts[f"{SHIPPED.name}/{file.name}"] = file.read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         texts["space.yaml"] = space.resolved()
         words += ["--space", "space.yaml"]
         if code and not options["trust_code"]:
-            # It is known here, and there it may not be.
+            # The code is known here, but may be unknown there.
             words.append("--trust-code")
         if not options["resume"]:
             name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -71,7 +71,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
 
 
 def submit_refit(context: click.Context, address: str) -> None:
-    """Have a cluster run the refit of this command line, and follow it."""
+    """Run the refit of this command line on a cluster, and follow it."""
     options = context.params
     if not options["name"] and not options["resume"]:
         raise UsageError("refit: as a job it needs the --name of the new run")
@@ -89,21 +89,21 @@ def _submit(
     extras: Collection[str],
     arguments: Sequence[str] = (),
 ) -> None:
-    """Submit a command that makes a run, or find its job that is under way, and follow it.
+    """Submit a command that makes a run, or find its unfinished job, and follow it.
 
     Args:
-        context: Of the command.
-        address: Of the dashboard.
-        name: Of the run; ``None`` for that of the newest job, where one is to go on.
-        words: Options of the command, and each ``KEY=VALUE``, but for name and storage.
+        context: Context of the command.
+        address: Address of the dashboard.
+        name: Name of the run; ``None`` for that of the newest job, if one is to be resumed.
+        words: Options of the command and each ``KEY=VALUE``, except name and storage.
         files: See ``jobs.submit``.
         extras: See ``jobs.submit``.
-        arguments: Of the command, which may begin as options do.
+        arguments: Arguments of the command, which may begin with a dash like options.
     """
     from tuner.tuning.ray_backend import jobs
 
     options, command = context.params, str(context.command.name)
-    # A run that goes on is where it was, unless the user says where it is.
+    # A resumed run stays where it was, unless the user gives another storage.
     is_given = context.get_parameter_source("storage") != click.core.ParameterSource.DEFAULT
     asked = job_storage(context) if is_given or not options["resume"] else None
     client = jobs.connect(address)
@@ -124,7 +124,7 @@ def _submit(
             metadata={
                 jobs.RUN_KEY: name,
                 jobs.STORAGE_KEY: storage,
-                # What its sampler and trackers need, a search that goes on needs again.
+                # A resumed search needs the extras of its sampler and trackers again.
                 jobs.EXTRAS_KEY: " ".join(sorted(extras)),
             },
             tell=say,
@@ -147,7 +147,7 @@ def _submit(
 
 
 def job_storage(context: click.Context) -> str:
-    """Return the storage as the cluster's nodes will find it."""
+    """Return the storage by the name under which the cluster's nodes find it."""
     storage = str(context.params["storage"])
     if not Path(storage).is_absolute() and ":/" not in storage:
         raise UsageError(
@@ -177,12 +177,12 @@ def job_words(context: click.Context, without: tuple[str, ...]) -> Iterator[str]
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, apart from the job's own output."""
+    """Print a line on stderr, separate from the job's own output."""
     click.echo(line, err=True)
 
 
 def job_writer(as_json: bool) -> Any:
-    """Return what shows a job's output; stdout is for the document alone where one is wanted."""
+    """Return a function that prints a job's output; with JSON, stdout is for the document alone."""
     stream = sys.stderr if as_json else sys.stdout
 
     def write(text: str) -> None:
@@ -193,7 +193,7 @@ def job_writer(as_json: bool) -> Any:
 
 
 class Left(TunerError):
-    """A job that goes on without being followed."""
+    """A job that was left running, and is no longer followed."""
 
     exit_code = 130
 

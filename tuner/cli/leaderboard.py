@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Most rows of the table.",
+    help="Maximum number of rows in the table.",
 )
 @option("--all", "is_whole", is_flag=True, help="Show all trials, with every column.")
 @option(
     "--columns",
     metavar="NAME,...",
-    help="Columns of the table, such as trial,accuracy,lr; named as there or as in the CSV.",
+    help="Columns of the table, such as trial,accuracy,lr; named as in the table or in the CSV.",
 )
 @option("--sort", metavar="NAME", help="Column to sort by. [default: the rank]")
 @option(
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.Choice(["table", "csv", "json", "parquet"]),
     default="table",
     show_default=True,
-    help="What to write on stdout; all but the table have every trial and parameter.",
+    help="Output format; all except table include every trial and parameter.",
 )
 @METRIC
 @DATA
@@ -63,9 +63,9 @@ def leaderboard(
 ) -> None:
     """Show the trials of a run, best first.
 
-    Also while it is searched. Of the searched parameters, the most important ones are shown, as
-    many as there is room for. Images are read only for --metric, and of a run of an earlier version
-    alone.
+    Works while the run is being searched, too. The table has the most important searched
+    parameters, as many as fit. Images are read only for --metric, and only for a run of an earlier
+    version.
     """
     from tuner.run.run import find_run, write_parquet
 

@@ -15,16 +15,16 @@ from tuner.storage.paths import AnyPath, to_path
 
 
 class Option(click.Option):
-    """An option that, where it has a value, can come from the environment: ``CIFAR_TUNE_<OPTION>``.
+    """An option whose value, if any, can come from the environment: ``CIFAR_TUNE_<OPTION>``.
 
-    A flag cannot: no word of a command line would take it back, as a value is replaced by another.
+    A flag cannot: no word on the command line could unset it, while a value can be replaced.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.name and not self.is_flag:
             option = max(self.opts, key=len).lstrip("-").replace("-", "_")
-            # Earlier versions had the names of the parameters.
+            # Earlier versions used the names of the parameters.
             names = dict.fromkeys((option, self.name))
             self.envvar = [f"CIFAR_TUNE_{name.upper()}" for name in names]
 
@@ -35,7 +35,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Return seconds."""
+        """Return the time in seconds."""
         try:
             return parse_duration(str(value))
         except UsageError as error:
@@ -48,7 +48,7 @@ class Amount(click.FloatRange):
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Return the number."""
         number: float = super().convert(value, param, ctx)
-        # No comparison with a NaN is true, so that the range would not refuse it.
+        # Comparisons with NaN are always false, so the range would not refuse it.
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number.", param, ctx)
         return number
@@ -60,7 +60,7 @@ def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:
 
 
 class Place(click.ParamType[AnyPath]):
-    """A folder here, or the URI of one in a store."""
+    """A local folder, or the URI of one in an object store."""
 
     name = "folder|uri"
 
@@ -74,14 +74,14 @@ STORAGE = option(
     type=Place(),
     default=Path("runs"),
     show_default=True,
-    help="Folder of the runs, or its URI, such as s3://BUCKET/runs.",
+    help="Folder with the runs, or its URI, such as s3://BUCKET/runs.",
 )
 JSON = option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 DEVICE = option(
     "--device",
     default="auto",
     show_default=True,
-    help="Where to compute: auto, cpu, cuda, cuda:1, ...",
+    help="Device to compute on: auto, cpu, cuda, cuda:1, ...",
 )
 ENSEMBLE = option(
     "--ensemble",
@@ -97,50 +97,50 @@ TTA = option(
 TRUST_CODE = option(
     "--trust-code",
     is_flag=True,
-    help="Run code that came with a run, even if it was never searched with here.",
+    help="Run code that came with a run, even if you never searched with it here.",
 )
 DATA_DIR = option(
     "--data-dir",
     type=click.Path(path_type=Path),
     default=config.DATA_DIR,
-    help="Where downloaded data are kept. [default: ~/.cache/cifar-tune]",
+    help="Folder for downloaded data. [default: ~/.cache/cifar-tune]",
 )
 IMAGE_SIDE = click.IntRange(config.SMALLEST_IMAGE, config.LARGEST_IMAGE)
 IMAGE_SIZE = option(
     "--image-size",
     type=IMAGE_SIDE,
-    help="Resize images to this many pixels a side.",
+    help="Resize images to this many pixels per side.",
 )
 RESIZE = option(
     "--resize",
     type=click.Choice(get_args(config.Resize)),
-    help="How images become square. [default: crop where most are far from it, else squash]",
+    help="How to make images square. [default: crop if most are far from square, else squash]",
 )
 VAL_FRACTION = option(
     "--val-fraction",
     type=Amount(min=0, max=1, min_open=True, max_open=True),
-    help="Share of the images to validate on, where the data set has none. [default: 0.1]",
+    help="Share of the images for validation, if the data set has no such part. [default: 0.1]",
 )
 FOLDS = option(
     "--folds",
     type=click.IntRange(config.LEAST_FOLDS, config.MOST_FOLDS),
-    help="Cross-validate with this many folds: a trial trains a network for each, on all images "
-    "but the fold.",
+    help="Cross-validate with this many folds: each trial trains one network per fold, on the "
+    "images of the other folds.",
 )
 SKIP_BROKEN = option(
     "--skip-broken",
     is_flag=True,
     default=None,
-    help="Go on without files that cannot be read, and say which.",
+    help="Skip files that cannot be read, and report them.",
 )
 METRIC = option(
     "--metric",
     type=click.Choice(get_args(config.Metric)),
-    help="What trials are ranked and chosen by, on validation images. [default: the run's]",
+    help="Metric to rank and choose trials by, on validation images. [default: the run's]",
 )
 DATA = option("--data", help="Where the run's images are now. [default: where they were]")
 MOVED_DATA_DIR = option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help="Where downloaded data are kept now. [default: where they were]",
+    help="Where downloaded data are now. [default: where they were]",
 )

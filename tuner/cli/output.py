@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from tuner.run.trial import TrialRecord
 
 CURVE_WIDTH = 16
-"""Characters of the longest curve."""
+"""Width of the longest curve, in characters."""
 TRAINED_ON_VALIDATION = """\
 The validation images were trained on (refit --all-data): figures on them mean
 nothing. Trials stand by number, the best configuration of the search first."""
 MOST_COLUMNS = 80
-"""Columns to which sentences are wrapped on a wide terminal."""
+"""Maximum width of sentences on a wide terminal, in columns."""
 LONG = ("reason", "values", "data", "over epochs")
-"""Columns that give way where a terminal is narrow; a table has one of them."""
+"""Columns that are shortened on a narrow terminal; a table has one of them."""
 WIDE = 110
-"""Columns of a terminal from which all of a comparison, or of a list of runs, is shown."""
+"""Width of a terminal from which comparisons and lists of runs are shown in full, in columns."""
 
 
 def leaderboard_document(run: "Run", ranked: "Sequence[TrialRecord]") -> dict[str, Any]:
-    """Return the leaderboard for ``--json``, best trial first, as ``ranked`` is."""
+    """Return the leaderboard for ``--json``, in the order of ``ranked``, the best trial first."""
     return {
         "run": str(run.path),
         "metric": run.metric,
@@ -54,10 +54,10 @@ def leaderboard_document(run: "Run", ranked: "Sequence[TrialRecord]") -> dict[st
 
 
 def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
-    """Print runs side by side, a row each, with the curves of their best so far.
+    """Print runs side by side, one row per run, with curves of their best value so far.
 
     The curves share their scales: the same column is the same budget, the same height the same
-    accuracy.
+    value of the metric.
     """
     from tuner.monitor.live_table import sparkline, stretched
     from tuner.run.run import clock
@@ -88,7 +88,7 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
             hours: f"{run[key]:.{digits}f}" if run[key] else "-",
             "time": clock(run["seconds"]),
             "over epochs": curve(run, 0, most_epochs),
-            # A run that held no GPU has no place on a scale of GPU-hours.
+            # A run that held no GPU cannot be placed on a scale of GPU-hours.
             f"over {hours}": curve(run, 1, most_hours) if run[key] else "-",
         }
         for run in runs
@@ -101,7 +101,7 @@ def print_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def figure(value: Any) -> str:
-    """Return a table's cell for a number, a word, or nothing."""
+    """Return a table cell for a number, a text, or nothing."""
     if isinstance(value, float):
         if 0 < abs(value) < 0.001:
             return f"{value:.3g}"
@@ -110,29 +110,29 @@ def figure(value: Any) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Return a number of things."""
+    """Return a number with a noun, such as ``2 trials``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str, *, is_whole: bool = False) -> None:
-    """Print rows of the same keys under a title; as wide as it needs to be off a terminal.
+    """Print rows with the same keys under a title; except on a terminal, as wide as necessary.
 
     Args:
-        rows: One or more of the same keys, or none.
+        rows: Rows with the same keys; may be empty.
         title: May be longer than the table is wide.
-        is_whole: Whether nothing is cut to the width of a terminal, which then wraps lines.
+        is_whole: Whether to cut nothing to the width of a terminal, which then wraps lines.
     """
     console = make_console()
     table = Table(title=escape(title) or None, box=None, padding=(0, 2, 0, 0))
     widths = (
         {h: max(len(h), *(len(_cell(row[h])) for row in rows)) for h in rows[0]} if rows else {}
     )
-    # What others leave, with two blanks beside each.
+    # The width that the other columns leave, with two blanks after each.
     room = console.width - sum(2 + (0 if h in LONG else width) for h, width in widths.items())
     for heading in widths:
         cells = [_cell(row[heading]) for row in rows]
         is_text = not any(cell.replace(".", "").isdigit() for cell in cells)
-        # Where a terminal is narrow, what is long gives way, not what is short.
+        # On a narrow terminal, long cells are shortened, not short ones.
         is_long = heading in LONG and not is_whole
         table.add_column(
             heading,
@@ -151,9 +151,9 @@ def print_stripped(console: Console, table: Table, *, is_whole: bool = False) ->
     """Print a table without blanks at the ends of its lines.
 
     Args:
-        console: Where.
-        table: What; its title may be longer than it is wide.
-        is_whole: Whether it is as wide as it needs to be.
+        console: Console to print to.
+        table: The table; its title may be longer than it is wide.
+        is_whole: Whether to make it as wide as necessary.
     """
     if isinstance(table.title, str):
         console.print(table.title, style="italic", soft_wrap=True)
@@ -171,7 +171,7 @@ def print_stripped(console: Console, table: Table, *, is_whole: bool = False) ->
 
 
 def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
-    """Return a table whose first ``num_text`` columns are words."""
+    """Return a table whose first ``num_text`` columns hold text."""
     table = Table(title=escape(title) or None, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < num_text else "right", no_wrap=True)
@@ -179,7 +179,7 @@ def make_table(title: str, headings: Iterable[str], num_text: int) -> Table:
 
 
 def print_sentence(console: Console, text: str) -> None:
-    """Print text in lines that end between words; those that are indented stay whole."""
+    """Print text in lines that break between words; indented lines are not wrapped."""
     width = min(console.width, MOST_COLUMNS)
     for line in text.split("\n"):
         is_command = line.startswith(" ")
@@ -194,23 +194,23 @@ def interval_text(interval: "Interval | ReadInterval") -> str:
 
 
 def spelt_scores(scores: "Scores | ReadScores | None", metric: Metric) -> str:
-    """Return what scores are by a metric; a dash where they do not tell."""
+    """Return scores by a metric as text; a dash if they do not include it."""
     value = scores.value(metric) if scores else None
     return "-" if value is None else spelt(value, metric)
 
 
 def _cell(value: Any) -> str:
-    """Return a value on one line."""
+    """Return a value as text on one line."""
     return visible(str(value), keep="")
 
 
 def make_console() -> Console:
-    """Return a console for stdout; off a terminal nothing has to fit a width."""
+    """Return a console for stdout; except on a terminal, nothing has to fit a width."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def loading_on_terminal(console: Console) -> AbstractContextManager[object]:
-    """Show on a terminal that PyTorch is loaded, which takes a second or more, in the block."""
+    """Show on a terminal that the block loads PyTorch, which takes a second or more."""
     return step(console, "Loading PyTorch") if is_live(console) else nullcontext()
 
 
@@ -218,11 +218,11 @@ def loading_on_terminal(console: Console) -> AbstractContextManager[object]:
 def progress_bar(
     console: Console, count: int | None, *, is_free: bool
 ) -> Iterator[Callable[[int], None]]:
-    """Yield what shows how many images are done: a bar on a terminal, else now and then a line.
+    """Yield a function that shows how many images are done: a bar on a terminal, else some lines.
 
     Args:
-        console: For stderr.
-        count: Of all images; ``None`` where nobody knows.
+        console: Console for stderr.
+        count: Number of all images; ``None`` if it is unknown.
         is_free: Whether nothing else is written to the terminal in the meantime.
     """
     from rich import progress
@@ -255,14 +255,14 @@ def progress_bar(
 
 @contextmanager
 def output_file(path: Path, option: str) -> Iterator[TextIO]:
-    """Yield a file to write to, which is there whole or not at all in the end.
+    """Yield a file to write to, which in the end exists whole or not at all.
 
-    What is no plain file, such as /dev/stdout, stays what it is and is written to. Names of files
-    that are no text go through as they are.
+    Anything but a plain file, such as /dev/stdout, is written to directly. File names that are not
+    valid text are written unchanged.
 
     Args:
-        path: Which file.
-        option: That names it, for messages.
+        path: The file.
+        option: The option that names it, for messages.
 
     Raises:
         UsageError: If it cannot be written.
@@ -280,10 +280,10 @@ def output_file(path: Path, option: str) -> Iterator[TextIO]:
 
 
 def finite(value: Any) -> Any:
-    """Return a value for JSON, which has no word for NaN and infinity; ``None`` in their place."""
+    """Return a value for JSON, which has no NaN or infinity: these become ``None``."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_json(document: Any) -> None:
-    """Print the one document of ``--json``."""
+    """Print the single document of ``--json``."""
     print(json.dumps(document, indent=2, allow_nan=False))

@@ -1,4 +1,4 @@
-"""``plan``: what a search would take."""
+"""``plan``: estimate what a search takes."""
 
 import os
 from collections import Counter
@@ -37,26 +37,28 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
     "--space",
     metavar="FILE|NAME|auto",
     shell_complete=completion.spaces,
-    help="Search space; auto makes one for the images, the machine and the time. [default: auto "
-    "with --data]",
+    help="Search space: a YAML file; a shipped space (quick, cnn_small, small, cnn, speed, "
+    "augment, vit, transfer, wide); or auto, which makes one for the images, the machine and the "
+    "time. [default: auto with --data]",
 )
 @option(
     "--measure",
     type=Duration(),
     default="60s",
     show_default=True,
-    help="How long to train a few steps of many configurations.",
+    help="Time to spend on training a few steps of many configurations.",
 )
 @searched_options
 @cost_options
 @click.pass_context
 def plan(context: click.Context, /, **options: Any) -> None:
-    """Foresee what a search takes, and what fits.
+    """Estimate time, memory and disk of a search.
 
-    That is its time, how many trials come to each rung, disk and memory, and what would not fit.
+    Reports the time, how many trials reach each rung, disk and memory, and which configurations
+    would not fit.
 
-    Give it what the search will be given; the search's report then tells how right it was, but for
-    a space that is made, which is another one each time.
+    Give it the options of the search. The report of the search then compares the estimate with the
+    result, except for a space made by auto, which differs each time.
     """
     if is_dashboard(options["address"] or os.environ.get("RAY_ADDRESS")):
         raise UsageError(
@@ -142,7 +144,7 @@ def print_forecast(forecast: "Forecast") -> None:
 
 
 def _advice(forecast: "Forecast", done: "Spread", seconds_of_all: "Spread") -> str:
-    """Say how many trials fit into the budget, and with what all would."""
+    """Say how many trials fit into the budget, and what it takes for all to fit."""
     several = f"{done.median:.0f} of {forecast.trials} trials fit into the budget"
     time = f"all take {_range(seconds_of_all, _time)}"
     if forecast.fitting_epochs:
@@ -166,7 +168,7 @@ def _time(seconds: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Write a number with three digits."""
+    """Format a number with three digits."""
     for size, prefix in PREFIXES:
         if value >= size:
             return f"{value / size:.3g}{prefix}"

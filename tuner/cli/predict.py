@@ -1,4 +1,4 @@
-"""``predict``: what an ensemble says of image files."""
+"""``predict``: classify image files with an ensemble."""
 
 import os
 import sys
@@ -27,17 +27,17 @@ from tuner.storage.paths import AnyPath
     type=click.Choice(["table", "csv", "jsonl"]),
     default="table",
     show_default=True,
-    help="What to write; jsonl has the probability of every class.",
+    help="Output format; jsonl has the probability of every class.",
 )
 @option(
     "--top",
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="Classes of each image, the most probable ones.",
+    help="Number of classes to show per image, the most probable ones.",
 )
 @TTA
-@option("--reject", type=Amount(min=0, max=1), help="Mark what is less confident than this.")
+@option("--reject", type=Amount(min=0, max=1), help="Mark images with a confidence below this.")
 @option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -59,14 +59,14 @@ def predict(
 ) -> None:
     """Classify images.
 
-    PATH is a file, a folder with all below it, or - for a list of files on stdin.
-    Images may be of any size and kind; they are prepared as those that the networks were trained
-    on. One that cannot be read is named on stderr, the rest goes on, and the exit code is 1.
+    PATH is a file, a folder with everything below it, or - for a list of files on stdin. Images may
+    have any size and format; they are prepared like the training images. Files that cannot be read
+    are named on stderr, the others are processed, and the exit code is 1.
     """
     from tuner.console import Console
     from tuner.run.ensembles import find_ensemble
 
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of metadata that are not in order.
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
     console = Console(stderr=True, highlight=False)
     place = find_ensemble(storage, ensemble)
     with loading_on_terminal(console):
@@ -98,7 +98,7 @@ def predict(
 
 
 def _files(paths: tuple[str, ...]) -> tuple[Iterable[str], int | None]:
-    """Return the files to look at, and how many, which of a list on stdin nobody knows."""
+    """Return the files to classify and their number, which is ``None`` for a list on stdin."""
     from tuner.deploy.stream import find_images
 
     if "-" not in paths:
@@ -116,7 +116,7 @@ def _stdin() -> Iterator[str]:
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Yield where to write; names of files that are no text go through as they are."""
+    """Yield the output stream; file names that are not valid text are written unchanged."""
     if output is not None:
         with output_file(output, "--output") as file:
             yield file

@@ -1,4 +1,4 @@
-"""``refit``: the best configurations of a run, trained anew."""
+"""``refit``: train the best configurations of a run again."""
 
 import os
 from typing import Any
@@ -26,38 +26,39 @@ from tuner.run.resuming import resume_command
 @option(
     "--top",
     type=click.IntRange(min=1),
-    help=f"How many configurations to train. [default: {REFIT_TOP}]",
+    help=f"Number of configurations to train. [default: {REFIT_TOP}]",
 )
 @option(
     "--seeds",
     type=click.IntRange(min=1),
-    help=f"Trials of each configuration, each with its own seed. [default: {REFIT_SEEDS}]",
+    help=f"Trials per configuration, each with its own seed. [default: {REFIT_SEEDS}]",
 )
 @option("--epochs", type=click.IntRange(min=1), help="Epochs of each trial. [default: RUN's]")
 @option("--all-data", is_flag=True, help="Train on the validation images, too.")
 @option(
     "--seed",
     type=click.IntRange(min=0),
-    help="Seed that each trial's own is derived from. [default: RUN's and 1 more]",
+    help="Seed from which the seeds of the trials are derived. [default: RUN's plus 1]",
 )
 @METRIC
 @option("--name", help="Name of the new run. [default: RUN's, with -refit]")
 @option(
     "--resume",
     is_flag=True,
-    help="Go on with the refit of that name, or the newest run; its trials run as before, where "
-    "nothing else is said.",
+    help="Resume the refit given by --name, or the newest run; options for its trials keep their "
+    "values unless given again.",
 )
-@option("--keep", type=click.IntRange(min=1), help="Checkpoints that stay. [default: all]")
+@option("--keep", type=click.IntRange(min=1), help="Number of checkpoints to keep. [default: all]")
 @DATA
 @MOVED_DATA_DIR
 @running_options
 @click.pass_context
 def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
-    """Train the best anew, longer and with several seeds.
+    """Train the best trials again, longer and with more seeds.
 
-    The trials are a run of their own, beside RUN, from which 'ensemble' draws. With --all-data
-    no images are left to tell which trial is best; a plain vote does not need to know.
+    The best configurations of RUN are trained in a new run next to it, for 'ensemble' to combine.
+    With --all-data, no images are left to show which trial is best; a plain vote does not need to
+    know.
     """
     if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
         return submit_refit(context, str(address))

@@ -1,4 +1,4 @@
-"""``report``: a run as one page."""
+"""``report``: write a run as one page."""
 
 import click
 
@@ -17,7 +17,7 @@ from tuner.storage.paths import AnyPath
 def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     """Write a run as one HTML page.
 
-    It is report.html in the folder of the run, and opens without a network.
+    The page is report.html in the folder of the run, and works offline.
     """
     from tuner.report import write_report
     from tuner.run.run import find_run

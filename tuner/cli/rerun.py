@@ -1,4 +1,4 @@
-"""``rerun``: a trial trained again."""
+"""``rerun``: train a trial again."""
 
 import math
 from typing import Any
@@ -38,7 +38,7 @@ def rerun(
 ) -> None:
     """Train a trial again and compare its figures.
 
-    Without RUN, a trial of the newest run. It is trained alone, and held against what was recorded.
+    Without RUN, uses the newest run. The trial is trained alone and compared with its record.
     """
     *run, last = words
     trial = whole_number(last)

@@ -1,4 +1,4 @@
-"""What ``search`` and ``refit`` share: how trials run, and what is said at the end."""
+"""Shared by the commands that run trials: their options, and the final output."""
 
 import math
 import shlex
@@ -23,39 +23,38 @@ _COSTS = (
     option(
         "--time-budget",
         type=Duration(),
-        help="Train for at most this long, such as 90s, 30m or 2h; trials end in mid-epoch. "
+        help="Train for at most this long, such as 90s, 30m or 2h; trials are cut in mid-epoch. "
         "[default: none]",
     ),
     option(
         "--gpu-hours",
         type=Amount(min=0, min_open=True),
-        help="Use at most this many hours of GPUs; trials end in mid-epoch. [default: none]",
+        help="Use at most this many GPU-hours; trials are cut in mid-epoch. [default: none]",
     ),
     option(
         "--gpus-per-trial",
         type=Amount(min=0),
-        help="GPUs of each trial; may be a fraction. [default: from the space, or 1 where there "
-        "are GPUs]",
+        help="GPUs per trial; may be a fraction. [default: from the space, or 1 if there are GPUs]",
     ),
     option(
         "--cpus-per-trial",
         type=Amount(min=0, min_open=True),
-        help="CPUs of each trial; may be a fraction. [default: from the space, or 1]",
+        help="CPUs per trial; may be a fraction. [default: from the space, or 1]",
     ),
     option(
         "--concurrent",
         type=click.IntRange(min=1),
-        help="Trials that run at the same time. [default: what fits]",
+        help="Number of trials to run at once. [default: as many as fit]",
     ),
     option(
         "--address",
-        help="A Ray cluster: auto, HOST:PORT, or, as a job, http://HOST:8265. [default: none]",
+        help="Ray cluster: auto, HOST:PORT, or http://HOST:8265 to submit a job. [default: none]",
     ),
     option(
         "--compile",
         "compile_mode",
         type=click.Choice(get_args(CompileMode)),
-        help="Compile networks; auto: on a GPU, where it pays. [default: auto]",
+        help="Compile networks; auto compiles on a GPU if it saves time. [default: auto]",
     ),
     STORAGE,
     TRUST_CODE,
@@ -66,25 +65,25 @@ _OTHERS = (
     option(
         "--max-failures",
         type=click.IntRange(min=0),
-        help="Workers that a trial may lose before it counts as failed. [default: 3]",
+        help="Number of workers that a trial may lose before it counts as failed. [default: 3]",
     ),
     option(
         "--save-seconds",
         type=Amount(min=0),
-        help="Most seconds of training that a kill costs a trial, or one epoch if that is longer; "
-        "0 saves each epoch. [default: 10]",
+        help="Seconds of training that a kill costs a trial at most, or one epoch if that is "
+        "longer; 0 saves every epoch. [default: 10]",
     ),
     option(
         "--log",
         type=click.Choice(get_args(Target)),
         multiple=True,
-        help="Record the trials there, too; TensorBoard's files lie in the run folder anyway.",
+        help="Record trials there, too; TensorBoard files are always written to the run folder.",
     ),
 )
 
 
 def cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options on which it depends what trials cost, and those of every output."""
+    """Declare the options that affect the cost of trials, and common ones such as ``--json``."""
     for declare in reversed(_COSTS):
         command = declare(command)
     return command
@@ -98,7 +97,7 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what these options say, as ``RunRequest`` has it; shares of a trial, the space has."""
+    """Return these options as fields of ``RunRequest``; the space has the resources of a trial."""
     names = ("log", "max_failures", "save_seconds", "compile_mode", "address", "trust_code")
     return {name: options[name] for name in (*names, "concurrent") if name in options} | {
         "seconds": options["time_budget"] or math.inf,
@@ -108,12 +107,12 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
-    """Print the leaderboard, the best configuration, and what may come next.
+    """Print the leaderboard, the best configuration, and the commands that may come next.
 
     Args:
-        run: That has ended.
-        as_json: Whether as JSON.
-        quiet: Whether to leave out what is worth a look.
+        run: A run that has ended.
+        as_json: Whether to print JSON.
+        quiet: Whether to leave out advice.
 
     Raises:
         Interrupted: If a signal ended it.
@@ -152,7 +151,7 @@ def print_outcome(run: "Run", *, as_json: bool, quiet: bool) -> None:
 
 
 class Interrupted(TunerError):
-    """A run that a signal ended."""
+    """A run that was ended by a signal."""
 
     exit_code = 130
 

@@ -1,4 +1,4 @@
-"""``runs``: the runs of a storage."""
+"""``runs``: list the runs of a storage."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def _row(run: "Run") -> dict[str, Any]:
     best = first.best if first and not first.is_val_seen else None
     test = _test_scores(run)
     return {
-        # As the commands know it: a folder may have been copied or renamed.
+        # The name that commands accept: a folder may have been copied or renamed.
         "run": run.path.name,
         "status": record.status,
         "data": record.data.source,

@@ -1,4 +1,4 @@
-"""``search``: a space is searched."""
+"""``search``: search a space for the best configuration."""
 
 import os
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ from tuner.storage.paths import AnyPath
 
 
 class _Search(PatientCommand):
-    """Takes several runs after ``--warm-start``, up to the next option or KEY=VALUE."""
+    """Accepts several runs after ``--warm-start``, up to the next option or KEY=VALUE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words of the command line."""
+        """Parse the words of the command line."""
         return super().parse_args(ctx, repeated("--warm-start", args))
 
 
 def repeated(flag: str, words: Sequence[str]) -> list[str]:
-    """Return words with an option that has several values written once for each."""
+    """Return words in which an option with several values is repeated before each of them."""
     rest = list(words)
     spread: list[str] = []
     while rest and rest[0] != "--":
@@ -57,29 +57,30 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
     "--space",
     metavar="FILE|NAME|auto",
     shell_complete=completion.spaces,
-    help="Search space; auto makes one for the images, the machine and the time. [default: auto "
-    "with --data; with --resume, the run's own]",
+    help="Search space: a YAML file; a shipped space (quick, cnn_small, small, cnn, speed, "
+    "augment, vit, transfer, wide); or auto, which makes one for the images, the machine and the "
+    "time. [default: auto with --data; with --resume, the run's own]",
 )
 @option("--name", help="Name of the run. [default: the space's, with the time]")
 @option(
     "--resume",
     is_flag=True,
-    help="Go on with the run of that name, or the newest; its trials run as before, where nothing "
-    "else is said.",
+    help="Resume the run given by --name, or the newest; options for its trials keep their values "
+    "unless given again.",
 )
 @option(
     "--warm-start",
     metavar="RUN...",
     multiple=True,
     shell_complete=completion.runs,
-    help="Earlier runs: try first, by ranks, what was best in them. One alone also teaches a "
-    "sampler that learns.",
+    help="Earlier runs, whose best configurations (by ranks) are tried first. A single run also "
+    "teaches the sampler, if it learns.",
 )
 @option(
     "--study-storage",
     metavar="FILE|URL",
-    help="Journal file or database where optuna-dashboard can watch. To resume, give it again, "
-    "unless it is a file beside the run.",
+    help="Journal file or database where optuna-dashboard can show the study. To resume, give it "
+    "again, unless it is a file in the folder of the runs.",
 )
 @searched_options
 @running_options
@@ -101,7 +102,7 @@ def search(context: click.Context, /, **options: Any) -> None:
         line = resume_command(resumed.path, "refit")
         raise UsageError(f"--resume: {resumed.path} is a refit; go on with:\n  {line}")
     if options["name"] and not resumed:
-        # Told before anything takes time; where the run is made, it is seen to once more.
+        # Checked before anything slow, and once more when the run is created.
         check_name_free(options["storage"], options["name"])
     console = Console(stderr=True, quiet=options["quiet"], highlight=False)
     own = {

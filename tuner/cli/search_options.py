@@ -1,4 +1,4 @@
-"""What ``search``, ``plan`` and ``distill`` share: flags, environment, file become a request."""
+"""Shared by ``search``, ``plan`` and ``distill``: make a request of flags, environment and file."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,62 +32,62 @@ if TYPE_CHECKING:
 
 FROM_SPACE = "[default: from the space]"
 USUAL_PATIENCE = 0.1
-"""Points, where ``--patience`` stands alone."""
+"""Points of ``--patience`` without a number."""
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _PROPOSED = (
-    option("--trials", type=int, help=f"How many configurations to try. {FROM_SPACE}"),
-    option("--epochs", type=int, help=f"The most epochs of a trial. {FROM_SPACE}"),
+    option("--trials", type=int, help=f"Number of configurations to try. {FROM_SPACE}"),
+    option("--epochs", type=int, help=f"Maximum number of epochs per trial. {FROM_SPACE}"),
     option(
         "--sampler",
         type=click.Choice(get_args(get_type_hints(SearchConfig)["sampler"])),
-        help=f"How configurations are proposed. {FROM_SPACE}",
+        help=f"How to propose configurations. {FROM_SPACE}",
     ),
     option(
         "--scheduler",
         type=click.Choice(get_args(get_type_hints(SearchConfig)["scheduler"])),
-        help=f"Which trials are stopped early. {FROM_SPACE}",
+        help=f"When to end trials early. {FROM_SPACE}",
     ),
     option(
         "--metric",
         type=click.Choice(get_args(Metric)),
-        help=f"What trials are ranked, stopped and kept by. {FROM_SPACE}",
+        help=f"Metric to rank, stop and keep trials by. {FROM_SPACE}",
     ),
     option(
         "--patience",
         type=Amount(min=0),
         metavar="[POINTS]",
         help="End when the next quarter of the budget is expected to improve the best trial by "
-        f"less; {USUAL_PATIENCE} without a number, 0 never ends. {FROM_SPACE}",
+        f"fewer points; {USUAL_PATIENCE} without a number, 0 never ends. {FROM_SPACE}",
     ),
     option(
         "--for",
         "purpose",
         type=click.Choice(get_args(get_type_hints(SearchConfig)["purpose"])),
-        help="What trials are promoted for: the best one or, in the last third of the budget and "
-        f"with asha, a vote, too. {FROM_SPACE}",
+        help="Purpose of promotions: the best trial or, with asha in the last third of the budget, "
+        f"an ensemble, too. {FROM_SPACE}",
     ),
     option(
         "--seed",
         type=click.IntRange(min=0),
-        help=f"Seed of the sampler and, with its number, of each trial. {FROM_SPACE}",
+        help=f"Seed of the sampler and, with the trial's number, of each trial. {FROM_SPACE}",
     ),
     option(
         "--keep",
         type=click.IntRange(min=1),
-        help="Checkpoints that stay on disk, the best ones. [default: 20, or as before]",
+        help="Number of best checkpoints to keep on disk. [default: 20, or as before]",
     ),
 )
 _SEARCHED = (
     _OVERRIDES,
     option(
         "--data",
-        help="cifar10, cifar100, digits, noisy-digits, or a folder, an archive or a manifest of "
-        f"images. {FROM_SPACE}",
+        help="Images: cifar10, cifar100, digits, noisy-digits, or a folder, an archive or a "
+        f"manifest. {FROM_SPACE}",
     ),
     option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        help="Where downloaded data are kept. [default: ~/.cache/cifar-tune, or as before]",
+        help="Folder for downloaded data. [default: ~/.cache/cifar-tune, or as before]",
     ),
     IMAGE_SIZE,
     RESIZE,
@@ -97,7 +97,7 @@ _SEARCHED = (
     option(
         "--train-limit",
         type=click.IntRange(min=1),
-        help="Take a stratified part of the training images.",
+        help="Use only this many training images, stratified by class.",
     ),
     *_PROPOSED,
 )
@@ -108,13 +108,13 @@ _DISTILLED = (
     option(
         "--image-size",
         type=IMAGE_SIDE,
-        help="Resize the students' images to this many pixels a side. [default: the space's, else "
-        "the ensemble's]",
+        help="Resize the students' images to this many pixels per side. [default: the space's, "
+        "else the ensemble's]",
     ),
     option(
         "--resize",
         type=click.Choice(get_args(Resize)),
-        help="How the students' images become square. [default: the space's, else the ensemble's]",
+        help="How to make the students' images square. [default: the space's, else the ensemble's]",
     ),
     *_PROPOSED,
 )
@@ -123,17 +123,17 @@ DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken",
 
 
 class PatientCommand(SearchCommand):
-    """A search with ``--patience``, whose number may be left out."""
+    """A command with ``--patience``, whose number may be left out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words of the command line."""
+        """Parse the words of the command line."""
         return super().parse_args(ctx, completed("--patience", str(USUAL_PATIENCE), args))
 
 
 def completed(flag: str, usual: str, words: Sequence[str]) -> list[str]:
-    """Return words with the usual value after an option where none follows.
+    """Return words with the usual value inserted after an option that has none.
 
-    click would do so itself, but take -1 for an option, and KEY=VALUE for the value.
+    click could do so itself, but would take -1 for an option, and KEY=VALUE for the value.
     """
     rest = list(words)
     found: list[str] = []
@@ -153,14 +153,14 @@ def _is_value(word: str) -> bool:
 
 
 def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare what says which search is meant."""
+    """Declare the options that define a search."""
     for declare in reversed(_SEARCHED):
         command = declare(command)
     return command
 
 
 def distilled_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare what says which search of students is meant; its images are the teacher's."""
+    """Declare the options that define a search of students; its images are the teacher's."""
     for declare in reversed(_DISTILLED):
         command = declare(command)
     return command
@@ -169,14 +169,14 @@ def distilled_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def search_request(
     context: click.Context, path: AnyPath, resumed: "Run | None", *, name: str | None, **own: Any
 ) -> "SearchRequest":
-    """Bring the options of a search, and what is asked for besides, into a request.
+    """Turn the options of a search, and further entries, into a request.
 
     Args:
-        context: Of a command with ``searched_options``.
-        path: Of the space.
-        resumed: The run that goes on, if one does.
-        name: Of the run; ``None`` for one from the space and the time.
-        own: Entries of the request besides.
+        context: Context of a command with ``searched_options``.
+        path: Path of the space.
+        resumed: The run to resume, if any.
+        name: Name of the run; ``None`` for one from the space and the time.
+        own: Further entries of the request.
     """
     from tuner.space import load_run_space, load_space
     from tuner.tuning.request import load_searched
@@ -199,7 +199,7 @@ def search_request(
 def settled_request(
     context: click.Context, console: "Console", *, name: str | None, **own: Any
 ) -> Iterator["SearchRequest"]:
-    """Bring options into a request for which a space is made; see ``make_space.settled``."""
+    """Turn options into a request with a space made for it; see ``make_space.settled``."""
     from tuner.tuning.planning.make_space import settled
 
     def make(space: "SearchSpace") -> "SearchRequest":
@@ -211,7 +211,7 @@ def settled_request(
 
 
 def is_auto(options: Mapping[str, Any]) -> bool:
-    """Whether a space is to be made: by its name, or for data that come without one."""
+    """Whether to make a space: because it is called ``auto``, or for data without a space."""
     space = options["space"]
     return bool(space == AUTO or (not space and options["data"])) and not options.get("resume")
 
@@ -244,7 +244,7 @@ def _request(
 
 
 def overridden(context: click.Context) -> frozenset[str]:
-    """Return the ``DATA_SETTINGS`` of the environment in whose place a KEY=VALUE is taken."""
+    """Return the ``DATA_SETTINGS`` from the environment that a KEY=VALUE replaces."""
     from tuner.space.source import said_of
 
     said = said_of(context.params["overrides"])
@@ -259,12 +259,12 @@ def overridden(context: click.Context) -> frozenset[str]:
 def search_overrides(
     context: click.Context, given: tuple[str, ...], keys: Mapping[str, str] = SPACE_KEYS
 ) -> list[str]:
-    """Put environment, KEY=VALUE and flags into one list, in which the last word counts.
+    """Merge environment, KEY=VALUE and flags into one list, in which the last word counts.
 
     Args:
-        context: Of the command.
+        context: Context of the command.
         given: ``KEY=VALUE`` each.
-        keys: Option -> the key of the space in whose place it is taken.
+        keys: Option -> key of the space that it replaces.
     """
     from tuner.space.source import word_of
 

@@ -1,4 +1,4 @@
-"""``serve``: an ensemble behind HTTP."""
+"""``serve``: serve an ensemble over HTTP."""
 
 import click
 
@@ -25,7 +25,7 @@ from tuner.storage.paths import AnyPath
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 is reached from other machines.",
+    help="Address to listen on; use 0.0.0.0 for requests from other machines.",
 )
 @option(
     "--port",
@@ -39,50 +39,50 @@ from tuner.storage.paths import AnyPath
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes that compute, each with its share of this machine.",
+    help="Number of processes that compute, each with its share of this machine.",
 )
 @option(
     "--gpus-per-replica",
     type=Amount(min=0, max=1),
-    help="GPUs of each replica; may be a fraction. [default: all GPUs, shared]",
+    help="GPUs per replica; may be a fraction. [default: all GPUs, shared]",
 )
 @TTA
-@option("--reject", type=Amount(min=0, max=1), help="Mark what is less confident than this.")
+@option("--reject", type=Amount(min=0, max=1), help="Mark images with a confidence below this.")
 @option(
     "--max-body",
     type=Amount(min=0, min_open=True),
     default=16,
     show_default=True,
     metavar="MIB",
-    help="Size of the largest request that is taken.",
+    help="Maximum size of a request.",
 )
 @option(
     "--max-images",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Most images of a request.",
+    help="Maximum number of images per request.",
 )
 @option(
     "--max-megapixels",
     type=Amount(min=0, min_open=True),
     default=50,
     show_default=True,
-    help="Megapixels of the largest image that is taken.",
+    help="Maximum size of an image in megapixels.",
 )
 @option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Most requests at a time, for each replica; others are told to come back.",
+    help="Maximum number of requests at once per replica; others are asked to retry later.",
 )
 @option(
     "--timeout",
     type=Duration(),
     default="30s",
     show_default=True,
-    help="Longest time that a request may take.",
+    help="Maximum time for a request.",
 )
 @DEVICE
 @TRUST_CODE
@@ -105,16 +105,16 @@ def serve(
 ) -> None:
     """Answer HTTP requests with an ensemble.
 
-    There is a page to drop images on, and an interface. POST /predict takes an image or several;
-    /docs says how, / is the page. Images are prepared as by predict, and none is kept. It runs on
-    Ray Serve, on this machine.
+    POST /predict takes one or more images; / is a page to drop images on, and /docs describes the
+    interface. Images are prepared as in predict, and none is kept. Runs on Ray Serve, on this
+    machine.
     """
     from tuner.run.ensembles import find_ensemble
 
     folder = find_ensemble(storage, ensemble)
     try:
         with loading(Console(stderr=True, highlight=False), "PyTorch and Ray"):
-            import python_multipart  # noqa: F401 - what reads forms is imported when there is one.
+            import python_multipart  # noqa: F401 - otherwise imported only for the first form.
 
             from tuner.deploy.uploads import Limits
             from tuner.tuning.ray_backend.serve import ServeRequest, run_server

@@ -1,4 +1,4 @@
-"""``show``: a run, a trial or an ensemble on a page."""
+"""``show``: print a summary of a run, a trial or an ensemble."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tuner.run.trial import TrialRecord
 
 PORT = 8050
-"""Where a report is served."""
+"""Default port of the report's page."""
 MOST_TRIALS = 5
-"""Trials of a run that are listed, the best ones."""
+"""Number of best trials of a run that are listed."""
 
 
 @click.command(epilog="Example: cifar-tune show quick-20260101-120000 7")
@@ -45,12 +45,12 @@ MOST_TRIALS = 5
     "trial", type=click.IntRange(min=0), required=False, shell_complete=completion.trials
 )
 @STORAGE
-@option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it.")
-@option("--serve", is_flag=True, help="Show the report in a browser; Ctrl-C ends it.")
+@option("--follow", is_flag=True, help="Watch the search until it ends; Ctrl-C leaves it running.")
+@option("--serve", is_flag=True, help="Show the report in a browser; Ctrl-C ends the server.")
 @option(
     "--port",
     type=click.IntRange(0, 65535),
-    help=f"Port of the page of --serve; 0 takes one that is free. [default: {PORT}]",
+    help=f"Port of --serve; 0 takes a free one. [default: {PORT}]",
 )
 @JSON
 def show(
@@ -62,10 +62,10 @@ def show(
     port: int | None,
     as_json: bool,
 ) -> None:
-    """Show a run, a trial or an ensemble on a page.
+    """Print a summary of a run, a trial or an ensemble.
 
-    Without RUN, the newest run, or its TRIAL. A search that runs elsewhere is watched with
-    --follow in the terminal, and with --serve in a browser, on a page of this machine alone that
+    Without RUN, shows the newest run, or its TRIAL. To watch a search that another process runs,
+    use --follow in the terminal, or --serve in a browser: a page for this machine only, which
     refreshes itself.
     """
     from tuner.run.run import find_run
@@ -80,7 +80,7 @@ def show(
         print_json(_figures(folder)) if as_json else print_ensemble(folder, is_whole=True)
         return
     source = click.get_current_context().get_parameter_source("port")
-    # That of serve --port may stand in the environment.
+    # In the environment, it may be meant for serve --port.
     if source is click.core.ParameterSource.COMMANDLINE and not serve:
         raise click.UsageError("--port says where --serve listens; add --serve.")
     found = find_run(storage, target)
@@ -107,7 +107,7 @@ def _is_run(storage: AnyPath, name: str) -> bool:
 
 
 def _ensemble(storage: AnyPath, name: str) -> AnyPath | None:
-    """Return the folder of the ensemble of that name; ``None`` where a run is meant."""
+    """Return the folder of the ensemble of that name; ``None`` if a run is meant."""
     from tuner.run.ensembles import find_ensemble
     from tuner.run.run import find_run
 
@@ -118,7 +118,7 @@ def _ensemble(storage: AnyPath, name: str) -> AnyPath | None:
     except UsageError:
         if "/" in name:
             raise
-        # It says which runs there are.
+        # Its error lists the runs.
         find_run(storage, name)
         raise
 
@@ -130,7 +130,7 @@ def _figures(folder: AnyPath) -> Any:
     from tuner.run.layout import METRICS
     from tuner.storage.paths import read_text
 
-    read_figures(folder)  # Which tells of damage.
+    read_figures(folder)  # Raises if the folder is damaged.
     return json.loads(read_text(folder / METRICS))
 
 
@@ -194,7 +194,7 @@ def _show_run(run: "Run", as_json: bool) -> None:
         print_table(rows, "Ensembles, the newest first")
     is_open = record.status == "interrupted" or states["interrupted"] or states["paused"]
     if is_open and record.status != "running" and not record.reason:
-        # What is open though the run is finished has spent its budget.
+        # If trials are open though the run is finished, it has spent its budget.
         factor = 1 if record.status == "interrupted" else 2
         click.echo(f"\nGo on with:\n  {run.resume_command(factor=factor)}")
 
@@ -219,7 +219,7 @@ def _ensembles(run: "Run") -> Any:
 
 
 def _standing(run: "Run") -> dict[str, Any]:
-    """Say how many trials came to which state, which is the best, and what the rungs tell."""
+    """Return trials per state, the best trial, and what rungs, outlook and front show."""
     from tuner.report.front import front_of
     from tuner.run.outlook import outlook_of
     from tuner.run.run import leader
@@ -263,7 +263,7 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
     history = [asdict(row) for row in trial.history]
     if as_json:
         known = {key: value for key, value in to_plain(status).items() if value}
-        # JSON has no word for the losses of an epoch that diverged.
+        # JSON has no NaN for the losses of an epoch that diverged.
         told = [{key: finite(value) for key, value in row.items()} for row in history]
         named = {"path": str(trial.path), "trial": trial.number}
         if best and note:
@@ -293,7 +293,7 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,
-        # A line goes on to the end of the word that crosses it, and the key before that.
+        # A line ends only after the word that crosses this width, and a key stays with its value.
         width=60,
     )
     click.echo(text.rstrip())
@@ -303,7 +303,7 @@ def _show_trial(run: "Run", trial: "TrialRecord", as_json: bool) -> None:
         if (column := METRIC_COLUMNS[run.metric]) not in keys:
             keys.insert(4, column)
         rows = [{key: figure(row[key]) for key in keys} for row in history]
-        # A rate may be small throughout.
+        # A learning rate may be small throughout.
         rows = [
             row | {"lr": f"{epoch['lr']:.3g}"} for row, epoch in zip(rows, history, strict=True)
         ]
@@ -319,7 +319,7 @@ def _follow(run: "Run") -> None:
     from tuner.monitor.follow import follow
 
     searched = searched_columns(run, run.trials())
-    # To leave is not to interrupt: the search goes on.
+    # Leaving does not interrupt the search.
     with suppress(KeyboardInterrupt):
         follow(run.path, Console(highlight=False), searched)
 
@@ -330,7 +330,7 @@ def _serve(run: "Run", port: int) -> None:
     from tuner.report.live import HOST, LivePage, page_server
 
     page = LivePage(run.path, _page)
-    # To leave is not to interrupt: the search goes on.
+    # Leaving does not interrupt the search.
     with page_server(page, port) as server, suppress(KeyboardInterrupt):
         address = f"http://{HOST}:{server.server_port}/"
         click.echo(f"The report of {run.record.name}: {address} (Ctrl-C ends it)")

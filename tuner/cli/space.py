@@ -46,7 +46,7 @@ def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many configurations to draw.",
+    help="Number of configurations to draw.",
 )
 @option(
     "--seed",

@@ -1,4 +1,4 @@
-"""A student beside its teacher on the terminal."""
+"""A student next to its teacher on the terminal."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_student(comparison: "TeacherComparison | ReadComparison", metric: Metric) -> None:
-    """Print what student and teacher are worth, by the metric of the search, and what they cost."""
+    """Print the scores of student and teacher, by the metric of the search, and their costs."""
     console = make_console()
     both = (("Teacher", comparison.teacher), ("Student", comparison.student))
     console.print()

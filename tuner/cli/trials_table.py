@@ -1,4 +1,4 @@
-"""Trials on the terminal: the leaderboard with what was searched, and the best configuration."""
+"""Trials on the terminal: the leaderboard with searched parameters, and the best configuration."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from tuner.space.searched import Column
 
 WIDE = 110
-"""Columns of a terminal from which the loss, the time and the size of each trial are shown."""
+"""Width of a terminal from which loss, time and size of each trial are shown, in columns."""
 LEAST_REASON = 24
-"""Columns that have to be left for the reason why a trial ended."""
+"""Columns that must be free to show the reason why a trial ended."""
 MOST_NAMED = 20
-"""Trials of the front that are named below the table, which has its column."""
+"""Maximum number of trials of the front that are named below the table, which marks them all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
-    """A trial, as the table shows it."""
+    """A trial as shown in the table."""
 
     row: dict[str, Any]
     """See ``TrialRecord.as_row``."""
@@ -67,15 +67,15 @@ def print_leaderboard(
     wanted: Sequence[str] = (),
     sort: str | None = None,
 ) -> None:
-    """Print the best trials of a run, with as many searched parameters as there is room for.
+    """Print the best trials of a run, with as many searched parameters as fit.
 
     Args:
-        run: Which.
+        run: The run.
         trials: Its trials, the best first.
-        most: How many trials; ``None`` for all, with every column.
-        searched: What was searched, the most important first; found here where it is left out.
-        wanted: Names of the columns, where they are not to be chosen here.
-        sort: Name of the column to sort by; by rank where it is left out.
+        most: Maximum number of trials; ``None`` for all, with every column.
+        searched: The searched parameters, the most important first; found here if left out.
+        wanted: Names of the columns, if they are not to be chosen here.
+        sort: Name of the column to sort by; by rank if left out.
 
     Raises:
         UsageError: If there is no such column.
@@ -125,7 +125,7 @@ def _accuracy_note(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
 
 
 def _about_front(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
-    """Say which trials are on the front of a search by costs, too; empty for another one."""
+    """Say which trials are on the front of a search with costs; empty for other searches."""
     from tuner.run.run import on_front
 
     front = on_front(ranked)
@@ -141,7 +141,7 @@ def _about_front(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
 
 
 def _about_leader(ranked: Sequence["TrialRecord"], epochs: int, metric: Metric) -> str:
-    """Say why a trial leads that was stopped; empty where none does."""
+    """Say why a stopped trial leads; empty if none does."""
     from tuner.run.run import leader
 
     first = leader(ranked)
@@ -198,7 +198,7 @@ def _of(column: "Column") -> _Cells:
 
 
 def _find(name: str, lines: Sequence[_Line], searched: Sequence["Column"]) -> _Cells:
-    """Return the column that a user names by its heading or, as in leaderboard.csv, its key."""
+    """Return the column with the given heading or, as in leaderboard.csv, key."""
     for column in searched:
         if name == column.heading:
             return _of(column)
@@ -211,7 +211,7 @@ def _find(name: str, lines: Sequence[_Line], searched: Sequence["Column"]) -> _C
 
 
 def _sorted(lines: Sequence[_Line], by: _Cells) -> list[_Line]:
-    """Sort lines, the lowest value first, those that have none last; ties keep their rank."""
+    """Sort lines, the lowest value first, those without a value last; ties keep their rank."""
 
     def key(line: _Line) -> tuple[bool, bool, Any]:
         value = by.value(line)
@@ -222,7 +222,7 @@ def _sorted(lines: Sequence[_Line], by: _Cells) -> list[_Line]:
 
 
 def print_best(run: "Run", ranked: "Sequence[TrialRecord]") -> None:
-    """Print the best configuration of a search, as YAML to copy, and what decided it."""
+    """Print the best configuration of a search, as YAML to copy, and its figures."""
     from tuner.report.best import best_trial
     from tuner.run.layout import SPACE
     from tuner.space import load_run_space
@@ -230,7 +230,7 @@ def print_best(run: "Run", ranked: "Sequence[TrialRecord]") -> None:
     try:
         best = best_trial(run, ranked, load_run_space(run.path / SPACE))
     except TunerError:
-        return  # Of what is damaged, the leaderboard above has told.
+        return  # The leaderboard above has reported the damage.
     if best is None:
         return
     others = {0: "no other trial lies", 1: "1 other trial lies"}.get(
@@ -246,7 +246,7 @@ def print_best(run: "Run", ranked: "Sequence[TrialRecord]") -> None:
 
 
 def print_next(run: "Run", trials: "Sequence[TrialRecord]") -> None:
-    """Print the commands that may come after a search, or a refit, each on a line of its own."""
+    """Print the commands that may come after a search or a refit, one per line."""
     storage = storage_words(run.path.parent)
     name = run.path.name
     usable = sum(trial.is_usable for trial in trials)

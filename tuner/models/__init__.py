@@ -1,1 +1,1 @@
-"""The architectures: a new family is its parameters, a file, and an entry in two tables."""
+"""The architectures; a new family needs its parameters, a file, and an entry in two tables."""

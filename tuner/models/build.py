@@ -1,4 +1,4 @@
-"""Networks built from their configuration."""
+"""Builds networks from their configuration."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from tuner.models.wide_resnet import WideResNet
 def build_model(
     config: ModelConfig, num_classes: int, image_shape: ImageShape = (3, 32, 32)
 ) -> nn.Module:
-    """Build the network that ``config`` names, its weights drawn from torch's global generator.
+    """Build the network in ``config``, with weights drawn from torch's global generator.
 
     Raises:
         UsageError: On an unknown family, or a parameter that the family lacks or refuses.
@@ -34,7 +34,7 @@ def build_model(
 def _build_pretrained(
     params: PretrainedParams, num_classes: int, image_shape: ImageShape
 ) -> nn.Module:
-    """Build the network of ``params``, its weights random.
+    """Build the network of ``params`` with random weights.
 
     Raises:
         UsageError: If a run's network takes other images, or has no head to replace.
@@ -64,21 +64,21 @@ BUILDERS: dict[str, Callable[[Any, int, ImageShape], nn.Module]] = {
     "custom": build_custom,
     "pretrained": _build_pretrained,
 }
-"""Family -> what builds its network from the parameters, the number of classes K and the shape of
-an image. The network maps normalized images (N, C, H, W) to logits (N, K)."""
+"""Family -> function that builds its network from the parameters, the number of classes K and the
+shape of an image. The network maps normalized images (N, C, H, W) to logits (N, K)."""
 
 
 @runtime_checkable
 class FitsImages(Protocol):
-    """A network that takes some of its weights from the training images themselves."""
+    """A network that computes some of its weights from the training images."""
 
     def fit_to(self, images: Tensor) -> None:
-        """Set such weights, once, before the first step.
+        """Set these weights, once, before the first step.
 
-        They have to be buffers or frozen parameters, so that checkpoints hold them.
+        They must be buffers or frozen parameters, so that checkpoints contain them.
 
         Args:
-            images: Some thousands, normalized, float32, shape (N, C, H, W), on any device.
+            images: A few thousand, normalized, float32, shape (N, C, H, W), on any device.
         """
 
 
@@ -87,10 +87,10 @@ class StartsFromWeights(Protocol):
     """A network that starts from the weights of an earlier training; see ``initial_weights``."""
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the weights, once, before the first step."""
+        """Load the weights, once, before the first step."""
 
     def start_epoch(self, number: int) -> None:
-        """Freeze or thaw weights for epoch ``number``, from 1."""
+        """Freeze or unfreeze weights for epoch ``number``, from 1."""
 
     def lr_shares(self) -> Mapping[str, float]:
-        """Return each parameter's share of the learning rate, by name; 1 for those left out."""
+        """Return each parameter's share of the learning rate, by name; 1 if it is left out."""

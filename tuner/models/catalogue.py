@@ -1,6 +1,6 @@
-"""torchvision's networks and their weights, by name.
+"""The networks of torchvision and their weights, by name.
 
-Importing torchvision takes a second or two that only those who use its networks wait for.
+Importing torchvision takes a second or two, so only users of its networks wait for it.
 """
 
 import functools
@@ -11,26 +11,26 @@ from tuner.schema import did_you_mean
 
 @functools.cache
 def model_names() -> tuple[str, ...]:
-    """Return the names of the classification models of torchvision that work here."""
+    """Return the names of the torchvision classification models that work here."""
     from torchvision import models
 
-    # MNASNet loads no weights without a version that only torch's own files have.
+    # MNASNet loads weights only with a version number that only torch's own files contain.
     names = models.list_models(module=models)
     return tuple(name for name in names if not name.startswith("mnasnet"))
 
 
 @functools.cache
 def weight_names(name: str) -> tuple[str, ...]:
-    """Return the words for the weights of one of ``model_names``."""
+    """Return the names of the weights of one of ``model_names``."""
     from torchvision.models import get_model_weights
 
-    # Some of a VGG's have no classes, for they are meant for object detection.
+    # Some VGG weights have no classes, because they are meant for object detection.
     members = [member for member in get_model_weights(name) if member.meta["categories"]]
     return ("DEFAULT", *(member.name for member in members))
 
 
 def find_weights(name: str, weights: str) -> Any:
-    """Return torchvision's entry of weights: ``url``, ``meta``, ``transforms()``."""
+    """Return torchvision's entry for weights, with ``url``, ``meta`` and ``transforms()``."""
     from torchvision.models import get_model_weights
 
     return get_model_weights(name)[weights]
@@ -67,7 +67,7 @@ def why_not_pretrained(name: str, weights: str, image_size: int | None) -> str |
     elif name.startswith("maxvit"):
         unit = least
     elif name.startswith("swin"):
-        # torchvision names the size of their training, but pads smaller images to its windows.
+        # torchvision gives the size of their training, but pads smaller images to its windows.
         least = 1
     if image_size < least:
         return f"image_size: {name} needs images of at least {least} pixels, not {image_size}"

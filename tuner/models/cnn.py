@@ -1,4 +1,4 @@
-"""The convolutional network that people write by hand, with every choice they make on the way."""
+"""A convolutional network as people write it by hand, with the usual choices as parameters."""
 
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ class Block(nn.Module):
         return self.activation(y)  # type: ignore[no-any-return]
 
     def start_as_identity(self) -> None:
-        """Zero the branch beside an identity, so that depth does not blow up the signal at first.
+        """Zero the branch next to an identity, so that depth does not amplify the signal at first.
 
         Goyal et al. (2017), section 5.1, for the norm; Zhang et al. (2019), "Fixup", without one.
         """

@@ -1,4 +1,4 @@
-"""ConvNeXt (Liu et al. 2022) with the stem and the number of stages that fit small images."""
+"""ConvNeXt (Liu et al. 2022) with a stem and a number of stages that fit small images."""
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class ConvNeXt(nn.Module):
 
 
 class Block(nn.Module):
-    """A depthwise convolution, then a perceptron at each pixel, scaled and added (figure 4)."""
+    """A depthwise convolution, then an MLP at each pixel, scaled and added (figure 4)."""
 
     def __init__(self, params: ConvNeXtParams, width: int, drop_rate: float) -> None:
         super().__init__()

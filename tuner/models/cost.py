@@ -1,4 +1,4 @@
-"""What a network costs, counted before any of it is trained."""
+"""The size of a network, counted before any training."""
 
 import contextlib
 import functools
@@ -23,13 +23,13 @@ class Cost:
 
     parameters: int
     flops: int
-    """Floating-point operations of one image's way forward: two for each multiply-add of
+    """Floating-point operations of one image's forward pass: two for each multiply-add of
     convolutions, matrix products and attention; elementwise work does not count. A training step
     takes about three times as many."""
 
 
 def count_cost(config: ModelConfig, num_classes: int, image_shape: ImageShape) -> Cost:
-    """Count the parameters and FLOPs of the network that ``config`` names.
+    """Count the parameters and FLOPs of the network in ``config``.
 
     Raises:
         UsageError: As ``build_model``.
@@ -38,7 +38,7 @@ def count_cost(config: ModelConfig, num_classes: int, image_shape: ImageShape) -
 
 
 def count_parameters(config: ModelConfig, num_classes: int, image_shape: ImageShape) -> int:
-    """Count the parameters alone, which takes less time.
+    """Count only the parameters, which takes less time.
 
     Raises:
         UsageError: As ``build_model``.
@@ -59,9 +59,9 @@ def _count_parameters(model: str, num_classes: int, image_shape: ImageShape) -> 
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves tensors without numbers as they are.
+    """Leaves tensors without numbers unchanged.
 
-    For drawing none, PyTorch 2.14 would load its compiler: 1.4 s before the first trial starts.
+    PyTorch 2.14 would load its compiler to draw nothing: 1.4 s before the first trial starts.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,10 +72,10 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _device_of(config: ModelConfig) -> str:
-    """Return where a network is built to be counted.
+    """Return the device on which a network is built for counting.
 
-    Tensors on the meta device have shapes and no numbers, so that counting takes no memory; what
-    a user's own code does with numbers is unknown.
+    Tensors on the meta device have shapes but no numbers, so counting takes no memory; custom
+    networks are built on the CPU, because their code may do anything with the numbers.
     """
     return "cpu" if has_own_code(config) else "meta"
 
@@ -87,9 +87,9 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
     with (
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
-        # Within it PyTorch's layers of attention take no fast path, of which nothing is counted.
+        # Within it, PyTorch's attention layers skip their fast path, in which nothing is counted.
         torch.device(_device_of(config)),
-        # Nor is a CPU's fused attention counted.
+        # A CPU's fused attention is not counted either.
         sdpa_kernel(SDPBackend.MATH),
     ):
         network = build_model(config, num_classes, image_shape).eval()
@@ -108,17 +108,16 @@ def limit_violation(
     *,
     num_networks: int = 1,
 ) -> str:
-    """Say by what the network exceeds its limits; nothing if it keeps them.
+    """Return how the network exceeds its limits; empty if it does not.
 
-    A user's own network is built even if there are no limits, so that its mistakes show here and
-    not in a trial.
+    A custom network is built even without limits, so that its errors show here and not in a trial.
 
     Args:
-        config: Of the network.
+        config: The network.
         constraints: The limits.
         num_classes: K.
         image_shape: (C, H, W).
-        num_networks: Networks of the configuration, which share the limits: one for each fold.
+        num_networks: Number of networks of the configuration that share the limits: one per fold.
 
     Raises:
         UsageError: As ``build_model``.

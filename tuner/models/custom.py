@@ -1,9 +1,9 @@
-"""A user's own network: a class or function of a Python file of theirs.
+"""Custom networks: a class or function in a user's Python file.
 
-The file's text travels within the configuration, so that nodes without the file can build the
-network, and a checkpoint can be rebuilt after the file was changed or lost. Building such a network
-runs that text, as if one had started the file itself; listing a run, or reading its configurations,
-does not. ``tuner.models.trust`` is asked before what came with a run is built.
+The file's text is part of the configuration, so nodes without the file can build the network, and a
+checkpoint can be rebuilt after the file was changed or lost. Building such a network runs that
+text, as if the user had run the file; listing a run, or reading its configurations, does not.
+``tuner.models.trust`` checks code that came with a run before it is built.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def build_custom(
 ) -> nn.Module:
     """Build the network and try it on two images, in the usual layout and in channels-last.
 
-    One that only computes in the usual layout is given that from then on.
+    If it works only in the usual layout, it gets that from then on.
 
     Raises:
         UsageError: If the code fails, or gives no module, or one that gives no logits.
@@ -53,14 +53,14 @@ def build_custom(
         _try(network, images.contiguous(memory_format=torch.channels_last))
     except Exception:
         # It has just computed the same images in the usual layout, so the layout is at fault: many
-        # networks use ``view`` where only ``flatten`` serves both. Their code may raise anything.
+        # networks use ``view`` where only ``flatten`` supports both. Their code may raise anything.
         network.register_forward_pre_hook(_contiguous)
         network.to(memory_format=torch.contiguous_format)
     return network
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:
-    """Lay kernels out channels-last, in place, unless a network of the user's own fails with it."""
+    """Convert kernels to channels-last, in place, unless a custom network fails with it."""
     if _contiguous in network._forward_pre_hooks.values():
         return network
     for tensor in (*network.parameters(recurse=False), *network.buffers(recurse=False)):
@@ -77,7 +77,7 @@ def _contiguous(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _try(network: nn.Module, images: Tensor) -> Any:
-    """Call the network; neither its statistics nor a training's random numbers may notice."""
+    """Call the network without affecting its statistics or a training's random numbers."""
     was_training = network.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

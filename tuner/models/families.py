@@ -49,7 +49,7 @@ def params_of(config: ModelConfig) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """The network of an earlier run's trial, as ``PretrainedParams.source`` holds it."""
+    """The network of an earlier run's trial, as stored in ``PretrainedParams.source``."""
 
     model: Annotated[ModelConfig, Opaque]
     image_shape: ImageShape
@@ -69,7 +69,7 @@ class Source:
 
 
 def source_of(params: PretrainedParams) -> Source:
-    """Read the architecture that a model which starts from a run has.
+    """Return the architecture of a model that starts from a run.
 
     Raises:
         UsageError: If it is missing.
@@ -83,7 +83,7 @@ def source_of(params: PretrainedParams) -> Source:
 
 
 def has_own_code(config: ModelConfig) -> bool:
-    """Whether a user's own code builds the network, or the one that it starts from."""
+    """Whether a user's code builds the network, or the network that it starts from."""
     if config.family == "pretrained" and config.params.get("source"):
         params: PretrainedParams = params_of(config)
         return has_own_code(source_of(params).model)

@@ -1,4 +1,4 @@
-"""The networks of one configuration, each trained without another part of the images, as one."""
+"""The networks of one configuration, each trained without a different fold, as one network."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 class FoldedNetwork(nn.Module):
     """Averages the class probabilities of its networks.
 
-    It returns the logarithms of the mean probabilities, whose softmax is that mean: it is used like
-    any network that returns logits. The mean of the probabilities, and not of their logarithms, is
-    what the vote of an ensemble takes as well.
+    It returns the logarithms of the mean probabilities, whose softmax is that mean, so it can be
+    used like any network that returns logits. Like the vote of an ensemble, it takes the mean of
+    the probabilities, not of their logarithms.
 
     Args:
-        networks: From normalized images (N, C, H, W) to logits (N, K), at least one.
+        networks: At least one; each maps normalized images (N, C, H, W) to logits (N, K).
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:

@@ -1,10 +1,10 @@
-"""The pieces that the families share."""
+"""Layers and functions that the families share."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUP_SIZE = 8
-"""Channels a group of group norm; every width is a multiple of it."""
+"""Channels per group of group norm; every width is a multiple of it."""
 
 
 def round_width(width: float) -> int:
@@ -13,10 +13,10 @@ def round_width(width: float) -> int:
 
 
 def can_halve(side: int) -> bool:
-    """Whether a map of this side in pixels keeps at least 2 x 2 pixels when it is halved.
+    """Whether a feature map of this side in pixels keeps at least 2 x 2 pixels when halved.
 
-    Batch norm could not tell the images of a small batch apart on less, and a 3 x 3 kernel would
-    mostly see padding.
+    With fewer, batch norm could not distinguish the images of a small batch, and a 3 x 3 kernel
+    would mostly see padding.
     """
     return side >= 4
 
@@ -24,8 +24,8 @@ def can_halve(side: int) -> bool:
 def norm_layer(kind: str, channels: int) -> nn.Module:
     """Return the normalization named ``batch``, ``group``, ``layer`` or ``none``.
 
-    ``group`` is that of Wu & He (2018) with ``GROUP_SIZE`` channels a group; ``layer`` is its case
-    of one group, over channels and pixels.
+    ``group`` is that of Wu & He (2018) with ``GROUP_SIZE`` channels per group; ``layer`` has one
+    group, over channels and pixels.
     """
     match kind:
         case "batch":
@@ -40,10 +40,10 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
 
 
 def initialize(model: nn.Module) -> None:
-    """Draw the convolutions after He et al. (2015), so that ReLU keeps the scale of its input."""
+    """Initialize the convolutions as in He et al. (2015), so that ReLU keeps the input's scale."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            # No ReLU stands between a depthwise convolution and the 1 x 1 that follows it.
+            # There is no ReLU between a depthwise convolution and the 1 x 1 that follows it.
             if module.groups > 1:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             else:
@@ -53,10 +53,10 @@ def initialize(model: nn.Module) -> None:
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch, image by image, while training (Huang et al. 2016).
+    """Drops a residual branch at random for each image in training (Huang et al. 2016).
 
-    What is kept is scaled up by its odds instead of down in evaluation, so that evaluation is the
-    plain sum.
+    Kept branches are scaled up by their odds in training instead of down in evaluation, so that
+    evaluation is the plain sum.
     """
 
     def __init__(self, rate: float) -> None:
@@ -65,7 +65,7 @@ class StochasticDepth(nn.Module):
         """Share of the images whose branch is dropped, in [0, 1)."""
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Zero the branch, shape (N, ...), of some of the N images."""
+        """Zero the branch, shape (N, ...), for some of the N images."""
         if not self.training or self.rate == 0:
             return branch
         kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
@@ -73,14 +73,14 @@ class StochasticDepth(nn.Module):
 
 
 def drop_rates(rate: float, num_blocks: int) -> list[float]:
-    """Return each block's rate; it grows linearly to ``rate`` (Huang et al. 2016, equation 4)."""
+    """Return each block's rate, growing linearly to ``rate`` (Huang et al. 2016, equation 4)."""
     return [rate * (block + 1) / num_blocks for block in range(num_blocks)]
 
 
 class PatchEmbedding(nn.Module):
-    """One convolution over patches side by side: from (N, C, H, W) to (N, C', H / P, W / P).
+    """One convolution over adjacent patches: (N, C, H, W) to (N, C', H / P, W / P).
 
-    Sides that are no multiple of P are padded with zeros at the bottom and on the right.
+    Sides that are not a multiple of P are padded with zeros at the bottom and on the right.
     """
 
     def __init__(self, channels_in: int, channels_out: int, patch: int) -> None:
@@ -97,11 +97,11 @@ class PatchEmbedding(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs each channel by a look at the mean of all (Hu et al. 2018)."""
+    """Weights each channel based on the means of all channels (Hu et al. 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # The paper's reduction by 16 leaves a hidden layer of 2 to the narrow nets of small images.
+        # The paper's reduction by 16 would leave narrow nets for small images a hidden layer of 2.
         hidden = max(GROUP_SIZE, channels // 16)
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
@@ -114,7 +114,7 @@ class SqueezeExcitation(nn.Module):
 
 
 def draw_truncated(model: nn.Module) -> None:
-    """Draw weights as transformers do: a normal of deviation 0.02 cut off, biases zero."""
+    """Draw weights as in transformers: a truncated normal of deviation 0.02, with zero biases."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

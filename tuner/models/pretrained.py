@@ -1,7 +1,7 @@
 """Networks that start from the weights of an earlier training: torchvision's, or those of a run.
 
-The weights themselves are no part of this: ``tuner.training.initial_weights`` finds them, and
-``train`` hands them to ``Pretrained.start_from``. A checkpoint is rebuilt without them.
+This module does not contain the weights: ``tuner.training.initial_weights`` finds them, and
+``train`` passes them to ``Pretrained.start_from``. A checkpoint is rebuilt without them.
 """
 
 import math
@@ -19,17 +19,17 @@ from tuner.models.catalogue import find_weights
 from tuner.models.params import PretrainedParams
 
 TRUNK_SHARE = 0.9
-"""A module with so much of the weights is no stage, but holds the stages."""
+"""A module with at least this share of the weights is not a stage, but contains the stages."""
 
 
 class Pretrained(nn.Module):
     """A network together with how it is trained further.
 
     Args:
-        network: Its last layer with weights is the head.
+        network: The network; its last layer with weights is the head.
         params: The policy.
         num_classes: K.
-        image_shape: (C, H, W) to which images are brought; one channel is repeated.
+        image_shape: (C, H, W) to which images are converted; a single channel is repeated.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Pretrained(nn.Module):
             "linear_probe": math.inf,
         }[params.policy]
         self._is_frozen = False
-        # What its own architecture never trains stays that way when the rest thaws.
+        # Parameters that the architecture itself never trains stay frozen when the rest thaws.
         self._backbone = tuple(
             name
             for name, parameter in network.named_parameters()
@@ -72,7 +72,7 @@ class Pretrained(nn.Module):
         return self.network(images)  # type: ignore[no-any-return]
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the weights of an earlier training, and keep the head where they have none.
+        """Load the weights of an earlier training, and keep the head if they contain none.
 
         Raises:
             UsageError: If they are of another network, or of another image size that matters.
@@ -85,7 +85,7 @@ class Pretrained(nn.Module):
         head = f"{self.head_name}."
         own = {k: v for k, v in self.network.state_dict().items() if k.startswith(head)}
         try:
-            # Modules rename what stands under an older name in a file, each for itself.
+            # Each module renames its tensors that a file stores under an older name.
             self.network.load_state_dict({**own, **tensors})
         except RuntimeError as error:
             problem = str(error).splitlines()[1].strip()[:200]
@@ -95,13 +95,13 @@ class Pretrained(nn.Module):
             ) from error
 
     def start_epoch(self, number: int) -> None:
-        """Freeze or thaw everything but the head, as the policy has it for this epoch, from 1."""
+        """Freeze or unfreeze all but the head for epoch ``number``, from 1, as the policy says."""
         self._is_frozen = number <= self._frozen_epochs
         for name in self._backbone:
             self.network.get_parameter(name).requires_grad_(not self._is_frozen)
 
     def train(self, mode: bool = True) -> "Pretrained":
-        """Set the mode; what is frozen keeps the evaluation mode, and with it its statistics."""
+        """Set the mode; frozen modules stay in evaluation mode, which keeps their statistics."""
         super().train(mode)
         if self._is_frozen:
             self.network.eval()
@@ -122,11 +122,11 @@ class Pretrained(nn.Module):
 
 
 def stages_of(network: nn.Module, head_name: str) -> list[list[str]]:
-    """Divide the parameters but the head's into stages, the first of the forward first.
+    """Divide all parameters except the head's into stages, in the order of the forward pass.
 
-    A stage is a child of the network or, where one child holds nearly everything, a child of that
+    A stage is a child of the network or, if one child contains nearly everything, a child of that
     one, and so on: a ResNet's stages, a ViT's layers. Norms belong to the stage before them. The
-    order is that of definition, which is that of the forward in torchvision and here.
+    order is that of definition, which is that of the forward pass in torchvision and here.
 
     Returns:
         The names of each stage's parameters.
@@ -162,7 +162,7 @@ def _num_weights(module: nn.Module) -> int:
 
 
 def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """Return the last module with weights of its own, in the order of definition."""
+    """Return the last module that has its own weights, in the order of definition."""
     layers = [
         (name, module)
         for name, module in network.named_modules()
@@ -172,14 +172,14 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
 
 
 def build_torchvision(params: PretrainedParams, num_classes: int) -> Pretrained:
-    """Build a torchvision network with a head for K classes, its weights random."""
+    """Build a torchvision network with a head for K classes and random weights."""
     from torchvision.models import get_model
 
     name = params.name
     size = params.image_size or find_weights(name, params.weights).transforms().crop_size[0]
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # As with weights: images normalized as for the others are turned into what theirs want.
+        # As with weights: the network converts the usual normalization of images to its own.
         options = {"aux_logits": False, "transform_input": True, "init_weights": False}
     elif name.startswith("vit"):
         options = {"image_size": size}
@@ -191,7 +191,7 @@ def build_torchvision(params: PretrainedParams, num_classes: int) -> Pretrained:
 
 
 class _NumbersOnCpu(TorchFunctionMode):
-    """Lets a RegNet, which computes its widths by tensors, be built on the meta device."""
+    """Lets a RegNet, which computes its widths with tensors, be built on the meta device."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

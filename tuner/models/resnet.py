@@ -1,4 +1,4 @@
-"""Residual networks of basic blocks (He et al. 2016a) with the stem that fits small images."""
+"""Residual networks of basic blocks (He et al. 2016a) with a stem that fits small images."""
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ LAYOUTS: dict[int, tuple[int, tuple[int, ...]]] = {
     44: (16, (7, 7, 7)),
     56: (16, (9, 9, 9)),
 }
-"""Depth -> channels of the first stage, and blocks a stage: first the paper's ImageNet nets (its
+"""Depth -> channels of the first stage, and blocks per stage: first the paper's ImageNet nets (its
 table 1), then its CIFAR nets (its section 4.2)."""
 
 
@@ -57,8 +57,8 @@ class ResNet(nn.Module):
         )
         initialize(self)
         for block_module in blocks:
-            # Each branch begins at zero, so that the signal first passes by the shortcuts alone:
-            # that steadies the early steps at high learning rates (Goyal et al. 2017, section 5.1).
+            # Each branch starts at zero: the signal first passes only through the shortcuts, which
+            # stabilizes early steps at high learning rates (Goyal et al. 2017, section 5.1).
             if isinstance(block_module, BasicBlock):
                 nn.init.zeros_(block_module.norm2.weight)  # type: ignore[arg-type]
 

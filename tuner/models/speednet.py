@@ -1,10 +1,10 @@
-"""A fast network in the manner of today's CIFAR-10 speed records.
+"""A fast network like those of today's CIFAR-10 speed records.
 
-The line of descent: Page (2018, "How to train your ResNet") set the fixed whitening of patches
-before a few wide stages; tysam-code's hlb-CIFAR10 (2023) made the patches 2 x 2 and the activation
-GELU; Jordan (2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", airbench) added the identity
-initialization and, for the slower and better nets, a third convolution with a shortcut. Written
-anew after that paper's section 3 and appendix; the defaults are the shape of its airbench94.
+Its history: Page (2018, "How to train your ResNet") put a fixed whitening of patches before a few
+wide stages; tysam-code's hlb-CIFAR10 (2023) made the patches 2 x 2 and the activation GELU; Jordan
+(2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", airbench) added the identity
+initialization and, for the slower and better nets, a third convolution with a shortcut. This is a
+new implementation of that paper's section 3 and appendix; the defaults match its airbench94.
 """
 
 import torch
@@ -15,16 +15,16 @@ from tuner.models.layers import can_halve, round_width
 from tuner.models.params import SpeedNetParams
 
 WHITENING_FLOOR = 5e-4
-"""Added to the variance of each direction, so that those without signal are not blown up without
-bound (airbench's value, for images of variance 1)."""
+"""Added to the variance of each direction, so that directions without signal are not amplified
+without bound (airbench's value, for images of variance 1)."""
 NORM_MOMENTUM = 0.4
-"""Momentum of the batch statistics; a few hundred steps need a quick one (airbench's value)."""
+"""Momentum of the batch statistics; a few hundred steps need a fast one (airbench's value)."""
 
 
 class SpeedNet(nn.Module):
     """Whitened patches, stages of convolution, pooling, norm and GELU, the maximum, a classifier.
 
-    ``fit_to`` gives the first layer its weights; without it that layer merely copies patches.
+    ``fit_to`` sets the first layer's weights; without it that layer merely copies patches.
 
     Args:
         params: The choices.
@@ -57,15 +57,15 @@ class SpeedNet(nn.Module):
         return self.classifier(self.pool(features).flatten(1)) * self.logit_scale  # type: ignore[no-any-return]
 
     def fit_to(self, images: Tensor) -> None:
-        """Take the first layer's weights from training images; see ``FitsImages``."""
+        """Compute the first layer's weights from training images; see ``FitsImages``."""
         self.whitening.fit_to(images)
 
 
 class Whitening(nn.Module):
-    """Projects each patch on the principal directions of all, each to variance 1, with both signs.
+    """Projects each patch onto the principal directions of all, with variance 1 and both signs.
 
-    The two signs let the activation that follows keep what it would cut off. The weights are no
-    parameters: they stay as they are, but for the bias.
+    The two signs let the following activation keep what it would cut off. The weights are not
+    parameters: only the bias is trained.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
@@ -89,7 +89,7 @@ class Whitening(nn.Module):
         size = channels * kernel**2
         total = torch.zeros(size, size, dtype=torch.float64, device=images.device)
         num_patches = 0
-        # In parts, for the patches of all images together take kernel^2 times their memory.
+        # In parts, because the patches of all images together take kernel^2 times their memory.
         for start in range(0, len(images), 256):
             part = images[start : start + 256].float()
             patches = F.unfold(part, kernel).transpose(0, 1).flatten(1)
@@ -98,7 +98,7 @@ class Whitening(nn.Module):
         variances, directions = torch.linalg.eigh(total.cpu() / num_patches)
         scales = (variances.clamp(min=0) + WHITENING_FLOOR).rsqrt()
         rows = (directions * scales).T.flip(0)  # The strongest direction first.
-        # The sign of an eigenvector is the library's whim; ours has its largest entry positive.
+        # The sign of an eigenvector depends on the library; ours has a positive largest entry.
         largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
         self.weight.copy_(_both_signs((rows * largest.sign()).float(), channels, kernel))
 
@@ -108,7 +108,7 @@ def _both_signs(rows: Tensor, channels: int, kernel: int) -> Tensor:
 
 
 class Stage(nn.Module):
-    """Convolution, maximum pooling, norm and GELU; then one or two more without the pooling."""
+    """Convolution, max pooling, norm and GELU; then one or two more without the pooling."""
 
     def __init__(self, channels_in: int, channels_out: int, convolutions: int, halve: bool) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Stage(nn.Module):
 
 
 def _identity_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """Return a 3 x 3 convolution whose first ``channels_in`` outputs begin as its inputs."""
+    """Return a 3 x 3 convolution whose first ``channels_in`` outputs equal its inputs at first."""
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:channels_in])
@@ -140,10 +140,10 @@ def _identity_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 class ShiftNorm(nn.BatchNorm2d):
-    """Batch norm that learns a shift and no scale, which the convolution after it has already."""
+    """Batch norm that learns a shift but no scale, which the next convolution already has."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=NORM_MOMENTUM)
         del self.weight
-        # A buffer of ones rather than none: cuDNN's kernel takes both or neither.
+        # A buffer of ones instead of none: cuDNN's kernel takes both weight and bias, or neither.
         self.register_buffer("weight", torch.ones(channels))

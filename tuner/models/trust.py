@@ -1,8 +1,8 @@
-"""Whose code a network is made of: the user's own, which is known here, or somebody else's.
+"""Checks whose code builds a network: the user's own, which is known here, or somebody else's.
 
-A run carries the text of its custom networks, and to build one runs that text. ``search`` records
-the hash of the user's own files; text that came with a run is run if its hash is recorded, or if
-the user says that it may. Workers run what the command that started them has checked.
+A run contains the text of its custom networks, and building one runs that text. ``search`` records
+the hashes of the user's own files. Text that came with a run is run if its hash is recorded, or if
+the user allows it. Workers run the code that the command that started them has checked.
 """
 
 import functools
@@ -17,7 +17,7 @@ from tuner.errors import TunerError, UntrustedCodeError, UsageError
 from tuner.models.families import Source
 
 Code = Mapping[str, str]
-"""The text of Python files, each with the name of its file."""
+"""Text of each Python file -> the file's name."""
 _searched: set[str] = set()
 """Hashes of the user's own files that this process has searched, recorded or not."""
 
@@ -46,7 +46,7 @@ def _pairs(model: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def remember(code: Code) -> None:
-    """Record the user's own code, so that networks of it are built from runs without a question."""
+    """Record the user's own code, so that runs with its networks need no ``trust_code``."""
     for text, name in code.items():
         digest = _digest(text)
         if _is_known(digest):
@@ -64,11 +64,11 @@ def remember(code: Code) -> None:
 
 
 def check_code_trusted(code: Code, whose: object, *, trust: bool) -> None:
-    """Make sure that code is the user's own, or trusted; say whose code is run that is not.
+    """Make sure that code is the user's own or trusted, and print which foreign code is run.
 
     Args:
-        code: What would be run.
-        whose: What it came with, for messages.
+        code: The code that would be run.
+        whose: What the code came with, for messages.
         trust: Whether the user trusts it.
 
     Raises:
@@ -107,5 +107,5 @@ def _digest(text: str) -> str:
 
 @functools.cache
 def _tell(line: str) -> None:
-    """Say it once a process, also where progress is not shown."""
+    """Print a line once per process, even if progress is not shown."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A user's Python file: run as a module, and what it offers looked up."""
+"""Runs a user's Python file as a module, and looks up what it defines."""
 
 import functools
 import hashlib
@@ -16,16 +16,16 @@ from tuner.errors import UsageError, first_line
 from tuner.schema import did_you_mean
 
 OURS = ("num_classes", "image_shape")
-"""What the network is told besides its parameters."""
+"""Arguments that a network receives in addition to its parameters."""
 
 
 def load_callable(path: str, name: str, source: str) -> Callable[..., Any]:
-    """Run the source and give what ``name`` is there.
+    """Run the source and return the class or function ``name``.
 
     Args:
-        path: The source's file, for messages.
-        name: Of a class or function.
-        source: Python.
+        path: File of the source, for messages.
+        name: Name of a class or function.
+        source: Python code.
 
     Raises:
         UsageError: If the source is no Python or fails, or has no such class or function.
@@ -47,7 +47,7 @@ def load_callable(path: str, name: str, source: str) -> Callable[..., Any]:
 
 
 def check_arguments(make: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Say which argument is unknown or missing, and what to do, or ``None``."""
+    """Return an unknown or missing argument and what to do about it, or ``None``."""
     try:
         parameters = inspect.signature(make).parameters
     except (ValueError, TypeError):
@@ -78,7 +78,7 @@ def check_arguments(make: Callable[..., Any], given: Mapping[str, Any]) -> tuple
 
 @functools.lru_cache(maxsize=8)
 def load_module(path: str, source: str) -> ModuleType:
-    """Run the source as a module, once a process; see ``load_callable``."""
+    """Run the source as a module, once per process; see ``load_callable``."""
     try:
         code = compile(source, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
@@ -89,11 +89,11 @@ def load_module(path: str, source: str) -> ModuleType:
     # Dataclasses look their module up there; tracebacks find their lines in linecache.
     sys.modules[name] = module
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
-    # Not before: spaces without networks of the user's own are read without torch.
+    # Not earlier: spaces without custom networks are read without torch.
     import torch
 
     try:
-        # Run once a process, it may not move the random numbers of the training that comes first.
+        # It runs once per process, so it must not change the random numbers of the first training.
         with torch.random.fork_rng(devices=[]):
             exec(code, vars(module))
     except (Exception, SystemExit) as error:
@@ -107,12 +107,12 @@ def load_module(path: str, source: str) -> ModuleType:
 
 
 def _moved(error: ImportError) -> str:
-    """Say where that is now which an import has not found; empty where that is not known."""
+    """Return where a module or name is now that an import did not find; empty if unknown."""
     name = error.name or ""
     if missing := re.match(r"cannot import name '(\w+)'", error.msg or ""):
         name = f"{name}.{missing[1]}"
     for old, new in tuner.MOVED.items():
-        # A package may stand today where a module stood: only what it lacks itself has moved.
+        # A package may now replace a module: only what the package itself lacks has moved.
         is_elsewhere = name.rpartition(".")[0] in sys.modules.keys() - {old}
         if name == old or (name.startswith(f"{old}.") and not is_elsewhere):
             return f"; {old} is {new} now"
@@ -120,7 +120,7 @@ def _moved(error: ImportError) -> str:
 
 
 def place_of(path: str, error: BaseException) -> str:
-    """Return the file with the deepest line of it that the error passed through."""
+    """Return the file, with its deepest line that the error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     return f"{path}:{lines[-1]}" if lines else path

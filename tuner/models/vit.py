@@ -34,7 +34,7 @@ class ViT(nn.Module):
             self.register_buffer("positions", waves, persistent=False)
         self.class_token = None
         if params.pooling == "class":
-            # Of one dimension, so that weight decay leaves it alone.
+            # One-dimensional, so that weight decay skips it.
             self.class_token = nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(params.dropout)
         rates = drop_rates(params.stochastic_depth, params.layers)
@@ -58,7 +58,7 @@ class ViT(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention among the tokens, then a perceptron at each, both added to what came in."""
+    """Attention among the tokens, then an MLP at each, both added to their inputs."""
 
     def __init__(self, params: ViTParams, width: int, heads: int, drop_rate: float) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Layer(nn.Module):
         return tokens + self.drop(self.dropout(self.contract(hidden)))  # type: ignore[no-any-return]
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Mix the tokens, shape (N, T, C), by softmax attention of several heads."""
+        """Mix the tokens, shape (N, T, C), by softmax attention with several heads."""
         split = self.queries_keys_values(tokens).unflatten(2, (3, self.heads, -1))
         queries, keys, values = split.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(queries, keys, values)
@@ -90,7 +90,7 @@ class Layer(nn.Module):
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     """Return sines and cosines of each patch's row and column, shape (rows * columns, width).
 
-    After Beyer et al. (2022), "Better plain ViT baselines for ImageNet-1k": a quarter of the
+    As in Beyer et al. (2022), "Better plain ViT baselines for ImageNet-1k": a quarter of the
     channels each, at frequencies from 1 down to 1/10,000. ``width`` must be a multiple of 4.
     """
     frequencies = 10_000 ** -torch.linspace(0, 1, width // 4)

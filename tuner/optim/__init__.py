@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and weight average, each from its config."""
+"""Optimizers, learning-rate schedules and the weight average, built from their configuration."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from tuner.optim.sgd import FusedSgd
 __all__ = ["WeightAverage", "lr_factor", "make_optimizer"]
 
 PARTNER_BETAS = (0.9, 0.95)
-"""Betas of AdamW beside Muon, from Jordan's README."""
+"""Betas of AdamW as Muon's partner, from Jordan's README."""
 SGD_STATE = frozenset({"momentum_buffer"})
 ADAMW_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 LION_STATE = MATRIX_STATE = frozenset({"momentum"})
@@ -28,24 +28,23 @@ def make_optimizer(
     config: Sgd | AdamW | Lion | Muon,
     lr_shares: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
-    """Build the optimizer, with weight decay on matrices and kernels alone.
+    """Build the optimizer, with weight decay only on matrices and kernels.
 
-    These are the parameters of two dimensions or more called ``weight``. Norm scales and biases are
-    left out of the decay (He et al. 2019, "Bag of Tricks"), and so are tokens and positions that
-    are learned, as in torchvision's recipes. Each group of parameters holds its peak learning rate
-    as ``initial_lr``, and the names of the tensors that are kept for each of them as
-    ``state_names``.
+    These are the parameters called ``weight`` with two or more dimensions. Weight decay skips norm
+    scales and biases (He et al. 2019, "Bag of Tricks"), and also learned tokens and positions, as
+    in torchvision's recipes. Each parameter group stores its peak learning rate as ``initial_lr``,
+    and the names of the tensors that the optimizer keeps per parameter as ``state_names``.
 
     Args:
-        model: Parameters that need no gradient now are left out for good.
-        config: Which one, and its settings.
+        model: The network; parameters that need no gradient now are left out for good.
+        config: The optimizer and its settings.
         lr_shares: The share of the learning rate of each parameter, by name; those left out have
             the whole rate.
     """
     matrices = {id(p) for p in muon.hidden_matrices(model)} if isinstance(config, Muon) else set()
-    # What has a share never joins what has none: saved states go by the order of the groups.
+    # Parameters with a share never join those without: saved states depend on the group order.
     hidden: dict[float | None, list[nn.Parameter]] = {None: []}
-    # By share, weight decay, and the factor of the learning rate.
+    # Keyed by share, weight decay, and the factor of the learning rate.
     others: dict[tuple[float | None, float, float], list[nn.Parameter]] = {
         (None, config.weight_decay, 1.0): [],
         (None, 0.0, 1.0): [],
@@ -113,7 +112,7 @@ def make_optimizer(
 
 
 def _state_names(config: Sgd | AdamW | Lion | Muon) -> frozenset[str]:
-    """Return the names of what is kept for a parameter that is not one of Muon's matrices."""
+    """Return the names of the state tensors of a parameter that is not one of Muon's matrices."""
     match config:
         case Sgd() | Muon(partner="sgd"):
             return SGD_STATE
@@ -128,7 +127,7 @@ def _partner_lr(config: Muon) -> float:
 
 
 def _make_partner(groups: list[dict[str, Any]], config: Muon) -> torch.optim.Optimizer:
-    """Build what steps the parameters that Muon is not for; each group has its learning rate."""
+    """Build the optimizer of the parameters that Muon does not update; each group has its rate."""
     if config.partner == "adamw":
         return torch.optim.AdamW(groups, betas=PARTNER_BETAS, fused=True)
     momentum = config.sgd_momentum

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class WeightAverage:
     """Exponential moving average of a model's parameters and buffers.
 
-    The decay is warmed up as ``min(decay, t / (t + 10))`` at step ``t``, so that a short training
-    is not dragged by its first weights.
+    The decay is warmed up as ``min(decay, t / (t + 10))`` at step ``t``, so that the first weights
+    do not dominate a short training.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -19,7 +19,7 @@ class WeightAverage:
         self.decay = decay
         self.num_updates = 0
         self._parameters = _float_parameters(self.model), _float_parameters(model)
-        # By module and name: a forward may put another tensor in the place of a buffer.
+        # By module and name: a forward pass may replace a buffer with another tensor.
         places = (name.rpartition(".") for name, _ in model.named_buffers())
         self._buffers = [
             (self.model.get_submodule(path)._buffers, model.get_submodule(path)._buffers, name)
@@ -27,12 +27,12 @@ class WeightAverage:
         ]
 
     def share_at(self, num_updates: int) -> float:
-        """Return the share of the model's present weights at an update, counted from 1."""
+        """Return the share of the model's current weights at an update, counted from 1."""
         return 1 - min(self.decay, num_updates / (num_updates + 10))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the model's present weights."""
+        """Move the average towards the model's current weights."""
         self.num_updates += 1
         averaged, current, counters = self._pairs()
         torch._foreach_lerp_(averaged, current, self.share_at(self.num_updates))
@@ -41,14 +41,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def move(self, share: Tensor) -> None:
-        """Do as ``update`` with a share on the device, for a graph; ``num_updates`` stays.
+        """Do as ``update`` for a graph, with a share on the device; ``num_updates`` is unchanged.
 
         Args:
             share: What ``share_at`` returns, shape ().
         """
         averaged, current, counters = self._pairs()
         if self.decay:
-            # A lerp takes no share from the device.
+            # A lerp accepts no share on the device.
             steps = torch._foreach_sub(current, averaged)
             torch._foreach_mul_(steps, share)
             torch._foreach_add_(averaged, steps)
@@ -59,7 +59,7 @@ class WeightAverage:
             torch._foreach_copy_(mine, theirs)
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Return what is averaged, what it follows, and pairs of which the second is copied."""
+        """Return the averaged tensors, the model's tensors, and pairs whose second is copied."""
         averaged, current = map(list, self._parameters)
         counters = []
         for mine, theirs, name in self._buffers:

@@ -1,4 +1,4 @@
-"""Lion, which steps by the sign of its momentum."""
+"""Lion, which steps in the direction of its momentum's sign."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Lion(torch.optim.Optimizer):
-    """Every weight moves by the learning rate, up or down (Chen et al. 2023, arXiv 2302.06675).
+    """Moves every weight up or down by the learning rate (Chen et al. 2023, arXiv 2302.06675).
 
-    Its momentum is the only state, half of AdamW's. A group's ``lr`` may be a 0-dim tensor, which
-    no step reads on the host.
+    Its only state is the momentum, half of AdamW's state. A group's ``lr`` may be a 0-dim tensor,
+    which no step reads on the host.
 
     Args:
         params: Groups of parameters, each with its ``weight_decay``.
@@ -26,7 +26,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; ``closure`` is not for it."""
+        """Take one step; ``closure`` is not supported."""
         assert closure is None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -39,7 +39,7 @@ class Lion(torch.optim.Optimizer):
             torch._foreach_sign_(directions)
             if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            # Not as ``alpha``, which would read a learning rate that is a tensor.
+            # Not as ``alpha``, which would read a learning-rate tensor on the host.
             torch._foreach_mul_(directions, group["lr"])
             torch._foreach_sub_(parameters, directions)
             torch._foreach_lerp_(momenta, gradients, 1 - beta2)

@@ -1,8 +1,8 @@
-"""Muon, which steps by an orthogonal matrix near its momentum, beside a partner for other weights.
+"""Muon, which steps by an orthogonal matrix near its momentum, with a partner for other weights.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. ``torch.optim.Muon`` takes matrices
-alone, no convolutions, goes through them one by one, and computes in bfloat16 everywhere, which
-most CPUs emulate.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. ``torch.optim.Muon`` accepts only
+matrices, no convolutions, updates them one by one, and computes in bfloat16 everywhere, which most
+CPUs emulate.
 """
 
 from collections import defaultdict
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: steep at 0, so that a few iterations bring every singular value near 1."""
 SMALLEST_NORM = 1e-7
-"""Matrices with a smaller norm are not scaled up to a larger one: zeros stay zeros."""
+"""Matrices with a smaller norm are not scaled to a larger one: zeros stay zeros."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, for hidden matrices; a partner steps the rest.
+    """Momentum with orthogonal steps for hidden matrices; a partner updates the rest.
 
-    A convolution's kernel counts as the matrix (out, in * k * k). A step's size is the learning
-    rate times the root of max(1, rows / columns), the rule of Jordan's muon.py and of
-    ``torch.optim.Muon`` for matrices. For a kernel, muon.py takes the ratio of its last two sides
-    instead, and airbench94_muon has no such factor: kernels with more rows than columns take larger
-    steps here, by that root, and all others the same.
+    A convolution's kernel counts as the matrix (out, in * k * k). The size of a step is the
+    learning rate times the root of max(1, rows / columns), the rule of Jordan's muon.py and of
+    ``torch.optim.Muon`` for matrices. For a kernel, muon.py uses the ratio of its last two sides
+    instead, and airbench94_muon has no such factor. So kernels with more rows than columns take
+    larger steps here, by that root, and all others the same.
 
     A group's ``lr`` may be a 0-dim tensor, which no step reads on the host.
 
     Args:
-        matrices: Groups of what ``hidden_matrices`` returns, each with its ``weight_decay``.
-        partner: The optimizer of all other parameters. Its groups and its state become this one's,
-            after those of the matrices.
+        matrices: Groups of the parameters from ``hidden_matrices``, each with its ``weight_decay``.
+        partner: The optimizer of all other parameters. Its groups and its state become part of this
+            optimizer, after those of the matrices.
         lr: Learning rate of the matrices.
         momentum: Decay of the moving average of gradients, which steps look ahead of (Nesterov).
         iterations: See ``orthogonalize``.
@@ -56,13 +56,13 @@ class Muon(torch.optim.Optimizer):
         self._iterations = iterations
         self._normalized = normalized
         self._partner = partner
-        # One list of groups and one state for both, for whoever sets rates or saves the state.
+        # One list of groups and one state for both, for callers that set rates or save the state.
         self.param_groups.extend(partner.param_groups)
         self.state = partner.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; ``closure`` is not for it."""
+        """Take one step; ``closure`` is not supported."""
         assert closure is None
         self._partner.step()
         alike = defaultdict(list)
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
             for parameter, update in self._updates(group):
                 flat = update.flatten(1)
                 alike[flat.shape].append((parameter, flat, group["lr"]))
-        # Matrices of one shape go through the iterations together.
+        # Matrices of the same shape are iterated together.
         for (rows, columns), entries in alike.items():
             steps = orthogonalize(torch.stack([flat for _, flat, _ in entries]), self._iterations)
             _descend(
@@ -125,14 +125,14 @@ def _descend(
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Bring the singular values of matrices near 1 by Newton-Schulz iterations.
+    """Bring the singular values of matrices close to 1 by Newton-Schulz iterations.
 
     Args:
         matrices: Shape (B, rows, columns).
-        iterations: How many; fewer leave small singular values smaller.
+        iterations: Number of iterations; fewer leave small singular values smaller.
 
     Returns:
-        Matrices of the same singular vectors. After five iterations their singular values lie
+        Matrices with the same singular vectors. After five iterations their singular values are
         between 0.5 and 1.5 except for the very smallest.
     """
     a, b, c = COEFFICIENTS
@@ -152,13 +152,13 @@ def _is_fast_in_bfloat16(device: torch.device) -> bool:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that Muon is for, as its author advises.
+    """Return the parameters that Muon updates, as its author advises.
 
-    Weights of linear layers and convolutions, except for the first and the last layer, which are
-    the partner's like norms, biases, embeddings and tokens. A layer counts in the order of the
-    model's modules, also where its weight is frozen or a buffer: then nothing else takes its place.
-    Kernels with one input channel are left out, too, as in depthwise convolutions, since no matrix
-    maps channels to channels there.
+    These are the weights of linear layers and convolutions, except for the first and the last
+    layer, which the partner updates, like norms, biases, embeddings and tokens. A layer keeps its
+    place in the order of the model's modules even if its weight is frozen or a buffer: no other
+    layer takes its place. Kernels with one input channel are also left out, as in depthwise
+    convolutions, because no matrix maps channels to channels there.
     """
     weights = list(_weights(model))
     return [

@@ -1,4 +1,4 @@
-"""The learning rate in the course of a training."""
+"""The learning rate during a training."""
 
 import math
 
@@ -9,7 +9,7 @@ def lr_factor(schedule: Cosine | OneCycle | Trapezoid, progress: float) -> float
     """Return the learning rate as a share of its peak.
 
     Args:
-        schedule: Which curve.
+        schedule: The curve.
         progress: Share of all steps done, in [0, 1].
 
     Returns:

@@ -1,4 +1,4 @@
-"""SGD whose weights may begin to learn one after another."""
+"""SGD whose weights may start to learn at different times."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ import torch
 
 
 class FusedSgd(torch.optim.SGD):
-    """Torch's fused SGD, which by itself fails where some weights have a momentum and others none.
+    """Torch's fused SGD, except that it also works if only some weights have a momentum.
 
-    A momentum of zeros leads to the very step that is taken without one.
+    A momentum of zeros leads to exactly the same step as none.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; ``closure`` is not for it."""
+        """Take one step; ``closure`` is not supported."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"] if group["momentum"] else ():

@@ -1,4 +1,4 @@
-"""Whether the record of a trial, by which it is ranked and trained again, is its worker's own."""
+"""Checks that a trial's record, used for ranking and retraining, is what its worker wrote."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ PUT_BACK = "Put the file back, or remove the trial's folder."
 
 
 def damage_of_record(trial: TrialRecord, *others: str) -> list[Damage]:
-    """Say what is wrong with a trial's configuration and its epochs.
+    """Return the damage of a trial's configuration and epochs.
 
     Args:
-        trial: Which.
-        others: Names of other files of it that have to be the worker's own.
+        trial: The trial.
+        others: Names of its other files that have to be the worker's own.
     """
     damage = damage_of_files(trial.path, CONFIG, HISTORY, *others)
     try:
@@ -29,9 +29,9 @@ def check_records(trials: Iterable[TrialRecord], *others: str, mend: str = PUT_B
     """Make sure that trials are what their workers recorded; see ``damage_of_record``.
 
     Args:
-        trials: Which.
-        others: Names of other files of them.
-        mend: How to mend damage.
+        trials: The trials.
+        others: Names of other files of each trial.
+        mend: How to fix the damage.
 
     Raises:
         DamagedError: With all that is wrong.

@@ -1,4 +1,4 @@
-"""Weights with all that is needed to use them again: save, load, rebuild."""
+"""Saves, loads and rebuilds checkpoints: weights with everything needed to use them again."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from tuner.storage.records import explaining_damage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """What stands beside the weights in a checkpoint file."""
+    """The description stored with the weights in a checkpoint file."""
 
     model: Annotated[ModelConfig, Opaque]
     epoch: Count
@@ -38,13 +38,13 @@ class Checkpoint:
     """(C, H, W) of the images that the model takes."""
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
-    """Mean and deviation a channel by which images in [0, 1] are normalized."""
+    """Mean and deviation per channel with which images in [0, 1] are normalized."""
     computed: str = ""
-    """The kind of device and the number type of its validation, such as ``cpu float32``; empty
-    where an earlier version did not say."""
+    """The kind of device and the number type of its validation, such as ``cpu float32``; empty if
+    an earlier version did not record it."""
     folds: Annotated[int, Bounds(ge=0, le=MOST_FOLDS)] = 0
-    """How many networks the file holds, each trained without one fold of the images, if it is not
-    a single one; they are read as one ``FoldedNetwork``."""
+    """Number of networks in the file, each trained without one fold of the images; they are loaded
+    as one ``FoldedNetwork``. 0 for a single network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +58,9 @@ class Kept:
 
 
 _WEIGHTS, _VAL_PROBS = "kept.weights.", "kept.val_probs"
-"""Names of the tensors of a kept epoch in a state file."""
+"""Prefix of the weights, and name of the probabilities, of a kept epoch in a state file."""
 _AVERAGE = "average."
-"""Before the names of the averaged weights of a training; see ``Learner.state``."""
+"""Prefix of the averaged weights of a training; see ``Learner.state``."""
 
 
 def save_checkpoint(
@@ -81,34 +81,34 @@ def save_state(
     history: Sequence[EpochMetrics],
     kept: Kept | None = None,
 ) -> str:
-    """Write what a training goes on from as one safetensors file, whole or not at all.
+    """Write the state of a training as one safetensors file, whole or not at all.
 
     Args:
-        path: Of the file.
-        state: The tensors.
-        history: The epochs that led there.
-        kept: The epoch of these whose weights are kept, unless they are on disk elsewhere. They are
-            not written twice where they are the averaged ones of the state.
+        path: The file.
+        state: The tensors to resume from.
+        history: The epochs trained so far.
+        kept: The epoch of these whose weights are kept, unless they are on disk elsewhere. If they
+            equal the averaged weights of the state, they are not written twice.
 
     Returns:
         Its SHA-256.
     """
     tensors = dict(state)
-    # An epoch whose loss is infinite may have been followed by better ones.
+    # Better epochs may have followed one whose loss is infinite.
     metadata = {"history": to_json(history, allow_nan=True)}
     if kept is not None:
         metadata["kept"] = to_json(kept.checkpoint)
         tensors[_VAL_PROBS] = kept.val_probs
         if not _is_newest(kept, state):
             tensors |= {_WEIGHTS + name: tensor for name, tensor in kept.weights.items()}
-    # As they lie in memory: to bring 80 MB into another order took 16 to 64 ms.
+    # Written in their memory layout: reordering 80 MB took 16 to 64 ms.
     turned = [name for name, tensor in tensors.items() if _is_channels_last(tensor)]
     tensors |= {name: tensors[name].permute(0, 2, 3, 1) for name in turned}
     return _write(path, tensors, metadata | {"channels_last": to_json(turned)})
 
 
 def _is_newest(kept: Kept, state: Mapping[str, Tensor]) -> bool:
-    """Whether the kept weights are the averaged ones of the state."""
+    """Whether the kept weights equal the averaged ones of the state."""
     return all(
         (averaged := state.get(_AVERAGE + name)) is not None and torch.equal(tensor, averaged)
         for name, tensor in kept.weights.items()
@@ -129,23 +129,23 @@ def _write(path: AnyPath, tensors: Mapping[str, Tensor], metadata: dict[str, str
         if any(tensor.dtype == torch.bfloat16 for tensor in on_cpu.values()):
             safetensors.torch.save_file(on_cpu, temporary, metadata)
         else:
-            # The same file in 0.03 ms a tensor instead of 0.1, but NumPy has no bfloat16.
+            # Writes the same file in 0.03 ms per tensor instead of 0.1, but NumPy has no bfloat16.
             arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
             safetensors.numpy.save_file(arrays, temporary, metadata)
-        # Read again from the page cache: 5 MB are written and hashed in 8 ms, and in 20 where the
-        # file is made in memory to be hashed there.
+        # Reread from the page cache: writing and hashing 5 MB takes 8 ms, and 20 ms if the file is
+        # built and hashed in memory.
         return sha256_of(temporary)
 
 
 def load_state(path: AnyPath) -> dict[str, Tensor]:
-    """Read the tensors that a training goes on from."""
+    """Read the tensors from which a training resumes."""
     with on_disk(path) as local, safe_open(local, framework="pt") as file:
         names = [name for name in file.keys() if not name.startswith("kept.")]  # noqa: SIM118
         return _read(file, names)
 
 
 def _read(file: Any, names: Iterable[str]) -> dict[str, Tensor]:
-    """Read tensors of a state file as they lay in memory when it was written."""
+    """Read tensors of a state file in the memory layout that they were written from."""
     turned = frozenset(from_json(list[str], (file.metadata() or {}).get("channels_last", "[]")))
     tensors = {name: file.get_tensor(name) for name in names}
     for name in turned & tensors.keys():
@@ -156,11 +156,11 @@ def _read(file: Any, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
-    """Read all of a state file but the state.
+    """Read everything in a state file except the state.
 
     Returns:
-        The epochs that led there, none if there is no file, and the kept one of them; ``None``
-        where the file does not hold it.
+        The epochs trained so far, empty if there is no file, and the kept one of them; ``None`` if
+        the file does not hold it.
 
     Raises:
         TunerError: If the file is damaged.
@@ -193,11 +193,11 @@ def _explaining(path: AnyPath) -> Iterator[None]:
 
 
 def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Checkpoint]:
-    """Rebuild a saved model, on the CPU and in evaluation mode; its own code, if any, is run.
+    """Rebuild a saved model, on the CPU and in evaluation mode; its custom code, if any, is run.
 
     Args:
         path: The file.
-        model: What the file beside it, which is shown and checked, says that it is.
+        model: The model expected in it, from the record next to it, which is shown and checked.
 
     Raises:
         TunerError: If the file is missing, damaged, not a checkpoint of this program, or one of
@@ -212,7 +212,7 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
             network = _build(checkpoint)
         network.load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
-        reason = str(error).splitlines()[0]  # Of missing weights, torch gives a line each.
+        reason = str(error).splitlines()[0]  # For missing weights, torch writes one line each.
         raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
     return to_channels_last(network).eval(), checkpoint
 
@@ -226,11 +226,11 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
 
 
 def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpoint:
-    """Read what stands beside the weights, and not the weights.
+    """Read the description in a checkpoint without the weights.
 
     Args:
         path: The file.
-        model: As for ``load_checkpoint``; ``None`` where nothing else tells it.
+        model: As in ``load_checkpoint``; ``None`` if no record names it.
 
     Raises:
         TunerError: As ``load_checkpoint``.
@@ -246,7 +246,7 @@ def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpo
 
 
 def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
-    """Make sure that the weights are of a model, so that no code is run that is shown nowhere.
+    """Make sure that a checkpoint holds the given model, so that no code is run that is not shown.
 
     Raises:
         ValueError: If they are of another one.
@@ -262,7 +262,7 @@ def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
 
 
 def _description(text: str) -> Checkpoint:
-    """Read what ``save_checkpoint`` wrote beside the weights.
+    """Read the description that ``save_checkpoint`` wrote with the weights.
 
     Raises:
         UsageError: If it is something else.

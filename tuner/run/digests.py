@@ -1,8 +1,8 @@
-"""``digests.json`` of a trial: the SHA-256 of its other files, by which a changed one is told.
+"""``digests.json`` of a trial: the SHA-256 of its other files, to detect changed ones.
 
-The worker that trains a trial writes it last. A kill may come between: then files are newer than
-their digests, and what they hold has to show whether they are the trial's own. That they are newer
-is told by the epochs that they hold: nodes have clocks of their own, and copies new times.
+The worker that trains a trial writes it last. If the worker is killed before that, files are newer
+than their digests, and their content has to show whether they belong to the trial. Whether they are
+newer is decided by the epochs in them: the clocks of nodes differ, and copying changes file times.
 """
 
 import hashlib
@@ -21,40 +21,40 @@ from tuner.storage.paths import AnyPath, read_bytes, read_text
 from tuner.storage.records import explaining_damage
 
 REMOVED = frozenset({CHECKPOINT, STATE})
-"""Files that are removed when a trial has ended, or is not among the best."""
+"""Files that are removed once a trial has ended or is not among the best."""
 Origin = Literal["recorded", "unknown", "other"]
-"""Whether a file is what its worker recorded. It is ``unknown`` where there is no digest of it, as
-in runs of earlier versions, and where it may be newer than its digest."""
+"""Whether a file is what its worker recorded. It is ``unknown`` if there is no digest of it, as in
+runs of earlier versions, or if it may be newer than its digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Digests:
-    """``digests.json``."""
+    """The content of ``digests.json``."""
 
     files: dict[str, str]
     """Name of a file -> its SHA-256."""
     trial: Amount | None = None
-    """Whose files they are."""
+    """The trial that the files belong to."""
     epochs: Amount | None = None
-    """Epochs that the trial had been trained when it was written; ``None`` where nobody said."""
+    """Number of epochs trained when it was written; ``None`` if it was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Damage:
-    """What is wrong with a file of a run."""
+    """A problem with a file of a run."""
 
     file: str
     problem: str
-    """Without the file's name; it may end with how to mend it."""
+    """The problem without the file's name; it may end with how to fix it."""
     trial: int | None = None
-    """Whose file it is."""
+    """The trial that the file belongs to, if any."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.problem}"
 
     @classmethod
     def of(cls, error: TunerError, trial: int | None = None) -> "Damage":
-        """Take an error's message, which begins with the file, apart."""
+        """Make a ``Damage`` from an error whose message begins with the file."""
         file, _, problem = str(error).partition(": ")
         return cls(file=file, problem=problem, trial=trial)
 
@@ -63,8 +63,8 @@ class DamagedError(TunerError):
     """Files of a run that are damaged, or are not what was written.
 
     Args:
-        damage: What is wrong, a line each.
-        mend: How to mend it, at the end of each line.
+        damage: The problems, one line each.
+        mend: How to fix them, appended to each line.
     """
 
     def __init__(self, damage: Iterable[Damage], mend: str) -> None:
@@ -86,16 +86,16 @@ def write_digests(path: AnyPath, files: Mapping[str, str], epochs: int | None = 
     Args:
         path: The trial's folder.
         files: Name of a file -> its SHA-256.
-        epochs: Those that ``history.csv`` holds now.
+        epochs: Number of epochs in ``history.csv`` now.
     """
     digests = Digests(files=dict(files), trial=number_of(path), epochs=epochs)
-    # Not flushed: 0.2 ms instead of 0.3 to 4 on a busy disk, and what a loss of power leaves of it
-    # is no worse than none.
+    # Not flushed: 0.2 ms instead of 0.3 to 4 on a busy disk, and a file damaged by a power loss is
+    # no worse than none.
     write_text(path / DIGESTS, to_json(digests, indent=2) + "\n", flush=False)
 
 
 def read_digests(path: AnyPath) -> dict[str, str]:
-    """Read the SHA-256 of a trial's files; none where a loss of power emptied ``digests.json``.
+    """Read the SHA-256 of a trial's files; empty without a file, or if a power loss emptied it.
 
     Raises:
         TunerError: If it is damaged, or another trial's.
@@ -111,7 +111,7 @@ def _read(path: AnyPath) -> Digests:
             return Digests(files={})
         plain = parse_json(text) if text.strip("\0") else {}
         if isinstance(plain, dict) and "files" not in plain:
-            # As earlier versions wrote it.
+            # The format of earlier versions.
             plain = {"files": plain}
         digests = build(Digests, plain)
         check_trial(path, digests.trial)
@@ -119,11 +119,11 @@ def _read(path: AnyPath) -> Digests:
 
 
 def origin_of(path: AnyPath, name: str, found: str) -> Origin:
-    """Say whether a file is what the trial's worker recorded.
+    """Return whether a file is what the trial's worker recorded.
 
     Args:
         path: The trial's folder.
-        name: Of the file.
+        name: Name of the file.
         found: Its SHA-256.
 
     Raises:
@@ -138,33 +138,33 @@ def _origin(path: AnyPath, name: str, found: str, digests: Digests) -> Origin:
         return "unknown"
     if recorded == found:
         return "recorded"
-    # The configuration was there before the first digest.
+    # The configuration was written before the first digest.
     return "unknown" if name != CONFIG and _is_ahead(path, name, digests.epochs) else "other"
 
 
 def _is_ahead(path: AnyPath, name: str, epochs: int | None) -> bool:
-    """Whether a trial has been trained further than its digests tell."""
+    """Whether a trial has been trained further than its digests say."""
     if not (path / STATE).exists():
         # It has ended, and its digests were written last.
         return False
     if epochs is None:
         return True
-    from tuner.run.checkpoint import load_progress  # PyTorch, which to look at a run needs not.
+    from tuner.run.checkpoint import load_progress  # Imports PyTorch, needed only here.
 
-    # Of an epoch that diverged, history.csv alone tells.
+    # An epoch that diverged is in history.csv alone.
     told = len(read_history(path)) if name == HISTORY else 0
     return max(len(load_progress(path / STATE)[0]), told) > epochs
 
 
 def damage_of_files(path: AnyPath, *names: str) -> list[Damage]:
-    """Say which files of a trial are not what its worker recorded.
+    """Return the damage of those files of a trial that are not what its worker recorded.
 
     Args:
         path: The trial's folder.
-        names: Of the files.
+        names: Names of the files.
     """
     if damage := _damage_of_files(path, names):
-        # A search may have written the files, or their digests, between two readings.
+        # A search may have written the files, or their digests, between two reads.
         now = replace(path, snapshot=None) if isinstance(path, ObjectPath) else path
         damage = _damage_of_files(now, names)
     return damage
@@ -191,7 +191,7 @@ def _damage_of_files(path: AnyPath, names: Iterable[str]) -> list[Damage]:
 
 
 def _sha256(path: AnyPath, name: str) -> str:
-    """Return the SHA-256 of a trial's file; of small ones, a snapshot may hold the content."""
+    """Return the SHA-256 of a trial's file; a snapshot may hold the content of small files."""
     is_small = not name.endswith((".safetensors", ".npy"))
     file = path / name
     return hashlib.sha256(read_bytes(file)).hexdigest() if is_small else sha256_of(file)

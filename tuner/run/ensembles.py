@@ -1,4 +1,4 @@
-"""The folders of ensembles: which ones a run has, and which one a user means."""
+"""Finds the folders of ensembles: all of a run, or the one that a user names."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,20 +15,20 @@ from tuner.storage.records import explaining_damage
 
 
 def ensemble_folders(run: AnyPath) -> list[AnyPath]:
-    """Return the folders of a run's ensembles, the one that was made last first."""
+    """Return the folders of a run's ensembles, newest first."""
     with explaining_damage(run / ENSEMBLES):
         folders = folders_with(run / ENSEMBLES, METRICS)
         return sorted(folders, key=_made, reverse=True)
 
 
 def _made(folder: AnyPath) -> tuple[float, float]:
-    """Return when an ensemble was made, and when its last file was written; copies change that."""
+    """Return when an ensemble was made and when its last file was written, which copies change."""
     written = modified(folder / METRICS)
     try:
         record = find_ensemble_record(folder)
         made = datetime.fromisoformat(record.made).timestamp() if record else written
     except (TunerError, ValueError):
-        # Damage is told when it is used.
+        # Damage is reported when the ensemble is used.
         made = written
     return made, written
 
@@ -39,7 +39,7 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
     Args:
         storage: Folder of the runs.
         name: The ensemble's folder or URI, ``RUN/NAME``, or a run, which means its newest ensemble;
-            left out, the newest ensemble of the newest run that has one.
+            ``None`` for the newest ensemble of the newest run that has one.
 
     Raises:
         UsageError: If there is no such ensemble.
@@ -72,7 +72,7 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
 
 
 def run_of(folder: AnyPath) -> Run | None:
-    """Return the run that an ensemble's folder lies in; ``None`` where it lies elsewhere."""
+    """Return the run that contains an ensemble's folder; ``None`` if no run does."""
     place = folder.absolute()
     run = place.parent.parent
     if place.parent.name != ENSEMBLES or not (run / RUN).exists():

@@ -1,4 +1,4 @@
-"""What happens in a search, as typed events: between workers, tuner, run folder and displays."""
+"""Events of a search, passed between workers, tuner, run folder and displays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from tuner.run.trial import EpochMetrics, Stop, TrialState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialStarted:
-    """A trial starts, or goes on, or goes back to fewer epochs because it has to repeat some."""
+    """A trial starts, resumes, or goes back to fewer epochs because it has to repeat some."""
 
     number: int
     config: TrialConfig
     history: tuple[EpochMetrics, ...] = ()
-    """The epochs after which it goes on; later ones that are known are trained again."""
+    """The epochs after which it resumes; later ones that are known are trained again."""
     attempt: int = 1
-    """How often a worker was given the trial, with this time."""
+    """How many times a worker was given the trial, including this time."""
     cpus: float | None = None
     gpus: float | None = None
-    """Its resources; ``None`` where they were not recorded."""
+    """Its resources; ``None`` if they were not recorded."""
     num_parameters: int = 0
     """As in ``TrialStatus``."""
     time: str = ""
@@ -28,7 +28,7 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialPlaced:
-    """The worker of a trial has said on which node of the cluster it is."""
+    """The worker of a trial has reported on which node of the cluster it runs."""
 
     number: int
     node: str
@@ -36,26 +36,26 @@ class TrialPlaced:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialMeasured:
-    """The worker of a trial has measured what its network costs, before its first epoch."""
+    """The worker of a trial has measured the costs of its network, before its first epoch."""
 
     number: int
     latency_ms: float | None = None
     size_mb: float | None = None
-    """As in ``TrialStatus``, both; ``None`` where it is no objective of the search."""
+    """Both as in ``TrialStatus``; ``None`` if it is not an objective of the search."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialLost:
-    """A trial has lost its worker, and waits to be taken up again."""
+    """A trial has lost its worker and waits to be resumed."""
 
     number: int
     num_epochs: int
-    """The epochs after which it will go on; later ones were lost with its worker."""
+    """The epochs after which it will resume; later ones were lost with its worker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialPromoted:
-    """A trial goes on beyond a rung: at once, or after it has waited there."""
+    """A trial continues beyond a rung: at once, or after it has waited there."""
 
     number: int
     rung: int
@@ -64,14 +64,14 @@ class TrialPromoted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochEnded:
-    """A trial has come to the end of an epoch, with what is known of its network by then."""
+    """A trial has completed an epoch; includes what is known about its network by then."""
 
     number: int
     metrics: EpochMetrics
     num_parameters: int = 0
     execution: str = ""
     halved_from: int | None = None
-    """As in ``TrialStatus``, all three."""
+    """All three as in ``TrialStatus``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,4 +91,4 @@ Event = (
     TrialStarted | TrialPlaced | TrialMeasured | TrialLost | TrialPromoted | EpochEnded | TrialEnded
 )
 Observer = Callable[[Event], None]
-"""Is told of each event, after it was applied to the state of the search."""
+"""Is called with each event after it was applied to the state of the search."""

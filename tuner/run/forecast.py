@@ -1,4 +1,4 @@
-"""What a plan foresees of a search, and how it compares with what came."""
+"""The forecast of a planned search, and how it compares with the result."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from tuner.storage.records import read_record, write_record
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """A figure with the range in which four of five lie."""
+    """A figure with the range that contains four of five values."""
 
     low: NonNegative
     """Tenth percentile."""
@@ -35,24 +35,24 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyForecast:
-    """What the measured configurations of one family cost; ranges are over configurations."""
+    """The measured costs of one family's configurations; ranges are over configurations."""
 
     family: str
     configs: Count
-    """How many were measured."""
+    """Number of configurations that were measured."""
     cpus: NonNegative
     gpus: NonNegative
     epoch_seconds: Spread
-    """Seconds of an epoch of all training images, with its validation."""
+    """Seconds per epoch of all training images, including validation."""
     parameters: Spread
     memory: Spread | None
-    """Bytes at the most: of the GPU, or of the process where there is none; ``None`` where the
-    system does not tell."""
+    """Peak memory in bytes: of the GPU, or of the process if there is none; ``None`` if the system
+    does not report it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RungForecast:
-    """How many trials are trained for so many epochs; the last one is that of whole trials."""
+    """The number of trials that reach an epoch; the last forecast is for whole trainings."""
 
     epoch: Count
     trials: Spread
@@ -60,7 +60,7 @@ class RungForecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Infeasible:
-    """A configuration that the search would draw, and that could not be trained."""
+    """A configuration that the search would draw but that could not be trained."""
 
     family: str
     parameters: Amount
@@ -70,7 +70,7 @@ class Infeasible:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a search will come to, each figure with its range over simulated searches."""
+    """The forecast of a search; each figure has a range over simulated searches."""
 
     space: str
     trials: Amount
@@ -80,28 +80,28 @@ class Forecast:
     refused: Annotated[float, Bounds(ge=0, le=1)]
     """Share of the drawn configurations that exceeded the space's limits."""
     measured_seconds: NonNegative
-    """What the measuring took."""
+    """Seconds that the measuring took."""
     simulations: Amount
     seconds: Spread
-    """Seconds of the whole search, as ``active_seconds`` of a run."""
+    """Seconds of the whole search, like ``active_seconds`` of a run."""
     training_seconds: Spread
-    """Sum of the epochs of all trials."""
+    """Seconds of all epochs of all trials."""
     gpu_hours: Spread
     started: Spread
-    """Trials that were begun; fewer than asked for only where a budget ends the search."""
+    """Trials that are started; fewer than requested only if a budget ends the search."""
     done: Spread | None = None
-    """Trials that end by themselves, not for want of budget."""
+    """Trials that end by themselves, not because the budget is spent."""
     seconds_of_all: Spread | None = None
-    """Seconds that all trials would take; ``None`` where the budget suffices."""
+    """Seconds that all trials would take; ``None`` if the budget is sufficient."""
     fitting_epochs: Count | None = None
-    """Most epochs with which all trials would fit into the budget; ``None`` where none would, or
-    those that were asked for do."""
+    """Maximum epochs with which all trials would fit into the budget; ``None`` if no number would,
+    or the requested one does."""
     rungs: tuple[RungForecast, ...]
     families: tuple[FamilyForecast, ...]
     disk_most: Spread
-    """Bytes at the end of the search, before the checkpoints that are not kept are removed."""
+    """Bytes at the end of the search, before checkpoints that are not kept are removed."""
     disk_kept: Spread
-    """Bytes that stay."""
+    """Bytes that remain after that."""
     misfits: tuple[Infeasible, ...]
 
     def write(self, path: AnyPath) -> None:
@@ -110,7 +110,7 @@ class Forecast:
 
     @classmethod
     def read(cls, path: AnyPath) -> Self:
-        """Read what ``write`` wrote.
+        """Read a forecast from JSON.
 
         Raises:
             TunerError: If the file is missing or damaged.
@@ -120,7 +120,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """One figure that was foreseen, beside what came."""
+    """One figure of a forecast, with the measured value."""
 
     name: str
     predicted: Spread
@@ -128,27 +128,27 @@ class Outcome:
 
     @property
     def error(self) -> float | None:
-        """How far the prediction was above what came, as a share of it; ``None`` for nothing."""
+        """Relative error of the prediction, positive if it was too high; ``None`` for a 0."""
         return self.predicted.median / self.measured - 1 if self.measured else None
 
     @property
     def is_within(self) -> bool:
-        """Whether what came lies in the range."""
+        """Whether the measured value lies in the predicted range."""
         return self.predicted.low <= self.measured <= self.predicted.high
 
 
 def outcomes(run: Run, trials: Sequence[TrialRecord]) -> list[Outcome]:
-    """Compare a run with its plan; nothing for one that had none, or has not run to its end.
+    """Compare a run with its plan; empty if it had none, or has not run to its end.
 
     Args:
-        run: Which.
+        run: The run.
         trials: Its trials.
 
     Raises:
         TunerError: If the plan is damaged.
     """
     path = run.path / PLAN
-    # One that ended by its patience is finished, too.
+    # A run that was ended by its patience is finished, too.
     if run.record.status != "finished" or run.record.reason or not path.exists():
         return []
     return list(_outcomes(Forecast.read(path), run, trials))

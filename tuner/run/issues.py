@@ -1,4 +1,4 @@
-"""``issues.json``: what ``data issues`` found among the images of a run."""
+"""``issues.json``: the result of ``data issues`` on the images of a run."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,26 +18,26 @@ class LabelIssue:
     """An image whose label is probably wrong."""
 
     path: str
-    """The user's own file, or which image it is of a data set that is known by name."""
+    """The user's own file, or which image of a known data set it is."""
     given: str
-    """Its class."""
+    """The class of its label."""
     suggested: str
-    """The class that the trials' vote takes it for."""
+    """The class that the trials' vote predicts."""
     given_probability: Share
-    """Probability of its own class, by the vote."""
+    """Probability that the vote gives the class of its label."""
     suggested_probability: Share
     picture: str = ""
-    """PNG in base64; empty beyond the first ones."""
+    """PNG in base64; empty after the first few issues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplicateIssue:
-    """A test image that is nearly the same as one of the others."""
+    """A test image that is nearly the same as a training or validation image."""
 
     path: str
     """Path of the test image."""
     original: str
-    """Path of the most similar image among those to train and to validate on."""
+    """Path of the most similar training or validation image."""
     test_class: str
     original_class: str
     similarity: Share
@@ -48,26 +48,26 @@ class DuplicateIssue:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Issues:
-    """All that was found."""
+    """All issues that were found."""
 
     trials: tuple[Amount, ...]
-    """Whose vote judged the labels."""
+    """The trials whose vote judged the labels."""
     checked: Count
-    """Images with a vote of networks that were not trained on them."""
+    """Number of images with a vote of networks that were not trained on them."""
     labels: tuple[LabelIssue, ...]
-    """The likeliest errors first."""
+    """The most likely errors first."""
     test_images: Amount
-    """Number of test images that were compared; 0 where there are none."""
+    """Number of test images that were compared; 0 if there are none."""
     duplicates: tuple[DuplicateIssue, ...]
     """The most similar first."""
 
     def write(self, run: Run) -> None:
-        """Write the record into the run's folder, in the place of an earlier one."""
+        """Write the record into the run's folder, replacing an earlier one."""
         write_record(run.path / ISSUES, self)
 
 
 def find_issues(run: Run) -> Issues | None:
-    """Read what ``Issues.write`` wrote; ``None`` where there is nothing.
+    """Read the issues of a run; ``None`` if none were recorded.
 
     Raises:
         TunerError: If it is damaged.

@@ -19,9 +19,9 @@ from tuner.storage.paths import MOST_NAME
 from tuner.storage.protocol import StoragePath
 
 RUN = "run.json"
-"""What was asked for, and how it went; a folder with it is a run."""
+"""The request and its outcome; a folder with this file is a run."""
 SPACE = "space.yaml"
-"""The space as resolved."""
+"""The resolved search space."""
 LEADERBOARD = "leaderboard.csv"
 REPORT = "report.html"
 PLAN = "plan.json"
@@ -32,34 +32,34 @@ TEST_READINGS = "test_readings.jsonl"
 """One line for each time that the test images were read."""
 TENSORBOARD = "tensorboard"
 TEACHER = "teacher.safetensors"
-"""What the teacher of a run's students says of the images."""
+"""The class probabilities that the teacher of a run's students gives the images."""
 STUDENT = "student.json"
-"""The best student beside its teacher, when the run ended last."""
+"""The best student compared with its teacher, when the run last ended."""
 
 TRIALS = "trials"
 CONFIG = "config.json"
 HISTORY = "history.csv"
 STATUS = "status.json"
 CHECKPOINT = "checkpoint.safetensors"
-"""Weights of the kept epoch, with all that is needed to rebuild the model."""
+"""Weights of the kept epoch, with everything needed to rebuild the model."""
 VAL_PROBS = "val_probs.npy"
-"""Class probabilities of the validation images after that epoch."""
+"""Class probabilities of the validation images after the kept epoch."""
 STATE = "state.safetensors"
-"""What the training goes on from."""
+"""The state from which the training resumes."""
 DIGESTS = "digests.json"
 """SHA-256 of the trial's other files; written last."""
 RECORDS = (STATUS, HISTORY, CONFIG, DIGESTS)
-"""Small files, which are read together of all trials."""
+"""Small files, which are read for all trials together."""
 
 ENSEMBLES = "ensembles"
 ENSEMBLE = "ensemble.json"
 """What is needed to predict with an ensemble."""
 METRICS = "metrics.json"
-"""Its figures; written last, so that a folder with it is an ensemble."""
+"""Figures of an ensemble; written last, so that a folder with this file is an ensemble."""
 PROBE = "probe.safetensors"
-"""Images, and what each member said of them, by which a loaded ensemble checks itself."""
+"""Images with each member's predictions, with which a loaded ensemble checks itself."""
 EVALUATIONS = "evaluations.jsonl"
-"""One line for each time that it was measured on labelled images."""
+"""One line for each evaluation on labelled images."""
 MODEL_CARD = "model_card.md"
 MEMBERS = "members"
 CONFUSION = "confusion.csv"
@@ -75,20 +75,20 @@ def trial_folder(number: int) -> str:
 
 
 def is_number(name: str) -> bool:
-    """Whether a trial's folder can have this name, so that no trial has two folders."""
+    """Whether a trial's folder can have this name; each trial has exactly one such name."""
     return name.isascii() and name.isdecimal() and len(name) < 10 and name == f"{int(name):04d}"
 
 
 def number_of(folder: StoragePath) -> int | None:
-    """Return the number of the trial that a folder is of; ``None`` if it is no trial's."""
+    """Return the number of the trial that a folder belongs to; ``None`` if it is not a trial's."""
     return int(folder.name) if is_number(folder.name) else None
 
 
 def check_trial(folder: StoragePath, recorded: int | None) -> None:
-    """Make sure that a record in the folder of a trial is of this trial.
+    """Make sure that a record in a trial's folder belongs to this trial.
 
     Args:
-        folder: Of the trial.
+        folder: The trial's folder.
         recorded: The trial that the record names, if any.
 
     Raises:
@@ -99,12 +99,12 @@ def check_trial(folder: StoragePath, recorded: int | None) -> None:
 
 
 def member_file(trial: int | None) -> str:
-    """Return the name of a member's file in the folder of an ensemble; ``None`` is a soup."""
+    """Return a member's file, relative to the ensemble's folder; ``None`` means the soup."""
     return f"{MEMBERS}/{'soup' if trial is None else trial_folder(trial)}.safetensors"
 
 
 def why_not_name(name: str) -> str | None:
-    """Say why a new run or ensemble cannot have a name, or ``None``."""
+    """Return why a new run or ensemble cannot have a name; ``None`` if it can."""
     if not name or name.startswith(".") or "/" in name:
         return "is not a plain name"
     if name.startswith("-"):

@@ -1,9 +1,9 @@
-"""What going on with a search is likely to bring.
+"""The gain that a search can expect if it continues.
 
-Of trials that are independent draws, the best is a record, and records come ever more rarely. Where
-small errors have a power law, a search that becomes ``r`` times as long has ``r ** -a`` times the
-error of its best, with the mean log distance of the small errors from the next one for ``a`` (the
-estimator of Hill 1975). ``tests/benchmarks/patience.py`` measures how right the figure is, on
+If trials are independent draws, each new best is a record, and records become ever rarer. If small
+errors follow a power law, a search that becomes ``r`` times as long has ``r ** -a`` times the error
+of its best. Here ``a`` is the mean log distance of the small errors from the next one (the
+estimator of Hill 1975). ``tests/benchmarks/patience.py`` measures how accurate the estimate is, on
 searches of recorded curves with TPE and promoting ASHA.
 """
 
@@ -17,35 +17,35 @@ from tuner.run.run import Run, clock
 from tuner.run.trial import TrialRecord, TrialState, score_of
 
 MIN_TRIALS = 12
-"""Trials below which nothing is foreseen."""
+"""Minimum number of trials for an estimate."""
 TAIL, LEAST_TAIL = 0.1, 3
-"""Share of the trials that make the tail, and how many do at least."""
+"""Share of the trials that form the tail, and the minimum number of trials in it."""
 FACTOR = 2.0
-"""Times the exponent, as measured on LCBench: a few small errors tell too little of it, since it is
-largest where the best is smallest, and a sampler learns. On Taskset it is twice too much, which has
-a search end later rather than sooner."""
+"""Multiplies the exponent, as measured on LCBench: a few small errors underestimate it, because it
+is largest where the best is smallest, and because a sampler learns. On Taskset it is twice too
+much, which makes a search end later rather than sooner."""
 LEAST_ERROR = 1e-9
-"""Stands for an error of 0, of which there is no logarithm."""
+"""Replaces an error of 0, which has no logarithm."""
 MIN_SHARE = 1 / 4
-"""Share of the budget below which a search is not ended: no sampler has learnt much by then."""
+"""Share of the budget below which no search is ended: no sampler has learnt much by then."""
 AHEAD = 1 / 4
-"""Share of the budget that has to be worth it."""
+"""Share of the budget whose expected gain decides whether a search continues."""
 LONGEST = 3600.0
-"""Seconds that are looked ahead at the most; and never longer than a search has taken."""
+"""Maximum seconds to look ahead, but never longer than a search has taken so far."""
 COUNTED: frozenset[TrialState] = frozenset({"completed", "stopped", "paused"})
-"""States of the trials whose scores tell what is to come."""
+"""States of the trials whose scores are used for the estimate."""
 
 
 def expected_gain(scores: Iterable[float], ratio: float, metric: Metric) -> float | None:
-    """Return how much better the best of a search is likely to be once it is longer.
+    """Return how much the best score of a search is likely to improve as the search continues.
 
     Args:
         scores: The best score of each trial in one of the states ``COUNTED``; more is better.
         ratio: How many times as long the search becomes.
-        metric: What is scored.
+        metric: The metric of the scores.
 
     Returns:
-        The expected gain, from 0 to the error of the best; ``None`` where too few trials tell.
+        The expected gain, from 0 to the error of the best; ``None`` if there are too few trials.
     """
     most = 0.0 if metric in goal.LOWER_IS_BETTER else 1.0
     known = [max(most - score, LEAST_ERROR) for score in scores]
@@ -58,13 +58,13 @@ def expected_gain(scores: Iterable[float], ratio: float, metric: Metric) -> floa
 
 
 def why_not_go_on(scores: Iterable[float], share: float, patience: float, metric: Metric) -> str:
-    """Say why a search is not worth going on with; empty if it may be, or too little is known.
+    """Return why a search is not worth continuing; empty if it may be, or too little is known.
 
     Args:
         scores: As in ``expected_gain``.
-        share: Of its budget that is spent.
-        patience: Points that the next quarter of the budget has to bring.
-        metric: What is to improve.
+        share: Share of its budget that is spent.
+        patience: Points that the next quarter of the budget has to gain.
+        metric: The metric to improve.
     """
     if share < MIN_SHARE:
         return ""
@@ -78,17 +78,17 @@ def why_not_go_on(scores: Iterable[float], share: float, patience: float, metric
 
 
 def in_points(gain: float, metric: Metric) -> str:
-    """Write a gain in points, which are hundredths of a nat where NLL is what counts."""
+    """Format a gain in points; for NLL, a point is a hundredth of a nat."""
     sign = "-" if metric in goal.LOWER_IS_BETTER else "+"
     points = 100 * gain
     return f"{sign}{points:.{1 if points >= 0.1 else 2}f} points"
 
 
 def outlook_of(run: Run, trials: Sequence[TrialRecord]) -> str:
-    """Say what going on with a search would bring; empty for a refit, and before it has begun.
+    """Describe the gain of continuing a search; empty for a refit, and before it has begun.
 
     Args:
-        run: Which.
+        run: The run.
         trials: Its trials.
     """
     record = run.record

@@ -1,4 +1,4 @@
-"""Lines that a user can type: how a run goes on, and what is done with it next."""
+"""Command lines for the user to type: how to resume a run, and what to do with it next."""
 
 import math
 import shlex
@@ -10,35 +10,35 @@ from pathlib import Path
 from tuner.storage.protocol import StoragePath
 
 WITHOUT_PATIENCE = ("--patience", "0")
-"""Options with which a search goes on that was ended by its patience."""
+"""Options that resume a search which was ended by its patience."""
 
 
 def resume_command(path: StoragePath, command: str, *options: str) -> str:
-    """Return the line that goes on with the run at ``path``."""
+    """Return the command line that resumes the run at ``path``."""
     words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))
     return command_line(command, *words)
 
 
 def budget_words(seconds: float | None, gpu_hours: float | None, factor: float = 1.0) -> list[str]:
-    """Return the options that give a run so many times its budget; none where it has none."""
+    """Return the options that set ``factor`` times the budget of a run; empty if it has none."""
     words = [] if seconds is None else ["--time-budget", f"{math.ceil(factor * seconds)}s"]
     return words if gpu_hours is None else [*words, "--gpu-hours", f"{factor * gpu_hours:g}"]
 
 
 def refit_command(path: StoragePath, top: int) -> str:
-    """Return the line that trains the best of the run at ``path`` anew."""
+    """Return the command line that retrains the best trials of the run at ``path``."""
     options = ("--top", str(top), *storage_words(path.parent))
     return command_line("refit", *options, names=[path.name])
 
 
 def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
-    """Return a line that runs the program, called as the user called it.
+    """Return a command line that calls the program as the user called it.
 
     Args:
-        command: Of the program, such as ``data issues``.
-        options: Options, each with its value after it, which may begin as an option does.
-        names: Arguments, such as the name of a run. Where one begins as an option does, they come
-            last, so that it is not taken for one: the run may be somebody else's.
+        command: The subcommand, such as ``data issues``.
+        options: Options, each followed by its value, which may begin like an option.
+        names: Arguments, such as the name of a run. If one begins like an option, they come last,
+            so that it is not parsed as one: the run may be somebody else's.
     """
     is_safe = not any(name.startswith("-") for name in names)
     words = (*names, *options) if is_safe else (*options, "--", *names)
@@ -46,13 +46,13 @@ def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
 
 
 def storage_words(storage: StoragePath) -> list[str]:
-    """Return the option that names a folder of runs; none for the one that is the default."""
+    """Return the option that names a folder of runs; empty for the default folder."""
     folder = short_path(storage)
     return [] if folder == "runs" else ["--storage", folder]
 
 
 def _program() -> str:
-    """Return what the user typed to call the program; its name where it was not typed."""
+    """Return what the user typed to call the program; its name if it was not typed."""
     called = Path(sys.argv[0])
     if called.name == "__main__.py" and called.parent.name == "tuner":
         return "python -m tuner"
@@ -62,7 +62,7 @@ def _program() -> str:
 
 
 def short_path(path: StoragePath) -> str:
-    """Return a path as the user would type it here."""
+    """Return a path as the user would type it in the current folder."""
     if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return str(path)

@@ -1,4 +1,4 @@
-"""The run folder: what a search leaves behind, and the one interface between the commands.
+"""The run folder: the output of a search, and the only interface between the commands.
 
 Every file is written whole or not at all, and none is ever unpickled.
 """
@@ -66,7 +66,7 @@ RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """``run.json``: what was asked for, on which data, with what, and how it went."""
+    """``run.json``: the request, its data and environment, and the outcome."""
 
     schema_version: Annotated[int, Bounds(ge=1)] = SCHEMA_VERSION
     name: str
@@ -79,52 +79,52 @@ class RunRecord:
     data_fingerprint: str
     split_fingerprint: str
     refit: RefitConfig | None = None
-    """What is trained anew, where the run is no search."""
+    """What is retrained, if the run is a refit and not a search."""
     teacher: TeacherRecord | None = None
-    """The ensemble that its trials learn from, beside the labels."""
+    """The ensemble that its trials learn from, in addition to the labels."""
     study_storage: str | None = None
-    """Where Optuna's study of the run is kept, beside this folder."""
+    """Where Optuna's study of the run is stored, in addition to this folder."""
     taught_by: str | None = None
     """The earlier run whose trials taught the sampler."""
     keep: Amount | None = None
-    """Checkpoints that stay on disk when the run ends; ``None`` in runs of earlier versions."""
+    """Number of checkpoints kept when the run ends; ``None`` in runs of earlier versions."""
     gpus_per_trial: NonNegative | None = None
     cpus_per_trial: NonNegative | None = None
-    """What trials of a refit get, where the user said so; of a search, its space says it."""
+    """Resources per trial of a refit, if the user set them; a search has them in its space."""
     concurrent: Amount | None = None
-    """The most trials at once, where the user said so."""
+    """Maximum number of trials at once, if the user set it."""
     compile_mode: CompileMode | None = None
     """Whether networks are compiled; ``None`` in runs of earlier versions."""
     max_failures: Amount | None = None
-    """Workers that a trial may lose; likewise."""
+    """Number of workers that a trial may lose; ``None`` in runs of earlier versions."""
     log: tuple[Target, ...] = ()
-    """Where else the trials are recorded."""
+    """Other programs to which the trials are logged."""
     num_train: Amount
     num_val: Count
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
     slots: dict[str, Amount | NonNegative] = field(default_factory=dict)
-    """``count`` trials train at once, each on so many ``cpus`` and ``gpus``, unless its status
+    """``count`` trials train at once, each on this many ``cpus`` and ``gpus``, unless its status
     says otherwise."""
     budget_seconds: NonNegative | None = None
     budget_gpu_hours: NonNegative | None = None
-    """What the search may spend, over all resumes; ``None`` for no end."""
+    """What the search may spend, summed over resumes; ``None`` for no limit."""
     status: RunStatus = "running"
     reason: str = ""
-    """Why the search ended although its budget was not spent, where it did by itself."""
+    """Why the search ended by itself before its budget was spent."""
     started: str = ""
     finished: str = ""
     """ISO 8601, UTC."""
     active_seconds: NonNegative = 0.0
-    """Time spent searching; the time between an interrupt and its resume is not in it."""
+    """Search time in seconds, without the time between an interrupt and its resume."""
     save_seconds: NonNegative = 10.0
-    """Most seconds between two saves of a running trial, unless an epoch takes longer."""
+    """Maximum seconds between two saves of a running trial, unless an epoch takes longer."""
     lost_gpu_seconds: NonNegative = 0.0
     """GPU time of epochs that were cut off, or lost with their worker and trained again."""
 
     def without_passwords(self) -> "RunRecord":
-        """Return the record as it is written, the password of the study's database hidden."""
+        """Return the record as it is written, with the password of the study's database hidden."""
         if self.study_storage is None:
             return dataclasses.replace(self, command=hide_passwords(self.command))
         hidden = hide_passwords(self.study_storage)
@@ -134,22 +134,22 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """A line of a ledger, such as ``test_readings.jsonl``: once that labelled images were read."""
+    """A line of a ledger, such as ``test_readings.jsonl``: one reading of labelled images."""
 
     at: str = field(default_factory=lambda: now())
     """ISO 8601, UTC."""
     by: str
-    """The command."""
+    """The command that read them."""
     name: str = ""
     """The ensemble's name."""
     method: str = ""
     trials: tuple[int, ...] = ()
     """Its members."""
     compared: tuple[str, ...] = ()
-    """The methods that were scored by the same reading."""
+    """The methods that were scored with the same reading."""
     tta: str = "none"
     fingerprint: str = ""
-    """The images' fingerprint."""
+    """Fingerprint of the images."""
     data: str | None = None
     part: str | None = None
     images: Amount | None = None
@@ -157,20 +157,20 @@ class Reading:
     accuracy: float | None = None
     nll: float | None = None
     corrupted_accuracy: float | None = None
-    """What ``evaluate`` read, and how it went."""
+    """The input of ``evaluate``, from ``data`` on, and its results."""
 
 
 class Run:
     """A run folder.
 
     Attributes:
-        path: Of the folder.
-        record: What ``run.json`` holds.
-        metric: What trials are ranked by: that of the search, unless ``by`` named another.
-        address: The Ray cluster that it is searched on from here, where one was named. It is not
-            recorded: who is sent a run should connect to no cluster of its maker.
-        outside_words: Options of this session that lead outside the run's storage, which a resumed
-            run follows only if they are given again.
+        path: The folder.
+        record: The content of ``run.json``.
+        metric: The metric that ranks trials: that of the search, unless ``by`` set another.
+        address: The Ray cluster used to search it from here, if one was named. It is not recorded:
+            whoever receives a run should not connect to its maker's cluster.
+        outside_words: The options of this session that lead outside the run's storage. They are not
+            followed from its record either, and have to be given again to resume.
     """
 
     def __init__(self, path: AnyPath, record: RunRecord) -> None:
@@ -185,9 +185,9 @@ class Run:
         """Return this run with its trials ranked by another metric, each at its kept epoch.
 
         Args:
-            metric: Which.
-            val_labels: Returns the labels of the validation images, int64, shape (N,), from which
-                the metric is computed where trials of an earlier version lack it.
+            metric: The metric.
+            val_labels: Returns the labels of the validation images, int64, shape (N,). The metric
+                is computed from them where trials of an earlier version lack it.
         """
         other = type(self)(self.path, self.record)
         other.metric, other._val_labels = metric, val_labels
@@ -200,14 +200,14 @@ class Run:
     def create(
         cls, path: AnyPath, record: RunRecord, space: str, held: ExitStack | None = None
     ) -> Self:
-        """Make the folder of a new run, with the space as resolved.
+        """Create the folder of a new run, with the resolved space.
 
         Args:
-            path: Of the folder.
-            record: What ``run.json`` will hold.
+            path: The folder.
+            record: The content of ``run.json``.
             space: Text of ``space.yaml``.
-            held: Takes the lock of the folder, before anything is written there; ``None`` where
-                nobody else can make the same run.
+            held: Receives the folder's lock, before anything is written there; ``None`` if nobody
+                else can make the same run.
 
         Raises:
             UsageError: If a run, or anything else, is there already, or is being made.
@@ -222,7 +222,7 @@ class Run:
             ) from None
         run = cls(path, record)
         if held is not None:
-            # Of a bucket, which has no folders, several may have come here at once.
+            # In a bucket, which has no folders, several processes may get here at once.
             held.enter_context(run.locked())
             if (path / layout.RUN).exists():
                 raise _taken(path)
@@ -232,7 +232,7 @@ class Run:
 
     @classmethod
     def open(cls, path: AnyPath) -> Self:
-        """Read the run in folder ``path``.
+        """Open the run in folder ``path``.
 
         Raises:
             UsageError: If there is none, or it was written by a later version.
@@ -242,7 +242,7 @@ class Run:
         if record is None:
             raise UsageError(f"{path}: no run here (no {layout.RUN})")
         if not record.name.isprintable():
-            # It would write lines of its own wherever it is told.
+            # It would add lines of its own wherever it is printed.
             raise TunerError(
                 f"{path / layout.RUN}: damaged or unreadable: name: {quoted(record.name)} holds "
                 "characters that cannot be printed"
@@ -264,14 +264,14 @@ class Run:
         return locked(self.path)
 
     def how_to_go_on(self) -> str:
-        """Say what a run that ended early keeps, and the command that goes on with it."""
+        """Say what a run that ended early keeps, and show the command that resumes it."""
         return (
             f"{short_path(self.path)} keeps what the trials have left. Go on with:\n"
             f"  {self.resume_command()}"
         )
 
     def resume_command(self, *options: str, factor: float = 1.0) -> str:
-        """Return the line that goes on with this run, with so many times its budget."""
+        """Return the command line that resumes this run, with ``factor`` times its budget."""
         record = self.record
         words = budget_words(record.budget_seconds, record.budget_gpu_hours, factor)
         words += [*self.outside_words, *(["--address", self.address] if self.address else [])]
@@ -279,7 +279,7 @@ class Run:
         return resume_command(self.path, command, *options, *words)
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes were writing in this folder and beside it.
+        """Remove unfinished files of killed processes from this folder and the one around it.
 
         Raises:
             TunerError: If the folder of its ensembles is a link.
@@ -299,7 +299,7 @@ class Run:
         return self.path / layout.TRIALS / layout.trial_folder(number)
 
     def trial_paths(self, *names: str) -> list[AnyPath]:
-        """Return the folders of all trials, by number; see ``with_snapshot`` for ``names``.
+        """Return the folders of all trials, sorted by number; see ``with_snapshot`` for ``names``.
 
         Raises:
             TunerError: If the folder that they lie in is none.
@@ -329,14 +329,14 @@ class Run:
         return trial
 
     def reread(self, trial: TrialRecord) -> TrialRecord:
-        """Read a trial again, as it is now; one that cannot be read any more stays as it was."""
+        """Read the current state of a trial; return ``trial`` itself if it cannot be read."""
         try:
             return self._read(self.trial_path(trial.number)) or trial
         except TunerError:
             return trial
 
     def _read(self, path: AnyPath) -> TrialRecord | None:
-        """Read one trial but for its configuration; ``None`` while it has no status."""
+        """Read one trial except its configuration; ``None`` while it has no status."""
         with explaining_damage(path):
             check_no_link(path.parent)
             check_no_link(path)
@@ -360,7 +360,7 @@ class Run:
         return self._measured(trial)
 
     def _measured(self, trial: TrialRecord) -> TrialRecord:
-        """Return a trial whose kept epoch has the run's metric, from its probabilities if need be.
+        """Return a trial whose kept epoch has the run's metric, from its probabilities if needed.
 
         Raises:
             TunerError: If these are missing or damaged.
@@ -388,10 +388,10 @@ class Run:
         return dataclasses.replace(trial, history=history)
 
     def trials(self, damage: list[Damage] | None = None) -> list[TrialRecord]:
-        """Read all trials, by number.
+        """Read all trials, sorted by number.
 
         Args:
-            damage: Takes what is wrong with trials that cannot be read, which are left out then.
+            damage: Receives the damage of trials that cannot be read; these are left out then.
 
         Raises:
             TunerError: If a trial is damaged, unless ``damage`` takes it.
@@ -405,7 +405,7 @@ class Run:
                     raise
                 damage.append(Damage.of(error, int(path.name)))
                 continue
-            # A trial whose folder is being made has no status yet.
+            # A trial whose folder is being created has no status yet.
             if trial is not None:
                 trials.append(trial)
         return trials
@@ -413,12 +413,12 @@ class Run:
     def ranked(self, damage: list[Damage] | None = None) -> list[TrialRecord]:
         """Read all trials, the best by ``metric`` on the validation images first.
 
-        Those that ended badly come after the others, those without a figure last. Where validation
-        images were trained on, figures on them say nothing: trials come by number. Where the search
-        has costs as objectives, those with a figure have their ``front``.
+        Trials that ended badly come after the others, those without a figure last. If validation
+        images were trained on, figures on them mean nothing: trials are sorted by number. If the
+        search has costs as objectives, trials with a figure have their ``front``.
 
         Args:
-            damage: As for ``trials``.
+            damage: As in ``trials``.
         """
 
         def rank(trial: TrialRecord) -> tuple[int, tuple[float, ...], int]:
@@ -460,10 +460,10 @@ class Run:
             )
 
     def check_unseen_validation(self, *choices: str) -> None:
-        """Make sure that validation images may choose or weigh.
+        """Make sure that validation images may be used to choose or to weigh.
 
         Args:
-            choices: What would have them do so, as the user asked for it: ``--method greedy``.
+            choices: The user's options that would use them, such as ``--method greedy``.
 
         Raises:
             UsageError: If they were trained on, and there is any such choice.
@@ -475,9 +475,9 @@ class Run:
             )
 
     def prune(self, keep: int) -> None:
-        """Remove all checkpoints but those of the ``keep`` best usable trials, and of the front.
+        """Remove all checkpoints except those of the ``keep`` best usable trials and of the front.
 
-        A trial that a resumed search goes on with keeps its own: its best epoch may be behind it.
+        A trial that a resumed search would continue keeps its own; its best epoch may be behind it.
         """
         trials = self.ranked()
         kept = {trial.number for trial in [t for t in trials if t.is_usable][:keep]}
@@ -492,7 +492,7 @@ class Run:
             self.write_csv(temporary)
 
     def write_csv(self, file: Path | TextIO) -> None:
-        """Write the leaderboard as CSV, for spreadsheets too."""
+        """Write the leaderboard as CSV that is safe to open in a spreadsheet, too."""
         import pandas as pd  # See leaderboard().
 
         table = self.leaderboard()
@@ -506,7 +506,7 @@ class Run:
         return leaderboard(self.ranked())
 
     def log_test_reading(self, reading: Reading) -> None:
-        """Enter one reading of the test images in ``test_readings.jsonl``.
+        """Append a reading of the test images to ``test_readings.jsonl``.
 
         Raises:
             StorageError: If it cannot be written.
@@ -533,7 +533,7 @@ class Run:
 
 
 def find_run(storage: AnyPath, name: str | None) -> Run:
-    """Open a run by its name in ``storage`` or its folder; without a name, the newest.
+    """Open a run by its name in ``storage`` or by its folder; without a name, the newest.
 
     Raises:
         UsageError: If there is no such run.
@@ -556,7 +556,7 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
 
 
 def find_runs(storage: AnyPath, names: Iterable[str]) -> tuple[Run, ...]:
-    """Open runs as ``find_run``, each once.
+    """Open runs as ``find_run`` does, each only once.
 
     Raises:
         UsageError: If one of them is not there.
@@ -572,7 +572,7 @@ def _taken(path: AnyPath) -> UsageError:
 
 
 def check_name_free(storage: AnyPath, name: str) -> None:
-    """Make sure that nothing is where a run of this name is to be made.
+    """Make sure that nothing exists where a run of this name would be created.
 
     Raises:
         UsageError: If there is.
@@ -582,7 +582,7 @@ def check_name_free(storage: AnyPath, name: str) -> None:
 
 
 def free_name(storage: AnyPath, stem: str) -> str:
-    """Return ``stem``, or, where runs have that name and the next ones, with the first number."""
+    """Return ``stem``, with the first free number after it if a run has that name already."""
     names = (stem if number == 1 else f"{stem}{number}" for number in count(1))
     return next(name for name in names if not (storage / name).exists())
 
@@ -593,7 +593,7 @@ def list_runs(storage: AnyPath) -> list[str]:
 
 
 def open_runs(storage: AnyPath) -> list[Run]:
-    """Open the runs in ``storage``; those that cannot be read are named on stderr and left out.
+    """Open the runs in ``storage``; unreadable ones are reported on stderr and left out.
 
     Raises:
         StorageError: If the storage does not answer any more.
@@ -610,7 +610,7 @@ def open_runs(storage: AnyPath) -> list[Run]:
 
 
 def _with_fronts(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return trials with the fronts on which they lie, where there are any."""
+    """Return trials with the front on which each lies, if there are any fronts."""
     points = {trial.number: trial.point for trial in ranked if trial.costs}
     known = {number: point for number, point in points.items() if point is not None}
     if not known:
@@ -621,7 +621,7 @@ def _with_fronts(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def on_front(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the trials that no other one beats by one objective without losing by another.
+    """Return the trials that no other one beats on one objective without losing on another.
 
     Args:
         ranked: As ``Run.ranked`` returns them.
@@ -630,13 +630,13 @@ def on_front(ranked: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def leader(ranked: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the best trial of those that ``ranked`` gave, if one has an accuracy that counts."""
+    """Return the first of ``ranked`` if it has an accuracy that counts; otherwise ``None``."""
     return ranked[0] if ranked and ranked[0].is_scored else None
 
 
 def leaderboard(trials: Iterable[TrialRecord]) -> "pd.DataFrame":
-    """Return one row a trial, in the order given."""
-    import pandas as pd  # A quarter of a second that only a table should wait for.
+    """Return one row per trial, in the order given."""
+    import pandas as pd  # Takes a quarter of a second; only a table should wait for it.
 
     rows = [trial.as_row() for trial in trials]
     # As objects, whole numbers stay whole where some trials have none.

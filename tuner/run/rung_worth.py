@@ -1,8 +1,8 @@
-"""How well the order of trials at a rung tells their order at the next one.
+"""How well the order of trials at a rung predicts their order at the next one.
 
-It is shown, and nothing goes by it. Under a scheduler that promotes it is known of the best at a
-rung alone, and is too low: by ``tests/benchmarks/patience.py``, a rule that skips a rung whose
-interval reaches below 0.3 would skip many, of which hardly any are worth so little among all.
+It is shown, but nothing depends on it. Under a scheduler that promotes, it is known only for the
+best at a rung, and is too low: by ``tests/benchmarks/patience.py``, a rule that skips a rung whose
+interval reaches below 0.3 would skip many, hardly any of which are worth so little among all.
 """
 
 import itertools
@@ -16,9 +16,9 @@ from tuner.config import SearchConfig, rung_epochs
 from tuner.run.trial import EpochMetrics, score_of
 
 MIN_TRIALS = 8
-"""Trials below which an interval would tell nothing."""
+"""Minimum number of trials; with fewer, an interval would say nothing."""
 MOST_TRIALS = 500
-"""Trials above which the newest tell enough."""
+"""Maximum number of trials; of more, the newest are enough."""
 RESAMPLES = 400
 
 Pairs = tuple[tuple[float, float], ...]
@@ -29,8 +29,8 @@ Pairs = tuple[tuple[float, float], ...]
 class RungWorth:
     """The rank correlation (Spearman) of scores at a rung with those at the next one.
 
-    Of the trials that came to both. Where the others were held back these are the best, among whom
-    the order is harder to tell than among all.
+    It covers the trials that reached both. If the others were held back, these are the best, whose
+    order is harder to predict than the order of all trials.
     """
 
     epoch: int
@@ -40,7 +40,7 @@ class RungWorth:
     correlation: float
     low: float
     high: float
-    """The 95 % interval of a bootstrap over trials."""
+    """Ends of the 95 % interval, from a bootstrap over trials."""
     trials: int
 
     def __str__(self) -> str:
@@ -52,11 +52,11 @@ class RungWorth:
 def rung_worths(
     search: SearchConfig, histories: Iterable[Sequence[EpochMetrics]]
 ) -> list[RungWorth]:
-    """Return what each rung is worth, the lowest first, where enough trials tell it.
+    """Return the worth of each rung for which enough trials are known, lowest rung first.
 
     Args:
-        search: Whose rungs; none where nothing is held back.
-        histories: Of its trials.
+        search: Defines the rungs; there are none without a scheduler.
+        histories: The histories of its trials.
     """
     if search.scheduler == "none":
         return []
@@ -64,13 +64,13 @@ def rung_worths(
     marks = [*rung_epochs(search.grace, search.reduction, search.epochs), search.epochs]
     worths = []
     for epoch, next_epoch in itertools.pairwise(marks):
-        # Cut first: in a search that runs, another thread may take an epoch back.
+        # Cut first: in a running search, another thread may take an epoch back.
         cut = [history[:next_epoch] for history in known if len(history) >= next_epoch]
         came = [rows for rows in cut if len(rows) == next_epoch]
-        # The live table knows trials as they began, the pages by their rank.
+        # The live table lists trials in the order of their start, the pages by rank.
         came = sorted(came, key=lambda rows: rows[-1].time)[-MOST_TRIALS:]
         scores = [(score_of(rows[epoch - 1], metric), score_of(rows[-1], metric)) for rows in came]
-        # A diverged epoch has none.
+        # A diverged epoch has no score.
         pairs = tuple((one, end) for one, end in scores if one is not None and end is not None)
         found = _correlation(pairs) if len(pairs) >= MIN_TRIALS else None
         if found is not None:
@@ -89,11 +89,11 @@ def rung_worths(
     return worths
 
 
-# The live table asks several times a second.
+# The live table calls this several times a second.
 @lru_cache(maxsize=32)
 def _correlation(pairs: Pairs) -> tuple[float, float, float] | None:
-    """Return the correlation with its interval; ``None`` where all are equal."""
-    # Trials come as they began, or the best first: what is drawn of them is not to depend on that.
+    """Return the correlation with its interval; ``None`` if all scores at a rung are equal."""
+    # Trials come in the order of their start or rank; the resamples must not depend on it.
     values = np.array(sorted(pairs))
     whole = _spearman(values)
     generator = np.random.default_rng(0)
@@ -116,6 +116,6 @@ def _spearman(values: np.ndarray) -> float | None:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value, from 1; equal ones share the mean of theirs."""
+    """Return the rank of each value, from 1; equal values share their mean rank."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[places]

@@ -1,7 +1,7 @@
-"""How a search stands, folded from its events.
+"""The state of a search, built from its events.
 
-``SearchState.of`` reads a run folder, ``apply`` goes on from there: the tuner, the live table, a
-reader of the folder, the report and the comparison of runs all hold this one fold.
+``SearchState.of`` reads a run folder, and ``apply`` continues from there. The tuner, the live
+table, readers of the folder, the report and the comparison of runs all use this one state.
 """
 
 import math
@@ -37,26 +37,26 @@ from tuner.run.trial import (
 )
 
 RECENT = 4
-"""Number of ended trials that are remembered one by one."""
+"""Number of ended trials that are remembered individually."""
 RECENT_EPOCHS = 200
-"""Number of epochs from whose durations the remaining time is estimated."""
+"""Number of recent epochs from whose durations the remaining time is estimated."""
 
 
 @dataclass(slots=True)
 class TrialProgress:
-    """How far a trial has come."""
+    """The progress of a trial."""
 
     number: int
     status: TrialStatus
     gpus: float
-    """GPUs, or a share of one, that it holds in its epochs."""
+    """GPUs, or a share of one, that it holds during its epochs."""
     config: TrialConfig | None = None
-    """``None`` where a search is followed, and the trial had ended for good before."""
+    """``None`` if the trial had ended for good when its record was read."""
     history: list[EpochMetrics] = field(default_factory=list)
 
     @property
     def has_ended_badly(self) -> bool:
-        """Whether nothing should build on its accuracy."""
+        """Whether it ended badly, so that nothing should build on its accuracy."""
         return self.status.state in ENDED_BADLY
 
 
@@ -83,12 +83,12 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
-    """What became of the trials that came to a rung."""
+    """The number of trials that reached a rung, and what happened to them."""
 
     epoch: int
     arrived: int
     stopped: int
-    """By the scheduler, after this epoch and the ones since the rung before."""
+    """By the scheduler, after this epoch or one since the previous rung."""
     paused: int
     """Waiting there."""
     passed: int
@@ -98,7 +98,7 @@ class Rung:
 def in_order(histories: Mapping[int, Sequence[EpochMetrics]]) -> list[tuple[int, EpochMetrics]]:
     """Return the epochs of trials, each with its trial's number, in the order in which they ended.
 
-    Those of one trial stay in their own order: the clocks of the nodes that it was on may differ.
+    The epochs of one trial stay in their own order: the clocks of the nodes it was on may differ.
 
     Args:
         histories: The epochs of each trial, by its number.
@@ -114,46 +114,46 @@ def in_order(histories: Mapping[int, Sequence[EpochMetrics]]) -> list[tuple[int,
 
 @dataclass(slots=True)
 class SearchState:
-    """How a search of ``search.trials`` trials stands."""
+    """The current state of a search of ``search.trials`` trials."""
 
     search: SearchConfig
     trials: dict[int, TrialProgress] = field(default_factory=dict)
     """Every trial that has been started, by number."""
     running: dict[int, TrialProgress] = field(default_factory=dict)
-    """The trials that have a worker, and have not ended."""
+    """The trials that have a worker and have not ended."""
     ended: Counter[TrialState] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    """Kind of error -> trials that failed, diverged or ran out of memory by it."""
+    """Kind of error -> number of trials that failed, diverged or ran out of memory with it."""
     endings: deque[Ending] = field(default_factory=lambda: deque(maxlen=RECENT))
-    """The last trials that ended, the newest one last."""
+    """The last trials that ended, newest last."""
     num_epochs: int = 0
     gpu_seconds: float = 0.0
-    """GPU time of these epochs."""
+    """GPU time of these epochs, in seconds."""
     best: tuple[int, EpochMetrics] | None = None
-    """Number and best epoch of the leading trial, of those that did not end badly."""
+    """Number and best epoch of the leading trial, among those that did not end badly."""
     best_curve: list[tuple[int, float]] = field(default_factory=list)
-    """Epochs trained in all, some that were lost included, and the best value of the search's
+    """Total epochs trained, including some that were lost, and the best value of the search's
     metric from then on, at each improvement."""
     _leaders: set[int] = field(default_factory=set)
-    """The trials that have led."""
+    """Trials that have been in the lead."""
     _reached: Counter[int] = field(default_factory=Counter)
-    """Epoch -> trials that were trained so far, or further."""
+    """Epoch -> number of trials that were trained this far, or further."""
     _left: Counter[int] = field(default_factory=Counter)
-    """Epoch -> trials that ended after it, for good."""
+    """Epoch -> number of trials that ended for good after it."""
     _stopped: Counter[int] = field(default_factory=Counter)
-    """Epoch -> trials that the scheduler stopped there."""
+    """Epoch -> number of trials that the scheduler stopped there."""
     _paused: Counter[int] = field(default_factory=Counter)
-    """Epoch -> trials that wait there."""
+    """Epoch -> number of trials that wait there."""
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_EPOCHS))
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """Return how the search of a run stands, as its folder tells it."""
+        """Return the state of a run's search, read from its folder."""
         return cls.from_trials(run.record.search, run.trials())
 
     @classmethod
     def from_trials(cls, search: SearchConfig, trials: Sequence[TrialRecord]) -> Self:
-        """Return how a search stands whose trials are ``trials``."""
+        """Return the state of a search with the given trials."""
         state = cls(search)
         state.add(trials)
         return state
@@ -170,15 +170,15 @@ class SearchState:
 
     @property
     def epoch_seconds(self) -> float | None:
-        """Mean length of the last epochs, in seconds; ``None`` before the first."""
+        """Mean length of recent epochs in seconds; ``None`` before the first."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else None
 
     def add(self, trials: Sequence[TrialRecord], *, have_workers: bool = True) -> None:
-        """Count what trials have been through already, in the order in which it happened.
+        """Add trials with everything that happened to them, in the order in which it happened.
 
         Args:
             trials: Records of trials that are not known yet.
-            have_workers: Whether those whose state is ``running`` do run; if not, their search was
+            have_workers: Whether trials in state ``running`` really run; if not, their search was
                 killed.
         """
         for record in trials:
@@ -199,7 +199,7 @@ class SearchState:
             self._close(self.trials[record.number])
 
     def apply(self, event: Event) -> None:
-        """Take note of an event."""
+        """Update the state with an event."""
         match event:
             case TrialStarted():
                 self._start(event)
@@ -222,7 +222,7 @@ class SearchState:
             case TrialEnded():
                 trial = self.trials[event.number]
                 if trial.status.state != "running":
-                    # It was paused, and is not any more.
+                    # It was paused until now.
                     self._reopen(trial)
                 trial.status = replace(
                     trial.status,
@@ -255,7 +255,7 @@ class SearchState:
         )
         trial.config = event.config
         gpus = event.gpus or 0.0
-        # As its record has it, all its epochs count with what it holds now.
+        # As in its record, all its epochs count with the GPUs that it holds now.
         self.gpu_seconds += sum(row.seconds for row in trial.history) * (gpus - trial.gpus)
         trial.gpus = gpus
         self._take_back(trial, num_alike(trial.history, event.history))
@@ -293,12 +293,12 @@ class SearchState:
             self._leaders.add(trial.number)
 
     def _new_best(self, row: EpochMetrics, best: tuple[int, EpochMetrics] | None) -> float | None:
-        """Return the value of an epoch that improves on the best, unless it is the same."""
+        """Return the value of an improved epoch; ``None`` if it equals that of the best."""
         value = row.value(self.search.metric)
         return value if best is None or value != best[1].value(self.search.metric) else None
 
     def _take_back(self, trial: TrialProgress, num_epochs: int) -> None:
-        """Forget the epochs of a trial after the first ``num_epochs``: they are trained again."""
+        """Forget the epochs of a trial after the first ``num_epochs``; they are trained again."""
         gone = trial.history[num_epochs:]
         if not gone:
             return
@@ -329,7 +329,7 @@ class SearchState:
 
     def _reopen(self, trial: TrialProgress) -> None:
         self.ended[trial.status.state] -= 1
-        # Without what is zero, that it equals a mapping of what there is.
+        # Drop zero counts, so that it equals a mapping without them.
         self.ended = +self.ended
         self._count_ending(trial, -1)
         self.errors = +self.errors
@@ -347,7 +347,7 @@ class SearchState:
             self.errors[kind] += change
 
     def _find_best_without(self, trial: TrialProgress) -> None:
-        """Find the leading trial again, if ``trial``, which lost epochs or ended badly, has led."""
+        """Find the leading trial again if ``trial``, which lost epochs or ended badly, has led."""
         if trial.number not in self._leaders:
             return
         metric = self.search.metric
@@ -360,7 +360,7 @@ class SearchState:
                     curve.append((epochs, value))
                 best = (other.number, row)
                 leaders.add(other.number)
-        # Each whole at once: the live table is drawn in a thread of its own.
+        # Replace each as a whole: the live table is drawn in another thread.
         self.best, self.best_curve, self._leaders = best, curve, leaders
 
     def _rows(self) -> list[tuple[EpochMetrics, TrialProgress]]:
@@ -369,12 +369,12 @@ class SearchState:
         return [(row, self.trials[number]) for number, row in rows]
 
     def best_so_far(self) -> list[tuple[int, float, float]]:
-        """Return the best value so far at each improvement, over what had been spent by then.
+        """Return the best value so far at each improvement, with what had been spent by then.
 
         Returns:
-            Epochs trained, GPU-hours spent (training hours where no trial held a GPU) and the best
-            validation value of the search's metric of a trial that did not end badly, in the order
-            of time; a last entry is where the search ended.
+            Epochs trained, GPU-hours spent (training hours if no trial held a GPU) and the best
+            validation value of the search's metric among trials that did not end badly, in order
+            of time; the last entry is where the search ended.
         """
         metric = self.search.metric
         has_gpus = any(trial.gpus for trial in self.trials.values())
@@ -391,7 +391,7 @@ class SearchState:
         return points
 
     def rungs(self) -> list[Rung]:
-        """Return the rungs of the search, the lowest first; none where nothing is stopped early."""
+        """Return the rungs of the search, lowest first; empty if nothing is stopped early."""
         if self.search.scheduler == "none":
             return []
         rungs = []
@@ -409,14 +409,14 @@ class SearchState:
         return rungs
 
     def seconds_left(self, slots: int) -> float | None:
-        """Estimate the remaining time, in seconds, from the length of epochs and of trials.
+        """Estimate the remaining time in seconds from the length of epochs and of trials.
 
-        Trials to come are taken to end after each epoch as often as those that came so far did;
-        a rung that few came to counts with one trial as the scheduler means it to stop them. Where
-        trials are promoted, each rung is taken to promote as many as it may.
+        Trials to come are assumed to end after each epoch as often as the earlier ones did. Each
+        rung also counts one trial that ends there as often as the scheduler intends, which matters
+        if few trials have reached it. With promotion, each rung promotes as many as it may.
 
         Args:
-            slots: Trials that train at once.
+            slots: Number of trials that train at once.
 
         Returns:
             ``None`` before the first epoch has ended.
@@ -429,7 +429,7 @@ class SearchState:
 
     @property
     def _num_to_come(self) -> int:
-        """Trials that have not been started yet."""
+        """Number of trials that have not been started yet."""
         return max(0, self.search.trials - self.num_ended - len(self.running))
 
     def _epochs_with_promotion(self) -> float:
@@ -454,7 +454,7 @@ class SearchState:
             doubt = 1 if epoch in prior else 0
             reached = self._reached[epoch] + doubt
             ends = (self._left[epoch] + prior.get(epoch, 0.0)) / reached if reached else 0.0
-            # A trial that has come here, and is under way, was not ended here.
+            # A running trial that has got this far was not ended here.
             goes_on = 1 - ends if epoch else 1.0
             remaining[epoch] = goes_on * (1 + remaining[epoch + 1])
         epochs = 0.0
@@ -468,7 +468,7 @@ class SearchState:
 
 
 def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None, metric: Metric) -> bool:
-    """Whether an epoch is better than the best one so far, as ``best_row`` has it."""
+    """Whether an epoch is better than the best one so far, in the order of ``best_row``."""
     if score_of(row, metric) is None:
         return False
     if best is None:
@@ -478,7 +478,7 @@ def improves(row: EpochMetrics, best: tuple[int, EpochMetrics] | None, metric: M
 
 
 def is_same(row: EpochMetrics, other: EpochMetrics) -> bool:
-    """Whether two rows tell of the same training of an epoch; NaN figures equal nothing."""
+    """Whether two rows are of the same training of an epoch; NaN figures equal nothing."""
     return (row.epoch, row.time) == (other.epoch, other.time)
 
 
@@ -488,7 +488,7 @@ def is_known(row: EpochMetrics, history: Sequence[EpochMetrics]) -> bool:
 
 
 def num_alike(one: Sequence[EpochMetrics], other: Sequence[EpochMetrics]) -> int:
-    """Return how many epochs two histories have in common, from the first on."""
+    """Return the number of epochs, from the first on, that two histories have in common."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: is_same(*pair), pairs))
 

@@ -1,4 +1,4 @@
-"""The ensemble that teaches a run's trials, as the run's record tells it."""
+"""The ensemble that teaches a run's trials, as stored in the run's record."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ class TeacherRecord:
     ensemble: str
     """``RUN/NAME``."""
     path: str
-    """Its folder, in full, or its URI."""
+    """The absolute path of its folder, or its URI."""
     sha256: str
     """SHA-256 of its ``ensemble.json``, which holds those of its members."""
     members: tuple[str, ...]
-    """Such as ``trial 3``."""
+    """Their names, such as ``trial 3``."""
     num_parameters: Amount | None = None
-    """Parameters of all its networks; this and what follows is ``None`` until it has taught."""
+    """Parameters of all networks; ``None``, like the next, until it has predicted the images."""
     probs_sha256: str | None = None
     """SHA-256 of ``teacher.safetensors``."""

@@ -1,4 +1,4 @@
-"""What a teacher says of the images of a run: ``teacher.safetensors`` in the run's folder."""
+"""``teacher.safetensors`` in a run's folder: a teacher's predictions on the run's images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from tuner.storage.records import explaining_damage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherProbs:
-    """What a teacher says of the images of a run, as they are."""
+    """A teacher's class probabilities of the unaugmented images of a run."""
 
     train: Tensor
-    """Class probabilities of the training images, float32, shape (N, K): what is taught."""
+    """Class probabilities of the training images, float32, shape (N, K); students learn these."""
     val: Tensor
-    """The same of the validation images, to compare with; they are never taught."""
+    """The same for the validation images, for comparison only; they are never taught."""
 
 
 def write_teacher_probs(run: AnyPath, probs: TeacherProbs) -> str:
@@ -35,7 +35,7 @@ def write_teacher_probs(run: AnyPath, probs: TeacherProbs) -> str:
 
 
 def copy_teacher_probs(source: AnyPath, run: AnyPath, teacher: TeacherRecord) -> None:
-    """Bring a teacher's probabilities from one run into another of the same images.
+    """Copy a teacher's probabilities from one run to another one with the same images.
 
     Raises:
         TunerError: If they are missing, damaged, or not what was written.
@@ -46,11 +46,11 @@ def copy_teacher_probs(source: AnyPath, run: AnyPath, teacher: TeacherRecord) ->
 
 
 def read_teacher_probs(run: AnyPath, teacher: TeacherRecord) -> TeacherProbs:
-    """Read what ``write_teacher_probs`` wrote.
+    """Read ``teacher.safetensors`` from a run's folder.
 
     Args:
         run: The run's folder.
-        teacher: As the run's record has it.
+        teacher: The teacher in the run's record.
 
     Raises:
         TunerError: If the file is missing, damaged, or not what was written.

@@ -1,7 +1,7 @@
-"""A trial's folder: its configuration, its epochs, how it ended.
+"""A trial's folder: its configuration, its epochs, and how it ended.
 
-``config.json`` and ``status.json`` are written by the driver; ``history.csv``,
-``checkpoint.safetensors`` and ``val_probs.npy`` by the worker that trains the trial.
+The driver writes ``config.json`` and ``status.json``. The worker that trains the trial writes
+``history.csv``, ``checkpoint.safetensors`` and ``val_probs.npy``.
 """
 
 import csv
@@ -51,12 +51,12 @@ TrialState = Literal[
 USABLE: frozenset[TrialState] = frozenset({"completed", "stopped", "paused", "interrupted"})
 """States whose checkpoint may enter an ensemble."""
 ENDED_BADLY: frozenset[TrialState] = frozenset({"diverged", "out_of_memory", "failed"})
-"""States whose accuracy, if there is any, nothing should build on."""
+"""States whose accuracy, if any, nothing should build on."""
 OPEN: frozenset[TrialState] = frozenset({"running", "paused", "interrupted"})
-"""States from which a trial goes on, in the same search or in one that is resumed."""
+"""States from which a trial can continue, in the same search or in a resumed one."""
 
 Loss = Annotated[float, Bounds(is_finite=False)]
-"""NaN or infinite where a training diverged."""
+"""NaN or infinite if a training diverged."""
 Amount = Annotated[int, Bounds(ge=0)]
 Share = Annotated[float, Bounds(ge=0, le=1)]
 
@@ -74,11 +74,11 @@ class EpochMetrics:
     val_balanced_accuracy: Share | None = None
     val_macro_f1: Share | None = None
     val_worst_class: Share | None = None
-    """As in ``ClassScores``; ``None``, all three, where an earlier version did not record them."""
+    """All three as in ``ClassScores``; ``None`` if an earlier version did not record them."""
     lr: NonNegative
     """Learning rate at the end of the epoch."""
     seconds: NonNegative
-    """Training and validation together."""
+    """Duration of training and validation together."""
     time: NonNegative
     """When it ended, in seconds since 1970."""
 
@@ -97,35 +97,35 @@ METRIC_COLUMNS: dict[Metric, str] = {
 }
 BY_CLASS = ("val_balanced_accuracy", "val_macro_f1", "val_worst_class")
 HEADER_ERRORS = (MemoryError, SyntaxError, TypeError, tokenize.TokenError)
-"""What NumPy lets through of a header that is no description of an array, or of an endless one."""
+"""Raised by NumPy for a header that does not describe an array, or that never ends."""
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochMetrics))
 EARLIER_COLUMNS = tuple(name for name in COLUMNS if name not in BY_CLASS)
 
 
 def threads_of(cpus: float) -> int:
-    """Return the threads of a trial: never more than its CPUs.
+    """Return the number of threads of a trial: never more than its CPUs.
 
-    Two trials of one thread each train 1.26 times as many images as one of two threads; two of two
-    threads on the same two cores 0.69 times.
+    Two trials with one thread each train 1.26 times as many images as one with two threads; two
+    with two threads each on the same two cores train 0.69 times as many.
     """
     return max(1, int(cpus))
 
 
 def score_of(row: EpochMetrics, metric: Metric) -> float | None:
-    """Return an epoch's figure by ``metric`` of which more is better; ``None`` if it has none."""
+    """Return an epoch's score by ``metric``, where higher is better; ``None`` if it has none."""
     value = row.value(metric)
     return None if value is None or not math.isfinite(row.val_loss) else goal.score(value, metric)
 
 
 def order_of(row: EpochMetrics, metric: Metric) -> tuple[float, float]:
-    """Return a key by which the best epoch comes first; one without the metric comes last."""
+    """Return a sort key that puts the best epoch first, and those without the metric last."""
     if (value := row.value(metric)) is None:
         return math.inf, row.val_loss
     return goal.order(metric, value, accuracy=row.val_accuracy, nll=row.val_loss)
 
 
 def best_row(history: Sequence[EpochMetrics], metric: Metric) -> EpochMetrics | None:
-    """Return the best epoch by ``metric``; between equals as ``order_of`` has it, the earliest."""
+    """Return the best epoch by ``metric``; ties go as in ``order_of``, then to the earliest."""
     scored = [row for row in history if score_of(row, metric) is not None]
     return min(scored, key=lambda row: (*order_of(row, metric), row.epoch), default=None)
 
@@ -133,11 +133,11 @@ def best_row(history: Sequence[EpochMetrics], metric: Metric) -> EpochMetrics | 
 def kept_row(
     history: Sequence[EpochMetrics], metric: Metric, *, is_val_seen: bool
 ) -> EpochMetrics | None:
-    """Return the epoch whose weights are kept: the best, or the last if validation cannot tell.
+    """Return the epoch whose weights are kept: the best, or the last if validation says nothing.
 
     Args:
-        history: Of a trial.
-        metric: Of its run.
+        history: The epochs of a trial.
+        metric: The metric of its run.
         is_val_seen: Whether its validation images were trained on.
     """
     finite = [row for row in history if math.isfinite(row.train_loss + row.val_loss)]
@@ -151,15 +151,15 @@ class Stop:
     rung: Amount
     """The epoch after which it was judged."""
     value: float
-    """Value of the run's metric; under the median rule, its best one so far."""
+    """Value of the run's metric; under the median rule, the trial's best one so far."""
     cut: float
-    """The value that had to be reached to go on; ASHA may have given all places to others."""
+    """The value needed to continue; under ASHA, other trials may still have taken all places."""
     peers: Amount
-    """Trials that had come to this epoch before, and that it was compared with."""
+    """Number of trials that had reached this epoch before, and that it was compared with."""
     metric: Metric = "accuracy"
-    """Metric that the values are of."""
+    """The metric of the values."""
     front: Amount | None = None
-    """The front on which it lay, in a search by costs, too; 1 is the best."""
+    """The front on which it lay, in a search that also has costs as objectives; 1 is the best."""
 
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
@@ -174,32 +174,32 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialStatus:
-    """``status.json``: how far a trial has come, and why it ended."""
+    """``status.json``: the progress of a trial, and why it ended."""
 
     state: TrialState
     trial: Amount | None = field(default=None, compare=False)
-    """Which trial it is of, as it was written; ``None`` where an earlier version did not say."""
+    """Number of the trial, set when it is written; ``None`` in files of earlier versions."""
     reason: str = ""
     """Why it ended, in one line."""
     stop: Stop | None = None
     traceback: str = ""
-    """The last lines, where it failed."""
+    """The last lines, if it failed."""
     num_parameters: Amount = 0
     latency_ms: NonNegative | None = None
-    """Milliseconds an image, measured at its first start; ``None`` where it is no objective."""
+    """Milliseconds per image, measured at its first start; ``None`` if it is not an objective."""
     size_mb: NonNegative | None = None
-    """Size of its weights in megabytes; likewise."""
+    """Size of its weights in megabytes; ``None`` if it is not an objective."""
     execution: str = ""
     """How its training steps run, such as ``eager``."""
     halved_from: Amount | None = None
-    """The first epoch whose batches went through in halves, for want of memory."""
+    """The first epoch whose batches were processed in halves, for lack of memory."""
     cpus: NonNegative | None = None
     gpus: NonNegative | None = None
-    """Its share of the node; ``None`` where it was not recorded: then the run's usual share."""
+    """Its share of the node; ``None`` if not recorded, which means the run's usual share."""
     node: str = ""
-    """Identifier of the cluster's node that trained it last."""
+    """Identifier of the cluster node that trained it last."""
     attempts: Amount = 0
-    """How often a worker was given it. The last one alone may write into its folder."""
+    """How many times a worker was given it. Only the last one may write into its folder."""
     passed: Amount = 0
     """The last rung from which it was promoted, in epochs."""
     started: str = ""
@@ -207,39 +207,39 @@ class TrialStatus:
     """ISO 8601, UTC."""
 
     def cost(self, objective: CostObjective) -> float | None:
-        """Return what its network costs; ``None`` before that is known."""
+        """Return a cost of its network; ``None`` before it is known."""
         match objective.cost:
             case "latency_ms":
                 return self.latency_ms
             case "size_mb":
                 return self.size_mb
             case "parameters":
-                # Uncounted where the network cannot be built.
+                # Not counted if the network cannot be built.
                 return self.num_parameters or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial, as its folder tells it."""
+    """One trial, as read from its folder."""
 
     path: AnyPath
     number: int
     status: TrialStatus
     history: tuple[EpochMetrics, ...]
     gpus: float = 0.0
-    """GPUs, or a share of one, that it holds in its epochs."""
+    """GPUs, or a share of one, that it holds during its epochs."""
     is_val_seen: bool = False
     """Whether its validation images were trained on."""
     metric: Metric = "accuracy"
     """Metric of its run, by which its best epoch was chosen."""
     costs: tuple[CostObjective, ...] = ()
-    """Objectives of its run beside the metric."""
+    """Objectives of its run in addition to the metric."""
     front: int | None = None
     """The front of the run on which it lies, 1 being the best; see ``Run.ranked``."""
 
     @cached_property
     def config(self) -> TrialConfig:
-        """What defines its training, read when it is first asked for: ranking needs none of it.
+        """The configuration of its training, read at first use: ranking does not need it.
 
         Raises:
             TunerError: If the file is missing or damaged.
@@ -259,12 +259,12 @@ class TrialRecord:
 
     @property
     def is_scored(self) -> bool:
-        """Whether it has an accuracy, and did not end badly after it."""
+        """Whether it has an accuracy and did not end badly afterwards."""
         return self.best is not None and self.status.state not in ENDED_BADLY
 
     @property
     def point(self) -> tuple[float, ...] | None:
-        """Its value of the metric and its costs, of which less is better; ``None`` without."""
+        """Its score, negated, and its costs, where lower is better; ``None`` if one is missing."""
         score = score_of(self.best, self.metric) if self.best and self.is_scored else None
         costs = [self.status.cost(objective) for objective in self.costs]
         known = [cost for cost in costs if cost is not None]
@@ -274,34 +274,34 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Time spent in its epochs."""
+        """Seconds spent in its epochs."""
         return sum(row.seconds for row in self.history)
 
     @property
     def gpu_hours(self) -> float:
-        """Hours of the GPUs that it held in its epochs."""
+        """GPU-hours that it held during its epochs."""
         return self.seconds * self.gpus / 3600
 
     @property
     def checkpoint(self) -> AnyPath:
-        """Weights of that epoch, with all that is needed to rebuild the model."""
+        """The weights of epoch ``best``, with everything needed to rebuild the model."""
         return self.path / CHECKPOINT
 
     @property
     def state(self) -> AnyPath:
-        """What the training goes on from; there while the trial has not ended."""
+        """The file from which the training resumes; it exists until the trial has ended."""
         return self.path / STATE
 
     @property
     def is_usable(self) -> bool:
-        """Whether an ensemble may take this trial."""
+        """Whether an ensemble may use this trial."""
         return self.status.state in USABLE and self.best is not None and self.checkpoint.exists()
 
     def val_probs(self) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
-        """Read that epoch's class probabilities of the validation images.
+        """Read the class probabilities of the validation images after epoch ``best``.
 
         Returns:
-            As ``write_val_probs`` took them, shape (N, K).
+            The probabilities as ``write_val_probs`` took them, shape (N, K).
 
         Raises:
             TunerError: If the file is missing or damaged.
@@ -309,15 +309,15 @@ class TrialRecord:
         return self.read_val_probs()[0]
 
     def read_val_probs(self) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
-        """Read them, and return the file's SHA-256 with them; see ``val_probs``."""
+        """Read these probabilities and the file's SHA-256; see ``val_probs``."""
         return read_val_probs(self.path)
 
     def as_row(self) -> dict[str, Any]:
-        """Return the trial's line of the leaderboard, its config flattened to dotted keys."""
+        """Return the trial's row of the leaderboard, its config flattened to dotted keys."""
         best = self.best
         config = self.config.to_dict()
         config["max_epochs"] = config.pop("epochs")
-        # The text of a user's model file, or of an earlier run's architecture, is no column.
+        # The text of a user's model file, or of an earlier run's architecture, is not a column.
         for params in config["model"].values():
             params.pop("source", None)
         return {
@@ -339,7 +339,7 @@ class TrialRecord:
         }
 
     def _objectives(self) -> dict[str, Any]:
-        """Return the entries of a row that only a search by costs has."""
+        """Return the entries of a row that exist only if costs are objectives."""
         if not self.costs:
             return {}
         measured: dict[str, float | None] = {
@@ -356,10 +356,10 @@ def write_trial(path: AnyPath, config: TrialConfig) -> None:
 
 
 def read_val_probs(folder: AnyPath) -> tuple[np.ndarray[Any, np.dtype[np.floating[Any]]], str]:
-    """Read ``val_probs.npy`` of a trial, and return its SHA-256 with it.
+    """Read ``val_probs.npy`` of a trial, and return it with its SHA-256.
 
     Args:
-        folder: Of the trial.
+        folder: The trial's folder.
 
     Raises:
         TunerError: If the file is missing or damaged.
@@ -378,8 +378,8 @@ def write_val_probs(path: AnyPath, probs: np.ndarray[Any, np.dtype[np.floating[A
 
     Args:
         path: The trial's folder.
-        probs: Shape (N, K). Float32, as the network gives them: their logarithms are exact to 1e-7
-            down to 87 nats. Float16, 17 nats, is what earlier versions wrote.
+        probs: Shape (N, K). Float32, as the network returns them: their logarithms are exact to
+            1e-7 down to 87 nats. Earlier versions wrote float16, which reaches 17 nats.
 
     Returns:
         Its SHA-256.
@@ -396,7 +396,7 @@ def write_status(path: AnyPath, status: TrialStatus) -> None:
 
 
 def read_status(path: AnyPath) -> TrialStatus | None:
-    """Read ``status.json`` of a trial; ``None`` while there is none.
+    """Read ``status.json`` of a trial; ``None`` if there is none yet.
 
     Raises:
         TunerError: If it is damaged, or another trial's.
@@ -429,7 +429,7 @@ def read_history(path: AnyPath) -> list[EpochMetrics]:
             text = read_text(path / HISTORY)
         except FileNotFoundError:
             return []
-        # Without the csv module, whose dictionaries take most of the time of a large leaderboard.
+        # Without the csv module: its dictionaries take most of the time of a large leaderboard.
         head, *lines = text.splitlines() or [""]
         columns = tuple(head.split(","))
         if columns not in (COLUMNS, EARLIER_COLUMNS):
@@ -438,7 +438,7 @@ def read_history(path: AnyPath) -> list[EpochMetrics]:
 
 
 def _parse_row(line: str, columns: Sequence[str], epoch: int) -> EpochMetrics:
-    """Read the line of an epoch.
+    """Parse the line of an epoch.
 
     Raises:
         ValueError: If it is none, or the line of another epoch.
@@ -447,7 +447,7 @@ def _parse_row(line: str, columns: Sequence[str], epoch: int) -> EpochMetrics:
     if first != str(epoch):
         raise ValueError(f"line {epoch + 1}: epoch {quoted(first)} stands where {epoch} should")
     try:
-        # An empty cell is an epoch of an earlier version.
+        # Cells are empty in epochs of an earlier version.
         figures: dict[str, Any] = {
             name: float(cell) if cell or name not in BY_CLASS else None
             for name, cell in zip(columns[1:], cells, strict=True)

@@ -1,20 +1,20 @@
-"""How far the validation accuracies of a run can be trusted, for the number of its images."""
+"""How far the validation accuracies of a run can be trusted, given the number of its images."""
 
 from tuner.metrics.intervals import margin, wilson
 from tuner.run.run import Run
 
 
 def validated_on(run: Run) -> str:
-    """Say on what the accuracies are: ``120 validation images`` or ``600 images in 5 folds``."""
+    """Describe the validation set: ``120 validation images`` or ``600 images in 5 folds``."""
     count, folds = run.record.num_val, run.record.data.folds
     return f"{count} validation images" if folds is None else f"{count} images in {folds} folds"
 
 
 def val_interval(run: Run, accuracy: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of a validation accuracy; ``None`` where it says nothing.
+    """Return the 95 % interval of a validation accuracy; ``None`` if it would mean nothing.
 
-    It tells how far the accuracy may be due to the choice of the images. That the best of many
-    trials was chosen by it comes on top.
+    It covers only the choice of the images. The bias from choosing the best of many trials by the
+    accuracy comes on top.
     """
     if run.record.data.all_data:
         return None
@@ -22,7 +22,7 @@ def val_interval(run: Run, accuracy: float) -> tuple[float, float] | None:
 
 
 def val_margin(run: Run, accuracy: float) -> str:
-    """Write it: ``120 validation images: ± 7 points``; empty where it says nothing."""
+    """Format the margin: ``120 validation images: ± 7 points``; empty if it would mean nothing."""
     if val_interval(run, accuracy) is None:
         return ""
     return f"{validated_on(run)}: {margin(accuracy, run.record.num_val)}"

@@ -1,9 +1,9 @@
-"""Search spaces: a YAML file says what may vary, and each trial is sampled from it.
+"""Search spaces: a YAML file defines what may vary, and each trial is sampled from it.
 
-``source`` reads the text into nodes that know their place, ``plugin`` adds the user's own networks
-and ``transfer`` what pretrained ones start from, ``grammar`` checks the nodes against the schema
-and makes ``axes`` of them, ``baseline`` reads what is tried first and ``objectives`` what is
-searched by, and ``editor`` prints the grammar as a JSON schema.
+``source`` reads the text into nodes that know their place. ``plugin`` adds the user's own networks,
+and ``transfer`` the starting points of pretrained ones. ``grammar`` checks the nodes against the
+schema and makes ``axes`` of them. ``baseline`` reads the configurations to try first,
+``objectives`` the objectives of the search, and ``editor`` prints the grammar as a JSON schema.
 """
 
 import contextlib
@@ -63,9 +63,9 @@ __all__ = [
 
 MODELS = {name: schema_of(params) for name, params in FAMILIES.items()}
 ORIGIN = ("name", "weights", "run", "trial", "source", "sha256")
-"""Parameters of a ``pretrained`` model that say what it starts from."""
+"""Parameters of a ``pretrained`` model that name its starting point."""
 CODE = ("path", "source")
-"""Parameters of a ``custom`` model that are its code."""
+"""Parameters of a ``custom`` model that hold its code."""
 RUN_KEYS = {
     "seed": "belongs to the whole run; write it under search:, as in search: {seed: 0}",
 }
@@ -79,14 +79,14 @@ TRIAL = Record(
     },
     required=frozenset({"model"}),
 )
-"""What may stand under ``space:``; a dict, since without the run's keys it makes no config."""
+"""What ``space:`` may contain; a dict, because without the run's keys it is not a config."""
 SEARCH = Record(
     cls=SearchConfig,
     fields={key: field for key, field in schema_of(SearchConfig).fields.items() if key != "costs"},
     required=frozenset(),
     names=schema_of(SearchConfig).names,
 )
-"""What may stand under ``search:``; costs are ``objectives``."""
+"""What ``search:`` may contain; costs are in ``objectives``."""
 BLOCKS = {"search": SEARCH, "space": TRIAL}
 RESOURCES = Record(
     cls=Resources,
@@ -101,16 +101,16 @@ RESOURCES = Record(
     },
     required=frozenset(),
 )
-"""Here, since the configuration knows no family."""
+"""Defined here, because ``tuner.config`` does not know the families."""
 TEXT = Scalar(kind=str)
 DATA = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
-"""What else than its source may be said of a data set, as in ``DataConfig``."""
+"""Keys of a data set other than its source, as in ``DataConfig``."""
 DATASET = Record(
     cls=dict,
     fields={key: schema_of(DataConfig).fields[key] for key in ("source", *DATA)},
     required=frozenset(),
 )
-"""``dataset: NAME`` is short for one with that source."""
+"""``dataset: NAME`` is short for a mapping with that source."""
 FILE = Record(
     cls=dict,
     fields={
@@ -123,30 +123,30 @@ FILE = Record(
     },
     required=frozenset(),
 )
-"""The top level of a file, but for ``objectives`` and ``baseline``, which are lists."""
+"""The top level of a file, except ``objectives`` and ``baseline``, which are lists."""
 TOP_LEVEL = (*FILE.fields, "objectives", "baseline")
 MOST_MISTAKES = 20
-"""The most mistakes of a space that are told at once."""
+"""Maximum number of mistakes of a space that are reported at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
-    """What is searched, how, and what is tried first."""
+    """The axes of a search, how they are searched, and what is tried first."""
 
     description: str
     dataset: str | None
     """As ``DataConfig.source``; ``None`` leaves it to the command line."""
     data: Mapping[str, Any]
-    """What the space says of ``DataConfig`` besides."""
+    """Other values of ``DataConfig`` that the space sets."""
     search: SearchConfig
     constraints: Constraints
     resources: Resources
     baseline: tuple[Baseline, ...]
     axes: Group
     text: str
-    """The space as resolved, in YAML."""
+    """The resolved space, in YAML."""
     own_code: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """The text of the user's own file, with its name, where it was read for this space."""
+    """Text of the user's own file -> its name, if it was read for this space."""
 
     def sample(
         self, trial: Trial, *, epochs: int, seed: int, baseline: int | None = None
@@ -154,12 +154,12 @@ class SearchSpace:
         """Draw one configuration.
 
         Args:
-            trial: Asked for each parameter by its dotted path, such as ``optimizer.sgd.lr``; the
+            trial: Suggests each parameter by its dotted path, such as ``optimizer.sgd.lr``; the
                 name of a branch is a parameter too, such as ``optimizer``.
-            epochs: As in ``TrialConfig``; the most, if the space has epochs of its own.
+            epochs: As in ``TrialConfig``; the maximum, if the space has epochs of its own.
             seed: As in ``TrialConfig``.
             baseline: The index of a baseline, which adds the values of keys that the space leaves
-                out. ``trial`` must give ``baseline_params(baseline)``.
+                out. ``trial`` must return ``baseline_params(baseline)``.
 
         Raises:
             UsageError: If the values drawn do not go together.
@@ -178,24 +178,24 @@ class SearchSpace:
         return TrialConfig.from_dict(run | {"model": {family: complete}})
 
     def baseline_params(self, index: int) -> dict[str, Plain]:
-        """Return the parameters that a baseline pins, by name, to be enqueued in a study."""
+        """Return the parameters that a baseline pins, by name, for enqueueing in a study."""
         return dict(self.baseline[index].params)
 
     def resolved(self) -> str:
-        """Return the space in YAML, its bases merged and its overrides applied."""
+        """Return the space in YAML, with its bases merged and its overrides applied."""
         return self.text
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return each parameter's name and, in words, its axis."""
+        """Return each parameter's name and a description of its axis."""
         return list(self.axes.rows())
 
     @property
     def num_parameters(self) -> int:
-        """The parameters of all branches together."""
+        """Number of parameters, summed over all branches."""
         return len(self.rows())
 
     def has_key(self, *keys: str) -> bool:
-        """Whether the space or one of its baselines says something of ``space.KEY.KEY...``."""
+        """Whether the space or one of its baselines sets ``space.KEY.KEY...``."""
         axis: object = self.axes
         rests: list[Any] = [baseline.rest for baseline in self.baseline]
         for key in keys:
@@ -204,7 +204,7 @@ class SearchSpace:
         return axis is not None or any(rest is not None for rest in rests)
 
     def starting_models(self) -> list[ModelConfig]:
-        """Return a model for each set of weights that the ``pretrained`` ones start from."""
+        """Return one model for each set of weights that ``pretrained`` models start from."""
         found = []
         for model in self._models("pretrained", ORIGIN):
             with contextlib.suppress(UsageError):
@@ -213,16 +213,16 @@ class SearchSpace:
         return found
 
     def models_with_code(self) -> list[ModelConfig]:
-        """Return what the space says of the models that may be made by a user's own code."""
+        """Return the models that a user's own code may build, as the space describes them."""
         return [*self._models("custom", CODE), *self._models("pretrained", ORIGIN)]
 
     def _models(self, family: str, keys: Collection[str]) -> Iterator[ModelConfig]:
-        """Yield all that these parameters of a family can be."""
+        """Yield a model for each combination of values of these parameters of a family."""
         models = self.axes.entries["model"]
         assert isinstance(models, Branch)
         group = models.options.get(family, Group(entries={}))
         axes = Group(entries={key: axis for key, axis in group.entries.items() if key in keys})
-        # What the space leaves out, a baseline may name.
+        # A baseline may set what the space leaves out.
         rests = [{}] + [b.rest.get("model", {}).get(family, {}) for b in self.baseline]
         for index, rest in itertools.product(range(int(axes.size())), rests):
             params = axes.sample(RandomTrial(params=axes.pick(index))) | rest
@@ -247,8 +247,8 @@ def load_space(
         path: The file.
         overrides: ``KEY=VALUE`` each; see ``tuner.space.source.load``.
         storage: Folder of the runs that ``pretrained`` models start from.
-        text: Read in place of the file; ``path`` then names it in messages, and what it names is
-            relative to where that would be.
+        text: Read instead of the file; ``path`` then names it in messages, and paths in it are
+            relative to where that file would be.
 
     Raises:
         SpaceError: With every mistake, one a line, as
@@ -277,7 +277,7 @@ def load_space(
             with mistakes.collected():
                 axes = read_record(_without_run_keys(nodes["space"], mistakes), TRIAL)
         elif nodes.keys() <= {*TOP_LEVEL}:
-            # Else an unknown key may be this one, misspelt.
+            # Otherwise, an unknown key may be this one, misspelt.
             mistakes.add(root.error("'space' is missing; add it, with a 'model:' below it"))
         entries = _entries(nodes["baseline"]) if "baseline" in nodes else ()
         if (
@@ -321,7 +321,7 @@ def load_space(
 
 
 def _check_draws(space: SearchSpace, axes: Node, baseline: Sequence[Node]) -> None:
-    """Make sure that the space, and each baseline in it, can be drawn."""
+    """Make sure that configurations can be drawn from the space and from each baseline."""
     draw = functools.partial(space.sample, epochs=space.search.epochs, seed=0)
     with Mistakes() as mistakes:
         with mistakes.collected():
@@ -337,7 +337,7 @@ def _check_draws(space: SearchSpace, axes: Node, baseline: Sequence[Node]) -> No
 def load_run_space(
     path: AnyPath, overrides: Sequence[str] = (), storage: AnyPath = Path("runs")
 ) -> SearchSpace:
-    """Read the space that a run holds; its file may name no other one, overrides may.
+    """Load the space of a run; its file may not name other files, but overrides may.
 
     Args:
         path: The run's ``space.yaml``.
@@ -356,7 +356,7 @@ def load_run_space(
 
 
 def load_resources(path: Path) -> Resources:
-    """Read what trials get from a run's own space, and nothing else of it.
+    """Read the resources of trials from a run's own space, and nothing else.
 
     Raises:
         SpaceError: As ``load_space``.
@@ -386,15 +386,15 @@ def _fitting(
     *,
     is_run: bool,
 ) -> tuple[Node, ...]:
-    """Return baselines without what the space was changed from under them.
+    """Return baselines without the values that no longer fit their space.
 
-    A value that the space lacks is a mistake of who wrote the baseline, unless the space is
-    another one by now: it extends the baseline's file, or an override goes before it.
+    A value that the space lacks is a mistake in the baseline, unless the space has changed since:
+    it extends the baseline's file, or an override changes it.
 
     Args:
         entries: The baselines.
-        axes: What the space searches.
-        path: Of the space's own file.
+        axes: The axes of the space.
+        path: The space's own file.
         overrides: As in ``load_space``.
         is_run: Whether the text comes from a run, in which places have no lines.
     """
@@ -407,16 +407,16 @@ def _fitting(
             found.append(node)
             continue
         fitting = without_misfits(node, axes)
-        # Two may have differed in what is gone.
+        # Two may have differed only in the removed values.
         if fitting is not None and all(dump(fitting) != dump(one) for one in found):
             found.append(fitting)
     return tuple(found)
 
 
 def _with_large_numbers(node: Node) -> Node:
-    """Read 5.0e6 as the number it is to the eye, where it can be nothing else.
+    """Read text such as 5.0e6 as a number, where it can be nothing else.
 
-    PyYAML takes it for text, as YAML 1.1 wants a sign in the exponent.
+    PyYAML reads it as text, because YAML 1.1 requires a sign in the exponent.
     """
     if isinstance(node.value, dict):
         return node.with_value({key: _with_large_numbers(v) for key, v in node.value.items()})
@@ -426,7 +426,7 @@ def _with_large_numbers(node: Node) -> Node:
 
 
 def _read_head(root: Node, mistakes: Mistakes) -> dict[str, Any]:
-    """Read what stands beside ``space`` and ``baseline``."""
+    """Read the top level except ``space``, ``objectives`` and ``baseline``."""
     assert isinstance(root.value, dict)
     head = {}
     for key, node in root.value.items():
@@ -447,7 +447,7 @@ def _read_head(root: Node, mistakes: Mistakes) -> dict[str, Any]:
 def _check_search(
     root: Node, search: Mapping[str, Any], objectives: Objectives | None, mistakes: Mistakes
 ) -> None:
-    """Look for what does not go together in how a space is searched."""
+    """Check that the settings of a search are compatible with each other."""
     assert isinstance(root.value, dict)
     scheduler = search.get("scheduler", SearchConfig().scheduler)
     if search.get("for") == "ensemble" and scheduler != "asha":
@@ -474,7 +474,7 @@ def _without_run_keys(node: Node, mistakes: Mistakes) -> Node:
 
 
 def _check_epochs(mistakes: Mistakes, *nodes: Node) -> None:
-    # At one rung, a short schedule has all but ended and a long one has hardly begun.
+    # At one rung, a short schedule is almost over while a long one has hardly begun.
     what = (
         "trials of different lengths cannot be compared midway; write "
         "search: {scheduler: none} too, or all trials' epochs as search: {epochs: 27}"
@@ -485,7 +485,7 @@ def _check_epochs(mistakes: Mistakes, *nodes: Node) -> None:
 
 
 def json_schema() -> dict[str, Any]:
-    """Describe space files for editors, as JSON Schema draft 2020-12."""
+    """Return the JSON Schema (draft 2020-12) of space files, for editors."""
     trial = describe(TRIAL, searched=False)
     keys = {key: describe(schema, searched=False) for key, schema in FILE.fields.items()}
     keys["dataset"] = {"anyOf": [describe(TEXT, searched=False), keys["dataset"]]}

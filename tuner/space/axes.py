@@ -1,4 +1,4 @@
-"""What a space searches: fixed values, ranges, choices and branches, as a tree to sample from."""
+"""The axes of a space: fixed values, ranges, choices and branches, as a tree to sample from."""
 
 import math
 import random
@@ -11,7 +11,7 @@ Plain = bool | int | float | str
 
 
 class Trial(Protocol):
-    """What a tree is sampled with; Optuna's trials are such, and so is ``RandomTrial``."""
+    """The source of sampled values, such as a trial of Optuna or a ``RandomTrial``."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -42,11 +42,11 @@ class Fixed:
         return 1
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Return no parameter."""
+        """Return no parameters."""
         return {}
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Return nothing: a fixed value is no parameter."""
+        """Return nothing: a fixed value is not a parameter."""
         return iter(())
 
 
@@ -62,7 +62,7 @@ class Range:
     log: bool = False
     """Draw uniformly in log space; needs ``low > 0``."""
     step: float | None = None
-    """Draw ``low``, ``low + step``, ... ``high`` only."""
+    """Draw only ``low``, ``low + step``, ... ``high``."""
 
     def sample(self, trial: Trial) -> Plain:
         """Draw one number."""
@@ -72,12 +72,12 @@ class Range:
         drawn = trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
         if self.step is None:
             return drawn
-        # Optuna gives 0.30000000000000004 for three steps of 0.1.
+        # Optuna returns 0.30000000000000004 for three steps of 0.1.
         num_steps = round((drawn - self.low) / self.step)
         return float(exact(self.low) + num_steps * exact(self.step))
 
     def admits(self, value: object) -> bool:
-        """Whether ``sample`` can give ``value``; text and lists of other spaces it cannot."""
+        """Whether ``sample`` can return ``value``, which may be text or a list of another space."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         step = self.step or (1 if self.whole else None)
@@ -89,13 +89,13 @@ class Range:
         return int((exact(self.high) - exact(self.low)) / exact(step)) + 1 if step else math.inf
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Return number ``index``, counted from ``low``; there has to be a step."""
+        """Return number ``index``, counted from ``low``; needs a step or whole numbers."""
         step = self.step or 1
         value = exact(self.low) + index * exact(step)
         return {self.name: int(value) if self.whole else float(value)}
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the name and, in words, the range."""
+        """Yield the name and a description of the range."""
         ends = f"{'int' if self.whole else 'float'} {to_yaml(self.low)} to {to_yaml(self.high)}"
         step = f", step {to_yaml(self.step)}" if self.step else ""
         yield self.name, f"{ends}{', log' if self.log else ''}{step}"
@@ -113,7 +113,7 @@ class Choice:
         return trial.suggest_categorical(self.name, self.values)  # type: ignore[no-any-return]
 
     def admits(self, value: object) -> bool:
-        """Whether ``sample`` can give ``value``."""
+        """Whether ``sample`` can return ``value``."""
         return value in self.values
 
     def size(self) -> float:
@@ -125,13 +125,13 @@ class Choice:
         return {self.name: self.values[index]}
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the name and, in words, the values."""
+        """Yield the name and a description of the values."""
         yield self.name, f"one of {', '.join(map(to_yaml, self.values))}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """A mapping whose entries are sampled each for itself."""
+    """A mapping whose entries are sampled separately."""
 
     entries: Mapping[str, "Axis"]
 
@@ -144,7 +144,7 @@ class Group:
         return math.prod(axis.size() for axis in self.entries.values())
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Return the parameters of combination ``index``, the first entry turning fastest."""
+        """Return the parameters of combination ``index``; the first entry changes fastest."""
         params: dict[str, Plain] = {}
         for axis in self.entries.values():
             index, place = divmod(index, int(axis.size()))
@@ -159,13 +159,13 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """One of several names, each with parameters of its own; a single name is not asked for."""
+    """One of several names, each with its own parameters; a single name is not sampled."""
 
     name: str
     options: Mapping[str, Group]
 
     def sample(self, trial: Trial) -> dict[str, Any]:
-        """Draw a name and its parameters, and those of no other name."""
+        """Draw a name and its parameters, but not those of other names."""
         names = list(self.options)
         tag = names[0] if len(names) == 1 else trial.suggest_categorical(self.name, names)
         return {tag: self.options[tag].sample(trial)}
@@ -175,7 +175,7 @@ class Branch:
         return sum(group.size() for group in self.options.values())
 
     def pick(self, index: int) -> dict[str, Plain]:
-        """Return the parameters of combination ``index``, those of the first name first."""
+        """Return the parameters of combination ``index``; those of the first name come first."""
         for tag, group in self.options.items():
             if index < group.size():
                 name: dict[str, Plain] = {self.name: tag} if len(self.options) > 1 else {}
@@ -184,7 +184,7 @@ class Branch:
         raise IndexError(index)
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the names, unless there is one alone, and the rows of each."""
+        """Yield the names, unless there is only one, and the rows of each."""
         if len(self.options) > 1:
             yield self.name, f"one of {', '.join(self.options)}"
         for group in self.options.values():
@@ -195,7 +195,7 @@ Axis = Fixed | Range | Choice | Group | Branch
 
 
 def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
-    """Yield every axis that a trial can be asked for, in the order of the file."""
+    """Yield every axis that a trial samples, in the order of the file."""
     match axis:
         case Range() | Choice():
             yield axis
@@ -210,10 +210,10 @@ def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
 
 
 def value_of(plain: Mapping[str, Any], name: str) -> Plain | None:
-    """Return what a trial was given for the parameter ``name``; ``None`` if it was not asked for.
+    """Return a trial's value of the parameter ``name``; ``None`` if it has none.
 
     Args:
-        plain: The trial's configuration, as ``TrialConfig.to_dict`` gives it.
+        plain: The trial's configuration, as ``TrialConfig.to_dict`` returns it.
         name: Dotted, as in ``Trial.suggest_float``.
     """
     value: Any = plain
@@ -221,14 +221,14 @@ def value_of(plain: Mapping[str, Any], name: str) -> Plain | None:
         if not isinstance(value, Mapping) or key not in value:
             return None
         value = value[key]
-    # The name of a branch stands for which one was taken.
+    # For a branch, the value is the name that was chosen.
     found: Plain = next(iter(value)) if isinstance(value, Mapping) else value
     return found
 
 
 @dataclass(slots=True)
 class RandomTrial:
-    """A trial that draws at random, and needs no study."""
+    """A trial that draws at random and needs no study."""
 
     seed: int = 0
     params: dict[str, Any] = field(default_factory=dict)
@@ -241,7 +241,7 @@ class RandomTrial:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        """Return the given or a random number."""
+        """Return the given number or a random one."""
         if name in self.params:
             return float(self.params[name])
         if step is not None:
@@ -254,32 +254,32 @@ class RandomTrial:
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
     ) -> int:
-        """Return the given or a random whole number."""
+        """Return the given whole number or a random one."""
         if name in self.params:
             return int(self.params[name])
         if log:
-            # Optuna's law: each end stands for its whole interval of rounding, as the others do.
+            # Like Optuna: each end has its whole rounding interval, as the other numbers do.
             drawn = self._random.uniform(math.log(low - 0.5), math.log(high + 0.5))
             return min(high, max(low, round(math.exp(drawn))))
         return self._random.randrange(low, high + 1, step)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Return the given or a random choice."""
+        """Return the given choice or a random one."""
         return self.params[name] if name in self.params else self._random.choice(choices)
 
 
 def exact(number: float) -> Decimal:
-    """Return the number as it is written, so that 0.2 is four steps of 0.05."""
+    """Return the number exactly as written, so that 0.2 is four steps of 0.05."""
     return Decimal(str(number))
 
 
 def remainder(low: float, high: float, step: float) -> Decimal:
-    """Return what is left between ``high`` and the last of the steps from ``low``."""
+    """Return the distance from the last step, counted from ``low``, to ``high``."""
     return (exact(high) - exact(low)) % exact(step)
 
 
 def to_yaml(value: Plain) -> str:
-    """Write a value as YAML reads it."""
+    """Format a value so that YAML reads it back."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, float):

@@ -17,18 +17,18 @@ class Baseline:
     params: Mapping[str, Plain]
     """Parameter name -> value, for those that the space searches."""
     rest: Mapping[str, Any]
-    """The values whose keys the space leaves out, as nested mappings."""
+    """The values of keys that the space leaves out, as nested mappings."""
 
     def complete(self, sampled: Mapping[str, Any]) -> dict[str, Any]:
-        """Lay ``rest`` over sampled values."""
+        """Merge ``rest`` over sampled values."""
         return _overlay(sampled, self.rest)
 
 
 def read_baseline(node: Node, schema: Record, axes: Group) -> Baseline:
     """Read one entry of ``baseline:``.
 
-    A value must lie on its axis, or equal the value that the space fixes: else the study would hold
-    a point that its own space lacks. Keys that the space leaves out may have any value.
+    A value must lie on its axis or equal the value that the space fixes; otherwise, the study would
+    hold a point outside its own space. Keys that the space leaves out may have any value.
 
     Raises:
         SpaceError: On a value that the schema or the space refuses.
@@ -43,7 +43,7 @@ def without_misfits(node: Node, axis: Axis) -> Node | None:
 
     Args:
         node: The baseline, or a part of it.
-        axis: What the space searches there.
+        axis: The axis of the space at this place.
     """
     match axis:
         case Group(entries=entries) if isinstance(node.value, dict):
@@ -60,10 +60,10 @@ def without_misfits(node: Node, axis: Axis) -> Node | None:
                 inner = without_misfits(child, options[tag])
                 return node.with_value({tag: inner or child.with_value({})})
         case Branch(options=options):
-            # What is no name at all, the grammar refuses.
+            # The grammar refuses values that are not names.
             return node if not isinstance(node.value, str) or node.value in options else None
         case Fixed():
-            # The space says it, or otherwise.
+            # The space fixes the same value, or another one.
             return None
         case Range() | Choice():
             is_text = isinstance(axis, Range) and isinstance(node.value, str)
@@ -73,7 +73,7 @@ def without_misfits(node: Node, axis: Axis) -> Node | None:
 
 
 def _pin(axis: Axis, node: Node, plain: Any, params: dict[str, Plain]) -> dict[str, Any]:
-    """Collect in ``params`` what lies on an axis, and give the rest."""
+    """Collect in ``params`` the values that lie on an axis, and return the rest."""
     children = node.value if isinstance(node.value, dict) else {}
     match axis:
         case Group(entries=entries):

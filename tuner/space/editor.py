@@ -1,4 +1,4 @@
-"""The schema of a space as JSON Schema, so that an editor completes and checks while one types."""
+"""The schema of a space as JSON Schema, with which editors complete and check what you type."""
 
 import dataclasses
 import inspect
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 
 def describe(schema: Schema, *, searched: bool) -> Json:
-    """Return the JSON Schema of a value, or of an axis of such values where ``searched``."""
+    """Return the JSON Schema of a value or, if ``searched``, of an axis of such values."""
     match schema:
         case Record():
             fields = {
@@ -31,7 +31,7 @@ def describe(schema: Schema, *, searched: bool) -> Json:
 
 
 def mapping(properties: Json, **rules: Any) -> Json:
-    """Return the JSON Schema of a mapping with these keys and no other."""
+    """Return the JSON Schema of a mapping that has only these keys."""
     return {"type": "object", "properties": properties, "additionalProperties": False, **rules}
 
 

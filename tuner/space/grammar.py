@@ -1,4 +1,4 @@
-"""From nodes to axes: every value, range and name is checked against the schema as it is read."""
+"""Turns nodes into axes, and checks every value, range and name against the schema."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -34,16 +34,16 @@ from tuner.space.tree import FORMS, Mistakes, Node
 MODIFIERS = ("log", "step")
 MAX_STEPS = 10**9
 NUM_DRAWS = 64
-"""A record of which no such draw is valid is taken for one that never is."""
+"""Number of draws; if none of them is valid, a record is considered impossible."""
 
 
 def read(node: Node, schema: Schema, *, searched: bool = True) -> Axis:
-    """Read the axes of what ``schema`` describes.
+    """Read a node as the axes that ``schema`` describes.
 
     Args:
-        node: Where to read.
-        schema: What may stand there.
-        searched: Whether axes are allowed. If not, the values are fixed, and need not make a whole.
+        node: The node to read.
+        schema: What the node may contain.
+        searched: Whether axes are allowed. If not, the values are fixed, and may be incomplete.
 
     Raises:
         SpaceError: With every mistake, one a line.
@@ -82,7 +82,7 @@ def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
                 continue
             with mistakes.collected():
                 entries[key] = read(child, schema.fields[key], searched=searched)
-        # Where there is an unknown key, it may be the missing one, misspelt.
+        # An unknown key may be the missing one, misspelt.
         if searched and node.value.keys() <= schema.fields.keys():
             for key in sorted(schema.required - node.value.keys()):
                 mistakes.add(node.error(f"'{key}' is missing; add it"))
@@ -93,7 +93,7 @@ def read_record(node: Node, schema: Record, *, searched: bool = True) -> Group:
 
 
 def _read_free(node: Node, schema: FreeForm, searched: bool) -> Group:
-    """Read a mapping whose entries are of the kind in which they are written."""
+    """Read a mapping whose entries have the kind in which their values are written."""
     if not isinstance(node.value, dict):
         raise node.error(f"{_not(node.value, 'a mapping')}; write keys with values or axes")
     entries: dict[str, Axis] = {}
@@ -120,7 +120,7 @@ def _kind_as_written(node: Node) -> Scalar:
             return Scalar(kind=float if "float" in node.value else int)
         source = node.value["choice"].value
         values = tuple(item.value for item in source) if isinstance(source, tuple) else ()
-    # Text such as 1e-4 was meant as a number, and is refused as one.
+    # Text such as 1e-4 was meant as a number, so it is refused as one.
     kinds = [float if isinstance(v, str) and _number(v, float) else type(v) for v in values]
     if float in kinds and {*kinds} <= {int, float}:
         return Scalar(kind=float)
@@ -130,7 +130,7 @@ def _kind_as_written(node: Node) -> Scalar:
 def check_possible(
     node: Node, build: Callable[[RandomTrial], object], params: Mapping[str, Plain]
 ) -> None:
-    """Raise what ``build`` raises, if it does so for every draw; ``params`` are not drawn."""
+    """Raise the error of ``build`` if every draw raises one; ``params`` are not drawn."""
     trial = RandomTrial(params=dict(params))
     for _ in range(NUM_DRAWS):
         try:
@@ -143,7 +143,7 @@ def check_possible(
 
 
 def _names(node: Node, schema: Tagged, searched: bool, mistakes: Mistakes) -> dict[str, Node]:
-    """Return the known names that may be chosen, each with the node of its parameters."""
+    """Return the known names to choose from, each with the node of its parameters."""
     known = Scalar(kind=str, choices=tuple(schema.options))
     if not isinstance(node.value, dict):
         return {str(_value(node, known)): node.with_value({})}
@@ -186,7 +186,7 @@ def _read_scalar(node: Node, schema: Scalar, searched: bool) -> Axis:
 
 
 def _form(node: Node, searched: bool) -> str:
-    """Tell which axis a mapping is."""
+    """Return the form of axis that a mapping describes."""
     assert isinstance(node.value, dict)
     forms = [form for form in FORMS if form in node.value]
     others = [key for key in node.value if key not in forms]
@@ -301,7 +301,7 @@ def _number(text: str, kind: type) -> str | None:
 
 
 def _not(value: object, needed: str) -> str:
-    """Say that something else stands where ``needed`` should."""
+    """Return a message that ``value`` is something other than ``needed``."""
     if value is None:
         return "no value stands here"
     kinds: dict[type, str] = {tuple: "a list", dict: "a mapping"}

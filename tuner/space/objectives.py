@@ -1,4 +1,4 @@
-"""``objectives:`` of a space: the metric, and what networks cost beside it."""
+"""``objectives:`` of a space: the metric, followed by costs of the network."""
 
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -18,7 +18,7 @@ _BATCH = Scalar(kind=int, bounds=Bounds(ge=1, le=LARGEST_BATCH))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objectives:
-    """What a space is searched by."""
+    """The objectives of a search."""
 
     metric: Metric
     costs: tuple[CostObjective, ...]

@@ -1,4 +1,4 @@
-"""The user's own networks of a space: their file's text put beside its path, and tried."""
+"""The user's own networks of a space: the text of their file is read, checked and stored."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from tuner.storage.paths import read_text
 
 
 def with_sources(root: Node, space: Path) -> tuple[Node, dict[str, str]]:
-    """Read the file of ``space.model.custom``, if there is one, and see that it has the network.
+    """Read the file of ``space.model.custom``, if any, and make sure that it has the network.
 
-    What holds its ``source`` already, as the ``space.yaml`` of a run does, is left alone: its code
-    does not run before a network is built.
+    A node that already holds its ``source``, as in the ``space.yaml`` of a run, is left unchanged:
+    its code does not run before a network is built.
 
     Args:
         root: The top level of a space.
-        space: Its file; the path of a file that an override names is relative to it.
+        space: Its file; a path in an override is relative to this file's folder.
 
     Returns:
-        The top level with that text, and the text that was read, with its file's name.
+        The top level with that text, and a mapping from the text to its file's name.
 
     Raises:
         SpaceError: On a file that cannot be read or fails, and on a name or argument it lacks.
@@ -33,7 +33,7 @@ def with_sources(root: Node, space: Path) -> tuple[Node, dict[str, str]]:
 def _with_source(node: Node, space: Path, own: dict[str, str]) -> Node:
     assert isinstance(node.value, dict)
     path, held = node.value.get("path"), node.value.get("source")
-    # The text that a run holds is of the path beside it, not of one that was laid over that.
+    # A run's text belongs to the path next to it, not to one from an override.
     if path is None or (held is not None and file_of(held) == file_of(path)):
         return node
     if not isinstance(path.value, str):
@@ -78,7 +78,7 @@ def _check_name(node: Node, name: Node, path: str, text: str) -> None:
 
 
 def _at(node: Node, key: str) -> Node:
-    """Return the node of a key of this mapping, placed where the key stands; or the node itself."""
+    """Return the node of a key of this mapping, placed at the key; otherwise the node itself."""
     child = node.value.get(key) if isinstance(node.value, dict) else None
     if child is None:
         return node
@@ -86,6 +86,6 @@ def _at(node: Node, key: str) -> Node:
 
 
 def _folder(node: Node, space: Path) -> Path:
-    """Return the folder of the file in which a node stands, which a space may extend."""
+    """Return the folder of the file that a node is from, which may be a base of the space."""
     file = file_of(node)
     return Path(file).parent if file != node.place else space.parent

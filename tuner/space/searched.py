@@ -1,4 +1,4 @@
-"""What a search varies, as people look at it: columns of a table, and a configuration to copy."""
+"""The searched parameters for people: columns of a table, and a configuration to copy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tuner.space import SearchSpace
 from tuner.space.axes import Axis, Branch, Choice, Group, Range, parameters, to_yaml, value_of
 
 ALL = "all trials"
-"""The group of trials, as importances are told of groups, that holds them all."""
+"""The group that holds all trials; importances are reported by group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One searched parameter in a table, or several of which a trial has one.
+    """One searched parameter in a table, or several of which a trial has only one.
 
     ``optimizer.sgd.lr`` and ``optimizer.adamw.lr`` share a column.
     """
@@ -26,10 +26,10 @@ class Column:
     """Dotted names of the parameters."""
 
     def text(self, config: Mapping[str, Any]) -> str:
-        """Return the value of a trial, with three digits; ``-`` where it was given none.
+        """Return a trial's value, floats with three digits; ``-`` if it has none.
 
         Args:
-            config: As ``TrialConfig.to_dict`` gives it.
+            config: As ``TrialConfig.to_dict`` returns it.
         """
         value = self.value(config)
         if value is None:
@@ -37,16 +37,16 @@ class Column:
         return f"{value:.3g}" if isinstance(value, float) else to_yaml(value)
 
     def value(self, config: Mapping[str, Any]) -> Any:
-        """Return the value of a trial; ``None`` where it was given none."""
+        """Return a trial's value; ``None`` if it has none."""
         values = (value_of(config, name) for name in self.names)
         return next((value for value in values if value is not None), None)
 
 
 def columns(space: SearchSpace, importance: Mapping[str, float]) -> list[Column]:
-    """Return what a space searches, the most important first, then in the order of its file.
+    """Return the searched parameters, the most important first, then in the order of the file.
 
     Args:
-        space: What is searched.
+        space: The space.
         importance: Share of each parameter; may be empty.
     """
     merged: dict[str, list[str]] = {}
@@ -60,7 +60,7 @@ def columns(space: SearchSpace, importance: Mapping[str, float]) -> list[Column]
 
 
 def _places(axis: Axis, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the place of each parameter, its name without those of branches, and its name."""
+    """Yield each parameter's place (its name without those of branches) and its name."""
     match axis:
         case Range() | Choice():
             yield place, axis.name
@@ -75,7 +75,7 @@ def _places(axis: Axis, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return each dotted name its shortest ending that no other one has."""
+    """Return, for each dotted name, its shortest ending that no other one has."""
     short = {}
     for name in names:
         words = name.split(".")
@@ -88,11 +88,11 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def searched_yaml(space: SearchSpace, config: Mapping[str, Any]) -> str:
-    """Return what a trial was given of what a space searches, as a ``baseline`` to copy.
+    """Return a trial's values of the searched parameters, as a ``baseline`` to copy.
 
     Args:
-        space: What was searched.
-        config: Of the trial, as ``TrialConfig.to_dict`` gives it.
+        space: The searched space.
+        config: The trial's configuration, as ``TrialConfig.to_dict`` returns it.
     """
     baseline: dict[str, Any] = {}
     for axis in parameters(space.axes):

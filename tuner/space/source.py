@@ -25,8 +25,8 @@ SHIPPED = next(
     ),
     _PACKAGE / "search_spaces",
 )
-"""In an installed wheel within the package, in a clone beside it; on a cluster's head in the folder
-of a job that makes a space, on its other nodes nowhere."""
+"""Inside the package in an installed wheel, next to it in a clone; on a cluster's head, in the
+folder of a job that makes a space; on its other nodes, nowhere."""
 
 
 def find_space(name: str) -> Path:
@@ -58,9 +58,9 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
     Args:
         path: The YAML file.
         overrides: ``KEY=VALUE`` each: a dotted path into the file, and YAML that replaces what
-            stands there. A path may leave out the ``choice`` between a key and a branch's name.
-        schema: Of the file; ``merge`` needs it.
-        text: Read in place of the file, whose name then stands in messages without a line.
+            is there. A path may leave out the ``choice`` between a key and a branch's name.
+        schema: Schema of the file; ``merge`` needs it.
+        text: Read instead of the file; messages then name the file without a line.
 
     Returns:
         The top level, a mapping.
@@ -78,13 +78,13 @@ def load(path: Path, overrides: Sequence[str], schema: Schema, text: str | None 
 
 
 def said_of(overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the keys of which overrides say something, also within mappings, and what they say.
+    """Return the keys that overrides set, also within mappings, with their values.
 
     Args:
         overrides: As in ``load``.
 
     Returns:
-        By dotted path; the last word counts. Mappings and lists hold nodes.
+        Values by dotted path; the last override counts. Mappings and lists hold nodes.
 
     Raises:
         SpaceError: If what one says is no YAML.
@@ -106,12 +106,12 @@ def _values(path: str, node: Node | None) -> dict[str, Any]:
 
 
 def word_of(key: str, value: bool | float | str) -> str:
-    """Return the override that gives a key this value."""
+    """Return the override that sets a key to this value."""
     return f"{key}={to_yaml(value) if isinstance(value, float) else json.dumps(value)}"
 
 
 def check_no_files(path: Path) -> None:
-    """Make sure that a space names no other file, as those that runs hold do not.
+    """Make sure that a space names no other file; the space of a run never does.
 
     Raises:
         SpaceError: If it does, or cannot be read.
@@ -138,7 +138,7 @@ def merge(base: Node, node: Node, schema: Schema | None) -> Node:
     """Lay ``node`` over ``base``: mappings merge, everything else replaces.
 
     An axis counts as a value and replaces, except that the branches under two ``choice:`` mappings
-    merge; where one of several records is named, ``{adamw: ...}`` replaces ``{sgd: ...}``.
+    merge. If the schema is one of several records, ``{adamw: ...}`` replaces ``{sgd: ...}``.
     """
     old, new = base.value, node.value
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -159,7 +159,7 @@ def merge(base: Node, node: Node, schema: Schema | None) -> Node:
 
 
 def descend(root: Node, family: str, change: Callable[[Node], Node]) -> Node:
-    """Change what stands under a family of ``space.model``, if it is a mapping, be it a branch."""
+    """Apply ``change`` to the mapping of a family of ``space.model``, also inside a choice."""
     return _descend(root, ("space", "model", family), change)
 
 
@@ -178,7 +178,7 @@ def _descend(node: Node, keys: tuple[str, ...], change: Callable[[Node], Node]) 
 
 
 def words(node: Node | None) -> Iterator[Node]:
-    """Return the nodes of a word or a choice of words; what is no word, the grammar refuses."""
+    """Return the nodes of a word or a choice of words; the grammar refuses anything else."""
     if node is not None and isinstance(node.value, dict):
         node = node.value.get("choice")
     nodes = node.value if node is not None and isinstance(node.value, tuple) else (node,)
@@ -228,7 +228,7 @@ def _load_file(
 
 
 def _with_dataset(root: Node) -> Node:
-    """Write ``dataset: NAME`` as the mapping that it is short for, so that its keys merge."""
+    """Expand ``dataset: NAME`` to the mapping that it is short for, so that its keys merge."""
     assert isinstance(root.value, dict)
     node = root.value.get("dataset")
     if node is None or not isinstance(node.value, str):
@@ -238,7 +238,7 @@ def _with_dataset(root: Node) -> Node:
 
 
 def with_short_dataset(root: Node) -> Node:
-    """Write a data set of which nothing but its source is said as that source."""
+    """Shorten a data set that has only a source to that source."""
     assert isinstance(root.value, dict)
     node = root.value.get("dataset")
     if node is None or not isinstance(node.value, dict) or node.value.keys() != {"source"}:
@@ -283,7 +283,7 @@ def _override(root: Node, override: str) -> Node:
     blank = Node(value=None, path=path, place=override, key_place=override)
     new = compose(text, path, lambda _: override) or blank
     if parts == ["dataset"] and isinstance(new.value, str):
-        # Another source, of which the same is said as of the one before.
+        # Another source; the other keys of the data set stay.
         parts, new = ["dataset", "source"], replace(new, path="dataset.source")
     return _put(root, parts, new, override)
 

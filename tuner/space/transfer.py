@@ -1,4 +1,4 @@
-"""What a space's ``pretrained`` models start from: names checked, runs looked up."""
+"""The starting points of a space's ``pretrained`` models: checks names and looks up runs."""
 
 from tuner.errors import TunerError
 from tuner.models.catalogue import why_not_name, why_not_weights
@@ -13,7 +13,7 @@ from tuner.storage.paths import AnyPath
 def with_origins(root: Node, storage: AnyPath) -> Node:
     """Check ``space.model.pretrained``, if there is one, and add the architecture of its run.
 
-    What holds its ``source`` already, as the ``space.yaml`` of a run does, is left alone.
+    A node that already holds its ``source``, as in the ``space.yaml`` of a run, is left unchanged.
 
     Args:
         root: The top level of a space.
@@ -38,7 +38,7 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
             raise weights.error(problem)
     held = node.value.get("source")
     keys = [key for key in ("run", "trial") if key in node.value]
-    # What a run holds is of the trial beside it, not of one that was laid over that.
+    # A run's source belongs to the trial next to it, not to one from an override.
     moved = [key for key in keys if held and file_of(node.value[key]) != file_of(held)]
     if "run" not in node.value or (held is not None and not moved):
         return node
@@ -48,7 +48,7 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
 
 
 def _with_run(node: Node, storage: AnyPath) -> Node:
-    # Torch, which only such spaces should wait for.
+    # These import PyTorch, which only such spaces should wait for.
     from tuner.run.check import check_records
     from tuner.run.checkpoint import read_description
     from tuner.run.layout import CHECKPOINT
@@ -81,10 +81,10 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
         raise size.error(
             f"trial {record.number} brings images to a size of its own; leave image_size out"
         )
-    # Grey images have three channels by the time that they are normalized for ImageNet's weights.
+    # Grey images already have three channels when they are normalized for ImageNet's weights.
     image_shape = (len(description.mean), *description.image_shape[1:])
     source = Source(model=description.model, image_shape=image_shape)
-    # A folder is written down in full, to be found from anywhere.
+    # The absolute path of a folder is recorded, so that it is found from anywhere.
     is_name = found.path == storage / run.value
     added: dict[str, str | int] = {
         "run": run.value if is_name else str(found.path.absolute()),

@@ -1,7 +1,7 @@
 """YAML text as a tree whose every node knows where it was written.
 
-PyYAML would turn ``on`` into true and ``1:30`` into 90 without a word, and forget the lines; here
-the composed nodes are read one by one, and what would be quietly wrong is refused.
+PyYAML would silently turn ``on`` into true and ``1:30`` into 90, and lose the line numbers. Here
+the composed nodes are read one by one, and values that would be silently misread are refused.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from tuner.errors import SpaceError
 from tuner.schema import join
 
 FORMS = ("int", "float", "choice")
-"""The keys that make a mapping an axis; they do not show in the dotted paths below it."""
+"""The keys that make a mapping an axis; they are left out of the dotted paths below it."""
 MAX_NODES = 10_000
 _PREFIX = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
@@ -27,13 +27,13 @@ _FLOAT = re.compile(r"[-+.0-9_eE]+")
 
 
 class Mistakes:
-    """Collects the mistakes of a space, to tell them all in one pass.
+    """Collects the mistakes of a space, to report them all in one pass.
 
-    As a context it raises, at its end, one ``SpaceError`` of a line for each mistake that was
+    As a context manager, it raises on exit one ``SpaceError`` with a line for each mistake that was
     collected, in the order of their places.
 
     Args:
-        most: How many are told; ``None`` for all.
+        most: Maximum number of mistakes to report; ``None`` for all.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -65,7 +65,7 @@ class Mistakes:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Collect the mistake that the block raises, and go on after the block."""
+        """Collect the mistake that the block raises, and continue after the block."""
         try:
             yield
         except SpaceError as error:
@@ -73,7 +73,7 @@ class Mistakes:
 
 
 def _position(line: str) -> tuple[str, int, int]:
-    """Return the file, line and column that a message begins with."""
+    """Return the file, line and column at the start of a message."""
     found = re.match(r"(.*?):([0-9]+):([0-9]+): ", line)
     return (found[1], int(found[2]), int(found[3])) if found else (line, 0, 0)
 
@@ -84,40 +84,40 @@ class Node:
 
     value: "bool | int | float | str | tuple[Node, ...] | dict[str, Node] | None"
     path: str
-    """Dotted, without the words of an axis: ``space.optimizer.sgd.lr``."""
+    """Dotted, without the keys of an axis: ``space.optimizer.sgd.lr``."""
     place: str
     """``file:line:column``, or the override."""
     key_place: str
-    """Where the key before it stands."""
+    """Place of the key before it."""
 
     def error(self, what: str) -> SpaceError:
-        """Return the error that ``what`` is wrong with this value."""
+        """Return an error that says ``what`` is wrong with this value."""
         return _error(self.place, self.path, what)
 
     def key_error(self, key: str, what: str) -> SpaceError:
-        """Return the error that ``what`` is wrong with a key of this mapping."""
+        """Return an error that says ``what`` is wrong with a key of this mapping."""
         assert isinstance(self.value, dict)
         return _error(self.value[key].key_place, join(self.path, key), what)
 
     def with_value(self, value: "dict[str, Node]") -> "Node":
-        """Return a node at the same place."""
+        """Return a node with another value at the same place."""
         return dataclasses.replace(self, value=value)
 
 
 def file_of(node: Node) -> str:
-    """Return the file, or the override, in which a node stands."""
+    """Return the file, or the override, that a node is from."""
     file, *place = node.place.rsplit(":", 2)
     is_in_file = len(place) == 2 and all(number.isdigit() for number in place)
     return file if is_in_file else node.place
 
 
 def compose(text: str, path: str, place: Callable[[yaml.Mark | None], str]) -> Node | None:
-    """Read a text; ``None`` if it is empty.
+    """Read a YAML text; ``None`` if it is empty.
 
     Args:
         text: YAML.
-        path: Dotted path of what it holds.
-        place: Names a mark in it, as in ``Node.place``.
+        path: Dotted path of the text's value.
+        place: Returns the place of a mark in it, as in ``Node.place``.
 
     Raises:
         SpaceError: If it is not YAML, or would be read as something else than it seems.
@@ -146,7 +146,7 @@ def dump(node: Node) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes an axis in one line and a text of several as it stands, as one would by hand."""
+    """Writes an axis on one line and a text of several lines as a block, as one would by hand."""
 
     def represent_text(self, text: str) -> yaml.Node:
         return self.represent_scalar(_PREFIX + "str", text, style="|" if "\n" in text else None)
@@ -194,7 +194,7 @@ class _Reader:
         if node in self.open:
             raise _error(place, path, "the alias contains itself; write the values out")
         if self.num_nodes > MAX_NODES + 1:
-            # Told already; aliases of aliases would take for ever.
+            # Reported already; aliases of aliases would take forever.
             return Node(value=None, path=path, place=place, key_place=place)
         if self.num_nodes > MAX_NODES:
             raise _error(place, path, f"more than {MAX_NODES} values; use fewer aliases")
@@ -204,7 +204,7 @@ class _Reader:
         finally:
             self.open.pop()
         key_place = key_place or place
-        # An empty value has no place that an eye could find.
+        # An empty value has no visible place.
         place = key_place if value is None else place
         return Node(value=value, path=path, place=place, key_place=key_place)
 
@@ -253,12 +253,12 @@ class _Reader:
 
 
 def _scalar(node: yaml.Node) -> Any:
-    """Read a plain value; raises ValueError where YAML reads another one than the eye."""
+    """Read a plain value; raises ValueError if YAML reads it differently than a person would."""
     text, tag = node.value, node.tag.removeprefix(_PREFIX)
     if not isinstance(node, yaml.ScalarNode):
         tag = ""
     if tag == "str":
-        # JSON spells a character beyond 16 bits as two halves.
+        # JSON writes a character beyond 16 bits as two halves.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     if tag == "null":
         return None
@@ -290,12 +290,12 @@ def _scalar(node: yaml.Node) -> Any:
 
 
 def below(path: str, key: str) -> str:
-    """Return the dotted path of ``key`` below ``path``, without the words of an axis."""
+    """Return the dotted path of ``key`` below ``path``, without the keys of an axis."""
     return path if key in FORMS else join(path, key)
 
 
 def _error(place: str, path: str, what: str) -> SpaceError:
-    """Say what is wrong where; an override that names the path itself says it once."""
+    """Return the error for a path; if the place is an override of that path, name it only once."""
     named = re.sub(rf"\.({'|'.join(FORMS)})\b", "", place).startswith(f"{path}=")
     message = f"{place}: {what}" if named or not path else f"{place}: {path}: {what}"
     return SpaceError(message.replace("\n", "\\n"))

@@ -1,1 +1,1 @@
-"""The training loop, and what it is made of: its state, its steps, graphs and compilation."""
+"""The training loop and its parts: state, steps, graphs and compilation."""

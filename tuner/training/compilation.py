@@ -1,4 +1,4 @@
-"""Whether compiling a network pays, by what it cost and saved on this node before."""
+"""Decides whether compiling a network pays off, from earlier measurements on this node."""
 
 import contextlib
 import hashlib
@@ -17,30 +17,30 @@ from tuner.errors import UsageError
 from tuner.schema import from_json, to_json
 
 COLD_SECONDS = 18.5
-"""Length of a first compilation, where none was measured on this node: speednet's on one H100."""
+"""Seconds of a first compilation if none was measured on this node: speednet's on one H100."""
 MOST_LOST = 0.02
-"""Share of a training's time that a compilation of unknown use may take at most."""
+"""Maximum share of a training's time that a compilation of unknown benefit may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """What is known of one shape of network and batch on one kind of GPU."""
+    """Known costs for one shape of network and batch on one kind of GPU."""
 
     cold_seconds: NonNegative | None = None
-    """Length of the compilation with an empty cache."""
+    """Seconds of the compilation with an empty cache."""
     warm_seconds: NonNegative | None = None
-    """Length of the latest compilation from the compiler's cache on disk."""
+    """Seconds of the latest compilation from the compiler's cache on disk."""
     plain_step: Positive | None = None
     compiled_step: Positive | None = None
     """Seconds of a captured step without and with compilation."""
 
 
 class CompilationCosts:
-    """The costs of a shape, in a file beside the compiler's cache, which trials of a node share.
+    """The costs of a shape, in a file next to the compiler's cache, shared by trials of a node.
 
     Args:
         path: The file.
-        key: Of the shape.
+        key: Key of the shape.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -60,9 +60,9 @@ class CompilationCosts:
 
         Args:
             config: The training.
-            batch_size: Images that go through the network at once.
+            batch_size: Number of images that pass through the network at once.
             image_shape: (C, H, W).
-            dtype: The number type of the forward pass.
+            dtype: Number type of the forward pass.
             device: The GPU.
         """
         from torch._inductor.runtime.cache_dir_utils import cache_dir
@@ -76,12 +76,12 @@ class CompilationCosts:
     def pay_off(self, step_seconds: float, seconds_left: float) -> bool:
         """Return whether to compile now.
 
-        A shape that is known is compiled where the steps to come save more than it takes; another
-        one where even a compilation that saves nothing would hardly be noticed.
+        A known shape is compiled if the remaining steps save more time than it takes; an unknown
+        one if a compilation that saves nothing would hardly be noticed.
 
         Args:
-            step_seconds: Of a captured step without compilation.
-            seconds_left: Time that the steps to come take, as it is, or until the budget ends.
+            step_seconds: Seconds of a captured step without compilation.
+            seconds_left: Seconds that the remaining steps take unchanged, or until the budget ends.
         """
         known = self._read()
         costs = known.get(self._key, Costs())
@@ -89,13 +89,13 @@ class CompilationCosts:
             seconds = [c.cold_seconds for c in known.values() if c.cold_seconds is not None]
             cold = statistics.median(seconds) if seconds else COLD_SECONDS
             return cold <= MOST_LOST * seconds_left
-        # Beside its use, the compiled step has been measured on a GPU as busy as it was then.
+        # The compiled step's time also depends on how busy the GPU was when it was measured.
         saved = 1 - costs.compiled_step / costs.plain_step
         cost = costs.warm_seconds or costs.cold_seconds or COLD_SECONDS
         return cost < seconds_left and saved * (seconds_left - cost) > cost
 
     def note_compilation(self, seconds: float) -> None:
-        """Note how long a compilation took, the first step included."""
+        """Record the seconds of a compilation, including the first step."""
         costs = self._read().get(self._key, Costs())
         if costs.cold_seconds is None:
             self._write(replace(costs, cold_seconds=seconds))
@@ -103,7 +103,7 @@ class CompilationCosts:
             self._write(replace(costs, warm_seconds=seconds))
 
     def note_steps(self, *, plain: float, compiled: float) -> None:
-        """Note the seconds of a captured step without and with compilation."""
+        """Record the seconds of a captured step without and with compilation."""
         costs = self._read().get(self._key, Costs())
         self._write(replace(costs, plain_step=plain, compiled_step=compiled))
 
@@ -111,16 +111,16 @@ class CompilationCosts:
         try:
             return from_json(dict[str, Costs], self._path.read_text())
         except (OSError, UnicodeDecodeError, UsageError):
-            # Lost with the cache, or of another version: it is measured anew.
+            # Lost with the cache, or written by another version: it is measured again.
             return {}
 
     def _write(self, costs: Costs) -> None:
         known = self._read() | {self._key: costs}
         text = to_json(known)
-        # What a full or read-only disk does not take is measured anew: no training fails for it.
+        # What a full or read-only disk rejects is measured again; no training fails because of it.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Trials of a node write at the same time: each leaves a whole file.
+            # Trials of a node may write at the same time: each leaves a complete file.
             temporary = self._path.with_suffix(f".{os.getpid()}")
             temporary.write_text(text)
             temporary.replace(self._path)

@@ -1,4 +1,4 @@
-"""What a network costs where it is trained, measured before its first epoch."""
+"""The costs of a network on its training device, measured before the first epoch."""
 
 from collections.abc import Sequence
 
@@ -21,19 +21,19 @@ def measure_costs(
     *,
     start: InitialWeights | None = None,
 ) -> dict[str, float]:
-    """Measure what is asked for of the network of a configuration; its weights do not matter.
+    """Measure the requested costs of a configuration's network; its weights do not matter.
 
-    With folds it is that of all its networks together. Draws from torch's global generator.
+    With folds, the costs are of all its networks together. Draws from torch's global generator.
 
     Args:
-        config: Which network, in which precision.
-        splits: Its images.
-        device: Where it is timed, as an ensemble's members are.
-        costs: What to measure; the number of parameters is known without.
+        config: The network and its precision.
+        splits: The images.
+        device: Where to measure the latency, in the same way as for members of an ensemble.
+        costs: What to measure; the number of parameters needs no measurement.
         start: The weights that a ``pretrained`` model starts from, for their normalization.
 
     Returns:
-        ``latency_ms`` and ``size_mb``, those of them that are asked for.
+        ``latency_ms`` and ``size_mb``, as far as they are requested.
 
     Raises:
         UsageError: As ``build_model``.

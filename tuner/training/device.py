@@ -1,4 +1,4 @@
-"""Which device to compute on, and in which number type."""
+"""Chooses the device to compute on, and the number type."""
 
 import torch
 
@@ -7,9 +7,9 @@ from tuner.errors import UsageError
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Return the device of that name; ``auto`` is the first GPU that this process sees, or the CPU.
+    """Return a device by name; ``auto`` is the first GPU that this process sees, or the CPU.
 
-    A GPU has its index: memory limits and streams of a device without one are refused.
+    A GPU includes its index: memory limits and streams of a device without one are refused.
 
     Raises:
         UsageError: If there is no such device here.
@@ -26,7 +26,7 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def find_devices(name: str = "auto") -> list[torch.device]:
-    """Return the devices of that name; ``auto`` is every GPU that this process sees, or the CPU.
+    """Return the devices with a name; ``auto`` is every GPU that this process sees, or the CPU.
 
     Raises:
         UsageError: If there is no such device here.
@@ -37,18 +37,18 @@ def find_devices(name: str = "auto") -> list[torch.device]:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """Say on what kind of device and in which type is computed: ``cpu float32``."""
+    """Return the kind of device and the number type of a computation, as in ``cpu float32``."""
     is_on_gpu = device.type == "cuda"
     kind = torch.cuda.get_device_name(device) if is_on_gpu else device.type
     return f"{kind} {str(dtype).removeprefix('torch.')}"
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type in which ``device`` multiplies under ``precision``.
+    """Return the number type in which ``device`` multiplies under ``precision``.
 
-    ``auto`` is bfloat16 on a GPU that has it, and on a CPU that multiplies in it: with matrix tiles
-    (AMX) the 290k-parameter CNN trains 2.7 times as fast, with AVX-512's vectors 1.9 times, the
-    other families 1.3 to 2.1 times. A CPU without either emulates it at 0.09 times the speed.
+    ``auto`` is bfloat16 on a GPU that supports it, and on a CPU that multiplies in it: with matrix
+    tiles (AMX) the 290k-parameter CNN trains 2.7 times as fast, with AVX-512's vectors 1.9 times,
+    the other families 1.3 to 2.1 times. A CPU without either emulates it at 0.09 times the speed.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -62,8 +62,8 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def prediction_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type in which ``device`` computes a finished network.
+    """Return the number type in which ``device`` computes a finished network.
 
-    A GPU takes that of the training, a CPU float32, the same on every machine.
+    A GPU uses that of the training, a CPU float32, the same on every machine.
     """
     return compute_dtype(precision, device) if device.type == "cuda" else torch.float32

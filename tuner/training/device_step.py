@@ -1,9 +1,9 @@
 """The steps of a training on a GPU, captured as a CUDA graph.
 
-Whatever changes from step to step lies on the device: the shuffled order and the position in it,
-the learning rates, the share of the weight average. So a step is the same sequence of kernels every
-time, and is captured once and replayed: one launch instead of hundreds. Trainings of small networks
-are bound by launches: one H100 trains the ``cnn`` family 5.7 times as fast captured as eagerly.
+Everything that changes from step to step is on the device: the shuffled order and the position in
+it, the learning rates, the share of the weight average. So every step runs the same kernels, which
+are captured once and replayed: one launch instead of hundreds. Trainings of small networks are
+bound by launches: on one H100 the ``cnn`` family trains 5.7 times as fast captured as eagerly.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from tuner.training.step import Steps, Task, never
 CaptureMode = Literal["auto", "never"]
 
 WARM_UP_STEPS = 3
-"""Steps before a capture: the first makes the optimizer's state, the others are watched."""
+"""Steps before a capture: the first creates the optimizer's state, the others are checked."""
 
 
 class Timetable:
-    """What changes from step to step, as tensors on the device.
+    """The values that change from step to step, as tensors on the device.
 
     Args:
-        steps: Of which training. Each group of its optimizer takes its learning rate from here
-            from now on.
+        steps: The steps of the training. From now on, each group of its optimizer takes its
+            learning rate from here.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -44,7 +44,7 @@ class Timetable:
             steps.per_epoch, steps.batch_size, dtype=torch.int64, device=device
         )
         self._table = torch.zeros(2, steps.per_epoch, device=device)
-        """By step: the learning rate as a share of its peak, the share of the weight average."""
+        """Per step: the learning rate as a share of its peak, the share of the weight average."""
         self._is_mirrored = None if steps.sides is None else steps.sides.clone()
         peaks = [group["initial_lr"] for group in optimizer.param_groups]
         self._peaks = torch.tensor(peaks, device=device)
@@ -53,7 +53,7 @@ class Timetable:
             group["lr"] = rate
 
     def start_epoch(self, epoch: int) -> None:
-        """Shuffle, and go to the first step of an epoch, counted from 1."""
+        """Shuffle, and move to the first step of an epoch, counted from 1."""
         steps, average = self._steps, self._steps.task.learner.average
         order = steps.shuffle()
         self._order.copy_(order[: self._order.numel()].view_as(self._order))
@@ -66,11 +66,11 @@ class Timetable:
             self._is_mirrored.copy_(steps.sides ^ (epoch % 2 == 0))
 
     def read(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Set the learning rates of the present step.
+        """Set the learning rates of the current step.
 
         Returns:
             The positions of its images, shape (B,); which of them to mirror, shape (B,), or
-            ``None`` if that is drawn; the share that moves the weight average, shape ().
+            ``None`` if that is random; the share by which the weight average moves, shape ().
         """
         index = self._order.index_select(0, self._position).view(-1)
         factor, share = self._table.index_select(1, self._position).unbind()
@@ -79,15 +79,15 @@ class Timetable:
         return index, sides, share.view(())
 
     def advance(self) -> None:
-        """Go to the next step."""
+        """Move to the next step."""
         self._position += 1
 
 
 class DeviceSteps(Steps):
-    """Steps that find their batch and learning rate on the GPU, captured where they can be.
+    """Steps that read their batch and learning rate on the GPU, captured if possible.
 
     Args:
-        task: What is trained.
+        task: The training.
         compile_mode: See ``tuner.training.compilation``.
         capture_mode: ``never`` runs every step eagerly.
     """
@@ -111,7 +111,7 @@ class DeviceSteps(Steps):
         self._note = ""
         self._is_compiled = False
         self._plain_seconds: float | None = None
-        """Seconds of a step before compilation, while a compiled one may prove slower."""
+        """Seconds of a step before compilation, while the compiled step may prove slower."""
         self.execution = "eager"
         if compile_mode == "always":
             self._compile()
@@ -162,14 +162,14 @@ class DeviceSteps(Steps):
 
     def _compile(self) -> None:
         self._may_compile = False
-        # What this process compiled for earlier trials counts against a limit of variants.
+        # Earlier trials' compilations in this process count against a limit of variants.
         torch.compiler.reset()
         self._forward = torch.compile(self.task.learner.network, dynamic=False)
         self._is_compiled = True
         self._warm_up_anew()
 
     def _first_compiled_step(self) -> None:
-        """Compile, by a step that is taken without compilation where that fails."""
+        """Take the first compiled step, or an uncompiled one if the compilation fails."""
         generator, device = self.task.learner.generator, self.task.images.device
         generators = (generator, torch.cuda.default_generators[device.index])
         states = [each.get_state() for each in generators]
@@ -178,7 +178,7 @@ class DeviceSteps(Steps):
         try:
             self._run_body()
             torch.cuda.synchronize(device)
-        except Exception as error:  # Whatever the compiler raises: the training needs none of it.
+        except Exception as error:  # Any compiler error: the training does not need the compiler.
             self.task.learner.optimizer.zero_grad(set_to_none=True)
             self.total_loss.copy_(loss)
             for each, state in zip(generators, states, strict=True):
@@ -194,7 +194,7 @@ class DeviceSteps(Steps):
         self.total_loss.zero_()
         self._timetable.start_epoch(epoch)
         self._pace.pause()
-        # A graph holds the gradients of what learned when it was captured.
+        # A graph contains the gradients of the parameters that learned when it was captured.
         network = self.task.learner.network
         what_learns = [p.requires_grad for p in network.parameters()]
         what_learns += [module.training for module in network.modules()]
@@ -218,7 +218,7 @@ class DeviceSteps(Steps):
             self._step()
         elif self._may_capture and self._num_warm > 0:
             reason = why_not_capturable(self._run_body, self.task.learner.network.buffers)
-            # Another thread may have drawn a number on the host: only what is seen twice counts.
+            # Another thread may have drawn a number on the host: only repeated reasons count.
             self._complaints += reason is not None
             if self._complaints == WARM_UP_STEPS - 1:
                 self._stay_eager(str(reason))
@@ -240,7 +240,7 @@ class DeviceSteps(Steps):
             self._describe("captured")
 
     def _set_capturable(self, is_capturable: bool) -> None:
-        """Allow AdamW to be captured, or not: it refuses one and warns of the other."""
+        """Set AdamW's ``capturable``: without it a capture fails, with it an eager step warns."""
         for group in self.task.learner.optimizer.param_groups:
             if "capturable" in group:
                 group["capturable"] = is_capturable
@@ -256,7 +256,7 @@ class DeviceSteps(Steps):
         self.execution = how + (", compiled" if self._is_compiled else "") + self._note
 
     def _run_body(self) -> None:
-        """Take the next step: all on the device, the same kernels every time."""
+        """Take the next step, entirely on the device, with the same kernels every time."""
         index, is_mirrored, share = self._timetable.read()
         self._train_on(index, is_mirrored)
         self.task.learner.average.move(share)

@@ -1,4 +1,4 @@
-"""What a training yields."""
+"""The results that a training yields."""
 
 import math
 import time
@@ -13,28 +13,28 @@ from tuner.training.learner import FoldedLearner, Learner
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch:
-    """What one epoch of training has led to."""
+    """The results of one epoch of training."""
 
     figures: EpochMetrics
     val_probs: Tensor
     """Class probabilities of the validation images by ``network``, float32, shape (N, K), CPU. With
-    folds, those of an image are by the one network that was not trained on it."""
+    folds, each image's are by the one network that was not trained on it."""
     network: nn.Module
-    """The averaged weights, in evaluation mode; they change as the iteration goes on. With folds,
-    the networks of all as one ``FoldedNetwork``."""
+    """The averaged weights, in evaluation mode; they change as the iteration continues. With folds,
+    the networks of all folds as one ``FoldedNetwork``."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Mean and deviation a channel by which its images were normalized."""
+    """Mean and standard deviation per channel used to normalize the images."""
     learner: Learner | FoldedLearner
-    """What ``train`` goes on from, as ``learner.state()``; it changes, too."""
+    """Its ``state()`` is what ``train`` resumes from; it changes, too."""
     execution: str
-    """How the steps were run: ``captured``, ``eager``, with a reason where a capture failed."""
+    """How the steps were run, as ``captured`` or ``eager``; with a reason if a capture failed."""
     computed: str
-    """On what kind of device and in which type: ``cpu float32``."""
+    """Kind of device and number type, such as ``cpu float32``."""
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the network, those that are frozen too."""
+        """Number of parameters of the network, including frozen ones."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     @property
@@ -52,12 +52,12 @@ def metrics_of(
     lr: float,
     seconds: float,
 ) -> EpochMetrics:
-    """Return the figures of an epoch that ends now.
+    """Return the metrics of an epoch that ends now.
 
     Args:
-        val_probs: Of the validation images, shape (N, K).
-        val_labels: Theirs, int64, shape (N,), on the CPU.
-        epoch: Its number, from 1.
+        val_probs: Probabilities of the validation images, shape (N, K).
+        val_labels: Their labels, int64, shape (N,), on the CPU.
+        epoch: Number of the epoch, from 1.
         train_loss: As in ``EpochMetrics``, like the others.
         lr: Likewise.
         seconds: Likewise.

@@ -1,10 +1,10 @@
 """Several trainings of one configuration, each on other folds of the images, as one training.
 
-The networks go forward together, an epoch each in turn. So what is known after any epoch, and what
-a scheduler compares at a rung, is the accuracy over all images, each seen by the one network that
-was not trained on it, and all networks at the same epoch of their schedules. If each fold were
-trained to its end before the next, trials that were stopped early would be ranked by fewer images
-than the others, and the lucky ones of them would lead.
+The networks train in turn, one epoch each. So after any epoch, and when a scheduler compares trials
+at a rung, the accuracy is over all images, each predicted by the one network that was not trained
+on it, with all networks at the same epoch of their schedules. If each fold were trained to its end
+before the next, trials that were stopped early would be ranked by fewer images than others, and the
+lucky ones among them would lead.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ def fold_seed(seed: int, fold: int) -> int:
 def train_in_turn(
     trainings: Sequence[Generator[Epoch]], splits: Splits, device: torch.device
 ) -> Generator[Epoch]:
-    """Yield each epoch of several trainings as one, as soon as all have come to its end.
+    """Yield each epoch of several trainings as one, once all trainings have finished it.
 
-    Each has torch's global generators to itself: they are what it would find were it alone.
+    Each training has torch's global generators to itself, as if it ran alone.
 
     Args:
-        trainings: Of the folds, in their order.
+        trainings: One per fold, in order.
         splits: The images with their folds.
-        device: Where the trainings are.
+        device: Device of the trainings.
     """
     random: list[dict[str, Tensor]] = []
     with contextlib.ExitStack() as stack:
@@ -59,7 +59,7 @@ def train_in_turn(
 def _as_one(
     epochs: Sequence[Epoch], splits: Splits, random: Sequence[Mapping[str, Tensor]]
 ) -> Epoch:
-    """Join what the same epoch of all folds has led to."""
+    """Combine the results of the same epoch of all folds."""
     assert splits.fold_of is not None
     last = epochs[-1]
     probs = last.val_probs.new_empty(len(splits.val), splits.num_classes)

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: whether it can be captured, and the capture."""
+"""A training step as a CUDA graph: checking whether it can be captured, and capturing it."""
 
 import random
 import threading
@@ -24,14 +24,14 @@ class CaptureError(Exception):
 def why_not_capturable(
     step: Callable[[], None], buffers: Callable[[], Iterable[torch.Tensor]] = tuple
 ) -> str | None:
-    """Run a step as it is, and return why a graph of it would not do the same.
+    """Run a step eagerly, and return why a graph of it would behave differently, or ``None``.
 
     A graph repeats what the device did. A value that is read on the host, and a random number that
-    is drawn there, would stay what they were when the graph was captured.
+    is drawn there, would keep the values from the time of the capture.
 
     Args:
         step: The step. It is run once, with all its effects.
-        buffers: Returns those of the network as they are.
+        buffers: Returns the network's current buffers.
     """
     held = [*buffers()]
     before, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
@@ -60,8 +60,8 @@ def capture(
 
     Args:
         step: The step.
-        stream: Where it was run, and is captured.
-        generator: Its source of random numbers besides the device's default one.
+        stream: Stream on which it was run and is captured.
+        generator: Its source of random numbers in addition to the device's default generator.
 
     Raises:
         CaptureError: If that fails. Weights and random numbers are as before then.
@@ -71,14 +71,14 @@ def capture(
     generators = (generator, torch.cuda.default_generators[stream.device.index])
     states = [each.clone_state() for each in generators]
     try:
-        # Other threads may copy a snapshot or capture a graph of their own meanwhile.
+        # Meanwhile, other threads may copy a snapshot or capture a graph of their own.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             step()
     except Exception as error:
         if not _has_ended(graph):
             _failed.append(graph)
         for each, state in zip(generators, states, strict=True):
-            # The old state would refuse to draw: for it the capture has not ended.
+            # The old state would refuse to draw, because for it the capture has not ended.
             each.graphsafe_set_state(state)
         raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
     return graph
@@ -93,15 +93,15 @@ def _note_read(
     lineno: int,
     *ignored: Any,
 ) -> None:
-    """Note a warning's place in ``places``, if it tells that ``thread`` read a value."""
-    # The mode is the process's: the thread that saves an epoch is warned, too. PyTorch says once,
-    # too, that this mode may miss some "synchronizing operations".
+    """Add a warning's location to ``places`` if it reports that ``thread`` read a value."""
+    # The mode applies to the process: the thread that saves an epoch is warned, too. PyTorch also
+    # warns once that this mode may miss some "synchronizing operations".
     if threading.get_ident() == thread and "called a synchronizing" in str(message):
         places.append(f"{Path(filename).name}:{lineno}")
 
 
 def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
-    """Return whether a capture came to its end, though the step failed, for lack of memory say."""
+    """Return whether a capture ended although the step failed, for lack of memory, say."""
     try:
         graph.pool()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""What a training starts from: weights found or fetched once, checked by hash, ready to travel."""
+"""The weights that a training starts from: found or fetched once, and checked by their hash."""
 
 import pickle
 import re
@@ -25,25 +25,25 @@ from tuner.storage.paths import AnyPath
 from tuner.storage.records import explaining_damage
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
-"""Second heads of GoogLeNet and Inception, which are not built."""
+"""Auxiliary heads of GoogLeNet and Inception, which are not built."""
 OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
-"""Names from before modules could have no dots in theirs; torchvision's DenseNet renames them, too,
-as it loads its files."""
+"""Old names, from when module names could contain dots; torchvision's DenseNet also renames them
+when it loads its files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitialWeights:
-    """Weights to start from, with what they want of images."""
+    """Weights to start from, with the normalization of images that they expect."""
 
     tensors: Mapping[str, Tensor]
-    """By the names of the network; without the head's, if its classes are others."""
+    """Tensors by their names in the network; without the head if its classes differ."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Mean and deviation a channel by which images in [0, 1] are normalized."""
+    """Mean and standard deviation per channel that normalize images in [0, 1]."""
 
 
 def start_key(model: ModelConfig) -> str | None:
-    """Name the weights that a model starts from, without reading them; ``None`` for random ones."""
+    """Return a key for a model's initial weights, without reading them; ``None`` if random."""
     if model.family != "pretrained":
         return None
     params: PretrainedParams = params_of(model)
@@ -51,9 +51,9 @@ def start_key(model: ModelConfig) -> str | None:
 
 
 def weights_at_hand(names: Iterable[str]) -> list[str]:
-    """Return those of torchvision's networks whose default weights lie in torch hub's cache."""
+    """Return the torchvision networks whose default weights are in torch hub's cache."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    # To know the names of the files takes importing torchvision.
+    # Looking up the file names requires importing torchvision.
     if not any(folder.glob("*.pth")):
         return []
     urls = {name: find_weights(name, "DEFAULT").url for name in names}
@@ -66,7 +66,7 @@ def load_all_initial_weights(
     image_shape: ImageShape,
     storage: AnyPath,
 ) -> dict[str, InitialWeights]:
-    """Load what any of ``models`` starts from, by ``start_key``; see ``load_initial_weights``."""
+    """Load the initial weights of ``models`` by ``start_key``; see ``load_initial_weights``."""
     wanted = {start_key(model): model for model in models}
     initial_weights = {
         key: load_initial_weights(m, classes, image_shape, storage) for key, m in wanted.items()
@@ -84,8 +84,8 @@ def load_initial_weights(
     """Load the weights that a ``pretrained`` model starts from; ``None`` for any other model.
 
     Args:
-        model: What starts from them.
-        classes: Of the images to train on.
+        model: The model that starts from them.
+        classes: Classes of the images to train on.
         image_shape: (C, H, W) of these images.
         storage: Folder of the runs.
 
@@ -150,7 +150,7 @@ def _without_head(tensors: Mapping[str, Tensor], head_name: str) -> dict[str, Te
 
 
 def _intact_file(url: str) -> Path:
-    """Return the file of a URL from torch hub's cache, checked; fetch it if it is not there."""
+    """Return a URL's file in torch hub's cache, checked, and fetched if it is missing."""
     name = url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / name

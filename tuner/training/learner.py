@@ -1,4 +1,4 @@
-"""Everything that changes in the course of a training, as named tensors."""
+"""Everything that changes during a training, as named tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tuner.optim import WeightAverage
 
 
 class UnfitStateError(Exception):
-    """A saved state that another version of the program wrote, and that this one cannot go on from.
+    """A saved state, written by another version of the program, that this one cannot resume from.
 
     The message says why, in one line.
     """
@@ -25,7 +25,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Bring torch's global generators to where ``random_state`` was called."""
+    """Set torch's global generators to a state that ``random_state`` returned."""
     torch.set_rng_state(tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
@@ -33,21 +33,21 @@ def set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> Non
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
-    """Everything that changes in the course of a training."""
+    """Everything that changes during a training."""
 
     network: nn.Module
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    """Source of shuffles and augmentation, on the device; dropout draws from the global ones."""
+    """Source of shuffles and augmentation, on the device; dropout uses the global generators."""
 
     @property
     def device(self) -> torch.device:
-        """Where the training is."""
+        """Device of the training."""
         return self.generator.device
 
     def state(self) -> dict[str, Tensor]:
-        """Return all of it as named tensors, for ``restore``."""
+        """Return the whole state as named tensors, for ``restore``."""
         tensors = {
             f"{part}.{name}": tensor
             for part, module in (("network", self.network), ("average", self.average.model))
@@ -61,9 +61,9 @@ class Learner:
         return tensors | random_state(self.device)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to where ``state`` was called, with the same numbers on a CPU.
+        """Restore the state that ``state`` returned, with the same numbers on a CPU.
 
-        On another kind of device than before, other random numbers are drawn from here on.
+        On another kind of device, the random numbers differ from then on.
 
         Raises:
             UnfitStateError: If a part of the optimizer's state is not what it keeps for that
@@ -96,7 +96,7 @@ class Learner:
         set_random_state(tensors, self.device)
 
     def _check_fits(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse a state of an optimizer that had other parameters, or in another order."""
+        """Refuse the state of an optimizer with other parameters, or in another order."""
         fit = [
             (group["state_names"], parameter.shape)
             for group in self.optimizer.param_groups
@@ -119,19 +119,19 @@ class Learner:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldedLearner:
-    """Everything that changes in the course of the trainings."""
+    """Everything that changes during the trainings of all folds."""
 
     learners: Sequence[Learner]
     random: Sequence[Mapping[str, Tensor]]
-    """The global generators as each training left them."""
+    """The states of the global generators after each training."""
 
     @property
     def device(self) -> torch.device:
-        """Where the trainings are."""
+        """Device of the trainings."""
         return self.learners[0].device
 
     def state(self) -> dict[str, Tensor]:
-        """Return all of it as named tensors."""
+        """Return the whole state as named tensors."""
         return {
             _prefix(fold) + name: tensor
             for fold, (learner, random) in enumerate(zip(self.learners, self.random, strict=True))
@@ -140,7 +140,7 @@ class FoldedLearner:
 
 
 def state_of_fold(state: Mapping[str, Tensor], fold: int) -> dict[str, Tensor]:
-    """Return the part of ``FoldedLearner.state()`` that the training of a fold goes on from."""
+    """Return the part of ``FoldedLearner.state()`` from which the training of a fold resumes."""
     prefix = _prefix(fold)
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 

@@ -1,7 +1,7 @@
-"""The training loop: plain PyTorch, a generator of epochs, no engine.
+"""The training loop: plain PyTorch, a generator of epochs, independent of the search engine.
 
 ``for epoch in train(config, splits, device)`` is the same line in a test, a benchmark and a trial
-on a cluster; whoever iterates decides how long.
+on a cluster; the caller decides how long to iterate.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from tuner.training.step import HostSteps, Steps, Task, never
 from tuner.voting.temperature import soften
 
 FIT_IMAGES = 5000
-"""Most training images that a network sees before training; see ``FitsImages``."""
+"""Maximum number of training images that a network sees before training; see ``FitsImages``."""
 PROBE_STEPS = 4
-"""Steps from which the length of a whole epoch is foreseen, after as many to warm up."""
+"""Steps from which the length of an epoch is estimated, after as many warm-up steps."""
 GPU_PROBE_STEPS = 32
-"""The same on a GPU, where captured steps are short beside what else an epoch takes."""
+"""The same on a GPU, where captured steps are short compared to the rest of an epoch."""
 ENDLESS = 10**6
-"""Epochs of a probe, which is ended before."""
+"""Number of epochs of a probe, which is closed earlier."""
 
 
 def train(
@@ -57,32 +57,32 @@ def train(
 ) -> Generator[Epoch]:
     """Train one model, or one for each fold of the images, and yield each epoch as it ends.
 
-    Seeds torch's global generators with ``config.seed``: the same config, splits and device give
-    the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU they
-    do, with and without capture, under ``torch.use_deterministic_algorithms(True, warn_only=True)``
-    and ``CUBLAS_WORKSPACE_CONFIG=:4096:8``; a ``vit`` only without ``warn_only``, with which others
-    fail.
+    Seeds torch's global generators with ``config.seed``: the same config, splits and device produce
+    the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU, with
+    and without capture, this needs ``torch.use_deterministic_algorithms(True, warn_only=True)`` and
+    ``CUBLAS_WORKSPACE_CONFIG=:4096:8``; a ``vit`` needs it without ``warn_only``, where other
+    families fail.
 
     Args:
-        config: All that defines the training.
-        splits: Training and validation images, best on ``device`` already, and what a teacher says
-            of the former.
+        config: Everything that defines the training.
+        splits: Training and validation images, ideally on ``device`` already, and the teacher's
+            probabilities for the training images.
         device: Where to train; a GPU with its index, as ``find_device`` returns it.
         start: The weights that a ``pretrained`` model starts from, as ``load_initial_weights``
-            returns them; images are normalized as they want it.
-        state: What ``learner.state()`` of an epoch gave, to go on after it.
+            returns them; images are normalized as they expect.
+        state: The ``learner.state()`` of an epoch to resume after.
         epochs_done: The number of that epoch.
-        micro_batches: Parts of each of ``config.micro_batches``, where memory is short.
+        micro_batches: Number of parts of each of ``config.micro_batches``, if memory is short.
         compile_mode: See ``tuner.training.compilation``; compiled steps round differently.
         capture_mode: Whether a GPU's steps become a CUDA graph; see ``tuner.training.device_step``.
-        should_stop: Asked between two steps; where it returns true, the training ends without the
-            epoch under way.
-        budget_seconds: Time until the training will be stopped; what would not pay within it is not
-            begun.
+        should_stop: Called between two steps; if it returns true, the training ends without the
+            current epoch.
+        budget_seconds: Seconds until the training will be stopped; work that would not pay off by
+            then is not started.
 
     Yields:
-        The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; going on
-        is the caller's choice.
+        The epochs up to ``config.epochs``. Losses are NaN or infinite after a divergence; whether
+        to continue is the caller's choice.
 
     Raises:
         UsageError: If the model cannot be built, the weights to start from are missing or unfit, or
@@ -130,7 +130,7 @@ def train(
         policy.start_from(start.tensors)
     network = to_channels_last(network.to(device))
     if state is None and isinstance(network, FitsImages):
-        # Spread over all, for a folder's images come class by class.
+        # Spread over all images, because a folder's images are sorted by class.
         few = images[:: -(-len(images) // FIT_IMAGES)]
         network.fit_to(normalize(few, mean, std))
     average = WeightAverage(network, config.ema_decay)
@@ -208,7 +208,7 @@ def predict_epoch_seconds(
     start: InitialWeights | None = None,
     micro_batches: int = 1,
 ) -> float:
-    """Foresee the length of an epoch of this training, validation included, from a few steps."""
+    """Estimate the seconds of an epoch of this training, with validation, from a few steps."""
     probe = probe_epochs(
         config,
         splits,
@@ -231,20 +231,20 @@ def probe_epochs(
     micro_batches: int = 1,
     steps: int = PROBE_STEPS,
 ) -> Generator[Epoch]:
-    """Train short epochs without end, each told with the seconds that a whole one would take.
+    """Train short epochs without end, each reported with the seconds of a whole epoch.
 
-    They lie behind the last epoch of the configuration, where nothing is frozen any more.
+    They follow the last epoch of the configuration, when nothing is frozen any more.
 
     Args:
-        config: Whose training.
-        splits: Its images.
+        config: The training.
+        splits: The images.
         device: Where to train.
         start: See ``train``.
         micro_batches: See ``train``.
-        steps: Of a short epoch, at most as many as a whole one has.
+        steps: Number of steps of a short epoch, at most those of a whole one.
 
     Yields:
-        The epochs. The first one is slower, for it warms up.
+        The epochs. The first one is slower because it warms up.
     """
     batch_size = min(config.batch_size, splits.num_trained)
     whole = splits.num_trained // batch_size
@@ -264,12 +264,12 @@ def probe_epochs(
 
 
 def _part_of(splits: Splits, num_train: int, num_val: int) -> Splits:
-    """Return a part of splits, in the proportion of the whole, so that one factor scales both.
+    """Return a part of the splits with the same proportions, so that one factor scales both.
 
     Args:
         splits: The whole.
-        num_train: Images of the part that a network trains on.
-        num_val: Images of the part that are validated on.
+        num_train: Number of images in the part that a network trains on.
+        num_val: Number of images in the part to validate on.
     """
     if splits.fold_of is None:
         val = _first(splits.val, max(1, num_val))

@@ -1,4 +1,4 @@
-"""What a training step minimizes: the loss of the labels and, of a student, that of its teacher."""
+"""The loss of a training step: that of the labels and, for a student, that of its teacher."""
 
 from typing import Literal
 
@@ -11,40 +11,40 @@ EXPONENTS: dict[Literal["balanced", "sqrt"], float] = {"balanced": 1.0, "sqrt": 
 
 
 class TrainingLoss:
-    """Softmax cross-entropy over a batch that goes through the network in parts.
+    """Softmax cross-entropy over a batch that passes through the network in parts.
 
-    With ``class_weights``, each image counts as much as its class, and one with blended labels as
-    much as the blend of its classes; the batch's loss is divided by what its images count together,
-    as ``torch.nn.functional.cross_entropy`` does for labels that are not blended. What it does for
-    blended ones, to divide by their number, would have a batch with rare classes take longer steps.
+    With ``class_weights``, each image counts with the weight of its class, and one with blended
+    labels with the blended weights. The batch's loss is divided by the total weight of its images,
+    as ``torch.nn.functional.cross_entropy`` does for unblended labels. For blended ones PyTorch
+    divides by their number, which would make a batch with rare classes take longer steps.
 
     Args:
-        config: Whose loss.
-        labels: Of all training images, int64, shape (N,), on the device.
+        config: The training.
+        labels: Labels of all training images, int64, shape (N,), on the device.
         num_classes: K.
     """
 
     def __init__(self, config: TrialConfig, labels: Tensor, num_classes: int) -> None:
         self._smoothing, self._distill = config.label_smoothing, config.distill
         self.weights: Tensor | None = None
-        """What an image of each class counts, shape (K,); 0 for a class without images."""
+        """Weight of an image of each class, shape (K,); 0 for a class without images."""
         self.adjustment: Tensor | None = None
-        """What is added to the logits, shape (K,)."""
+        """Added to the logits, shape (K,)."""
         if config.class_weights == "none" and not config.logit_adjustment:
             return
         counts = labels.bincount(minlength=num_classes).cpu().double()
-        # A class without images is never a label. One image keeps its logarithm finite.
+        # A class without images is never a label; counting one image keeps its logarithm finite.
         shares = counts.clamp(min=1) / counts.sum()
         if config.class_weights != "none":
             weights = shares.pow(-EXPONENTS[config.class_weights]) * (counts > 0)
-            # By 1 in the mean over the images.
+            # Scaled to a mean of 1 over the images.
             self.weights = (weights / (weights @ shares)).float().to(labels.device)
         if config.logit_adjustment:
             adjustment = config.logit_adjustment * shares.log()
             self.adjustment = adjustment.float().to(labels.device)
 
     def weight_of(self, targets: Tensor) -> Tensor | int:
-        """Return what images count together.
+        """Return the total weight of images.
 
         Args:
             targets: Labels, int64, shape (B,), or class probabilities, shape (B, K).
@@ -63,19 +63,19 @@ class TrainingLoss:
         taught: Tensor | None = None,
         share: float = 1.0,
     ) -> Tensor:
-        """Return what some images of a batch add to its loss.
+        """Return the contribution of some images of a batch to its loss.
 
-        The teacher's probabilities are those of the images as they are, computed once: a student
-        that sees augmented views learns what the teacher says of the plain image. To have the
-        teacher look at each view, too, teaches better over many epochs (Beyer et al. 2022) and
-        costs a pass of the whole ensemble a step. They are neither weighted nor adjusted.
+        The teacher's probabilities are those of the unaugmented images, computed once: a student
+        that sees augmented views learns the teacher's prediction for the plain image. Letting the
+        teacher predict each view teaches better over many epochs (Beyer et al. 2022), but costs a
+        pass of the whole ensemble per step. The probabilities are neither weighted nor adjusted.
 
         Args:
             logits: Float32, shape (B, K).
             targets: As for ``weight_of``.
-            total: What that returns of the whole batch.
+            total: The value of ``weight_of`` for the whole batch.
             taught: The teacher's probabilities at ``distill.temperature``, shape (B, K).
-            share: Of the batch's images, those that these are.
+            share: These images' share of the batch.
         """
         loss = self._of_labels(logits, targets, total)
         if taught is None:

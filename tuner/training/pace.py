@@ -1,4 +1,4 @@
-"""How far the host runs ahead of the device, and how long the device takes for a step."""
+"""Limits how far the host runs ahead of the device, and measures the seconds of a step."""
 
 import statistics
 from collections import deque
@@ -6,15 +6,15 @@ from collections import deque
 import torch
 
 AHEAD_SECONDS = 0.25
-"""Work that the host queues at most, so that a training ends soon after it is told to."""
+"""Maximum seconds of queued work, so that a training ends soon after it is stopped."""
 MIN_SAMPLES = 8
-"""Steps that are timed before their length counts as known."""
+"""Number of timed steps before their length counts as known."""
 MOST_AHEAD = 64
-"""Steps queued at most; a few dozen small graphs hide whatever the host does besides."""
+"""Maximum number of queued steps; a few dozen small graphs hide all other work of the host."""
 
 
 class Pace:
-    """Holds the host back, between two steps, while the device has enough to do."""
+    """Holds the host back between steps while the device has enough work."""
 
     def __init__(self) -> None:
         self._queued: deque[torch.cuda.Event] = deque()
@@ -23,11 +23,11 @@ class Pace:
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds that the device takes for a step, the median of the latest; ``None`` of few."""
+        """Median seconds of the latest steps on the device; ``None`` if there are too few."""
         return statistics.median(self._seconds) if len(self._seconds) >= MIN_SAMPLES else None
 
     def after_step(self) -> None:
-        """Note that a step was queued on the current stream; wait where too many are."""
+        """Record that a step was queued on the current stream; wait if too many are queued."""
         # Without blocking=True, a wait keeps a CPU core busy.
         event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         event.record()
@@ -42,11 +42,11 @@ class Pace:
             self._last = done
 
     def restart(self) -> None:
-        """Forget the times: what comes next takes others, or begins after a break."""
+        """Forget the times: the next steps take different ones, or follow a break."""
         self._seconds.clear()
         self.pause()
 
     def pause(self) -> None:
-        """Leave out of the times what lies between the last step and the next one."""
+        """Exclude the time between the last step and the next one."""
         self._queued.clear()
         self._last = None

@@ -1,4 +1,4 @@
-"""A run seen by another metric than it was searched by."""
+"""A run ranked by a different metric than the search used."""
 
 from functools import cache
 from pathlib import Path
@@ -13,15 +13,15 @@ from tuner.run.run import Run
 def ranked_by(
     run: Run, metric: Metric | None, *, data: str | None = None, data_dir: Path | None = None
 ) -> Run:
-    """Return a run with its trials ranked by ``metric``; ``None`` leaves it as it is.
+    """Return a run with its trials ranked by ``metric``; ``None`` leaves it unchanged.
 
-    What trials of an earlier version lack is computed from their validation probabilities, for
-    which the images are read.
+    Metrics that trials of an earlier version lack are computed from their validation probabilities,
+    which requires reading the images.
 
     Args:
-        run: Which.
-        metric: What counts.
-        data: Where the run's images are now; ``None`` where they were.
+        run: The run.
+        metric: The metric to rank by.
+        data: Where the run's images are now; ``None`` if they have not moved.
         data_dir: Likewise, for downloads and decoded images.
     """
     if metric is None:

@@ -1,4 +1,4 @@
-"""Train one trial of a run again, alone, and hold it against what was recorded."""
+"""Train one trial of a run again, alone, and compare it with the record."""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
@@ -28,21 +28,21 @@ def rerun(
     data_dir: Path | None = None,
     trust_code: bool = False,
 ) -> Iterator[tuple[EpochMetrics, EpochMetrics]]:
-    """Train trial ``number`` as far as it came, in the way that it was trained.
+    """Train trial ``number`` for as many epochs as it was trained, in the same way.
 
-    It has its seed, its threads and its halved batches, and is compiled on a CPU if the trial was
-    compiled there; what a GPU compiles in the middle of a trial rounds otherwise than before.
+    It has the same seed, threads and halved batches, and is compiled on a CPU if the trial was
+    compiled there. What a GPU compiles in the middle of a trial rounds differently from then on.
 
     Args:
         run: The run.
-        number: Of the trial.
+        number: Number of the trial.
         device: Where to train.
-        data: Where the run's images are now; ``None`` where they were.
+        data: Where the run's images are now; ``None`` if they have not moved.
         data_dir: Likewise, for downloads and decoded images.
-        trust_code: Run code that came with the run, also where it is not known here.
+        trust_code: Run code that came with the run even if it is not known here.
 
     Yields:
-        Each epoch as recorded and as it came out now. On the same CPU and versions, losses and
+        Each epoch as recorded and as trained now. On the same CPU and versions, losses and
         accuracies are the same numbers.
 
     Raises:
@@ -81,7 +81,7 @@ def rerun(
 def _epochs(
     train_trial: Callable[..., Generator[Epoch]], halved_from: int | None
 ) -> Generator[Epoch]:
-    """Train in whole batches, and in halves from the epoch from which the trial did."""
+    """Train in whole batches, and in halves from the epoch in which the trial's were halved."""
     if halved_from is None:
         yield from train_trial()
         return

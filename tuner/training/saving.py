@@ -1,9 +1,9 @@
-"""A trial's files, written while its training goes on.
+"""A trial's files, written during its training.
 
-``state.safetensors`` is written first and holds all of one moment: what the training goes on from,
-the epochs that led there, and the weights and probabilities of the kept epoch, unless their own
-files hold these already. The other files follow, ``digests.json`` last; where a kill comes between,
-``restore_files`` writes them anew from the state.
+``state.safetensors`` is written first and describes a single moment: the state from which the
+training resumes, the epochs that led there, and the weights and probabilities of the kept epoch,
+unless these are already in their own files. The other files follow, ``digests.json`` last; if the
+process is killed in between, ``restore_files`` rewrites them from the state.
 """
 
 import contextlib
@@ -63,31 +63,31 @@ class _Snapshot:
 
     history: tuple[EpochMetrics, ...]
     num_epochs: int
-    """Epochs that led to the state; one of ``history`` that diverged is not among them."""
+    """Number of epochs that led to the state; an epoch that diverged is only in ``history``."""
     state: Mapping[str, Tensor]
     kept: Kept | None
-    """``None`` where its files are on disk."""
+    """``None`` if its files are on disk."""
     is_copied: torch.cuda.Event | None
-    """Passed when the tensors are complete; ``None`` where they are at once."""
+    """Event that completes when the tensors are ready; ``None`` if they are ready at once."""
     is_awaited: bool
-    """Whether nobody touches the tensors until they are written."""
+    """Whether the tensors are not modified until they are written."""
 
 
 class Saver:
-    """Writes the files of a trial under way, from a thread of its own.
+    """Writes the files of a running trial in a thread of its own.
 
-    ``keep`` copies on the device what an epoch has led to, into the same tensors each time. When it
-    is to be saved, the thread copies it to the host and writes it. The training waits for a write
-    in ``save`` alone, and in ``keep`` for the copy to the host. What ``save`` is given is written
-    from where it is, without a copy.
+    ``keep`` copies the results of an epoch on the device, into the same tensors each time. To save
+    the epoch, the thread copies it to the host and writes it. The training waits for a write only
+    in ``save``, and in ``keep`` only for the copy to the host. The epoch passed to ``save`` is
+    written directly, without a copy.
 
     Args:
         path: The trial's folder.
-        model: What is trained.
-        splits: On what.
-        history: The epochs that the trial goes on from; ``keep`` and ``save`` add to it.
-        metric: What the kept epoch is chosen by.
-        seconds: A loss of the worker is to cost no more training than this, or than one epoch.
+        model: The model that is trained.
+        splits: The images that it is trained on.
+        history: The epochs from which the trial resumes; ``keep`` and ``save`` add to it.
+        metric: Metric that chooses the kept epoch.
+        seconds: Maximum seconds of training that a lost worker costs, unless one epoch is longer.
         check: Called before each write; may raise.
     """
 
@@ -114,7 +114,7 @@ class Saver:
         self._digests: dict[str, str] = {}
         self._copy: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = self._copy
-        """What is written next: the copy, or what the training itself works with."""
+        """The state to write next: the copy, or the tensors of the training itself."""
         self._kept: Kept | None = None
         self._is_copied: torch.cuda.Event | None = None
         self._saved_at = time.monotonic()
@@ -136,7 +136,7 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what an error has left unwritten, and end the thread."""
+        """Write what an error left unwritten, and end the thread."""
         try:
             if isinstance(error, Exception) and not self._is_broken:
                 self.save()
@@ -149,7 +149,7 @@ class Saver:
         return self._num_written == len(self.history)
 
     def keep(self, epoch: Epoch) -> None:
-        """Copy on the device what an epoch has led to; one that diverged leaves its figures alone.
+        """Copy the results of an epoch on the device; of a diverged one, record only its figures.
 
         Raises:
             Exception: What the last write raised, here and in the other methods.
@@ -163,7 +163,7 @@ class Saver:
     def _take(self, epoch: Epoch, *, is_copy: bool) -> None:
         history = [*self.history, epoch.figures]
         if epoch.is_finite:
-            # Until the copy is whole: memory may be short.
+            # Until the copy is complete: memory may run out.
             self._is_broken = True
             is_val_seen = self._splits.is_val_seen
             if kept_row(history, self._metric, is_val_seen=is_val_seen) is epoch.figures:
@@ -181,9 +181,9 @@ class Saver:
         self.history.append(epoch.figures)
 
     def save_if_due(self) -> None:
-        """Begin to write the newest epoch, if the next one would come too late.
+        """Start writing the newest epoch if waiting for the next one would be too late.
 
-        Does nothing while an earlier one is being written.
+        Does nothing while an earlier epoch is being written.
         """
         if self._writing is not None and not self._writing.done():
             return
@@ -196,7 +196,7 @@ class Saver:
         """Write the newest epoch, and wait until it is on disk.
 
         Args:
-            epoch: A newer one than was kept.
+            epoch: An epoch newer than the one passed to ``keep``.
         """
         self._finish()
         if epoch is not None:
@@ -204,7 +204,7 @@ class Saver:
         if not self.is_saved:
             self._begin(is_awaited=True)
             self._finish()
-        # The training goes on with the other tensors.
+        # The training continues to modify its own tensors.
         self._state = self._copy
 
     def _begin(self, *, is_awaited: bool) -> None:
@@ -222,7 +222,7 @@ class Saver:
         self._writing = self._thread.submit(self._write, snapshot)
 
     def _finish(self) -> None:
-        """Wait for the write under way, if there is one."""
+        """Wait for the current write, if there is one."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
@@ -234,13 +234,13 @@ class Saver:
                 raise
             self._patience.wait(error)
             self._is_broken = False
-            # Of the newest epoch, whatever was being written.
+            # Write the newest epoch, whichever was being written.
             self._begin(is_awaited=True)
             return self._finish()
         if self._patience:
             self._patience.hear()
         if self._kept is self._being_written:
-            # Its own files hold it now.
+            # It is in its own files now.
             self._kept = None
         self._being_written = None
 
@@ -268,7 +268,7 @@ class Saver:
 
     @contextlib.contextmanager
     def _copying(self, snapshot: _Snapshot) -> Iterator[None]:
-        """Copy to the host beside the training's stream."""
+        """Copy to the host on a stream other than the training's."""
         if self._stream is None or snapshot.is_copied is None:
             yield
             return
@@ -305,7 +305,7 @@ def save_kept(path: AnyPath, kept: Kept) -> dict[str, str]:
 
 
 def restore_files(path: AnyPath) -> list[EpochMetrics]:
-    """Bring the files of a trial that lost its worker to the moment of its saved state.
+    """Restore the files of a trial that lost its worker to the moment of its saved state.
 
     Returns:
         The epochs that led there.
@@ -328,7 +328,7 @@ def _restore_files(path: AnyPath) -> list[EpochMetrics]:
         (path / name).exists() and sha256_of(path / name) == known.get(name)
         for name in (CHECKPOINT, VAL_PROBS)
     )
-    # What is there already is not written again, for which a full disk has no room.
+    # Existing files are not rewritten, because a full disk has no room for them.
     if kept is not None and not is_kept:
         digests |= save_kept(path, kept)
     is_told = _told_history(path) == history
@@ -339,7 +339,7 @@ def _restore_files(path: AnyPath) -> list[EpochMetrics]:
 
 
 def _told_history(path: AnyPath) -> list[EpochMetrics]:
-    """Return what ``history.csv`` tells; nothing where it is damaged, and is written anew."""
+    """Return the epochs in ``history.csv``; none if it is damaged, because it is rewritten."""
     try:
         return read_history(path)
     except TunerError:
@@ -347,10 +347,10 @@ def _told_history(path: AnyPath) -> list[EpochMetrics]:
 
 
 def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, str]:
-    """Read a trial's saved state but for its tensors, having made sure that it is the trial's own.
+    """Read a trial's saved state except its tensors, and check that it is the trial's own.
 
-    A state that is newer than its digest, for a kill came between, has to tell of the epochs that
-    ``history.csv`` does, or of more.
+    A state that is newer than its digest, because the process was killed in between, must contain
+    the epochs in ``history.csv``, or more.
 
     Returns:
         As ``load_progress``, and the file's SHA-256.
@@ -367,7 +367,7 @@ def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, s
         origin = origin_of(path, STATE, found)
         if origin == "unknown":
             told = _told_history(path)
-            # An epoch that diverged is told in history.csv alone.
+            # An epoch that diverged is only in history.csv.
             if any(one != other for one, other in zip(told, history, strict=False)):
                 origin = "other"
     except TunerError as error:
@@ -378,7 +378,7 @@ def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, s
 
 
 def check_resumable(run: Run) -> None:
-    """Make sure that a run can go on: its trials' records, and what open ones go on from.
+    """Check the files from which a run resumes: its trials' records, and open trials' states.
 
     Raises:
         DamagedError: If files are damaged, or not those that were written.
@@ -388,7 +388,7 @@ def check_resumable(run: Run) -> None:
         if trial.status.state not in OPEN:
             damage += damage_of_record(trial)
         elif not trial.state.exists():
-            # It begins anew.
+            # It starts again.
             damage += damage_of_files(trial.path, CONFIG)
         else:
             # A paused trial is judged by its history; that of another one is written anew.
@@ -403,7 +403,7 @@ def check_resumable(run: Run) -> None:
 
 
 def _known_digests(path: AnyPath) -> dict[str, str]:
-    """Return the digests of a trial's folder, with that of the configuration it is trained by."""
+    """Return the digests of a trial's folder, including that of its configuration."""
     digests = read_digests(path)
     if CONFIG not in digests and (path / CONFIG).exists():
         digests[CONFIG] = sha256_of(path / CONFIG)
@@ -411,15 +411,15 @@ def _known_digests(path: AnyPath) -> dict[str, str]:
 
 
 def forget_progress(path: AnyPath) -> None:
-    """Remove what the training of a trial has left in its folder."""
-    # The state first: it tells what the others are.
+    """Remove the files that the training of a trial left in its folder."""
+    # The state first, because it defines the others.
     for name in (STATE, HISTORY, CHECKPOINT, VAL_PROBS, DIGESTS):
         (path / name).unlink(missing_ok=True)
 
 
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Make ``target`` equal ``source``, in the tensors that it has where they fit."""
+    """Make ``target`` equal to ``source``, reusing its tensors where they fit."""
     for name in target.keys() - source.keys():
         del target[name]
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}

@@ -1,4 +1,4 @@
-"""The steps of a training, an epoch at a time, with the host setting what changes between them."""
+"""The steps of a training, one epoch at a time; the host sets what changes between steps."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -24,21 +24,21 @@ def never() -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What is trained on what, with everything on its device."""
+    """A training: the learner, its images and settings, with everything on its device."""
 
     config: TrialConfig
     learner: Learner
     images: Tensor
     """Training images, uint8, shape (N, C, H, W)."""
     labels: Tensor
-    """Theirs, int64, shape (N,)."""
+    """Their labels, int64, shape (N,)."""
     num_classes: int
     mean: Tensor
-    """Per channel, of values scaled to [0, 1], shape (1, C, 1, 1)."""
+    """Mean per channel of values scaled to [0, 1], shape (1, C, 1, 1)."""
     std: Tensor
-    """As ``mean``."""
+    """Standard deviation, as ``mean``."""
     num_parts: int
-    """Parts in which a batch goes through the network, their gradients added up."""
+    """Number of parts in which a batch passes through the network; their gradients are summed."""
     dtype: torch.dtype
     """Number type of the forward pass."""
     taught: Tensor | None = None
@@ -46,32 +46,32 @@ class Task:
 
 
 class Steps(ABC):
-    """The steps of a training: what they do on every device.
+    """The steps of a training: the parts that are common to all devices.
 
     Args:
-        task: What is trained.
+        task: The training.
     """
 
     execution: str
-    """How the steps are run, in a few words for the trial's record."""
+    """How the steps are run, in short, for the trial's record."""
 
     def __init__(self, task: Task) -> None:
         num_images = len(task.labels)
         self.batch_size = min(task.config.batch_size, num_images)
-        # What does not fill a batch is left for another epoch's shuffle: all steps have one shape.
+        # Images that do not fill a batch wait for another epoch: all steps have the same shape.
         self.per_epoch = num_images // self.batch_size
         self.total_loss = torch.zeros((), device=task.images.device)
-        """Sum of the batches' losses since the epoch began."""
+        """Sum of the batches' losses since the start of the epoch."""
         self.task = task
         self._loss = TrainingLoss(task.config, task.labels, task.num_classes)
         self._forward: Callable[[Tensor], Tensor] = task.learner.network
-        # Drawn before a state is restored, so that a training that goes on has the same sides.
+        # Drawn before a state is restored, so that a resumed training has the same sides.
         is_alternate = task.config.augment.alternate
         self.sides = random_sides(num_images, task.learner.generator) if is_alternate else None
-        """Which images odd epochs mirror, and even ones do not; ``None`` if that is drawn."""
+        """Images that odd epochs mirror and even ones do not; ``None`` if mirroring is random."""
 
     def lr_factor(self, epoch: int, step: int) -> float:
-        """Return the share of the peak learning rate at a step, from 0, of an epoch, from 1."""
+        """Return the share of the peak learning rate at ``step``, from 0, of ``epoch``, from 1."""
         progress = (epoch - 1 + (step + 0.5) / self.per_epoch) / self.task.config.epochs
         return lr_factor(self.task.config.schedule, progress)
 
@@ -82,18 +82,18 @@ class Steps(ABC):
 
     @abstractmethod
     def run(self, epoch: int, should_stop: Callable[[], bool] = never) -> bool:
-        """Run the steps of an epoch; return whether they came to its end.
+        """Run the steps of an epoch; return whether all of them ran.
 
         Args:
-            epoch: Its number, from 1.
-            should_stop: Asked before each step whether to end here.
+            epoch: Number of the epoch, from 1.
+            should_stop: Called before each step; returns whether to stop here.
         """
 
     def consider_compiling(self, seconds_left: float) -> None:  # noqa: B027
-        """Compile the network from the next step on, where that pays.
+        """Compile the network from the next step on if that pays off.
 
         Args:
-            seconds_left: Time that the steps to come take, as it is, or until the budget ends.
+            seconds_left: Seconds that the remaining steps take unchanged, or until the budget ends.
         """
 
     def on_stream(self) -> contextlib.AbstractContextManager[None]:
@@ -129,7 +129,7 @@ class Steps(ABC):
         total = self._loss.weight_of(targets)
         aims_of_parts = targets.chunk(task.num_parts)
         for part, aims, lessons in zip(parts, aims_of_parts, taught, strict=True):
-            # A graph could not tell when the casts that autocast keeps are out of date.
+            # A graph could not detect when the casts that autocast caches are out of date.
             with torch.autocast(
                 device.type,
                 task.dtype,
@@ -154,10 +154,10 @@ class Steps(ABC):
 
 
 class HostSteps(Steps):
-    """Steps whose batch and learning rate the host sets, one by one.
+    """Steps whose batch and learning rate the host sets, one step at a time.
 
     Args:
-        task: What is trained.
+        task: The training.
         compile_mode: See ``tuner.training.compilation``.
     """
 
@@ -167,7 +167,7 @@ class HostSteps(Steps):
         super().__init__(task)
         # Not under `auto`: 0.73 to 0.94 times the speed of channels-last without it.
         if compile_mode == "always":
-            # What this process compiled for earlier trials counts against a limit of variants.
+            # Earlier trials' compilations in this process count against a limit of variants.
             torch.compiler.reset()
             self._forward = torch.compile(task.learner.network, dynamic=False)
             self.execution = "compiled"

@@ -9,7 +9,7 @@ from tuner.run.teacher_probs import read_teacher_probs
 
 
 def taught(splits: Splits, run: Run) -> Splits:
-    """Add to a run's images what its teacher says of them; without one they stay as they are.
+    """Add the teacher's probabilities to a run's images; return them unchanged without a teacher.
 
     Raises:
         TunerError: If the file is missing or damaged.

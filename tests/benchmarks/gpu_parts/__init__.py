@@ -1,8 +1,8 @@
-"""What the parts of ``tests.benchmarks.gpu`` share: settings, results, and values with targets.
+"""Shared by the parts of ``tests.benchmarks.gpu``: settings, results and values with targets.
 
-A part is a module with three functions. ``run(settings, report)`` measures, in a process of its
-own that may be killed at any moment, and reports what it has after each figure. ``tables(figures)``
-and ``judge(figures)`` turn what was reported into tables for people and values with targets.
+A part is a module with three functions. ``run(settings, report)`` measures, in a process of its own
+that may be killed at any moment, and writes its results after each figure. ``tables(figures)`` and
+``judge(figures)`` turn the results into tables for people and values with targets.
 """
 
 import json
@@ -22,7 +22,7 @@ PARTS = {
     "saving": "the share of slot time spent in epochs, with saving",
     "compile": "compilation: seconds cold and warm, and what it gains inside the graph",
 }
-"""By importance, which is the order in which they run."""
+"""Part -> description, by importance, which is the order in which they run."""
 WEIGHTS = {
     "tests": 100,
     "steps": 90,
@@ -32,58 +32,58 @@ WEIGHTS = {
     "saving": 45,
     "compile": 45,
 }
-"""Shares of the time; what a part leaves over goes to those after it."""
+"""Shares of the time; time that a part leaves over goes to the later ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a part is told."""
+    """The settings of a part."""
 
     data: str
     """CIFAR-10 as class folders, or ``digits``."""
     data_dir: str
-    """Where decoded images are kept."""
+    """Folder for decoded images."""
     device: str
     scratch: str
     """An empty folder for this part."""
     seconds: float
-    """After which the part is killed."""
+    """Seconds after which the part is killed."""
     is_tiny: bool = False
-    """Use the smallest settings that run every line, for tests on a CPU."""
+    """Whether to use the smallest settings that run every line, for tests on a CPU."""
     before: str | None = None
-    """Folder of an earlier checkout, whose ``train`` is measured beside this one's."""
+    """Folder of an earlier checkout, whose ``train`` is also measured."""
     record: str | None = None
     """Folder of the record's code."""
     began: float = field(default_factory=time.monotonic)
 
     @property
     def seconds_left(self) -> float:
-        """Until the part is killed."""
+        """Seconds until the part is killed."""
         return self.began + self.seconds - time.monotonic()
 
     def write(self, path: Path) -> None:
-        """Write the settings for the part's process."""
+        """Write the settings to a file for the part's process."""
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> "Settings":
-        """Read what ``write`` wrote; the monotonic clock is the same in all processes."""
+        """Read the file of ``write``; the monotonic clock is the same in all processes."""
         return cls(**json.loads(path.read_text()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """A value beside its target."""
+    """A value and its target."""
 
     what: str
     value: float
     target: float
     is_most: bool = False
-    """Whether the target is the most that the value may be, rather than the least."""
+    """Whether the target is a maximum rather than a minimum."""
 
     @property
     def is_met(self) -> bool:
-        """Whether the value keeps the target."""
+        """Whether the value meets the target."""
         return self.value <= self.target if self.is_most else self.value >= self.target
 
 
@@ -97,12 +97,12 @@ class Rows:
 
 
 class Report:
-    """The figures of a part with their tables, on disk after each figure.
+    """The figures of a part and their tables, written to disk after each figure.
 
     Args:
-        path: Where.
-        tables: Of the part's module.
-        judge: Likewise.
+        path: The file.
+        tables: Function of the part's module.
+        judge: Function of the part's module.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Report:
         self.figures: dict[str, Any] = {}
 
     def write(self) -> None:
-        """Write all, whole or not at all."""
+        """Write everything atomically."""
         summary = [asdict(each) | {"is_met": each.is_met} for each in self._judge(self.figures)]
         document = {
             "figures": self.figures,
@@ -130,7 +130,7 @@ class Report:
 
 
 def spread(values: Sequence[float], places: int = 0) -> str:
-    """Return the median with the range, such as ``5.1 (4.9 to 5.3)``; ``-`` without values."""
+    """Format the median with the range, such as ``5.1 (4.9 to 5.3)``; ``-`` without values."""
     if not values:
         return "-"
     middle, low, high = statistics.median(values), min(values), max(values)
@@ -139,5 +139,5 @@ def spread(values: Sequence[float], places: int = 0) -> str:
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Return the ratios of figures that were measured in the same rounds."""
+    """Return the ratios of figures from the same rounds."""
     return [value / other for value, other in zip(values, others, strict=False)]

@@ -1,4 +1,4 @@
-"""The networks that are measured, each with its batch size and the target over today's rate."""
+"""The measured networks, each with its batch size and the target ratio over the earlier rate."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A training, as plain values that earlier checkouts read, too."""
+    """A training, as plain values that earlier checkouts can also read."""
 
     model: dict[str, Any]
     batch_size: int = 128
     optimizer: dict[str, Any] = field(default_factory=lambda: {"sgd": {"lr": 0.01}})
     target: float
-    """Least ratio of the captured rate to the eager one of commit a475a52."""
+    """Minimum ratio of the captured rate to the eager one of commit a475a52."""
 
     def config(self, epochs: int) -> dict[str, Any]:
-        """Return the configuration of so many epochs."""
+        """Return the configuration with the given number of epochs."""
         return {
             "model": self.model,
             "epochs": epochs,
@@ -37,11 +37,11 @@ CASES = {
     "wide_resnet": Case(model={"wide_resnet": {}}, target=3.4),
     "resnet 18": Case(model={"resnet": {"depth": 18}}, target=3.2),
 }
-"""In the order in which they are measured: what is cut off stands at the end."""
+"""Cases in the order in which they are measured, so that those cut off are at the end."""
 TINY = {
     "cnn": Case(model={"cnn": {"stages": 1, "blocks": 1, "width": 8}}, batch_size=32, target=5),
     "speednet": Case(model={"speednet": {"stages": 1, "width": 8}}, batch_size=64, target=1.9),
 }
-"""For the digits on a CPU."""
+"""Cases for the digits on a CPU."""
 EPOCHS = 100
-"""Epochs of a configuration, more than are measured."""
+"""Number of epochs of a configuration, more than are measured."""

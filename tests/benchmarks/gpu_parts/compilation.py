@@ -1,4 +1,4 @@
-"""Compilation inside the captured step: what it costs cold and warm, and what it gains."""
+"""Compilation inside the captured step: its cost, cold and warm, and its gain."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ READY_SECONDS = 120.0
 COMPILE_SECONDS = 300.0
 ROUNDS = 4
 LEAST_RATIO = 0.98
-"""No trial may be slower by more than 2 %."""
+"""Minimum speed-up: no trial may be slower by more than 2 %."""
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Measure each network with a compiler's cache of its own, empty at first."""
+    """Measure each network with its own compiler cache, empty at first."""
     report.figures = {"cases": {}, "problems": {}}
     for name in ("speednet", "cnn"):
         try:
@@ -34,7 +34,7 @@ def _measure(name: str, settings: Settings, report: Report) -> None:
     entry: dict[str, Any] = {"rates": {"plain": [], "compiled": []}}
     report.figures["cases"][name] = entry
     with ExitStack() as stack:
-        # All are started at once, so that their imports are waited for together.
+        # All start at once, so that their imports overlap.
         cold, warm, plain = (
             stack.enter_context(WorkerProcess(settings, f"{name}-{kind}", environment=cache))
             for kind in ("cold", "warm", "plain")
@@ -64,7 +64,7 @@ def _measure(name: str, settings: Settings, report: Report) -> None:
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return a row a network."""
+    """Return a table of one row per network."""
     rows = []
     for name, entry in figures["cases"].items():
         rates = entry["rates"]
@@ -88,7 +88,7 @@ def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Hold the compiled rate against the plain one."""
+    """Compare the compiled rate with the plain one."""
     judged = []
     for name, entry in figures["cases"].items():
         if found := ratios(entry["rates"]["compiled"], entry["rates"]["plain"]):

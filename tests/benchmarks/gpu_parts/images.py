@@ -1,4 +1,4 @@
-"""Decode the images once, and leave the training and validation images as arrays for workers."""
+"""Decode the images once, and write training and validation images as arrays for workers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def source_of(settings: Settings) -> DataConfig:
 
 
 def load(settings: Settings) -> Splits:
-    """Load the images that were decoded before."""
+    """Load the decoded images."""
     return load_splits(source_of(settings), Path(settings.data_dir))
 
 
@@ -27,7 +27,7 @@ def arrays_of(settings: Settings) -> Path:
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Decode, and write the arrays."""
+    """Decode the images and write the arrays."""
     splits = load(settings)
     test = load_test(source_of(settings), Path(settings.data_dir))
     arrays_of(settings).parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,11 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return the numbers of images."""
+    """Return a table of the numbers of images."""
     rows = [(name, str(value)) for name, value in figures.items()]
     return [Rows(title="Images", headings=("", ""), rows=rows)]
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Return nothing, for there is no target."""
+    """Return an empty list, because there is no target."""
     return []

@@ -1,4 +1,4 @@
-"""A plugin of pytest that appends each test's outcome to the file GPU_BENCHMARK_OUTCOMES."""
+"""A pytest plugin that appends each test's outcome to the file GPU_BENCHMARK_OUTCOMES."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note a test that was run, or that failed or was skipped before or after it."""
+    """Record the outcome of a test's call, or of a setup or teardown that did not pass."""
     if report.when != "call" and report.outcome == "passed":
         return
     line = {

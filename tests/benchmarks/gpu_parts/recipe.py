@@ -1,4 +1,4 @@
-"""The recipe of ``speed.yaml`` to its accuracy, beside the record's code where there is a copy."""
+"""The recipe of ``speed.yaml`` to its accuracy, and the record's code if there is a copy."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ SEEDS = 5
 EPOCHS = 8
 SETUP_SECONDS = 25.0
 SECONDS_A_SEED = 6.0
-"""At most, with the record's code."""
+"""Maximum seconds per seed, with the record's code."""
 MOST_POINTS_BELOW = 0.2
 MOST_TIMES = 1.2
 
@@ -46,7 +46,7 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return a row a way of training."""
+    """Return a table of one row per way of training."""
     rows = [
         (
             name,
@@ -62,7 +62,7 @@ def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Hold the recipe against the record's code."""
+    """Compare the recipe with the record's code."""
     ways = figures["ways"]
     record = next((runs for name, runs in ways.items() if "record" in name), None)
     ours = next((runs for name, runs in ways.items() if "record" not in name), None)

@@ -1,7 +1,7 @@
-"""The share of slot time that trials spend in epochs, saving as the product does.
+"""The share of slot time that trials spend in epochs, with saving as in the product.
 
-Searches of one trial at a time on one GPU, of trials of about 5 s and, where the time allows, 30 s.
-A slot's time lies between its first trial's first epoch and its last trial's last one.
+Searches one trial at a time on one GPU, with trials of about 5 s and, if the time allows, 30 s. The
+time of a slot is from the first epoch of its first trial to the last epoch of its last trial.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from tuner.config import TrialConfig
 from tuner.training.device import find_device
 
 TARGETS = {"5": 0.90, "30": 0.97}
-"""Share of slot time, by seconds a trial."""
+"""Seconds of a trial -> minimum share of slot time in epochs."""
 OF_BARE = 0.9
 NUM_TRIALS = {"5": 4, "30": 2}
 START_SECONDS = 20.0
-"""Seconds of a search, besides its trials."""
+"""Seconds of a search in addition to its trials."""
 SPACE = """
 description: Trials of one length
 search: {{trials: {trials}, epochs: {epochs}, sampler: random, scheduler: none}}
@@ -39,7 +39,7 @@ space:
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Measure an epoch alone and the bare step, then search."""
+    """Measure an epoch alone and the bare step, then run the searches."""
     case = (TINY if settings.is_tiny else CASES)["cnn"]
     device = find_device(settings.device)
     splits = on_device(load(settings), device)
@@ -85,7 +85,7 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return a row a length of trials."""
+    """Return a table of one row per length of trials."""
     rows = []
     for seconds, found in figures["searches"].items():
         gaps = found["turnovers"]
@@ -111,13 +111,13 @@ def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
 
 
 def _rate(figures: Mapping[str, Any], found: Mapping[str, Any]) -> float:
-    """Return images a second from a trial's first epoch to its last, with all that it saves."""
+    """Return images per second from a trial's first epoch to its last, saving included."""
     images = found["epochs_a_trial"] * figures["images"]
     return statistics.median(images / seconds for seconds in found["slot_seconds"])
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Hold the shares against their targets."""
+    """Compare the shares with their targets."""
     judged = []
     for seconds, found in figures["searches"].items():
         what = f"slot time in epochs, trials of {seconds} s"

@@ -1,4 +1,4 @@
-"""One search of ``speed.yaml``'s space as a user starts it, and its ensemble."""
+"""One search of ``speed.yaml``'s space, as started by a user, and its ensemble."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings
 
 REPOSITORY = Path(__file__).parents[3]
 RESERVE_SECONDS = 45.0
-"""For Ray's start and end, and the ensemble."""
+"""Seconds for Ray's start and end, and the ensemble."""
 LEAST_BUDGET = 10
 BAD = ("failed", "out_of_memory", "diverged")
 USABLE = ("completed", "stopped", "interrupted")
@@ -30,7 +30,7 @@ space:
 
 
 def tuner(settings: Settings, *arguments: str) -> str:
-    """Run the program as a user does; return what it prints.
+    """Run the program as a user does; return its output.
 
     Raises:
         RuntimeError: If it fails.
@@ -54,7 +54,7 @@ def tuner(settings: Settings, *arguments: str) -> str:
 
 
 def search(settings: Settings, space: str, name: str, *arguments: str) -> dict[str, Any]:
-    """Search; return the leaderboard with the driver's seconds and the share of slot time."""
+    """Search; return figures of the trials, the seconds and the share of slot time in epochs."""
     from tests.benchmarks.turnover import Trained, turnovers
     from tuner.run.run import Run
 
@@ -93,7 +93,7 @@ def search(settings: Settings, space: str, name: str, *arguments: str) -> dict[s
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Search for what the time leaves, then combine the best five."""
+    """Search for the remaining time, then combine the best five."""
     gpus = ["--gpus-per-trial", "0" if settings.device == "cpu" else "0.25"]
     if settings.is_tiny:
         space = Path(settings.scratch) / "tiny.yaml"
@@ -124,7 +124,7 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return the figures of the search and its ensemble."""
+    """Return a table of the figures of the search and its ensemble."""
     found = figures["search"]
     rows = [
         ("trials", str(found["trials"])),
@@ -150,7 +150,7 @@ def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Return how many trials ended in an error, of which there should be none."""
+    """Return the number of failed trials, which should be 0, and the time over the budget."""
     states = figures["search"]["states"]
     bad = sum(states.get(state, 0) for state in ("failed", "out_of_memory"))
     judged = [Judged(what="search: trials that failed", value=bad, target=0, is_most=True)]

@@ -1,9 +1,9 @@
-"""Several trials on one GPU: images a second of all, by the way in which they share it.
+"""Several trials on one GPU: images per second of all trials, by the way of sharing.
 
-Processes take turns on the device; under NVIDIA's MPS, as the product uses it, they compute side by
-side; and so do the threads of one process, each with a training on a stream of its own. All ways
-train by the same ``train``. Rates are measured over a window in which every training is under way,
-after each has trained an epoch.
+Processes take turns on the device. Under NVIDIA's MPS, as in the product, they compute side by
+side; so do the threads of one process, each with a training on a stream of its own. All ways use
+the same ``train``. Rates are measured over a window in which every training runs, after each has
+trained an epoch.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from tuner.tuning.ray_backend import mps
 
 TARGETS = {("cnn", 8): 1.7, ("speednet", 4): 1.15}
 COUNTS = {"cnn": (1, 8, 4, 2), "speednet": (1, 4, 2)}
-"""Trials at once, in the order in which they are measured."""
+"""Numbers of trials at once, in the order in which they are measured."""
 WINDOW_SECONDS = 2.5
 LEAST_WAIT = 10.0
 
@@ -30,7 +30,7 @@ class Way:
     """A way to share a GPU, and the workers that train in it.
 
     Args:
-        workers: A worker a trial, or one for all.
+        workers: One worker per trial, or one for all.
         is_threaded: Whether one worker trains all trials.
     """
 
@@ -44,18 +44,18 @@ class Way:
             worker.wait_until_ready(seconds)
 
     def tell_prepare(self, case: Case, most: int) -> None:
-        """Have as many trainings begun as will run at once."""
+        """Make the workers prepare as many trainings as will run at once."""
         count = most if self._is_threaded else 1
         for worker in self._chosen(most):
             worker.tell("prepare", config=case.config(EPOCHS), options={}, count=count, num_val=64)
 
     def answer_prepare(self, most: int, seconds: float) -> str:
-        """Wait until each has trained an epoch; return how the steps are run."""
+        """Wait until each training has trained an epoch; return how the steps are run."""
         answers = [worker.answer(seconds) for worker in self._chosen(most)]
         return str(answers[0]["execution"])
 
     def rate(self, active: int, window: float, seconds: float) -> float:
-        """Return images a second of so many trainings together."""
+        """Return images per second of ``active`` trainings together."""
         until = time.monotonic() + 0.2 + window
         for worker in self._chosen(active):
             worker.tell("run", until=until, active=active if self._is_threaded else 1)
@@ -67,11 +67,11 @@ class Way:
 
 
 def rate_of(marks: Sequence[Sequence[Sequence[float]]], until: float) -> float:
-    """Return images a second of all trainings over the time in which all ran.
+    """Return images per second of all trainings over the time in which all ran.
 
     Args:
-        marks: Of each training, moments with the images done until then.
-        until: The end of the window, before the last moment of each.
+        marks: For each training, moments with the number of images done until then.
+        until: The end of the window, before the last moment of each training.
     """
     since = max(training[0][0] for training in marks)
     done = 0.0
@@ -82,7 +82,7 @@ def rate_of(marks: Sequence[Sequence[Sequence[float]]], until: float) -> float:
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Measure each way with each number of trials, twice where the time allows."""
+    """Measure each way with each number of trials, twice if the time allows."""
     cases = TINY if settings.is_tiny else CASES
     counts = {"cnn": (1, 2)} if settings.is_tiny else COUNTS
     window = 0.3 if settings.is_tiny else WINDOW_SECONDS
@@ -109,14 +109,14 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def _patience(settings: Settings) -> float:
-    """Return how long a worker is waited for, so that one that hangs leaves time to the others."""
+    """Return the seconds to wait for a worker, so that one that hangs leaves time for others."""
     return max(LEAST_WAIT, settings.seconds_left / 3)
 
 
 def _each(
     ways: dict[str, Way], problems: dict[str, str], ask: Callable[..., Any], *arguments: Any
 ) -> dict[str, Any]:
-    """Ask each way; drop those that fail, and note why."""
+    """Call ``ask`` for each way; drop those that fail, and record why."""
     answers = {}
     for name, way in list(ways.items()):
         try:
@@ -130,7 +130,7 @@ def _each(
 def _begin(
     settings: Settings, most: int, stack: ExitStack, problems: dict[str, str]
 ) -> dict[str, Way]:
-    """Start the workers of all ways at once; those that wait for a command do not disturb."""
+    """Start the workers of all ways at once; a worker that waits for a command is idle."""
 
     def workers(name: str, number: int, environment: Mapping[str, str]) -> list[WorkerProcess]:
         return [
@@ -142,7 +142,7 @@ def _begin(
         "processes": Way(workers("process", most, {}), is_threaded=False),
         "threads": Way(workers("threads", 1, {}), is_threaded=True),
     }
-    # The others were started before this process looks for the daemon, and stay without.
+    # The other workers started before this process looks for the daemon, so they do not use it.
     sharing = mps.join()
     if sharing.how == "side by side":
         environment = {mps.PIPE: sharing.pipe} if sharing.pipe is not None else {}
@@ -153,7 +153,7 @@ def _begin(
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return a row each network and way."""
+    """Return a table of one row per network and way."""
     rows = []
     for case, ways in figures["rates"].items():
         numbers = sorted({int(number) for by in ways.values() for number in by})
@@ -178,7 +178,7 @@ def _alone(ways: Mapping[str, Mapping[str, Sequence[float]]]) -> float | None:
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Hold the best way against one trial alone."""
+    """Compare the best way with one trial alone."""
     judged = []
     for (case, number), target in TARGETS.items():
         ways = figures["rates"].get(case, {})

@@ -1,9 +1,10 @@
-"""Images a second of each family: captured, eager, an earlier checkout's, and the bare step.
+"""Images per second of each family: captured, eager, an earlier checkout's and the bare step.
 
 All ways of a network take turns, an epoch each. The captured ways train epochs of all images, the
-eager ones of the first ``EAGER_STEPS`` steps' images; each epoch ends with a validation of a few
-images. In one way it is of all, and the trial is saved as the product saves it. The bare step is
-the captured graph replayed without anything around it. Ratios are taken within a round.
+eager ones of the images of the first ``EAGER_STEPS`` steps. Each epoch ends with a validation on a
+few images; in the way "saved" it is on all of them, and the trial is saved as in the product. The
+bare step is the captured graph replayed without anything around it. Ratios are computed within a
+round.
 """
 
 import contextlib
@@ -37,15 +38,15 @@ EAGER_STEPS = 128
 BARE_STEPS = 128
 MOST_ROUNDS = 5
 RESERVE_SECONDS = 4.0
-"""Seconds of the part's time, for the last network's round to end."""
+"""Seconds reserved for the end of the last network's round."""
 READY_SECONDS = 120.0
 SHARE_OF_BARE = 0.95
 SHARE_SAVED = 0.9
 
 
 def run(settings: Settings, report: Report) -> None:
-    """Measure each network for its share of the time, one round at least."""
-    torch.set_num_threads(1)  # As a trial has, unless it is given more CPUs.
+    """Measure each network for its share of the time, at least one round."""
+    torch.set_num_threads(1)  # As in a trial, unless it is given more CPUs.
     device = find_device(settings.device)
     cases = TINY if settings.is_tiny else CASES
     report.figures = {"cases": {}, "problems": {}, "device": describe(device)}
@@ -81,13 +82,13 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """Return the device's name, with the version of PyTorch."""
+    """Return the device's name and the version of PyTorch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{name}, torch {torch.__version__}"
 
 
 def on_device(splits: Splits, device: torch.device) -> Splits:
-    """Bring the images to the device."""
+    """Copy the images to the device."""
     from tuner.tuning.ray_backend.payload import pack, unpack
 
     return unpack(pack(splits), device)
@@ -160,7 +161,7 @@ def _never_captured() -> dict[str, str]:
 
 
 def bare_rates(config: TrialConfig, splits: Splits, device: torch.device) -> Iterator[float]:
-    """Yield images a second of the captured step, replayed with nothing around it.
+    """Yield images per second of the captured step, replayed with nothing around it.
 
     The first value only warms up.
 
@@ -203,7 +204,7 @@ def bare_rates(config: TrialConfig, splits: Splits, device: torch.device) -> Ite
     yield 0.0
     while True:
         with steps.on_stream():
-            # Back to the first batch: no step may go past the last.
+            # Back to the first batch: no step may go past the last one.
             steps._start_epoch(1)
             torch.cuda.synchronize(device)
             began = time.perf_counter()
@@ -215,7 +216,7 @@ def bare_rates(config: TrialConfig, splits: Splits, device: torch.device) -> Ite
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return a row a network."""
+    """Return a table of one row per network."""
     rows = []
     for name, entry in figures["cases"].items():
         rates = entry["rates"]
@@ -244,7 +245,7 @@ def _today(rates: Mapping[str, Sequence[float]]) -> Sequence[float]:
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Hold each network against its targets."""
+    """Compare each network with its targets."""
     judged = []
     for name, entry in figures["cases"].items():
         rates = entry["rates"]

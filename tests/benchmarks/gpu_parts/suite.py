@@ -1,4 +1,4 @@
-"""Run the tests of ``tests/gpu``, and note the outcome of each as it ends."""
+"""Run the tests of ``tests/gpu``, and record the outcome of each as it ends."""
 
 import importlib.util
 import json
@@ -13,14 +13,14 @@ from tests.benchmarks.gpu_parts import Judged, Report, Rows, Settings
 
 REPOSITORY = Path(__file__).parents[3]
 RESERVE_SECONDS = 3.0
-"""Seconds of the part's time, for what follows the tests."""
+"""Seconds reserved for the work after the tests."""
 
 
 def run(settings: Settings, report: Report) -> None:
     """Run pytest in a process of its own.
 
     Raises:
-        RuntimeError: If there is no pytest here.
+        RuntimeError: If pytest is not installed.
     """
     if importlib.util.find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed here; install it, or leave out --only tests")
@@ -29,7 +29,7 @@ def run(settings: Settings, report: Report) -> None:
     outcomes.touch()
     command = [
         *(sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-ra"),
-        # Without the repository's own settings, some of which need plugins that may be missing.
+        # Without the repository's settings, some of which need plugins that may be missing.
         *("-c", os.devnull, "--rootdir", str(REPOSITORY), "-p", "no:cacheprovider"),
         *("-p", "tests.benchmarks.gpu_parts.outcomes", f"--basetemp={settings.scratch}/pytest"),
     ]
@@ -66,7 +66,7 @@ def _note(report: Report, outcomes: Path, output: Path, code: int | None) -> Non
 
 
 def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
-    """Return a row a test."""
+    """Return a table of one row per test."""
     rows = [
         (name.removeprefix("tests/gpu/"), entry["outcome"], f"{entry['seconds']:.1f}")
         for name, entry in figures["tests"].items()
@@ -76,7 +76,7 @@ def tables(figures: Mapping[str, Any]) -> Sequence[Rows]:
 
 
 def judge(figures: Mapping[str, Any]) -> Sequence[Judged]:
-    """Return how many tests failed, or never ran."""
+    """Return the number of failed tests, plus one if pytest did not run to its end."""
     outcomes = [entry["outcome"] for entry in figures["tests"].values()]
     lost = outcomes.count("failed") + (figures["exit_code"] not in (0, 1))
     return [Judged(what="GPU tests that failed or were cut", value=lost, target=0, is_most=True)]

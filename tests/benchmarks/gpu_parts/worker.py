@@ -1,13 +1,13 @@
-"""Trains in a process of its own, as told line by line; it runs with older checkouts, too.
+"""Trains in a process of its own, on commands from stdin; also works with older checkouts.
 
     python -P worker.py ARRAYS DEVICE
 
-Each line on stdin is a command in JSON, and each is answered by a line on stdout. ``prepare``
-begins as many trainings as it says and takes each through an epoch, which warms it up, ``epoch``
-takes the first one through another, and ``run`` takes some of them, each in a thread and on a
-stream of its own, through epochs until a moment of the monotonic clock.
+Each line on stdin is a command in JSON, and is answered by a line on stdout. ``prepare`` begins the
+requested number of trainings and takes each through a warm-up epoch. ``epoch`` takes the first
+training through another epoch. ``run`` takes some of them, each in a thread and on a stream of its
+own, through epochs until a moment of the monotonic clock.
 
-Whose ``tuner`` is imported is up to PYTHONPATH, so nothing else of this repository is.
+PYTHONPATH decides whose ``tuner`` is imported, so nothing else of this repository is imported.
 """
 
 import contextlib
@@ -57,9 +57,9 @@ def load(path: str, device: torch.device) -> Splits:
 
 
 def first(splits: Splits, num_train: int | None, num_val: int | None) -> Splits:
-    """Return the first images of each part, spread over the classes; all where no number is told.
+    """Return some images of each part, spread over the classes; all if the number is None.
 
-    A folder's images come class by class.
+    The images of a folder are sorted by class.
     """
 
     def part(images: Images, number: int | None) -> Images:
@@ -79,9 +79,9 @@ class Training:
     Args:
         config: The training.
         splits: Its images, on the device.
-        device: Where.
-        options: Other arguments of ``train``.
-        follow: Called with each epoch, whose seconds include it.
+        device: The device to train on.
+        options: Further arguments of ``train``.
+        follow: Called with each epoch; its time is included in the epoch's seconds.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Training:
     ) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
-            # The images were brought to the device on another one.
+            # The images were copied to the device on another stream.
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._epochs = train(config, splits, device, **options)
         self._follow = follow
@@ -114,7 +114,7 @@ class Training:
         return seconds
 
     def run(self, until: float, marks: list[tuple[float, int]]) -> None:
-        """Train epochs until a moment has passed, noting when how many images were done."""
+        """Train epochs until a moment has passed; append times and image counts to ``marks``."""
         done = 0
         marks.append((time.monotonic(), done))
         while marks[-1][0] < until:
@@ -144,7 +144,7 @@ class Worker:
         num_train: int | None = None,
         num_val: int | None = None,
     ) -> dict[str, Any]:
-        """Begin ``count`` trainings in place of those before; warm each up, one after the other."""
+        """Replace the trainings by ``count`` new ones, and warm up one after the other."""
         for training in self._trainings:
             training.close()
         self._trainings.clear()
@@ -188,7 +188,7 @@ def main() -> None:
     """Answer until stdin ends."""
     arrays, device = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # What anything else prints goes to stderr.
+    os.dup2(2, 1)  # All other output goes to stderr.
     torch.set_num_threads(1)
     worker = Worker(arrays, device)
     print(json.dumps({"ready": True}), file=answers)

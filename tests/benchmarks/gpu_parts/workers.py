@@ -1,4 +1,4 @@
-"""Starts ``worker.py`` in processes and asks them."""
+"""Starts processes of ``worker.py`` and sends them commands."""
 
 import json
 import os
@@ -23,13 +23,13 @@ class WorkerError(Exception):
 
 
 class WorkerProcess:
-    """A worker, which ends when the block does.
+    """A worker process, which ends with the ``with`` block.
 
     Args:
-        settings: Of the part.
-        name: Of its log file.
-        checkout: Whose ``tuner`` it imports.
-        environment: What its environment holds besides this process's.
+        settings: Settings of the part.
+        name: Name of its log file.
+        checkout: Checkout whose ``tuner`` it imports.
+        environment: Variables added to this process's environment.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class WorkerProcess:
         self._unread = b""
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Wait until it has loaded the images."""
+        """Wait until the worker has loaded the images."""
         self.answer(seconds)
 
     def tell(self, do: str, **arguments: Any) -> None:
-        """Return it a command."""
+        """Send the worker a command."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
@@ -71,10 +71,10 @@ class WorkerProcess:
             raise WorkerError(f"the worker ended: {self._last_words()}") from None
 
     def answer(self, seconds: float) -> dict[str, Any]:
-        """Wait for an answer.
+        """Wait for an answer; return it.
 
         Raises:
-            WorkerError: If it does not come in time, or is that of a failure.
+            WorkerError: If it does not come in time, or reports a failure.
         """
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
@@ -94,12 +94,12 @@ class WorkerProcess:
         return answer
 
     def ask(self, do: str, seconds: float, **arguments: Any) -> dict[str, Any]:
-        """Return it a command and wait for the answer."""
+        """Send the worker a command and wait for the answer."""
         self.tell(do, **arguments)
         return self.answer(seconds)
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill the worker."""
         self._process.kill()
         self._process.wait()
 
