@@ -252,7 +252,11 @@ is_root = pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere
     ],
 )
 def test_a_data_folder_that_cannot_be_used_here_is_replaced_by_ones_own(
-    place: str, run_with_ensemble: Run, finished_run: Run, tmp_path: Path
+    place: str,
+    run_with_ensemble: Run,
+    finished_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "sealed" / "folder").mkdir(parents=True)
@@ -276,9 +280,11 @@ def test_a_data_folder_that_cannot_be_used_here_is_replaced_by_ones_own(
     for run in (finished_run, again):
         run.update(data_dir=str(tmp_path))
     assert chosen() == [tmp_path] * 4
-    for run in (finished_run, again):
-        run.update(data_dir=str(tmp_path / place))
-    assert chosen() == [DATA_DIR] * 4
+    monkeypatch.chdir(tmp_path.parent)
+    for unusable in (str(tmp_path / place), tmp_path.name):
+        for run in (finished_run, again):
+            run.update(data_dir=unusable)
+        assert chosen() == [DATA_DIR] * 4
     assert chosen(data_dir=tmp_path / "gone") == [tmp_path / "gone"] * 4
     (tmp_path / "sealed").chmod(0o700)
 

@@ -113,12 +113,13 @@ def lies_in(path: AnyPath, storage: AnyPath) -> bool:
 def data_dir_of(record: RunRecord) -> Path:
     """Return a run's data folder or, if this user cannot write there, ``DATA_DIR``.
 
-    It may be another user's, or on another machine.
+    It may be another user's, or on another machine. A relative one, which no search records, may
+    have come with the run, and with it other images.
     """
     folder = Path(record.data_dir)
     # Path.is_dir() would raise an error if a folder above may not be entered.
     is_usable = os.access(folder, os.W_OK | os.X_OK) and folder.is_dir()
-    return folder if is_usable else DATA_DIR
+    return folder if is_usable and folder.is_absolute() else DATA_DIR
 
 
 def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
