@@ -195,6 +195,7 @@ def test_as_many_trials_as_end_in_the_time() -> None:
         "space.label_smoothing.choice=[0.0,0.1]",
         "space.optimizer.muon.lr=0.2",
         "space.model={resnet: {depth: 10}}",
+        " space={model: {resnet: {depth: 10}}, batch_size: {choice: [32, 64]}}",
     ],
 )
 def test_what_the_user_settles_goes_before_the_rules(

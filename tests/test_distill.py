@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -39,7 +40,7 @@ from tuner.run.trial import EpochMetrics
 from tuner.space import RandomTrial, load_space
 from tuner.training.loop import predict_epoch_seconds, train
 from tuner.training.loss import TrainingLoss
-from tuner.tuning.distill import STUDENTS, make_distill_request, student_space
+from tuner.tuning.distill import STUDENTS, make_distill_request, prepare_teaching, student_space
 from tuner.tuning.ray_backend.payload import pack, unpack
 from tuner.tuning.request import make_search_request
 
@@ -251,6 +252,20 @@ def test_students_get_the_teachers_images_as_they_were_divided(teacher_run: Run)
     teacher_run.update(data=replace(teacher_run.record.data, all_data=True))
     with pytest.raises(UsageError, match="distill: uses the validation images"):
         make_distill_request(folder, into="quick", **ask)
+
+
+@pytest.mark.parametrize("path", ["s3://evil/x", "/home/me/other/ensembles/all"])
+def test_the_record_of_a_resumed_run_leads_to_no_teacher_outside_its_storage(
+    path: str, teacher_run: Run, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_teacher(teacher_run.path / "ensembles" / "all")
+    teacher_run.update(teacher=replace(record, path=path))
+    request: Any = SimpleNamespace(
+        storage=teacher_run.path.parent, name="tiny", resume=True, teacher=None
+    )
+    monkeypatch.setattr("tuner.tuning.distill.open_teacher", None)
+    with pytest.raises(UsageError, match=f"the teacher {path} has not predicted the images yet"):
+        prepare_teaching(request, digits)
 
 
 def test_students_are_ranked_by_the_metric_that_is_asked_for_in_python_too(

@@ -181,9 +181,14 @@ def test_nothing_is_written_through_a_link(finished_run: Run, tmp_path: Path) ->
         "extends: other.yaml\n",
         "space: {model: {custom: {path: nets.py, name: Net}}}\n",
         "space: {model: {choice: {cnn: {}, custom: {path: nets.py, name: Net}}}}\n",
+        "space: {model: {pretrained: {run: 'http://169.254.169.254/x'}}}\n",
+        "space: {model: {choice: {cnn: {}, pretrained: {run: /home/me/other, trial: 1}}}}\n",
     ],
 )
-def test_the_space_of_a_run_names_no_other_file(text: str, tmp_path: Path) -> None:
+def test_the_space_of_a_run_names_no_other_file(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.run.run.find_run", None)
     canary = tmp_path / "canary"
     (tmp_path / "nets.py").write_text(f"open({str(canary)!r}, 'w')\n")
     (tmp_path / "other.yaml").write_text("space: {model: {cnn: {}}}\n")

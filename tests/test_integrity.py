@@ -415,6 +415,19 @@ def test_a_run_with_damage_is_not_gone_on_with(finished_run: Run, state: Any) ->
         check_resumable(finished_run)
 
 
+def test_a_paused_trial_is_promoted_by_the_history_that_its_worker_wrote(
+    finished_run: Run,
+) -> None:
+    trial = finished_run.trial(1)
+    write_status(trial.path, dataclasses.replace(trial.status, state="paused"))
+    digest = save_state(trial.state, {"w": torch.zeros(1)}, trial.history)
+    write_digests(trial.path, read_digests(trial.path) | {trial.state.name: digest}, 2)
+    check_resumable(finished_run)
+    set_accuracy(0.999)(finished_run.path / "trials")
+    with pytest.raises(DamagedError, match=r"0001/history\.csv: is not what the trial's worker"):
+        check_resumable(finished_run)
+
+
 def test_what_is_ranked_by_and_trained_anew_is_what_was_recorded(
     finished_run: Run, call: Call
 ) -> None:

@@ -54,6 +54,29 @@ def test_what_exceeds_a_limit_is_drawn_again_and_counted(kind: str, tmp_path: Pa
         assert sampler.num_accepted + sampler.num_refused == sampler.space.cardinality()
 
 
+@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
+def test_a_baseline_is_drawn_until_it_keeps_the_limits(kind: str, tmp_path: Path) -> None:
+    fitting = "{model: {cnn: {width: 16}}}"
+    large = "{model: {cnn: {stages: 3, blocks: 2, width: 32}}}"
+    # Whatever else is drawn, three stages of that width exceed the limit.
+    never = "{model: {cnn: {stages: 3, width: 32}}}"
+    for seed in range(8):
+        sampler = sampler_of(
+            tmp_path,
+            f"search.sampler={kind}",
+            f"search.seed={seed}",
+            f"baseline=[{large}, {fitting}, {never}]",
+        )
+        configs = [sampler.ask(number) for number in range(6)]
+        assert configs[0] is not None
+        assert configs[0].model.params["width"] == 16
+        assert sampler.untried.keys() == {0, 2}
+        for reason in sampler.untried.values():
+            assert reason.startswith("it has ")
+            assert "above the limit" in reason
+        assert sampler.num_accepted == 6
+
+
 def test_a_crop_beyond_the_images_is_drawn_again_or_refused(tmp_path: Path, digits: Splits) -> None:
     (tmp_path / "s.yaml").write_text(SPACE + "  augment: {crop: {choice: [2, 8]}}\n")
 

@@ -17,6 +17,7 @@ from tuner.space import load_space
 from tuner.tuning.ray_backend import jobs
 from tuner.tuning.request import make_search_request
 from tuner.tuning.sampling.study_copy import StudyPlace
+from tuner.tuning.session import study_place
 
 URL = "postgresql://me:hunter2@db:5432/optuna"
 
@@ -70,10 +71,12 @@ def test_a_search_goes_on_when_it_is_given_again(tmp_path: Path) -> None:
         "keep": 1,
     }
     space, resumed = load_space(tmp_path / "space.yaml"), Run.open(tmp_path / "a")
-    with pytest.raises(UsageError, match="give --study-storage again, or set CIFAR_TUNE_STUDY"):
-        make_search_request(space, resumed=resumed, **options)
+    request = make_search_request(space, resumed=resumed, **options)
+    assert study_place(request) is None
     request = make_search_request(space, resumed=resumed, study_storage=URL, **options)
+    assert str(study_place(request)) == hide_passwords(URL)
     assert request.study_storage == URL
+    assert request.outside_words == (), "nor is it printed"
 
 
 def test_a_database_that_cannot_be_used_is_named_without_it() -> None:

@@ -643,7 +643,7 @@ def test_the_length_of_an_epoch_is_foreseen_with_all_that_will_be_trained(
 def from_run(finished_run: Run, trial: int | None = None, **params: Any) -> ModelConfig:
     """Return the model that a space with ``run`` leads to."""
     plain = {"run": "tiny", **({} if trial is None else {"trial": trial}), **params}
-    space = finished_run.path / "again.yaml"
+    space = finished_run.path.parent / "again.yaml"
     space.write_text(json.dumps({"space": {"model": {"pretrained": plain}}}))
     loaded = load_space(space, (), finished_run.path.parent)
     return loaded.sample(RandomTrial(), epochs=2, seed=0).model

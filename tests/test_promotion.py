@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
+from ray.exceptions import OutOfMemoryError
 
 from tests.test_tuner import SEARCH, World
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
+from tuner.errors import ClusterError
 from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPromoted, TrialStarted
 from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
@@ -21,7 +23,9 @@ from tuner.tracking import tracked
 from tuner.tuning.budget import Budget, Spending
 from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
 from tuner.tuning.proposers import FixedProposer
+from tuner.tuning.ray_backend import driver
 from tuner.tuning.resources import TrialResources
+from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import Asha, make_scheduler
 from tuner.tuning.tuner import Assignment, Tuner
 
@@ -307,6 +311,62 @@ def test_a_trial_at_a_rung_waits_when_the_search_is_interrupted_and_goes_on_afte
     assert (best.number, [row.epoch for row in best.history]) == (1, [1])
     assert world.run.trial(1).status.passed == 1
     assert world.begin(resumed).number == 2
+
+
+def test_a_trial_promoted_at_once_is_shown_to_the_sampler_with_its_curve(tmp_path: Path) -> None:
+    world = promoting(tmp_path, trials=9, epochs=9, reduction=3)
+    tuner = world.tuner()
+    waiting(world, tuner, 0.2, 0.1)
+    worker = world.begin(tuner)
+    assert worker.step(0.9), "of three that came, it goes on at once"
+    assert worker.step(0.8)
+    assert states(world) == ["paused", "paused", "running"]
+    # The resumed search knows the same: the next epoch that is judged is the third.
+    for sampler in (world.sampler, world.tuner().proposer):
+        assert isinstance(sampler, Sampler)
+        shown = {t.user_attrs["trial"]: t for t in sampler.study.get_trials()}
+        assert [shown[number].state for number in range(3)] == [OptunaState.PRUNED] * 3
+        assert [shown[number].value for number in range(3)] == [0.2, 0.1, 0.9]
+        assert shown[2].intermediate_values == {1: 0.9}
+    again = world.begin(world.tuner())
+    assert (again.number, len(again.history)) == (2, 2)
+
+
+def test_a_trial_cut_at_a_rung_before_its_report_is_judged_when_the_search_is_resumed(
+    tmp_path: Path,
+) -> None:
+    world = promoting(tmp_path)
+    tuner = world.tuner()
+    waiting(world, tuner, 0.9)
+    worker = world.begin(tuner)
+    # The state was saved, and the disk too full for the other files.
+    worker.train(0.1)
+    tuner.draining = "interrupted"
+    worker.finish("interrupted", reason="after epoch 0")
+    resumed = world.tuner()
+    assert states(world) == ["paused", "paused"]
+    assert world.begin(resumed).number == 0, "the better one of the two at the rung"
+    assert world.run.trial(1).status.passed == 0
+
+
+def test_a_search_given_up_for_lack_of_memory_keeps_what_may_still_be_promoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = promoting(tmp_path, trials=4)
+    tuner = world.tuner()
+    workers = [world.begin(tuner) for _ in range(4)]
+    for worker, accuracy in zip(workers[:2], (0.5, 0.4), strict=True):
+        assert not worker.step(accuracy)
+
+    def kill(*given: object) -> None:
+        raise RuntimeError from OutOfMemoryError("killed")
+
+    monkeypatch.setattr(driver, "_tune", kill)
+    nothing: Any = None
+    with pytest.raises(ClusterError, match="low on memory"):
+        driver._run_over_losses(tuner, world.recorder, {}, nothing, nothing, max_failures=0)
+    assert states(world) == ["paused", "paused", "interrupted", "interrupted"]
+    assert world.begin(world.tuner()).number == 2
 
 
 @pytest.mark.parametrize("scheduler", ["asha-stop", "none"])

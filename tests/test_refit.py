@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from tests.benchmarks.promises import FIGURES, flaws
 from tests.conftest import copy_of_trial, record_probs
 from tuner.cli import main
 from tuner.config import (
+    DATA_DIR,
     DataConfig,
     LargeShareConfig,
     ModelConfig,
@@ -29,15 +31,19 @@ from tuner.config import (
     TrialConfig,
 )
 from tuner.data.splits import Splits, load_splits
-from tuner.errors import DataError, NoUsableTrials, UsageError
+from tuner.errors import ClusterError, DataError, NoUsableTrials, UsageError
 from tuner.run.events import TrialEnded
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_trial
+from tuner.space import load_run_space
 from tuner.training.loop import train
 from tuner.tuning.budget import Budget
+from tuner.tuning.distill import make_distill_request
 from tuner.tuning.proposers import FixedProposer
+from tuner.tuning.ray_backend.driver import capacity_of, open_run
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.refit import (
+    _epochs_of,
     begin_refit,
     finalists,
     make_refit_request,
@@ -45,6 +51,7 @@ from tuner.tuning.refit import (
     refit,
     resume_refit,
 )
+from tuner.tuning.request import make_search_request
 from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.tuner import Assignment, Tuner
 
@@ -115,6 +122,20 @@ def copy_trial(run: Run, number: int, **changes: object) -> int:
     path = copy_of_trial(run, number, new) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return new
+
+
+def test_by_default_a_refit_trains_as_many_epochs_as_the_trial_did(finished_run: Run) -> None:
+    best, second, *_ = (trial.number for trial in finished_run.ranked())
+    # Of a space that searches the epochs; the run has the most of them.
+    longer = copy_trial(finished_run, best, epochs=7)
+    (finished_run.trial_path(longer) / "digests.json").unlink()
+    finished_run.update(search=replace(finished_run.record.search, epochs=9, scheduler="none"))
+    request = make_refit_request(finished_run, top=3, seeds=1, command="")
+    assert request.plan.trials == (best, longer, second)
+    assert [config.epochs for config in request.plan.configs] == [2, 7, 2]
+    assert request.plan.duplicates == ()
+    assert request.search.epochs == 7
+    assert _epochs_of(request.plan) == "2 to 7"
 
 
 def test_a_configuration_that_differs_in_the_seed_alone_is_taken_once(finished_run: Run) -> None:
@@ -214,6 +235,84 @@ def test_the_trials_of_a_refit_that_goes_on_run_as_before_unless_something_else_
     request = make_refit_request(made, resume=True, command="", **asked)
     expected = before | {name: asked[name] for name in asked if name != "seeds"} | expected
     assert {name: getattr(request, name) for name in expected} == expected
+
+
+is_root = pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gone",
+        "file",
+        # Even to ask whether it exists raises an error, as below a home that may not be entered.
+        "x" * 300,
+        pytest.param("sealed", marks=is_root),
+        pytest.param("sealed/folder", marks=is_root),
+    ],
+)
+def test_a_data_folder_that_cannot_be_used_here_is_replaced_by_ones_own(
+    place: str,
+    run_with_ensemble: Run,
+    finished_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed" / "folder").mkdir(parents=True)
+    (tmp_path / "sealed").chmod(0)
+    shutil.copytree(run_with_ensemble.path / "ensembles", finished_run.path / "ensembles")
+    teacher = finished_run.path / "ensembles" / "all"
+    again = started(finished_run)
+
+    def chosen(**given: Any) -> list[Path]:
+        space = load_run_space(finished_run.path / "space.yaml")
+        home = {"storage": tmp_path / "runs", "command": "", **given}
+        return [
+            make_search_request(
+                space, space_name="", stem="", resumed=finished_run, **home
+            ).data_dir,
+            make_refit_request(finished_run, top=1, command="", **given).data_dir,
+            make_refit_request(again, resume=True, command="", **given).data_dir,
+            make_distill_request(teacher, into="cnn", **home).data_dir,
+        ]
+
+    for run in (finished_run, again):
+        run.update(data_dir=str(tmp_path))
+    assert chosen() == [tmp_path] * 4
+    monkeypatch.chdir(tmp_path.parent)
+    for unusable in (str(tmp_path / place), tmp_path.name):
+        for run in (finished_run, again):
+            run.update(data_dir=unusable)
+        assert chosen() == [DATA_DIR] * 4
+    assert chosen(data_dir=tmp_path / "gone") == [tmp_path / "gone"] * 4
+    (tmp_path / "sealed").chmod(0o700)
+
+
+def test_fewer_seeds_cost_a_refit_no_model(finished_run: Run) -> None:
+    made = started(finished_run)
+    with pytest.raises(UsageError, match=r"--seeds 1: .*again has 2, and a refit grows only"):
+        make_refit_request(made, resume=True, command="", seeds=1)
+    assert make_refit_request(made, resume=True, command="", seeds=2).plan == made.record.refit
+
+
+def test_what_is_given_when_a_refit_goes_on_is_checked_as_for_a_new_run(
+    finished_run: Run,
+    digits: Splits,
+    pretended_nodes: list[dict[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tuner.tracking.find_spec", lambda name: None)
+    made = started(finished_run)
+    made.update(concurrent=64, log=("wandb",))
+    recorded = make_refit_request(made, resume=True, command="")
+    assert recorded.log == ("wandb",)
+    assert capacity_of(recorded, Resources(), digits).count == 1, "here fit fewer"
+    given = make_refit_request(made, resume=True, command="", concurrent=64, log=("wandb",))
+    with pytest.raises(ClusterError, match="--concurrent 64: only 1 trial"):
+        capacity_of(given, Resources(), digits)
+    with pytest.raises(UsageError, match="wandb"), open_run(given, digits, Console(quiet=True)):
+        pass
 
 
 def tuner_of(run: Run) -> Tuner:

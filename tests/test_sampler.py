@@ -530,6 +530,21 @@ def test_a_trial_was_one_baseline_at_the_most_and_that_of_another_run_was_none(
     assert (left(ended, 1), left(killed, 1), left(taught, 0)) == ([True], [True], [True, True])
 
 
+def test_baselines_of_a_space_with_its_own_epochs_are_not_tried_again_after_a_resume(
+    tmp_path: Path,
+) -> None:
+    text = f"search: {{scheduler: none}}\n{BASELINES}".replace("space:\n", "space:\n  epochs: 3\n")
+    space = read(tmp_path, text.replace("{sgd: {lr: 0.1}}", "{sgd: {}}"))
+    config = make(space, "tpe").ask(0)
+    assert config is not None
+    assert (config.epochs, config.optimizer.lr) == (3, 0.001)
+    resumed = make(space, "tpe")
+    assert resumed.add(config, "completed", curve(0.5), 0)
+    proposed = resumed.ask(1)
+    assert proposed is not None
+    assert proposed.label_smoothing == 0.1, "the other one"
+
+
 def test_a_run_of_other_epochs_teaches_but_takes_no_configuration_away(tmp_path: Path) -> None:
     space = read(tmp_path, BASELINES)
     config = make(space, "tpe").ask(0)

@@ -407,6 +407,17 @@ def test_an_override_goes_before_a_baseline(tmp_path: Path) -> None:
         load_space(base)
 
 
+def test_a_space_that_is_overridden_as_a_whole_goes_before_a_baseline(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(BASE)
+    whole = load_space(base, ["space={model: {resnet: {depth: {choice: [18, 34]}}}}"])
+    kept = [whole.baseline_params(index) for index in range(len(whole.baseline))]
+    assert kept == [{"model.resnet.depth": 18}, {}], "the third is of a network that is gone"
+    axes = "space={model: {cnn: {}}, batch_size: {choice: [32, 64]}}"
+    with pytest.raises(SpaceError, match=r"256 .* outside the space's axis"):
+        load_space(base, [axes, "baseline=[{batch_size: 256}]"])
+
+
 def test_a_baseline_on_a_whole_axis_is_a_whole_number() -> None:
     lines = "  optimizer: {sgd: {lr: {int: [1, 3]}}}\n"
     space = load("baseline: [{optimizer: {sgd: {lr: 2.0}}}]\n" + HEAD + lines)

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import optuna
 import pytest
 from rich.console import Console
 
+from tests.conftest import context_of
 from tests.test_sampler import BRANCHED, curve, drive, make, read
-from tuner.errors import UsageError
+from tuner.errors import DataError, UsageError
 from tuner.run.run import Run
 from tuner.tuning.request import SearchRequest, make_search_request
 from tuner.tuning.sampling import study_copy
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, open_storage
-from tuner.tuning.session import search
+from tuner.tuning.session import search, study_place
 
 
 @pytest.fixture(params=["journal", "sqlite"])
@@ -208,7 +210,7 @@ def test_a_search_that_ends_without_its_storage_says_how_to_complete_the_study(
         assert_goes_on_without(sampler, copy, said)
     assert said[1:] == [
         f"The study in {journal} is not complete (FileNotFoundError: the file is gone); "
-        "search --resume writes it anew."
+        f"search --resume --study-storage {journal} writes it anew."
     ]
     assert not journal.exists()
 
@@ -280,13 +282,53 @@ def test_a_refused_resume_changes_nothing(place: str, finished_run: Run, tmp_pat
 def test_a_resumed_search_says_where_its_run_names_a_study(
     finished_run: Run, tmp_path: Path
 ) -> None:
-    place = tmp_path / "notes.txt"
+    place = finished_run.path.parent / "notes.txt"
     place.write_text("no study\n")
     finished_run.update(study_storage=str(place))
     written = io.StringIO()
     with pytest.raises(UsageError, match="cannot be used"):
         search(resuming(finished_run, tmp_path), Console(file=written, width=80))
     assert written.getvalue() == f"The study goes on in {place}, which the run names.\n"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{folder}/new.journal",
+        "sqlite:///{folder}/study.db",
+        "{storage}/missing.journal",
+        "{storage}/link.journal",
+        "{storage}/tiny/../../study.db",
+        "sqlite:///{storage}/study.db?uri=true",
+        "postgresql://me@example.invalid/optuna",
+    ],
+)
+def test_a_record_alone_leads_to_no_study_outside_its_storage(
+    place: str, finished_run: Run, tmp_path: Path
+) -> None:
+    storage = finished_run.path.parent
+    (tmp_path / "study.db").touch()
+    (storage / "study.db").touch()
+    (storage / "link.journal").symlink_to(tmp_path / "study.db")
+    place = place.format(folder=tmp_path, storage=storage)
+    finished_run.update(study_storage=place)
+    request = resuming(finished_run, tmp_path)
+    assert study_place(request) is None
+    # It ends before any cluster.
+    request = replace(request, data=replace(request.data, source=str(tmp_path / "gone")))
+    written = io.StringIO()
+    with pytest.raises(DataError):
+        search(request, Console(file=written, width=80))
+    assert written.getvalue().startswith(f"The study in {place} is not written")
+    assert "--study-storage" in written.getvalue()
+    assert not (tmp_path / "new.journal").exists()
+    assert (tmp_path / "study.db").read_bytes() == b""
+    again = resuming(finished_run, tmp_path, study_storage=place)
+    assert str(study_place(again)) == place
+    finished_run.outside_words = again.outside_words
+    params = context_of(finished_run.resume_command()).params
+    assert (params["resume"], params["study_storage"]) == (True, place)
+    assert "--study-storage" not in Run.open(finished_run.path).resume_command()
 
 
 def test_a_copy_of_a_study_of_losses_says_that_less_is_better(

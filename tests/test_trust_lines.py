@@ -43,6 +43,8 @@ HELD_BY: dict[str, tuple[str, ...]] = {
         "test_foreign_files.test_numbers_are_read_from_files_alone",
         "test_foreign_files.test_a_device_and_a_pipe_are_no_space",
         "test_foreign_files.test_no_other_file_comes_into_a_report",
+        "test_study_copy.test_a_record_alone_leads_to_no_study_outside_its_storage",
+        "test_warm_start.test_a_record_alone_leads_to_no_run_outside_its_storage",
     ),
     (
         "The SHA-256 of every file of a trial is recorded in `digests.json` and checked when "

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
 from rich.console import Console
 
+from tests.conftest import context_of
 from tests.test_sampler import curve
 from tuner.cli.search import repeated
 from tuner.config import AdamW, DataConfig, Metric, ModelConfig, SearchConfig, Sgd, TrialConfig
@@ -25,6 +26,7 @@ from tuner.run.run import Run, RunRecord, now
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.schema import build, to_plain
 from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.tuning.request import make_search_request
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.session import taught_before
 from tuner.tuning.warm_start import can_teach, choose, read_runs, teach, with_portfolio
@@ -223,15 +225,53 @@ def test_a_search_that_goes_on_is_taught_again(
     space: SearchSpace, digits: Splits, tmp_path: Path
 ) -> None:
     one = make_run(tmp_path / "one", digits, [(config(8, 0.02), 0.9), (config(16, 0.5), 0.8)])
-    make_run(tmp_path / "next", digits, [(config(8, 0.1), 0.5)], taught_by=str(one.path))
+    run = make_run(tmp_path / "next", digits, [(config(8, 0.1), 0.5)], taught_by="one")
     request: Any = SimpleNamespace(storage=tmp_path, name="next", search=space.search)
     said = io.StringIO()
     console = Console(file=said, width=500)
-    (earlier,) = taught_before(request, digits, console)
-    assert [trial.number for trial in earlier.trials] == [0, 1]
+    for place in ("one", str(one.path)):
+        run.update(taught_by=place)
+        (earlier,) = taught_before(request, digits, console)
+        assert [trial.number for trial in earlier.trials] == [0, 1]
     shutil.rmtree(one.path)
     assert taught_before(request, digits, console) == []
     assert said.getvalue().startswith(f"Goes on without what {one.path} has taught")
+
+
+@pytest.mark.parametrize(
+    "place", ["{outside}/one", "http://169.254.169.254/x", "s3://evil/x", "..", "link"]
+)
+def test_a_record_alone_leads_to_no_run_outside_its_storage(
+    place: str, space: SearchSpace, digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    place = place.format(outside=outside)
+    one = make_run(outside / "one", digits, [(config(8, 0.02), 0.9)])
+    (storage := tmp_path / "runs").mkdir()
+    (storage / "link").symlink_to(one.path)
+    run = make_run(storage / "next", digits, [(config(8, 0.1), 0.5)], taught_by=place)
+    request: Any = SimpleNamespace(storage=storage, name="next", search=space.search)
+    said = io.StringIO()
+    monkeypatch.setattr("tuner.tuning.session.read_runs", None)
+    assert taught_before(request, digits, Console(file=said, width=500)) == []
+    assert said.getvalue() == (
+        f"Goes on without what {place} has taught: it is not in {storage}, and has to be given "
+        "again, by --warm-start\n"
+    )
+    given = make_search_request(
+        space,
+        space_name="space.yaml",
+        stem="space",
+        storage=storage,
+        resumed=run,
+        warm_start=(one,),
+        command="",
+    )
+    assert given.taught_by == str(one.path)
+    run.outside_words = given.outside_words
+    assert context_of(run.resume_command()).params["warm_start"] == (str(one.path),)
+    beside = replace(given, warm_start=(run,))
+    assert (beside.taught_by, beside.outside_words) == ("next", ())
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])

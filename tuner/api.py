@@ -154,7 +154,8 @@ def search(
         resume: Resume the run ``name``, or the newest run.
         warm_start: One or more earlier runs. Their best configurations, compared by rank, are tried
             first. A single run also teaches a sampler that learns.
-        study_storage: Journal file or database for watching the search with optuna-dashboard.
+        study_storage: Journal file or database for watching the search with optuna-dashboard. With
+            ``resume``, give it again, unless it is a file in ``storage``.
         data_dir: Where downloaded and decoded images are kept; by default in
             ``~/.cache/cifar-tune``.
         image_size: Side in pixels to which images are resized.
@@ -305,8 +306,8 @@ def refit(
     Args:
         run: A run, its name or its folder; ``None`` for the newest. With ``resume``, the refit.
         top: Number of configurations; ``None`` for 5.
-        seeds: Number of trials of each configuration; ``None`` for 3.
-        epochs: Epochs of each trial; ``None`` for those of the run.
+        seeds: Number of trials of each configuration; ``None`` for 3. With ``resume``, not fewer.
+        epochs: Epochs of each trial; ``None`` for those of the run's trials.
         all_data: Train on the validation images, too.
         seed: Seed of the refit; ``None`` for that of the run plus 1.
         metric: Metric that chooses the configurations and ranks the new trials; ``None`` for that

@@ -79,8 +79,8 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
 @option(
     "--study-storage",
     metavar="FILE|URL",
-    help="Journal file or database where optuna-dashboard can show the study. A password in it is "
-    "not saved: give it again to resume.",
+    help="Journal file or database where optuna-dashboard can show the study. To resume, give it "
+    "again, unless it is a file in the folder of the runs.",
 )
 @searched_options
 @running_options

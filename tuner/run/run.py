@@ -177,6 +177,8 @@ class Run:
         metric: The metric that ranks trials: that of the search, unless ``by`` set another.
         address: The Ray cluster used to search it from here, if one was named. It is not recorded:
             whoever receives a run should not connect to its maker's cluster.
+        outside_words: The options of this session that lead outside the run's storage. They are not
+            followed from its record either, and have to be given again to resume.
     """
 
     def __init__(self, path: AnyPath, record: RunRecord) -> None:
@@ -184,6 +186,7 @@ class Run:
         self.record = record
         self.metric: Metric = record.search.metric
         self.address: str | None = None
+        self.outside_words: tuple[str, ...] = ()
         self._val_labels: Callable[[], np.ndarray] | None = None
 
     def by(self, metric: Metric, val_labels: Callable[[], np.ndarray] | None = None) -> Self:
@@ -279,7 +282,7 @@ class Run:
         """Return the command line that resumes this run, with ``factor`` times its budget."""
         record = self.record
         words = budget_words(record.budget_seconds, record.budget_gpu_hours, factor)
-        words += ["--address", self.address] if self.address else []
+        words += [*self.outside_words, *(["--address", self.address] if self.address else [])]
         command = "refit" if record.refit else "search"
         return resume_command(self.path, command, *options, *words)
 

@@ -45,7 +45,7 @@ from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
 from tuner.space.objectives import Objectives, describe_objectives, read_objectives
 from tuner.space.plugin import with_sources
-from tuner.space.source import check_no_files, find_space, load, with_short_dataset
+from tuner.space.source import check_no_files, find_space, load, said_of, with_short_dataset
 from tuner.space.transfer import with_origins
 from tuner.space.tree import Mistakes, Node, dump
 from tuner.storage.paths import AnyPath, on_disk
@@ -398,12 +398,12 @@ def _fitting(
         overrides: As in ``load_space``.
         is_run: Whether the text comes from a run, in which places have no lines.
     """
-    is_overridden = any(word.lstrip().startswith("space.") for word in overrides)
+    said = said_of(overrides)
+    is_overridden = any(key.partition(".")[0] == "space" for key in said)
     found: list[Node] = []
     for node in entries:
         is_own = is_run or node.place.startswith(f"{path}:")
-        is_said = any(word.lstrip().startswith("baseline") for word in overrides)
-        if is_said or (is_own and not is_overridden):
+        if "baseline" in said or (is_own and not is_overridden):
             found.append(node)
             continue
         fitting = without_misfits(node, axes)

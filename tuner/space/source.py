@@ -124,11 +124,14 @@ def check_no_files(path: Path) -> None:
 
     def refuse(node: Node) -> Node:
         assert isinstance(node.value, dict)
-        if "source" not in node.value:
+        if "source" not in node.value and "run" in node.value:
+            raise node.error("the space of a run holds the network of that run; it is damaged")
+        if "source" not in node.value and node.path.endswith("custom"):
             raise node.error("the space of a run holds the text of this network; it is damaged")
         return node
 
-    descend(root, "custom", refuse)
+    for family in ("custom", "pretrained"):
+        descend(root, family, refuse)
 
 
 def merge(base: Node, node: Node, schema: Schema | None) -> Node:

@@ -391,7 +391,9 @@ def check_resumable(run: Run) -> None:
             # It starts again.
             damage += damage_of_files(trial.path, CONFIG)
         else:
-            damage += damage_of_files(trial.path, CONFIG, CHECKPOINT, VAL_PROBS)
+            # A paused trial is judged by its history; that of another one is written anew.
+            judged = (HISTORY,) if trial.status.state == "paused" else ()
+            damage += damage_of_files(trial.path, CONFIG, CHECKPOINT, VAL_PROBS, *judged)
             try:
                 read_own_progress(trial.path)
             except DamagedError as error:

@@ -35,7 +35,13 @@ from tuner.storage.records import write_record
 from tuner.training.device import find_device
 from tuner.training.taught import taught
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster
-from tuner.tuning.request import RunRequest, SearchRequest, make_search_request
+from tuner.tuning.request import (
+    RunRequest,
+    SearchRequest,
+    data_dir_of,
+    lies_in,
+    make_search_request,
+)
 
 AXES = {
     "alpha": {"float": [0.3, 1.0]},
@@ -209,7 +215,7 @@ def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:
     run = run_of(ensemble)
     if run is not None:
         run.check_unseen_validation("distill")
-        return run.record.data, Path(run.record.data_dir)
+        return run.record.data, data_dir_of(run.record)
     record = find_ensemble_record(ensemble)
     assert record is not None, "it was read before"
     assert record.data is not None, "likewise"
@@ -259,7 +265,7 @@ def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
     Probabilities from an earlier session of the run are read, to check that they are undamaged.
 
     Raises:
-        UsageError: If the teacher is gone.
+        UsageError: If the teacher is gone, or that of a resumed run is not in its storage.
         UntrustedCodeError: If its code would be run, and is neither known nor trusted.
         DataError: If its images are others, or divided otherwise.
         TunerError: If a file is damaged.
@@ -273,7 +279,13 @@ def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
             return None
     if record is None:
         return None
-    teacher = open_teacher(to_path(record.path), record.sha256, trust_code=request.trust_code)
+    path = to_path(record.path)
+    if request.resume and not lies_in(path, request.storage):
+        raise UsageError(
+            f"--resume: the teacher {record.path} has not predicted the images yet, and is not in "
+            f"{request.storage}; start a new run with cifar-tune distill"
+        )
+    teacher = open_teacher(path, record.sha256, trust_code=request.trust_code)
     return Teaching(teacher=teacher, seen=teacher.splits_like(splits, request.data_dir))
 
 

@@ -34,7 +34,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import RunRequest, as_before, read_splits
+from tuner.tuning.request import RunRequest, as_before, data_dir_of, read_splits
 from tuner.tuning.sampling.sampler import trial_seed
 
 
@@ -82,12 +82,12 @@ def make_refit_request(
 
     Args:
         run: The run to refit or, with ``resume``, the refit to resume.
-        resume: Whether to resume a refit; the options that define its trials, except ``seeds``,
-            must then be unchanged.
+        resume: Whether to resume a refit; the options that define its trials must then be
+            unchanged, except ``seeds``, which may be more.
         source: With ``resume``, the run that the user gives as its source, by name or folder.
         top: Number of configurations.
         seeds: Number of trials per configuration.
-        epochs: Epochs of each trial; ``None`` for those of ``run``.
+        epochs: Epochs of each trial; ``None`` for those of the trials of ``run``.
         all_data: Whether to train on the validation images, too.
         seed: Seed of the refit; ``None`` for that of ``run`` plus 1.
         metric: Metric that chooses the configurations and ranks the new trials; ``None`` for that
@@ -118,9 +118,15 @@ def make_refit_request(
                     f"--resume: {option} was settled when {run.path} began; leave it out, or start "
                     "a new refit"
                 )
-        plan = replace(run.record.refit, seeds=seeds or run.record.refit.seeds)
+        was = run.record.refit.seeds
+        if seeds is not None and seeds < was:
+            raise UsageError(
+                f"--resume: --seeds {seeds}: {run.path} has {was}, and a refit grows only; leave "
+                f"it out, or give more than {was}"
+            )
+        plan = replace(run.record.refit, seeds=seeds or was)
         if asked.get("keep") is None and run.record.keep in (None, run.record.refit.num_trials):
-            # Keep all checkpoints; there may be more or fewer of them now.
+            # Keep all checkpoints; there may be more of them now.
             asked["keep"] = plan.num_trials
         request = resume_refit(run, plan, **as_before(run, asked))
         return _moved(request, data, data_dir)
@@ -134,7 +140,7 @@ def make_refit_request(
         run,
         top=top or REFIT_TOP,
         seeds=seeds or REFIT_SEEDS,
-        epochs=epochs or run.record.search.epochs,
+        epochs=epochs,
     )
     request = begin_refit(
         run,
@@ -153,16 +159,18 @@ def _moved(request: RefitRequest, data: str | None, data_dir: Path | None) -> Re
     return replace(request, data=config, data_dir=folder)
 
 
-def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig:
+def plan_refit(source: Run, *, top: int, seeds: int, epochs: int | None) -> RefitConfig:
     """Choose the best configurations of a run, which may still be searching.
 
     Trials that ended well count, whether or not their checkpoint was kept.
 
     Args:
         source: The run.
-        top: Number of configurations; trials that differ only in their seed share one.
+        top: Number of configurations; trials that differ only in their seed share one, as do those
+            that differ in their epochs if ``epochs`` are given.
         seeds: Number of trials per configuration.
-        epochs: Epochs of each trial.
+        epochs: Epochs of each trial; ``None`` for those of its configuration, which the space may
+            have set or searched.
 
     Raises:
         NoUsableTrials: If no trial ended well.
@@ -180,7 +188,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int) -> RefitConfig
             break
         if trial.best is None or trial.status.state not in USABLE:
             continue
-        config = replace(trial.config, epochs=epochs, seed=0)
+        config = replace(trial.config, epochs=epochs or trial.config.epochs, seed=0)
         if config in configs:
             duplicates.append(trial.number)
         else:
@@ -235,7 +243,7 @@ def begin_refit(
         search=replace(
             record.search,
             trials=plan.num_trials,
-            epochs=plan.configs[0].epochs,
+            epochs=max(config.epochs for config in plan.configs),
             scheduler="none",
             patience=0.0,
             purpose="best",
@@ -244,7 +252,7 @@ def begin_refit(
         ),
         # Training on all images leaves none to validate on, in folds or otherwise.
         data=replace(record.data, all_data=all_data, folds=None if all_data else record.data.folds),
-        data_dir=Path(record.data_dir),
+        data_dir=data_dir_of(record),
         storage=source.path.parent,
         name=name,
         **asked,
@@ -256,7 +264,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
 
     Args:
         run: The refit.
-        plan: Its plan; a different number of ``seeds`` makes it longer or shorter.
+        plan: Its plan; more ``seeds`` make it longer.
         asked: Other fields of ``RunRequest``.
     """
     return RefitRequest(
@@ -267,7 +275,7 @@ def resume_refit(run: Run, plan: RefitConfig, **asked: Any) -> RefitRequest:
         space_name=run.record.space,
         search=replace(run.record.search, trials=plan.num_trials),
         data=run.record.data,
-        data_dir=Path(run.record.data_dir),
+        data_dir=data_dir_of(run.record),
         storage=run.path.parent,
         name=run.path.name,
         resume=True,
@@ -313,7 +321,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
         NoUsableTrials: If no trial left a checkpoint.
         TunerError: If the first three trials failed in the same way.
     """
-    plan, epochs = request.plan, request.search.epochs
+    plan = request.plan
     splits = read_splits(request, console)
     if request.source:
         record = request.source.record
@@ -333,7 +341,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
         splits = taught(splits, run)
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
-            f"{epochs} epochs{_left_out(plan)}.",
+            f"{_epochs_of(plan)} epochs{_left_out(plan)}.",
             markup=False,
         )
         if splits.is_val_seen:
@@ -354,9 +362,14 @@ def refit(request: RefitRequest, console: Console) -> Run:
     return run
 
 
+def _epochs_of(plan: RefitConfig) -> str:
+    known = sorted({config.epochs for config in plan.configs})
+    return f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+
+
 def _left_out(plan: RefitConfig) -> str:
     count = len(plan.duplicates)
     if not count:
         return ""
     trials = "1 trial" if count == 1 else f"{count} trials"
-    return f"; {trials} left out that differ from a better one in the seed alone"
+    return f"; {trials} left out with the configuration of a better one"

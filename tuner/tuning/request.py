@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from tuner.data.known import KNOWN
 from tuner.data.splits import Splits, load_splits
 from tuner.errors import UsageError
 from tuner.monitor.steps import step
-from tuner.passwords import is_hidden
+from tuner.passwords import hide_passwords
 from tuner.run.layout import why_not_name
-from tuner.run.run import SCHEMA_VERSION, Run
+from tuner.run.run import SCHEMA_VERSION, Run, RunRecord
 from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
@@ -69,6 +70,8 @@ class RunRequest(ABC):
     gpus_per_trial: float | None = None
     cpus_per_trial: float | None = None
     concurrent: int | None = None
+    given: frozenset[str] = frozenset()
+    """Names of the fields that the user gave; a resumed run's record may hold others."""
 
     def __post_init__(self) -> None:
         # An existing run is resumed under the name that it has.
@@ -97,6 +100,28 @@ class RunRequest(ABC):
         """Entries of the run's record that only a run of this kind has."""
 
 
+def lies_in(path: AnyPath, storage: AnyPath) -> bool:
+    """Whether a path is in a storage, where the record of a run may lead; links are followed.
+
+    A run may come from somebody else. Its record alone leads to no other files, and to no server.
+    """
+    if isinstance(path, Path) and isinstance(storage, Path):
+        return path.resolve().is_relative_to(storage.resolve())
+    return str(path).startswith(f"{storage}/")
+
+
+def data_dir_of(record: RunRecord) -> Path:
+    """Return a run's data folder or, if this user cannot write there, ``DATA_DIR``.
+
+    It may be another user's, or on another machine. A relative one, which no search records, may
+    have come with the run, and with it other images.
+    """
+    folder = Path(record.data_dir)
+    # Path.is_dir() would raise an error if a folder above may not be entered.
+    is_usable = os.access(folder, os.W_OK | os.X_OK) and folder.is_dir()
+    return folder if is_usable and folder.is_absolute() else DATA_DIR
+
+
 def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """Return the given options, completed with those of the resumed run and the defaults.
 
@@ -108,7 +133,7 @@ def as_before(resumed: Run | None, asked: Mapping[str, Any], **defaults: Any) ->
     given = {name: getattr(resumed.record, name) for name in KEPT} if resumed else {}
     said = {name: value for name, value in asked.items() if value not in (None, ())}
     known = {name: value for name, value in (given | said).items() if value is not None}
-    return defaults | known
+    return defaults | known | {"given": frozenset(said)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,14 +156,31 @@ class SearchRequest(RunRequest):
     @property
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
-        is_taught = self.search.learns and len(self.warm_start) == 1
-        taught_by = str(self.warm_start[0].path.absolute()) if is_taught else None
         entries = {
             "study_storage": self.study_storage,
             "teacher": self.teacher,
-            "taught_by": taught_by,
+            "taught_by": self.taught_by,
         }
         return {name: entry for name, entry in entries.items() if entry}
+
+    @property
+    def taught_by(self) -> str | None:
+        """The run that teaches the sampler: its name if it is in this storage, else its path."""
+        if not self.search.learns or len(self.warm_start) != 1:
+            return None
+        path = self.warm_start[0].path.absolute()
+        is_beside = path.parent == self.storage.absolute() and lies_in(path, self.storage)
+        return path.name if is_beside and not why_not_name(path.name) else str(path)
+
+    @property
+    def outside_words(self) -> tuple[str, ...]:
+        """The options that a resumed run needs again: its record may lead only into its storage."""
+        words: list[str] = []
+        if (place := self.study_storage) and place == hide_passwords(place):
+            words += ["--study-storage", place]
+        if (place := self.taught_by) and why_not_name(place):
+            words += ["--warm-start", place]
+        return tuple(words)
 
     def plan_path(self, splits: Splits, capacity: CapacityPlan) -> AnyPath:
         """Return the path of this search's plan; its key covers everything that affects the cost.
@@ -226,20 +268,14 @@ def make_search_request(
         data_settings: Fields of ``DataConfig`` that override the space; ``None`` where the user
             gave nothing.
         data_dir: Where downloads and decoded images are kept; ``None`` for the resumed run's
-            folder if it exists here, else ``DATA_DIR``.
+            folder if it can be used here, else ``DATA_DIR``.
         asked: Other fields of ``SearchRequest``; see ``as_before``.
 
     Raises:
         UsageError: If a run would go on with images that are prepared otherwise, by another
-            metric or other objectives, or without the password of its study, if the space wants a
-            teacher and there is none, or if validation images are asked for in two ways.
+            metric or other objectives, if the space wants a teacher and there is none, or if
+            validation images are asked for in two ways.
     """
-    study = resumed.record.study_storage if resumed else None
-    if study and is_hidden(study) and not asked.get("study_storage"):
-        raise UsageError(
-            f"--resume: the password of the study in {study} is kept nowhere; give "
-            "--study-storage again, or set CIFAR_TUNE_STUDY_STORAGE"
-        )
     has_teacher = asked.get("teacher") or (resumed and resumed.record.teacher)
     if space.has_key("distill") and not has_teacher:
         raise UsageError(
@@ -269,21 +305,19 @@ def make_search_request(
         # All images of a known source are square.
         if settings.get("resize") == "auto" or source in KNOWN:
             settings.pop("resize", None)
-        if source not in KNOWN and not Path(source).exists():
+        if source not in KNOWN and not os.access(source, os.F_OK):
             source = known.source
     data = build(DataConfig, {**to_plain(known), **settings, "source": source}, "dataset")
     # The same images may have moved; their fingerprint shows whether they are the same.
     if resumed and replace(data, source=known.source) != known:
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
-    # A run's data folder may be another user's, or on another machine.
-    known_dir = Path(resumed.record.data_dir) if resumed else DATA_DIR
-    if not known_dir.exists():
-        known_dir = DATA_DIR
+    if data_dir is None:
+        data_dir = data_dir_of(resumed.record) if resumed else DATA_DIR
     return SearchRequest(
         space=space,
         search=space.search,
         data=data,
-        data_dir=Path(data_dir or known_dir).absolute(),
+        data_dir=data_dir.absolute(),
         storage=resumed.path.parent if resumed else storage,
         name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
         resume=resumed is not None,

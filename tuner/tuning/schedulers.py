@@ -61,7 +61,8 @@ class Asha:
     rung waits there. The best ``n // reduction`` of the n trials that reached a rung may be
     promoted, and no more than that many: a sampler that improves pushes earlier trials out of the
     best, and would otherwise have more and more promoted. A rung that no further trial can reach
-    promotes at least its best trial, so that a search of few trials trains one of them to the end.
+    promotes at least its best trial, so that a search of few trials trains one of them to the end;
+    if that one fails, none takes its place.
     ``promotion`` defines which trials are the best.
 
     Several methods take ``coming``: epoch of a rung -> number of trials under way that reached it

@@ -12,7 +12,8 @@ from tuner.data.splits import Splits
 from tuner.errors import TunerError, UsageError
 from tuner.models.cost import limit_violation
 from tuner.models.trust import code_of, remember
-from tuner.run.layout import PLAN
+from tuner.passwords import hide_passwords
+from tuner.run.layout import PLAN, why_not_name
 from tuner.run.run import Run
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
@@ -26,10 +27,10 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest, read_splits
+from tuner.tuning.request import SearchRequest, lies_in, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits
-from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace
+from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, is_file_in
 from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
 
 
@@ -62,6 +63,14 @@ def search(request: SearchRequest, console: Console) -> Run:
                 f"The study goes on in {place}, which the run names.", markup=False, soft_wrap=True
             )
         place.check_free()
+    elif request.resume and (recorded := _resumed(request).record.study_storage):
+        console.print(
+            f"The study in {hide_passwords(recorded)} is not written: it is no file in "
+            f"{request.storage}, and has to be given again, by --study-storage or "
+            "CIFAR_TUNE_STUDY_STORAGE.",
+            markup=False,
+            soft_wrap=True,
+        )
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
     # Also when resuming: the space may be given again, without the portfolio.
@@ -80,6 +89,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     )
     teaching = prepare_teaching(request, splits)
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):
+        run.outside_words = request.outside_words
         sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
         plan = request.plan_path(splits, capacity)
         if request.resume:
@@ -116,21 +126,28 @@ def search(request: SearchRequest, console: Console) -> Run:
         console.print(f"The grid holds no more configurations: {tried}.", markup=False)
     if sampler.num_refused:
         console.print(_share_refused(sampler), markup=False)
+    for index, reason in sampler.untried.items():
+        console.print(f"baseline[{index}] was not tried: {reason}", markup=False, soft_wrap=True)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run
 
 
 def taught_before(request: SearchRequest, splits: Splits, console: Console) -> list[EarlierRun]:
-    """Read the earlier run that taught the sampler of a resumed run, if there is one."""
-    place = Run.open(request.storage / request.name).record.taught_by
+    """Read the earlier run that taught the sampler of a resumed run, if it is in its storage."""
+    place = _resumed(request).record.taught_by
     if place is None:
         return []
     try:
-        return read_runs([Run.open(to_path(place))], request.search, splits)
+        path = to_path(place) if why_not_name(place) else request.storage / place
+        if not lies_in(path, request.storage):
+            raise UsageError(
+                f"it is not in {request.storage}, and has to be given again, by --warm-start"
+            )
+        return read_runs([Run.open(path)], request.search, splits)
     except TunerError as error:
         console.print(
-            f"Goes on without what {place} has taught, which cannot be read: {error}",
+            f"Goes on without what {place} has taught: {error}",
             markup=False,
             soft_wrap=True,
         )
@@ -141,18 +158,23 @@ def study_place(request: SearchRequest, run: Run | None = None) -> StudyPlace | 
     """Return where a copy of the study is kept, if anywhere.
 
     Args:
-        request: The search; a resumed run keeps its place unless another one is given.
+        request: The search; a resumed run keeps a file in its storage unless a place is given.
         run: Its run, if it exists already.
     """
     if request.resume:
-        run = run or Run.open(request.storage / request.name)
+        run = run or _resumed(request)
     known = run.record.study_storage if run else None
-    place = request.study_storage or known
+    is_kept = known is not None and is_file_in(known, request.storage)
+    place = request.study_storage or (known if is_kept else None)
     # A name may be reused; a start time is not.
     mark = f"{run.record.name} of {run.record.started}" if run else ""
     is_known = request.resume and place == known
     metric = request.search.metric
     return StudyPlace(place, request.name, mark, is_ours=is_known, metric=metric) if place else None
+
+
+def _resumed(request: SearchRequest) -> Run:
+    return Run.open(request.storage / request.name)
 
 
 def settle_code(request: SearchRequest) -> None:

@@ -592,9 +592,7 @@ class Tuner:
                     self._waiting.append((number, trial))
             else:
                 num_outside += not self.proposer.add(config, state, record.history, number)
-            if state == "running" and record.status.passed < len(record.history):
-                # An epoch whose verdict was lost is judged again; an interrupted trial had passed
-                # its last one.
+            if self._lacks_verdict(record):
                 unjudged.add((number, len(record.history)))
             self._note_reached(number)
             self.num_started = max(self.num_started, number + 1)
@@ -620,11 +618,25 @@ class Tuner:
         self._weigh_going_on()
         return num_outside
 
+    def _lacks_verdict(self, record: TrialRecord) -> bool:
+        """Whether the verdict on a trial's last epoch in an earlier session may have been lost.
+
+        An interrupted trial had passed its last epoch. If it is at a rung and was not promoted, a
+        full disk cut it between saving and reporting.
+        """
+        is_open = record.status.state == "running" or (
+            record.status.state == "interrupted" and self._is_at_rung(record)
+        )
+        return is_open and record.status.passed < len(record.history)
+
     def _waits_at_rung(self, record: TrialRecord) -> bool:
         """Whether a trial of an earlier session was paused, and not promoted since."""
-        epoch = len(record.history)
-        is_at_rung = self._asha is not None and epoch in self._asha.judged_epochs(record.number)
-        return record.status.state == "paused" and is_at_rung and record.status.passed < epoch
+        is_promoted = record.status.passed >= len(record.history)
+        return record.status.state == "paused" and self._is_at_rung(record) and not is_promoted
+
+    def _is_at_rung(self, record: TrialRecord) -> bool:
+        """Whether a trial of an earlier session ended at a rung that pauses trials."""
+        return self._asha is not None and len(record.history) in self._asha.rungs
 
     def _restore_rungs(self, trials: Sequence[TrialRecord], arrived: Sequence[int]) -> None:
         """Inform ASHA which trials were promoted from the last rung that they reached.

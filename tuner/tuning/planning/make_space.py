@@ -87,9 +87,10 @@ def settled(
         DataError: If the images cannot be read.
         ClusterError: As ``connected`` and ``plan_capacity``.
     """
-    if not any(word.partition("=")[0].split(".")[0] == "dataset" for word in overrides):
+    tops = [word.partition("=")[0].partition(".")[0].strip() for word in overrides]
+    if "dataset" not in tops:
         raise UsageError("--space auto: makes a space for images; name them with --data")
-    general = [word for word in overrides if not word.startswith("space.")]
+    general = [word for word, top in zip(overrides, tops, strict=True) if top != "space"]
     request = make(load_space(_file(SMALL), general))
     if math.isinf(request.seconds) and math.isinf(request.gpu_hours):
         minutes = DEFAULT_SECONDS / 60

@@ -86,7 +86,7 @@ def open_run(
         StorageError: If the storage is full, or fails otherwise, before the trials run.
         KeyboardInterrupt: On a signal outside ``run_trials``, with the command that goes on.
     """
-    if not request.resume:
+    if not request.resume or "log" in request.given:
         check_installed(request.log)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interrupted_by_signals())
@@ -334,7 +334,7 @@ def capacity_of(request: RunRequest, own: Resources, splits: Splits) -> Capacity
         ),
         request.concurrent,
         count,
-        is_most=request.resume,
+        is_most=request.resume and "concurrent" not in request.given,
     )
 
 
@@ -383,6 +383,8 @@ def _run_over_losses(
         # Kills between which trials end are no reason to give up a long search.
         num_kills = num_kills + 1 if tuner.state.num_ended == num_ended else 1
         num_ended = tuner.state.num_ended
+    # Nothing starts any more, but it will after a resume: what waits may still be promoted then.
+    tuner.draining = tuner.draining or "interrupted"
     tuner.end_waiting()
     raise ClusterError(
         f"{recorder.run.path}: workers were killed {max_failures + 1} times because a machine ran "

@@ -25,7 +25,8 @@ from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler, m
 MAX_REFUSED = 500
 """Configurations in a row that may exceed the limits of the space before the search gives up."""
 MAX_DRAWS = 50
-"""Draws before a configuration that has been proposed already is accepted again."""
+"""Draws before a configuration that has been proposed already is accepted again, and draws of what
+a baseline leaves out before the baseline is given up."""
 INFORMED_DRAWS = 3
 """Number of these draws before random ones: a model keeps proposing what it considers best."""
 CHANCE_EVERY = 3
@@ -63,6 +64,8 @@ class Sampler:
         self.num_accepted = 0
         self._grid = self._shuffled_grid()
         self._baselines = list(range(len(space.baseline)))
+        self.untried: dict[int, str] = {}
+        """Baseline that was given up, by its index -> why."""
         self._asked: dict[int, optuna.Trial] = {}
         self._proposed: set[bytes] = set()
         self._seed()
@@ -90,9 +93,9 @@ class Sampler:
             self._seed()
         refusal: UsageError | None = None
         repeated: dict[str, Any] | None = None
-        draw = refused = 0
+        draw = refused = num_tries = 0
         while draw <= MAX_DRAWS:
-            baseline = self._baselines.pop(0) if self._baselines else None
+            baseline = self._baselines[0] if self._baselines else None
             pinned: Mapping[str, Any] | None = None
             if baseline is not None:
                 pinned = self.space.baseline_params(baseline)
@@ -101,10 +104,12 @@ class Sampler:
                     return None
             elif draw == MAX_DRAWS:
                 pinned = repeated
-            self.study.sampler = self._informed if draw + refused < informed_draws else self._chance
+            is_informed = draw + refused + num_tries < informed_draws
+            self.study.sampler = self._informed if is_informed else self._chance
             if pinned is not None:
                 self.study.enqueue_trial(dict(pinned))
             trial = self.study.ask()
+            obstacle = ""
             try:
                 with self._storage.drawing() if self._is_tpe else nullcontext():
                     config = self._sample(trial, number, baseline)
@@ -112,29 +117,43 @@ class Sampler:
                 problem = self._limit_violation(config) if is_new else ""
             except UsageError as error:
                 refusal = error
+                obstacle = str(error)
             else:
                 if problem:
+                    obstacle = f"it has {problem}"
                     refusal = UsageError(
                         f"constraints: hardly any configuration keeps them; the last one drawn has "
                         f"{problem}. Raise the limit or narrow the space."
                     )
                     if _key(config) not in self._refused and refused < MAX_REFUSED:
                         self._refused.add(_key(config))
-                        refused += 1
-                        draw -= 1
+                        if baseline is None:
+                            refused += 1
+                            draw -= 1
                 elif is_new or draw == MAX_DRAWS:
                     self.num_accepted += 1
                     for key, value in _attrs(number).items():
                         trial.set_user_attr(key, value)
                     self._asked[number] = trial
                     self._proposed.add(_key(config))
+                    if baseline is not None:
+                        self._baselines.pop(0)
                     self.on_change()
                     return config
                 elif baseline is None:
                     repeated = trial.params
             # FAIL says nothing about the space; PRUNED would count as one of TPE's startup trials.
             self.study.tell(trial, state=OptunaState.FAIL)
-            draw += 1
+            if baseline is None:
+                draw += 1
+                continue
+            num_tries += 1
+            assert pinned is not None
+            if num_tries == MAX_DRAWS or len(trial.params) == len(pinned):
+                self._baselines.pop(0)
+                num_tries = 0
+                if obstacle:
+                    self.untried[baseline] = obstacle
         assert refusal is not None
         raise refusal
 
@@ -285,7 +304,8 @@ class Sampler:
         """
         self._has_relearnt = True
         self._proposed.add(_key(config))
-        if config.epochs != self.search.epochs:
+        # The space may set or search the epochs of this run's own trials.
+        if number is None and config.epochs != self.search.epochs:
             return
         counts = {index: self._num_left_out(index, config) for index in self._baselines}
         fitting = [index for index, count in counts.items() if count is not None]

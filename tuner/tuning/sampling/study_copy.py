@@ -21,6 +21,8 @@ from sqlalchemy.engine import make_url
 from tuner.config import Metric
 from tuner.errors import UsageError, first_line
 from tuner.passwords import hide_passwords
+from tuner.storage.paths import AnyPath
+from tuner.tuning.request import lies_in
 from tuner.tuning.sampling.shown import MARK as MARK_PAUSED
 from tuner.tuning.sampling.study import direction_of
 
@@ -186,7 +188,7 @@ class StudyCopy:
         if not is_level:
             self._say(
                 f"The study in {self._place} is not complete ({self._problem or 'no answer'}); "
-                "search --resume writes it anew."
+                f"search --resume --study-storage {self._place} writes it anew."
             )
 
     def _follow(self) -> None:
@@ -294,6 +296,20 @@ def _without_own_attrs(trial: FrozenTrial) -> FrozenTrial:
     copy.datetime_start = trial.datetime_start
     copy.datetime_complete = None if goes_on else trial.datetime_complete
     return copy
+
+
+def is_file_in(place: str, storage: AnyPath) -> bool:
+    """Whether a journal or an SQLite database exists in a storage; links are followed.
+
+    A URL with options can load any dialect or plugin of SQLAlchemy, and is never one.
+    """
+    name = place.removeprefix("sqlite:///")
+    if "://" in name or "?" in name:
+        return False
+    try:
+        return Path(name).is_file() and lies_in(Path(name), storage)
+    except OSError:
+        return False
 
 
 def open_storage(place: str) -> BaseStorage:
