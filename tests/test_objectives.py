@@ -293,7 +293,7 @@ def test_the_metric_is_that_of_the_objectives(tmp_path: Path) -> None:
         ),
         (
             "objectives: [accuracy, size_mb]\nsearch: {scheduler: median}",
-            "2:13: objectives: median goes by the metric alone; write search: {scheduler: asha}",
+            "2:13: objectives: median uses only the metric; write search: {scheduler: asha}",
         ),
         (
             "search: {for: ensemble, scheduler: hyperband}",

@@ -435,17 +435,17 @@ MISTAKES = {
     ),
     "another number of configurations": (
         ["refit", "--resume", "--name", "again", "--top", "3"],
-        "--top was settled when",
+        "--top was fixed when",
     ),
     "other epochs": (
         ["refit", "--resume", "--name", "again", "--epochs", "9"],
-        "--epochs was settled when",
+        "--epochs was fixed when",
     ),
     "all data of a refit that began without": (
         ["refit", "--resume", "--name", "again", "--all-data"],
-        "--all-data was settled when",
+        "--all-data was fixed when",
     ),
-    "another run": (["refit", "other", "--resume", "--name", "again"], "RUN was settled when"),
+    "another run": (["refit", "other", "--resume", "--name", "again"], "RUN was fixed when"),
     "too many configurations": (["refit", "tiny"], "Give --top 3 or less"),
     "a run that is not there": (["refit", "tin"], "did you mean 'tiny'?"),
     "a folder for a name": (["refit", "tiny", "--top", "1", "--name", "a/b"], "a plain name"),

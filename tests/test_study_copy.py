@@ -288,7 +288,7 @@ def test_a_resumed_search_says_where_its_run_names_a_study(
     written = io.StringIO()
     with pytest.raises(UsageError, match="cannot be used"):
         search(resuming(finished_run, tmp_path), Console(file=written, width=80))
-    assert written.getvalue() == f"The study goes on in {place}, which the run names.\n"
+    assert written.getvalue() == f"The study continues in {place}, which the run names.\n"
 
 
 @pytest.mark.parametrize(

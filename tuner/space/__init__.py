@@ -461,7 +461,7 @@ def _check_search(
         what = f"is {objectives.metric}, and search.metric (--metric) is {said}; write {said} here"
         mistakes.add(node.value[0].error(f"{what}, or leave the other out"))
     if objectives.costs and scheduler not in ("asha", "none"):
-        what = f"{scheduler} goes by the metric alone; write search: {{scheduler: asha}}, which"
+        what = f"{scheduler} uses only the metric; write search: {{scheduler: asha}}, which"
         mistakes.add(node.error(f"{what} promotes by all objectives, or none"))
 
 

@@ -103,7 +103,7 @@ def make_refit_request(
         UsageError: If there are too few, or a refit would go on as another one.
     """
     if resume:
-        assert run.record.refit is not None, "a search cannot go on as a refit"
+        assert run.record.refit is not None, "a search cannot be resumed as a refit"
         settled = {
             "RUN": (source and Path(source).name, run.record.refit.run),
             "--top": (top, len(run.record.refit.configs)),
@@ -115,7 +115,7 @@ def make_refit_request(
         for option, (wanted, was) in settled.items():
             if wanted is not None and wanted != was:
                 raise UsageError(
-                    f"--resume: {option} was settled when {run.path} began; leave it out, or start "
+                    f"--resume: {option} was fixed when {run.path} began; leave it out, or start "
                     "a new refit"
                 )
         was = run.record.refit.seeds
@@ -232,7 +232,7 @@ def begin_refit(
     text = _space_text(source)
     if record.refit is None:
         text = (
-            f"# The space that {source.path.name} searched; this run trains its best anew.\n{text}"
+            f"# The space that {source.path.name} searched; this run trains its best again.\n{text}"
         )
     return RefitRequest(
         plan=plan,
@@ -346,7 +346,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
         )
         if splits.is_val_seen:
             console.print(
-                "The validation images are trained on: accuracies say nothing, and the last epoch "
+                "The validation images are trained on: accuracies mean nothing, and the last epoch "
                 "of each trial is kept.",
                 markup=False,
             )

@@ -284,12 +284,12 @@ def make_search_request(
         )
     if resumed and space.search.metric != (metric := resumed.record.search.metric):
         raise UsageError(
-            f"--resume: {resumed.path} goes by {metric}, and a run keeps its metric; write "
+            f"--resume: {resumed.path} uses {metric}, and a run keeps its metric; write "
             f"--metric {metric}, or start a new run with --warm-start {resumed.path.name}"
         )
     if resumed and space.search.costs != resumed.record.search.costs:
         raise UsageError(
-            f"--resume: {resumed.path} goes by {resumed.record.search.objectives}, and a run "
+            f"--resume: {resumed.path} uses {resumed.record.search.objectives}, and a run "
             "keeps its objectives; leave them as they are, or start a new run with --warm-start "
             f"{resumed.path.name}"
         )

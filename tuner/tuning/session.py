@@ -60,7 +60,9 @@ def search(request: SearchRequest, console: Console) -> Run:
     if place := study_place(request):
         if not request.study_storage:
             console.print(
-                f"The study goes on in {place}, which the run names.", markup=False, soft_wrap=True
+                f"The study continues in {place}, which the run names.",
+                markup=False,
+                soft_wrap=True,
             )
         place.check_free()
     elif request.resume and (recorded := _resumed(request).record.study_storage):

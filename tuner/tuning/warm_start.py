@@ -84,7 +84,7 @@ def read_runs(runs: Sequence[Run], search: SearchConfig, splits: Splits) -> list
         except DataError as error:
             raise DataError(
                 f"--warm-start: {run.path} did not record "
-                f"{name_of(search.metric)}, and its images are not to be had: {error}. Where "
+                f"{name_of(search.metric)}, and its images are not available: {error}. Where "
                 "this search is on the same, --data or --data-dir says where they are; else put "
                 "them back, or search by --metric accuracy."
             ) from None
@@ -160,7 +160,7 @@ def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
         )
         for trial in sorted(trials, key=lambda trial: trial.number)
     )
-    outside = f"; {len(trials) - known} lie outside this space" if known < len(trials) else ""
+    outside = f"; {len(trials) - known} are outside this space" if known < len(trials) else ""
     console.print(
         f"Learnt from {count_of(known, 'trial')} of {earlier.name}{outside}.",
         markup=False,

@@ -135,7 +135,7 @@ def _answer(promise: Any, config: TrialConfig, resources: TrialResources) -> Mea
         return ray.get(promise)  # type: ignore[no-any-return]
     except (KilledError, WorkerCrashedError):
         # When a machine runs low on memory, Ray kills a worker and reports it at length.
-        problem = "its worker was killed, most likely for want of memory"
+        problem = "its worker was killed, most likely for lack of memory"
         return Measured(config=config, resources=resources, problem=problem)
 
 

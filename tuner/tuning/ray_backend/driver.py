@@ -343,8 +343,8 @@ def _resuming(tuner: Tuner, num_outside: int) -> str:
     ended = sum(record.status.state not in OPEN for record in tuner.state.trials.values())
     others = len(tuner.state.trials) - ended - paused
     waiting = f", {paused} wait at a rung" if paused else ""
-    outside = f"; {num_outside} of them lie outside the space as it is now" if num_outside else ""
-    return f"Resuming: {ended} trials have ended, {others} go on{waiting}{outside}."
+    outside = f"; {num_outside} of them are outside the current space" if num_outside else ""
+    return f"Resuming: {ended} trials have ended, {others} continue{waiting}{outside}."
 
 
 @contextmanager

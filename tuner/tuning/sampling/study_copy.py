@@ -188,7 +188,7 @@ class StudyCopy:
         if not is_level:
             self._say(
                 f"The study in {self._place} is not complete ({self._problem or 'no answer'}); "
-                f"search --resume --study-storage {self._place} writes it anew."
+                f"search --resume --study-storage {self._place} rewrites it."
             )
 
     def _follow(self) -> None:
