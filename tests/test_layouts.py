@@ -1060,7 +1060,7 @@ def test_a_folder_without_images_in_that_of_a_class_is_none(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("a null path", "row 1: 'path' is no path"),
+        ("a null path", "row 1: 'path' is not a path"),
         ("names of nothing", r"has 0\. 2 files cannot be read:\n.*a\.png: No such file"),
         ("a cut archive", r"a\.tar\.gz: "),
         ("a torn manifest", r"labels\.csv: cannot be read"),

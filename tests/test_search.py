@@ -304,7 +304,7 @@ space:
         values.append(trial.best.val_balanced_accuracy)
     assert values == sorted(values, reverse=True)
     assert {len(trial.history) for trial in found.trials()} > {4}, "some were stopped"
-    with pytest.raises(UsageError, match="goes by balanced_accuracy, and a run keeps its metric"):
+    with pytest.raises(UsageError, match="uses balanced_accuracy, and a run keeps its metric"):
         make_search_request(
             load_space(tmp_path / "space.yaml", ["search.metric=nll"]),
             stem="run",

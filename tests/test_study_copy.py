@@ -210,7 +210,7 @@ def test_a_search_that_ends_without_its_storage_says_how_to_complete_the_study(
         assert_goes_on_without(sampler, copy, said)
     assert said[1:] == [
         f"The study in {journal} is not complete (FileNotFoundError: the file is gone); "
-        f"search --resume --study-storage {journal} writes it anew."
+        f"search --resume --study-storage {journal} rewrites it."
     ]
     assert not journal.exists()
 
