@@ -235,7 +235,7 @@ def test_a_search_that_goes_on_is_taught_again(
         assert [trial.number for trial in earlier.trials] == [0, 1]
     shutil.rmtree(one.path)
     assert taught_before(request, digits, console) == []
-    assert said.getvalue().startswith(f"Goes on without what {one.path} has taught")
+    assert said.getvalue().startswith(f"Continues without what {one.path} has taught")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_record_alone_leads_to_no_run_outside_its_storage(
     monkeypatch.setattr("tuner.tuning.session.read_runs", None)
     assert taught_before(request, digits, Console(file=said, width=500)) == []
     assert said.getvalue() == (
-        f"Goes on without what {place} has taught: it is not in {storage}, and has to be given "
+        f"Continues without what {place} has taught: it is not in {storage}, and has to be given "
         "again, by --warm-start\n"
     )
     given = make_search_request(

@@ -149,7 +149,7 @@ def taught_before(request: SearchRequest, splits: Splits, console: Console) -> l
         return read_runs([Run.open(path)], request.search, splits)
     except TunerError as error:
         console.print(
-            f"Goes on without what {place} has taught: {error}",
+            f"Continues without what {place} has taught: {error}",
             markup=False,
             soft_wrap=True,
         )
