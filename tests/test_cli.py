@@ -158,7 +158,7 @@ MISTAKES = {
     "a part of no images": (["search", "--space", "quick", "--train-limit", "0"], 2, "x>=1"),
     "data that are a device": (["data", "info", "/dev/zero"], 2, "a pipe or a device, not a file"),
     "an archive that is none": (["data", "info", "cut.zip"], 2, "is none, or is cut off"),
-    "a split of known data": (["data", "split", "digits", "out"], 2, "is no folder of files"),
+    "a split of known data": (["data", "split", "digits", "out"], 2, "is not a folder of files"),
     "a split into its source": (["data", "split", "looped", "looped/out"], 2, "lies inside looped"),
     "a split into no place": (["data", "split", "whole", "/proc/x"], 2, "cannot be written"),
     "a name that no file can have": (["show", "x" * 300], 2, "is too long for a path"),

@@ -34,7 +34,7 @@ def call(
 def test_the_verdict_comes_first_and_all_fits_a_terminal(call: Any) -> None:
     code, out, err = call("--top", "2", "--device", "cpu")
     assert code == 0, err
-    assert out.startswith("tiny: vote of 2\nThe vote of 2 is ")
+    assert out.startswith("tiny: vote of 2\nThe vote of 2 ")
     assert "cross-fitted" in out
     assert "Test gain over trial 1, in points: " in out
     assert "below the top 2 by validation accuracy" not in out

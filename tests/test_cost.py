@@ -157,7 +157,7 @@ def test_a_space_sets_the_limits(tmp_path: Path) -> None:
     [
         ("constraints: {parameters: 0}", "1:27: constraints.parameters: 0 is out of range"),
         ("constraints: {parameter: 1}", "1:15: .*did you mean 'parameters'"),
-        ("constraints: {flops: {int: [1, 2]}}", "only a plain value can stand"),
+        ("constraints: {flops: {int: [1, 2]}}", "in place of a plain value"),
         ("constraints: 5", "5 is not a mapping"),
     ],
 )

@@ -116,7 +116,7 @@ def test_whole_numbers_and_floats_have_no_common_rule(tmp_path: Path) -> None:
 
 def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     put_greys(tmp_path / "images", [0.0, 0.1, float("nan"), 0.3, 0.5, 0.7], "float32", ".tif")
-    with pytest.raises(DataError, match=r"a/2\.tif: .*no finite numbers"):
+    with pytest.raises(DataError, match=r"a/2\.tif: .*not finite numbers"):
         load(tmp_path / "images")
 
 

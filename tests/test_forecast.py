@@ -198,7 +198,7 @@ def test_a_forecast_reads_well_in_a_narrow_terminal(
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, lines)) <= 80
     assert "Would not fit: cnn, 1G parameters: out of memory (2 configurations)" in lines
-    assert "Constraints refuse 25% of what is drawn." in lines
+    assert "Constraints refuse 25% of the configurations drawn." in lines
     assert any(
         line.split("  ")[0] == "time of the search" and "0:00:10 (0:00:05 to 0:00:20)" in line
         for line in lines

@@ -36,6 +36,7 @@ from tuner.run.run import (
     write_parquet,
 )
 from tuner.run.trial import (
+    LONGEST_EPOCH,
     EpochMetrics,
     Stop,
     TrialState,
@@ -60,7 +61,7 @@ ROWS = st.builds(
     val_loss=st.sampled_from([0.1, 0.5, 0.5000001, 3.0, math.nan, math.inf]),
     val_accuracy=st.sampled_from([0.0, 0.3, 0.7, 0.7000001, 1.0]),
     lr=NUMBERS,
-    seconds=NUMBERS,
+    seconds=st.floats(0, LONGEST_EPOCH),
     time=NUMBERS,
 )
 
