@@ -4,10 +4,9 @@ import base64
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from tuner.config import Count, Metric, NonNegative, Positive
+from tuner.config import Amount, Count, Metric, NonNegative, Positive, Share
 from tuner.run import layout
 from tuner.run.ensemble_record import images_called
-from tuner.run.trial import Amount
 from tuner.schema import Bounds, build, quoted, to_plain
 from tuner.storage.paths import (
     AnyPath,
@@ -24,8 +23,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 MOST_IMAGE_BYTES = 1_500_000
 """Maximum total bytes of the mistakes' images, before base64 encoding."""
 
-
-Share = Annotated[float, Bounds(ge=0, le=1)]
 Difference = Annotated[float, Bounds(ge=-1, le=1)]
 
 

@@ -7,23 +7,22 @@ from typing import Annotated
 from tuner.config import (
     LARGEST_IMAGE,
     MOST_FOLDS,
+    Amount,
     Count,
     ModelConfig,
     NonNegative,
     Positive,
     Precision,
+    Share,
     Tta,
 )
 from tuner.run.layout import ENSEMBLE
-from tuner.run.trial import Amount
 from tuner.schema import Bounds, Opaque
 from tuner.storage.paths import AnyPath
 from tuner.storage.records import find_record
 
 SCHEMA_VERSION = 1
 """Version of ``ensemble.json``; a later one is refused."""
-
-Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

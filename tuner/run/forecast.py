@@ -3,15 +3,14 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
-from tuner.config import Count, NonNegative
+from tuner.config import Amount, Count, NonNegative, Share
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
-from tuner.run.trial import Amount, TrialRecord
-from tuner.schema import Bounds
+from tuner.run.trial import TrialRecord
 from tuner.storage.paths import AnyPath
 from tuner.storage.records import read_record, write_record
 
@@ -77,7 +76,7 @@ class Forecast:
     epochs: Count
     slots: Mapping[str, Amount | NonNegative]
     """As in the run's record."""
-    refused: Annotated[float, Bounds(ge=0, le=1)]
+    refused: Share
     """Share of the drawn configurations that exceeded the space's limits."""
     measured_seconds: NonNegative
     """Seconds that the measuring took."""

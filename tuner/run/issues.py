@@ -1,16 +1,11 @@
 """``issues.json``: the result of ``data issues`` on the images of a run."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from tuner.config import Count
+from tuner.config import Amount, Count, Share
 from tuner.run.layout import ISSUES
 from tuner.run.run import Run
-from tuner.run.trial import Amount
-from tuner.schema import Bounds
 from tuner.storage.records import find_record, write_record
-
-Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self, TextI
 import numpy as np
 
 from tuner.config import (
+    Amount,
     CompileMode,
     Count,
     DataConfig,
@@ -43,7 +44,6 @@ from tuner.run.teacher import TeacherRecord
 from tuner.run.trial import (
     MOST_GPUS,
     OPEN,
-    Amount,
     TrialRecord,
     order_of,
     read_history,
