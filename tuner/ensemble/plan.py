@@ -23,7 +23,6 @@ from tuner.ensemble.choosing import (
 from tuner.ensemble.latency import measure_latency
 from tuner.ensemble.members import Network, Predict, predict_validation
 from tuner.ensemble.pool import (
-    Excluded,
     Pool,
     of_front,
     read_pool,
@@ -37,20 +36,13 @@ from tuner.errors import UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
+from tuner.run.ensemble_record import Excluded, Skipped
 from tuner.run.run import Run
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
 from tuner.voting.weighted import NoWeightsError
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
-    """A method without a row in the comparison, and why."""
-
-    method: Method
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

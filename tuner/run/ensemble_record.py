@@ -132,6 +132,22 @@ class EnsembleRecord:
             raise ValueError(f"members: their weights sum to {total:g}, not to 1")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Excluded:
+    """A trial that is not a member, and why, in ``metrics.json``."""
+
+    trial: Amount
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A method without a row in the comparison, and why, in ``metrics.json``."""
+
+    method: str
+    reason: str
+
+
 def images_called(*, has_test: bool, is_val_seen: bool) -> str:
     """Return the name of the images behind an ensemble's figures, other than validation figures.
 
