@@ -20,8 +20,10 @@ from tuner.ensemble.candidates import read_candidate
 from tuner.errors import NoUsableTrials
 from tuner.run.digests import Damage, DamagedError
 from tuner.run.issues import DuplicateIssue, Issues, LabelIssue
+from tuner.run.layout import ISSUES
 from tuner.run.run import Reading, Run
 from tuner.run.trial import TrialRecord
+from tuner.storage.records import write_record
 from tuner.voting.label_errors import label_errors
 
 MOST_PICTURES = 100
@@ -79,7 +81,7 @@ def look_for_issues(
         test_images=num_test,
         duplicates=duplicates,
     )
-    issues.write(run)
+    write_record(run.path / ISSUES, issues)
     return issues
 
 

@@ -11,8 +11,7 @@ from tuner.config import Amount, Count, NonNegative, Share
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
 from tuner.run.trial import TrialRecord
-from tuner.storage.paths import AnyPath
-from tuner.storage.records import read_record, write_record
+from tuner.storage.records import read_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,19 +102,6 @@ class Forecast:
     """Bytes that remain after that."""
     misfits: tuple[Infeasible, ...]
 
-    def write(self, path: AnyPath) -> None:
-        """Write the forecast as JSON."""
-        write_record(path, self)
-
-    @classmethod
-    def read(cls, path: AnyPath) -> Self:
-        """Read a forecast from JSON.
-
-        Raises:
-            TunerError: If the file is missing or damaged.
-        """
-        return read_record(path, cls)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -150,7 +136,7 @@ def outcomes(run: Run, trials: Sequence[TrialRecord]) -> list[Outcome]:
     # A run that was ended by its patience is finished, too.
     if run.record.status != "finished" or run.record.reason or not path.exists():
         return []
-    return list(_outcomes(Forecast.read(path), run, trials))
+    return list(_outcomes(read_record(path, Forecast), run, trials))
 
 
 def _outcomes(forecast: Forecast, run: Run, trials: Sequence[TrialRecord]) -> Iterator[Outcome]:
