@@ -14,11 +14,9 @@ from tuner.monitor.terminal import LiveTable, is_live
 from tuner.run.events import Event, TrialEnded
 from tuner.run.trial import best_row, score_of
 from tuner.space import SearchSpace
-from tuner.space.searched import ALL, Column, columns
+from tuner.space.searched import ALL, LEAST_WEIGHED, Column, columns
 from tuner.tuning.tuner import Tuner
 
-LEAST_WEIGHED = 20
-"""Number of trials from which the importance of parameters is estimated."""
 MOST_WEIGHED = 320
 """Number of trials after which the order of the searched parameters no longer changes."""
 
