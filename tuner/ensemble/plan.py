@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tuner.config import Method, ModelConfig
-from tuner.data.splits import Splits, load_splits, located
+from tuner.data.splits import Splits, located
 from tuner.ensemble.candidates import damage_of_network
 from tuner.ensemble.choosing import (
     Choice,
@@ -40,6 +40,7 @@ from tuner.run.ensemble_record import Excluded, Skipped
 from tuner.run.run import Run
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
+from tuner.training.run_images import load_run_splits
 from tuner.voting.weighted import NoWeightsError
 
 Say = Callable[[str], None]
@@ -198,10 +199,7 @@ def make_plan(
         TunerError: If a candidate's files are damaged.
     """
     run.check_unseen_validation(*request.chosen_by_validation)
-    record = run.record
-    data, data_dir = located(record.data, record.data_dir, request.data, request.data_dir)
-    splits = load_splits(data, data_dir)
-    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    splits = load_run_splits(run, request.data, request.data_dir)
     if request.front:
         request = of_front(run, request)
     if request.metric is not None:

@@ -33,7 +33,7 @@ from tuner.space import SearchSpace, find_space, load_space
 from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.records import write_record
 from tuner.training.device import find_device
-from tuner.training.taught import taught
+from tuner.training.run_images import taught
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster
 from tuner.tuning.request import (
     RunRequest,
