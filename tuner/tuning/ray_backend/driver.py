@@ -400,7 +400,7 @@ def requeue(tuner: Tuner, recorder: Recorder) -> None:
         except DamagedError as error:
             tuner.lose(number, [], str(error).splitlines()[0])
         else:
-            tuner.requeue(number, saved)
+            tuner.lose(number, saved, is_excused=True)
 
 
 def _tune(
