@@ -188,11 +188,6 @@ class SearchSpace:
         """Return each parameter's name and a description of its axis."""
         return list(self.axes.rows())
 
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters, summed over all branches."""
-        return len(self.rows())
-
     def has_key(self, *keys: str) -> bool:
         """Whether the space or one of its baselines sets ``space.KEY.KEY...``."""
         axis: object = self.axes
