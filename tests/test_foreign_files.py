@@ -240,7 +240,7 @@ def test_no_link_of_a_run_is_followed_by_what_tidies_up(finished_run: Run, tmp_p
     (tmp_path / "home").mkdir()
     (finished_run.path / "ensembles").symlink_to(tmp_path / "home")
     with pytest.raises(TunerError, match="ensembles"):
-        finished_run.remove_leftovers()
+        finished_run.remove_abandoned()
     (tmp_path / "elsewhere").mkdir()
     (finished_run.path / "trials").rename(tmp_path / "elsewhere" / "trials")
     (finished_run.path / "trials").symlink_to(tmp_path / "elsewhere" / "trials")

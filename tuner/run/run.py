@@ -286,7 +286,7 @@ class Run:
         command = "refit" if record.refit else "search"
         return resume_command(self.path, command, *options, *words)
 
-    def remove_leftovers(self) -> None:
+    def remove_abandoned(self) -> None:
         """Remove unfinished files of killed processes from this folder and the one around it.
 
         Raises:

@@ -120,7 +120,7 @@ def open_run(
                 ) from None
         run.address = request.address
         try:
-            run.remove_leftovers()
+            run.remove_abandoned()
             remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
             console.print(f"{run.record.name}: {plan}", markup=False)
             yield run, plan
