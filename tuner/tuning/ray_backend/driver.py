@@ -7,7 +7,7 @@ import platform
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -249,6 +249,16 @@ def run_trials(
     watch.check()
     if storage.problem:
         raise StorageError(f"{run.path}: cannot be used ({storage.problem}). {run.how_to_go_on()}")
+    _tell_ending(tuner, run, say)
+    return tuner
+
+
+def _tell_ending(tuner: Tuner, run: Run, say: Callable[[str], None]) -> None:
+    """Say what ended the trials before the last one, if anything did.
+
+    Raises:
+        TunerError: If the first three trials failed in the same way.
+    """
     if tuner.draining == "broken":
         number, reason = tuner.failures[0]
         raise TunerError(
@@ -258,10 +268,9 @@ def run_trials(
     if tuner.draining == "budget":
         say(_budget_spent(tuner, run))
     if tuner.draining == "patience":
-        done = f"{tuner.state.num_done} of {budget.trials} trials done"
+        done = f"{tuner.state.num_done} of {tuner.spending.budget.trials} trials done"
         say(f"Ended with {done}: {tuner.reason}.")
         say(f"Go on all the same with:\n  {run.resume_command(*WITHOUT_PATIENCE)}")
-    return tuner
 
 
 def _budget_spent(tuner: Tuner, run: Run) -> str:
