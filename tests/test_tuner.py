@@ -17,7 +17,8 @@ from tuner.config import DataConfig, Metric, SearchConfig
 from tuner.metrics import goal
 from tuner.run.checkpoint import load_progress, save_state
 from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import (
     BY_CLASS,
     OPEN,

@@ -31,7 +31,7 @@ from tuner.metrics.significance import (
 )
 from tuner.run.ensembles import run_of
 from tuner.run.layout import EVALUATIONS
-from tuner.run.run import Reading
+from tuner.run.run_record import Reading
 from tuner.schema import to_json
 from tuner.storage.files import append_line
 from tuner.storage.paths import AnyPath

@@ -25,7 +25,8 @@ from tuner.metrics.figures import Latency
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
 from tuner.run.layout import ENSEMBLE, ENSEMBLES
-from tuner.run.run import Reading, Run
+from tuner.run.run import Run
+from tuner.run.run_record import Reading
 from tuner.schema import to_json
 from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
 from tuner.storage.records import explaining_damage

@@ -21,7 +21,8 @@ from tuner.errors import NoUsableTrials
 from tuner.run.digests import Damage, DamagedError
 from tuner.run.issues import DuplicateIssue, Issues, LabelIssue
 from tuner.run.layout import ISSUES
-from tuner.run.run import Reading, Run
+from tuner.run.run import Run
+from tuner.run.run_record import Reading
 from tuner.run.trial import TrialRecord
 from tuner.storage.records import write_record
 from tuner.training.run_images import load_run_splits

@@ -25,7 +25,7 @@ from tuner.run.events import (
     TrialStarted,
 )
 from tuner.run.outlook import COUNTED, why_not_go_on
-from tuner.run.run import now
+from tuner.run.run_record import now
 from tuner.run.state import SearchState, TrialProgress, in_order, is_known, num_alike
 from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, best_row, order_of, score_of
 from tuner.tuning.budget import Spending

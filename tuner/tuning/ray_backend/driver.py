@@ -28,7 +28,8 @@ from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
 from tuner.run.resuming import WITHOUT_PATIENCE
-from tuner.run.run import Run, RunRecord, RunStatus, clock, now
+from tuner.run.run import Run, clock
+from tuner.run.run_record import RunRecord, RunStatus, now
 from tuner.run.trial import OPEN
 from tuner.space import load_run_space
 from tuner.storage.files import write_text
