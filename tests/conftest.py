@@ -26,7 +26,8 @@ from tuner.ensemble.request import EnsembleRequest
 from tuner.metrics.predict import accuracy_and_nll, scores_by_class
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import (
     EpochMetrics,
     Stop,

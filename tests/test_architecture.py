@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "augment": "config",
     "optim": "config",
     "models": "errors schema config",
-    "metrics": "config voting augment",
+    "metrics": "voting schema config augment",
     "data": "errors schema config storage",
     "run": "errors passwords schema config storage models metrics",
     "space": "errors schema config storage models run",

@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score
 from torch import Tensor
 
-from tuner.metrics.bootstrap import NAMES, Intervals, bootstrap
+from tuner.metrics.bootstrap import NAMES, bootstrap
+from tuner.metrics.figures import Intervals
 from tuner.metrics.intervals import margin, wilson
 from tuner.metrics.predict import score
 

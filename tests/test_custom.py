@@ -180,7 +180,7 @@ def test_reading_the_space_of_a_run_runs_no_code() -> None:
     line = "from dataclasses import dataclass\n"
     assert text.count(line) == 1
     Path("s.yaml").write_text(text.replace(line, "raise SystemExit" + " " * 8 + "# " + line))
-    assert load_space(Path("s.yaml")).num_parameters == 3
+    assert len(load_space(Path("s.yaml")).rows()) == 3
 
 
 def test_a_checkpoint_is_rebuilt_without_the_file(tmp_path: Path) -> None:

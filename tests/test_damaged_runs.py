@@ -23,6 +23,7 @@ from tuner.monitor.live_table import draw, summary
 from tuner.run.checkpoint import read_description
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
 from tuner.run.layout import PLAN, SPACE
+from tuner.storage.records import write_record
 
 ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
 RUN = "finished"
@@ -69,7 +70,7 @@ def undamaged_runs(place: Path) -> Iterator[Path]:
         disk_kept=SPREAD,
         misfits=(Infeasible(family="cnn", parameters=1, reason="", config={"seed": 0}),),
     )
-    plan.write(place / RUN / PLAN)
+    write_record(place / RUN / PLAN, plan)
     with pytest.MonkeyPatch.context() as patch:
         # Where the run of the archive looks for its images.
         patch.chdir(place)

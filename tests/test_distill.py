@@ -27,12 +27,11 @@ from tuner.config import (
     TrialConfig,
 )
 from tuner.data.splits import Splits, load_splits
-from tuner.ensemble.latency import Latency
 from tuner.ensemble.students import Contender, TeacherComparison, find_student
 from tuner.ensemble.teacher import open_teacher, record_teacher
 from tuner.errors import DataError, SpaceError, TunerError, UsageError
+from tuner.metrics.figures import Interval, Latency
 from tuner.metrics.predict import Scores
-from tuner.metrics.significance import Interval
 from tuner.run.run import Run
 from tuner.run.teacher import TeacherRecord
 from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs

@@ -32,7 +32,8 @@ from tuner.metrics.predict import predict_probs
 from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint, load_state
 from tuner.run.digests import read_digests, write_digests
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import EpochMetrics, TrialRecord
 from tuner.space import load_space
 from tuner.training.folds import fold_seed

@@ -23,6 +23,7 @@ from tuner.run.forecast import (
 )
 from tuner.run.run import Run
 from tuner.space import load_space
+from tuner.storage.records import read_record, write_record
 from tuner.tuning.budget import Budget
 from tuner.tuning.planning.plan import with_advice
 from tuner.tuning.planning.simulated import TrialCost, simulate
@@ -87,20 +88,20 @@ def test_a_range_leaves_out_a_tenth_at_either_end() -> None:
 
 
 def test_a_forecast_is_read_as_it_was_written(forecast: Forecast, tmp_path: Path) -> None:
-    forecast.write(tmp_path / "p.json")
-    assert Forecast.read(tmp_path / "p.json") == forecast
+    write_record(tmp_path / "p.json", forecast)
+    assert read_record(tmp_path / "p.json", Forecast) == forecast
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"families": 3}'])
 def test_a_damaged_forecast_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(TunerError, match=r"p\.json: damaged"):
-        Forecast.read(tmp_path / "p.json")
+        read_record(tmp_path / "p.json", Forecast)
 
 
 def test_a_planned_run_is_compared_figure_by_figure(forecast: Forecast, finished_run: Run) -> None:
     finished_run.update(active_seconds=8.0)
-    forecast.write(finished_run.path / PLAN)
+    write_record(finished_run.path / PLAN, forecast)
     trials = finished_run.trials()
     found = {outcome.name: outcome for outcome in outcomes(finished_run, trials)}
     assert found["time of the search, s"].error == pytest.approx(0.25)
@@ -118,7 +119,7 @@ def test_gpu_hours_are_compared_where_trials_hold_gpus(
     forecast: Forecast, finished_run: Run
 ) -> None:
     finished_run.update(slots={"cpus": 1.0, "gpus": 0.5, "count": 2})
-    forecast.write(finished_run.path / PLAN)
+    write_record(finished_run.path / PLAN, forecast)
     found = {outcome.name: outcome for outcome in outcomes(finished_run, finished_run.trials())}
     seconds = found["training time, s"].measured
     assert found["GPU-hours"].measured == pytest.approx(seconds / 2 / 3600)
@@ -132,7 +133,7 @@ def test_what_did_not_come_has_no_error() -> None:
 def test_a_run_that_did_not_come_to_its_end_is_not_compared(
     status: str, forecast: Forecast, finished_run: Run
 ) -> None:
-    forecast.write(finished_run.path / PLAN)
+    write_record(finished_run.path / PLAN, forecast)
     finished_run.update(status=status)
     assert outcomes(finished_run, finished_run.trials()) == []
     finished_run.update(status="finished")
@@ -150,7 +151,7 @@ def test_the_report_sets_the_plan_beside_what_came(forecast: Forecast, finished_
         "Planned"
         not in write_report(finished_run, finished_run.ranked(), loaded, {}, []).path.read_text()
     )
-    forecast.write(finished_run.path / PLAN)
+    write_record(finished_run.path / PLAN, forecast)
     page = write_report(finished_run, finished_run.ranked(), loaded, {}, []).path.read_text()
     _, _, table = page.partition('<table id="planned">')
     first = table.partition("<tbody>")[2].partition("</tr>")[0]

@@ -85,7 +85,7 @@ def test_a_device_and_a_pipe_are_no_space(tmp_path: Path) -> None:
 def test_a_space_may_be_a_link_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("space: {model: {cnn: {stages: {choice: [2, 3]}}}}\n")
     (tmp_path / "link.yaml").symlink_to("s.yaml")
-    assert load_space(tmp_path / "link.yaml").num_parameters == 1
+    assert len(load_space(tmp_path / "link.yaml").rows()) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_no_link_of_a_run_is_followed_by_what_tidies_up(finished_run: Run, tmp_p
     (tmp_path / "home").mkdir()
     (finished_run.path / "ensembles").symlink_to(tmp_path / "home")
     with pytest.raises(TunerError, match="ensembles"):
-        finished_run.remove_leftovers()
+        finished_run.remove_abandoned()
     (tmp_path / "elsewhere").mkdir()
     (finished_run.path / "trials").rename(tmp_path / "elsewhere" / "trials")
     (finished_run.path / "trials").symlink_to(tmp_path / "elsewhere" / "trials")

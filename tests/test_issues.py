@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from tests.conftest import train_trial
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.splits import load_splits
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -24,7 +24,8 @@ from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import DataError
 from tuner.metrics.predict import score
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.training.rerun import rerun
 
 CPU = torch.device("cpu")

@@ -23,10 +23,7 @@ from tuner.cli.trials_table import print_next
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.run.run import (
-    SCHEMA_VERSION,
-    Reading,
     Run,
-    RunRecord,
     check_name_free,
     find_run,
     leader,
@@ -35,6 +32,7 @@ from tuner.run.run import (
     open_runs,
     write_parquet,
 )
+from tuner.run.run_record import SCHEMA_VERSION, Reading, RunRecord
 from tuner.run.trial import (
     LONGEST_EPOCH,
     EpochMetrics,

@@ -162,7 +162,7 @@ def test_a_run_is_cleared_all_through(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     with replacing(run.path / "leaderboard.csv"):
-        run.remove_leftovers()
+        run.remove_abandoned()
     assert not [path for path in left if path.exists()]
     assert (run.path / "leaderboard.csv").exists()
 

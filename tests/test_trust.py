@@ -26,6 +26,7 @@ from tuner.models.user_code import load_module
 from tuner.run.checkpoint import load_checkpoint, read_description, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
+from tuner.schema import to_json
 
 NET = """\
 from pathlib import Path
@@ -235,9 +236,9 @@ def test_a_member_is_what_the_ensemble_says(
 def test_what_a_model_starts_from_is_looked_at(
     foreign: Run, model: ModelConfig, canary: Path
 ) -> None:
-    source = Source(model=model, image_shape=(1, 8, 8)).to_json()
+    source = to_json(Source(model=model, image_shape=(1, 8, 8)))
     start = ModelConfig("pretrained", {"run": "tiny", "source": source})
-    again = Source(model=start, image_shape=(1, 8, 8)).to_json()
+    again = to_json(Source(model=start, image_shape=(1, 8, 8)))
     nested = ModelConfig("pretrained", {"run": "other", "source": again})
     assert code_of([start]) == code_of([nested]) == code_of([model])
     with pytest.raises(TunerError, match="damaged"):

@@ -17,7 +17,8 @@ from tuner.config import DataConfig, Metric, SearchConfig
 from tuner.metrics import goal
 from tuner.run.checkpoint import load_progress, save_state
 from tuner.run.events import EpochEnded, Event, TrialEnded, TrialPlaced, TrialStarted
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import (
     BY_CLASS,
     OPEN,
@@ -543,7 +544,7 @@ def test_trials_whose_workers_are_gone_are_taken_up_again_unless_they_were_stopp
     # Stopped, but lost before the engine said that it had ended.
     assert tuner.on(second.ended(second.train(0.1))) == "stop"
     for number in list(tuner.live):
-        tuner.requeue(number, world.recorder.saved_epochs(number))
+        tuner.lose(number, world.recorder.saved_epochs(number), is_excused=True)
     assert not tuner.live
     assert world.run.trial(1).status.state == "stopped"
     again = world.begin(tuner)
@@ -558,7 +559,7 @@ def test_trials_that_wait_for_a_worker_are_interrupted_with_the_search(world: Wo
     trials = world.begin(tuner), world.begin(tuner)
     for trial in trials:
         trial.step(0.5)
-        tuner.requeue(trial.number, world.recorder.saved_epochs(trial.number))
+        tuner.lose(trial.number, world.recorder.saved_epochs(trial.number), is_excused=True)
     tuner.draining = "budget"
     assert tuner.next(lambda running: True) == "done"
     assert [trial.status.state for trial in world.run.trials()] == ["interrupted"] * 2

@@ -22,7 +22,8 @@ from tuner.config import AdamW, DataConfig, Metric, ModelConfig, SearchConfig, S
 from tuner.data.splits import Splits
 from tuner.errors import DataError
 from tuner.models.families import FAMILIES
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.schema import build, to_plain
 from tuner.space import RandomTrial, SearchSpace, load_space

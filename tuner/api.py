@@ -731,9 +731,9 @@ def _console(progress: bool) -> "Console":
 
 
 def _check_no_dashboard(address: str | None) -> None:
-    from tuner.tuning.ray_backend.cluster import is_dashboard
+    from tuner.tuning.address import find_dashboard
 
-    if is_dashboard(place := address or os.environ.get("RAY_ADDRESS") or ""):
+    if place := find_dashboard(address):
         raise UsageError(
             f"address {place}: jobs are submitted by 'cifar-tune search' and 'cifar-tune refit'; "
             "here give auto or HOST:PORT, on a machine of the cluster"

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, Self
 from tuner.schema import Bounds, OneOf, Opaque, build, to_plain
 
 Fraction = Annotated[float, Bounds(ge=0, lt=1)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
 Positive = Annotated[float, Bounds(gt=0)]
 NonNegative = Annotated[float, Bounds(ge=0)]
 Count = Annotated[int, Bounds(ge=1)]
+Amount = Annotated[int, Bounds(ge=0)]
 Epochs = Annotated[int, Bounds(ge=1, le=10**6)]
 LARGEST_BATCH = 4096
 SMALLEST_IMAGE, LARGEST_IMAGE = 4, 2048
@@ -162,7 +164,7 @@ class Trapezoid:
 
     warmup: Fraction = 0.05
     """Share of all steps spent warming up."""
-    cooldown: Annotated[float, Bounds(ge=0, le=1)] = 0.4
+    cooldown: Share = 0.4
     """Share of the steps after the warm-up in which the rate falls; 0 holds the peak to the end."""
 
 
@@ -170,7 +172,7 @@ class Trapezoid:
 class Augment:
     """Augmentation of each training batch, in this order; by default none."""
 
-    crop: Annotated[int, Bounds(ge=0)] = 0
+    crop: Amount = 0
     """Pixels of reflect padding before a random crop back to size."""
     flip: bool = False
     """Whether to mirror half of the images left to right."""
@@ -190,9 +192,9 @@ class Augment:
     """Likewise for the distance from each pixel's own grey."""
     hue: Annotated[float, Bounds(ge=0, le=0.5)] = 0.0
     """Rotate hues by up to this share of the colour circle in either direction."""
-    cutout: Annotated[int, Bounds(ge=0)] = 0
+    cutout: Amount = 0
     """Side in pixels of a square set to the mean colour (DeVries & Taylor 2017)."""
-    erasing: Annotated[float, Bounds(ge=0, le=1)] = 0.0
+    erasing: Share = 0.0
     """Share of the images in which a rectangle is set to the mean colour (Zhong et al. 2020)."""
     mixup: NonNegative = 0.0
     """Alpha of the Beta distribution that blends pairs of images (Zhang et al. 2018)."""
@@ -211,7 +213,7 @@ class Distill:
     times the divergence of the student's probabilities from the teacher's, both softened.
     """
 
-    alpha: Annotated[float, Bounds(ge=0, le=1)] = 0.0
+    alpha: Share = 0.0
     """The teacher's share of the loss. Above 0 it needs a teacher, which ``distill`` provides."""
     temperature: Positive = 4.0
     """Divisor of the logarithms of both probabilities. The higher it is, the more the classes count
@@ -229,7 +231,7 @@ class TrialConfig:
     model: Annotated[ModelConfig, Opaque]
     epochs: Epochs
     """Number of epochs of the schedule; a scheduler may stop the trial earlier."""
-    seed: Annotated[int, Bounds(ge=0)] = 0
+    seed: Amount = 0
     batch_size: Count = 128
     micro_batches: Count = 1
     """Number of parts in which a batch passes through the network; their gradients are summed.
@@ -330,7 +332,7 @@ class SearchConfig:
     patience: NonNegative = 0.0
     """End the search when the next quarter of its budget is expected to improve the best trial by
     fewer points than this. A point is a hundredth of the metric's unit; 0 never ends it."""
-    seed: Annotated[int, Bounds(ge=0)] = 0
+    seed: Amount = 0
     purpose: Literal["best", "ensemble"] = field(default="best", metadata={"key": "for"})
     """What trials are promoted for: the best trial or, at every second promotion in the last third
     of the budget, the gain of the ensemble, which needs ``asha``."""
@@ -363,6 +365,8 @@ SPACE_KEYS = {
     "cpus_per_trial": "resources.cpus",
 }
 """Option of a search -> the key of the space that it overrides."""
+DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
+"""Fields of ``DataConfig`` that are options of a search and keys of a space's ``dataset``."""
 
 
 def rung_epochs(grace: int, reduction: int, epochs: int) -> list[int]:

@@ -34,7 +34,8 @@ from tuner.data.splits import Splits, load_splits
 from tuner.ensemble.members import Network, predict_network
 from tuner.models.build import build_model
 from tuner.run.checkpoint import Checkpoint, save_checkpoint
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import (
     EpochMetrics,
     TrialStatus,

@@ -27,7 +27,8 @@ from rich.table import Table
 from tests.benchmarks.overhead import SPACE
 from tuner.config import DataConfig
 from tuner.run.events import EpochEnded, TrialEnded, TrialPlaced
-from tuner.run.run import Run, RunRecord, now
+from tuner.run.run import Run
+from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import EpochMetrics
 from tuner.space import load_space
 from tuner.tuning.budget import Budget

@@ -25,6 +25,7 @@ from tuner.data.splits import Splits
 from tuner.models.build import build_model
 from tuner.models.families import Source
 from tuner.run.checkpoint import load_state, save_state
+from tuner.schema import to_json
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import train
 
@@ -121,7 +122,7 @@ def test_what_thaws_is_captured_anew(
     digits: Splits, device: torch.device, deterministic: None, policy: str
 ) -> None:
     inner = MODELS["cnn"]
-    source = Source(model=inner, image_shape=digits.image_shape).to_json()
+    source = to_json(Source(model=inner, image_shape=digits.image_shape))
     params = {"run": "earlier", "trial": 0, "source": source, "sha256": "0" * 64}
     model = ModelConfig("pretrained", {**params, "policy": policy, "freeze_epochs": 2})
     torch.manual_seed(3)

@@ -1,11 +1,9 @@
 """``distill``: train one small network on an ensemble's outputs."""
 
-import os
 from typing import Any
 
 import click
 
-from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import ENSEMBLE, option
 from tuner.cli.running import common_options, print_outcome, running_options
 from tuner.cli.search_options import (
@@ -17,6 +15,7 @@ from tuner.cli.search_options import (
 from tuner.config import SPACE_KEYS
 from tuner.console import Console
 from tuner.errors import UsageError
+from tuner.tuning.address import find_dashboard
 
 KEYS = {option: key for option, key in SPACE_KEYS.items() if option != "data"}
 
@@ -44,7 +43,7 @@ def distill(context: click.Context, /, into: str, ensemble: str | None, **option
     much and how softly, and are searched unless the space sets them. KEY=VALUE overrides a value of
     the space by its dotted path. 'search --resume' resumes an interrupted run.
     """
-    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
+    if address := find_dashboard(options["address"]):
         raise UsageError(
             f"--address {address}: distill is not sent as a job; run it on a machine of the "
             "cluster, with --address auto"

@@ -2,18 +2,18 @@
 
 import contextlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tuner.cli.jobs import NOT_SENT, is_dashboard, job_storage, job_words, job_writer, say
+from tuner.cli.jobs import NOT_SENT, job_storage, job_words, job_writer, say
 from tuner.cli.options import DATA_DIR, JSON, STORAGE, option
 from tuner.cli.output import print_json
 from tuner.errors import ClusterError
 from tuner.storage.paths import AnyPath, extra_for
+from tuner.tuning.address import find_dashboard
 
 
 @click.command(epilog="Example: cifar-tune doctor --address auto --storage /shared/runs")
@@ -38,8 +38,8 @@ def doctor(
 
     Checks nodes, versions, storage and data, and reports how many trials fit.
     """
-    if is_dashboard(address := address or os.environ.get("RAY_ADDRESS")):
-        return _submit_doctor(context, str(address))
+    if dashboard := find_dashboard(address):
+        return _submit_doctor(context, dashboard)
     from dataclasses import asdict
 
     from tuner.config import DataConfig

@@ -26,17 +26,9 @@ from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
-    from tuner.ensemble import pool
-    from tuner.metrics.bootstrap import Estimate, Intervals
-    from tuner.report.ensembles import (
-        Confusion,
-        EnsembleFigures,
-        Excluded,
-        FrontierPoint,
-        Scores,
-    )
-    from tuner.report.ensembles import Estimate as ReadEstimate
-    from tuner.report.ensembles import Intervals as ReadIntervals
+    from tuner.metrics.figures import Estimate, Intervals
+    from tuner.report.ensembles import Confusion, EnsembleFigures, FrontierPoint, Scores
+    from tuner.run.ensemble_record import Excluded
 
 VAL = "cross-fit: validation images, each by a choice that was made without it."
 TESTED = "test, NLL and ECE: test images, which choose nothing."
@@ -229,13 +221,13 @@ def _print_more(console: Console, result: "EnsembleFigures") -> None:
         print_intervals(console, result.intervals)
 
 
-def print_intervals(console: Console, found: "Intervals | ReadIntervals") -> None:
+def print_intervals(console: Console, found: "Intervals") -> None:
     """Print figures with their bootstrap intervals."""
 
-    def shares(entry: "Estimate | ReadEstimate") -> str:
+    def shares(entry: "Estimate") -> str:
         return f"{entry.value:.2%} [{100 * entry.low:.2f}, {100 * entry.high:.2f}]"
 
-    def numbers(entry: "Estimate | ReadEstimate") -> str:
+    def numbers(entry: "Estimate") -> str:
         return f"{entry.value:.4f} [{entry.low:.4f}, {entry.high:.4f}]"
 
     console.print(
@@ -248,7 +240,7 @@ def print_intervals(console: Console, found: "Intervals | ReadIntervals") -> Non
     )
 
 
-def print_plan(plan: dict[str, Any], left_out: "Sequence[pool.Excluded]") -> None:
+def print_plan(plan: dict[str, Any], left_out: "Sequence[Excluded]") -> None:
     """Print the choices with their figures on the validation images; no test image was read."""
     console = make_console()
     if plan["verdict"]:
@@ -358,7 +350,7 @@ def _print_frontier(console: Console, result: "EnsembleFigures") -> None:
     console.print()
 
 
-def _print_left_out(console: Console, left_out: "Sequence[Excluded | pool.Excluded]") -> None:
+def _print_left_out(console: Console, left_out: "Sequence[Excluded]") -> None:
     by_reason: dict[str, list[str]] = {}
     for entry in left_out:
         by_reason.setdefault(entry.reason, []).append(str(entry.trial))

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from tuner.space import SearchSpace
     from tuner.space.searched import Column
 
-LEAST_WEIGHED = 20
-"""Least number of trials for importances; with fewer, only reports need Optuna."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInsights:
@@ -51,6 +48,8 @@ def insights_of(run: "Run", trials: "Sequence[TrialRecord]") -> RunInsights:
 def _importance(
     run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
 ) -> dict[str, dict[str, float]]:
+    from tuner.space.searched import LEAST_WEIGHED
+
     # The trials of a refit were chosen, not drawn from the space.
     if run.record.refit or sum(trial.is_scored for trial in trials) < LEAST_WEIGHED:
         return {}
@@ -64,6 +63,8 @@ def tentative_importance(
     run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
 ) -> "dict[str, Spread]":
     """Return each parameter's share of the importance, with its range, if there are few trials."""
+    from tuner.space.searched import LEAST_WEIGHED
+
     if run.record.refit or sum(trial.is_scored for trial in trials) >= LEAST_WEIGHED:
         return {}
     from tuner.tuning.sampling.importance import resampled_importances

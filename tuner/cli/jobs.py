@@ -22,11 +22,6 @@ FOLDED = (*SPACE_KEYS, "as_json")
 """Options of a search that the space already contains, or that concern this end of the job."""
 
 
-def is_dashboard(address: str | None) -> bool:
-    """Whether this is the address of a dashboard, where jobs are submitted."""
-    return (address or "").startswith(("http://", "https://"))
-
-
 def submit_search(context: click.Context, address: str, overrides: list[str]) -> None:
     """Run the search of this command line on a cluster, and follow it.
 

@@ -21,9 +21,8 @@ from tuner.monitor.steps import Pulse, step
 from tuner.monitor.terminal import is_live
 
 if TYPE_CHECKING:
+    from tuner.metrics.figures import Interval
     from tuner.metrics.predict import Scores
-    from tuner.metrics.significance import Interval
-    from tuner.report.ensembles import Interval as ReadInterval
     from tuner.report.ensembles import Scores as ReadScores
     from tuner.run.run import Run
     from tuner.run.trial import TrialRecord
@@ -187,7 +186,7 @@ def print_sentence(console: Console, text: str) -> None:
         console.print(told, markup=False, soft_wrap=True)
 
 
-def interval_text(interval: "Interval | ReadInterval") -> str:
+def interval_text(interval: "Interval") -> str:
     """Return a gain with its interval, in percentage points."""
     low, high = 100 * interval.low, 100 * interval.high
     return f"{100 * interval.gain:+.2f} [{low:+.2f}, {high:+.2f}]"

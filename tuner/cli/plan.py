@@ -1,6 +1,5 @@
 """``plan``: estimate what a search takes."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli import completion
-from tuner.cli.jobs import is_dashboard
 from tuner.cli.options import Duration, option
 from tuner.cli.output import WIDE, make_console, print_json, print_table
 from tuner.cli.running import cost_options
@@ -22,6 +20,7 @@ from tuner.cli.search_options import (
 from tuner.console import Console
 from tuner.errors import UsageError
 from tuner.monitor.steps import loading
+from tuner.tuning.address import find_dashboard
 
 if TYPE_CHECKING:
     from tuner.run.forecast import Forecast, Spread
@@ -60,7 +59,7 @@ def plan(context: click.Context, /, **options: Any) -> None:
     Give it the options of the search. The report of the search then compares the estimate with the
     result, except for a space made by auto, which differs each time.
     """
-    if is_dashboard(options["address"] or os.environ.get("RAY_ADDRESS")):
+    if find_dashboard(options["address"]):
         raise UsageError(
             "plan: cannot be submitted as a job. Run it on a machine of the cluster with "
             "--address auto."

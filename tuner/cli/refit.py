@@ -1,13 +1,12 @@
 """``refit``: train the best configurations of a run again."""
 
-import os
 from typing import Any
 
 import click
 
 from tuner.cli import completion
 from tuner.cli.help import SearchCommand
-from tuner.cli.jobs import is_dashboard, submit_refit
+from tuner.cli.jobs import submit_refit
 from tuner.cli.options import DATA, METRIC, MOVED_DATA_DIR, option
 from tuner.cli.running import (
     common_options,
@@ -19,6 +18,7 @@ from tuner.console import Console
 from tuner.errors import UsageError
 from tuner.monitor.steps import loading
 from tuner.run.resuming import resume_command
+from tuner.tuning.address import find_dashboard
 
 
 @click.command(cls=SearchCommand, epilog="Example: cifar-tune refit --top 5 --seeds 3 --epochs 100")
@@ -60,8 +60,8 @@ def refit(context: click.Context, /, run: str | None, **options: Any) -> None:
     With --all-data, no images are left to show which trial is best; a plain vote does not need to
     know.
     """
-    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
-        return submit_refit(context, str(address))
+    if address := find_dashboard(options["address"]):
+        return submit_refit(context, address)
 
     from tuner.run.run import find_run
 

@@ -1,13 +1,12 @@
 """``search``: search a space for the best configuration."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from tuner.cli import completion
-from tuner.cli.jobs import is_dashboard, submit_search
+from tuner.cli.jobs import submit_search
 from tuner.cli.options import option
 from tuner.cli.running import print_outcome, running_options
 from tuner.cli.search_options import (
@@ -24,6 +23,7 @@ from tuner.errors import UsageError
 from tuner.monitor.steps import loading
 from tuner.run.resuming import resume_command
 from tuner.storage.paths import AnyPath
+from tuner.tuning.address import find_dashboard
 
 
 class _Search(PatientCommand):
@@ -90,8 +90,8 @@ def search(context: click.Context, /, **options: Any) -> None:
 
     KEY=VALUE overrides a value of the space file by its dotted path.
     """
-    if is_dashboard(address := options["address"] or os.environ.get("RAY_ADDRESS")):
-        return submit_search(context, str(address), search_overrides(context, options["overrides"]))
+    if address := find_dashboard(options["address"]):
+        return submit_search(context, address, search_overrides(context, options["overrides"]))
 
     from tuner.run.layout import SPACE
     from tuner.run.run import check_name_free, find_run, find_runs

@@ -21,7 +21,7 @@ from tuner.cli.options import (
     option,
 )
 from tuner.cli.running import common_options
-from tuner.config import AUTO, SPACE_KEYS, Metric, Resize, SearchConfig
+from tuner.config import AUTO, DATA_SETTINGS, SPACE_KEYS, Metric, Resize, SearchConfig
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -118,8 +118,6 @@ _DISTILLED = (
     ),
     *_PROPOSED,
 )
-DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
-"""Options that are fields of ``DataConfig``."""
 
 
 class PatientCommand(SearchCommand):

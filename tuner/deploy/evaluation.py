@@ -14,13 +14,13 @@ from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.stream import ImageFile, predict_files
 from tuner.errors import DataError, StorageError
-from tuner.metrics.bootstrap import Intervals, bootstrap
-from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
+from tuner.metrics.bootstrap import bootstrap
+from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
+from tuner.metrics.figures import Coverage, Interval, Intervals
 from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
     LEVEL,
     NO_GAIN,
-    Interval,
     accuracy_interval,
     contributions,
     disagreement,
@@ -31,7 +31,7 @@ from tuner.metrics.significance import (
 )
 from tuner.run.ensembles import run_of
 from tuner.run.layout import EVALUATIONS
-from tuner.run.run import Reading
+from tuner.run.run_record import Reading
 from tuner.schema import to_json
 from tuner.storage.files import append_line
 from tuner.storage.paths import AnyPath

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuner.config import ModelConfig, Tta
+from tuner.config import ModelConfig, Share, Tta
 from tuner.deploy.explanation import Explanation, explain
 from tuner.deploy.graph import EnsembleGraph, MemberGraph
 from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
@@ -22,7 +22,7 @@ from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
-from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, Share, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
 from tuner.schema import build, did_you_mean, quoted, to_plain

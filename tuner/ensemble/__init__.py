@@ -14,17 +14,19 @@ from tuner.data.splits import load_test
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.folder import write_ensemble
-from tuner.ensemble.latency import MOST_COMBINED, Latency, measure_latency
+from tuner.ensemble.latency import MOST_COMBINED, measure_latency
 from tuner.ensemble.members import Local, Network, Predict
 from tuner.ensemble.plan import Plan, Say, make_plan
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, assess, vote_on_test
 from tuner.ensemble.students import compare_ensemble, find_teacher
 from tuner.errors import TunerError
+from tuner.metrics.figures import Latency
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
 from tuner.run.layout import ENSEMBLE, ENSEMBLES
-from tuner.run.run import Reading, Run
+from tuner.run.run import Run
+from tuner.run.run_record import Reading
 from tuner.schema import to_json
 from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
 from tuner.storage.records import explaining_damage

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tuner.data.splits import Splits, load_splits, located
+from tuner.data.splits import Splits
 from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
 from tuner.ensemble.students import find_student
 from tuner.errors import DataError, SpaceError, StorageError, TunerError, UntrustedCodeError
@@ -39,6 +39,7 @@ from tuner.storage.paths import AnyPath, check_no_link, inside
 from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.records import explaining_damage, read_record
 from tuner.storage.spreadsheet import read_csv
+from tuner.training.run_images import load_run_splits
 from tuner.training.saving import read_own_progress
 
 Skip = Callable[[str, TunerError], None]
@@ -105,14 +106,12 @@ def _checks_of_teacher(run: Run) -> Iterator[Callable[[], object]]:
 
 def _splits(run: Run, data: str | None, data_dir: Path | None, skip: Skip) -> Splits | None:
     try:
-        splits = load_splits(*located(run.record.data, run.record.data_dir, data, data_dir))
-        splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+        return load_run_splits(run, data, data_dir)
     except DataError as error:
         if data is not None or data_dir is not None:
             raise
         skip("the networks and probabilities of the trials", error)
         return None
-    return splits
 
 
 def _damage_of_trial(

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from tuner.config import Method, Metric
-from tuner.ensemble.pool import Excluded, Pool
+from tuner.ensemble.pool import Pool
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.soup import SoupMaker, find_group
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of
+from tuner.run.ensemble_record import Excluded
 from tuner.voting import mean_over_images, probs_of_truth, shares_by_class, soft_vote, uniform
 from tuner.voting.crossfit import cross_fit
 from tuner.voting.greedy import greedy_weights

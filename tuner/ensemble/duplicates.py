@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tuner.errors import UsageError
-from tuner.metrics.significance import Interval, paired_gain
+from tuner.metrics.figures import Interval
+from tuner.metrics.significance import paired_gain
 from tuner.schema import quoted, whole_number
 
 NUMBERED = ("cifar10", "cifar100")

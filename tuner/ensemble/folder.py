@@ -25,7 +25,7 @@ from tuner.run.ensemble_record import (
     PreprocessingRecord,
     ProbeRecord,
 )
-from tuner.run.run import now
+from tuner.run.run_record import now
 from tuner.schema import to_plain
 from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_json, write_text

@@ -15,13 +15,17 @@ from torch import Tensor
 
 from tuner.data.datasets import DatasetPart, load_official
 from tuner.data.near_duplicates import near_duplicates
-from tuner.data.splits import Splits, load_splits, load_test, located
+from tuner.data.splits import Splits, load_test, located
 from tuner.ensemble.candidates import read_candidate
 from tuner.errors import NoUsableTrials
 from tuner.run.digests import Damage, DamagedError
 from tuner.run.issues import DuplicateIssue, Issues, LabelIssue
-from tuner.run.run import Reading, Run
+from tuner.run.layout import ISSUES
+from tuner.run.run import Run
+from tuner.run.run_record import Reading
 from tuner.run.trial import TrialRecord
+from tuner.storage.records import write_record
+from tuner.training.run_images import load_run_splits
 from tuner.voting.label_errors import label_errors
 
 MOST_PICTURES = 100
@@ -55,9 +59,7 @@ def look_for_issues(
         DataError: If the images cannot be read, or are others.
     """
     run.check_unseen_validation("data issues")
-    config, folder = located(run.record.data, run.record.data_dir, data, data_dir)
-    splits = load_splits(config, folder)
-    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    splits = load_run_splits(run, data, data_dir)
     trials = [trial for trial in run.ranked() if trial.is_scored][:top]
     if not trials:
         raise NoUsableTrials(f"{run.path}: no trial has an accuracy; 'leaderboard' says why")
@@ -65,6 +67,7 @@ def look_for_issues(
     duplicates: tuple[DuplicateIssue, ...] = ()
     num_test = 0
     if splits.has_test:
+        config, folder = located(run.record.data, run.record.data_dir, data, data_dir)
         settled = splits.config or config
         test = load_test(settled, folder)
         num_test = len(test.images)
@@ -79,7 +82,7 @@ def look_for_issues(
         test_images=num_test,
         duplicates=duplicates,
     )
-    issues.write(run)
+    write_record(run.path / ISSUES, issues)
     return issues
 
 

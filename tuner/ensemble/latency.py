@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tuner.config import Metric, Tta
 from tuner.ensemble.members import Network
+from tuner.metrics.figures import Latency
 from tuner.metrics.goal import score
 from tuner.metrics.latency import predict_ms
 from tuner.metrics.predict import value_of
@@ -19,16 +20,6 @@ from tuner.voting import soft_vote
 LARGE_BATCH = 256
 MOST_COMBINED = 10
 """Maximum number of members of which every combination is tried: 1,023."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Latency:
-    """Median time from uint8 images in memory to their probabilities."""
-
-    one_ms: float
-    """Milliseconds for a single image."""
-    batch_ms: float
-    """Milliseconds for 256 images."""
 
 
 def measure_latency(

@@ -11,10 +11,10 @@ from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS, EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.ensemble.students import Contender, TeacherComparison
-from tuner.metrics.bootstrap import Intervals
+from tuner.metrics.figures import Interval, Intervals
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.predict import Scores
-from tuner.metrics.significance import LEVEL, Interval, accuracy_interval
+from tuner.metrics.significance import LEVEL, accuracy_interval
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
 from tuner.storage.paths import read_text

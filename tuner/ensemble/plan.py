@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tuner.config import Method, ModelConfig
-from tuner.data.splits import Splits, load_splits, located
+from tuner.data.splits import Splits, located
 from tuner.ensemble.candidates import damage_of_network
 from tuner.ensemble.choosing import (
     Choice,
@@ -23,7 +23,6 @@ from tuner.ensemble.choosing import (
 from tuner.ensemble.latency import measure_latency
 from tuner.ensemble.members import Network, Predict, predict_validation
 from tuner.ensemble.pool import (
-    Excluded,
     Pool,
     of_front,
     read_pool,
@@ -37,20 +36,14 @@ from tuner.errors import UsageError
 from tuner.metrics.predict import score
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.digests import Damage
+from tuner.run.ensemble_record import Excluded, Skipped
 from tuner.run.run import Run
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
+from tuner.training.run_images import load_run_splits
 from tuner.voting.weighted import NoWeightsError
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
-    """A method without a row in the comparison, and why."""
-
-    method: Method
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,10 +199,7 @@ def make_plan(
         TunerError: If a candidate's files are damaged.
     """
     run.check_unseen_validation(*request.chosen_by_validation)
-    record = run.record
-    data, data_dir = located(record.data, record.data_dir, request.data, request.data_dir)
-    splits = load_splits(data, data_dir)
-    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
+    splits = load_run_splits(run, request.data, request.data_dir)
     if request.front:
         request = of_front(run, request)
     if request.metric is not None:

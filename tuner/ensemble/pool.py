@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tuner.config import Metric
 from tuner.ensemble.candidates import Candidate, Recorded, damage_of_copy, read_candidate
-from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.metrics.figures import Latency
 from tuner.metrics.predict import rank
 from tuner.run.digests import Damage, DamagedError, damage_of_files
+from tuner.run.ensemble_record import Excluded
 from tuner.run.layout import HISTORY
 from tuner.run.run import Run, on_front
 from tuner.run.trial import USABLE, TrialRecord
@@ -22,14 +23,6 @@ from tuner.run.trial import USABLE, TrialRecord
 MEND = (
     "Put the file back, or leave the trial out with --skip-damaged (in Python, skip_damaged=True)."
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Excluded:
-    """A trial that is not a member, and why."""
-
-    trial: int
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

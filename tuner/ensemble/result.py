@@ -11,19 +11,18 @@ from torch import Tensor
 from tuner.config import Method, Metric, Tta
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.duplicates import Duplicates, DuplicatesNote
-from tuner.ensemble.latency import FrontierPoint, Latency, find_frontier
-from tuner.ensemble.plan import Plan, Skipped
-from tuner.ensemble.pool import Excluded
+from tuner.ensemble.latency import FrontierPoint, find_frontier
+from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.students import TeacherComparison
 from tuner.ensemble.verdict import Verdict
-from tuner.metrics.bootstrap import Intervals, bootstrap
-from tuner.metrics.calibration import Bin, Coverage, accuracy_at_coverage, reliability
+from tuner.metrics.bootstrap import bootstrap
+from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
+from tuner.metrics.figures import Coverage, Gain, Interval, Intervals, Latency
 from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
     LEVEL,
     NO_GAIN,
-    Interval,
     SizeResult,
     by_size,
     contributions,
@@ -33,7 +32,7 @@ from tuner.metrics.significance import (
     oracle_accuracy,
     paired_gain,
 )
-from tuner.run.ensemble_record import images_called
+from tuner.run.ensemble_record import Excluded, Skipped, images_called
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
 from tuner.voting import soft_vote
@@ -65,17 +64,6 @@ class Figures:
     crossfit: Scores | None
     """On the same images, each by a choice made without it."""
     test: Scores
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gain:
-    """Gain in test accuracy."""
-
-    over_best_single: Interval
-    over_mean_member: Interval
-    level: float
-    mcnemar_p: float
-    """P-value of McNemar's exact test against the best single candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

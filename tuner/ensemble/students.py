@@ -9,13 +9,13 @@ from torch import Tensor
 from tuner.config import Tta
 from tuner.data.datasets import DatasetPart
 from tuner.data.splits import Splits, load_test
-from tuner.ensemble.latency import Latency
 from tuner.ensemble.members import Network
 from tuner.ensemble.plan import Plan, Say
 from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, total_latency
 from tuner.errors import TunerError
+from tuner.metrics.figures import Interval, Latency
 from tuner.metrics.predict import Scores, score
-from tuner.metrics.significance import LEVEL, Interval, paired_gain
+from tuner.metrics.significance import LEVEL, paired_gain
 from tuner.run.layout import STUDENT
 from tuner.run.run import Run
 from tuner.run.teacher import TeacherRecord

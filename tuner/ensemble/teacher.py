@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tuner.config import DataConfig, Tta
 from tuner.data.splits import Splits, load_splits
-from tuner.ensemble.latency import Latency, measure_latency
+from tuner.ensemble.latency import measure_latency
 from tuner.ensemble.members import Network, Predict
 from tuner.errors import DataError, TunerError, UsageError
+from tuner.metrics.figures import Latency
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.ensemble_record import EnsembleRecord, find_ensemble_record

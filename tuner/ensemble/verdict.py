@@ -15,9 +15,10 @@ from tuner.config import Method, Metric
 from tuner.ensemble.choosing import Choice
 from tuner.metrics import goal
 from tuner.metrics.bootstrap import paired_bootstrap
+from tuner.metrics.figures import Interval
 from tuner.metrics.intervals import LEVEL, quantile
 from tuner.metrics.predict import score
-from tuner.metrics.significance import NO_GAIN, Interval, paired_gain
+from tuner.metrics.significance import NO_GAIN, paired_gain
 from tuner.voting import SMALLEST_PROB, probs_of_truth
 
 VOTES: tuple[Method, ...] = ("vote", "greedy", "weighted")

@@ -9,41 +9,13 @@ from torch import Tensor
 from tuner.config import Metric
 from tuner.metrics.calibration import NUM_BINS, equal_width_bins
 from tuner.metrics.classwise import class_scores
+from tuner.metrics.figures import Estimate, Interval, Intervals
 from tuner.metrics.intervals import LEVEL
-from tuner.metrics.significance import Interval
 from tuner.voting import SMALLEST_PROB
 
 RESAMPLES = 1000
 SEED = 20120401
 """Fixed, so that the same images give the same intervals."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A figure with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Intervals:
-    """Figures of class probabilities, each with its 95 % interval.
-
-    They reflect chance in the choice of the images, not in the training seeds.
-    """
-
-    balanced_accuracy: Estimate
-    """Mean accuracy over the classes that have images."""
-    macro_f1: Estimate
-    """Mean F1 score over the classes that have images or were predicted."""
-    worst_class: Estimate
-    """Lowest accuracy of a class that has images."""
-    nll: Estimate
-    """Mean negative log-likelihood of the true class, in nats."""
-    ece: Estimate
-    """Expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
 
 
 NAMES = ("balanced_accuracy", "macro_f1", "worst_class", "nll", "ece")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tuner.metrics.figures import Coverage
+
 NUM_BINS = 15
 """As in Guo et al. (2017)."""
 
@@ -98,16 +100,6 @@ def reliability(probs: Tensor, labels: Tensor) -> list[Bin]:
         for number in range(NUM_BINS)
         if (within := bins == number).any()
     ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Coverage:
-    """The accuracy of a classifier that may decline to answer."""
-
-    coverage: float
-    """Share of images answered, the most confident ones."""
-    accuracy: float
-    """Accuracy on these images."""
 
 
 def accuracy_at_coverage(probs: Tensor, labels: Tensor, steps: int = 20) -> list[Coverage]:

@@ -5,19 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tuner.metrics.figures import Interval
 from tuner.metrics.intervals import LEVEL as LEVEL
 from tuner.metrics.intervals import quantile, wilson
 from tuner.voting import soft_vote
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A gain in accuracy with its confidence interval, as shares in [-1, 1]."""
-
-    gain: float
-    low: float
-    high: float
-
 
 NO_GAIN = Interval(gain=0.0, low=0.0, high=0.0)
 """Gain of a classifier over itself: nothing is left to chance."""

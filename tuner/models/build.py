@@ -11,6 +11,7 @@ from tuner.models.cnn import Cnn
 from tuner.models.convnext import ConvNeXt
 from tuner.models.custom import build_custom
 from tuner.models.families import ImageShape, params_of, source_of
+from tuner.models.folded import FoldedNetwork
 from tuner.models.params import PretrainedParams
 from tuner.models.pretrained import Pretrained, build_torchvision
 from tuner.models.resnet import ResNet
@@ -29,6 +30,18 @@ def build_model(
     """
     params = params_of(config)
     return BUILDERS[config.family](params, num_classes, image_shape)
+
+
+def build_folded(
+    config: ModelConfig, num_classes: int, image_shape: ImageShape, folds: int
+) -> nn.Module:
+    """Build the network in ``config``, or with folds a ``FoldedNetwork`` with one for each.
+
+    Raises:
+        UsageError: As ``build_model``.
+    """
+    networks = [build_model(config, num_classes, image_shape) for _ in range(folds or 1)]
+    return FoldedNetwork(networks) if folds else networks[0]
 
 
 def _build_pretrained(

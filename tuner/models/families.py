@@ -1,7 +1,7 @@
 """The families of networks by name, and the parameters of a configuration."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from tuner.config import Count, ModelConfig
 from tuner.errors import UsageError
@@ -15,7 +15,7 @@ from tuner.models.params import (
     ViTParams,
     WideResNetParams,
 )
-from tuner.schema import Opaque, did_you_mean, from_json, parse, schema_of, to_json
+from tuner.schema import Opaque, did_you_mean, from_json, parse, schema_of
 
 ImageShape = tuple[Count, Count, Count]
 """Channels, height and width."""
@@ -49,23 +49,10 @@ def params_of(config: ModelConfig) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """The network of an earlier run's trial, as stored in ``PretrainedParams.source``."""
+    """The network of an earlier run's trial, as JSON in ``PretrainedParams.source``."""
 
     model: Annotated[ModelConfig, Opaque]
     image_shape: ImageShape
-
-    def to_json(self) -> str:
-        """Return the text that ``from_json`` reads."""
-        return to_json(self, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            UsageError: If it is something else.
-        """
-        return from_json(cls, text)
 
 
 def source_of(params: PretrainedParams) -> Source:
@@ -79,7 +66,7 @@ def source_of(params: PretrainedParams) -> Source:
             f"model.pretrained: the architecture of {params.run} is missing; read the "
             "configuration from a space file"
         )
-    return Source.from_json(params.source)
+    return from_json(Source, params.source)
 
 
 def has_own_code(config: ModelConfig) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from tuner.config import Fraction
+from tuner.config import Amount, Fraction
 from tuner.models.catalogue import why_not_pretrained
 from tuner.schema import Bounds, FreeForm
 
@@ -174,7 +174,7 @@ class PretrainedParams:
     """Weights of ``name``, as torchvision names them, such as ``IMAGENET1K_V1``."""
     run: str = ""
     """Name or folder of a run."""
-    trial: Annotated[int, Bounds(ge=0)] | None = None
+    trial: Amount | None = None
     """Trial of ``run``; by default its best one when the space is read."""
     image_size: Annotated[int, Bounds(ge=8)] | None = None
     """Side in pixels to which images are resized on the device; ``None`` is the size that the

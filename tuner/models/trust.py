@@ -15,6 +15,7 @@ from pathlib import Path
 from tuner.config import ModelConfig
 from tuner.errors import TunerError, UntrustedCodeError, UsageError
 from tuner.models.families import Source
+from tuner.schema import from_json
 
 Code = Mapping[str, str]
 """Text of each Python file -> the file's name."""
@@ -39,7 +40,7 @@ def _pairs(model: ModelConfig) -> Iterator[tuple[str, str]]:
         yield source, str(model.params.get("path"))
     elif model.family == "pretrained":
         try:
-            start = Source.from_json(source)
+            start = from_json(Source, source)
         except UsageError as error:
             raise TunerError(f"model.pretrained.source: damaged: {error}") from error
         yield from _pairs(start.model)

@@ -2,13 +2,13 @@
 
 import base64
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from tuner.config import Count, Metric, NonNegative, Positive
+from tuner.config import Amount, Count, Metric, NonNegative, Positive, Share
+from tuner.metrics.figures import Coverage, Difference, Gain, Interval, Intervals, Latency
 from tuner.run import layout
-from tuner.run.ensemble_record import images_called
-from tuner.run.trial import Amount
-from tuner.schema import Bounds, build, quoted, to_plain
+from tuner.run.ensemble_record import Excluded, Skipped, images_called
+from tuner.schema import build, quoted, to_plain
 from tuner.storage.paths import (
     AnyPath,
     check_no_link,
@@ -23,10 +23,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 """First bytes of a PNG file."""
 MOST_IMAGE_BYTES = 1_500_000
 """Maximum total bytes of the mistakes' images, before base64 encoding."""
-
-
-Share = Annotated[float, Bounds(ge=0, le=1)]
-Difference = Annotated[float, Bounds(ge=-1, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,45 +77,6 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A gain in accuracy with its interval."""
-
-    gain: Difference
-    low: Difference
-    high: Difference
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A figure with its interval."""
-
-    value: NonNegative
-    low: NonNegative
-    high: NonNegative
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Intervals:
-    """Figures of the ensemble that are not a share of the images."""
-
-    balanced_accuracy: Estimate
-    macro_f1: Estimate
-    worst_class: Estimate
-    nll: Estimate
-    ece: Estimate
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gain:
-    """Gain in test accuracy."""
-
-    over_best_single: Interval
-    over_mean_member: Interval
-    level: Share
-    mcnemar_p: Share
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ComparedMethod:
     """A row of the comparison."""
 
@@ -128,22 +85,6 @@ class ComparedMethod:
     members: tuple[Amount, ...]
     figures: Figures
     gain: Interval
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Excluded:
-    """A trial that is not a member, and why."""
-
-    trial: Amount
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
-    """A method without a row in the comparison, and why."""
-
-    method: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,14 +126,6 @@ class Bin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Coverage:
-    """Accuracy on the most confident images."""
-
-    coverage: Share
-    accuracy: Share
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class FrontierPoint:
     """Members that are best for their latency."""
 
@@ -207,14 +140,6 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Milliseconds:
-    """See ``tuner.ensemble.latency.Latency``."""
-
-    one_ms: NonNegative
-    batch_ms: NonNegative
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
     """See ``tuner.ensemble.students.Contender``."""
 
@@ -222,7 +147,7 @@ class Contender:
     val: Scores
     test: Scores | None = None
     num_parameters: Amount
-    latency: Milliseconds | None = None
+    latency: Latency | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from tuner.config import MOST_FOLDS, Count, ModelConfig, Positive
 from tuner.errors import TunerError, UsageError
-from tuner.models.build import build_model
+from tuner.models.build import build_folded
 from tuner.models.custom import to_channels_last
-from tuner.models.folded import FoldedNetwork
 from tuner.run.layout import CONFIG, ENSEMBLE
 from tuner.run.trial import EpochMetrics
 from tuner.schema import Bounds, Opaque, from_json, quoted, to_json
@@ -209,20 +208,14 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
             _check_model(checkpoint, model)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.random.fork_rng(devices=[]):
-            network = _build(checkpoint)
+            network = build_folded(
+                checkpoint.model, len(checkpoint.classes), checkpoint.image_shape, checkpoint.folds
+            )
         network.load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
         reason = str(error).splitlines()[0]  # For missing weights, torch writes one line each.
         raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
     return to_channels_last(network).eval(), checkpoint
-
-
-def _build(checkpoint: Checkpoint) -> nn.Module:
-    networks = [
-        build_model(checkpoint.model, len(checkpoint.classes), checkpoint.image_shape)
-        for _ in range(checkpoint.folds or 1)
-    ]
-    return FoldedNetwork(networks) if checkpoint.folds else networks[0]
 
 
 def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpoint:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tuner.config import Amount
 from tuner.errors import StorageError, TunerError
 from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, check_trial, number_of
-from tuner.run.trial import Amount, read_history
+from tuner.run.trial import read_history
 from tuner.schema import build, parse_json, to_json
 from tuner.storage.digest import sha256_of
 from tuner.storage.files import write_text

@@ -7,23 +7,22 @@ from typing import Annotated
 from tuner.config import (
     LARGEST_IMAGE,
     MOST_FOLDS,
+    Amount,
     Count,
     ModelConfig,
     NonNegative,
     Positive,
     Precision,
+    Share,
     Tta,
 )
 from tuner.run.layout import ENSEMBLE
-from tuner.run.trial import Amount
 from tuner.schema import Bounds, Opaque
 from tuner.storage.paths import AnyPath
 from tuner.storage.records import find_record
 
 SCHEMA_VERSION = 1
 """Version of ``ensemble.json``; a later one is refused."""
-
-Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +130,22 @@ class EnsembleRecord:
         # The tolerance of ``mix``.
         if not math.isclose(total, 1, abs_tol=1e-4):
             raise ValueError(f"members: their weights sum to {total:g}, not to 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Excluded:
+    """A trial that is not a member, and why, in ``metrics.json``."""
+
+    trial: Amount
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A method without a row in the comparison, and why, in ``metrics.json``."""
+
+    method: str
+    reason: str
 
 
 def images_called(*, has_test: bool, is_val_seen: bool) -> str:

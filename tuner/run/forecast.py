@@ -3,17 +3,15 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
-from tuner.config import Count, NonNegative
+from tuner.config import Amount, Count, NonNegative, Share
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
-from tuner.run.trial import Amount, TrialRecord
-from tuner.schema import Bounds
-from tuner.storage.paths import AnyPath
-from tuner.storage.records import read_record, write_record
+from tuner.run.trial import TrialRecord
+from tuner.storage.records import read_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +75,7 @@ class Forecast:
     epochs: Count
     slots: Mapping[str, Amount | NonNegative]
     """As in the run's record."""
-    refused: Annotated[float, Bounds(ge=0, le=1)]
+    refused: Share
     """Share of the drawn configurations that exceeded the space's limits."""
     measured_seconds: NonNegative
     """Seconds that the measuring took."""
@@ -103,19 +101,6 @@ class Forecast:
     disk_kept: Spread
     """Bytes that remain after that."""
     misfits: tuple[Infeasible, ...]
-
-    def write(self, path: AnyPath) -> None:
-        """Write the forecast as JSON."""
-        write_record(path, self)
-
-    @classmethod
-    def read(cls, path: AnyPath) -> Self:
-        """Read a forecast from JSON.
-
-        Raises:
-            TunerError: If the file is missing or damaged.
-        """
-        return read_record(path, cls)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +136,7 @@ def outcomes(run: Run, trials: Sequence[TrialRecord]) -> list[Outcome]:
     # A run that was ended by its patience is finished, too.
     if run.record.status != "finished" or run.record.reason or not path.exists():
         return []
-    return list(_outcomes(Forecast.read(path), run, trials))
+    return list(_outcomes(read_record(path, Forecast), run, trials))
 
 
 def _outcomes(forecast: Forecast, run: Run, trials: Sequence[TrialRecord]) -> Iterator[Outcome]:

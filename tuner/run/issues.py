@@ -1,16 +1,11 @@
 """``issues.json``: the result of ``data issues`` on the images of a run."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from tuner.config import Count
+from tuner.config import Amount, Count, Share
 from tuner.run.layout import ISSUES
 from tuner.run.run import Run
-from tuner.run.trial import Amount
-from tuner.schema import Bounds
-from tuner.storage.records import find_record, write_record
-
-Share = Annotated[float, Bounds(ge=0, le=1)]
+from tuner.storage.records import find_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +55,6 @@ class Issues:
     """Number of test images that were compared; 0 if there are none."""
     duplicates: tuple[DuplicateIssue, ...]
     """The most similar first."""
-
-    def write(self, run: Run) -> None:
-        """Write the record into the run's folder, replacing an earlier one."""
-        write_record(run.path / ISSUES, self)
 
 
 def find_issues(run: Run) -> Issues | None:

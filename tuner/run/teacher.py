@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tuner.run.trial import Amount
+from tuner.config import Amount
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from tuner.config import CostObjective, Metric, NonNegative, TrialConfig
+from tuner.config import Amount, CostObjective, Metric, NonNegative, Share, TrialConfig
 from tuner.errors import TunerError
 from tuner.metrics import goal
 from tuner.run.layout import (
@@ -57,10 +57,8 @@ OPEN: frozenset[TrialState] = frozenset({"running", "paused", "interrupted"})
 
 Loss = Annotated[float, Bounds(is_finite=False)]
 """NaN or infinite if a training diverged."""
-Amount = Annotated[int, Bounds(ge=0)]
 LONGEST_EPOCH, MOST_GPUS = 1e9, 1e6
 """Seconds of an epoch, and GPUs of a trial, that a record may hold: their sums stay finite."""
-Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

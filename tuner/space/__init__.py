@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import (
+    DATA_SETTINGS,
     Constraints,
     DataConfig,
     LargeShareConfig,
@@ -103,11 +104,9 @@ RESOURCES = Record(
 )
 """Defined here, because ``tuner.config`` does not know the families."""
 TEXT = Scalar(kind=str)
-DATA = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
-"""Keys of a data set other than its source, as in ``DataConfig``."""
 DATASET = Record(
     cls=dict,
-    fields={key: schema_of(DataConfig).fields[key] for key in ("source", *DATA)},
+    fields={key: schema_of(DataConfig).fields[key] for key in ("source", *DATA_SETTINGS)},
     required=frozenset(),
 )
 """``dataset: NAME`` is short for a mapping with that source."""
@@ -188,11 +187,6 @@ class SearchSpace:
     def rows(self) -> list[tuple[str, str]]:
         """Return each parameter's name and a description of its axis."""
         return list(self.axes.rows())
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters, summed over all branches."""
-        return len(self.rows())
 
     def has_key(self, *keys: str) -> bool:
         """Whether the space or one of its baselines sets ``space.KEY.KEY...``."""

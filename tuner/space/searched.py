@@ -11,6 +11,8 @@ from tuner.space.axes import Axis, Branch, Choice, Group, Range, parameters, to_
 
 ALL = "all trials"
 """The group that holds all trials; importances are reported by group."""
+LEAST_WEIGHED = 20
+"""Least number of trials for importances: of fewer, a few lucky ones would decide."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 from tuner.errors import TunerError
 from tuner.models.catalogue import why_not_name, why_not_weights
 from tuner.models.families import Source
-from tuner.schema import Scalar, join
+from tuner.schema import Scalar, join, to_json
 from tuner.space.source import descend, words
 from tuner.space.tree import Node, file_of
 from tuner.storage.digest import sha256_of
@@ -89,7 +89,7 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
     added: dict[str, str | int] = {
         "run": run.value if is_name else str(found.path.absolute()),
         "trial": record.number,
-        "source": source.to_json(),
+        "source": to_json(source, sort_keys=True),
         "sha256": sha256_of(record.checkpoint),
     }
     nodes = {

@@ -7,8 +7,7 @@ import torch
 from tuner.config import CostObjective, TrialConfig
 from tuner.data.splits import Splits
 from tuner.metrics.latency import predict_ms
-from tuner.models.build import build_model
-from tuner.models.folded import FoldedNetwork
+from tuner.models.build import build_folded
 from tuner.training.device import compute_dtype
 from tuner.training.initial_weights import InitialWeights
 
@@ -41,11 +40,7 @@ def measure_costs(
     asked = {cost.cost: cost for cost in costs if cost.cost != "parameters"}
     if not asked:
         return {}
-    networks = [
-        build_model(config.model, len(splits.classes), splits.image_shape)
-        for _ in range(max(1, splits.num_folds))
-    ]
-    network = FoldedNetwork(networks) if splits.num_folds else networks[0]
+    network = build_folded(config.model, splits.num_classes, splits.image_shape, splits.num_folds)
     found: dict[str, float] = {}
     if "size_mb" in asked:
         tensors = network.state_dict().values()

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from tuner.config import Metric
-from tuner.data.splits import load_splits, located
 from tuner.run.run import Run
+from tuner.training.run_images import load_run_splits
 
 
 def ranked_by(
@@ -26,12 +26,9 @@ def ranked_by(
     """
     if metric is None:
         return run
-    record = run.record
 
     @cache
     def val_labels() -> np.ndarray:
-        splits = load_splits(*located(record.data, record.data_dir, data, data_dir))
-        splits.expect(record.data_fingerprint, record.split_fingerprint, run.path)
-        return splits.val.labels.cpu().numpy()
+        return load_run_splits(run, data, data_dir).val.labels.cpu().numpy()
 
     return run.by(metric, val_labels)

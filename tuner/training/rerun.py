@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from tuner.data.splits import load_splits, located
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import check_records
 from tuner.run.run import Run
@@ -16,7 +15,7 @@ from tuner.run.trial import EpochMetrics, threads_of
 from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import load_initial_weights
 from tuner.training.loop import train
-from tuner.training.taught import taught
+from tuner.training.run_images import load_run_splits, taught
 
 
 def rerun(
@@ -54,9 +53,7 @@ def rerun(
     trial = run.trial(number)
     check_records([trial])
     check_code_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
-    splits = load_splits(*located(run.record.data, run.record.data_dir, data, data_dir))
-    splits.expect(run.record.data_fingerprint, run.record.split_fingerprint, run.path)
-    splits = taught(splits, run)
+    splits = taught(load_run_splits(run, data, data_dir), run)
     start = load_initial_weights(
         trial.config.model, splits.classes, splits.image_shape, run.path.parent
     )

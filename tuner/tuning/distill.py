@@ -33,7 +33,6 @@ from tuner.space import SearchSpace, find_space, load_space
 from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.records import write_record
 from tuner.training.device import find_device
-from tuner.training.taught import taught
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster
 from tuner.tuning.request import (
     RunRequest,
@@ -287,13 +286,6 @@ def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
         )
     teacher = open_teacher(path, record.sha256, trust_code=request.trust_code)
     return Teaching(teacher=teacher, seen=teacher.splits_like(splits, request.data_dir))
-
-
-def with_teacher(splits: Splits, run: Run, teaching: Teaching | None, console: Console) -> Splits:
-    """Add the teacher's probabilities to a run's images, predicted first if still missing."""
-    if teaching is not None:
-        teaching.teach(run, console)
-    return taught(splits, run)
 
 
 def note_best_student(request: RunRequest, run: Run, splits: Splits, console: Console) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -14,11 +14,9 @@ from tuner.monitor.terminal import LiveTable, is_live
 from tuner.run.events import Event, TrialEnded
 from tuner.run.trial import best_row, score_of
 from tuner.space import SearchSpace
-from tuner.space.searched import ALL, Column, columns
+from tuner.space.searched import ALL, LEAST_WEIGHED, columns
 from tuner.tuning.tuner import Tuner
 
-LEAST_WEIGHED = 20
-"""Number of trials from which the importance of parameters is estimated."""
 MOST_WEIGHED = 320
 """Number of trials after which the order of the searched parameters no longer changes."""
 
@@ -30,7 +28,7 @@ class Progress:
         tuner: Decides what the trials do.
         console: Where to show it.
         slots: Returns how many trials fit at once.
-        space: The space whose parameters are shown; ``None`` shows none.
+        space: The space whose parameters are shown.
     """
 
     def __init__(
@@ -38,13 +36,13 @@ class Progress:
         tuner: Tuner,
         console: Console,
         slots: Callable[[], int],
-        space: SearchSpace | None = None,
+        space: SearchSpace,
     ) -> None:
         self.tuner = tuner
         self.console = console
         self._slots = slots
         self._space = space
-        self._columns: Sequence[Column] = columns(space, {}) if space else ()
+        self._columns = columns(space, {})
         self._next_weighing = LEAST_WEIGHED
         self._is_live = is_live(console)
         self._live = LiveTable(self._table, console)
@@ -86,7 +84,7 @@ class Progress:
     def _weigh(self) -> None:
         """Put the most important parameters first, each time the number of trials has doubled."""
         state = self.tuner.state
-        if not self._space or not self._next_weighing <= state.num_done <= MOST_WEIGHED:
+        if not self._next_weighing <= state.num_done <= MOST_WEIGHED:
             return
         # Optuna's importances import scikit-learn, which takes a second: do not delay the start.
         from tuner.tuning.sampling.importance import importances_of

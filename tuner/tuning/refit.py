@@ -24,7 +24,7 @@ from tuner.storage.paths import on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.training.remeasure import ranked_by
-from tuner.training.taught import taught
+from tuner.training.run_images import taught
 from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (

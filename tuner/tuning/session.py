@@ -19,7 +19,8 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import read_text, to_path
 from tuner.training.initial_weights import load_all_initial_weights
-from tuner.tuning.distill import note_best_student, prepare_teaching, with_teacher
+from tuner.training.run_images import taught
+from tuner.tuning.distill import note_best_student, prepare_teaching
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
     open_run,
@@ -101,7 +102,9 @@ def search(request: SearchRequest, console: Console) -> Run:
             write_text(run.path / PLAN, read_text(plan))
         if len(earlier) == 1 and can_teach(earlier[0], request.search):
             teach(sampler, earlier[0], console)
-        splits = with_teacher(splits, run, teaching, console)
+        if teaching is not None:
+            teaching.teach(run, console)
+        splits = taught(splits, run)
         request = replace(request, teacher=run.record.teacher)
 
         def say(line: str) -> None:

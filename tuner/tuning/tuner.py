@@ -25,7 +25,7 @@ from tuner.run.events import (
     TrialStarted,
 )
 from tuner.run.outlook import COUNTED, why_not_go_on
-from tuner.run.run import now
+from tuner.run.run_record import now
 from tuner.run.state import SearchState, TrialProgress, in_order, is_known, num_alike
 from tuner.run.trial import OPEN, EpochMetrics, Stop, TrialRecord, best_row, order_of, score_of
 from tuner.tuning.budget import Spending
@@ -504,7 +504,7 @@ class Tuner:
             number: Number of the trial.
             saved: The epochs that its worker had saved.
             fatal: Why it may not continue, if so.
-            is_excused: Whether the loss says nothing about the trial.
+            is_excused: Whether the loss says nothing about the trial or its node.
         """
         trial = self.live[number]
         if self._has_ended(number, saved):
@@ -517,13 +517,6 @@ class Tuner:
         else:
             if not is_excused:
                 trial.lost_on.append(self.state.trials[number].status.node)
-            self._waiting.append((number, self.live.pop(number)))
-
-    def requeue(self, number: int, saved: Sequence[EpochMetrics]) -> None:
-        """Queue a trial again whose worker was lost through no fault of its own or its node."""
-        if self._has_ended(number, saved):
-            self.end(number)
-        else:
             self._waiting.append((number, self.live.pop(number)))
 
     def _has_ended(self, number: int, saved: Sequence[EpochMetrics]) -> bool:

@@ -18,6 +18,7 @@ from tuner.monitor.steps import step
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath, scratch
+from tuner.storage.records import write_record
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.tuning.budget import Budget
 from tuner.tuning.planning.measure import Measured, measure_all
@@ -126,7 +127,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
         assert forecast.done is not None
         if forecast.done.median < draws.trials:
             forecast = with_advice(forecast, imagined, costs, request.search, budget)
-    forecast.write(path)
+    write_record(path, forecast)
     return Plan(forecast=forecast, path=path)
 
 

@@ -260,11 +260,6 @@ def _kill(processes: Iterable[Any]) -> None:
             process.kill()
 
 
-def is_dashboard(address: str) -> bool:
-    """Whether this is the address of a dashboard, where jobs can be submitted."""
-    return address.startswith(("http://", "https://"))
-
-
 def py_modules() -> list[str]:
     """Return the folders of packages that trials need and nodes may lack: ours and safetensors."""
     return [str(Path(str(module.__file__)).parent) for module in (tuner, safetensors)]

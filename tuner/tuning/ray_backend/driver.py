@@ -7,7 +7,7 @@ import platform
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,7 +28,8 @@ from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
 from tuner.run.resuming import WITHOUT_PATIENCE
-from tuner.run.run import Run, RunRecord, RunStatus, clock, now
+from tuner.run.run import Run, clock
+from tuner.run.run_record import RunRecord, RunStatus, now
 from tuner.run.trial import OPEN
 from tuner.space import load_run_space
 from tuner.storage.files import write_text
@@ -120,7 +121,7 @@ def open_run(
                 ) from None
         run.address = request.address
         try:
-            run.remove_leftovers()
+            run.remove_abandoned()
             remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
             console.print(f"{run.record.name}: {plan}", markup=False)
             yield run, plan
@@ -249,6 +250,16 @@ def run_trials(
     watch.check()
     if storage.problem:
         raise StorageError(f"{run.path}: cannot be used ({storage.problem}). {run.how_to_go_on()}")
+    _tell_ending(tuner, run, say)
+    return tuner
+
+
+def _tell_ending(tuner: Tuner, run: Run, say: Callable[[str], None]) -> None:
+    """Say what ended the trials before the last one, if anything did.
+
+    Raises:
+        TunerError: If the first three trials failed in the same way.
+    """
     if tuner.draining == "broken":
         number, reason = tuner.failures[0]
         raise TunerError(
@@ -258,10 +269,9 @@ def run_trials(
     if tuner.draining == "budget":
         say(_budget_spent(tuner, run))
     if tuner.draining == "patience":
-        done = f"{tuner.state.num_done} of {budget.trials} trials done"
+        done = f"{tuner.state.num_done} of {tuner.spending.budget.trials} trials done"
         say(f"Ended with {done}: {tuner.reason}.")
         say(f"Go on all the same with:\n  {run.resume_command(*WITHOUT_PATIENCE)}")
-    return tuner
 
 
 def _budget_spent(tuner: Tuner, run: Run) -> str:
@@ -400,7 +410,7 @@ def requeue(tuner: Tuner, recorder: Recorder) -> None:
         except DamagedError as error:
             tuner.lose(number, [], str(error).splitlines()[0])
         else:
-            tuner.requeue(number, saved)
+            tuner.lose(number, saved, is_excused=True)
 
 
 def _tune(

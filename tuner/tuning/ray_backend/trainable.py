@@ -58,18 +58,7 @@ class SupersededError(Exception):
     """This worker was considered lost, and its trial has continued elsewhere."""
 
 
-def train_trial(
-    params: dict[str, Any],
-    *,
-    board: NoticeBoard,
-    data: dict[str, Any],
-    initial_weights: dict[str, Any],
-    epoch_seconds: float | None = None,
-    compile_mode: CompileMode = "never",
-    save_seconds: float = 10.0,
-    metric: Metric = "accuracy",
-    costs: Sequence[CostObjective] = (),
-) -> None:
+def train_trial(params: dict[str, Any], *, board: NoticeBoard, **payload: Any) -> None:
     """Train one trial, reporting each epoch to the engine and writing the trial's files.
 
     Resumes from the trial's saved state, if there is one. Reports ``TrialStarted`` if it continues
@@ -85,13 +74,7 @@ def train_trial(
     Args:
         params: What ``TuneSearcher.suggest`` returned.
         board: Where to find the driver's notice.
-        data: What ``pack`` returned.
-        initial_weights: What ``pack_initial_weights`` returned.
-        epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
-        compile_mode: See ``tuner.training.compilation``.
-        save_seconds: See ``Saver``.
-        metric: See ``Saver``.
-        costs: The costs of the network to measure.
+        payload: What is the same for all trials; see ``_train_trial``.
     """
     reader = NoticeReader(board, ray.get_runtime_context().get_node_id())
     patience = Patience(
@@ -100,18 +83,7 @@ def train_trial(
         lambda: reader.look().is_ending,
     )
     with patient(patience):
-        ending = _train_trial(
-            params,
-            reader,
-            patience,
-            data=data,
-            initial_weights=initial_weights,
-            epoch_seconds=epoch_seconds,
-            compile_mode=compile_mode,
-            save_seconds=save_seconds,
-            metric=metric,
-            costs=costs,
-        )
+        ending = _train_trial(params, reader, patience, **payload)
     more = {}
     if patience.problem:
         more["storage"] = f"{patience.problem}, on {platform.node()}"
@@ -130,13 +102,26 @@ def _train_trial(
     *,
     data: dict[str, Any],
     initial_weights: dict[str, Any],
-    epoch_seconds: float | None,
-    compile_mode: CompileMode,
-    save_seconds: float,
-    metric: Metric,
-    costs: Sequence[CostObjective],
+    epoch_seconds: float | None = None,
+    compile_mode: CompileMode = "never",
+    save_seconds: float = 10.0,
+    metric: Metric = "accuracy",
+    costs: Sequence[CostObjective] = (),
 ) -> TrialEnded:
-    """Train like ``train_trial``, and return how the trial ended, unless the storage failed."""
+    """Train like ``train_trial``, and return how the trial ended, unless the storage failed.
+
+    Args:
+        params: As for ``train_trial``.
+        reader: Reads the driver's notice.
+        patience: Waits for the storage.
+        data: What ``pack`` returned.
+        initial_weights: What ``pack_initial_weights`` returned.
+        epoch_seconds: A trial whose epochs would take longer is stopped after a few steps.
+        compile_mode: See ``tuner.training.compilation``.
+        save_seconds: See ``Saver``.
+        metric: See ``Saver``.
+        costs: The costs of the network to measure.
+    """
     began = time.monotonic()
     resources = TrialResources(cpus=params["cpus"], gpus=params["gpus"])
     torch.set_num_threads(resources.threads)

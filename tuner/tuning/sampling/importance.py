@@ -13,12 +13,10 @@ from tuner.config import TrialConfig
 from tuner.run.forecast import Spread
 from tuner.run.trial import TrialRecord, score_of
 from tuner.space import SearchSpace
-from tuner.space.searched import ALL
+from tuner.space.searched import ALL, LEAST_WEIGHED
 from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.study import make_study
 
-MIN_TRIALS = 20
-"""With fewer trials, a few lucky ones would decide, so only ranges are returned."""
 MOST_TRIALS = 1000
 """Maximum number of compared trials, evenly spaced among more: reading 10,000 takes seconds."""
 MIN_RESAMPLED = 10
@@ -62,7 +60,7 @@ def importances_of(
     if len(families) == 1:
         del told[families[0]]
     shares = {
-        group: _shares(members) for group, members in told.items() if len(members) >= MIN_TRIALS
+        group: _shares(members) for group, members in told.items() if len(members) >= LEAST_WEIGHED
     }
     return {group: share for group, share in shares.items() if share}
 
@@ -82,7 +80,7 @@ def resampled_importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> 
         than ``MIN_RESAMPLED`` trials, or enough for ``importances``.
     """
     frozen = [trial for _, trial in _frozen(space, list(_scored(trials)))]
-    if not MIN_RESAMPLED <= len(frozen) < MIN_TRIALS:
+    if not MIN_RESAMPLED <= len(frozen) < LEAST_WEIGHED:
         return {}
     draw = random.Random(0)
     with warnings.catch_warnings():

@@ -1,11 +1,29 @@
-"""The images of a run whose trials learn from a teacher."""
+"""The images of a run, and what a teacher says of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from tuner.data.splits import Splits
+from tuner.data.splits import Splits, load_splits, located
 from tuner.errors import TunerError
 from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
+
+
+def load_run_splits(run: Run, data: str | None, data_dir: Path | None) -> Splits:
+    """Load the images of a run, and check that they are those that it was trained on.
+
+    Args:
+        run: The run.
+        data: Where its images are now; ``None`` if they have not moved.
+        data_dir: Likewise, for downloads and decoded images.
+
+    Raises:
+        DataError: If they cannot be read, or are others.
+    """
+    record = run.record
+    splits = load_splits(*located(record.data, record.data_dir, data, data_dir))
+    splits.expect(record.data_fingerprint, record.split_fingerprint, run.path)
+    return splits
 
 
 def taught(splits: Splits, run: Run) -> Splits:
