@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
+from ray.tune.utils.callback import _create_default_callbacks
 
 from tests.test_tuner import PLAN, World, start
 from tuner.run.events import TrialPlaced
@@ -17,6 +19,7 @@ from tuner.tuning.ray_backend import callbacks as engine
 from tuner.tuning.ray_backend import capacity as capacities
 from tuner.tuning.ray_backend.callbacks import (
     NoticePoster,
+    Silence,
     TuneCallback,
     TuneScheduler,
     TuneSearcher,
@@ -332,3 +335,12 @@ def test_workers_are_told_once_of_what_changes(
         Notice(is_ending=True),
         Notice(is_ending=True, is_over=True),
     ]
+
+
+def test_tune_prints_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = _create_default_callbacks([Silence()], air_verbosity=None)
+    (printing,) = [one for one in callbacks if isinstance(one, TrialProgressCallback)]
+    trial = Trial("none", stub=True)
+    printing.on_trial_complete(0, [trial], trial)
+    printing.on_trial_error(0, [trial], trial)
+    assert capsys.readouterr().out == ""

@@ -59,7 +59,7 @@ def test_info_tells_what_was_found_and_what_was_left_out(photos: Path, tmp_path:
     assert info["sizes"]["smallest"] == [12, 8]
     assert info["sizes"]["largest"] == [16, 16]
     assert info["resize"] == "squash"
-    assert info["left_out"] == {"no image (.txt)": ["cat/notes.txt"]}
+    assert info["left_out"] == {"not an image (.txt)": ["cat/notes.txt"]}
     assert info["hidden_files"] == 1
     assert [Path(name).name for name in info["broken"]] == ["gone.jpg"]
     text = invoke("info", *place).stdout

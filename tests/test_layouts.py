@@ -156,7 +156,7 @@ def test_test_images_without_labels_are_left_out_and_said(tmp_path: Path) -> Non
 
 def test_other_folders_beside_the_parts_are_left_out_and_said(tmp_path: Path) -> None:
     put(tmp_path, numbered("train/cat", "train/dog", "unlabelled/x", count=3))
-    assert "left out: 3 files beside train" in find_listing(tmp_path).notes
+    assert "left out: 3 files next to train" in find_listing(tmp_path).notes
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
@@ -276,7 +276,7 @@ def test_other_tables_beside_class_folders_are_no_manifests(tmp_path: Path) -> N
     write_csv(tmp_path / "notes.csv", [("date", "weather"), ("monday",)])
     listing = find_listing(tmp_path)
     assert listing.classes == ("cat", "dog")
-    assert listing.left_out == {"no image (.csv)": ("notes.csv",)}
+    assert listing.left_out == {"not an image (.csv)": ("notes.csv",)}
 
 
 def features(**names: list[str]) -> dict[str, object]:
@@ -780,7 +780,7 @@ def test_what_cannot_be_read_is_told_in_one_message_or_skipped(tmp_path: Path) -
     splits = load(root, skip_broken=True)
     assert len(splits.train) + len(splits.val) == 14
     assert sum(name in "".join(splits.notes) for name in ("0.png", "pipe.png", "a.HEIC")) == 3
-    assert "left out: 1 file no image (.txt)" in splits.notes
+    assert "left out: 1 file not an image (.txt)" in splits.notes
     # The copy of what could be read serves no one who asked for all.
     with pytest.raises(DataError, match="6 files cannot be read"):
         load(root)

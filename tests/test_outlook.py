@@ -167,7 +167,9 @@ def test_a_run_says_what_going_on_would_bring(finished_run: Run) -> None:
 
     assert told() == "", "it has not been searched for a second"
     finished_run.update(active_seconds=90.0)
-    assert told() == "3 of the 12 trials needed to estimate the gain of continuing."
+    assert told() == (
+        "The gain of continuing can be estimated from 12 scored trials; there are 3 so far."
+    )
     (first, *_) = finished_run.ranked()
     for number in range(3, 24):
         path = finished_run.trial_path(number)

@@ -56,7 +56,7 @@ WITH_RUN = (
     "cifar-tune evaluate DATA --corrupt",
     "cifar-tune report",
     "cifar-tune data issues NAME --csv issues.csv",
-    "cifar-tune compare tpe-1 random-1 --html side.html",
+    "cifar-tune compare NAME OTHER --html side.html",
 )
 """Commands that need a run, in an order in which they find what they need."""
 
@@ -147,8 +147,7 @@ def test_commands_of_a_run_run_as_they_stand(
 ) -> None:
     folder = finished_run.path.parent.parent
     monkeypatch.chdir(folder)
-    for name in ("tpe-1", "random-1"):
-        shutil.copytree(finished_run.path, folder / "runs" / name)
+    shutil.copytree(finished_run.path, folder / "runs" / "OTHER")
     for number in range(20):
         for place in ("new-photos", f"DATA/{number % 10}"):
             Path(place).mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from tuner.config import SearchConfig, Sgd
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Record, Scalar, Schema, Tagged
 from tuner.space import TRIAL, RandomTrial, SearchSpace, find_space, json_schema, load_space
+from tuner.space.axes import Range, parameters
 from tuner.space.source import said_of, word_of
 
 SHIPPED = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
@@ -1141,3 +1142,11 @@ def test_an_override_hides_no_mistake_of_a_baseline(entry: str) -> None:
         load(text)
     with pytest.raises(SpaceError):
         load(text, "space.label_smoothing=0.1")
+
+
+def test_a_range_can_be_widened_up_to_what_its_parameter_can_have() -> None:
+    cnn = "dropout: {float: [0.0, 0.3]}, width: {int: [16, 64]}"
+    axes = load(f"dataset: digits\nspace: {{model: {{cnn: {{{cnn}}}}}}}\n").axes
+    dropout, width = (axis for axis in parameters(axes) if isinstance(axis, Range))
+    assert [dropout.can_widen(upwards=up) for up in (False, True)] == [False, True]
+    assert [width.can_widen(upwards=up) for up in (False, True)] == [True, True]

@@ -211,11 +211,13 @@ def _print_more(console: Console, result: "EnsembleFigures") -> None:
     lines = [f"{result.tested_on.capitalize()} images: {', '.join(parts)}"]
     if result.coverage:
         half = min(result.coverage, key=lambda row: abs(row.coverage - 0.5))
-        lines.append(f"the surest {half.coverage:.0%} of them {half.accuracy:.2%}")
+        lines.append(f"accuracy on the surest {half.coverage:.0%} of them {half.accuracy:.2%}")
     seen = [entry for entry in result.per_class if entry.accuracy is not None]
     if seen:
         worst = min(seen, key=lambda entry: entry.accuracy or 0)
-        lines.append(f"the hardest class, {cut(worst.label)}, {worst.accuracy or 0:.2%}")
+        lines.append(
+            f"accuracy on the hardest class, {cut(worst.label)}, {worst.accuracy or 0:.2%}"
+        )
     console.print(";\n".join(lines) + ".\n", markup=False)
     if result.intervals is not None:
         print_intervals(console, result.intervals)

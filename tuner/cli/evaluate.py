@@ -148,8 +148,8 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
         f"\nGain in accuracy over {found.members[0].member}, the best on validation images, in "
         f"points:\n  {gain}  McNemar p = {found.mcnemar_p:.2g}; over the mean member {over_mean}\n"
         f"Top-3 {scores.top3:.2%}, Brier {scores.brier:.4f}, ECE by equal mass "
-        f"{scores.ece_equal_mass:.4f};\nthe surest {half.coverage:.0%} {half.accuracy:.2%}; at "
-        f"least one member is right on {found.oracle:.2%}.\n",
+        f"{scores.ece_equal_mass:.4f};\naccuracy on the surest {half.coverage:.0%} "
+        f"{half.accuracy:.2%}; at least one member is right on {found.oracle:.2%}.\n",
         markup=False,
     )
     print_intervals(console, found.intervals)

@@ -233,14 +233,14 @@ def print_best(run: "Run", ranked: "Sequence[TrialRecord]") -> None:
         return  # The leaderboard above has reported the damage.
     if best is None:
         return
-    others = {0: "no other trial lies", 1: "1 other trial lies"}.get(
-        best.others_within, f"{best.others_within} other trials lie"
+    others = {0: "no other trial is", 1: "1 other trial is"}.get(
+        best.others_within, f"{best.others_within} other trials are"
     )
     print(
         f"\nBest: trial {best.trial} ({best.family}), epoch {best.epoch} of {best.epochs}: "
         f"{best.by}{best.accuracy:.2%} of {best.images} validation images,\n"
-        f"95% interval {100 * best.low:.2f} to {100 * best.high:.2f}, in which {others}.\n"
-        f"What was searched, to copy into a space, which then tries it first:\n\n"
+        f"95% interval {100 * best.low:.2f} to {100 * best.high:.2f}; {others} within it.\n"
+        f"To try this configuration first in another search, copy it into its space:\n\n"
         f"{best.yaml.rstrip()}"
     )
 

@@ -50,7 +50,7 @@ def find_listing(path: Path) -> Listing:
     else:
         found = open_tree(path)
         if found is None and path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
-            raise DataError(f"{path}: is named as an archive and is none, or is cut off. Mend it.")
+            raise DataError(f"{path}: is not a valid archive, or is incomplete. Replace it.")
         if found is None:
             raise DataError(
                 f"{path}: is not a folder, archive (.zip, .tar, .tar.gz) or manifest "
@@ -312,9 +312,9 @@ def _complete(
         if is_used(name) and suffix in UNREAD:
             broken[name] = f"images of this kind ({suffix}) are not read; convert it"
         elif suffix not in suffixes:
-            left_out[f"no image ({suffix or 'no suffix'})"].append(name)
+            left_out[f"not an image ({suffix or 'no suffix'})"].append(name)
         elif not is_used(name):
-            left_out[f"beside {', '.join(PurePosixPath(folder).name for folder in used)}"].append(
+            left_out[f"next to {', '.join(PurePosixPath(folder).name for folder in used)}"].append(
                 name
             )
     if loose:
@@ -327,7 +327,7 @@ def _complete(
         for reason, names in left_out.items()
         if any(parent_of(name) in set(folders) for name in names)
         or "label" in reason
-        or reason.startswith(("beside", "folder"))
+        or reason.startswith(("next to", "folder"))
     ]
     return replace(
         listing,

@@ -78,6 +78,8 @@ def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
         # In a range of few values, each end is one value, wider than a tenth.
         width = max(EDGE, 1 / axis.size())
         for end, bound, change in ((0, axis.low, "lower"), (1, axis.high, "raise")):
+            if not axis.can_widen(upwards=bool(end)):
+                continue
             edge = [
                 place for place in best if abs(place - end) <= (EDGE if width == EDGE else 1e-9)
             ]

@@ -101,6 +101,9 @@ def outlook_of(run: Run, trials: Sequence[TrialRecord]) -> str:
     ahead = min(LONGEST, seconds)
     gain = expected_gain(known, (seconds + ahead) / seconds, metric)
     if gain is None:
-        return f"{len(known)} of the {MIN_TRIALS} trials needed to estimate the gain of continuing."
+        return (
+            f"The gain of continuing can be estimated from {MIN_TRIALS} scored trials; there are "
+            f"{len(known)} so far."
+        )
     span = "Another hour" if ahead == LONGEST else f"As long again, {clock(seconds)},"
     return f"{span} would bring about {in_points(gain, metric)}."

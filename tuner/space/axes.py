@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 
+from tuner.schema import Bounds
+
 Plain = bool | int | float | str
 
 
@@ -63,6 +65,14 @@ class Range:
     """Draw uniformly in log space; needs ``low > 0``."""
     step: float | None = None
     """Draw only ``low``, ``low + step``, ... ``high``."""
+    valid: Bounds = field(default=Bounds(), compare=False)
+    """The numbers that the parameter can have in any space."""
+
+    def can_widen(self, *, upwards: bool) -> bool:
+        """Whether a space may have numbers above ``high`` (or below ``low``)."""
+        sign = 1 if upwards else -1
+        end = self.high if upwards else self.low
+        return self.valid.admits(end + sign if self.whole else math.nextafter(end, sign * math.inf))
 
     def sample(self, trial: Trial) -> Plain:
         """Draw one number."""

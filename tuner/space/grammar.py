@@ -254,7 +254,15 @@ def _read_range(node: Node, form: str, schema: Scalar) -> Range:
         step = _read_step(node.value["step"], low, high, number.kind)
         if log:
             raise node.key_error("step", "log and step do not go together; drop one")
-    return Range(name=_name(node), low=low, high=high, whole=whole, log=log, step=step)
+    return Range(
+        name=_name(node),
+        low=low,
+        high=high,
+        whole=whole,
+        log=log,
+        step=step,
+        valid=schema.bounds,
+    )
 
 
 def _read_step(node: Node, low: float, high: float, kind: type) -> float:

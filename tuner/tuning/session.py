@@ -68,8 +68,8 @@ def search(request: SearchRequest, console: Console) -> Run:
         place.check_free()
     elif request.resume and (recorded := _resumed(request).record.study_storage):
         console.print(
-            f"The study in {hide_passwords(recorded)} is not written: it is no file in "
-            f"{request.storage}, and has to be given again, by --study-storage or "
+            f"The study in {hide_passwords(recorded)} is not continued, because it is outside "
+            f"{request.storage}. To continue it, give --study-storage again, or set "
             "CIFAR_TUNE_STUDY_STORAGE.",
             markup=False,
             soft_wrap=True,

@@ -101,7 +101,7 @@ const parallel = chart("chart-parallel", (colours, width) => {
   control("share-text").textContent = `${Math.round(100 * share)} %: ${kept.length} of ${scored.length} trials`;
   control("parallel-note").textContent = (fits.length > axes.length
     ? `The ${rank.size ? axes.length + " most important" : "first " + axes.length} of ${fits.length} parameters; the leaderboard has all. ` : "")
-    + (axes.some(lacks) ? "A line meets n/a on the axis of a parameter that its trial has not. " : "");
+    + (axes.some(lacks) ? "A line meets n/a on the axis of a parameter that its trial does not have. " : "");
   const values = kept.map((t) => t.value), low = Math.min(...values), high = Math.max(...values);
   const dims = axes.map((p, dim) => ({
     dim, name: p.short, nameTextStyle: { fontSize: 11.5, color: colours.ink, width: isNarrow ? 100 : 90, overflow: "truncate" }, nameLocation: isNarrow ? "start" : "end",

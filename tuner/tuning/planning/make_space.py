@@ -341,7 +341,7 @@ class _Maker:
         )
         steps = images.num_train // choice.batch_size
         yield f"Batches: from {choice.batch_size}, which is {steps} steps an epoch."
-        room = f"the time holds {choice.trainings:.0f} whole trainings"
+        room = f"the time is enough for {choice.trainings:.0f} full trainings"
         yield f"Epochs: {choice.epochs}{', as asked' if self.is_asked('epochs') else f'; {room}'}."
         most = "as many as a simulated search ends within the time"
         yield f"Trials: {trials}, {'as asked' if self.is_asked('trials') else most}."

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.result import DONE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -270,6 +271,19 @@ class TuneCallback(Callback):
             is_excused = self._capacity.has_lost(node)
             self._tuner.lose(number, saved, reason if is_fatal else "", is_excused=is_excused)
             _forget_metrics(trial)
+
+
+class Silence(TrialProgressCallback):
+    """Keeps Tune from adding its own progress callback.
+
+    That one prints lines at any verbosity, and calls interrupted trials completed.
+    """
+
+    def log_result(self, *args: object, **kwargs: object) -> None:
+        """Do nothing."""
+
+    def on_trial_complete(self, *args: object, **kwargs: object) -> None:
+        """Do nothing."""
 
 
 def _is_folder_gone(trial: Trial) -> bool:

@@ -44,6 +44,7 @@ from tuner.tuning.progress import Progress
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.ray_backend.callbacks import (
     NoticePoster,
+    Silence,
     TuneCallback,
     TuneScheduler,
     TuneSearcher,
@@ -446,7 +447,7 @@ def _tune(
             num_samples=-1,
             search_alg=TuneSearcher(tuner, capacity, run.trial_path, callback.settle),
             scheduler=TuneScheduler(tuner, capacity, poster, storage),
-            callbacks=[callback],
+            callbacks=[callback, Silence()],
             # The tuner requeues a trial that lost its worker; it can tell whether a node was lost.
             max_failures=0,
             reuse_actors=True,
