@@ -124,7 +124,7 @@ def test_off_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     assert "\x1b" not in text
     assert text.splitlines() == [
         "0/6 trials · 0 of 2 slots busy",
-        "trial 1 stopped · 1 epoch · accuracy 0.1000 · epoch 1: 0.1000 below 0.5000, 1 peer",
+        "trial 1 stopped · 1 epoch · best accuracy 0.1000 · epoch 1: 0.1000 below 0.5000, 1 peer",
         "trial 2 failed · 0 epochs · no accuracy · RuntimeError: broken",
     ]
 

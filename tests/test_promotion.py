@@ -245,7 +245,7 @@ def test_of_equal_trials_the_earlier_is_promoted_and_the_other_told_why() -> Non
     trials = [Played(1.0, (0.5,) * EPOCHS)] * 4
     books = play(trials, SearchConfig(epochs=9, grace=5, reduction=2), 1)
     reasons = [t.status.reason for t in books.tuner.state.trials.values()]
-    late = "epoch 5: 0.5000, after its places were taken, {} peers"
+    late = "epoch 5: 0.5000, no place left, {} peers"
     assert reasons == ["", "", late.format(2), late.format(3)]
 
 

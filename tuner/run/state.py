@@ -74,7 +74,7 @@ class Ending:
 
     def __str__(self) -> str:
         name = goal.name_of(self.metric)
-        value = f"no {name}" if self.value is None else f"{name} {self.value:.4f}"
+        value = f"no {name}" if self.value is None else f"best {name} {self.value:.4f}"
         epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         state = self.state.replace("_", " ")
         parts = [f"trial {self.number} {state}", epochs, value]

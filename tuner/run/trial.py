@@ -164,12 +164,12 @@ class Stop:
     def __str__(self) -> str:
         peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
         if self.front is not None:
-            late = ", after its places were taken" if self.front == 1 else ""
+            late = ", no place left" if self.front == 1 else ""
             return f"epoch {self.rung}: {self.value:.4f}, on front {self.front}{late}, {peers}"
         if goal.score(self.value, self.metric) < goal.score(self.cut, self.metric):
             side = "above" if self.metric in goal.LOWER_IS_BETTER else "below"
             return f"epoch {self.rung}: {self.value:.4f} {side} {self.cut:.4f}, {peers}"
-        return f"epoch {self.rung}: {self.value:.4f}, after its places were taken, {peers}"
+        return f"epoch {self.rung}: {self.value:.4f}, no place left, {peers}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

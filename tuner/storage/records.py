@@ -77,4 +77,6 @@ def explaining_damage(path: AnyPath) -> Iterator[None]:
         *(OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error),
         *(RecursionError, OverflowError, UsageError),
     ) as error:
-        raise TunerError(f"{path}: damaged or unreadable: {error}") from error
+        # Mistakes in a space name the file themselves.
+        problem = str(error).removeprefix(f"{path}:").lstrip()
+        raise TunerError(f"{path}: damaged or unreadable: {problem}") from error
