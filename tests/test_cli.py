@@ -157,7 +157,11 @@ MISTAKES = {
     "images too large": (["plan", "--space", "quick", "--image-size", "100000"], 2, "4<=x<=2048"),
     "a part of no images": (["search", "--space", "quick", "--train-limit", "0"], 2, "x>=1"),
     "data that are a device": (["data", "info", "/dev/zero"], 2, "a pipe or a device, not a file"),
-    "an archive that is none": (["data", "info", "cut.zip"], 2, "is none, or is cut off"),
+    "an archive that is none": (
+        ["data", "info", "cut.zip"],
+        2,
+        "is not a valid archive",
+    ),
     "a split of known data": (["data", "split", "digits", "out"], 2, "is not a folder of files"),
     "a split into its source": (["data", "split", "looped", "looped/out"], 2, "lies inside looped"),
     "a split into no place": (["data", "split", "whole", "/proc/x"], 2, "cannot be written"),
