@@ -319,7 +319,7 @@ def test_a_record_alone_leads_to_no_study_outside_its_storage(
     written = io.StringIO()
     with pytest.raises(DataError):
         search(request, Console(file=written, width=80))
-    assert written.getvalue().startswith(f"The study in {place} is not written")
+    assert written.getvalue().startswith(f"The study in {place} is not continued")
     assert "--study-storage" in written.getvalue()
     assert not (tmp_path / "new.journal").exists()
     assert (tmp_path / "study.db").read_bytes() == b""
