@@ -172,7 +172,7 @@ def lead_out_of_the_folder(folder: Path) -> None:
 
 
 def take_larger_images(folder: Path) -> None:
-    """Have images prepared in another size than that of the networks, which take any."""
+    """Prepare images in another size than that of the networks, which accept any size."""
     plain = described(folder)
     plain["preprocessing"]["image_shape"] = [1, 16, 16]
     write_json(folder / "ensemble.json", plain)

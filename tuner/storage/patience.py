@@ -117,7 +117,7 @@ class Patience:
         self.problem = self.problem or reason
 
     def blame(self, error: BaseException | None) -> bool:
-        """Give the storage up if it caused an error; return whether it has been given up."""
+        """Stop waiting for the storage if it caused an error; return whether that has happened."""
         while error is not None:
             if reason := storage_fault(error):
                 self.give_up(reason)

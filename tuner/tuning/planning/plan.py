@@ -202,7 +202,7 @@ def _draw(request: SearchRequest, splits: Splits) -> _Draws:
 def _filled(
     measured: Sequence[Measured | None], configs: Sequence[TrialConfig], splits: Splits
 ) -> list[Measured]:
-    """Give each unmeasured configuration the cost of the nearest one of its family.
+    """Return costs in which unmeasured configurations have that of the nearest of their family.
 
     The nearest one is the closest in log FLOPs.
     """

@@ -163,7 +163,7 @@ class StudyCopy:
         self._thread.start()
 
     def show(self) -> None:
-        """Have the study's current state copied in the background."""
+        """Start copying the current state of the study in the background."""
         self._num_shown = len(self._study.get_trials(deepcopy=False))
         self._is_level.clear()
         self._has_news.set()
