@@ -22,11 +22,11 @@ import pytest
 from PIL import Image
 
 from tuner.config import DataConfig
+from tuner.data.archives import MOST_BYTES
 from tuner.data.datasets import find_files
 from tuner.data.layouts import find_listing
 from tuner.data.listing import Listing
 from tuner.data.splits import Splits, load_splits, load_test
-from tuner.data.trees import MOST_BYTES
 from tuner.deploy.stream import find_images
 from tuner.errors import DataError
 
@@ -655,8 +655,8 @@ def test_links_within_a_tar_file_are_read_and_count_as_what_they_lead_to(
     assert find_listing(tmp_path / "b.tar").broken == {
         "cat/x.png": "a link to no file of the archive"
     }
-    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 100_000)
-    monkeypatch.setattr("tuner.data.trees.MOST_RATIO", 1)
+    monkeypatch.setattr("tuner.data.archives.MOST_BYTES", 100_000)
+    monkeypatch.setattr("tuner.data.archives.MOST_RATIO", 1)
     with pytest.raises(DataError, match="unpacks to more than"):
         find_listing(tmp_path / "b.tar")
 
@@ -698,7 +698,7 @@ def test_long_names_and_many_members_are_refused(
     monkeypatch.setattr("tuner.data.trees.MOST_FILES", 1000)
     write([*plain, *(f"{number}/" + "d/" * 90 + "x.png" for number in range(4))])
     assert len(find_listing(tmp_path / name).tree.folders) == 2 + 4 * 91
-    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 20_000)
+    monkeypatch.setattr("tuner.data.archives.MOST_BYTES", 20_000)
     with pytest.raises(DataError, match="the names of its files take more than"):
         find_listing(tmp_path / name)
 
@@ -713,7 +713,7 @@ def test_the_folders_of_a_zip_are_counted_before_they_are_read(
     with pytest.raises(DataError, match=r"a\.zip: holds more than 10 files"):
         find_listing(tmp_path / "a.zip")
     monkeypatch.undo()
-    monkeypatch.setattr("tuner.data.trees.MOST_BYTES", 100)
+    monkeypatch.setattr("tuner.data.archives.MOST_BYTES", 100)
     with pytest.raises(DataError, match="a table of contents of more than"):
         find_listing(tmp_path / "a.zip")
 

@@ -8,19 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
 from tuner.data.names import check_classes, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
-from tuner.data.trees import (
-    ARCHIVE_SUFFIXES,
-    FolderTree,
-    Tree,
-    open_tree,
-    parent_of,
-    suffix_of,
-)
+from tuner.data.trees import FolderTree, Tree, parent_of, suffix_of
 from tuner.errors import DataError
 
 UNREAD = frozenset(
