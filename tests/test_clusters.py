@@ -265,12 +265,15 @@ def test_what_a_space_is_made_of_travels_and_what_is_needed_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(submitting, "_submit", lambda *call: calls.append(call))
-    words = ["--data", "digits", "--log", "wandb", "--log", "mlflow"]
+    monkeypatch.setattr(submitting, "_submit", lambda *call, **more: calls.append((*call, more)))
+    words = ["--data", "digits", "--log", "wandb", "--log", "mlflow", "--warm-start", "/far/away"]
+    words += ["--study-storage", "sqlite:///study.db"]
     context: click.Context = search.make_context("search", words)
     overrides = ['dataset="digits"', 'search.sampler="cmaes"']
     submitting.submit_search(context, "http://head:8265", overrides)
-    *_, files, extras = calls.pop()
+    *_, files, extras, more = calls.pop()
+    outside = ["--study-storage", "sqlite:///study.db", "--warm-start", "/far/away"]
+    assert more == {"outside": outside}, "the line that resumes it names them again"
     assert {f"search_spaces/{name}.yaml" for name in ("small", "cnn", "transfer")} <= files.keys()
     assert set(extras) == {"cmaes", "wandb", "mlflow"}
 

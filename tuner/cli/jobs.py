@@ -14,6 +14,7 @@ from tuner.cli.output import print_json
 from tuner.cli.search_options import is_auto, overridden
 from tuner.config import AUTO, SPACE_KEYS
 from tuner.errors import TunerError, UsageError
+from tuner.passwords import hide_passwords
 from tuner.storage.paths import extra_for
 
 NOT_SENT = ("space", "address", "storage", "name")
@@ -62,7 +63,13 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
     else:
         words += overrides
-    _submit(context, address, name, words, texts, {sampler, *options["log"]})
+    outside: list[str] = []
+    if (place := options["study_storage"]) and place == hide_passwords(place):
+        outside += ["--study-storage", place]
+    if len(options["warm_start"]) == 1:
+        outside += ["--warm-start", *options["warm_start"]]
+    extras = {sampler, *options["log"]}
+    _submit(context, address, name, words, texts, extras, outside=outside)
 
 
 def submit_refit(context: click.Context, address: str) -> None:
@@ -72,7 +79,7 @@ def submit_refit(context: click.Context, address: str) -> None:
         raise UsageError("refit: as a job it needs the --name of the new run")
     words = list(job_words(context, (*NOT_SENT, "as_json")))
     source = [options["run"]] if options["run"] else []
-    _submit(context, address, options["name"], words, {}, options["log"], source)
+    _submit(context, address, options["name"], words, {}, options["log"], arguments=source)
 
 
 def _submit(
@@ -82,7 +89,9 @@ def _submit(
     words: Sequence[str],
     files: Mapping[str, str],
     extras: Collection[str],
+    *,
     arguments: Sequence[str] = (),
+    outside: Sequence[str] = (),
 ) -> None:
     """Submit a command that makes a run, or find its unfinished job, and follow it.
 
@@ -94,6 +103,8 @@ def _submit(
         files: See ``jobs.submit``.
         extras: See ``jobs.submit``.
         arguments: Arguments of the command, which may begin with a dash like options.
+        outside: Options among ``words`` that a resumed run needs again; see
+            ``SearchRequest.outside_words``.
     """
     from tuner.tuning.ray_backend import jobs
 
@@ -125,9 +136,11 @@ def _submit(
             tell=say,
             extras=extras,
         )
-    trusted = " --trust-code" if "--trust-code" in words else ""
-    place = f"--address {address} --storage {shlex.quote(storage)}"
-    again = f"cifar-tune {command} --resume --name {shlex.quote(name)} {place}{trusted}"
+    trust = ["--trust-code"] if "--trust-code" in words else []
+    place = ["--address", address, "--storage", storage]
+    again = shlex.join(
+        ["cifar-tune", command, "--resume", "--name", name, *outside, *place, *trust]
+    )
     click.echo(f"{name} is job {job} on {address}. Ctrl-C leaves it running.", err=True)
     try:
         ended = jobs.follow(client, job, job_writer(options["as_json"]))
