@@ -389,6 +389,8 @@ def test_an_inherited_baseline_keeps_what_fits(tmp_path: Path) -> None:
     assert kept == [{"model.resnet.depth": 18, "label_smoothing": 0.1}, {"label_smoothing": 0.1}]
     again = load_space(Path("space.yaml"), text=space.resolved())
     assert again.baseline == space.baseline, "a run goes on with the same"
+    text = load_space(tmp_path / "space", text=own.read_text())
+    assert text.baseline == space.baseline, "a mapping extends as a file does"
 
 
 def test_an_override_goes_before_a_baseline(tmp_path: Path) -> None:

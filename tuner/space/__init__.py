@@ -280,7 +280,7 @@ def load_space(
         ):
             _check_epochs(mistakes, *entries, *([nodes["space"]] if "space" in nodes else []))
         if axes is not None:
-            entries = _fitting(entries, axes, path, overrides, is_run=text is not None)
+            entries = _fitting(entries, axes, path, overrides)
             if entries:
                 baseline_node = replace(nodes["baseline"], value=entries)
                 root = root.with_value({**nodes, "baseline": baseline_node})
@@ -377,8 +377,6 @@ def _fitting(
     axes: Group,
     path: Path,
     overrides: Sequence[str],
-    *,
-    is_run: bool,
 ) -> tuple[Node, ...]:
     """Return baselines without the values that no longer fit their space.
 
@@ -388,15 +386,14 @@ def _fitting(
     Args:
         entries: The baselines.
         axes: The axes of the space.
-        path: The space's own file.
+        path: The space's own file; in a text read instead of it, places have no lines.
         overrides: As in ``load_space``.
-        is_run: Whether the text comes from a run, in which places have no lines.
     """
     said = said_of(overrides)
     is_overridden = any(key.partition(".")[0] == "space" for key in said)
     found: list[Node] = []
     for node in entries:
-        is_own = is_run or node.place.startswith(f"{path}:")
+        is_own = node.place == str(path) or node.place.startswith(f"{path}:")
         if "baseline" in said or (is_own and not is_overridden):
             found.append(node)
             continue
