@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import logging
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import ray
@@ -23,7 +26,7 @@ from PIL import Image
 
 import tuner
 from tests.conftest import record_probs
-from tuner.config import DataConfig, Method
+from tuner.config import DataConfig, Method, RefitConfig
 from tuner.data.decoding import resized
 from tuner.data.splits import load_splits, load_test
 from tuner.deploy.predictor import BATCH, Ensemble
@@ -31,6 +34,10 @@ from tuner.ensemble.members import Network, predict_network
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
+from tuner.run.run_record import now
+from tuner.tuning.ray_backend.cluster import LOUD
+from tuner.tuning.ray_backend.driver import TUNE_VARIABLES
+from tuner.tuning.ray_backend.private import TUNE_ENV_VARS, air_usage, worker_module
 
 SPACE = {
     "dataset": "digits",
@@ -132,6 +139,57 @@ def test_a_run_is_opened_by_name_and_folder(finished_run: Run) -> None:
         assert run.path == finished_run.path
     with pytest.raises(tuner.UsageError, match="no run 'tinny'"):
         tuner.open_run("tinny", storage=storage)
+
+
+def test_a_run_stays_where_it_is_when_the_program_goes_elsewhere(
+    run_with_ensemble: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_with_ensemble.path.parents[1])
+    storage = run_with_ensemble.path.parent.name
+    run = tuner.open_run("tiny", storage=storage)
+    ensemble = tuner.load_ensemble("tiny/all", storage=storage, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    assert len(run.leaderboard()) == 3
+    assert ensemble.path.is_absolute()
+
+
+def test_numbers_of_numpy_and_words_one_by_one_are_taken(
+    trained_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.tuning.session.search", lambda request, console: request)
+    request: Any = tuner.search(
+        SPACE,
+        seed=np.int64(3),
+        trials=np.arange(9)[8],
+        gpu_hours=np.float32(0.5),
+        keep=np.int32(2),
+        val_fraction=np.float64(0.25),
+        overrides="search.grace=2",
+        warm_start=(run for run in [trained_run]),
+        storage=trained_run.path.parent,
+        progress=False,
+    )
+    assert (request.search.seed, request.search.trials, request.search.grace) == (3, 8, 2)
+    assert (request.gpu_hours, request.keep, request.data.val_fraction) == (0.5, 2, 0.25)
+    assert [run.path for run in request.warm_start] == [trained_run.path]
+    json.dumps([request.keep, request.gpu_hours, request.data.val_fraction])
+
+
+def test_a_refit_is_resumed_by_its_name(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.tuning.refit.refit", lambda request, console: request)
+    storage = finished_run.path.parent
+    configs = (finished_run.trial(0).config,)
+    plan = RefitConfig(run="tiny", trials=(0,), configs=configs, seeds=1)
+    for name in ("a", "b"):
+        shutil.copytree(finished_run.path, storage / name)
+        made = Run.open(storage / name)
+        made.record = replace(made.record, name=name, refit=plan, started=now())
+        made.update()
+    for source in (None, "tiny", finished_run):
+        request: Any = tuner.refit(source, name="a", resume=True, storage=storage)
+        assert request.name == "a"
+    with pytest.raises(tuner.UsageError, match="RUN was fixed when"):
+        tuner.refit("b", name="a", resume=True, storage=storage)
 
 
 def test_the_leaderboard_is_a_table_best_trial_first(trained_run: Run) -> None:
@@ -240,6 +298,24 @@ def test_arrays_of_other_kinds_are_refused(combined: Ensemble, images: np.ndarra
         combined.predict(images)
 
 
+def test_other_defaults_of_pytorch_make_no_difference(
+    combined: Ensemble, digits_test: tuple[np.ndarray, np.ndarray]
+) -> None:
+    images = digits_test[0][:5]
+    expected = combined.predict(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        # Whatever is made on this device without being asked for cannot be computed with.
+        with torch.device("meta"):
+            found = tuner.load_ensemble(combined.path, device="cpu").predict(images)
+            assert torch.zeros(1).device.type == "meta"
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_an_unreadable_file_is_named(combined: Ensemble, tmp_path: Path) -> None:
     with pytest.raises(tuner.DataError, match=r"gone\.png: cannot be read"):
         combined.predict([tmp_path / "gone.png"])
@@ -329,6 +405,14 @@ def test_train_is_the_loop() -> None:
     assert tuner.train is train
 
 
+def settings() -> list[object]:
+    """Return what a search changes for itself in Ray, Tune and Optuna."""
+    variables = {name: os.environ.get(name) for name in TUNE_VARIABLES}
+    levels = {name: logging.getLogger(name).level for name in LOUD}
+    shown = worker_module._worker_logs_enabled, optuna.logging.get_verbosity()
+    return [variables, levels, shown, dict(TUNE_ENV_VARS), air_usage.tag_callbacks]
+
+
 @pytest.mark.ray
 def test_a_notebook_searches_combines_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -343,6 +427,7 @@ def test_a_notebook_searches_combines_and_predicts(
         found.update(run=run, table=table, probs=probs)
 
     # In a thread, where Python handles no signals.
+    before = settings()
     found: dict[str, Any] = {}
     thread = threading.Thread(target=cells)
     thread.start()
@@ -358,12 +443,16 @@ def test_a_notebook_searches_combines_and_predicts(
     assert len(found["table"]) == 3
     assert found["probs"].shape == (4, 10)
 
+    assert settings() == before, "of the user's own tasks, studies and experiments"
+
     # In a session that is open, without a word.
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    before = settings()
     try:
         again = tuner.refit(run, top=1, seeds=1, name="again", progress=False)
         resumed = tuner.search(name=run.record.name, resume=True, trials=4, progress=False)
         assert ray.is_initialized()
+        assert settings() == before
     finally:
         ray.shutdown()
     assert again.record.status == "finished"
@@ -377,7 +466,7 @@ def test_an_ensemble_is_named_as_for_the_commands(
 ) -> None:
     run = run_with_ensemble.path
     monkeypatch.chdir(run.parent)
-    for place in (run, "tiny", "tiny/all", str(run / "ensembles" / "all")):
+    for place in (run, "tiny", "tiny/all", str(run / "ensembles" / "all"), run_with_ensemble):
         loaded = tuner.load_ensemble(place, storage=run.parent, device="cpu")
         assert loaded.path.samefile(run / "ensembles" / "all")
     for nothing in (None, 3):

@@ -6,8 +6,9 @@ where Ray and Optuna are not installed.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -73,7 +74,7 @@ def load_space(
     return _load_space(space, overrides, _place(storage))
 
 
-def open_run(run: "Place | None" = None, *, storage: Place = "runs") -> "Run":
+def open_run(run: "Place | AnyPath | None" = None, *, storage: Place = "runs") -> "Run":
     """Open a run by its name or folder, or the newest run in ``storage``.
 
     Raises:
@@ -81,7 +82,10 @@ def open_run(run: "Place | None" = None, *, storage: Place = "runs") -> "Run":
     """
     from tuner.run.run import find_run
 
-    return find_run(_place(storage), None if run is None else os.fspath(run))
+    found = find_run(_place(storage), None if run is None else _text(run))
+    # The program may change its working directory.
+    found.path = found.path.absolute()
+    return found
 
 
 def search(
@@ -204,8 +208,8 @@ def search(
         save_seconds=save_seconds,
         trust_code=trust_code,
     )
-    shares = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial}
-    _check_numbers(image_size=image_size, train_limit=train_limit, **shares)
+    shares = _numbers(cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial)
+    sizes = _numbers(image_size=image_size, train_limit=train_limit)
     resumed = open_run(name, storage=storage) if resume else None
     if resumed and resumed.record.refit:
         raise UsageError(
@@ -230,8 +234,10 @@ def search(
         "data": None if data is None else os.fspath(data),
         **shares,
     }
-    given = {key: value for key, value in settings.items() if value is not None}
+    given = {key: _plain(value) for key, value in settings.items() if value is not None}
     home = resumed.path.parent if resumed else _place(storage)
+    earlier = _as_runs(warm_start, storage)
+    changes = _several(overrides)
     words = [word_of(SPACE_KEYS[key], value) for key, value in given.items()]
     named = os.fspath(space) if isinstance(space, str | os.PathLike) else None
     if space is None and not resumed:
@@ -246,15 +252,14 @@ def search(
             name=name,
             resumed=resumed,
             data_settings={
-                "image_size": image_size,
                 "resize": resize,
-                "val_fraction": val_fraction,
-                "folds": folds,
+                "val_fraction": _plain(val_fraction),
+                "folds": _plain(folds),
                 "skip_broken": skip_broken,
-                "train_limit": train_limit,
+                **sizes,
             },
             data_dir=None if data_dir is None else expanded(data_dir),
-            warm_start=_as_runs(warm_start, storage),
+            warm_start=earlier,
             study_storage=study_storage,
             command=_call("search", named, given),
             **running,
@@ -262,7 +267,7 @@ def search(
 
     console = _console(progress)
     if named == AUTO and not resumed:
-        with settled(make, [*overrides, *words], console) as request:
+        with settled(make, [*changes, *words], console) as request:
             return run_search(request, console)
 
     def load(words: Sequence[str]) -> "SearchSpace":
@@ -270,7 +275,7 @@ def search(
             return load_run_space(resumed.path / SPACE, words, home)
         return _load_space(space, words, home)
 
-    return run_search(make(load_searched(load, [*overrides, *words], resumed)), console)
+    return run_search(make(load_searched(load, [*changes, *words], resumed)), console)
 
 
 def refit(
@@ -304,7 +309,8 @@ def refit(
     """Train the best configurations of a run again, like ``cifar-tune refit``.
 
     Args:
-        run: A run, its name or its folder; ``None`` for the newest. With ``resume``, the refit.
+        run: A run, its name or its folder; ``None`` for the newest. With ``resume`` and without
+            ``name``, the refit.
         top: Number of configurations; ``None`` for 5.
         seeds: Number of trials of each configuration; ``None`` for 3. With ``resume``, not fewer.
         epochs: Epochs of each trial; ``None`` for those of the run's trials.
@@ -316,9 +322,10 @@ def refit(
         data_dir: Likewise, for downloads and decoded images.
         time_budget: See ``search``.
         gpu_hours: See ``search``.
-        name: Name of the new run; ``None`` appends ``-refit`` to that of the run.
+        name: Name of the new run; ``None`` appends ``-refit`` to that of the run. With ``resume``,
+            the refit.
         storage: Folder of the runs.
-        resume: Resume the refit ``run``.
+        resume: Resume the refit ``name``, or ``run``, or the newest run.
         keep: Number of checkpoints that stay on disk; ``None`` for all.
         cpus_per_trial: See ``search``.
         gpus_per_trial: See ``search``.
@@ -355,24 +362,26 @@ def refit(
         save_seconds=save_seconds,
         trust_code=trust_code,
     )
-    _check_numbers(top=top, seeds=seeds, epochs=epochs, seed=seed)
-    found = _as_run(run, storage)
+    plan = _numbers(top=top, seeds=seeds, epochs=epochs, seed=seed)
+    if resume and name is not None:
+        found = open_run(name, storage=storage)
+        source = None if run is None else _text(run)
+    else:
+        found, source = _as_run(run, storage), None
     if resume and found.record.refit is None:
         raise UsageError(
             f"resume: {found.path} is a search; resume it with tuner.search(resume=True)"
         )
     if metric is not None:
         _expect("metric", metric, get_args(Metric))
-    settings = {"top": top, "seeds": seeds, "epochs": epochs, "seed": seed, "metric": metric}
+    settings = {**plan, "metric": metric}
     given = {key: value for key, value in settings.items() if value is not None}
     request = make_refit_request(
         found,
         resume=resume,
-        top=top,
-        seeds=seeds,
-        epochs=epochs,
+        source=source,
+        **plan,
         all_data=all_data,
-        seed=seed,
         metric=metric,
         name=name,
         data=None if data is None else os.fspath(data),
@@ -384,7 +393,7 @@ def refit(
 
 
 def distill(
-    ensemble: "Place | Ensemble | None" = None,
+    ensemble: "Place | Ensemble | Run | None" = None,
     *,
     into: Place,
     data: Place | None = None,
@@ -480,8 +489,8 @@ def distill(
         save_seconds=save_seconds,
         trust_code=trust_code,
     )
-    shares = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial}
-    _check_numbers(image_size=image_size, **shares)
+    shares = _numbers(cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial)
+    size = _numbers(image_size=image_size)
     settings = {
         "trials": trials,
         "epochs": epochs,
@@ -493,21 +502,21 @@ def distill(
         "seed": seed,
         **shares,
     }
-    given = {key: value for key, value in settings.items() if value is not None}
+    given = {key: _plain(value) for key, value in settings.items() if value is not None}
     folder = ensemble.path if isinstance(ensemble, Ensemble) else _find_ensemble(ensemble, storage)
     request = make_distill_request(
         folder,
         into=os.fspath(into),
         overrides=[
-            *overrides,
+            *_several(overrides),
             *(word_of(SPACE_KEYS[key], value) for key, value in given.items()),
         ],
         storage=_place(storage),
         name=name,
         data=None if data is None else os.fspath(data),
         data_dir=None if data_dir is None else expanded(data_dir),
-        image_size=image_size,
         resize=resize,
+        **size,
         command=_call("distill", str(folder), {"into": into, **given}),
         **running,
     )
@@ -578,9 +587,12 @@ def combine(
     """
     from tuner.ensemble import make_ensemble, planning
     from tuner.ensemble.request import ASKED_METHODS, EnsembleRequest
+    from tuner.models.defaults import usual_defaults
     from tuner.training.device import find_devices
 
-    _check_numbers(top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms)
+    numbers = _numbers(
+        top=top, pool=pool, max_parameters=max_parameters, max_latency_ms=max_latency_ms
+    )
     _expect("method", method, ASKED_METHODS)
     _expect("tta", tta, get_args(Tta))
     if metric is not None:
@@ -588,15 +600,12 @@ def combine(
     if diverse is not None:
         _expect("diverse", diverse, get_args(Diverse))
     request = EnsembleRequest(
-        top=top,
+        **numbers,
         method=method,
         metric=metric,
         calibrate=calibrate,
         tta=tta,
-        pool=pool,
         diverse=diverse,
-        max_parameters=max_parameters,
-        max_latency_ms=max_latency_ms,
         front=front,
         frontier=frontier,
         compare=compare,
@@ -613,13 +622,16 @@ def combine(
         console.print(message, markup=False)
 
     found = _as_run(run, storage)
-    with planning(found, request, devices=find_devices(device), say=say) as plan:
+    with (
+        usual_defaults(),
+        planning(found, request, devices=find_devices(device), say=say) as plan,
+    ):
         result = make_ensemble(plan, say=say)
     return load_ensemble(result.path, device=device, trust_code=trust_code)
 
 
 def load_ensemble(
-    path: "Place | AnyPath",
+    path: "Place | AnyPath | Run",
     *,
     storage: Place = "runs",
     device: str = "auto",
@@ -663,21 +675,19 @@ def load_ensemble(
     return read_ensemble(folder, find_device(device), trust_code=trust_code)
 
 
-def _find_ensemble(ensemble: "Place | AnyPath | None", storage: Place) -> AnyPath:
+def _find_ensemble(ensemble: "Place | AnyPath | Run | None", storage: Place) -> AnyPath:
     """Return the folder of an ensemble, named in the same way as for the commands."""
     from tuner.run.ensembles import find_ensemble
+    from tuner.run.run import Run
     from tuner.storage.object_path import ObjectPath
 
-    if isinstance(ensemble, ObjectPath):
-        return ensemble
-    if ensemble is None:
-        return find_ensemble(_place(storage))
-    if not isinstance(ensemble, str | os.PathLike):
+    if ensemble is not None and not isinstance(ensemble, str | os.PathLike | ObjectPath | Run):
         raise UsageError(
             f"ensemble: {type(ensemble).__name__} is not an ensemble; give a folder or URI, "
             "RUN/NAME, or a run"
         )
-    return find_ensemble(_place(storage), os.fspath(ensemble))
+    name = None if ensemble is None else _text(ensemble)
+    return find_ensemble(_place(storage), name).absolute()
 
 
 def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "SearchSpace":
@@ -697,20 +707,30 @@ def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "Sear
     return read_space(find_space(os.fspath(space)), overrides, storage)
 
 
-def _as_run(run: "Place | Run | None", storage: Place) -> "Run":
+def _text(place: "Place | AnyPath | Run") -> str:
+    """Return the text by which a command would be given a run, a folder or a URI."""
+    from tuner.run.run import Run
+    from tuner.storage.object_path import ObjectPath
+
+    path = place.path if isinstance(place, Run) else place
+    return str(path) if isinstance(path, ObjectPath) else os.fspath(path)
+
+
+def _as_run(run: "Place | AnyPath | Run | None", storage: Place) -> "Run":
     from tuner.run.run import Run
 
     return run if isinstance(run, Run) else open_run(run, storage=storage)
 
 
 def _as_runs(
-    runs: "Place | Run | Sequence[Place | Run] | None", storage: Place
+    runs: "Place | AnyPath | Run | Iterable[Place | AnyPath | Run] | None", storage: Place
 ) -> "tuple[Run, ...]":
     from tuner.run.run import Run
+    from tuner.storage.object_path import ObjectPath
 
     if runs is None:
         return ()
-    several = [runs] if isinstance(runs, str | os.PathLike | Run) else runs
+    several = [runs] if isinstance(runs, str | os.PathLike | Run | ObjectPath) else list(runs)
     if None in several:
         raise UsageError("warm_start: None is not a run; give names, folders or runs")
     found = [_as_run(run, storage) for run in several]
@@ -753,26 +773,49 @@ def _running(
     _check_no_dashboard(address)
     if compile_mode is not None:
         _expect("compile_mode", compile_mode, get_args(CompileMode))
-    for target in log:
+    targets = _several(log)
+    for target in targets:
         _expect("log", target, get_args(Target))
     if isinstance(time_budget, str):
         time_budget = parse_duration(time_budget)
-    numbers = {name: value for name, value in others.items() if name in _NUMBERS}
-    _check_numbers(time_budget=time_budget, gpu_hours=gpu_hours, **numbers)
+    budgets = _numbers(time_budget=time_budget, gpu_hours=gpu_hours)
+    seconds, hours = (math.inf if limit is None else float(limit) for limit in budgets.values())
     return {
-        "seconds": math.inf if time_budget is None else float(time_budget),
-        "gpu_hours": math.inf if gpu_hours is None else float(gpu_hours),
+        "seconds": seconds,
+        "gpu_hours": hours,
         "compile_mode": compile_mode,
-        "log": tuple(log),
+        "log": targets,
         "address": address,
         **others,
+        **_numbers(**{name: value for name, value in others.items() if name in _NUMBERS}),
     }
 
 
-def _check_numbers(**given: float | None) -> None:
-    for name, number in given.items():
+def _numbers(**given: float | None) -> dict[str, Any]:
+    """Return numeric arguments as Python's own numbers.
+
+    Raises:
+        UsageError: If one is not allowed; see ``_NUMBERS``.
+    """
+    plain = {name: _plain(number) for name, number in given.items()}
+    for name, number in plain.items():
         if number is not None and (problem := _NUMBERS[name].problem(number)):
             raise UsageError(f"{name}: {problem}")
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy's as Python's own, which can be recorded; others unchanged."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _several(words: Iterable[str]) -> tuple[str, ...]:
+    """Return words of which a single one need not be in a list."""
+    return (words,) if isinstance(words, str) else tuple(words)
 
 
 def _expect(name: str, word: str, known: Sequence[str]) -> None:

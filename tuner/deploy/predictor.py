@@ -20,6 +20,7 @@ from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
 from tuner.deploy.samples import Sample, samples_in, samples_of
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
+from tuner.models.defaults import usual_defaults
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensemble_record
@@ -121,6 +122,7 @@ class Ensemble:
         """Number of images prepared at a time."""
         return max(16, min(BATCH, BATCH * CIFAR_PIXELS // self.preprocessing.size**2))
 
+    @usual_defaults()
     def predict(
         self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> np.ndarray:
@@ -142,6 +144,7 @@ class Ensemble:
         probs = [self.vote(batch, tta=tta).probs.float() for batch in self._batches(images)]
         return torch.cat([torch.empty(0, len(self.classes)), *probs]).numpy()
 
+    @usual_defaults()
     def explain(
         self, images: np.ndarray | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> list[Explanation]:
@@ -180,6 +183,7 @@ class Ensemble:
                 prepared=prepared,
             )
 
+    @usual_defaults()
     def export(
         self,
         path: str | os.PathLike[str],
@@ -256,6 +260,7 @@ class Ensemble:
             images = read_probe(file).images
         return samples_of(images.permute(0, 2, 3, 1).numpy())
 
+    @usual_defaults()
     def vote(self, images: Tensor, *, tta: Tta | None = None) -> Vote:
         """Predict prepared images with the ensemble and its members.
 
@@ -299,6 +304,7 @@ class Ensemble:
         softened = soften_each(alone, [member.temperature for member in self.members])
         return soften(soft_vote(softened, self.weights), self.temperature)
 
+    @usual_defaults()
     def check_against(self, probe: Probe) -> None:
         """Check that the networks give the same answers as when the probe was made.
 
@@ -358,6 +364,7 @@ class Ensemble:
         raise UsageError(f"images[{place}]: {type(image).__name__} is not an image; {GIVE}")
 
 
+@usual_defaults()
 def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = False) -> Ensemble:
     """Load an ensemble from its folder, and check it with the probe images kept there.
 

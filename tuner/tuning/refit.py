@@ -13,6 +13,7 @@ from rich.console import Console
 from tuner.config import REFIT_SEEDS, REFIT_TOP, Metric, RefitConfig, Resources, TrialConfig
 from tuner.data.splits import located
 from tuner.errors import NoUsableTrials, UsageError
+from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
 from tuner.run.layout import SPACE
@@ -302,6 +303,7 @@ def finalists(plan: RefitConfig, seed: int) -> list[TrialConfig]:
     ]
 
 
+@usual_defaults()
 def refit(request: RefitRequest, console: Console) -> Run:
     """Train the chosen configurations again in a new run folder, or resume a refit.
 

@@ -11,6 +11,7 @@ from tuner.config import TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import TunerError, UsageError
 from tuner.models.cost import limit_violation
+from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of, remember
 from tuner.passwords import hide_passwords
 from tuner.run.layout import PLAN, why_not_name
@@ -30,11 +31,13 @@ from tuner.tuning.ray_backend.driver import (
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest, lies_in, read_splits
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.sampling.study import check_study_fits
+from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, is_file_in
 from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
 
 
+@usual_defaults()
+@quiet_optuna()
 def search(request: SearchRequest, console: Console) -> Run:
     """Search a space in a new run folder, or resume a run.
 

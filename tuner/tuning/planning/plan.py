@@ -30,7 +30,7 @@ from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
 from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.sampling.study import check_study_fits
+from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
 from tuner.tuning.session import limit_violation_of, settle_code
 
 MOST_DRAWN = 100
@@ -52,6 +52,7 @@ class Plan:
     path: AnyPath
 
 
+@quiet_optuna()
 def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     """Forecast a search, and store the forecast for its report.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import safetensors
 from ray.exceptions import AuthenticationError, RayError
+from ray.util.client import ray as ray_client
 
 import tuner
 from tuner.errors import ClusterError, TunerError, UsageError
@@ -48,6 +49,9 @@ LOUD = (
     *("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"),
 )
 """Loggers of Ray that set their own level."""
+THROUGH_CLIENT = (
+    "through which every result would pass twice, and which ends it when the connection drops."
+)
 SERVICES = ("start_api_server", "start_log_monitor", "start_monitor")
 """Methods of Ray's node that start services not used here."""
 
@@ -58,7 +62,7 @@ def connected(
 ) -> Iterator[None]:
     """Connect to the cluster at ``address`` or in ``RAY_ADDRESS``, or start Ray for the block.
 
-    A session that the caller has already opened is used unchanged, and left open.
+    A session that the caller has already opened is used, and left open as it was.
 
     Args:
         address: ``auto``, ``HOST:PORT``, or ``local``, which always starts Ray here.
@@ -70,10 +74,21 @@ def connected(
         ClusterError: If nothing answers there, or not as a Ray cluster, or nodes have versions
             other than this machine's.
     """
-    silence_ray()
-    if ray.is_initialized():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_silenced())
+        if not ray.is_initialized():
+            stack.enter_context(_own_session(address, compare, console))
+        elif ray_client.is_connected():
+            raise UsageError(
+                f"ray.init() has connected this program over ray://, {THROUGH_CLIENT} Call "
+                "ray.shutdown() first, and run it on a machine of the cluster with address auto."
+            )
         yield
-        return
+
+
+@contextmanager
+def _own_session(address: str | None, compare: bool, console: "Console | None") -> Iterator[None]:
+    """Connect to a cluster, or start Ray, for the block; see ``connected``."""
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address == "local":
         address = None
@@ -152,16 +167,28 @@ def _on_loopback() -> Iterator[None]:
     Ray 2.60 replaces a given loopback address by the machine's own, and then listens on all of
     them, unless it is not allowed to form a cluster, as on Windows and macOS.
     """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with variables({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables in the block, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before[0]
-        del os.environ[name]
-        if before[1] is not None:
-            os.environ[name] = before[1]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -335,6 +362,20 @@ def is_about_token(text: str) -> bool:
     return any(word.lower() in text.lower() for word in words)
 
 
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep the engine's notices off the terminal in the block."""
+    levels = {name: logging.getLogger(name).level for name in LOUD}
+    are_shown = worker_module._worker_logs_enabled
+    silence_ray()
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        worker_module._worker_logs_enabled = are_shown
+
+
 def silence_ray() -> None:
     """Keep the engine's notices off the terminal; we report what goes wrong."""
     for name in LOUD:
@@ -347,9 +388,9 @@ def _check_address(address: str) -> None:
     """Refuse at once an address on which Ray would wait, or fail with pages of text."""
     if address.startswith("ray://"):
         raise UsageError(
-            f"--address {address}: a search cannot run over ray://, through which every result "
-            "would pass twice, and which ends it when the connection drops. Give the dashboard's "
-            "address, http://HOST:8265, or run it on a machine of the cluster with --address auto."
+            f"--address {address}: a search cannot run over ray://, {THROUGH_CLIENT} Give the "
+            "dashboard's address, http://HOST:8265, or run it on a machine of the cluster with "
+            "--address auto."
         )
     if address == "auto":
         return

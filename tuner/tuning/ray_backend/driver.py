@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import platform
 import subprocess
 import tempfile
@@ -50,7 +49,7 @@ from tuner.tuning.ray_backend.callbacks import (
     TuneSearcher,
 )
 from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
-from tuner.tuning.ray_backend.cluster import connected, hardware, is_started_here
+from tuner.tuning.ray_backend.cluster import connected, hardware, is_started_here, variables
 from tuner.tuning.ray_backend.nodes import check_shared, versions_here
 from tuner.tuning.ray_backend.notices import NoticeBoard
 from tuner.tuning.ray_backend.private import TUNE_ENV_VARS, air_usage
@@ -61,6 +60,15 @@ from tuner.tuning.recorder import Recorder, make_tuner
 from tuner.tuning.request import RunRequest
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.tuner import Tuner
+
+TUNE_VARIABLES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # The engine's own snapshots are written once, at the end, into a folder that is deleted.
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    # By default, Tune would start trials that do not fit yet one after the other.
+    "TUNE_MAX_PENDING_TRIALS_PG": str(10**6),
+}
 
 
 @contextmanager
@@ -422,23 +430,12 @@ def _tune(
     storage: Patience,
     max_failures: int,
 ) -> None:
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # To count its own callbacks among ours, Tune would import mlflow and wandb: 1.3 s before the
-    # first trial starts, if they are installed.
-    air_usage.tag_callbacks = lambda callbacks: False
-    # Idle workers lack the variable for PyTorch Lightning, so Tune would start new ones.
-    TUNE_ENV_VARS.clear()
-    # The engine's own snapshots are written once, at the end, into a folder that is deleted.
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)
-    # By default, Tune would start trials that do not fit yet one after the other.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)
     run = recorder.run
     board = NoticeBoard(f"{run.path}:{uuid.uuid4().hex}")
     trainable = tune.with_parameters(train_if_fit, versions=versions_here(), board=board, **payload)
     poster = NoticePoster(tuner, capacity, board)
     callback = TuneCallback(tuner, recorder, capacity, poster, max_failures)
-    with contextlib.closing(board), TemporaryFolder() as scratch:
+    with _settings_of_tune(), contextlib.closing(board), TemporaryFolder() as scratch:
         tune.run(
             tune.with_resources(trainable, place),
             name="search",
@@ -456,6 +453,25 @@ def _tune(
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
             verbose=0,
         )
+
+
+@contextmanager
+def _settings_of_tune() -> Iterator[None]:
+    """Adapt Tune to a search in the block, and restore the settings of the user's own experiments.
+
+    To count its own callbacks among ours, Tune would import mlflow and wandb: 1.3 s before the
+    first trial starts, if they are installed. Idle workers lack the variable for PyTorch Lightning,
+    so Tune would start new ones.
+    """
+    tag, for_workers = air_usage.tag_callbacks, dict(TUNE_ENV_VARS)
+    air_usage.tag_callbacks = lambda callbacks: False
+    TUNE_ENV_VARS.clear()
+    try:
+        with variables(TUNE_VARIABLES):
+            yield
+    finally:
+        air_usage.tag_callbacks = tag
+        TUNE_ENV_VARS.update(for_workers)
 
 
 def _record(request: RunRequest, splits: Splits, plan: CapacityPlan) -> RunRecord:

@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal
 
@@ -50,8 +52,19 @@ def direction_of(metric: Metric) -> Literal["minimize", "maximize"]:
 
 def make_study(metric: Metric, storage: BaseStorage | None = None) -> optuna.Study:
     """Make an empty study of ``metric``, in memory unless another storage is given."""
+    with quiet_optuna():
+        return optuna.create_study(storage=storage, direction=direction_of(metric))
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's notices off the terminal in the block, and restore its level afterwards."""
+    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(storage=storage, direction=direction_of(metric))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _branches(space: SearchSpace) -> list[str]:

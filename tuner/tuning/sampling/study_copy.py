@@ -53,7 +53,6 @@ class StudyPlace:
         is_ours: bool = False,
         metric: Metric = "accuracy",
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._place = place
         self._name = name
         self._mark = mark
