@@ -27,7 +27,7 @@ from tuner.config import (
     TrialConfig,
 )
 from tuner.data.splits import Splits, load_splits
-from tuner.ensemble.students import Contender, TeacherComparison, find_student
+from tuner.ensemble.students import Contender, TeacherComparison, find_student, find_teacher
 from tuner.ensemble.teacher import open_teacher, record_teacher
 from tuner.errors import DataError, SpaceError, TunerError, UsageError
 from tuner.metrics.figures import Interval, Latency
@@ -265,6 +265,16 @@ def test_the_record_of_a_resumed_run_leads_to_no_teacher_outside_its_storage(
     monkeypatch.setattr("tuner.tuning.distill.open_teacher", None)
     with pytest.raises(UsageError, match=f"the teacher {path} has not predicted the images yet"):
         prepare_teaching(request, digits)
+
+    shares = [torch.full((len(part), 10), 0.1) for part in (digits.train, digits.val)]
+    digest = write_teacher_probs(teacher_run.path, TeacherProbs(train=shares[0], val=shares[1]))
+    teacher_run.update(teacher=replace(record, path=path, probs_sha256=digest))
+    monkeypatch.setattr("tuner.ensemble.students.open_teacher", None)
+    said: list[str] = []
+    known = find_teacher(teacher_run, said.append, trust_code=True)
+    assert known is not None
+    assert known.teacher is None
+    assert f"alone: {path} is outside {teacher_run.path.parent}" in said[0]
 
 
 def test_students_are_ranked_by_the_metric_that_is_asked_for_in_python_too(

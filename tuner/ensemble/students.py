@@ -20,7 +20,7 @@ from tuner.run.layout import STUDENT
 from tuner.run.run import Run
 from tuner.run.teacher import TeacherRecord
 from tuner.run.teacher_probs import read_teacher_probs
-from tuner.storage.paths import to_path
+from tuner.storage.paths import lies_in, to_path
 from tuner.storage.records import find_record
 
 
@@ -106,13 +106,17 @@ class KnownTeacher:
         )
 
 
-def find_teacher(run: Run, say: Say, *, trust_code: bool) -> KnownTeacher | None:
+def find_teacher(
+    run: Run, say: Say, *, trust_code: bool, is_named: bool = False
+) -> KnownTeacher | None:
     """Return the teacher of a run; ``None`` if it has none, or its probabilities are damaged.
 
     Args:
         run: The run of its students.
         say: Receives what cannot be compared.
         trust_code: Run code that came with it even if it is not known here.
+        is_named: Whether the user has named the teacher, and not only the run's record, which leads
+            to no teacher outside the run's storage.
     """
     record = run.record.teacher
     if record is None:
@@ -124,14 +128,23 @@ def find_teacher(run: Run, say: Say, *, trust_code: bool) -> KnownTeacher | None
         return None
     teacher = None
     try:
-        teacher = open_teacher(to_path(record.path), record.sha256, trust_code=trust_code)
+        path, storage = to_path(record.path), run.path.parent
+        if not (is_named or lies_in(path, storage)):
+            raise TunerError(f"{path} is outside {storage}, where a run's record may lead")
+        teacher = open_teacher(path, record.sha256, trust_code=trust_code)
     except TunerError as error:
         say(f"compared with its teacher on the validation images alone: {error}")
     return KnownTeacher(record=record, val=val, teacher=teacher)
 
 
 def compare_best_student(
-    run: Run, splits: Splits, device: torch.device, say: Say, *, trust_code: bool
+    run: Run,
+    splits: Splits,
+    device: torch.device,
+    say: Say,
+    *,
+    trust_code: bool,
+    is_teacher_named: bool,
 ) -> TeacherComparison | None:
     """Compare the best trial of a finished run with its teacher, if the run had one.
 
@@ -141,12 +154,13 @@ def compare_best_student(
         device: Where both are timed.
         say: Receives what cannot be compared.
         trust_code: As for ``find_teacher``.
+        is_teacher_named: Likewise.
 
     Raises:
         NoUsableTrials: If the run has no usable trial.
         TunerError: If a file of the trial is damaged.
     """
-    known = find_teacher(run, say, trust_code=trust_code)
+    known = find_teacher(run, say, trust_code=trust_code, is_named=is_teacher_named)
     if known is None:
         return None
     (best,) = run.top(1)

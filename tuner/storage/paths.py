@@ -146,6 +146,16 @@ def inside(folder: StoragePath, name: str) -> StoragePath:
     return path / parts[-1]
 
 
+def lies_in(path: StoragePath, storage: StoragePath) -> bool:
+    """Whether a path is in a storage, where the record of a run may lead; links are followed.
+
+    A run may come from somebody else. Its record alone leads to no other files, and to no server.
+    """
+    if isinstance(path, Path) and isinstance(storage, Path):
+        return path.resolve().is_relative_to(storage.resolve())
+    return str(path).startswith(f"{storage}/")
+
+
 def check_no_link(folder: StoragePath) -> None:
     """Make sure that a folder of a run is really inside it.
 

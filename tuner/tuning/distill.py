@@ -30,7 +30,7 @@ from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
 from tuner.schema import build, did_you_mean, quoted
 from tuner.space import SearchSpace, find_space, load_space
-from tuner.storage.paths import AnyPath, to_path
+from tuner.storage.paths import AnyPath, lies_in, to_path
 from tuner.storage.records import write_record
 from tuner.training.device import find_device
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster
@@ -38,7 +38,6 @@ from tuner.tuning.request import (
     RunRequest,
     SearchRequest,
     data_dir_of,
-    lies_in,
     make_search_request,
 )
 
@@ -288,14 +287,35 @@ def prepare_teaching(request: SearchRequest, splits: Splits) -> Teaching | None:
     return Teaching(teacher=teacher, seen=teacher.splits_like(splits, request.data_dir))
 
 
-def note_best_student(request: RunRequest, run: Run, splits: Splits, console: Console) -> None:
-    """Record how the best trial of a finished run compares with its teacher."""
+def note_best_student(
+    request: RunRequest,
+    run: Run,
+    splits: Splits,
+    console: Console,
+    *,
+    is_teacher_named: bool = False,
+) -> None:
+    """Record how the best trial of a finished run compares with its teacher.
+
+    Args:
+        request: The request that was run.
+        run: Its run.
+        splits: Images of the run.
+        console: Where it is told what cannot be compared.
+        is_teacher_named: As in ``find_teacher``.
+    """
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
     if run.record.status == "finished":
-        device, trust = find_device(), request.trust_code
-        comparison = compare_best_student(run, splits, device, say, trust_code=trust)
+        comparison = compare_best_student(
+            run,
+            splits,
+            find_device(),
+            say,
+            trust_code=request.trust_code,
+            is_teacher_named=is_teacher_named,
+        )
         if comparison is not None:
             write_record(run.path / STUDENT, comparison)

@@ -27,7 +27,7 @@ from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.space.source import said_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, lies_in
 from tuner.tuning.resources import CapacityPlan
 
 KEEP = 20
@@ -99,16 +99,6 @@ class RunRequest(ABC):
     @abstractmethod
     def record_entries(self) -> dict[str, Any]:
         """Entries of the run's record that only a run of this kind has."""
-
-
-def lies_in(path: AnyPath, storage: AnyPath) -> bool:
-    """Whether a path is in a storage, where the record of a run may lead; links are followed.
-
-    A run may come from somebody else. Its record alone leads to no other files, and to no server.
-    """
-    if isinstance(path, Path) and isinstance(storage, Path):
-        return path.resolve().is_relative_to(storage.resolve())
-    return str(path).startswith(f"{storage}/")
 
 
 def data_dir_of(record: RunRecord) -> Path:

@@ -18,7 +18,7 @@ from tuner.run.layout import PLAN, why_not_name
 from tuner.run.run import Run
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
-from tuner.storage.paths import read_text, to_path
+from tuner.storage.paths import lies_in, read_text, to_path
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.training.run_images import taught
 from tuner.tuning.distill import note_best_student, prepare_teaching
@@ -29,7 +29,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest, lies_in, read_splits
+from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, is_file_in
@@ -137,7 +137,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     for index, reason in sampler.untried.items():
         console.print(f"baseline[{index}] was not tried: {reason}", markup=False, soft_wrap=True)
     require_usable_trial(run, tuner)
-    note_best_student(request, run, splits, console)
+    note_best_student(request, run, splits, console, is_teacher_named=not request.resume)
     return run
 
 

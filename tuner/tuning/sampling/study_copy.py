@@ -21,8 +21,7 @@ from sqlalchemy.engine import make_url
 from tuner.config import Metric
 from tuner.errors import UsageError, first_line
 from tuner.passwords import hide_passwords
-from tuner.storage.paths import AnyPath
-from tuner.tuning.request import lies_in
+from tuner.storage.paths import AnyPath, lies_in
 from tuner.tuning.sampling.shown import MARK as MARK_PAUSED
 from tuner.tuning.sampling.study import direction_of
 
