@@ -295,6 +295,13 @@ def test_best_values_that_crowd_at_the_end_of_a_range_are_told_of(run: Run) -> N
     assert "1 of 40 trials ended with an error: OSError." in lines
 
 
+def test_values_that_the_space_no_longer_holds_are_passed_over(run: Run) -> None:
+    """A resumed search may have been given a space that lacks them, here smoothing by 0."""
+    text = spaces().text + "  label_smoothing: {float: [0.05, 0.5], log: true}\n"
+    lines = advise(read_space(text), SEARCH, run.trials(), {})
+    assert [line.partition(":")[0] for line in lines if "lie at" in line] == ["optimizer.sgd.lr"]
+
+
 def test_a_parameter_that_hardly_matters_is_told_of(run: Run) -> None:
     shares = {"optimizer.sgd.lr": 0.99, "batch_size": 0.001, "model": 0.009}
     lines = advise(spaces(), SEARCH, run.trials(), shares)
@@ -936,6 +943,11 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
 
 def test_a_whole_number_stays_whole() -> None:
     assert _value(123456, {"low": 1, "high": 10**6, "log": False, "whole": True}) == 123456
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_word_has_no_place_in_a_range(is_whole: bool) -> None:
+    assert _value("relu", {"low": 0.1, "high": 0.5, "log": False, "whole": is_whole}) is None
 
 
 def test_the_commands_of_the_page_can_be_typed(tmp_path: Path) -> None:

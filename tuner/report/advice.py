@@ -70,8 +70,10 @@ def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
     for axis in parameters(space.axes):
         if not isinstance(axis, Range):
             continue
-        values = [value for _, plain in scored if (value := value_of(plain, axis.name)) is not None]
-        places = [_place(axis, float(value)) for value in values]
+        values = [value_of(plain, axis.name) for _, plain in scored]
+        # Earlier trials of a resumed run may have values that the space no longer holds.
+        held = [value for value in values if value is not None and axis.admits(value)]
+        places = [_place(axis, float(value)) for value in held]
         if len(places) < MIN_TRIALS:
             continue
         best = places[: max(5, round(BEST_SHARE * len(places)))]
