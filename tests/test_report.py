@@ -30,13 +30,14 @@ from tests.test_tuner import World, read_space
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import live, make_page, verdict, write_report
-from tuner.report.advice import advise
+from tuner.report.advice import _share_up_to, advise
 from tuner.report.comparison import compare, comparison_page
 from tuner.report.facts import _value
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.run.uncertainty import val_margin
-from tuner.space import SearchSpace, load_space
+from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.space.axes import Range, parameters
 from tuner.space.searched import short_names
 from tuner.tuning.sampling.importance import ALL, importances, resampled_importances
 from tuner.tuning.sampling.sampler import Sampler
@@ -300,6 +301,24 @@ def test_values_that_the_space_no_longer_holds_are_passed_over(run: Run) -> None
     text = spaces().text + "  label_smoothing: {float: [0.05, 0.5], log: true}\n"
     lines = advise(read_space(text), SEARCH, run.trials(), {})
     assert [line.partition(":")[0] for line in lines if "lie at" in line] == ["optimizer.sgd.lr"]
+
+
+def test_the_share_of_draws_at_an_end_of_a_range_is_that_of_the_law_of_the_sampler() -> None:
+    space = read_space("""
+space:
+  model: {cnn: {dropout: {float: [0.0, 0.3], step: 0.1}}}
+  augment: {cutout: {int: [1, 16], log: true}, crop: {int: [0, 10]}}
+  optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
+""")
+    trial = RandomTrial()
+    for axis in parameters(space.axes):
+        assert isinstance(axis, Range)
+        draws = [float(axis.sample(trial)) for _ in range(4000)]
+        for value in (min(draws), *draws[:5], max(draws)):
+            below = np.mean([draw <= value for draw in draws])
+            above = np.mean([draw >= value for draw in draws])
+            assert _share_up_to(axis, value, upwards=False) == pytest.approx(below, abs=0.04)
+            assert _share_up_to(axis, value, upwards=True) == pytest.approx(above, abs=0.04)
 
 
 def test_a_parameter_that_hardly_matters_is_told_of(run: Run) -> None:

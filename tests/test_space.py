@@ -1152,3 +1152,13 @@ def test_a_range_can_be_widened_up_to_what_its_parameter_can_have() -> None:
     dropout, width = (axis for axis in parameters(axes) if isinstance(axis, Range))
     assert [dropout.can_widen(upwards=up) for up in (False, True)] == [False, True]
     assert [width.can_widen(upwards=up) for up in (False, True)] == [True, True]
+
+
+@pytest.mark.parametrize(("low", "is_lower_possible"), [(1, False), (2, True)])
+def test_a_logarithmic_range_of_whole_numbers_begins_at_1(
+    low: int, is_lower_possible: bool
+) -> None:
+    text = f"space: {{model: cnn, augment: {{cutout: {{int: [{low}, 16], log: true}}}}}}\n"
+    (cutout,) = parameters(load(text).axes)
+    assert isinstance(cutout, Range)
+    assert cutout.can_widen(upwards=False) == is_lower_possible
