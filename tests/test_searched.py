@@ -55,3 +55,17 @@ def test_the_best_configuration_copied_into_its_space_is_what_is_tried_first(
         again = Sampler(load_space(tmp_path / "copied.yaml"), search).ask(0)
         assert again is not None
         assert replace(again, seed=config.seed) == config
+
+
+def test_what_a_baseline_sets_beyond_the_space_is_copied_with_it() -> None:
+    axes = "space: {model: {cnn: {width: {int: [8, 64]}}}}\n"
+    entry = "{optimizer: {adamw: {lr: 0.001}}, label_smoothing: 0.1}"
+    space = read_space(f"baseline: [{entry}]\n{axes}")
+    sampler = Sampler(space, space.search)
+    first, second = sampler.ask(0), sampler.ask(1)
+    assert first is not None
+    assert second is not None
+    copied = read_space(searched_yaml(space, first.to_dict()) + axes)
+    assert Sampler(copied, copied.search).ask(0) == first
+    (chosen,) = yaml.safe_load(searched_yaml(space, second.to_dict()))["baseline"]
+    assert chosen.keys() == {"model"}, "the space holds it"
