@@ -207,6 +207,7 @@ def test_the_page_holds_every_trial_with_its_curve_and_its_end(run: Run) -> None
     for trial in run.trials():
         assert told[trial.number]["curve"] == [row.val_accuracy for row in trial.history]
         assert told[trial.number]["reason"] == trial.status.reason
+        assert told[trial.number]["max_epochs"] == trial.config.epochs
     assert facts["rungs"] == [1, 3]
     *good, bad = [trial["accuracy"] for trial in facts["trials"]]
     assert good == sorted(good, reverse=True)

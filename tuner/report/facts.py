@@ -66,6 +66,7 @@ def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
         "loss": _rounded(best.val_loss, 4) if best else None,
         "best_epoch": best.epoch if best else None,
         "epochs": len(trial.history),
+        "max_epochs": trial.config.epochs,
         "seconds": _rounded(trial.seconds, 1),
         "parameters": trial.status.num_parameters or None,
         "reason": trial.status.reason,

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from tuner.errors import UsageError
-from tuner.space import RandomTrial, SearchSpace
+from tuner.run.trial import OWN_COLUMNS
+from tuner.space import TRIAL, RandomTrial, SearchSpace
 from tuner.space.axes import Axis, Branch, Choice, Group, Range, parameters, to_yaml, value_of
 from tuner.space.baseline import Baseline
 
@@ -25,7 +26,7 @@ class Column:
     """
 
     heading: str
-    """The shortest ending of the name that no other column has."""
+    """The shortest ending of the name that no other column of the leaderboard has."""
     names: tuple[str, ...]
     """Dotted names of the parameters."""
 
@@ -58,9 +59,20 @@ def columns(space: SearchSpace, importance: Mapping[str, float]) -> list[Column]
         # Every table names the family already.
         if name != "model":
             merged.setdefault(".".join(place), []).append(name)
-    headings = short_names(list(merged))
-    found = [Column(heading=headings[place], names=tuple(names)) for place, names in merged.items()]
+    short = short_names(list(merged))
+    found = [
+        Column(heading=_heading(place, short[place]), names=tuple(names))
+        for place, names in merged.items()
+    ]
     return sorted(found, key=lambda column: -sum(importance.get(n, 0.0) for n in column.names))
+
+
+def _heading(place: str, short: str) -> str:
+    """Return the heading of a parameter: not that of another column of the leaderboard."""
+    # ``epochs`` are those trained.
+    if place == "epochs":
+        return "max_epochs"
+    return place if short in OWN_COLUMNS or short in TRIAL.fields else short
 
 
 def _places(axis: Axis, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
