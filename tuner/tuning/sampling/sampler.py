@@ -94,7 +94,6 @@ class Sampler:
         if self._has_relearnt:
             self._seed()
         is_grid = self.search.sampler == "grid"
-        known = self._known_params()
         refusal: UsageError | None = None
         repeated: Mapping[str, Any] | None = None
         draw = refused = num_tries = 0
@@ -106,13 +105,13 @@ class Sampler:
             elif is_grid:
                 pinned = next(self._grid, None)
                 is_over = pinned is None or refused == MAX_GRID_REFUSED
-                if is_over and known is None and refusal is not None:
+                if is_over and refusal is not None and self._known_params() is None:
                     break
                 if pinned is None:
                     return None
             elif draw == MAX_DRAWS:
                 # With running trials, a configuration tried twice is better than an error.
-                pinned = repeated or known
+                pinned = repeated or self._known_params()
             is_informed = draw + refused + num_tries < informed_draws
             self.study.sampler = self._informed if is_informed else self._chance
             if pinned is not None:
@@ -137,7 +136,8 @@ class Sampler:
                         f"constraints: hardly any configuration keeps them; the last one drawn has "
                         f"{problem}. Raise the limit or narrow the space."
                     )
-                    if refused < MAX_REFUSED and (known is None or digest not in self._refused):
+                    is_first = digest not in self._refused
+                    if refused < MAX_REFUSED and (is_first or self._known_params() is None):
                         is_free = True
                     self._refused.add(digest)
                 elif is_new or draw == MAX_DRAWS:
