@@ -54,6 +54,38 @@ def test_what_exceeds_a_limit_is_drawn_again_and_counted(kind: str, tmp_path: Pa
         assert sampler.num_accepted + sampler.num_refused == sampler.space.cardinality()
 
 
+def choosy(folder: Path, kind: str, num_values: int, num_kept: int, seed: int = 0) -> Sampler:
+    """Return a sampler whose limits are kept by the smallest batch sizes alone."""
+    text = f"space: {{model: cnn, batch_size: {{int: [1, {num_values}]}}}}\n"
+    (folder / "s.yaml").write_text(text)
+    space = load_space(folder / "s.yaml", [f"search.sampler={kind}", f"search.seed={seed}"])
+    return Sampler(
+        space,
+        space.search,
+        limit_violation=lambda config: "large batches" if config.batch_size > num_kept else "",
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_limits_that_few_configurations_keep_end_no_search(
+    kind: str, seed: int, tmp_path: Path
+) -> None:
+    sampler = choosy(tmp_path, kind, num_values=120, num_kept=3, seed=seed)
+    configs = [sampler.ask(number) for number in range(16)]
+    assert {config.batch_size for config in configs if config} <= {1, 2, 3}
+    assert len({config.seed for config in configs if config}) == 16
+
+
+def test_a_grid_ends_after_what_keeps_its_limits_however_little_that_is(tmp_path: Path) -> None:
+    sampler = choosy(tmp_path, "grid", num_values=1200, num_kept=1)
+    config = sampler.ask(0)
+    assert config is not None
+    assert config.batch_size == 1
+    assert sampler.ask(1) is None
+    assert sampler.num_refused == 1199
+
+
 @pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
 def test_a_baseline_is_drawn_until_it_keeps_the_limits(kind: str, tmp_path: Path) -> None:
     fitting = "{model: {cnn: {width: 16}}}"
@@ -91,8 +123,9 @@ def test_a_crop_beyond_the_images_is_drawn_again_or_refused(tmp_path: Path, digi
         crops("space.augment.crop=8")
 
 
-def test_limits_that_nothing_keeps_are_told(tmp_path: Path) -> None:
-    sampler = sampler_of(tmp_path, "constraints.parameters=5")
+@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
+def test_limits_that_nothing_keeps_are_told(kind: str, tmp_path: Path) -> None:
+    sampler = sampler_of(tmp_path, "constraints.parameters=5", f"search.sampler={kind}")
     with pytest.raises(UsageError, match=r"hardly any .* above the limit of 5. Raise the limit"):
         sampler.ask(0)
 

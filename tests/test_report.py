@@ -30,13 +30,14 @@ from tests.test_tuner import World, read_space
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import live, make_page, verdict, write_report
-from tuner.report.advice import advise
+from tuner.report.advice import _share_up_to, advise
 from tuner.report.comparison import compare, comparison_page
 from tuner.report.facts import _value
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.run.uncertainty import val_margin
-from tuner.space import SearchSpace, load_space
+from tuner.space import RandomTrial, SearchSpace, load_space
+from tuner.space.axes import Range, parameters
 from tuner.space.searched import short_names
 from tuner.tuning.sampling.importance import ALL, importances, resampled_importances
 from tuner.tuning.sampling.sampler import Sampler
@@ -206,6 +207,7 @@ def test_the_page_holds_every_trial_with_its_curve_and_its_end(run: Run) -> None
     for trial in run.trials():
         assert told[trial.number]["curve"] == [row.val_accuracy for row in trial.history]
         assert told[trial.number]["reason"] == trial.status.reason
+        assert told[trial.number]["max_epochs"] == trial.config.epochs
     assert facts["rungs"] == [1, 3]
     *good, bad = [trial["accuracy"] for trial in facts["trials"]]
     assert good == sorted(good, reverse=True)
@@ -293,6 +295,31 @@ def test_best_values_that_crowd_at_the_end_of_a_range_are_told_of(run: Run) -> N
     assert edge.startswith("optimizer.sgd.lr: ")
     assert edge.endswith("highest end, 1; raise it, the best may lie beyond.")
     assert "1 of 40 trials ended with an error: OSError." in lines
+
+
+def test_values_that_the_space_no_longer_holds_are_passed_over(run: Run) -> None:
+    """A resumed search may have been given a space that lacks them, here smoothing by 0."""
+    text = spaces().text + "  label_smoothing: {float: [0.05, 0.5], log: true}\n"
+    lines = advise(read_space(text), SEARCH, run.trials(), {})
+    assert [line.partition(":")[0] for line in lines if "lie at" in line] == ["optimizer.sgd.lr"]
+
+
+def test_the_share_of_draws_at_an_end_of_a_range_is_that_of_the_law_of_the_sampler() -> None:
+    space = read_space("""
+space:
+  model: {cnn: {dropout: {float: [0.0, 0.3], step: 0.1}}}
+  augment: {cutout: {int: [1, 16], log: true}, crop: {int: [0, 10]}}
+  optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
+""")
+    trial = RandomTrial()
+    for axis in parameters(space.axes):
+        assert isinstance(axis, Range)
+        draws = [float(axis.sample(trial)) for _ in range(4000)]
+        for value in (min(draws), *draws[:5], max(draws)):
+            below = np.mean([draw <= value for draw in draws])
+            above = np.mean([draw >= value for draw in draws])
+            assert _share_up_to(axis, value, upwards=False) == pytest.approx(below, abs=0.04)
+            assert _share_up_to(axis, value, upwards=True) == pytest.approx(above, abs=0.04)
 
 
 def test_a_parameter_that_hardly_matters_is_told_of(run: Run) -> None:
@@ -936,6 +963,11 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
 
 def test_a_whole_number_stays_whole() -> None:
     assert _value(123456, {"low": 1, "high": 10**6, "log": False, "whole": True}) == 123456
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_word_has_no_place_in_a_range(is_whole: bool) -> None:
+    assert _value("relu", {"low": 0.1, "high": 0.5, "log": False, "whole": is_whole}) is None
 
 
 def test_the_commands_of_the_page_can_be_typed(tmp_path: Path) -> None:

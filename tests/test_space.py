@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from tuner.config import SearchConfig, Sgd
 from tuner.errors import SpaceError, UsageError
 from tuner.schema import Record, Scalar, Schema, Tagged
-from tuner.space import TRIAL, RandomTrial, SearchSpace, find_space, json_schema, load_space
+from tuner.space import (
+    TRIAL,
+    RandomTrial,
+    SearchSpace,
+    find_space,
+    json_schema,
+    load_run_space,
+    load_space,
+)
 from tuner.space.axes import Range, parameters
 from tuner.space.source import said_of, word_of
 
@@ -333,6 +341,18 @@ def test_no_trial_has_more_epochs_than_the_search() -> None:
     assert refusal(text) == (
         "s.yaml:3:3: space: epochs: 27 is more than the search allows; write search: {epochs: 27}"
     )
+
+
+@pytest.mark.parametrize("axis", ["{choice: [3, 27]}", "{int: [3, 27]}"])
+def test_no_searched_epochs_are_above_those_of_the_search(axis: str) -> None:
+    head = "search: {epochs: 9, scheduler: none}\nspace:\n  model: cnn\n  epochs: "
+    assert refusal(head + axis) == (
+        "s.yaml:4:3: space.epochs: 27 is more than the search allows; write search: {epochs: 27} "
+        "or lower it"
+    )
+    load(head + axis, "search.epochs=27")
+    Path("s.yaml").write_text(head + axis)
+    assert load_run_space(Path("s.yaml")).search.epochs == 9, "of an earlier version"
 
 
 def test_what_a_baseline_leaves_out_is_sampled() -> None:
@@ -1152,3 +1172,13 @@ def test_a_range_can_be_widened_up_to_what_its_parameter_can_have() -> None:
     dropout, width = (axis for axis in parameters(axes) if isinstance(axis, Range))
     assert [dropout.can_widen(upwards=up) for up in (False, True)] == [False, True]
     assert [width.can_widen(upwards=up) for up in (False, True)] == [True, True]
+
+
+@pytest.mark.parametrize(("low", "is_lower_possible"), [(1, False), (2, True)])
+def test_a_logarithmic_range_of_whole_numbers_begins_at_1(
+    low: int, is_lower_possible: bool
+) -> None:
+    text = f"space: {{model: cnn, augment: {{cutout: {{int: [{low}, 16], log: true}}}}}}\n"
+    (cutout,) = parameters(load(text).axes)
+    assert isinstance(cutout, Range)
+    assert cutout.can_widen(upwards=False) == is_lower_possible

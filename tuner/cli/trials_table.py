@@ -104,7 +104,7 @@ def print_leaderboard(
         print(f"\n{TRAINED_ON_VALIDATION}")
     else:
         notes = (
-            _about_leader(trials, run.record.search.epochs, run.metric),
+            _about_leader(trials, run.metric),
             _about_front(run, trials),
             _accuracy_note(run, trials),
         )
@@ -140,7 +140,7 @@ def _about_front(run: "Run", ranked: Sequence["TrialRecord"]) -> str:
     )
 
 
-def _about_leader(ranked: Sequence["TrialRecord"], epochs: int, metric: Metric) -> str:
+def _about_leader(ranked: Sequence["TrialRecord"], metric: Metric) -> str:
     """Say why a stopped trial leads; empty if none does."""
     from tuner.run.run import leader
 
@@ -150,8 +150,9 @@ def _about_leader(ranked: Sequence["TrialRecord"], epochs: int, metric: Metric) 
     decides = "higher accuracy" if metric == "nll" else "lower loss"
     return (
         f"Trial {first.number} leads although it was stopped after epoch {len(first.history)} of "
-        f"{epochs}: trials are ranked\nby their best epoch, here epoch {first.best.epoch}, whose "
-        f"weights are kept; of equals\nthe one with the {decides} comes first."
+        f"{first.config.epochs}: trials are ranked\nby their best epoch, here epoch "
+        f"{first.best.epoch}, whose weights are kept; of equals\nthe one with the {decides} comes "
+        "first."
     )
 
 

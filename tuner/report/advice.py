@@ -70,33 +70,43 @@ def _edges(space: SearchSpace, trials: Sequence[TrialRecord]) -> Iterator[str]:
     for axis in parameters(space.axes):
         if not isinstance(axis, Range):
             continue
-        values = [value for _, plain in scored if (value := value_of(plain, axis.name)) is not None]
-        places = [_place(axis, float(value)) for value in values]
-        if len(places) < MIN_TRIALS:
+        values = [value_of(plain, axis.name) for _, plain in scored]
+        # Earlier trials of a resumed run may have values that the space no longer holds.
+        held = [float(value) for value in values if value is not None and axis.admits(value)]
+        if len(held) < MIN_TRIALS:
             continue
-        best = places[: max(5, round(BEST_SHARE * len(places)))]
-        # In a range of few values, each end is one value, wider than a tenth.
-        width = max(EDGE, 1 / axis.size())
-        for end, bound, change in ((0, axis.low, "lower"), (1, axis.high, "raise")):
-            if not axis.can_widen(upwards=bool(end)):
+        best = held[: max(5, round(BEST_SHARE * len(held)))]
+        for upwards, bound, side, change in (
+            (False, axis.low, "lowest", "lower"),
+            (True, axis.high, "highest", "raise"),
+        ):
+            if not axis.can_widen(upwards=upwards):
                 continue
-            edge = [
-                place for place in best if abs(place - end) <= (EDGE if width == EDGE else 1e-9)
-            ]
+            # In a range of few values, each end is one value, which may be wider than a tenth.
+            width = max(EDGE, _share_up_to(axis, bound, upwards=upwards))
+            edge = [v for v in best if _share_up_to(axis, v, upwards=upwards) <= width + 1e-9]
             if binom.sf(len(edge) - 1, len(best), width) < CHANCE and len(edge) > len(best) / 2:
-                side = "highest" if end else "lowest"
                 yield (
                     f"{axis.name}: {len(edge)} of the best {len(best)} lie at the {side} end, "
                     f"{to_yaml(bound)}; {change} it, the best may lie beyond."
                 )
 
 
-def _place(axis: Range, value: float) -> float:
-    """Return the position of a value in a range on its own scale: 0 is the low end, 1 the high."""
-    low, high = axis.low, axis.high
+def _share_up_to(axis: Range, value: float, *, upwards: bool) -> float:
+    """Return the share of random draws from an end of a range up to ``value``, both included.
+
+    Args:
+        axis: The range.
+        value: A number in it.
+        upwards: Whether the high end is meant.
+    """
+    # A number of a grid is drawn from the interval that is rounded to it.
+    half = (axis.step or (1 if axis.whole else 0)) / 2
+    low, high = axis.low - half, axis.high + half
+    cut = value - half if upwards else value + half
     if axis.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low) if high > low else 0.5
+        low, high, cut = math.log(low), math.log(high), math.log(cut)
+    return (high - cut if upwards else cut - low) / (high - low)
 
 
 def _unimportant(importance: Mapping[str, float], trials: Sequence[TrialRecord]) -> Iterator[str]:

@@ -66,6 +66,7 @@ def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
         "loss": _rounded(best.val_loss, 4) if best else None,
         "best_epoch": best.epoch if best else None,
         "epochs": len(trial.history),
+        "max_epochs": trial.config.epochs,
         "seconds": _rounded(trial.seconds, 1),
         "parameters": trial.status.num_parameters or None,
         "reason": trial.status.reason,
@@ -79,11 +80,14 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _value(value: Any, fact: Plain) -> str | float | None:
-    """Spell a choice like its axis; round other numbers to the precision of a plot."""
+    """Spell a choice like its axis; round the numbers of a range to the precision of a plot."""
     if value is None:
         return None
     if "values" in fact:
         return to_yaml(value)
+    # Earlier trials of a resumed run may have a word where the space now has a range.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
     # Whole numbers are kept: tables show them as counts.
     return value if fact["whole"] else float(f"{value:.5g}")
 

@@ -95,6 +95,14 @@ METRIC_COLUMNS: dict[Metric, str] = {
     "nll": "val_loss",
     "worst_class": "val_worst_class",
 }
+OWN_COLUMNS = frozenset(
+    {
+        *("trial", "model", "state", "accuracy", "loss", "balanced_accuracy", "macro_f1"),
+        *("worst_class", "best_epoch", "epochs", "seconds", "parameters", "latency_ms", "size_mb"),
+        *("front", "reason", "max_epochs", "seed"),
+    }
+)
+"""Columns of the leaderboard that do not depend on the space; see ``TrialRecord.as_row``."""
 BY_CLASS = ("val_balanced_accuracy", "val_macro_f1", "val_worst_class")
 HEADER_ERRORS = (MemoryError, SyntaxError, TypeError, tokenize.TokenError)
 """Raised by NumPy for a header that does not describe an array, or that never ends."""

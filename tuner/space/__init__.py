@@ -40,7 +40,7 @@ from tuner.schema import (
     to_plain,
     unknown_key,
 )
-from tuner.space.axes import Branch, Group, Plain, RandomTrial, Trial
+from tuner.space.axes import Branch, Choice, Group, Plain, RandomTrial, Range, Trial
 from tuner.space.baseline import Baseline, read_baseline, without_misfits
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
@@ -234,6 +234,7 @@ def load_space(
     storage: AnyPath = Path("runs"),
     *,
     text: str | None = None,
+    is_recorded: bool = False,
 ) -> SearchSpace:
     """Read a space from a YAML file, or from its text.
 
@@ -243,6 +244,8 @@ def load_space(
         storage: Folder of the runs that ``pretrained`` models start from.
         text: Read instead of the file; ``path`` then names it in messages, and paths in it are
             relative to where that file would be.
+        is_recorded: Whether it is the space of a run: in those of earlier versions, searched epochs
+            may be above the maximum.
 
     Raises:
         SpaceError: With every mistake, one a line, as
@@ -310,8 +313,24 @@ def load_space(
         text=dump(with_short_dataset(root)),
         own_code=own_code,
     )
+    if not is_recorded:
+        _check_highest_epochs(space, nodes["space"])
     _check_draws(space, nodes["space"], entries)
     return space
+
+
+def _check_highest_epochs(space: SearchSpace, node: Node) -> None:
+    """Make sure that the search allows every number of epochs of the space."""
+    match space.axes.entries.get("epochs"):
+        case Range(high=high):
+            highest = int(high)
+        case Choice(values=values):
+            highest = max(map(int, values))
+        case _:
+            return
+    if highest > space.search.epochs:
+        what = f"{highest} is more than the search allows; write search: {{epochs: {highest}}}"
+        raise node.key_error("epochs", f"{what} or lower it")
 
 
 def _check_draws(space: SearchSpace, axes: Node, baseline: Sequence[Node]) -> None:
@@ -346,7 +365,7 @@ def load_run_space(
         with explaining_damage(path):
             file = stack.enter_context(on_disk(path))
             check_no_files(file)
-        return load_space(file, overrides, storage)
+        return load_space(file, overrides, storage, is_recorded=True)
 
 
 def load_resources(path: Path) -> Resources:

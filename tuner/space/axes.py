@@ -72,7 +72,8 @@ class Range:
         """Whether a space may have numbers above ``high`` (or below ``low``)."""
         sign = 1 if upwards else -1
         end = self.high if upwards else self.low
-        return self.valid.admits(end + sign if self.whole else math.nextafter(end, sign * math.inf))
+        beyond = end + sign if self.whole else math.nextafter(end, sign * math.inf)
+        return self.valid.admits(beyond) and not (self.log and beyond <= 0)
 
     def sample(self, trial: Trial) -> Plain:
         """Draw one number."""

@@ -6,8 +6,11 @@ from typing import Any
 
 import yaml
 
-from tuner.space import SearchSpace
+from tuner.errors import UsageError
+from tuner.run.trial import OWN_COLUMNS
+from tuner.space import TRIAL, RandomTrial, SearchSpace
 from tuner.space.axes import Axis, Branch, Choice, Group, Range, parameters, to_yaml, value_of
+from tuner.space.baseline import Baseline
 
 ALL = "all trials"
 """The group that holds all trials; importances are reported by group."""
@@ -23,7 +26,7 @@ class Column:
     """
 
     heading: str
-    """The shortest ending of the name that no other column has."""
+    """The shortest ending of the name that no other column of the leaderboard has."""
     names: tuple[str, ...]
     """Dotted names of the parameters."""
 
@@ -56,9 +59,20 @@ def columns(space: SearchSpace, importance: Mapping[str, float]) -> list[Column]
         # Every table names the family already.
         if name != "model":
             merged.setdefault(".".join(place), []).append(name)
-    headings = short_names(list(merged))
-    found = [Column(heading=headings[place], names=tuple(names)) for place, names in merged.items()]
+    short = short_names(list(merged))
+    found = [
+        Column(heading=_heading(place, short[place]), names=tuple(names))
+        for place, names in merged.items()
+    ]
     return sorted(found, key=lambda column: -sum(importance.get(n, 0.0) for n in column.names))
+
+
+def _heading(place: str, short: str) -> str:
+    """Return the heading of a parameter: not that of another column of the leaderboard."""
+    # ``epochs`` are those trained.
+    if place == "epochs":
+        return "max_epochs"
+    return place if short in OWN_COLUMNS or short in TRIAL.fields else short
 
 
 def _places(axis: Axis, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -92,6 +106,8 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def searched_yaml(space: SearchSpace, config: Mapping[str, Any]) -> str:
     """Return a trial's values of the searched parameters, as a ``baseline`` to copy.
 
+    If the trial came from a baseline, it also has what that sets beyond the space.
+
     Args:
         space: The searched space.
         config: The trial's configuration, as ``TrialConfig.to_dict`` returns it.
@@ -109,5 +125,27 @@ def searched_yaml(space: SearchSpace, config: Mapping[str, Any]) -> str:
             inner.setdefault(last, {}).setdefault(str(value), {})
         else:
             inner[last] = value
+    if (origin := _origin(space, config)) is not None:
+        baseline = origin.complete(baseline)
     text = yaml.safe_dump([baseline], sort_keys=False, default_flow_style=None, width=72)
     return f"baseline:\n{text}"
+
+
+def _origin(space: SearchSpace, config: Mapping[str, Any]) -> Baseline | None:
+    """Return the baseline that a configuration came from; ``None`` if the space alone holds it."""
+    params: dict[str, Any] = {}
+    for axis in parameters(space.axes):
+        value = value_of(config, axis.name)
+        if value in axis.options if isinstance(axis, Branch) else axis.admits(value):
+            params[axis.name] = value
+    for index in (None, *range(len(space.baseline))):
+        trial = RandomTrial(params=params)
+        try:
+            again = space.sample(
+                trial, epochs=config["epochs"], seed=config["seed"], baseline=index
+            )
+        except UsageError:
+            continue
+        if again.to_dict() == config:
+            return None if index is None else space.baseline[index]
+    return None

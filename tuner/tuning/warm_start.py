@@ -288,7 +288,7 @@ def _with_baselines(
     ]
     plain["baseline"] = [*(_entry(space, params) for params in chosen), *others]
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    again = load_space(Path("space.yaml"), (), storage, text=text)
+    again = load_space(Path("space.yaml"), (), storage, text=text, is_recorded=True)
     return replace(again, own_code=space.own_code)
 
 

@@ -8,7 +8,7 @@ function showTrial(trial) {
   shownTrial = trial;
   const fill = (id, text) => { document.getElementById(id).textContent = text; };
   fill("trial-name", `Trial ${trial.number} · ${trial.family}`);
-  const epochs = `${trial.epochs} of ${facts.epochs} epochs`;
+  const epochs = `${trial.epochs} of ${trial.max_epochs} epochs`;
   const best = trial.accuracy == null ? "no accuracy" : `best ${percent(trial.accuracy)}, epoch ${trial.best_epoch}`;
   fill("trial-state", `${trial.state.replaceAll("_", " ")} after ${epochs} · ${best}${trial.reason ? ` · ${trial.reason}` : ""}`);
   document.getElementById("trial-values").replaceChildren(...facts.parameters
@@ -35,7 +35,7 @@ function drawTrial(colours) {
   return { chart: {
     grid: { left: 48, right: 18, top: 12, bottom: 40 },
     tooltip: tooltip(colours, (p) => `epoch ${p[0].data[0]}<br><b>${figure(p[0].data[1])}</b>`, { trigger: "axis" }),
-    xAxis: axis(colours, { type: "value", name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: Math.max(2, facts.epochs), minInterval: 1 }),
+    xAxis: axis(colours, { type: "value", name: "epochs", nameLocation: "middle", nameGap: 24, min: 1, max: Math.max(2, shownTrial.max_epochs), minInterval: 1 }),
     yAxis: metricAxis(colours, range(shownTrial.curve, 0)),
     series: [{ type: "line", symbolSize: 5, data: shownTrial.curve.map((value, epoch) => [epoch + 1, value]), lineStyle: { width: 2 } }],
   } };

@@ -23,7 +23,9 @@ from tuner.tuning.sampling.shown import ShownTrials
 from tuner.tuning.sampling.study import check_study_fits, make_optuna_sampler, make_study
 
 MAX_REFUSED = 500
-"""Configurations in a row that may exceed the limits of the space before the search gives up."""
+"""Configurations per request that may exceed the limits of the space without counting as draws."""
+MAX_GRID_REFUSED = 10_000
+"""Configurations of a grid that may be refused before the first one is accepted."""
 MAX_DRAWS = 50
 """Draws before a configuration that has been proposed already is accepted again, and draws of what
 a baseline leaves out before the baseline is given up."""
@@ -85,57 +87,65 @@ class Sampler:
         """Propose the configuration of trial ``number``; ``None`` at the end of a grid.
 
         Raises:
-            UsageError: If the space hardly holds values that go together.
+            UsageError: If hardly any configuration of the space is accepted, and none was before.
         """
         is_left_to_chance = self._is_tpe and number % CHANCE_EVERY == CHANCE_EVERY - 1
         informed_draws = 0 if is_left_to_chance else INFORMED_DRAWS
         if self._has_relearnt:
             self._seed()
+        is_grid = self.search.sampler == "grid"
         refusal: UsageError | None = None
-        repeated: dict[str, Any] | None = None
+        repeated: Mapping[str, Any] | None = None
         draw = refused = num_tries = 0
         while draw <= MAX_DRAWS:
             baseline = self._baselines[0] if self._baselines else None
             pinned: Mapping[str, Any] | None = None
             if baseline is not None:
                 pinned = self.space.baseline_params(baseline)
-            elif self.search.sampler == "grid":
-                if (pinned := next(self._grid, None)) is None:
+            elif is_grid:
+                pinned = next(self._grid, None)
+                is_over = pinned is None or refused == MAX_GRID_REFUSED
+                if is_over and refusal is not None and self._known_params() is None:
+                    break
+                if pinned is None:
                     return None
             elif draw == MAX_DRAWS:
-                pinned = repeated
+                # With running trials, a configuration tried twice is better than an error.
+                pinned = repeated or self._known_params()
             is_informed = draw + refused + num_tries < informed_draws
             self.study.sampler = self._informed if is_informed else self._chance
             if pinned is not None:
                 self.study.enqueue_trial(dict(pinned))
             trial = self.study.ask()
             obstacle = ""
+            # A grid ends by itself.
+            is_free = is_grid
             try:
                 with self._storage.drawing() if self._is_tpe else nullcontext():
                     config = self._sample(trial, number, baseline)
-                is_new = _key(config) not in self._proposed
-                problem = self._limit_violation(config) if is_new else ""
+                problem = self._limit_violation(config)
             except UsageError as error:
                 refusal = error
                 obstacle = str(error)
             else:
+                digest = _key(config)
+                is_new = digest not in self._proposed
                 if problem:
                     obstacle = f"it has {problem}"
                     refusal = UsageError(
                         f"constraints: hardly any configuration keeps them; the last one drawn has "
                         f"{problem}. Raise the limit or narrow the space."
                     )
-                    if _key(config) not in self._refused and refused < MAX_REFUSED:
-                        self._refused.add(_key(config))
-                        if baseline is None:
-                            refused += 1
-                            draw -= 1
+                    is_first = digest not in self._refused
+                    if refused < MAX_REFUSED and (is_first or self._known_params() is None):
+                        is_free = True
+                    self._refused.add(digest)
                 elif is_new or draw == MAX_DRAWS:
                     self.num_accepted += 1
                     for key, value in _attrs(number).items():
                         trial.set_user_attr(key, value)
                     self._asked[number] = trial
-                    self._proposed.add(_key(config))
+                    self._proposed.add(digest)
                     if baseline is not None:
                         self._baselines.pop(0)
                     self.on_change()
@@ -145,7 +155,8 @@ class Sampler:
             # FAIL says nothing about the space; PRUNED would count as one of TPE's startup trials.
             self.study.tell(trial, state=OptunaState.FAIL)
             if baseline is None:
-                draw += 1
+                refused += is_free
+                draw += not is_free
                 continue
             num_tries += 1
             assert pinned is not None
@@ -156,6 +167,11 @@ class Sampler:
                     self.untried[baseline] = obstacle
         assert refusal is not None
         raise refusal
+
+    def _known_params(self) -> Mapping[str, Any] | None:
+        """Return the parameters of the newest trial of the run; ``None`` if there is none."""
+        trials = reversed(self.study.get_trials(deepcopy=False))
+        return next((trial.params for trial in trials if "trial" in trial.user_attrs), None)
 
     @property
     def num_refused(self) -> int:
