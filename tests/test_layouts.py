@@ -818,6 +818,28 @@ def test_class_names_that_cannot_be_told_apart_are_refused(
         find_listing(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_may_be_written_in_another_unicode_form_in_another_part(
+    tmp_path: Path, form: str
+) -> None:
+    own = unicodedata.normalize(form, "café")
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "café")
+    names = (f"train/{own}", "train/dog", f"test/{other}", "test/dog")
+    put(tmp_path / "folders", numbered(*names, count=3))
+    listing = find_listing(tmp_path / "folders")
+    assert listing.classes == (own, "dog")
+    assert count(listing) == {"train": [3, 3], "test": [3, 3]}
+    put(tmp_path / "table", FILES)
+    rows = [
+        (name, (own, other, "dog")[number % 3], ("train", "test")[number // 6])
+        for number, name in enumerate(FILES)
+    ]
+    write_csv(tmp_path / "table" / "labels.csv", [("path", "label", "split"), *rows])
+    listing = find_listing(tmp_path / "table")
+    assert listing.classes == (own, "dog")
+    assert count(listing) == {"train": [4, 2], "test": [4, 2]}
+
+
 def test_file_names_that_are_no_utf8_are_read_and_shown_escaped(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     put(root, [*numbered("train/a", "train/b", count=3), os.fsdecode(b"train/a/\xe9\x1b.png")])

@@ -13,6 +13,7 @@ from tuner.data.datasets import find_files, load_official
 from tuner.data.decoding import Source, why_unread
 from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
+from tuner.data.names import normal_form
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
 from tuner.storage.paths import expanded
@@ -114,16 +115,19 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
 def check_classes(labelled: Labelled, known: Sequence[str]) -> Tensor:
     """Return the position of each image's class in ``known``, int64, shape (N,).
 
+    Names that differ only in Unicode's normal form are the same, as file systems change it.
+
     Raises:
         DataError: If the images have a class that the classifier lacks.
     """
+    position = {normal_form(name): index for index, name in enumerate(known)}
+    positions = [position.get(normal_form(name), -1) for name in labelled.classes]
     counts = labelled.labels.bincount(minlength=len(labelled.classes)).tolist()
-    for name, count in zip(labelled.classes, counts, strict=True):
-        if count and name not in known:
+    for name, count, found in zip(labelled.classes, counts, positions, strict=True):
+        if count and found < 0:
             hint = did_you_mean(name, known) or f"; it has {', '.join(known[:20])}"
             raise DataError(
                 f"{labelled.source}: class {name!r} is not one of the ensemble's{hint}. Rename its "
                 "folder or leave it out."
             )
-    positions = [known.index(name) if name in known else -1 for name in labelled.classes]
     return torch.tensor(positions)[labelled.labels]

@@ -12,7 +12,7 @@ from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
-from tuner.data.names import check_classes, number, shown
+from tuner.data.names import check_classes, normal_form, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
 from tuner.data.trees import FolderTree, Tree, parent_of, suffix_of
 from tuner.errors import DataError
@@ -185,7 +185,10 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
     by_part: dict[Part, set[str]] = {}
     loose: list[str] = []
     labelled: dict[Part, list[str]] = {}
-    for part, folder in folder_of.items():
+    form_of: dict[str, str] = {}
+    # Parts may write a class in different Unicode forms; that of the training images is kept.
+    for part in sorted(folder_of, key=lambda part: part != "train"):
+        folder = folder_of[part]
         inside = [name for name in images if name.startswith(f"{folder}/")]
         loose += [name for name in inside if parent_of(name) == folder]
         labelled[part] = [name for name in inside if parent_of(name) != folder]
@@ -198,6 +201,8 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
             leaf for leaf in leaves if holding.isdisjoint(map(str, PurePosixPath(leaf).parents))
         }
         own = _class_names(holding | leaves, folder, tree.shown(folder))
+        check_classes(sorted(own.values()), tree.shown(folder))
+        own = {leaf: form_of.setdefault(normal_form(name), name) for leaf, name in own.items()}
         names |= own
         by_part[part] = set(own.values())
     if not by_part["train"]:
@@ -205,7 +210,7 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
             f"{tree.shown(folder_of['train'])}: needs at least 2 class folders, has 0. Sort the "
             "images into a folder a class."
         )
-    parts = {p: i for p, i in labelled.items() if p == "train" or by_part[p]}
+    parts = {part: labelled[part] for part in folder_of if part == "train" or by_part[part]}
     _check_same({tree.shown(folder_of[part]): by_part[part] for part in parts})
     if len(by_part["train"]) < 2:
         raise DataError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
-from tuner.data.names import listed, number, shown
+from tuner.data.names import listed, normal_form, number, shown
 from tuner.data.tables import BINARY_SUFFIXES, Table, check_size, read_table
 from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
@@ -122,6 +122,8 @@ class _Rows:
         self.broken: dict[str, str] = {}
         self.unlabelled: list[str] = []
         self.seen: dict[str, str] = {}
+        self.form_of: dict[str, str] = {}
+        """Unicode's normal form of a label -> the form in which it was met first."""
 
     def listing(self, tables: Mapping[str, Table], parts: Mapping[str, Part | None]) -> Listing:
         """Return the images that these tables list."""
@@ -205,7 +207,7 @@ class _Rows:
             if why := self.tree.why_missing(path):
                 self.broken[path] = f"{why} ({where})"
                 return
-        self.found[part].append((table, row, label))
+        self.found[part].append((table, row, self.form_of.setdefault(normal_form(label), label)))
 
     def _unlisted(self, tables: Mapping[str, Table]) -> list[str]:
         if not self.seen:
