@@ -143,6 +143,42 @@ def test_of_train_and_test_the_test_part_is_read(folder: Path, tmp_path: Path) -
         find_labelled(str(tmp_path), 8, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat",),
+        ("test/cat",),
+        ("set/test/cat", "set/test/dog"),
+        ("train/cat", "train/dog", "test/dog"),
+    ],
+)
+def test_a_part_to_test_on_needs_no_other_and_not_every_class(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+    labelled = find_labelled(str(tmp_path), 8, tmp_path)
+    found = [labelled.classes[label] for label in labelled.labels.tolist()]
+    assert found == [Path(name).name for name in names if "train" not in name]
+
+
+def test_rows_to_test_on_need_no_others(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text("path,label,split\n0.png,cat,test\n")
+    labelled = find_labelled(str(tmp_path), 8, tmp_path)
+    assert (labelled.part, labelled.classes, len(labelled)) == ("test", ("cat",), 1)
+
+
+def test_images_of_a_single_class_are_measured(
+    loaded: Ensemble, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "5", tmp_path / "data" / "5")
+    evaluation = evaluate(loaded, find_labelled(str(tmp_path / "data"), 8, tmp_path))
+    assert evaluation.images == 20
+    assert [entry.label for entry in evaluation.per_class if entry.count] == ["5"]
+
+
 def test_broken_files_of_the_part_alone_are_told_by_the_users_paths(
     call: Call, run: Run, folder: Path, tmp_path: Path
 ) -> None:

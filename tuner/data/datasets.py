@@ -111,8 +111,12 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
     return _load_files(listing, config, data_dir, part)
 
 
-def find_files(source: str) -> Listing:
+def find_files(source: str, *, needs_train: bool = True) -> Listing:
     """Find the images of a folder, an archive or a manifest.
+
+    Args:
+        source: Its path.
+        needs_train: As for ``find_listing``.
 
     Raises:
         DataError: If there is none, or it is not laid out in any known way.
@@ -124,7 +128,7 @@ def find_files(source: str) -> Listing:
             f"{', '.join(KNOWN)} or a folder, an archive or a manifest of images. If a run's "
             "images were moved, name their new place with --data."
         )
-    return find_listing(path)
+    return find_listing(path, needs_train=needs_train)
 
 
 def items_of(listing: Listing, part: Part) -> list[Item]:

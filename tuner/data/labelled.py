@@ -96,7 +96,7 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
             labels=official.images.labels,
             images=official.images.images,
         )
-    listing = find_files(source)
+    listing = find_files(source, needs_train=False)
     items = listing.parts["train"] if listing.is_whole else listing.parts.get("test", ())
     if not items:
         raise DataError(

@@ -76,7 +76,7 @@ def _read_json(tree: Tree, name: str) -> dict[str, Any]:
 
 
 def listing_of_tables(
-    tree: Tree, names: Mapping[str, Part | None], *, is_required: bool
+    tree: Tree, names: Mapping[str, Part | None], *, is_required: bool, needs_train: bool
 ) -> Listing | None:
     """Return the layout that tables describe; ``None`` if they describe none.
 
@@ -84,6 +84,7 @@ def listing_of_tables(
         tree: The tree that holds them.
         names: Names of the tables -> the part that each holds.
         is_required: Whether nothing else describes the layout.
+        needs_train: As for ``find_listing``.
     """
     read: dict[str, Table | str] = {}
     tables: dict[str, Table] = {}
@@ -110,7 +111,8 @@ def listing_of_tables(
             f"{tree.shown('')}: {' and '.join(map(shown, tables))} could all be the labels. Name "
             "one, as in --data FOLDER/labels.csv, or call them train.csv and test.csv."
         )
-    return _Rows(tree).listing(tables, {name: names[name] for name in tables})
+    parts = {name: names[name] for name in tables}
+    return _Rows(tree).listing(tables, parts, needs_train=needs_train)
 
 
 class _Rows:
@@ -125,7 +127,9 @@ class _Rows:
         self.form_of: dict[str, str] = {}
         """Unicode's normal form of a label -> the form in which it was met first."""
 
-    def listing(self, tables: Mapping[str, Table], parts: Mapping[str, Part | None]) -> Listing:
+    def listing(
+        self, tables: Mapping[str, Table], parts: Mapping[str, Part | None], *, needs_train: bool
+    ) -> Listing:
         """Return the images that these tables list."""
         for name, table in tables.items():
             for row in range(len(table.labels)):
@@ -133,10 +137,10 @@ class _Rows:
         classes = _table_classes(self.found)
         position = {name: index for index, name in enumerate(classes)}
         where = self.tree.shown(next(iter(tables))) if len(tables) == 1 else self.tree.shown("")
-        if len(classes) < 2:
+        if len(classes) < (2 if needs_train else 1):
             raise DataError(
-                f"{where}: needs at least 2 classes, has {len(classes)}."
-                f"{told_broken(self.tree, self.broken)}"
+                f"{where}: needs at least {'2 classes' if needs_train else '1 class'}, has "
+                f"{len(classes)}.{told_broken(self.tree, self.broken)}"
             )
         if None in self.found and len(self.found) > 1:
             raise DataError(f"{where}: some rows have a split and some have none. Give all one.")
@@ -148,17 +152,8 @@ class _Rows:
             ]
             for part, rows in self.found.items()
         }
-        if "train" not in items:
-            raise DataError(f"{where}: no row is of the split 'train'. Name training images so.")
-        for part in items.keys() - {"train"}:
-            present = {item.label for item in items[part]}
-            trained = {item.label for item in items["train"]}
-            if lacking := sorted(present ^ trained):
-                has, lacks = ("train", part) if lacking[0] in trained else (part, "train")
-                raise DataError(
-                    f"{where}: class {classes[lacking[0]]!r} has images in {has} and none in "
-                    f"{lacks}. Both need the same classes."
-                )
+        if needs_train:
+            self._check_same(items, classes, where)
         left_out: dict[str, Sequence[str]] = {}
         if self.unlabelled:
             left_out["row without a label"] = self.unlabelled
@@ -180,6 +175,22 @@ class _Rows:
             ),
             tables={name: table for name, table in tables.items() if None in table.paths},
         )
+
+    def _check_same(
+        self, items: Mapping[Part, Sequence[Item]], classes: Sequence[str], where: str
+    ) -> None:
+        """Check that there are training images, and that all parts have the same classes."""
+        if "train" not in items:
+            raise DataError(f"{where}: no row is of the split 'train'. Name training images so.")
+        for part in items.keys() - {"train"}:
+            present = {item.label for item in items[part]}
+            trained = {item.label for item in items["train"]}
+            if lacking := sorted(present ^ trained):
+                has, lacks = ("train", part) if lacking[0] in trained else (part, "train")
+                raise DataError(
+                    f"{where}: class {classes[lacking[0]]!r} has images in {has} and none in "
+                    f"{lacks}. Both need the same classes."
+                )
 
     def _enter(self, table: Table, row: int, part: Part | None) -> None:
         where = self.tree.shown(table.where(row))
