@@ -194,6 +194,18 @@ def test_broken_files_of_the_part_alone_are_told_by_the_users_paths(
     assert (reading["images"], reading["unreadable"]) == (60, 1)
 
 
+def test_a_missing_file_of_another_part_is_not_told(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    table = tmp_path / "labels.csv"
+    head, *rows = ("path,label,split", "gone.png,cat,train", "lost.png,cat,test", "0.png,cat,test")
+    table.write_text("\n".join([head, *rows]))
+    (told,) = find_labelled(str(table), 8, tmp_path).broken
+    assert told.startswith(f"{tmp_path}/lost.png: cannot be read as an image (No such file")
+    table.write_text("\n".join([head, *rows[:2], "0.png,cat,train"]))
+    with pytest.raises(tuner.DataError, match=r"has no test images.* 1 file .*\n.*lost\.png: No"):
+        find_labelled(str(table), 8, tmp_path)
+
+
 def test_an_ensemble_of_before_that_does_not_tell_its_data_is_measured(
     run: Run, folder: Path, call: Call
 ) -> None:

@@ -231,7 +231,7 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
         ([("path", "label"), (FILES[0], "a")], "needs at least 2 classes, has 1"),
         (
             [("path", "label", "split"), *((f, f[-5] in "135", "test") for f in FILES)],
-            "no row is of the split 'train'",
+            "no image is of the split 'train'",
         ),
         (
             [
@@ -269,6 +269,34 @@ def test_a_file_that_a_manifest_names_and_is_missing_is_told_and_others_too(tmp_
     splits = load(root, skip_broken=True)
     assert 3 not in greys(splits.train.images) | greys(splits.val.images)
     assert any("gone.png" in note and "images/3.png" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ((0, 1, 2, 3, 8, 9, 10, 11), "no image is of the split 'train'"),
+        ((6,), "class 'oak' has images in train and none in test"),
+        ((4, 6), "class 'oak' has images in train and none in (val|test)"),
+    ],
+)
+def test_the_missing_files_of_a_part_are_named_with_what_it_lacks(
+    tmp_path: Path, missing: tuple[int, ...], message: str
+) -> None:
+    put(tmp_path, (name for number, name in enumerate(FILES) if number not in missing))
+    write_csv(tmp_path / "labels.csv", [("path", "label", "split"), *ROWS])
+    with pytest.raises(DataError, match=message) as refusal:
+        find_listing(tmp_path)
+    for number in missing:
+        assert f"images/{number}.png: No such file" in str(refusal.value)
+
+
+def test_the_missing_files_of_a_class_are_named_with_what_it_lacks(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    put(root, FILES[1:4])
+    rows = [(name, ("oak", "elm")[number % 2], "train") for number, name in enumerate(FILES[:4])]
+    write_csv(root / "labels.csv", [("path", "label", "split"), *rows])
+    with pytest.raises(DataError, match=r"'oak': needs at least 2 images.*\n.*0\.png: No such"):
+        load(root)
 
 
 def test_other_tables_beside_class_folders_are_no_manifests(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from tuner.data.known import (
 )
 from tuner.data.layouts import find_listing
 from tuner.data.listing import Item, Listing
+from tuner.data.manifests import told_broken
 from tuner.data.names import listed, number
 from tuner.data.stratified import TEST_SHARE, stratified
 from tuner.data.trees import CACHE, Opener
@@ -250,6 +251,7 @@ def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: s
             raise DataError(
                 f"{listing.class_shown(part, index)}: needs at least {count} images{why}, has "
                 f"{found}. Images end in {' '.join(sorted(image_suffixes()))}."
+                f"{told_broken(listing.tree, listing.broken_of(part))}"
             )
 
 

@@ -13,6 +13,7 @@ from tuner.data.datasets import find_files, load_official
 from tuner.data.decoding import Source, why_unread
 from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
+from tuner.data.manifests import told_broken
 from tuner.data.names import normal_form
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
@@ -50,14 +51,10 @@ class Labelled:
         """List further files of the part that should be images and are not, with the reason."""
         if self.listing is None:
             return []
-        # The part of a missing file that a manifest names is unknown.
-        folders = self.listing.folder_of.items()
-        others = tuple(f"{folder}/" for part, folder in folders if part != self.part)
-        named = ((self.listing.tree.shown(name), why) for name, why in self.listing.broken.items())
+        broken = self.listing.broken if self.part == "all" else self.listing.broken_of("test")
         return [
-            f"{path}: cannot be read as an image ({why})"
-            for path, why in named
-            if not path.startswith(others)
+            f"{self.listing.tree.shown(name)}: cannot be read as an image ({why})"
+            for name, why in broken.items()
         ]
 
     def read(self) -> Iterator[tuple[int, str, Source | DataError]]:
@@ -100,7 +97,8 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
     items = listing.parts["train"] if listing.is_whole else listing.parts.get("test", ())
     if not items:
         raise DataError(
-            f"{listing.base}: has no test images; to measure on others, name their folder"
+            f"{listing.base}: has no test images; to measure on others, name their folder."
+            f"{told_broken(listing.tree, listing.broken_of('test'))}"
         )
     return Labelled(
         source=str(expanded(source).absolute()),

@@ -122,6 +122,7 @@ class _Rows:
         self.tree = tree
         self.found: dict[Part | None, list[tuple[Table, int, str]]] = defaultdict(list)
         self.broken: dict[str, str] = {}
+        self.part_of_broken: dict[str, Part] = {}
         self.unlabelled: list[str] = []
         self.seen: dict[str, str] = {}
         self.form_of: dict[str, str] = {}
@@ -168,6 +169,7 @@ class _Rows:
             parts=items,
             is_whole=None in self.found,
             broken=self.broken,
+            part_of_broken=self.part_of_broken,
             left_out=left_out,
             notes=tuple(
                 f"left out: {number(len(found), 'image')}, {reason}"
@@ -181,7 +183,10 @@ class _Rows:
     ) -> None:
         """Check that there are training images, and that all parts have the same classes."""
         if "train" not in items:
-            raise DataError(f"{where}: no row is of the split 'train'. Name training images so.")
+            raise DataError(
+                f"{where}: no image is of the split 'train'. Name training images so."
+                f"{told_broken(self.tree, self.broken)}"
+            )
         for part in items.keys() - {"train"}:
             present = {item.label for item in items[part]}
             trained = {item.label for item in items["train"]}
@@ -189,7 +194,7 @@ class _Rows:
                 has, lacks = ("train", part) if lacking[0] in trained else (part, "train")
                 raise DataError(
                     f"{where}: class {classes[lacking[0]]!r} has images in {has} and none in "
-                    f"{lacks}. Both need the same classes."
+                    f"{lacks}. Both need the same classes.{told_broken(self.tree, self.broken)}"
                 )
 
     def _enter(self, table: Table, row: int, part: Part | None) -> None:
@@ -217,6 +222,8 @@ class _Rows:
             self.seen[path] = where
             if why := self.tree.why_missing(path):
                 self.broken[path] = f"{why} ({where})"
+                if part is not None:
+                    self.part_of_broken[path] = part
                 return
         self.found[part].append((table, row, self.form_of.setdefault(normal_form(label), label)))
 
