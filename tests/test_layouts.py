@@ -993,6 +993,29 @@ def test_a_split_is_found_by_any_spelling(tmp_path: Path, head: tuple[str, ...])
     assert count(find_listing(tmp_path)) == {"train": [2, 2], "test": [2, 2]}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_parts_in_a_column_of_another_name_are_said(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path, FILES)
+    file = tmp_path / f"labels{suffix}"
+
+    def notes_on(**columns: list[str]) -> tuple[str, ...]:
+        table = {"path": FILES, "label": ["oak", "elm"] * 6, **columns}
+        rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        if suffix == ".csv":
+            write_csv(file, [table, *(row.values() for row in rows)])
+        elif suffix == ".jsonl":
+            file.write_text("\n".join(map(json.dumps, rows)))
+        else:
+            pq.write_table(pa.table(table), file)
+        return find_listing(file).notes
+
+    parts = ["Train", "Train", "test"] * 4
+    told = "the column 'Subset' holds test, train and is not used; call it 'split' to divide the"
+    assert notes_on(Subset=parts) == (f"{told} images by it",)
+    assert notes_on(Subset=parts, split=["train", "train", "test", "test"] * 3) == ()
+    assert notes_on(Subset=["test", *"abcdefghijk"], comment=parts) == ()
+
+
 def test_lines_of_json_may_leave_out_what_others_have(tmp_path: Path) -> None:
     put(tmp_path, numbered("a", count=8))
     rows = [

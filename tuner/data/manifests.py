@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -171,9 +171,12 @@ class _Rows:
             broken=self.broken,
             part_of_broken=self.part_of_broken,
             left_out=left_out,
-            notes=tuple(
-                f"left out: {number(len(found), 'image')}, {reason}"
-                for reason, found in left_out.items()
+            notes=(
+                *(_notes_on_splits(tables.values()) if None in self.found else ()),
+                *(
+                    f"left out: {number(len(found), 'image')}, {reason}"
+                    for reason, found in left_out.items()
+                ),
             ),
             tables={name: table for name, table in tables.items() if None in table.paths},
         )
@@ -232,6 +235,20 @@ class _Rows:
             return []
         suffixes = image_suffixes()
         return [n for n in self.tree.files if suffix_of(n) in suffixes and n not in self.seen]
+
+
+def _notes_on_splits(tables: Iterable[Table]) -> Iterator[str]:
+    """Yield a note about each column that holds parts and is not called ``split``."""
+    words: defaultdict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for column, values in table.other_splits.items():
+            words[column] |= {value.strip().lower() for value in values}
+    for column, found in words.items():
+        if found and found <= PARTS.keys():
+            yield (
+                f"the column '{shown(column)}' holds {', '.join(sorted(found))} and is not used; "
+                "call it 'split' to divide the images by it"
+            )
 
 
 def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:
