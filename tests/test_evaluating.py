@@ -306,7 +306,31 @@ def test_images_that_were_trained_on_are_told(run: Run, folder: Path, call: Call
     file.write_text(json.dumps(plain))
     code, _, err = call(folder)
     assert code == 0
-    assert err.startswith("Worth a look: the ensemble was trained on most of these images")
+    assert err.startswith("Worth a look: the ensemble may have been trained on these images, or")
+
+
+@pytest.mark.parametrize(
+    ("place", "is_told"),
+    [("photos/train", True), ("photos/val", True), ("photos/test", False), ("others", False)],
+)
+def test_a_part_that_was_trained_on_or_chosen_by_is_told(
+    place: str,
+    is_told: bool,
+    loaded: Ensemble,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_trained_on(**record: str) -> bool:
+        data = {**loaded.description["data"], "source": str(tmp_path / "photos"), **record}
+        monkeypatch.setitem(loaded.description, "data", data)  # type: ignore[arg-type]
+        return evaluate(loaded, labelled).is_trained_on
+
+    shutil.copytree(folder / "5", tmp_path / place / "5")
+    labelled = find_labelled(str(tmp_path / place), 8, tmp_path)
+    assert is_trained_on() == is_told
+    # Whatever its folder is called.
+    assert not is_trained_on(test_fingerprint=evaluate(loaded, labelled).fingerprint)
 
 
 # Corruption
