@@ -299,14 +299,20 @@ def test_what_cannot_be_written_is_told_in_a_line(call: Call, run: Run, folder: 
     assert len(err.splitlines()) == 1
 
 
-def test_images_that_were_trained_on_are_told(run: Run, folder: Path, call: Call) -> None:
+def test_the_whole_data_of_a_run_are_told_and_entered_as_a_reading_of_its_test_images(
+    run: Run, folder: Path, call: Call
+) -> None:
     file = run.path / "ensembles" / "all" / "ensemble.json"
     plain = json.loads(file.read_text())
     plain["data"]["source"] = str(folder.absolute())
     file.write_text(json.dumps(plain))
-    code, _, err = call(folder)
-    assert code == 0
-    assert err.startswith("Worth a look: the ensemble may have been trained on these images, or")
+    for number in (1, 2):
+        code, out, err = call(folder, "--json")
+        assert code == 0
+        assert err.startswith("Worth a look: the ensemble may have been trained on these images,")
+        assert not json.loads(out)["is_own_test"]
+        readings = lines_of(run.path / "test_readings.jsonl")[1:]
+        assert [(entry["part"], entry["images"]) for entry in readings] == [("all", 60)] * number
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ class Evaluation:
     """SHA-256 of the prepared images, their labels and classes, as for a part of a data set."""
     is_own_test: bool
     """Whether these are the test images of the ensemble's run."""
+    has_own_test: bool
+    """Whether the test images of the ensemble's run are among them."""
     is_trained_on: bool
     """Whether the ensemble may have been trained on the images, or chosen by them."""
     tta: Tta
@@ -245,7 +247,7 @@ def enter(evaluation: Evaluation) -> None:
             f"{ledger}: cannot be written ({error.strerror or error}), and every evaluation is "
             "entered there. Copy the ensemble to a folder of your own."
         ) from error
-    if evaluation.is_own_test and (run := run_of(evaluation.ensemble)) is not None:
+    if evaluation.has_own_test and (run := run_of(evaluation.ensemble)) is not None:
         run.log_test_reading(reading)
 
 
@@ -310,7 +312,7 @@ def _assess(
     mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
-    place = _place_in_data(ensemble, labelled)
+    data, place = ensemble.description["data"], _place_in_data(ensemble, labelled)
     is_own_test = fingerprint in _test_fingerprints(ensemble)
     return Evaluation(
         ensemble=ensemble.path,
@@ -318,6 +320,7 @@ def _assess(
         part=labelled.part,
         fingerprint=fingerprint,
         is_own_test=is_own_test,
+        has_own_test=is_own_test or (place == Path() and data["test_fingerprint"] is not None),
         is_trained_on=(
             place is not None
             and labelled.part == "all"
@@ -405,5 +408,6 @@ def _test_fingerprints(ensemble: Ensemble) -> set[str]:
     known = {data["test_fingerprint"] if data else ""}
     run = run_of(ensemble.path)
     if run is not None:
-        known |= {reading.fingerprint for reading in run.test_readings()}
+        # A reading of all images has a fingerprint of its own.
+        known |= {reading.fingerprint for reading in run.test_readings() if reading.part != "all"}
     return {fingerprint for fingerprint in known if fingerprint}
