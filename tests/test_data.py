@@ -417,7 +417,9 @@ def test_without_network_and_copy_the_file_to_put_is_named(
     message = str(refusal.value)
     assert message.startswith(f"no intact {name} in {data_dir}, and it could not be fetched (")
     assert f"Put {file.name} (MD5 " in message
-    assert message.endswith("or give --data digits, which needs no network.")
+    assert message.endswith(
+        "or name its folder with --data-dir; a search with --data digits needs no network."
+    )
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
 

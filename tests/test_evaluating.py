@@ -17,7 +17,7 @@ from PIL import Image
 import tuner
 from tuner.cli import main
 from tuner.config import DataConfig
-from tuner.data.labelled import find_labelled
+from tuner.data.labelled import check_classes, find_labelled
 from tuner.data.splits import load_test
 from tuner.deploy.corruption import KINDS, SEVERITIES, Corruption, all_corruptions
 from tuner.deploy.evaluation import evaluate
@@ -143,6 +143,42 @@ def test_of_train_and_test_the_test_part_is_read(folder: Path, tmp_path: Path) -
         find_labelled(str(tmp_path), 8, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat",),
+        ("test/cat",),
+        ("set/test/cat", "set/test/dog"),
+        ("train/cat", "train/dog", "test/dog"),
+    ],
+)
+def test_a_part_to_test_on_needs_no_other_and_not_every_class(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+    labelled = find_labelled(str(tmp_path), 8, tmp_path)
+    found = [labelled.classes[label] for label in labelled.labels.tolist()]
+    assert found == [Path(name).name for name in names if "train" not in name]
+
+
+def test_rows_to_test_on_need_no_others(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text("path,label,split\n0.png,cat,test\n")
+    labelled = find_labelled(str(tmp_path), 8, tmp_path)
+    assert (labelled.part, labelled.classes, len(labelled)) == ("test", ("cat",), 1)
+
+
+def test_images_of_a_single_class_are_measured(
+    loaded: Ensemble, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "5", tmp_path / "data" / "5")
+    evaluation = evaluate(loaded, find_labelled(str(tmp_path / "data"), 8, tmp_path))
+    assert evaluation.images == 20
+    assert [entry.label for entry in evaluation.per_class if entry.count] == ["5"]
+
+
 def test_broken_files_of_the_part_alone_are_told_by_the_users_paths(
     call: Call, run: Run, folder: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +192,18 @@ def test_broken_files_of_the_part_alone_are_told_by_the_users_paths(
     assert last == "Could not be read: 1 of 61"
     (reading,) = lines_of(run.path / "ensembles" / "all" / "evaluations.jsonl")[-1:]
     assert (reading["images"], reading["unreadable"]) == (60, 1)
+
+
+def test_a_missing_file_of_another_part_is_not_told(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    table = tmp_path / "labels.csv"
+    head, *rows = ("path,label,split", "gone.png,cat,train", "lost.png,cat,test", "0.png,cat,test")
+    table.write_text("\n".join([head, *rows]))
+    (told,) = find_labelled(str(table), 8, tmp_path).broken
+    assert told.startswith(f"{tmp_path}/lost.png: cannot be read as an image (No such file")
+    table.write_text("\n".join([head, *rows[:2], "0.png,cat,train"]))
+    with pytest.raises(tuner.DataError, match=r"has no test images.* 1 file .*\n.*lost\.png: No"):
+        find_labelled(str(table), 8, tmp_path)
 
 
 def test_an_ensemble_of_before_that_does_not_tell_its_data_is_measured(
@@ -216,6 +264,15 @@ def test_an_unknown_class_is_refused_before_an_image_is_read(
     assert not (run.path / "ensembles" / "all" / "evaluations.jsonl").exists()
 
 
+def test_a_class_is_known_in_either_unicode_form(tmp_path: Path) -> None:
+    for name in ("cafe\N{COMBINING ACUTE ACCENT}", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+    labelled = find_labelled(str(tmp_path), 8, tmp_path)
+    known = ("dog", "caf\N{LATIN SMALL LETTER E WITH ACUTE}")
+    assert check_classes(labelled, known).tolist() == [1, 0]
+
+
 def test_what_cannot_be_read_is_named_and_left_out(
     call: Call, folder: Path, tmp_path: Path
 ) -> None:
@@ -242,14 +299,44 @@ def test_what_cannot_be_written_is_told_in_a_line(call: Call, run: Run, folder: 
     assert len(err.splitlines()) == 1
 
 
-def test_images_that_were_trained_on_are_told(run: Run, folder: Path, call: Call) -> None:
+def test_the_whole_data_of_a_run_are_told_and_entered_as_a_reading_of_its_test_images(
+    run: Run, folder: Path, call: Call
+) -> None:
     file = run.path / "ensembles" / "all" / "ensemble.json"
     plain = json.loads(file.read_text())
     plain["data"]["source"] = str(folder.absolute())
     file.write_text(json.dumps(plain))
-    code, _, err = call(folder)
-    assert code == 0
-    assert err.startswith("Worth a look: the ensemble was trained on most of these images")
+    for number in (1, 2):
+        code, out, err = call(folder, "--json")
+        assert code == 0
+        assert err.startswith("Worth a look: the ensemble may have been trained on these images,")
+        assert not json.loads(out)["is_own_test"]
+        readings = lines_of(run.path / "test_readings.jsonl")[1:]
+        assert [(entry["part"], entry["images"]) for entry in readings] == [("all", 60)] * number
+
+
+@pytest.mark.parametrize(
+    ("place", "is_told"),
+    [("photos/train", True), ("photos/val", True), ("photos/test", False), ("others", False)],
+)
+def test_a_part_that_was_trained_on_or_chosen_by_is_told(
+    place: str,
+    is_told: bool,
+    loaded: Ensemble,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_trained_on(**record: str) -> bool:
+        data = {**loaded.description["data"], "source": str(tmp_path / "photos"), **record}
+        monkeypatch.setitem(loaded.description, "data", data)  # type: ignore[arg-type]
+        return evaluate(loaded, labelled).is_trained_on
+
+    shutil.copytree(folder / "5", tmp_path / place / "5")
+    labelled = find_labelled(str(tmp_path / place), 8, tmp_path)
+    assert is_trained_on() == is_told
+    # Whatever its folder is called.
+    assert not is_trained_on(test_fingerprint=evaluate(loaded, labelled).fingerprint)
 
 
 # Corruption

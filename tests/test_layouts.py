@@ -231,7 +231,7 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
         ([("path", "label"), (FILES[0], "a")], "needs at least 2 classes, has 1"),
         (
             [("path", "label", "split"), *((f, f[-5] in "135", "test") for f in FILES)],
-            "no row is of the split 'train'",
+            "no image is of the split 'train'",
         ),
         (
             [
@@ -269,6 +269,34 @@ def test_a_file_that_a_manifest_names_and_is_missing_is_told_and_others_too(tmp_
     splits = load(root, skip_broken=True)
     assert 3 not in greys(splits.train.images) | greys(splits.val.images)
     assert any("gone.png" in note and "images/3.png" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ((0, 1, 2, 3, 8, 9, 10, 11), "no image is of the split 'train'"),
+        ((6,), "class 'oak' has images in train and none in test"),
+        ((4, 6), "class 'oak' has images in train and none in (val|test)"),
+    ],
+)
+def test_the_missing_files_of_a_part_are_named_with_what_it_lacks(
+    tmp_path: Path, missing: tuple[int, ...], message: str
+) -> None:
+    put(tmp_path, (name for number, name in enumerate(FILES) if number not in missing))
+    write_csv(tmp_path / "labels.csv", [("path", "label", "split"), *ROWS])
+    with pytest.raises(DataError, match=message) as refusal:
+        find_listing(tmp_path)
+    for number in missing:
+        assert f"images/{number}.png: No such file" in str(refusal.value)
+
+
+def test_the_missing_files_of_a_class_are_named_with_what_it_lacks(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    put(root, FILES[1:4])
+    rows = [(name, ("oak", "elm")[number % 2], "train") for number, name in enumerate(FILES[:4])]
+    write_csv(root / "labels.csv", [("path", "label", "split"), *rows])
+    with pytest.raises(DataError, match=r"'oak': needs at least 2 images.*\n.*0\.png: No such"):
+        load(root)
 
 
 def test_other_tables_beside_class_folders_are_no_manifests(tmp_path: Path) -> None:
@@ -818,6 +846,28 @@ def test_class_names_that_cannot_be_told_apart_are_refused(
         find_listing(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_may_be_written_in_another_unicode_form_in_another_part(
+    tmp_path: Path, form: str
+) -> None:
+    own = unicodedata.normalize(form, "café")
+    other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "café")
+    names = (f"train/{own}", "train/dog", f"test/{other}", "test/dog")
+    put(tmp_path / "folders", numbered(*names, count=3))
+    listing = find_listing(tmp_path / "folders")
+    assert listing.classes == (own, "dog")
+    assert count(listing) == {"train": [3, 3], "test": [3, 3]}
+    put(tmp_path / "table", FILES)
+    rows = [
+        (name, (own, other, "dog")[number % 3], ("train", "test")[number // 6])
+        for number, name in enumerate(FILES)
+    ]
+    write_csv(tmp_path / "table" / "labels.csv", [("path", "label", "split"), *rows])
+    listing = find_listing(tmp_path / "table")
+    assert listing.classes == (own, "dog")
+    assert count(listing) == {"train": [4, 2], "test": [4, 2]}
+
+
 def test_file_names_that_are_no_utf8_are_read_and_shown_escaped(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     put(root, [*numbered("train/a", "train/b", count=3), os.fsdecode(b"train/a/\xe9\x1b.png")])
@@ -941,6 +991,29 @@ def test_a_split_is_found_by_any_spelling(tmp_path: Path, head: tuple[str, ...])
     rows = [(f"a/{n}.png", str(n % 2), "train" if n < 4 else "test") for n in range(8)]
     (tmp_path / "labels.csv").write_text("\n".join(map(",".join, [head, *rows])))
     assert count(find_listing(tmp_path)) == {"train": [2, 2], "test": [2, 2]}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_parts_in_a_column_of_another_name_are_said(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path, FILES)
+    file = tmp_path / f"labels{suffix}"
+
+    def notes_on(**columns: list[str]) -> tuple[str, ...]:
+        table = {"path": FILES, "label": ["oak", "elm"] * 6, **columns}
+        rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        if suffix == ".csv":
+            write_csv(file, [table, *(row.values() for row in rows)])
+        elif suffix == ".jsonl":
+            file.write_text("\n".join(map(json.dumps, rows)))
+        else:
+            pq.write_table(pa.table(table), file)
+        return find_listing(file).notes
+
+    parts = ["Train", "Train", "test"] * 4
+    told = "the column 'Subset' holds test, train and is not used; call it 'split' to divide the"
+    assert notes_on(Subset=parts) == (f"{told} images by it",)
+    assert notes_on(Subset=parts, split=["train", "train", "test", "test"] * 3) == ()
+    assert notes_on(Subset=["test", *"abcdefghijk"], comment=parts) == ()
 
 
 def test_lines_of_json_may_leave_out_what_others_have(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import tuner
 from tuner.deploy.predictor import Ensemble
-from tuner.errors import UsageError
+from tuner.deploy.preprocessing import Preprocessing
+from tuner.errors import DataError, UsageError
 from tuner.run.run import Run
 from tuner.storage.files import write_json
 
@@ -269,6 +270,19 @@ def test_views_asked_for_replace_those_of_the_ensemble(loaded: Ensemble) -> None
     assert np.abs(flipped - loaded.predict(images)).max() > 0.01
     with pytest.raises(UsageError, match="did you mean 'flip'"):
         loaded.predict(images, tta="flipp")  # type: ignore[arg-type]
+
+
+def test_a_damaged_image_of_pillows_is_told_like_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "torn.jpg"
+    Image.effect_noise((64, 64), 50).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    prepare = Preprocessing(image_shape=(1, 8, 8))
+    told = r"torn\.jpg: cannot be read as an image \(image file is truncated"
+    with pytest.raises(DataError, match=told):
+        prepare.file_pixels(path)
+    with Image.open(path) as image, pytest.raises(DataError, match=told):
+        prepare.image_pixels(image)
 
 
 def test_the_example_of_the_documentation_runs(

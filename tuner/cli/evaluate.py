@@ -103,8 +103,8 @@ def evaluate(
         console.print(line, markup=False, soft_wrap=True)
     if evaluation.is_trained_on:
         console.print(
-            "Worth a look: the ensemble was trained on most of these images; on others it is less "
-            "accurate.",
+            "Worth a look: the ensemble may have been trained on these images, or chosen by them; "
+            "on others it is less accurate.",
             soft_wrap=True,
         )
     if evaluation.unreadable:

@@ -35,6 +35,7 @@ from tuner.data.known import (
 )
 from tuner.data.layouts import find_listing
 from tuner.data.listing import Item, Listing
+from tuner.data.manifests import told_broken
 from tuner.data.names import listed, number
 from tuner.data.stratified import TEST_SHARE, stratified
 from tuner.data.trees import CACHE, Opener
@@ -111,8 +112,12 @@ def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart
     return _load_files(listing, config, data_dir, part)
 
 
-def find_files(source: str) -> Listing:
+def find_files(source: str, *, needs_train: bool = True) -> Listing:
     """Find the images of a folder, an archive or a manifest.
+
+    Args:
+        source: Its path.
+        needs_train: As for ``find_listing``.
 
     Raises:
         DataError: If there is none, or it is not laid out in any known way.
@@ -124,7 +129,7 @@ def find_files(source: str) -> Listing:
             f"{', '.join(KNOWN)} or a folder, an archive or a manifest of images. If a run's "
             "images were moved, name their new place with --data."
         )
-    return find_listing(path)
+    return find_listing(path, needs_train=needs_train)
 
 
 def items_of(listing: Listing, part: Part) -> list[Item]:
@@ -246,6 +251,7 @@ def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: s
             raise DataError(
                 f"{listing.class_shown(part, index)}: needs at least {count} images{why}, has "
                 f"{found}. Images end in {' '.join(sorted(image_suffixes()))}."
+                f"{told_broken(listing.tree, listing.broken_of(part))}"
             )
 
 

@@ -105,7 +105,8 @@ def decode_cifar(name: str, part: Literal["train", "test"], size: int, data_dir:
         raise DataError(
             f"no intact {name} in {data_dir}, and it could not be fetched "
             f"({getattr(error, 'reason', error)}). Put {source.filename} (MD5 {source.tgz_md5}) "
-            f"into {data_dir}, or give --data digits, which needs no network."
+            f"into {data_dir}, or name its folder with --data-dir; a search with "
+            "--data digits needs no network."
         ) from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     return make_decoded(resized(images, size), torch.tensor(dataset.targets), dataset.classes)

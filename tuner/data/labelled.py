@@ -13,6 +13,8 @@ from tuner.data.datasets import find_files, load_official
 from tuner.data.decoding import Source, why_unread
 from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
+from tuner.data.manifests import told_broken
+from tuner.data.names import normal_form
 from tuner.errors import DataError
 from tuner.schema import did_you_mean
 from tuner.storage.paths import expanded
@@ -49,14 +51,10 @@ class Labelled:
         """List further files of the part that should be images and are not, with the reason."""
         if self.listing is None:
             return []
-        # The part of a missing file that a manifest names is unknown.
-        folders = self.listing.folder_of.items()
-        others = tuple(f"{folder}/" for part, folder in folders if part != self.part)
-        named = ((self.listing.tree.shown(name), why) for name, why in self.listing.broken.items())
+        broken = self.listing.broken if self.part == "all" else self.listing.broken_of("test")
         return [
-            f"{path}: cannot be read as an image ({why})"
-            for path, why in named
-            if not path.startswith(others)
+            f"{self.listing.tree.shown(name)}: cannot be read as an image ({why})"
+            for name, why in broken.items()
         ]
 
     def read(self) -> Iterator[tuple[int, str, Source | DataError]]:
@@ -95,11 +93,12 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
             labels=official.images.labels,
             images=official.images.images,
         )
-    listing = find_files(source)
+    listing = find_files(source, needs_train=False)
     items = listing.parts["train"] if listing.is_whole else listing.parts.get("test", ())
     if not items:
         raise DataError(
-            f"{listing.base}: has no test images; to measure on others, name their folder"
+            f"{listing.base}: has no test images; to measure on others, name their folder."
+            f"{told_broken(listing.tree, listing.broken_of('test'))}"
         )
     return Labelled(
         source=str(expanded(source).absolute()),
@@ -114,16 +113,19 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
 def check_classes(labelled: Labelled, known: Sequence[str]) -> Tensor:
     """Return the position of each image's class in ``known``, int64, shape (N,).
 
+    Names that differ only in Unicode's normal form are the same, as file systems change it.
+
     Raises:
         DataError: If the images have a class that the classifier lacks.
     """
+    position = {normal_form(name): index for index, name in enumerate(known)}
+    positions = [position.get(normal_form(name), -1) for name in labelled.classes]
     counts = labelled.labels.bincount(minlength=len(labelled.classes)).tolist()
-    for name, count in zip(labelled.classes, counts, strict=True):
-        if count and name not in known:
+    for name, count, found in zip(labelled.classes, counts, positions, strict=True):
+        if count and found < 0:
             hint = did_you_mean(name, known) or f"; it has {', '.join(known[:20])}"
             raise DataError(
                 f"{labelled.source}: class {name!r} is not one of the ensemble's{hint}. Rename its "
                 "folder or leave it out."
             )
-    positions = [known.index(name) if name in known else -1 for name in labelled.classes]
     return torch.tensor(positions)[labelled.labels]

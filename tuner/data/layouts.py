@@ -12,7 +12,7 @@ from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
-from tuner.data.names import check_classes, number, shown
+from tuner.data.names import check_classes, normal_form, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
 from tuner.data.trees import FolderTree, Tree, parent_of, suffix_of
 from tuner.errors import DataError
@@ -28,11 +28,12 @@ UNREAD = frozenset(
 """Suffixes of images that are not read; such files are reported, never skipped silently."""
 
 
-def find_listing(path: Path) -> Listing:
+def find_listing(path: Path, *, needs_train: bool = True) -> Listing:
     """Detect how images are laid out.
 
     Args:
         path: A folder, an archive or a manifest.
+        needs_train: Whether there must be two classes to train on, the same ones in all parts.
 
     Raises:
         DataError: If no listing is found, more than one could be meant, or its classes cannot be
@@ -40,7 +41,9 @@ def find_listing(path: Path) -> Listing:
     """
     if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
         tree: Tree = FolderTree(path.parent, is_walked=False)
-        listing = listing_of_tables(tree, {path.name: None}, is_required=True)
+        listing = listing_of_tables(
+            tree, {path.name: None}, is_required=True, needs_train=needs_train
+        )
     else:
         found = open_tree(path)
         if found is None and path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES):
@@ -50,16 +53,16 @@ def find_listing(path: Path) -> Listing:
                 f"{path}: is not a folder, archive (.zip, .tar, .tar.gz) or manifest "
                 f"({', '.join(TABLE_SUFFIXES)}). Give one."
             )
-        listing = _of_tree(found)
+        listing = _of_tree(found, needs_train=needs_train)
     assert listing is not None
     check_classes(listing.classes, listing.base)
     return replace(listing, source=path)
 
 
-def _of_tree(tree: Tree) -> Listing:
+def _of_tree(tree: Tree, *, needs_train: bool) -> Listing:
     saved = find_saved_tables(tree)
     if saved is not None:
-        listing = listing_of_tables(tree, saved, is_required=True)
+        listing = listing_of_tables(tree, saved, is_required=True, needs_train=needs_train)
         assert listing is not None
         return listing
     suffixes = image_suffixes()
@@ -68,7 +71,10 @@ def _of_tree(tree: Tree) -> Listing:
     base = _common_folder([*images, *tables])
     beside = [name for name in tables if parent_of(name) in (base, f"{base}/data".lstrip("/"))]
     by_table = listing_of_tables(
-        tree, {name: part_of(name) for name in beside}, is_required=not images
+        tree,
+        {name: part_of(name) for name in beside},
+        is_required=not images,
+        needs_train=needs_train,
     )
     if by_table is not None:
         return by_table
@@ -79,7 +85,11 @@ def _of_tree(tree: Tree) -> Listing:
             f"{tree.shown('')}: holds no images that can be read{f', only {met}' if met else ''}. "
             f"Images end in {' '.join(sorted(suffixes))}.{told_broken(tree, tree.broken)}"
         )
-    return _of_folders(tree, _base_of(images), images)
+    base = _base_of(images)
+    if not needs_train and all(parent_of(name) == base for name in images):
+        # A single class folder.
+        base = parent_of(base)
+    return _of_folders(tree, base, images, needs_train=needs_train)
 
 
 def _base_of(images: Sequence[str]) -> str:
@@ -109,7 +119,7 @@ def _common_folder(names: Sequence[str]) -> str:
     return "/".join(common[: named[0]] if named else common)
 
 
-def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
+def _of_folders(tree: Tree, base: str, images: Sequence[str], *, needs_train: bool) -> Listing:
     below = len(base) + 1 if base else 0
     where = tree.shown(base)
     tops = dict.fromkeys(name[below:].partition("/")[0] for name in images if "/" in name[below:])
@@ -124,14 +134,15 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str]) -> Listing:
     # A class may also be called train.
     are_classes = named and all(top in direct for top in tops) and len(tops) > len(named)
     if named and not are_classes:
-        return _of_parts(tree, base, images, named)
+        return _of_parts(tree, base, images, named, needs_train=needs_train)
     folders = {parent_of(name) for name in images} - {base}
     loose = [name for name in images if parent_of(name) == base]
     labelled = [name for name in images if parent_of(name) != base]
-    if len(folders) < 2:
+    least = 2 if needs_train else 1
+    if len(folders) < least:
         raise DataError(
-            f"{where}: needs at least 2 class folders, has {len(folders)}. Sort the images into a "
-            "folder a class, or add a labels.csv with the columns path and label."
+            f"{where}: needs at least {number(least, 'class folder')}, has {len(folders)}. Sort "
+            "the images into a folder a class, or add a labels.csv with the columns path and label."
             f"{told_broken(tree, tree.broken)}"
         )
     _check_no_parts(tree, folders)
@@ -165,7 +176,9 @@ def _check_no_parts(tree: Tree, folders: Iterable[str]) -> None:
             )
 
 
-def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]) -> Listing:
+def _of_parts(
+    tree: Tree, base: str, images: Sequence[str], named: Sequence[str], *, needs_train: bool
+) -> Listing:
     where = tree.shown(base)
     folder_of: dict[Part, str] = {}
     for top in named:
@@ -176,7 +189,7 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
                 f"{part} images. Rename or remove one."
             )
         folder_of[part] = f"{base}/{top}" if base else top
-    if "train" not in folder_of:
+    if needs_train and "train" not in folder_of:
         raise DataError(
             f"{where}/train: no such folder, next to {', '.join(named)}. Give a folder with "
             "train/<class>/, and test/<class>/ or val/<class>/ where there are such images."
@@ -185,7 +198,10 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
     by_part: dict[Part, set[str]] = {}
     loose: list[str] = []
     labelled: dict[Part, list[str]] = {}
-    for part, folder in folder_of.items():
+    form_of: dict[str, str] = {}
+    # Parts may write a class in different Unicode forms; that of the training images is kept.
+    for part in sorted(folder_of, key=lambda part: part != "train"):
+        folder = folder_of[part]
         inside = [name for name in images if name.startswith(f"{folder}/")]
         loose += [name for name in inside if parent_of(name) == folder]
         labelled[part] = [name for name in inside if parent_of(name) != folder]
@@ -198,25 +214,23 @@ def _of_parts(tree: Tree, base: str, images: Sequence[str], named: Sequence[str]
             leaf for leaf in leaves if holding.isdisjoint(map(str, PurePosixPath(leaf).parents))
         }
         own = _class_names(holding | leaves, folder, tree.shown(folder))
+        check_classes(sorted(own.values()), tree.shown(folder))
+        own = {leaf: form_of.setdefault(normal_form(name), name) for leaf, name in own.items()}
         names |= own
         by_part[part] = set(own.values())
-    if not by_part["train"]:
-        raise DataError(
-            f"{tree.shown(folder_of['train'])}: needs at least 2 class folders, has 0. Sort the "
-            "images into a folder a class."
-        )
-    parts = {p: i for p, i in labelled.items() if p == "train" or by_part[p]}
-    _check_same({tree.shown(folder_of[part]): by_part[part] for part in parts})
-    if len(by_part["train"]) < 2:
-        raise DataError(
-            f"{tree.shown(folder_of['train'])}: needs at least 2 class folders, has "
-            f"{len(by_part['train'])}. Sort the images into a folder a class."
-        )
+    parts = {part: labelled[part] for part in folder_of if by_part[part]}
+    if needs_train:
+        if len(by_part["train"]) < 2:
+            raise DataError(
+                f"{tree.shown(folder_of['train'])}: needs at least 2 class folders, has "
+                f"{len(by_part['train'])}. Sort the images into a folder a class."
+            )
+        _check_same({tree.shown(folder_of[part]): by_part[part] for part in parts})
     listing = Listing(
         tree=tree,
         kind=f"class folders in {', '.join(PurePosixPath(folder_of[part]).name for part in parts)}",
         base=where,
-        classes=tuple(sorted(by_part["train"])),
+        classes=tuple(sorted(set(names.values()))),
         parts={part: _items(found, names) for part, found in parts.items()},
         folder_of={part: tree.shown(folder) for part, folder in folder_of.items()},
     )

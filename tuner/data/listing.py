@@ -45,6 +45,8 @@ class Listing:
     """Whether validation and test images are to be split off from ``train``."""
     broken: Mapping[str, str] = field(default_factory=dict)
     """Files that should be images and cannot be read, with the reason."""
+    part_of_broken: Mapping[str, Part] = field(default_factory=dict)
+    """Broken file -> its part, if a table names it."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Reason -> files or rows that it excludes from the data set."""
     notes: tuple[str, ...] = ()
@@ -57,6 +59,16 @@ class Listing:
     """Whether a table names the classes, rather than folders."""
     folder_of: Mapping[Part, str] = field(default_factory=dict)
     """Folder of each part, as the user would write it; empty if there are none."""
+
+    def broken_of(self, part: Part) -> dict[str, str]:
+        """Return the broken files that belong to a part, or to no known part, with the reason."""
+        others = tuple(f"{folder}/" for name, folder in self.folder_of.items() if name != part)
+        return {
+            name: why
+            for name, why in self.broken.items()
+            if self.part_of_broken.get(name, part) == part
+            and not self.tree.shown(name).startswith(others)
+        }
 
     def class_shown(self, part: Part, index: int) -> str:
         """Return where the images of a class are, as the user would write it."""

@@ -2,13 +2,13 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
-from tuner.data.names import listed, number, shown
+from tuner.data.names import listed, normal_form, number, shown
 from tuner.data.tables import BINARY_SUFFIXES, Table, check_size, read_table
 from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
@@ -76,7 +76,7 @@ def _read_json(tree: Tree, name: str) -> dict[str, Any]:
 
 
 def listing_of_tables(
-    tree: Tree, names: Mapping[str, Part | None], *, is_required: bool
+    tree: Tree, names: Mapping[str, Part | None], *, is_required: bool, needs_train: bool
 ) -> Listing | None:
     """Return the layout that tables describe; ``None`` if they describe none.
 
@@ -84,6 +84,7 @@ def listing_of_tables(
         tree: The tree that holds them.
         names: Names of the tables -> the part that each holds.
         is_required: Whether nothing else describes the layout.
+        needs_train: As for ``find_listing``.
     """
     read: dict[str, Table | str] = {}
     tables: dict[str, Table] = {}
@@ -110,7 +111,8 @@ def listing_of_tables(
             f"{tree.shown('')}: {' and '.join(map(shown, tables))} could all be the labels. Name "
             "one, as in --data FOLDER/labels.csv, or call them train.csv and test.csv."
         )
-    return _Rows(tree).listing(tables, {name: names[name] for name in tables})
+    parts = {name: names[name] for name in tables}
+    return _Rows(tree).listing(tables, parts, needs_train=needs_train)
 
 
 class _Rows:
@@ -120,10 +122,15 @@ class _Rows:
         self.tree = tree
         self.found: dict[Part | None, list[tuple[Table, int, str]]] = defaultdict(list)
         self.broken: dict[str, str] = {}
+        self.part_of_broken: dict[str, Part] = {}
         self.unlabelled: list[str] = []
         self.seen: dict[str, str] = {}
+        self.form_of: dict[str, str] = {}
+        """Unicode's normal form of a label -> the form in which it was met first."""
 
-    def listing(self, tables: Mapping[str, Table], parts: Mapping[str, Part | None]) -> Listing:
+    def listing(
+        self, tables: Mapping[str, Table], parts: Mapping[str, Part | None], *, needs_train: bool
+    ) -> Listing:
         """Return the images that these tables list."""
         for name, table in tables.items():
             for row in range(len(table.labels)):
@@ -131,10 +138,10 @@ class _Rows:
         classes = _table_classes(self.found)
         position = {name: index for index, name in enumerate(classes)}
         where = self.tree.shown(next(iter(tables))) if len(tables) == 1 else self.tree.shown("")
-        if len(classes) < 2:
+        if len(classes) < (2 if needs_train else 1):
             raise DataError(
-                f"{where}: needs at least 2 classes, has {len(classes)}."
-                f"{told_broken(self.tree, self.broken)}"
+                f"{where}: needs at least {'2 classes' if needs_train else '1 class'}, has "
+                f"{len(classes)}.{told_broken(self.tree, self.broken)}"
             )
         if None in self.found and len(self.found) > 1:
             raise DataError(f"{where}: some rows have a split and some have none. Give all one.")
@@ -146,17 +153,8 @@ class _Rows:
             ]
             for part, rows in self.found.items()
         }
-        if "train" not in items:
-            raise DataError(f"{where}: no row is of the split 'train'. Name training images so.")
-        for part in items.keys() - {"train"}:
-            present = {item.label for item in items[part]}
-            trained = {item.label for item in items["train"]}
-            if lacking := sorted(present ^ trained):
-                has, lacks = ("train", part) if lacking[0] in trained else (part, "train")
-                raise DataError(
-                    f"{where}: class {classes[lacking[0]]!r} has images in {has} and none in "
-                    f"{lacks}. Both need the same classes."
-                )
+        if needs_train:
+            self._check_same(items, classes, where)
         left_out: dict[str, Sequence[str]] = {}
         if self.unlabelled:
             left_out["row without a label"] = self.unlabelled
@@ -171,13 +169,36 @@ class _Rows:
             parts=items,
             is_whole=None in self.found,
             broken=self.broken,
+            part_of_broken=self.part_of_broken,
             left_out=left_out,
-            notes=tuple(
-                f"left out: {number(len(found), 'image')}, {reason}"
-                for reason, found in left_out.items()
+            notes=(
+                *(_notes_on_splits(tables.values()) if None in self.found else ()),
+                *(
+                    f"left out: {number(len(found), 'image')}, {reason}"
+                    for reason, found in left_out.items()
+                ),
             ),
             tables={name: table for name, table in tables.items() if None in table.paths},
         )
+
+    def _check_same(
+        self, items: Mapping[Part, Sequence[Item]], classes: Sequence[str], where: str
+    ) -> None:
+        """Check that there are training images, and that all parts have the same classes."""
+        if "train" not in items:
+            raise DataError(
+                f"{where}: no image is of the split 'train'. Name training images so."
+                f"{told_broken(self.tree, self.broken)}"
+            )
+        for part in items.keys() - {"train"}:
+            present = {item.label for item in items[part]}
+            trained = {item.label for item in items["train"]}
+            if lacking := sorted(present ^ trained):
+                has, lacks = ("train", part) if lacking[0] in trained else (part, "train")
+                raise DataError(
+                    f"{where}: class {classes[lacking[0]]!r} has images in {has} and none in "
+                    f"{lacks}. Both need the same classes.{told_broken(self.tree, self.broken)}"
+                )
 
     def _enter(self, table: Table, row: int, part: Part | None) -> None:
         where = self.tree.shown(table.where(row))
@@ -204,14 +225,30 @@ class _Rows:
             self.seen[path] = where
             if why := self.tree.why_missing(path):
                 self.broken[path] = f"{why} ({where})"
+                if part is not None:
+                    self.part_of_broken[path] = part
                 return
-        self.found[part].append((table, row, label))
+        self.found[part].append((table, row, self.form_of.setdefault(normal_form(label), label)))
 
     def _unlisted(self, tables: Mapping[str, Table]) -> list[str]:
         if not self.seen:
             return []
         suffixes = image_suffixes()
         return [n for n in self.tree.files if suffix_of(n) in suffixes and n not in self.seen]
+
+
+def _notes_on_splits(tables: Iterable[Table]) -> Iterator[str]:
+    """Yield a note about each column that holds parts and is not called ``split``."""
+    words: defaultdict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for column, values in table.other_splits.items():
+            words[column] |= {value.strip().lower() for value in values}
+    for column, found in words.items():
+        if found and found <= PARTS.keys():
+            yield (
+                f"the column '{shown(column)}' holds {', '.join(sorted(found))} and is not used; "
+                "call it 'split' to divide the images by it"
+            )
 
 
 def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:

@@ -18,6 +18,11 @@ def shown(name: str) -> str:
     )
 
 
+def normal_form(name: str) -> str:
+    """Return a name in Unicode's normal form C, in which an accent has one encoding."""
+    return unicodedata.normalize("NFC", name)
+
+
 def check_classes(names: Iterable[str], where: str) -> None:
     """Check that class names can be written anywhere and are easy to distinguish.
 
@@ -41,10 +46,10 @@ def check_classes(names: Iterable[str], where: str) -> None:
                 f"{where}: the class name '{shown(name)}' is empty or holds control characters. "
                 "Rename it."
             )
-        key = unicodedata.normalize("NFC", name).casefold().strip()
+        key = normal_form(name).casefold().strip()
         if other := seen.get(key):
-            forms = {unicodedata.normalize("NFC", either) for either in (name, other)}
-            what = "Unicode's normal form" if len(forms) == 1 else "case or spaces"
+            is_same = normal_form(name) == normal_form(other)
+            what = "Unicode's normal form" if is_same else "case or spaces"
             raise DataError(
                 f"{where}: the class names '{other}' and '{name}' differ in {what} alone. Merge "
                 "them, or rename one."

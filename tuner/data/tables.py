@@ -28,6 +28,8 @@ TABLE_SUFFIXES = (*TEXT_SUFFIXES, *BINARY_SUFFIXES)
 PATHS = ("path", "file_name", "filename", "file", "image_path", "image", "img")
 LABELS = ("label", "labels", "class", "class_name", "target")
 SPLIT = "split"
+OTHER_SPLITS = ("subset", "set", "partition", "part", "phase", "data_split")
+"""Names of columns that may hold the parts, too; they are not read as such."""
 _ROWS = 64
 """Number of rows that are in memory at once."""
 
@@ -41,6 +43,8 @@ class Table:
     labels: list[Any]
     """``None`` for a row without a label."""
     splits: list[Any] | None
+    other_splits: Mapping[str, frozenset[str]]
+    """Column of ``OTHER_SPLITS`` -> its distinct values; empty if there are ``splits``."""
     paths: list[str | None]
     """The image files' paths; ``None`` where the table holds the image."""
     image_column: str
@@ -121,10 +125,12 @@ def _read_text(tree: Tree, name: str, suffix: str) -> Table | str:
     first_line = 1 if suffix == ".jsonl" else 2
     if empty:
         raise DataError(f"{where}:{empty[0] + first_line}: '{path}' is not a path. Write one.")
+    others = [] if split else _other_splits(columns)
     return Table(
         name=name,
         labels=[None if row.get(label) in (None, "") else row[label] for row in rows],
         splits=None if split is None else [row.get(split) for row in rows],
+        other_splits={other: frozenset(str(row.get(other)) for row in rows) for other in others},
         paths=[row[path] for row in rows],
         image_column=path,
         first_line=first_line,
@@ -200,6 +206,14 @@ def _column(columns: Iterable[str], known: Sequence[str], where: str) -> str | N
     return next(iter(exact or found), None)
 
 
+def _other_splits(columns: Sequence[str]) -> list[str]:
+    return [
+        column
+        for column in columns
+        if column.strip().lower() in OTHER_SPLITS and columns.count(column) == 1
+    ]
+
+
 def _lacking(path: str | None, label: str | None, columns: Iterable[str]) -> str:
     missing = " and ".join(
         word for word, column in (("'path'", path), ("'label'", label)) if column is None
@@ -221,7 +235,12 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
         for column in filter(None, (label, split)):
             if _pyarrow().types.is_nested(schema.field(column).type):
                 raise DataError(f"{where}: '{column}' holds several values a row. Write one.")
-        wanted = [label, *([split] if split else []), *([image] if names_files else [])]
+        others = [
+            other
+            for other in ([] if split else _other_splits(schema.names))
+            if other != label and _is_text(schema.field(other).type)
+        ]
+        wanted = [label, *([split] if split else others), *([image] if names_files else [])]
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
         num_rows = num_letters = 0
         for batch in read(wanted):
@@ -240,6 +259,7 @@ def _read_binary(tree: Tree, name: str) -> Table | str:
         name=name,
         labels=columns[label],
         splits=columns[split] if split else None,
+        other_splits={other: frozenset(map(str, columns[other])) for other in others},
         paths=columns[image] if names_files else [None] * len(columns[label]),
         image_column=image,
         first_line=None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from tuner.config import Tta
 from tuner.data.cache import Fingerprint
 from tuner.data.labelled import Labelled, LabelledPart, check_classes
+from tuner.data.listing import PARTS
 from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote
 from tuner.deploy.stream import ImageFile, predict_files
@@ -101,8 +103,10 @@ class Evaluation:
     """SHA-256 of the prepared images, their labels and classes, as for a part of a data set."""
     is_own_test: bool
     """Whether these are the test images of the ensemble's run."""
+    has_own_test: bool
+    """Whether the test images of the ensemble's run are among them."""
     is_trained_on: bool
-    """Whether the ensemble may have been trained on some of the images."""
+    """Whether the ensemble may have been trained on the images, or chosen by them."""
     tta: Tta
     images: int
     unreadable: tuple[str, ...]
@@ -243,7 +247,7 @@ def enter(evaluation: Evaluation) -> None:
             f"{ledger}: cannot be written ({error.strerror or error}), and every evaluation is "
             "entered there. Copy the ensemble to a folder of your own."
         ) from error
-    if evaluation.is_own_test and (run := run_of(evaluation.ensemble)) is not None:
+    if evaluation.has_own_test and (run := run_of(evaluation.ensemble)) is not None:
         run.log_test_reading(reading)
 
 
@@ -308,16 +312,21 @@ def _assess(
     mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
-    # Ensembles of earlier versions do not record their data.
-    data = ensemble.description["data"]
-    is_same_place = data is not None and labelled.source == data["source"]
+    data, place = ensemble.description["data"], _place_in_data(ensemble, labelled)
+    is_own_test = fingerprint in _test_fingerprints(ensemble)
     return Evaluation(
         ensemble=ensemble.path,
         source=labelled.source,
         part=labelled.part,
         fingerprint=fingerprint,
-        is_own_test=fingerprint in _test_fingerprints(ensemble),
-        is_trained_on=is_same_place and labelled.part == "all",
+        is_own_test=is_own_test,
+        has_own_test=is_own_test or (place == Path() and data["test_fingerprint"] is not None),
+        is_trained_on=(
+            place is not None
+            and labelled.part == "all"
+            and not is_own_test
+            and not any(PARTS.get(folder.lower()) == "test" for folder in place.parts)
+        ),
         tta=tta,
         images=len(truth),
         unreadable=unreadable,
@@ -381,11 +390,24 @@ def _mistakes(
         )
 
 
+def _place_in_data(ensemble: Ensemble, labelled: Labelled) -> Path | None:
+    """Return where images lie in the data of the ensemble's run; ``None`` if elsewhere."""
+    data = ensemble.description["data"]
+    # Data sets known by name have no path, and ensembles of earlier versions do not record theirs.
+    if labelled.listing is None or data is None or not Path(data["source"]).is_absolute():
+        return None
+    try:
+        return Path(labelled.source).resolve().relative_to(Path(data["source"]).resolve())
+    except ValueError:  # They lie elsewhere, or the record names no path that can exist.
+        return None
+
+
 def _test_fingerprints(ensemble: Ensemble) -> set[str]:
     """Return the known fingerprints of the test images of the ensemble's run."""
     data = ensemble.description["data"]
     known = {data["test_fingerprint"] if data else ""}
     run = run_of(ensemble.path)
     if run is not None:
-        known |= {reading.fingerprint for reading in run.test_readings()}
+        # A reading of all images has a fingerprint of its own.
+        known |= {reading.fingerprint for reading in run.test_readings() if reading.part != "all"}
     return {fingerprint for fingerprint in known if fingerprint}

@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tuner.data.decoding import ImageMode, Source, ValueRange, decode_file, resized, resized_pixels
+from tuner.data.decoding import (
+    ImageMode,
+    Source,
+    ValueRange,
+    decode_file,
+    resized,
+    resized_pixels,
+    why_unread,
+)
 from tuner.data.names import shown
 from tuner.deploy.graph import Resize
 from tuner.errors import DataError, UsageError
@@ -96,7 +104,7 @@ class Preprocessing:
         """Return the pixels of a Pillow image, uint8, shape (H, W, C).
 
         Raises:
-            DataError: If it has no pixels, or is deeper than the training images' 8 bits.
+            DataError: If it has no pixels, is damaged, or is deeper than the training images.
         """
         if 0 in image.size:
             raise DataError(f"image: {image.width} x {image.height} pixels are not an image")
@@ -104,8 +112,12 @@ class Preprocessing:
             pixels = resized_pixels(
                 image, self.size, self.mode, resize=self.resize, value_range=self.value_range
             )
-        except ValueError as error:
-            raise DataError(f"image: {error}") from error
+        # As in decode_file, damaged files raise whatever Pillow's parsers run into.
+        except Exception as error:
+            name = shown(os.fsdecode(getattr(image, "filename", None) or "image"))
+            raise DataError(
+                f"{name}: cannot be read as an image ({why_unread(error)}). Repair or remove it."
+            ) from error
         return self._shaped(pixels)
 
     def array_pixels(self, images: np.ndarray) -> Tensor:
