@@ -246,6 +246,19 @@ def test_a_storage_that_cannot_be_used_is_refused_in_one_line(place: str, tmp_pa
         assert (tmp_path / name).read_bytes() == content
 
 
+def test_a_journal_whose_last_line_a_full_disk_cut_is_continued(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    study = optuna.create_study(storage=open_storage(str(journal)), study_name="run")
+    study.add_trial(optuna.create_trial(value=1.0))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    storage = open_storage(str(journal))
+    assert journal.read_bytes() == whole
+    optuna.load_study(study_name="run", storage=storage).add_trial(optuna.create_trial(value=2.0))
+    assert [t.value for t in stored(str(journal))] == [1.0, 2.0]
+    assert [file.name for file in tmp_path.iterdir()] == ["study.journal"]
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_journal_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"

@@ -5,6 +5,7 @@ that is locked, gone or damaged does not affect the search, and the copy catches
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Self
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
@@ -324,7 +325,9 @@ def open_storage(place: str) -> BaseStorage:
         # Optuna would only notice missing write permission when the first trial starts.
         with Path(place).open("ab"):
             storage = JournalStorage(JournalFileBackend(place))
-        # It ignores a last line that is not an entry or is cut off, and appends after it.
+        _cut_unfinished_line(Path(place))
+        # It ignores a last line that is not an entry, or the only one if that is cut off, and
+        # appends after it.
         for line in Path(place).read_bytes().splitlines(keepends=True)[-1:]:
             if "op_code" not in json.loads(line) or not line.endswith(b"\n"):
                 raise ValueError("it does not end as a journal does")
@@ -335,6 +338,23 @@ def open_storage(place: str) -> BaseStorage:
             f"--study-storage {hide_passwords(place)}: cannot be used ({_first_line(error)}). Give "
             "a file in a folder that exists, or the URL of a database such as sqlite:///study.db."
         ) from None
+
+
+def _cut_unfinished_line(journal: Path) -> None:
+    """Remove the last line of a journal if a full disk, or a kill, cut it off.
+
+    A file without a whole line before it may be anything, and is left alone.
+    """
+    content = journal.read_bytes()
+    if content.endswith(b"\n") or b"\n" not in content:
+        return
+    # Others write a line while they hold this lock, so that it is not one that is being written.
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _first_line(error: Exception) -> str:
