@@ -299,18 +299,21 @@ def _without_own_attrs(trial: FrozenTrial) -> FrozenTrial:
     return copy
 
 
-def is_file_in(place: str, storage: AnyPath) -> bool:
-    """Whether a journal or an SQLite database exists in a storage; links are followed.
+def why_not_continued(place: str, storage: AnyPath) -> str:
+    """Return why the record of a run does not lead to this place by itself; empty if it does.
 
+    It leads only to a journal or an SQLite database that exists in its storage; links are followed.
     A URL with options can load any dialect or plugin of SQLAlchemy, and is never one.
     """
     name = place.removeprefix("sqlite:///")
     if "://" in name or "?" in name:
-        return False
+        return f"it is not a file in {storage}"
     try:
-        return Path(name).is_file() and lies_in(Path(name), storage)
-    except OSError:
-        return False
+        if not Path(name).is_file():
+            return "there is no such file"
+        return "" if lies_in(Path(name), storage) else f"it is outside {storage}"
+    except OSError as error:
+        return f"its file cannot be found ({error.strerror})"
 
 
 def open_storage(place: str) -> BaseStorage:
