@@ -15,7 +15,7 @@ from tuner.data.splits import located
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
-from tuner.run.layout import SPACE
+from tuner.run.layout import SPACE, TEACHER, why_not_name
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
@@ -34,7 +34,7 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import RunRequest, as_before, data_dir_of, read_splits
+from tuner.tuning.request import RunRequest, as_before, data_dir_of, lies_in, read_splits
 from tuner.tuning.sampling.sampler import trial_seed
 
 
@@ -338,6 +338,8 @@ def refit(request: RefitRequest, console: Console) -> Run:
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):
         if source and source.record.teacher:
             copy_teacher_probs(source.path, run.path, source.record.teacher)
+        elif request.resume:
+            _copy_missing_teacher(run, plan)
         splits = taught(splits, run)
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
@@ -360,6 +362,22 @@ def refit(request: RefitRequest, console: Console) -> Run:
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run
+
+
+def _copy_missing_teacher(run: Run, plan: RefitConfig) -> None:
+    """Copy the probabilities of its teacher into a refit that was interrupted before it had them.
+
+    The record of the refit leads only into its storage; a run elsewhere is left alone.
+
+    Raises:
+        TunerError: If they are damaged, or not what was written.
+    """
+    teacher, storage = run.record.teacher, run.path.parent
+    if teacher is None or why_not_name(plan.run) or (run.path / TEACHER).exists():
+        return
+    source = storage / plan.run
+    if lies_in(source, storage) and (source / TEACHER).exists():
+        copy_teacher_probs(source, run.path, teacher)
 
 
 def _epochs_of(plan: RefitConfig) -> str:
