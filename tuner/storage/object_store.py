@@ -39,12 +39,12 @@ class Store:
 
     Attributes:
         place: Its address, ``SCHEME://BUCKET``.
-        forbidden: Folder that this process may no longer write in -> why.
+        guards: Folder -> returns why this process may not write there; empty if it may.
     """
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.forbidden: dict[str, str] = {}
+        self.guards: dict[str, Callable[[], str]] = {}
         self._fs = _file_system(place.partition("://")[0])
         self._has_answered = False
         self._silent_since: float | None = None
