@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from tests.disks import small_disk
 from tuner.cli import cli
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits, load_test
-from tuner.errors import DataError
+from tuner.errors import DataError, UsageError
 
 
 @pytest.fixture
@@ -213,3 +214,11 @@ def test_a_split_has_enough_of_each_class_for_a_search(
 
 def test_a_home_of_nobody_is_no_place(tmp_path: Path) -> None:
     assert isinstance(invoke("info", "~nobody-here/photos").exception, DataError)
+
+
+def test_a_split_that_finds_no_room_blames_no_image(photos: Path, tmp_path: Path) -> None:
+    (photos / "dog" / "torn.jpg").unlink()
+    with small_disk(tmp_path / "disk", "16k"):
+        result = invoke("split", str(photos), str(tmp_path / "disk" / "out"))
+    assert isinstance(result.exception, UsageError)
+    assert "out: cannot be written (No space left on device)" in str(result.exception)

@@ -102,6 +102,8 @@ def test_a_folder_of_some_classes_is_measured_whole_with_the_users_own_paths(
     call: Call, run: Run, folder: Path, loaded: Ensemble, tmp_path: Path
 ) -> None:
     output = tmp_path / "evaluation"
+    output.mkdir()
+    (output / "corrupted.csv").write_text("of an earlier evaluation, with --corrupt")
     code, out, err = call(folder, "--json", "--output", output)
     assert (code, err) == (0, "")
     found = json.loads(out)
@@ -124,6 +126,7 @@ def test_a_folder_of_some_classes_is_measured_whole_with_the_users_own_paths(
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [m["path"] for m in found["mistakes"]]
     assert json.loads((output / "evaluation.json").read_text()) == found
+    assert not (output / "corrupted.csv").exists()
     for picture in ("confusion.png", "reliability.png"):
         with Image.open(output / picture) as image:
             image.load()
@@ -291,8 +294,9 @@ def test_what_cannot_be_written_is_told_in_a_line(call: Call, run: Run, folder: 
     code, _, err = call(folder, "--output", "/dev/null/evaluation")
     assert code == 2
     assert err.startswith("cifar-tune: --output /dev/null/evaluation: cannot be written: ")
-    (run.path / "ensembles" / "all" / "evaluations.jsonl").unlink()
-    (run.path / "ensembles" / "all" / "evaluations.jsonl").mkdir()
+    ledger = run.path / "ensembles" / "all" / "evaluations.jsonl"
+    assert not ledger.exists(), "nothing was measured"
+    ledger.mkdir()
     code, out, err = call(folder)
     assert (code, out) == (1, "")
     assert "Copy the ensemble to a folder of your own." in err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,26 @@ def test_the_lock_of_a_process_elsewhere_is_waited_for_whatever_its_clock_says(
         locked(bucket).__enter__()
 
 
+def test_the_lock_of_a_process_that_is_stopped_here_is_not_taken_before_it_ends(
+    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "STALE_SECONDS", -1.0)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.send_signal(signal.SIGSTOP)
+        write_json(bucket / LOCK_NAME, holder(pid=child.pid, began=lease._began(child.pid)))
+        refusal = rf"process {child.pid} on .* wait for it, or stop it\.$"
+        try:
+            with pytest.raises(UsageError, match=refusal):
+                locked(bucket).__enter__()
+        finally:
+            child.kill()
+        # It remains as a zombie, for nobody has asked how it ended.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        mine = lease.Holder(token="mine", host="here", pid=1, machine=lease._machine())
+        lease._take(bucket / LOCK_NAME, mine)
+
+
 def test_a_process_of_a_namespace_of_its_own_is_elsewhere() -> None:
     program = "from tuner.storage import lease; print(lease._machine())"
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
@@ -118,3 +139,23 @@ def test_a_search_whose_lock_was_taken_is_interrupted_and_writes_no_more(
     assert lock.read_text() == another
     assert [path.name for path in bucket.iterdir()] == [LOCK_NAME]
     write_text(bucket / "run.json", "{}")
+
+
+def test_a_process_that_slept_looks_at_its_lock_before_it_writes(
+    bucket: ObjectPath, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 3600.0)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1.0)
+    lock = server.folder / bucket.uri.removeprefix("s3://") / LOCK_NAME
+    another = json.dumps(holder(token="another"))
+    with locked(bucket):
+        time.sleep(1.1)
+        write_text(bucket / "early", "nobody has taken the lock")
+        lock.write_text(another)
+        time.sleep(1.1)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(bucket / "late", "")
+        with pytest.raises(StorageError, match="another process has taken this run over"):
+            write_text(bucket / "late", "")
+    assert lock.read_text() == another
+    assert [path.name for path in bucket.iterdir()] == [LOCK_NAME, "early"]

@@ -12,13 +12,16 @@ import torch
 
 from tests.disks import remount, small_disk
 from tuner.errors import StorageError
-from tuner.run.checkpoint import save_state
+from tuner.run.checkpoint import read_description, save_state
+from tuner.run.teacher_probs import TeacherProbs, write_teacher_probs
 from tuner.run.trial import EpochMetrics, write_val_probs
 from tuner.storage import patience as patience_module
-from tuner.storage.files import write_text
+from tuner.storage.digest import sha256_of
+from tuner.storage.files import append_line, write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.paths import AnyPath, copy_file, on_disk
 from tuner.storage.patience import Patience, patient, persevere, storage_fault
+from tuner.storage.records import explaining_damage
 
 
 @pytest.fixture
@@ -117,6 +120,9 @@ ROW = EpochMetrics(
 WRITERS: dict[str, Callable[[AnyPath], None]] = {
     "text": lambda folder: write_text(folder / "text", "x" * 100_000),
     "probabilities": lambda folder: write_val_probs(folder, np.zeros((20_000, 10), np.float32)),
+    "teacher": lambda folder: write_teacher_probs(
+        folder, TeacherProbs(train=torch.zeros(10_000, 10), val=torch.zeros(1, 10))
+    ),
     "state": lambda folder: save_state(
         folder / "state.safetensors", {"weights": torch.zeros(50_000)}, [ROW]
     ),
@@ -134,10 +140,28 @@ def put_back(folder: AnyPath) -> None:
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_full_disk_is_told_whatever_is_written(write: Callable[[Path], None], disk: Path) -> None:
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(OSError, match="No space left") as caught:
         write(disk)
     assert storage_fault(caught.value) == "No space left on device"
+    named = Path(caught.value.filename)
+    assert (named.parent, named.name[:1] != ".") == (disk, True)
     assert [*disk.iterdir()] == []
+
+
+def test_a_full_disk_is_named_by_the_file_to_which_a_line_is_added(disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_line(disk / "readings.jsonl", "x" * 100_000)
+    assert caught.value.filename == str(disk / "readings.jsonl")
+
+
+def test_a_file_is_not_damaged_because_its_copy_has_no_room(disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        explaining_damage(tmp_path / "large"),
+    ):
+        copy_file(tmp_path / "large", disk / "copy")
+    assert caught.value.filename == str(disk / "copy")
 
 
 @pytest.mark.parametrize("write", [*WRITERS.values(), put_back], ids=[*WRITERS, "read"])
@@ -154,6 +178,28 @@ def test_a_full_disk_on_the_way_to_a_bucket_is_named(
     assert storage_fault(caught.value) == (
         f"No space left on device in {disk} on this machine, which files pass through"
     )
+
+
+def described(file: AnyPath) -> None:
+    read_description(file)
+
+
+def hashed(file: AnyPath) -> None:
+    with explaining_damage(file):
+        sha256_of(file)
+
+
+@pytest.mark.parametrize("read", [described, hashed])
+def test_a_file_of_a_bucket_is_not_damaged_because_this_machine_has_no_room(
+    read: Callable[[AnyPath], None],
+    disk: Path,
+    bucket: ObjectPath,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (bucket / "large").write_bytes(bytes(100_000))
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    with pytest.raises(OSError, match=f"No space left on device in {disk} on this machine"):
+        read(bucket / "large")
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)

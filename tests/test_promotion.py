@@ -428,3 +428,22 @@ def test_one_that_begins_anew_was_promoted_from_no_rung(tmp_path: Path) -> None:
     world.run.trial(0).state.unlink()
     assert not world.begin(world.tuner()).step(0.3)
     assert world.begin(world.tuner()).number == 1, "the better one of the two at the rung"
+
+
+def test_trials_that_passed_a_rung_without_promotion_take_no_place_from_later_ones(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, replace(SEARCH, scheduler="none"))
+    tuner = world.tuner()
+    for _ in range(3):
+        worker = world.begin(tuner)
+        assert [worker.step(0.1) for _ in range(4)] == [True] * 4
+        worker.finish()
+    world.search = replace(world.search, scheduler="asha")
+    world.run.update(search=world.search)
+    assert world.begin(world.tuner()).step(0.9), "the best of four that came to the first rung"
+    assert world.run.trial(3).status.passed == 1
+    # The promoted trial alone takes a place when the search is resumed once more.
+    asha = world.tuner().scheduler
+    assert isinstance(asha, Asha)
+    assert {epoch: rung.num_promoted for epoch, rung in asha.rungs.items()} == {1: 1, 2: 0}

@@ -34,6 +34,8 @@ from tuner.data.splits import Splits, load_splits
 from tuner.errors import ClusterError, DataError, NoUsableTrials, UsageError
 from tuner.run.events import TrialEnded
 from tuner.run.run import Run
+from tuner.run.teacher import TeacherRecord
+from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_trial
 from tuner.space import load_run_space
 from tuner.training.loop import train
@@ -43,6 +45,7 @@ from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import capacity_of, open_run
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.refit import (
+    _copy_missing_teacher,
     _epochs_of,
     begin_refit,
     finalists,
@@ -196,6 +199,25 @@ def test_the_plan_is_read_back_from_the_run_folder(finished_run: Run) -> None:
         again.space.splitlines()[1:]
         == (finished_run.path / "space.yaml").read_text().split("\n")[:-1]
     )
+
+
+def test_a_refit_cut_before_it_had_its_teacher_copies_it_from_its_run(
+    finished_run: Run,
+) -> None:
+    probs = TeacherProbs(train=torch.rand(4, 3), val=torch.rand(2, 3))
+    digest = write_teacher_probs(finished_run.path, probs)
+    teacher = TeacherRecord(
+        ensemble="a/b", path="/a/b", sha256="", members=("trial 1",), probs_sha256=digest
+    )
+    finished_run.update(teacher=teacher)
+    made = started(finished_run)
+    plan = made.record.refit
+    assert plan is not None
+    for elsewhere in ("gone", "../runs/tiny"):
+        _copy_missing_teacher(made, replace(plan, run=elsewhere))
+        assert not (made.path / "teacher.safetensors").exists()
+    _copy_missing_teacher(made, plan)
+    assert torch.equal(read_teacher_probs(made.path, teacher).train, probs.train)
 
 
 def test_trials_get_what_the_space_gives_them(finished_run: Run) -> None:

@@ -246,6 +246,19 @@ def test_a_storage_that_cannot_be_used_is_refused_in_one_line(place: str, tmp_pa
         assert (tmp_path / name).read_bytes() == content
 
 
+def test_a_journal_whose_last_line_a_full_disk_cut_is_continued(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    study = optuna.create_study(storage=open_storage(str(journal)), study_name="run")
+    study.add_trial(optuna.create_trial(value=1.0))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    storage = open_storage(str(journal))
+    assert journal.read_bytes() == whole
+    optuna.load_study(study_name="run", storage=storage).add_trial(optuna.create_trial(value=2.0))
+    assert [t.value for t in stored(str(journal))] == [1.0, 2.0]
+    assert [file.name for file in tmp_path.iterdir()] == ["study.journal"]
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_journal_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
@@ -292,19 +305,19 @@ def test_a_resumed_search_says_where_its_run_names_a_study(
 
 
 @pytest.mark.parametrize(
-    "place",
+    ("place", "why"),
     [
-        "{folder}/new.journal",
-        "sqlite:///{folder}/study.db",
-        "{storage}/missing.journal",
-        "{storage}/link.journal",
-        "{storage}/tiny/../../study.db",
-        "sqlite:///{storage}/study.db?uri=true",
-        "postgresql://me@example.invalid/optuna",
+        ("{folder}/new.journal", "there is no such file"),
+        ("{storage}/missing.journal", "there is no such file"),
+        ("sqlite:///{folder}/study.db", "it is outside {storage}"),
+        ("{storage}/link.journal", "it is outside {storage}"),
+        ("{storage}/tiny/../../study.db", "it is outside {storage}"),
+        ("sqlite:///{storage}/study.db?uri=true", "it is not a file in {storage}"),
+        ("postgresql://me@example.invalid/optuna", "it is not a file in {storage}"),
     ],
 )
 def test_a_record_alone_leads_to_no_study_outside_its_storage(
-    place: str, finished_run: Run, tmp_path: Path
+    place: str, why: str, finished_run: Run, tmp_path: Path
 ) -> None:
     storage = finished_run.path.parent
     (tmp_path / "study.db").touch()
@@ -319,7 +332,9 @@ def test_a_record_alone_leads_to_no_study_outside_its_storage(
     written = io.StringIO()
     with pytest.raises(DataError):
         search(request, Console(file=written, width=80))
-    assert written.getvalue().startswith(f"The study in {place} is not continued")
+    why = why.format(storage=storage)
+    line = f"The study in {place} is not continued, because {why}. To continue it, "
+    assert written.getvalue().startswith(line)
     assert "--study-storage" in written.getvalue()
     assert not (tmp_path / "new.journal").exists()
     assert (tmp_path / "study.db").read_bytes() == b""
@@ -329,6 +344,27 @@ def test_a_record_alone_leads_to_no_study_outside_its_storage(
     params = context_of(finished_run.resume_command()).params
     assert (params["resume"], params["study_storage"]) == (True, place)
     assert "--study-storage" not in Run.open(finished_run.path).resume_command()
+
+
+@pytest.mark.parametrize("prefix", ["", "sqlite:///"])
+def test_a_study_in_a_file_is_found_again_from_another_folder(
+    prefix: str, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "study").touch()
+    monkeypatch.chdir(tmp_path)
+    asked = resuming(finished_run, tmp_path, study_storage=f"{prefix}runs/study")
+    finished_run.update(**asked.record_entries)
+    monkeypatch.chdir("/")
+    found = study_place(resuming(finished_run, tmp_path))
+    assert str(found) == f"{prefix}{tmp_path}/runs/study"
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@db/optuna", "sqlite:///study.db?uri=true"])
+def test_a_url_that_is_no_file_is_recorded_unchanged(
+    url: str, finished_run: Run, tmp_path: Path
+) -> None:
+    request = resuming(finished_run, tmp_path, study_storage=url)
+    assert request.record_entries["study_storage"] == url
 
 
 def test_a_copy_of_a_study_of_losses_says_that_less_is_better(

@@ -1,7 +1,10 @@
 """``evaluate``: measure an ensemble on labelled images."""
 
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,14 +88,17 @@ def evaluate(
 
         found = read_ensemble(place, find_device(device), trust_code=trust_code)
         labelled = find_labelled(data, found.preprocessing.size, data_dir)
+    if output:
+        # Before the images are measured, and the reading is recorded.
+        with _explaining_output(output):
+            output.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=output).close()
     with progress_bar(console, len(labelled), is_free=True) as show:
         evaluation = measure(found, labelled, tta=tta, corrupt=corrupt, progress=show)  # type: ignore[arg-type]
     enter(evaluation)
     if output:
-        try:
+        with _explaining_output(output):
             write_evaluation(evaluation, output)
-        except OSError as error:
-            raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
     if as_json:
         print_json(evaluation.to_plain())
     else:
@@ -111,6 +117,15 @@ def evaluate(
         count = len(evaluation.unreadable)
         console.print(f"Could not be read: {count} of {evaluation.images + count}")
         sys.exit(1)
+
+
+@contextmanager
+def _explaining_output(output: Path) -> Iterator[None]:
+    """Report a folder that cannot be written in a line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
 
 
 def _print_evaluation(console: "Console", found: "Evaluation") -> None:

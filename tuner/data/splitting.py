@@ -16,6 +16,7 @@ from tuner.data.names import listed, number
 from tuner.data.trees import suffix_of
 from tuner.errors import DataError, UsageError
 from tuner.storage.paths import expanded
+from tuner.storage.patience import is_unwritable
 
 
 def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int]:
@@ -108,6 +109,8 @@ def _write_part(listing: Listing, items: Sequence[Item], folder: Path) -> None:
             else:
                 shutil.copyfile(source, target)
         except Exception as error:  # Whatever Pillow and archives raise for damaged files.
+            if is_unwritable(error):
+                raise
             raise DataError(
                 f"{listing.shown(item)}: cannot be copied ({why_unread(error)}). "
                 "Repair or remove it."

@@ -29,6 +29,9 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
             ["kind", "severity", "accuracy"],
             ((c.kind, c.severity, f"{c.accuracy:.6f}") for c in evaluation.corrupted),
         )
+    else:
+        # An earlier evaluation may have left one.
+        (folder / "corrupted.csv").unlink(missing_ok=True)
     name = f"{evaluation.ensemble.name} on {Path(evaluation.source).name}"
     title = f"{name}, accuracy {evaluation.scores.accuracy:.2%}"
     plot_confusion(folder / "confusion.png", evaluation.confusion, evaluation.classes, title)

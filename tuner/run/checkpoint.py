@@ -22,6 +22,7 @@ from tuner.schema import Bounds, Opaque, from_json, quoted, to_json
 from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing
 from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.patience import is_unwritable
 from tuner.storage.records import explaining_damage
 
 
@@ -213,6 +214,8 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
             )
         network.load_state_dict(weights)
     except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
+        if is_unwritable(error):
+            raise  # By the disk to which it is fetched from a bucket.
         reason = str(error).splitlines()[0]  # For missing weights, torch writes one line each.
         raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
     return to_channels_last(network).eval(), checkpoint
@@ -234,6 +237,8 @@ def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpo
         if model is not None:
             _check_model(checkpoint, model)
     except (OSError, SafetensorError, ValueError, UsageError) as error:
+        if is_unwritable(error):
+            raise  # By the disk to which it is fetched from a bucket.
         raise TunerError(f"{path}: not a usable checkpoint: {error}") from error
     return checkpoint
 

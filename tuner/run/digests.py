@@ -19,6 +19,7 @@ from tuner.storage.digest import sha256_of
 from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.paths import AnyPath, read_bytes, read_text
+from tuner.storage.patience import is_unwritable
 from tuner.storage.records import explaining_damage
 
 REMOVED = frozenset({CHECKPOINT, STATE})
@@ -193,6 +194,8 @@ def _damage_of_files(path: AnyPath, names: Iterable[str]) -> list[Damage]:
         except TunerError as error:
             damage.append(Damage.of(error, number_of(path)))
         except OSError as error:
+            if is_unwritable(error):
+                raise  # By the disk to which it is fetched from a bucket.
             damage.append(_damage(path, name, f"damaged or unreadable: {error}"))
     return damage
 

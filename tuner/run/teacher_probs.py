@@ -56,7 +56,10 @@ def read_teacher_probs(run: AnyPath, teacher: TeacherRecord) -> TeacherProbs:
         TunerError: If the file is missing, damaged, or not what was written.
     """
     file = run / TEACHER
-    mend = "Put the file back; a search that resumes without it computes it again."
+    mend = (
+        "Put the file back; resumed without it, a search computes it again, and a refit copies "
+        "it from its run."
+    )
     if not file.exists():
         raise TunerError(f"{file}: the teacher's probabilities are missing. {mend}")
     with explaining_damage(file), on_disk(file) as local:

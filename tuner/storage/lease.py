@@ -63,9 +63,11 @@ def leased(folder: ObjectPath) -> Iterator[None]:
         machine=_machine(),
         began=_began(pid),
     )
+    lease = _Lease(lock, mine)
     _take(lock, mine)
+    folder.guard_writing(lease.why_not_write)
     is_over = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(lock, mine, is_over), name="lock", daemon=True)
+    renewal = threading.Thread(target=_renew, args=(lease, is_over), name="lock", daemon=True)
     renewal.start()
     try:
         yield
@@ -76,7 +78,50 @@ def leased(folder: ObjectPath) -> Iterator[None]:
         with suppress(StorageError):
             if _is_held(lock, mine):
                 lock.unlink(missing_ok=True)
-        folder.allow_writing()
+        folder.end_guard()
+
+
+class _Lease:
+    """A lock that this process holds as long as it renews it.
+
+    Args:
+        lock: The file, which is taken after this is made.
+        mine: What it says about this process.
+    """
+
+    def __init__(self, lock: ObjectPath, mine: Holder) -> None:
+        self._lock = lock
+        self._mine = mine
+        self._renewed = _now()
+        self._is_renewing = threading.RLock()
+        self.is_lost = False
+
+    def why_not_write(self) -> str:
+        """Return why nothing may be written any more; empty while the lock is held.
+
+        A lock that was not renewed in time is looked at first: another process may have taken it
+        while this machine slept, or this process was stopped.
+        """
+        if _now() - self._renewed > STALE_SECONDS:
+            self.renew()
+        return "another process has taken this run over" if self.is_lost else ""
+
+    def renew(self) -> None:
+        """Renew the lock; interrupt this process if another one has taken it."""
+        with self._is_renewing:
+            if self.is_lost:
+                return
+            if _is_held(self._lock, self._mine):
+                # Before the write, which asks whether it may be done.
+                self._renewed = _now()
+                self._lock.write_bytes(_content(self._mine))
+                return
+            self.is_lost = True
+            print(
+                f"{self._lock.parent}: another process has taken this run over; leaving it",
+                file=sys.stderr,
+            )
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def _take(lock: ObjectPath, mine: Holder) -> None:
@@ -99,10 +144,13 @@ def _take_over(lock: ObjectPath, mine: Holder) -> None:
         left = STALE_SECONDS - _age(lock, mine)
         is_near = bool(mine.machine) and holder.machine == mine.machine
         is_dead = is_near and not _is_alive(holder)
-        if left > 0 and not is_dead:
+        # It may be stopped, and continue at any time.
+        is_alive = is_near and holder.pid != mine.pid and _is_visible(holder)
+        if is_alive or (left > 0 and not is_dead):
+            killed = f" If it was killed, try again in {left:.0f} s." if left > 0 else ""
             raise UsageError(
                 f"{lock.parent}: process {holder.pid} on {holder.host} is searching this run; "
-                f"wait for it, or stop it. If it was killed, try again in {left:.0f} s."
+                f"wait for it, or stop it.{killed}"
             )
     lock.write_bytes(_content(mine))
     time.sleep(SETTLE_SECONDS)
@@ -123,18 +171,15 @@ def _age(lock: ObjectPath, mine: Holder) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _renew(lock: ObjectPath, mine: Holder, is_over: threading.Event) -> None:
-    while not is_over.wait(RENEW_SECONDS):
+def _renew(lease: _Lease, is_over: threading.Event) -> None:
+    while not lease.is_lost and not is_over.wait(RENEW_SECONDS):
         with suppress(StorageError, UsageError):  # Whoever works in the folder gets it, too.
-            if not _is_held(lock, mine):
-                lock.parent.forbid_writing("another process has taken this run over")
-                print(
-                    f"{lock.parent}: another process has taken this run over; leaving it",
-                    file=sys.stderr,
-                )
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            lock.write_bytes(_content(mine))
+            lease.renew()
+
+
+def _now() -> float:
+    """Return seconds of a clock that counts those in which the machine sleeps, too."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _content(mine: Holder) -> bytes:
@@ -183,7 +228,9 @@ def _began(pid: int) -> int | None:
     except OSError:
         return None
     # The name is in parentheses and may itself contain spaces and parentheses.
-    return int(text.rpartition(")")[2].split()[19])
+    state, *fields = text.rpartition(")")[2].split()
+    # A zombie has ended, and its parent has not noticed.
+    return None if state == "Z" else int(fields[18])
 
 
 def _is_alive(holder: Holder) -> bool:
@@ -195,3 +242,8 @@ def _is_alive(holder: Holder) -> bool:
     except PermissionError:
         pass
     return _began(holder.pid) in (holder.began, None)
+
+
+def _is_visible(holder: Holder) -> bool:
+    """Whether a process of this machine is seen to run, and no later one has its number."""
+    return holder.began is not None and _began(holder.pid) == holder.began

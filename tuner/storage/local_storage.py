@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from tuner.errors import TunerError, UsageError
+from tuner.storage.patience import fault_number, is_unwritable, storage_fault
 from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.temporary import REPLACED, TemporaryFolder, remove_abandoned, temporary_file
 
@@ -66,26 +67,28 @@ class LocalStorage:
     @contextmanager
     def replacing(self, path: Path, *, flush: bool) -> Iterator[Path]:
         """Yield a path beside ``path`` that is renamed at the end, after a flush if requested."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_file(path) as temporary:
-            yield temporary
-            if flush:
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary_file(path) as temporary:
+                yield temporary
+                if flush:
+                    with temporary.open("rb+") as file:
+                        os.fsync(file.fileno())
+                temporary.chmod(0o644)
+                temporary.replace(path)
 
     def append(self, path: Path, content: bytes) -> None:
         """Append to a file, or create it."""
         self._check_if_there(path)
-        with path.open("ab") as file:
+        with _naming(path), path.open("ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
     def put(self, file: Path, target: Path) -> None:
         """Copy a file."""
-        shutil.copyfile(file, target)
+        with _naming(target):
+            shutil.copyfile(file, target)
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy a plain file."""
@@ -156,3 +159,24 @@ class LocalStorage:
     def _check_if_there(self, path: Path) -> None:
         if path.exists() or path.is_symlink():
             self.check_file(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file that is being written where the storage fails.
+
+    The system names no file if a write fails, ``shutil`` the wrong one, and safetensors raises an
+    error of its own.
+
+    Raises:
+        OSError: If it fails, with the number of the fault and the file. A fault of another file
+            that is read meanwhile is raised unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = fault_number(error)
+        is_named = isinstance(error, OSError) and error.filename is not None
+        if number is None or (is_named and not is_unwritable(error)):
+            raise
+        raise OSError(number, storage_fault(error), str(path)) from error

@@ -187,17 +187,21 @@ class ObjectPath:
         """Return when a file was written, in seconds since 1970."""
         return float(self._ask("modified", self.uri).timestamp())
 
-    def forbid_writing(self, reason: str) -> None:
-        """Forbid this process to write or remove anything in a folder from now on."""
-        store_of(self._bucket).forbidden[self.uri] = reason
+    def guard_writing(self, why_not: Callable[[], str]) -> None:
+        """Have a function decide whether this process may write or remove anything in a folder.
 
-    def allow_writing(self) -> None:
-        """Undo ``forbid_writing``."""
-        store_of(self._bucket).forbidden.pop(self.uri, None)
+        Args:
+            why_not: Called before each write; returns why it is refused, or an empty text.
+        """
+        store_of(self._bucket).guards[self.uri] = why_not
+
+    def end_guard(self) -> None:
+        """Undo ``guard_writing``."""
+        store_of(self._bucket).guards.pop(self.uri, None)
 
     def _check_writable(self) -> None:
-        for folder, reason in store_of(self._bucket).forbidden.items():
-            if self.uri.startswith(f"{folder}/"):
+        for folder, why_not in list(store_of(self._bucket).guards.items()):
+            if self.uri.startswith(f"{folder}/") and (reason := why_not()):
                 raise StorageError(f"{folder}: {reason}; nothing more is written there")
 
     def _full(self, key: str) -> str:

@@ -1,6 +1,5 @@
 """The storage in a bucket of objects."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from uuid import uuid4
 from tuner.storage.lease import leased
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.object_path import MOST_TEXT, ObjectPath
-from tuner.storage.patience import storage_fault
+from tuner.storage.patience import fault_number, storage_fault
 from tuner.storage.temporary import TemporaryFolder
 
 
@@ -114,13 +113,13 @@ def _explaining_disk(folder: str) -> Iterator[None]:
     """Report that it is this machine's own disk that fails, on the way to or from a bucket.
 
     Raises:
-        OSError: Of a number that is a storage's, if it fails.
+        OSError: If it fails, with the number of the fault.
     """
     try:
         yield
     except Exception as error:
-        if not (reason := storage_fault(error)):
+        if (number := fault_number(error)) is None:
             raise
         place = f"{Path(folder).parent} on this machine"
-        told = f"{reason} in {place}, which files pass through"
-        raise OSError(errno.EIO, told, folder) from error
+        told = f"{storage_fault(error)} in {place}, which files pass through"
+        raise OSError(number, told, folder) from error

@@ -9,13 +9,12 @@ from functools import cache
 from typing import Any
 
 from tuner.errors import StorageError, UsageError, how_to_get
+from tuner.storage.patience import is_unwritable
 
 FIRST_SECONDS = 20.0
 """Seconds for which a store that has never answered this process is retried."""
 PATIENCE_SECONDS = 900.0
 """Seconds for which a store that has answered is retried."""
-OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Error numbers that no store reports: they come from this machine's disk."""
 LONGEST_PAUSE = 5.0
 """Maximum number of seconds between two attempts."""
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -40,12 +39,12 @@ class Store:
 
     Attributes:
         place: Its address, ``SCHEME://BUCKET``.
-        forbidden: Folder that this process may no longer write in -> why.
+        guards: Folder -> returns why this process may not write there; empty if it may.
     """
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.forbidden: dict[str, str] = {}
+        self.guards: dict[str, Callable[[], str]] = {}
         self._fs = _file_system(place.partition("://")[0])
         self._has_answered = False
         self._silent_since: float | None = None
@@ -82,8 +81,8 @@ class Store:
                         "credentials and the endpoint that its own tools find, such as those of "
                         "AWS_PROFILE and AWS_ENDPOINT_URL."
                     ) from error
-                if isinstance(error, OSError) and error.errno in OF_DISKS:
-                    raise
+                if is_unwritable(error):
+                    raise  # By this machine's own disk.
                 if isinstance(error, OSError) and error.errno == errno.EINVAL:
                     # s3fs uses this number for what a store will never do.
                     raise StorageError(f"{self.place}: it will not do that: {reason}") from error

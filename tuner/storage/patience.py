@@ -28,6 +28,8 @@ FAULTS = frozenset(
     }
 )
 """Error numbers that mean a fault of the storage, whatever the operation."""
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Error numbers that only a write to a disk raises: no read does, and no object store."""
 
 Found = TypeVar("Found")
 
@@ -155,13 +157,24 @@ def storage_fault(error: BaseException) -> str:
     Args:
         error: Raised by a read or a write.
     """
+    number = fault_number(error)
+    if number is None:
+        return ""
+    own = error.strerror if isinstance(error, OSError) and error.strerror else ""
+    return own or os.strerror(number)
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """Whether a disk is full, or read-only: nothing is wrong with a file that is copied there."""
+    return fault_number(error) in UNWRITABLE
+
+
+def fault_number(error: BaseException) -> int | None:
+    """Return the system's number of a fault of the storage; ``None`` for any other error."""
     number = error.errno if isinstance(error, OSError) else None
     # Safetensors has its own error, and NumPy reports no number where a disk is full.
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
     elif isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
         number = errno.ENOSPC
-    if number not in FAULTS:
-        return ""
-    own = error.strerror if isinstance(error, OSError) and error.strerror else ""
-    return own or os.strerror(number)
+    return number if number in FAULTS else None

@@ -9,6 +9,7 @@ from tuner.errors import TunerError, UsageError
 from tuner.schema import build, parse_json, to_json
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, read_text
+from tuner.storage.patience import is_unwritable
 
 T = TypeVar("T")
 
@@ -70,13 +71,18 @@ def _is_later(plain: object, version: int) -> bool:
 
 @contextmanager
 def explaining_damage(path: AnyPath) -> Iterator[None]:
-    """Report ``path`` as damaged if what is read from it is not what was written."""
+    """Report ``path`` as damaged if what is read from it is not what was written.
+
+    A full disk is not damage: the error of a copy to it is raised unchanged.
+    """
     try:
         yield
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error),
         *(RecursionError, OverflowError, UsageError),
     ) as error:
+        if is_unwritable(error):
+            raise
         # Mistakes in a space name the file themselves.
         problem = str(error).removeprefix(f"{path}:").lstrip()
         raise TunerError(f"{path}: damaged or unreadable: {problem}") from error

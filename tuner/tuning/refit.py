@@ -16,12 +16,12 @@ from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
-from tuner.run.layout import SPACE
+from tuner.run.layout import SPACE, TEACHER, why_not_name
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
 from tuner.space import load_resources
-from tuner.storage.paths import on_disk, read_text
+from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights
 from tuner.training.remeasure import ranked_by
@@ -340,6 +340,8 @@ def refit(request: RefitRequest, console: Console) -> Run:
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):
         if source and source.record.teacher:
             copy_teacher_probs(source.path, run.path, source.record.teacher)
+        elif request.resume:
+            _copy_missing_teacher(run, plan)
         splits = taught(splits, run)
         console.print(
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
@@ -362,6 +364,22 @@ def refit(request: RefitRequest, console: Console) -> Run:
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run
+
+
+def _copy_missing_teacher(run: Run, plan: RefitConfig) -> None:
+    """Copy the probabilities of its teacher into a refit that was interrupted before it had them.
+
+    The record of the refit leads only into its storage; a run elsewhere is left alone.
+
+    Raises:
+        TunerError: If they are damaged, or not what was written.
+    """
+    teacher, storage = run.record.teacher, run.path.parent
+    if teacher is None or why_not_name(plan.run) or (run.path / TEACHER).exists():
+        return
+    source = storage / plan.run
+    if lies_in(source, storage) and (source / TEACHER).exists():
+        copy_teacher_probs(source, run.path, teacher)
 
 
 def _epochs_of(plan: RefitConfig) -> str:

@@ -101,6 +101,17 @@ class RunRequest(ABC):
         """Entries of the run's record that only a run of this kind has."""
 
 
+def absolute_place(place: str) -> str:
+    """Return the file or URL of a study, with a file as an absolute path.
+
+    A run can be resumed in another folder than the one where it began.
+    """
+    prefix = "sqlite:///" if place.startswith("sqlite:///") else ""
+    name = place.removeprefix(prefix)
+    is_file = name and "://" not in name and "?" not in name
+    return f"{prefix}{Path(name).absolute()}" if is_file else place
+
+
 def data_dir_of(record: RunRecord) -> Path:
     """Return a run's data folder or, if this user cannot write there, ``DATA_DIR``.
 
@@ -148,7 +159,7 @@ class SearchRequest(RunRequest):
     def record_entries(self) -> dict[str, Any]:
         """See ``RunRequest``."""
         entries = {
-            "study_storage": self.study_storage,
+            "study_storage": self.study_storage and absolute_place(self.study_storage),
             "teacher": self.teacher,
             "taught_by": self.taught_by,
         }

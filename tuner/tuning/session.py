@@ -29,10 +29,10 @@ from tuner.tuning.ray_backend.driver import (
     run_trials,
 )
 from tuner.tuning.ray_backend.payload import pack, pack_initial_weights
-from tuner.tuning.request import SearchRequest, read_splits
+from tuner.tuning.request import SearchRequest, absolute_place, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
-from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, is_file_in
+from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, why_not_continued
 from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
 
 
@@ -70,10 +70,10 @@ def search(request: SearchRequest, console: Console) -> Run:
             )
         place.check_free()
     elif request.resume and (recorded := _resumed(request).record.study_storage):
+        why = why_not_continued(recorded, request.storage)
         console.print(
-            f"The study in {hide_passwords(recorded)} is not continued, because it is outside "
-            f"{request.storage}. To continue it, give --study-storage again, or set "
-            "CIFAR_TUNE_STUDY_STORAGE.",
+            f"The study in {hide_passwords(recorded)} is not continued, because {why}. To continue "
+            "it, give --study-storage again, or set CIFAR_TUNE_STUDY_STORAGE.",
             markup=False,
             soft_wrap=True,
         )
@@ -172,11 +172,11 @@ def study_place(request: SearchRequest, run: Run | None = None) -> StudyPlace | 
     if request.resume:
         run = run or _resumed(request)
     known = run.record.study_storage if run else None
-    is_kept = known is not None and is_file_in(known, request.storage)
+    is_kept = known is not None and not why_not_continued(known, request.storage)
     place = request.study_storage or (known if is_kept else None)
     # A name may be reused; a start time is not.
     mark = f"{run.record.name} of {run.record.started}" if run else ""
-    is_known = request.resume and place == known
+    is_known = request.resume and place is not None and known in (place, absolute_place(place))
     metric = request.search.metric
     return StudyPlace(place, request.name, mark, is_ours=is_known, metric=metric) if place else None
 

@@ -632,9 +632,9 @@ class Tuner:
         return self._asha is not None and len(record.history) in self._asha.rungs
 
     def _restore_rungs(self, trials: Sequence[TrialRecord], arrived: Sequence[int]) -> None:
-        """Inform ASHA which trials were promoted from the last rung that they reached.
+        """Inform ASHA which trials were promoted from each rung.
 
-        The trials that ``arrived`` there are decided now, in their order of arrival.
+        The trials that ``arrived`` at a rung are decided now, in their order of arrival.
         """
         if self._asha is None:
             return
@@ -648,6 +648,10 @@ class Tuner:
                     self.proposer.note_rung(number, record.history[:rung])
             else:
                 self._asha.leave(number)
+        # A trial that passed a rung under another scheduler, or another grace, took no place there.
+        passed = [min(record.status.passed, len(record.history)) for record in trials]
+        for epoch, peers in self._asha.rungs.items():
+            peers.num_promoted = sum(last >= epoch for last in passed)
         waiting = dict(self._waiting)
         for number, trial in waiting.items():
             self._set_ending(number, trial, None)

@@ -23,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tuner.errors import ClusterError, UsageError, how_to_get
 from tuner.passwords import hide_passwords
+from tuner.storage.files import write_text
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, py_modules, silence_ray, use_local_token
 
@@ -137,9 +138,7 @@ def submit(
     job = f"{_prefix(words[0])}{secrets.token_hex(4)}"
     with TemporaryFolder() as folder:
         for name, text in files.items():
-            path = Path(folder) / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(Path(folder) / name, text, flush=False)
         if files:
             environment["working_dir"] = folder
         with _explaining(client.get_address()):

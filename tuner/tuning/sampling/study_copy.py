@@ -5,6 +5,7 @@ that is locked, gone or damaged does not affect the search, and the copy catches
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Self
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 
@@ -296,18 +297,21 @@ def _without_own_attrs(trial: FrozenTrial) -> FrozenTrial:
     return copy
 
 
-def is_file_in(place: str, storage: AnyPath) -> bool:
-    """Whether a journal or an SQLite database exists in a storage; links are followed.
+def why_not_continued(place: str, storage: AnyPath) -> str:
+    """Return why the record of a run does not lead to this place by itself; empty if it does.
 
+    It leads only to a journal or an SQLite database that exists in its storage; links are followed.
     A URL with options can load any dialect or plugin of SQLAlchemy, and is never one.
     """
     name = place.removeprefix("sqlite:///")
     if "://" in name or "?" in name:
-        return False
+        return f"it is not a file in {storage}"
     try:
-        return Path(name).is_file() and lies_in(Path(name), storage)
-    except OSError:
-        return False
+        if not Path(name).is_file():
+            return "there is no such file"
+        return "" if lies_in(Path(name), storage) else f"it is outside {storage}"
+    except OSError as error:
+        return f"its file cannot be found ({error.strerror})"
 
 
 def open_storage(place: str) -> BaseStorage:
@@ -322,7 +326,9 @@ def open_storage(place: str) -> BaseStorage:
         # Optuna would only notice missing write permission when the first trial starts.
         with Path(place).open("ab"):
             storage = JournalStorage(JournalFileBackend(place))
-        # It ignores a last line that is not an entry or is cut off, and appends after it.
+        _cut_unfinished_line(Path(place))
+        # It ignores a last line that is not an entry, or the only one if that is cut off, and
+        # appends after it.
         for line in Path(place).read_bytes().splitlines(keepends=True)[-1:]:
             if "op_code" not in json.loads(line) or not line.endswith(b"\n"):
                 raise ValueError("it does not end as a journal does")
@@ -333,6 +339,23 @@ def open_storage(place: str) -> BaseStorage:
             f"--study-storage {hide_passwords(place)}: cannot be used ({_first_line(error)}). Give "
             "a file in a folder that exists, or the URL of a database such as sqlite:///study.db."
         ) from None
+
+
+def _cut_unfinished_line(journal: Path) -> None:
+    """Remove the last line of a journal if a full disk, or a kill, cut it off.
+
+    A file whose line before is no entry of a journal may be anything, and is left alone.
+    """
+    *_, before, last = [b"", b"", *journal.read_bytes().splitlines(keepends=True)]
+    if last.endswith(b"\n") or not before or "op_code" not in json.loads(before):
+        return
+    # Others write a line while they hold this lock, so that it is not one that is being written.
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _first_line(error: Exception) -> str:
