@@ -227,6 +227,8 @@ def test_a_search_that_ends_without_its_storage_says_how_to_complete_the_study(
         "{folder}/mapping",
         "{folder}/bytes",
         "{folder}/cut",
+        "{folder}/notes",
+        "{folder}/lines",
         "nosuchdatabase://host/name",
         "sqlite://{folder}/study.db",
         "redis://localhost:1",
@@ -235,6 +237,7 @@ def test_a_search_that_ends_without_its_storage_says_how_to_complete_the_study(
 def test_a_storage_that_cannot_be_used_is_refused_in_one_line(place: str, tmp_path: Path) -> None:
     contents = {"text": b"no study\n", "list": b"[1]\n", "mapping": b'{"a": 1}\n'}
     contents |= {"bytes": bytes(range(256)) * 16, "cut": b'{"op_code":0,"worker_id":"a","stu'}
+    contents |= {"notes": b"no study\nand no end", "lines": b'{"a": 1}\n{"b": 2}'}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     unusable = StudyPlace(place.format(folder=tmp_path), "run", "first")
