@@ -164,6 +164,23 @@ def test_a_folder_without_images_and_a_pipe_are_named(
     assert "pipe.png is a pipe or a device, not a file" in err
 
 
+def test_images_of_kinds_that_are_not_read_are_named(
+    call: Call, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(files_of(photos)[0], tmp_path / "a.png")
+    (tmp_path / "of 1").mkdir()
+    for name in ("b.HEIC", "of 1/c.dng"):
+        (tmp_path / name).write_bytes(b"a photo")
+    (tmp_path / "notes.txt").write_text("no image")
+    code, _, err = call(tmp_path)
+    assert code == 1
+    assert err.splitlines() == [
+        f"{tmp_path}/{name}: cannot be read as an image (images of this kind ({suffix}) are not "
+        "read; convert it)"
+        for name, suffix in (("b.HEIC", ".heic"), ("of 1/c.dng", ".dng"))
+    ] + ["Could not be read: 2 of 3"]
+
+
 def test_a_name_with_a_line_break_makes_no_line_of_its_own(call: Call, tmp_path: Path) -> None:
     (tmp_path / "a\nforged.png").write_bytes(b"no image")
     os.mkfifo(tmp_path / "b\nforged.png")
