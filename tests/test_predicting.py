@@ -152,6 +152,16 @@ def test_a_list_of_files_comes_from_stdin_and_odd_names_go_through(
     assert paths == [str(odd), *map(str, sorted((photos / "of 1").iterdir()))]
 
 
+def test_csv_on_stdout_is_the_same_as_in_a_file(call: Call, photos: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "narrow\u202fspace.png"
+    shutil.copyfile(files_of(photos)[0], odd)
+    output = tmp_path / "answers.csv"
+    call(odd, "--format", "csv", "--output", output)
+    _, out, _ = call(odd, "--format", "csv")
+    assert out == output.read_text()
+    assert str(odd) in out
+
+
 def test_a_folder_without_images_and_a_pipe_are_named(
     call: Call, photos: Path, tmp_path: Path
 ) -> None:
