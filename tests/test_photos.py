@@ -143,6 +143,8 @@ def test_an_ensemble_prepares_images_as_they_were_prepared(
     result = combine(run)
     described = json.loads((result.path / "ensemble.json").read_text())["preprocessing"]
     assert (described["resize"], described["black"], described["white"]) == ("crop", 0, WHITE)
+    card = (result.path / "model_card.md").read_text()
+    assert "values 0 to 4095 of images deeper than 8 bits become 0 to 255" in card
     ensemble = read_ensemble(result.path, CPU)
     files = sorted((tested_folder / "test").rglob("*.png"))
     probs = ensemble.predict(files)

@@ -37,6 +37,11 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
     place = f"{result.run}/{result.name}"
     channels, height, width = description["preprocessing"]["image_shape"]
     kind = "grey" if channels == 1 else "colour"
+    white = description["preprocessing"].get("white")
+    scaled = ""
+    if white is not None:
+        black = description["preprocessing"]["black"]
+        scaled = f" (values {black:g} to {white:g} of images deeper than 8 bits become 0 to 255)"
     sections = {
         "Data": _data(result, plan, description),
         "Members": _members(result, plan.splits.num_folds),
@@ -62,8 +67,8 @@ their hashes, and the networks by `probe.safetensors`, when it is loaded.""",
     head = f"""\
 # {_text(place)}
 
-{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} pixels, and \
-returns the probabilities of {len(result.classes)} classes. \
+{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} \
+pixels{scaled}, and returns the probabilities of {len(result.classes)} classes. \
 Made by {description["made_by"]}, {description["made"][:10]}.
 """
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
