@@ -306,7 +306,16 @@ def test_a_file_and_the_command_say_how_deep_images_are_scaled(
     assert "values 0 to 4095 become 0 to 255" in capsys.readouterr().out
 
 
-def made_export(*, value_range: ValueRange | None = None) -> Export:
+def test_the_command_says_where_squares_differ_from_those_of_predict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _print(made_export(resize="crop"))
+    assert "it crops half a pixel away from where predict crops files" in capsys.readouterr().out
+    _print(made_export())
+    assert "half a pixel" not in capsys.readouterr().out
+
+
+def made_export(*, resize: Resize = "squash", value_range: ValueRange | None = None) -> Export:
     """Return what the command would have written."""
     return Export(
         file="ensemble.onnx",
@@ -321,6 +330,7 @@ def made_export(*, value_range: ValueRange | None = None) -> Export:
             num_files=0,
             equal_labels_of_files=0,
         ),
+        resize=resize,
         value_range=value_range,
         latency=(),
     )

@@ -86,6 +86,11 @@ def _print(made: "Export") -> None:
         print(
             f"It takes 8 bits. Scale deeper images: values {black:g} to {white:g} become 0 to 255."
         )
+    if made.resize == "crop":
+        print(
+            "Where an image's sides differ by an odd number, it crops half a pixel away from where "
+            "predict crops files."
+        )
     if compared.num_files:
         print(
             f"predict, which decodes large JPEGs at a smaller scale, gives {compared.num_files} "

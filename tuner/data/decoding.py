@@ -285,7 +285,11 @@ def range_of(low: float, high: float, *, is_whole: bool) -> ValueRange:
 
 
 def resized(images: Tensor, size: int, resize: Resize = "squash") -> Tensor:
-    """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels."""
+    """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels.
+
+    Only whole pixels are cropped: if the sides differ by an odd number, half a pixel away from
+    ``decode_file``, which crops exactly in the middle.
+    """
     height, width = images.shape[2:]
     if (height, width) == (size, size):
         return images

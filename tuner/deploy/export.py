@@ -40,7 +40,7 @@ from torch.export import Dim, ExportedProgram
 
 from tuner import __version__
 from tuner.data.decoding import ValueRange
-from tuner.deploy.graph import EnsembleGraph, MemberGraph
+from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize
 from tuner.deploy.preprocessing import Preprocessing
 from tuner.deploy.samples import Sample
 from tuner.errors import TunerError, UsageError, how_to_get
@@ -92,7 +92,7 @@ class Comparison:
     """Number of images from files, decoded at full size."""
     equal_labels_of_files: int
     """Number of them with the class that ``predict`` returns for the file; it decodes a large JPEG
-    at a smaller scale."""
+    at a smaller scale, and may crop half a pixel away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +106,8 @@ class Export:
     num_bytes: int
     num_members: int
     compared: Comparison
+    resize: Resize
+    """How it makes images square."""
     value_range: ValueRange | None
     """Values of deeper images that become 0 and 255 before it takes them; ``None`` if none were
     deeper than 8 bits in training."""
@@ -182,6 +184,7 @@ def export_graph(
             num_bytes=temporary.stat().st_size,
             num_members=len(graph.members),
             compared=compared,
+            resize=graph.resize,
             value_range=Preprocessing.from_plain(description["preprocessing"]).value_range,
             latency=tuple(
                 Latency(num_images=count, exported_ms=ours, torch_ms=theirs)
