@@ -266,7 +266,10 @@ def print_plan(plan: dict[str, Any], left_out: "Sequence[Excluded]") -> None:
     for skipped in plan["skipped"]:
         console.print(f"{skipped['method']}: {skipped['reason']}.", markup=False)
     count, accuracy = plan["val_images"], plan["choices"][0]["crossfit"]["accuracy"]
-    told = f"On {count} validation images: {margin(accuracy, count)} for the first (95% interval)."
+    told = (
+        f"Accuracy on {count} validation images: {margin(accuracy, count)} for the first (95% "
+        "interval)."
+    )
     console.print(f"\n{TRAINED_ON_VALIDATION if plan['is_val_seen'] else told}\n")
     _print_left_out(console, left_out)
 
