@@ -15,13 +15,16 @@ from torch import Tensor
 
 from tuner.config import Method, TrialConfig
 from tuner.data.cache import Images
+from tuner.data.datasets import DatasetPart
 from tuner.data.splits import Splits, load_test
 from tuner.deploy.predictor import read_ensemble
 from tuner.ensemble import make_ensemble, planning
+from tuner.ensemble.folder import _write_mistakes
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.metrics.predict import confusion_matrix, predict_probs, score
+from tuner.report.ensembles import MOST_IMAGE_BYTES
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.layout import DIGESTS
 from tuner.run.run import Run
@@ -152,6 +155,23 @@ def test_the_mistakes_are_real_images_the_surest_first(finished_run: Run) -> Non
         assert row["true"] == str(int(images.labels[index])) != row["predicted"]
     confidences = [float(row["confidence"]) for row in rows]
     assert confidences == sorted(confidences, reverse=True)
+
+
+def test_a_mistake_is_kept_as_a_small_picture(tmp_path: Path) -> None:
+    images = torch.randint(256, (24, 3, 256, 256), dtype=torch.uint8)
+    part = DatasetPart(
+        images=Images(images=images, labels=torch.zeros(24, dtype=torch.int64)),
+        classes=("a", "b"),
+        fingerprint="",
+    )
+    vote = torch.tensor([[0.2, 0.8]]).expand(24, 2)
+    _write_mistakes(tmp_path, part, vote, part.classes)
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 24
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (128, 128)
+    # Even noise fits.
+    assert sum(file.stat().st_size for file in pictures) < MOST_IMAGE_BYTES
 
 
 def test_the_metrics_hold_all_that_a_report_reads(finished_run: Run) -> None:

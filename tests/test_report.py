@@ -425,6 +425,16 @@ def test_a_damaged_ensemble_is_told_of(tmp_path: Path, run: Run) -> None:
         write(copy)
 
 
+def test_a_mistake_whose_picture_is_too_large_is_named(tmp_path: Path, run: Run) -> None:
+    copy = with_ensemble(run, tmp_path)
+    # Earlier versions wrote images of any size.
+    with (copy.path / "ensembles" / "top" / "mistakes" / "02.png").open("ab") as file:
+        file.write(bytes(1_600_000))
+    page = write(copy)
+    assert page.count('src="data:image/png;base64,') == 5
+    assert "02.png is too large for this page" in page
+
+
 def test_folders_whose_names_are_no_utf_8_are_shown(tmp_path: Path, run: Run) -> None:
     copy = with_ensemble(run, tmp_path, name=None)
     ensembles = copy.path / "ensembles"
