@@ -514,13 +514,23 @@ def test_members_that_were_stopped_early_are_worth_a_look(tmp_path: Path, run: R
         assert all(advised in line for line in told)
 
 
-@pytest.mark.parametrize(("test", "side"), [(0.6, "below"), (0.75, ""), (0.9, "above")])
+@pytest.mark.parametrize(
+    ("test", "folds", "side"),
+    [
+        (0.6, None, "below"),
+        (0.75, None, ""),
+        (0.9, None, "above"),
+        (0.6, 5, "below"),
+        # The mean of five networks is better than one.
+        (0.9, 5, ""),
+    ],
+)
 def test_a_gap_that_chance_does_not_explain_is_worth_a_look(
-    tmp_path: Path, run: Run, test: float, side: str
+    tmp_path: Path, run: Run, test: float, folds: int | None, side: str
 ) -> None:
     figures = {"val": scores(0.8), "crossfit": scores(0.788), "test": scores(test)}
     copy = with_ensemble(run, tmp_path, ensemble=figures)
-    copy.update(num_val=1000)
+    copy.update(num_val=1000, data=replace(copy.record.data, folds=folds))
     told = [line for line in advice_of(copy) if "more than chance explains" in line]
     assert len(told) == bool(side)
     assert all(f"points {side} the cross-fitted one" in line for line in told)
