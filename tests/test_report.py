@@ -27,6 +27,7 @@ from tests.benchmarks.processes import PROGRAM
 from tests.test_comparison import type_command
 from tests.test_state import row
 from tests.test_tuner import World, read_space
+from tuner.cli.insights import RunInsights, tentative_importance
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import live, make_page, verdict, write_report
@@ -37,7 +38,7 @@ from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.run.uncertainty import val_margin
 from tuner.space import SearchSpace, load_space
-from tuner.space.searched import short_names
+from tuner.space.searched import LEAST_WEIGHED, short_names
 from tuner.tuning.sampling.importance import ALL, importances, resampled_importances
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import make_scheduler
@@ -566,6 +567,29 @@ def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path
     assert line.endswith("--time-budget 120s --gpu-hours 2 --storage " + str(copy.path.parent))
     copy.update(search=replace(SEARCH, trials=42, sampler="grid"))
     assert advice_of(copy) == [], "a grid may hold fewer"
+
+
+def test_trials_outside_a_narrowed_space_do_not_hide_the_importance(run: Run) -> None:
+    narrow = read_space(
+        """
+space:
+  batch_size: {choice: [32, 64]}
+  model:
+    choice:
+      cnn: {stages: 2, width: {int: [8, 64]}}
+      resnet: {depth: {choice: [10, 18]}}
+  optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
+"""
+    )
+    scored = [trial for trial in run.trials() if trial.is_scored]
+    inside = [trial for trial in scored if trial.config.batch_size != 128][:15]
+    trials = [*inside, *(trial for trial in scored if trial.config.batch_size == 128)]
+    assert len(trials) >= LEAST_WEIGHED
+    known = RunInsights(space=narrow, importance=importances(narrow, trials), advice=[])
+    assert known.importance == {}
+    shares = tentative_importance(run, known, trials)
+    assert shares == resampled_importances(narrow, inside)
+    assert shares
 
 
 def test_of_few_trials_the_importance_is_told_with_its_range(run: Run) -> None:
