@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.conftest import train_trial
 from tuner.cli import cli
+from tuner.cli.ensemble_tables import print_ensemble
 from tuner.config import DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.deploy.predictor import read_ensemble
@@ -263,9 +264,19 @@ def test_without_test_images_nothing_fitted_to_them_is_held_out(
     assert result.gain.over_best_single == result.verdict.asked.gain
 
 
-def test_images_that_were_trained_on_are_not_held_out(folder: Path, tmp_path: Path) -> None:
+def test_images_that_were_trained_on_are_not_held_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
     result = combine(make_run(folder, tmp_path, all_data=True), said)
     assert result.tested_on == "training"
     assert not [line for line in said if "made without it" in line]
-    assert "held-out" not in (result.path / "model_card.md").read_text()
+    card = (result.path / "model_card.md").read_text()
+    assert "held-out" not in card
+    print_ensemble(result.path, is_whole=True)
+    shown = capsys.readouterr().out
+    # Nothing was chosen by these images: no trial is the best.
+    assert not [word for word in ("chosen by.", "for choosing", "best single") if word in card]
+    assert "first, trial 0" in card
+    assert "best single" not in shown
+    assert "first: 0" in shown

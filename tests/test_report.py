@@ -436,6 +436,16 @@ def test_a_mistake_whose_picture_is_too_large_is_named(tmp_path: Path, run: Run)
     assert "02.png is too large for this page" in page
 
 
+def test_no_trial_is_the_best_by_images_that_were_trained_on(tmp_path: Path, run: Run) -> None:
+    copy = with_ensemble(run, tmp_path, is_val_seen=True, comparison=[])
+    copy.update(data=replace(copy.record.data, all_data=True))
+    page = write(copy)
+    assert "+2.3 over the first trial [1.7, 2.9]" in page
+    assert "Over the first, trial 1: +2.3 points" in page
+    assert "best single" not in page.partition('id="ensemble"')[2].partition("</section>")[0]
+    assert "<dt>best single" not in page
+
+
 def test_folders_whose_names_are_no_utf_8_are_shown(tmp_path: Path, run: Run) -> None:
     copy = with_ensemble(run, tmp_path, name=None)
     ensembles = copy.path / "ensembles"

@@ -126,7 +126,7 @@ def _print_members(console: Console, result: "EnsembleFigures", most: int | None
         table.add_row("mean member", "", "", *_scores(result, mean.val, None, mean.test))
     if single := result.best_single_figures:
         scores = _scores(result, single.val, single.crossfit, single.test)
-        table.add_row(f"best single: {result.best_single}", "", "", *scores)
+        table.add_row(f"{result.single_called}: {result.best_single}", "", "", *scores)
     whole = result.ensemble
     scores = _scores(result, whole.val, whole.crossfit, whole.test)
     table.add_row("ensemble", "", "", *scores, style="bold")
@@ -146,9 +146,10 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
             soft_wrap=True,
         )
         return
+    single = f"  over the {result.single_called}, trial {result.best_single}"
     console.print(
         f"\nGain in {result.tested_on} accuracy, {gain.level:.0%} interval, in points:\n"
-        f"  over the best single, trial {result.best_single:<5}{over_single}"
+        f"{single:<35}{over_single}"
         f"  McNemar p = {gain.mcnemar_p:.2g}\n"
         f"  over the mean member             {interval_text(gain.over_mean_member)}",
         markup=False,
@@ -282,7 +283,7 @@ def _print_sizes(console: Console, result: "EnsembleFigures") -> None:
         "trial",
         result.tested_on,
         "interval",
-        "gain over best single",
+        f"gain over {result.single_called}",
         "McNemar p",
         "adds",
     )

@@ -15,6 +15,7 @@ from tuner.metrics.figures import Interval, Intervals
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, accuracy_interval
+from tuner.run.ensemble_record import single_called
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
 from tuner.storage.paths import read_text
@@ -79,7 +80,7 @@ def _kind(result: EnsembleResult) -> str:
     if result.method in SOUPS:
         return f"The averaged weights of {count} image classifiers ({result.method})"
     if count == 1:
-        return f"One image classifier, chosen by {result.method}"
+        return f"One image classifier ({result.method})"
     return f"{count} image classifiers that vote ({result.method})"
 
 
@@ -106,6 +107,8 @@ def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) ->
 
 
 def _validated(plan: Plan) -> str:
+    if plan.splits.is_val_seen:
+        return "validation images, which are among the training images"
     if not plan.splits.num_folds:
         return "validation images, for choosing"
     return (
@@ -127,7 +130,13 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
         for member in result.members
     ]
     table = _table(("", "model", "weight", "temperature", "validation", result.tested_on), rows)
-    told = f"By {name_of(result.metric)}, which they were chosen by.\n\n{table}"
+    if result.is_val_seen:
+        by = ". Nothing was chosen by it: the members are the first trials of the run"
+    elif result.method in ("greedy", "weighted"):
+        by = ", which candidates were ranked by; members were chosen by the NLL of their vote"
+    else:
+        by = ", which they were chosen by"
+    told = f"By {name_of(result.metric)}{by}.\n\n{table}"
     if not num_folds:
         return told
     return (
@@ -141,6 +150,7 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
     hits = int(result.confusion.trace())
     low, high = accuracy_interval(torch.arange(result.test_images) < hits)
     single, gain = result.best_single_figures.test, result.gain
+    called = single_called(is_val_seen=result.is_val_seen)
 
     def row(name: str, scores: Scores, interval: str) -> tuple[str, ...]:
         figures = (scores.nll, scores.brier, scores.ece)
@@ -156,7 +166,7 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
 
     rows = [
         row("ensemble", result.ensemble.test, f" ({low:.2%} to {high:.2%})"),
-        row(f"best single, trial {result.best_single}", single, ""),
+        row(f"{called}, trial {result.best_single}", single, ""),
         row("mean member", result.mean_member["test"], ""),
     ]
     return f"""\
@@ -166,7 +176,7 @@ On the {result.test_images} {result.tested_on} images; in brackets the {LEVEL:.0
 
 Of the ensemble, with {LEVEL:.0%} intervals by the bootstrap: {_intervals(result.intervals)}.
 
-Gain in accuracy over the best single network {_interval(gain.over_best_single)} points (McNemar \
+Gain in accuracy over the {called} network {_interval(gain.over_best_single)} points (McNemar \
 p = {gain.mcnemar_p:.2g}), over the mean member {_interval(gain.over_mean_member)}. At least one \
 member is right on {result.oracle:.2%}. {_readings(result, plan)}"""
 

@@ -7,7 +7,7 @@ from typing import Any
 from tuner.config import Amount, Count, Metric, NonNegative, Positive, Share
 from tuner.metrics.figures import Coverage, Difference, Gain, Interval, Intervals, Latency
 from tuner.run import layout
-from tuner.run.ensemble_record import Excluded, Skipped, images_called
+from tuner.run.ensemble_record import Excluded, Skipped, images_called, single_called
 from tuner.schema import build, quoted, to_plain
 from tuner.storage.paths import (
     AnyPath,
@@ -259,6 +259,11 @@ class EnsembleFigures:
     def tested_on(self) -> str:
         """Name of the images that were not used for choosing; see ``images_called``."""
         return images_called(has_test=self.has_test, is_val_seen=self.is_val_seen)
+
+    @property
+    def single_called(self) -> str:
+        """Name of the single trial that it is compared with; see ``single_called``."""
+        return single_called(is_val_seen=self.is_val_seen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
