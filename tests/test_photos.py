@@ -253,7 +253,8 @@ def test_a_search_says_what_it_found_and_goes_on_where_the_images_moved(
 def test_without_test_images_nothing_fitted_to_them_is_held_out(
     folder: Path, tmp_path: Path
 ) -> None:
-    result = combine(make_run(folder, tmp_path), method="greedy", compare=True)
+    run = make_run(folder, tmp_path)
+    result = combine(run, method="greedy", compare=True)
     assert result.by_size == ()
     assert {member.contribution for member in result.members} == {None}
     single = result.best_single_figures
@@ -262,6 +263,9 @@ def test_without_test_images_nothing_fitted_to_them_is_held_out(
     assert row.figures == single
     assert result.verdict is not None
     assert result.gain.over_best_single == result.verdict.asked.gain
+    for method, is_told in (("greedy", False), ("auto", True)):
+        card = (combine(run, method=method).path / "model_card.md").read_text()
+        assert ("The method (auto) was chosen on all of them." in card) is is_told
 
 
 def test_images_that_were_trained_on_are_not_held_out(

@@ -34,7 +34,8 @@ VAL = "cross-fit: validation images, each by a choice that was made without it."
 TESTED = "test, NLL and ECE: test images, which choose nothing."
 UNTESTED = """\
 No test images. held-out, NLL and ECE: validation images, the ensemble and the best single
-cross-fitted, members alone as they were chosen there, which flatters them."""
+cross-fitted (not over the method that auto takes), members alone as they were chosen there,
+which flatters them."""
 SEEN = "No test images. training, NLL and ECE: images that the networks were trained on."
 MOST_CLASSES = 12
 """Maximum number of classes for which the confusion matrix is printed."""

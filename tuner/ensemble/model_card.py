@@ -200,10 +200,11 @@ def _readings(result: EnsembleResult, plan: Plan) -> str:
     if not result.has_test and result.is_val_seen:
         return "There are no test images, and these were trained on: the figures say nothing."
     if not result.has_test:
+        auto = " The method (auto) was chosen on all of them." * (plan.request.method == "auto")
         return (
             "There are no test images: held out are validation images, each voted on by a choice "
             "of members and weights made without it; the networks by themselves stand as they were "
-            "chosen on them, which flatters them."
+            f"chosen on them, which flatters them.{auto}"
         )
     readings = len(read_text(plan.run.path / TEST_READINGS).splitlines())
     times = "once" if readings == 1 else f"{readings} times"
