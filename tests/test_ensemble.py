@@ -21,9 +21,10 @@ from tuner.deploy.predictor import read_ensemble
 from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.folder import _write_mistakes
 from tuner.ensemble.request import EnsembleRequest
-from tuner.ensemble.result import EnsembleResult
+from tuner.ensemble.result import EnsembleResult, _gain
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.metrics.predict import confusion_matrix, predict_probs, score
+from tuner.metrics.significance import NO_GAIN, paired_gain
 from tuner.report.ensembles import MOST_IMAGE_BYTES
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.layout import DIGESTS
@@ -328,6 +329,13 @@ def test_an_ensemble_of_one_is_that_member(finished_run: Run) -> None:
     assert member.val == result.ensemble.val
     assert dataclasses.astuple(result.gain.over_best_single) == (0, 0, 0)
     assert result.gain.over_mean_member == result.gain.over_best_single
+
+
+def test_a_network_gains_nothing_over_itself_unless_cross_fitting_chose_others() -> None:
+    right = torch.arange(10) < 7
+    assert _gain(right, right, is_same=True) == NO_GAIN
+    assert _gain(right, right.flip(0), is_same=True) == paired_gain(right, right.flip(0))
+    assert _gain(right, right, is_same=False) == paired_gain(right, right)
 
 
 def test_the_same_call_gives_the_same_figures(finished_run: Run) -> None:
