@@ -48,12 +48,16 @@ MOST_TRIALS = 8
 """Maximum number of trials that are named for each reason why trials were left out."""
 
 
-def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
+def print_ensemble(
+    folder: AnyPath, *, is_whole: bool, moved: Sequence[str] = (), trust_code: bool = False
+) -> None:
     """Print the scores of an ensemble, and the commands that may come next.
 
     Args:
         folder: Folder of the ensemble.
         is_whole: Whether to print all tables, not only those requested by options.
+        moved: Options that name the place where images are now, for the commands.
+        trust_code: Whether the commands have to trust the code that came with the run.
 
     Raises:
         TunerError: If its files are damaged.
@@ -107,7 +111,8 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
         )
     if is_whole:
         _print_left_out(console, result.left_out)
-    _print_next(console, folder, result, is_whole=is_whole)
+    trust = ("--trust-code",) if trust_code else ()
+    _print_next(console, folder, result, is_whole=is_whole, moved=moved, trust=trust)
 
 
 def _print_members(console: Console, result: "EnsembleFigures", most: int | None) -> None:
@@ -158,7 +163,13 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
 
 
 def _print_next(
-    console: Console, folder: AnyPath, result: "EnsembleFigures", *, is_whole: bool
+    console: Console,
+    folder: AnyPath,
+    result: "EnsembleFigures",
+    *,
+    is_whole: bool,
+    moved: Sequence[str],
+    trust: Sequence[str],
 ) -> None:
     """Print the commands that may come next, one per line."""
     storage = storage_words(folder.parent.parent.parent)
@@ -169,13 +180,13 @@ def _print_next(
         method = result.verdict.advised.method
         members = ["--front"] if result.front else ["--top", str(result.verdict.top)]
         words = [*members, "--method", method] if method else ["--top", "1"]
-        words += result.conditions
+        words += [*result.conditions, *moved, *trust]
         if result.metric != _metric_of(folder.parent.parent):
             words += ["--metric", result.metric]
         lines.append(command_line("ensemble", *words, "--run", run, *storage))
     if not is_whole:
         lines.append(command_line("show", names=[place]))
-    named = ("--ensemble", place)
+    named = ("--ensemble", place, *trust)
     lines += [
         command_line("predict", "IMAGE...", *named),
         command_line("export", *named, "--output", "model.onnx"),
