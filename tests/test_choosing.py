@@ -218,6 +218,7 @@ def test_an_ensemble_tells_what_it_was_chosen_by(
     code, out, _ = call(*words)
     assert (code, "by accuracy of the worst class" in out) == (0, True)
     assert "cross-fit" in out
+    assert "\nAccuracy on 144 validation images: ± " in out
 
 
 def test_the_frontier_rises_in_the_metric(finished_run: Run) -> None:

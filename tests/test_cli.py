@@ -28,7 +28,7 @@ from tuner.cli.search_options import search_request
 from tuner.config import DATA_DIR, Sgd
 from tuner.data.splits import Splits
 from tuner.run.run import Run
-from tuner.run.trial import write_history
+from tuner.run.trial import write_history, write_status
 from tuner.space import find_space, load_space
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
@@ -593,3 +593,9 @@ def test_the_leaderboard_is_written_in_each_format(finished_run: Run, call) -> N
     assert pd.read_parquet(io.BytesIO(done.stdout))["accuracy"].tolist() == pytest.approx(
         table["accuracy"].tolist()
     )
+
+
+def test_the_leaderboard_as_csv_holds_text_unchanged(finished_run: Run, call) -> None:
+    trial = finished_run.trial(0)
+    write_status(trial.path, replace(trial.status, reason="narrow\u202fspace"))
+    assert "narrow\u202fspace" in call("leaderboard", str(finished_run.path), "--format", "csv").out

@@ -1,15 +1,19 @@
 """The ``ensemble`` command: what it prints, and that it fits a terminal."""
 
 import json
+import re
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tuner.ensemble
 from tuner.cli import main
+from tuner.cli.ensemble_tables import print_ensemble
 from tuner.ensemble import latency
-from tuner.ensemble.request import METHODS
+from tuner.ensemble.request import METHODS, EnsembleRequest
 from tuner.run.run import Run
 
 
@@ -85,6 +89,28 @@ def test_the_best_trial_that_was_asked_for_is_not_advised_again(call: Any) -> No
     _, out, _ = call("--top", "1")
     assert "stands alone" in out
     assert " ensemble --top 1" not in out
+
+
+def test_the_commands_that_are_next_find_the_images_and_trust_the_code(
+    run_with_ensemble: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(run_with_ensemble.path, tmp_path / "runs" / "tiny")
+    folder = tmp_path / "runs" / "tiny" / "ensembles" / "all"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["verdict"]["advised"] = metrics["verdict"]["single"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.chdir(tmp_path)
+    request = EnsembleRequest(data="new photos", data_dir=Path("there"), trust_code=True)
+    print_ensemble(folder, is_whole=True, moved=request.moved, trust_code=True)
+    ensemble, *others = re.findall("^  cifar-tune (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert ensemble == (
+        "ensemble --top 1 --calibrate --data 'new photos' --data-dir there --trust-code --run tiny"
+    )
+    assert {line.split()[0] for line in others} == {"predict", "evaluate", "export"}
+    assert all("--trust-code" in line for line in others)
 
 
 @pytest.mark.parametrize("words", [["--compare", "--calibrate"], ["--frontier"], ["--dry-run"]])

@@ -13,6 +13,7 @@ from tests.test_tuner import World
 from tuner.cli import main
 from tuner.report.comparison import compare, differences, verdict
 from tuner.run.run import Run
+from tuner.run.trial import write_history
 from tuner.tuning.resources import TrialResources
 
 
@@ -67,6 +68,19 @@ def test_runs_by_different_metrics_are_shown_by_accuracy_unless_one_is_named(
     assert [run["metric"] for run in by_loss] == ["nll", "nll"]
     assert [run["best"] for run in by_loss] == [1.0, 1.0]
     assert verdict(by_loss) == "one leads: 1.0000 validation NLL, 0.0000 ahead of two"
+
+
+def test_by_another_metric_the_curve_ends_at_the_best_that_is_kept(runs: list[Run]) -> None:
+    for run in runs:
+        for trial in run.trials():
+            # The lowest loss is that of the first epoch, whose weights are gone.
+            losses = [0.1, *(0.5 + 0.1 * row.epoch for row in trial.history[1:])]
+            rows = zip(trial.history, losses, strict=True)
+            write_history(trial.path, [replace(row, val_loss=loss) for row, loss in rows])
+    for told in compare([run.by("nll") for run in runs]):
+        assert told["best"] > 0.1
+        assert told["best_so_far"][-1][2] == told["best"]
+        assert told["best_so_far"][-1][0] == told["epochs"]
 
 
 def test_other_images_are_told_of_and_no_run_leads(runs: list[Run]) -> None:

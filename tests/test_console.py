@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import pty
 import sys
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from tests.test_run import make_run
 from tuner.cli import main
+from tuner.cli.output import data_output, print_json
 from tuner.console import MOST_LINE, MOST_WORD, Console, shortened, visible, visible_output
 
 EVIL = "cat\x1b[2J\x07\r\x9b1m\u202etac\u200b\udcff"
@@ -160,3 +162,23 @@ def test_a_word_between_colons_is_no_picture() -> None:
     table.add_row("toy:ship:red")
     Console(file=file, width=80).print(table)
     assert "toy:ship:red" in file.getvalue()
+
+
+def test_data_are_written_unchanged_except_on_a_terminal(
+    capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "r\udce4v \u202f\x1b 猫\n"
+    with visible_output():
+        data_output().write(text)
+    assert capsysbinary.readouterr().out == text.encode("utf-8", "surrogateescape")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with visible_output():
+        data_output().write(text)
+    assert capsysbinary.readouterr().out.decode() == "r\\udce4v \\u202f\\x1b 猫\n"
+
+
+def test_json_stays_json_whatever_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [chr(code) for code in range(256)] + [EVIL]
+    with visible_output():
+        print_json(names)
+    assert json.loads(capsys.readouterr().out) == names

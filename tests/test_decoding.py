@@ -333,3 +333,15 @@ def test_bits_that_pillow_cuts_are_told(tmp_path: Path, colour: int, channels: i
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
     (note,) = (note for note in load(tmp_path / "photos").notes if "16 bits" in note)
     assert note.startswith("6 images with 16 bits a colour, or a grey with transparency")
+
+
+@pytest.mark.parametrize(("sides", "is_same"), [((12, 20), True), ((12, 21), False)])
+def test_an_array_is_cropped_like_a_file_unless_its_sides_differ_by_an_odd_number(
+    sides: tuple[int, int], is_same: bool, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    of_file = decode_file(tmp_path / "0.png", 12, resize="crop")
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+    of_array = resized(planes, 12, "crop")[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(of_file, of_array) is is_same

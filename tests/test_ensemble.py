@@ -15,13 +15,17 @@ from torch import Tensor
 
 from tuner.config import Method, TrialConfig
 from tuner.data.cache import Images
+from tuner.data.datasets import DatasetPart
 from tuner.data.splits import Splits, load_test
 from tuner.deploy.predictor import read_ensemble
 from tuner.ensemble import make_ensemble, planning
+from tuner.ensemble.folder import _write_mistakes
 from tuner.ensemble.request import EnsembleRequest
-from tuner.ensemble.result import EnsembleResult
+from tuner.ensemble.result import EnsembleResult, _gain
 from tuner.errors import NoUsableTrials, TunerError, UsageError
 from tuner.metrics.predict import confusion_matrix, predict_probs, score
+from tuner.metrics.significance import NO_GAIN, paired_gain
+from tuner.report.ensembles import MOST_IMAGE_BYTES
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.layout import DIGESTS
 from tuner.run.run import Run
@@ -152,6 +156,23 @@ def test_the_mistakes_are_real_images_the_surest_first(finished_run: Run) -> Non
         assert row["true"] == str(int(images.labels[index])) != row["predicted"]
     confidences = [float(row["confidence"]) for row in rows]
     assert confidences == sorted(confidences, reverse=True)
+
+
+def test_a_mistake_is_kept_as_a_small_picture(tmp_path: Path) -> None:
+    images = torch.randint(256, (24, 3, 256, 256), dtype=torch.uint8)
+    part = DatasetPart(
+        images=Images(images=images, labels=torch.zeros(24, dtype=torch.int64)),
+        classes=("a", "b"),
+        fingerprint="",
+    )
+    vote = torch.tensor([[0.2, 0.8]]).expand(24, 2)
+    _write_mistakes(tmp_path, part, vote, part.classes)
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 24
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (128, 128)
+    # Even noise fits.
+    assert sum(file.stat().st_size for file in pictures) < MOST_IMAGE_BYTES
 
 
 def test_the_metrics_hold_all_that_a_report_reads(finished_run: Run) -> None:
@@ -308,6 +329,13 @@ def test_an_ensemble_of_one_is_that_member(finished_run: Run) -> None:
     assert member.val == result.ensemble.val
     assert dataclasses.astuple(result.gain.over_best_single) == (0, 0, 0)
     assert result.gain.over_mean_member == result.gain.over_best_single
+
+
+def test_a_network_gains_nothing_over_itself_unless_cross_fitting_chose_others() -> None:
+    right = torch.arange(10) < 7
+    assert _gain(right, right, is_same=True) == NO_GAIN
+    assert _gain(right, right.flip(0), is_same=True) == paired_gain(right, right.flip(0))
+    assert _gain(right, right, is_same=False) == paired_gain(right, right)
 
 
 def test_the_same_call_gives_the_same_figures(finished_run: Run) -> None:

@@ -286,6 +286,7 @@ def test_what_cannot_be_read_is_named_and_left_out(
     assert code == 1
     assert " on 60 images of " in out
     assert "Hardest classes: " in out
+    assert "\nGain in accuracy over trial 1, the first member, in points:\n" in out
     assert err.splitlines()[0].startswith(f"{broken}: cannot be read as an image")
     assert err.splitlines()[-1] == "Could not be read: 1 of 61"
 

@@ -24,10 +24,13 @@ import tuner
 from tests.test_custom import NETS
 from tests.test_models import SMALL
 from tuner.cli import main
+from tuner.cli.export import _print
 from tuner.config import ModelConfig
-from tuner.data.decoding import decode_file, resized
+from tuner.data.decoding import ValueRange, decode_file, resized
 from tuner.deploy import export
 from tuner.deploy.export import (
+    Comparison,
+    Export,
     Format,
     check_fits_onnx,
     export_graph,
@@ -285,6 +288,52 @@ def test_a_file_says_what_it_is(exported: Exported) -> None:
     (images,), (probs,) = session.get_inputs(), session.get_outputs()
     assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", [*"NHW", 3])
     assert (probs.name, probs.shape) == ("probabilities", ["N", 3])
+
+
+def test_a_file_and_the_command_say_how_deep_images_are_scaled(
+    exported: Exported, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ensemble = exported.ensemble
+    prepared = ensemble.description["preprocessing"] | {"black": 0.0, "white": 4095.0}
+    described = ensemble.description | {"preprocessing": prepared}
+    found = metadata_of(ensemble.graph(), "top", described)
+    assert found["images"] == (
+        "uint8 (N, H, W, 3), RGB, of any one size, values 0 to 4095 scaled to 0 to 255"
+    )
+    told = {"resize": "squash", "black": 0, "white": 4095}
+    assert json.loads(found["preprocessing"]) == told
+    _print(made_export(value_range=(0.0, 4095.0)))
+    assert "values 0 to 4095 become 0 to 255" in capsys.readouterr().out
+
+
+def test_the_command_says_where_squares_differ_from_those_of_predict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _print(made_export(resize="crop"))
+    assert "it crops half a pixel away from where predict crops files" in capsys.readouterr().out
+    _print(made_export())
+    assert "half a pixel" not in capsys.readouterr().out
+
+
+def made_export(*, resize: Resize = "squash", value_range: ValueRange | None = None) -> Export:
+    """Return what the command would have written."""
+    return Export(
+        file="ensemble.onnx",
+        format="onnx",
+        runtime="onnxruntime",
+        num_bytes=1000,
+        num_members=2,
+        compared=Comparison(
+            num_images=1,
+            max_difference=0.0,
+            equal_labels=1,
+            num_files=0,
+            equal_labels_of_files=0,
+        ),
+        resize=resize,
+        value_range=value_range,
+        latency=(),
+    )
 
 
 def test_a_file_says_nothing_of_the_code_and_the_paths_of_its_maker(exported: Exported) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from sklearn.datasets import load_digits
 
 from tests.conftest import train_trial
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
+from tuner.data.cache import Images
+from tuner.data.datasets import load_official
 from tuner.data.splits import load_splits
+from tuner.ensemble.issues import _duplicate_issues
 from tuner.run.run import Run
 from tuner.run.run_record import RunRecord, now
 
@@ -110,3 +114,23 @@ def test_wrong_labels_and_copies_are_named_by_file(
     page = (run.path / "report.html").read_text()
     assert 'id="issues"' in page
     assert Path(min(hits)).name in page
+
+
+def test_test_images_are_compared_with_those_of_the_search_alone(tmp_path: Path) -> None:
+    config = DataConfig(source="digits", train_limit=100)
+    splits = load_splits(config, tmp_path)
+    official = load_official(config, tmp_path, "train")
+    assert splits.train_positions is not None
+    assert splits.val_positions is not None
+    used = [*splits.train_positions.tolist(), *splits.val_positions.tolist()]
+    unused = next(position for position in range(len(official.images)) if position not in used)
+    copied = [int(splits.train_positions[0]), int(splits.val_positions[0]), unused]
+    images = official.images
+    test = replace(
+        official, images=Images(images=images.images[copied], labels=images.labels[copied])
+    )
+    found = {issue.original: issue for issue in _duplicate_issues(test, official, splits)}
+    trained, validated, other = (f"training image {position}" for position in copied)
+    assert found[trained].shown_original == trained
+    assert found[validated].shown_original == f"{validated} (validation)"
+    assert other not in found

@@ -50,6 +50,9 @@ def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     assert f"`{described['data']['test_fingerprint']}`" in card
     assert f"| ensemble | {metrics['ensemble']['test']['accuracy']:.2%} (" in card
     assert all(f"| trial {member['trial']} | cnn |" in card for member in metrics["members"])
+    is_by_nll = "ranked by; members were chosen by the NLL of their vote." in card
+    assert is_by_nll == ("greedy" in options)
+    assert ("By accuracy, which they were chosen by." in card) != is_by_nll
     (command,) = re.findall(r"^    (cifar-tune ensemble .*)$", card, re.MULTILINE)
     (folder / "model_card.md").unlink()
     run_command(command, monkeypatch)

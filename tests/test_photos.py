@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.conftest import train_trial
 from tuner.cli import cli
+from tuner.cli.ensemble_tables import print_ensemble
 from tuner.config import DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.deploy.predictor import read_ensemble
@@ -143,6 +144,8 @@ def test_an_ensemble_prepares_images_as_they_were_prepared(
     result = combine(run)
     described = json.loads((result.path / "ensemble.json").read_text())["preprocessing"]
     assert (described["resize"], described["black"], described["white"]) == ("crop", 0, WHITE)
+    card = (result.path / "model_card.md").read_text()
+    assert "values 0 to 4095 of images deeper than 8 bits become 0 to 255" in card
     ensemble = read_ensemble(result.path, CPU)
     files = sorted((tested_folder / "test").rglob("*.png"))
     probs = ensemble.predict(files)
@@ -250,7 +253,8 @@ def test_a_search_says_what_it_found_and_goes_on_where_the_images_moved(
 def test_without_test_images_nothing_fitted_to_them_is_held_out(
     folder: Path, tmp_path: Path
 ) -> None:
-    result = combine(make_run(folder, tmp_path), method="greedy", compare=True)
+    run = make_run(folder, tmp_path)
+    result = combine(run, method="greedy", compare=True)
     assert result.by_size == ()
     assert {member.contribution for member in result.members} == {None}
     single = result.best_single_figures
@@ -259,11 +263,24 @@ def test_without_test_images_nothing_fitted_to_them_is_held_out(
     assert row.figures == single
     assert result.verdict is not None
     assert result.gain.over_best_single == result.verdict.asked.gain
+    for method, is_told in (("greedy", False), ("auto", True)):
+        card = (combine(run, method=method).path / "model_card.md").read_text()
+        assert ("The method (auto) was chosen on all of them." in card) is is_told
 
 
-def test_images_that_were_trained_on_are_not_held_out(folder: Path, tmp_path: Path) -> None:
+def test_images_that_were_trained_on_are_not_held_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
     result = combine(make_run(folder, tmp_path, all_data=True), said)
     assert result.tested_on == "training"
     assert not [line for line in said if "made without it" in line]
-    assert "held-out" not in (result.path / "model_card.md").read_text()
+    card = (result.path / "model_card.md").read_text()
+    assert "held-out" not in card
+    print_ensemble(result.path, is_whole=True)
+    shown = capsys.readouterr().out
+    # Nothing was chosen by these images: no trial is the best.
+    assert not [word for word in ("chosen by.", "for choosing", "best single") if word in card]
+    assert "first, trial 0" in card
+    assert "best single" not in shown
+    assert "first: 0" in shown

@@ -152,6 +152,16 @@ def test_a_list_of_files_comes_from_stdin_and_odd_names_go_through(
     assert paths == [str(odd), *map(str, sorted((photos / "of 1").iterdir()))]
 
 
+def test_csv_on_stdout_is_the_same_as_in_a_file(call: Call, photos: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "narrow\u202fspace.png"
+    shutil.copyfile(files_of(photos)[0], odd)
+    output = tmp_path / "answers.csv"
+    call(odd, "--format", "csv", "--output", output)
+    _, out, _ = call(odd, "--format", "csv")
+    assert out == output.read_text()
+    assert str(odd) in out
+
+
 def test_a_folder_without_images_and_a_pipe_are_named(
     call: Call, photos: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +172,23 @@ def test_a_folder_without_images_and_a_pipe_are_named(
     assert code == 1
     assert f"{empty}: cannot be read as an image (a folder with no images in it)" in err
     assert "pipe.png is a pipe or a device, not a file" in err
+
+
+def test_images_of_kinds_that_are_not_read_are_named(
+    call: Call, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(files_of(photos)[0], tmp_path / "a.png")
+    (tmp_path / "of 1").mkdir()
+    for name in ("b.HEIC", "of 1/c.dng"):
+        (tmp_path / name).write_bytes(b"a photo")
+    (tmp_path / "notes.txt").write_text("no image")
+    code, _, err = call(tmp_path)
+    assert code == 1
+    assert err.splitlines() == [
+        f"{tmp_path}/{name}: cannot be read as an image (images of this kind ({suffix}) are not "
+        "read; convert it)"
+        for name, suffix in (("b.HEIC", ".heic"), ("of 1/c.dng", ".dng"))
+    ] + ["Could not be read: 2 of 3"]
 
 
 def test_a_name_with_a_line_break_makes_no_line_of_its_own(call: Call, tmp_path: Path) -> None:

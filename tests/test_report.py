@@ -27,6 +27,7 @@ from tests.benchmarks.processes import PROGRAM
 from tests.test_comparison import type_command
 from tests.test_state import row
 from tests.test_tuner import World, read_space
+from tuner.cli.insights import RunInsights, tentative_importance
 from tuner.config import SearchConfig
 from tuner.errors import TunerError
 from tuner.report import live, make_page, verdict, write_report
@@ -38,7 +39,7 @@ from tuner.run.trial import TrialStatus, write_history, write_status, write_tria
 from tuner.run.uncertainty import val_margin
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.axes import Range, parameters
-from tuner.space.searched import short_names
+from tuner.space.searched import LEAST_WEIGHED, short_names
 from tuner.tuning.sampling.importance import ALL, importances, resampled_importances
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.schedulers import make_scheduler
@@ -452,6 +453,26 @@ def test_a_damaged_ensemble_is_told_of(tmp_path: Path, run: Run) -> None:
         write(copy)
 
 
+def test_a_mistake_whose_picture_is_too_large_is_named(tmp_path: Path, run: Run) -> None:
+    copy = with_ensemble(run, tmp_path)
+    # Earlier versions wrote images of any size.
+    with (copy.path / "ensembles" / "top" / "mistakes" / "02.png").open("ab") as file:
+        file.write(bytes(1_600_000))
+    page = write(copy)
+    assert page.count('src="data:image/png;base64,') == 5
+    assert "02.png is too large for this page" in page
+
+
+def test_no_trial_is_the_best_by_images_that_were_trained_on(tmp_path: Path, run: Run) -> None:
+    copy = with_ensemble(run, tmp_path, is_val_seen=True, comparison=[])
+    copy.update(data=replace(copy.record.data, all_data=True))
+    page = write(copy)
+    assert "+2.3 over the first trial [1.7, 2.9]" in page
+    assert "Over the first, trial 1: +2.3 points" in page
+    assert "best single" not in page.partition('id="ensemble"')[2].partition("</section>")[0]
+    assert "<dt>best single" not in page
+
+
 def test_folders_whose_names_are_no_utf_8_are_shown(tmp_path: Path, run: Run) -> None:
     copy = with_ensemble(run, tmp_path, name=None)
     ensembles = copy.path / "ensembles"
@@ -531,13 +552,23 @@ def test_members_that_were_stopped_early_are_worth_a_look(tmp_path: Path, run: R
         assert all(advised in line for line in told)
 
 
-@pytest.mark.parametrize(("test", "side"), [(0.6, "below"), (0.75, ""), (0.9, "above")])
+@pytest.mark.parametrize(
+    ("test", "folds", "side"),
+    [
+        (0.6, None, "below"),
+        (0.75, None, ""),
+        (0.9, None, "above"),
+        (0.6, 5, "below"),
+        # The mean of five networks is better than one.
+        (0.9, 5, ""),
+    ],
+)
 def test_a_gap_that_chance_does_not_explain_is_worth_a_look(
-    tmp_path: Path, run: Run, test: float, side: str
+    tmp_path: Path, run: Run, test: float, folds: int | None, side: str
 ) -> None:
     figures = {"val": scores(0.8), "crossfit": scores(0.788), "test": scores(test)}
     copy = with_ensemble(run, tmp_path, ensemble=figures)
-    copy.update(num_val=1000)
+    copy.update(num_val=1000, data=replace(copy.record.data, folds=folds))
     told = [line for line in advice_of(copy) if "more than chance explains" in line]
     assert len(told) == bool(side)
     assert all(f"points {side} the cross-fitted one" in line for line in told)
@@ -573,6 +604,29 @@ def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path
     assert line.endswith("--time-budget 120s --gpu-hours 2 --storage " + str(copy.path.parent))
     copy.update(search=replace(SEARCH, trials=42, sampler="grid"))
     assert advice_of(copy) == [], "a grid may hold fewer"
+
+
+def test_trials_outside_a_narrowed_space_do_not_hide_the_importance(run: Run) -> None:
+    narrow = read_space(
+        """
+space:
+  batch_size: {choice: [32, 64]}
+  model:
+    choice:
+      cnn: {stages: 2, width: {int: [8, 64]}}
+      resnet: {depth: {choice: [10, 18]}}
+  optimizer: {sgd: {lr: {float: [0.01, 1.0], log: true}}}
+"""
+    )
+    scored = [trial for trial in run.trials() if trial.is_scored]
+    inside = [trial for trial in scored if trial.config.batch_size != 128][:15]
+    trials = [*inside, *(trial for trial in scored if trial.config.batch_size == 128)]
+    assert len(trials) >= LEAST_WEIGHED
+    known = RunInsights(space=narrow, importance=importances(narrow, trials), advice=[])
+    assert known.importance == {}
+    shares = tentative_importance(run, known, trials)
+    assert shares == resampled_importances(narrow, inside)
+    assert shares
 
 
 def test_of_few_trials_the_importance_is_told_with_its_range(run: Run) -> None:

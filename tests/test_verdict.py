@@ -10,6 +10,7 @@ from torch import Tensor
 from tuner.config import Method, Metric
 from tuner.ensemble.choosing import Choice
 from tuner.ensemble.verdict import Verdict, judge
+from tuner.metrics.significance import NO_GAIN
 from tuner.report.best import best_trial
 from tuner.run.run import Run
 
@@ -82,6 +83,26 @@ def test_the_single_itself_is_not_compared_with_itself() -> None:
     found = judge(single, alone, [], LABELS, top=1, trial=7)
     assert found.text.startswith("The best single, trial 7, stands alone")
     assert found.asked.gain.low == found.asked.gain.high == 0
+
+
+def test_a_fitted_vote_of_the_single_alone_is_judged_by_its_own_probabilities() -> None:
+    single = choice(None, 800, confidence=0.99)
+    fitted = replace(
+        choice("weighted", 800, confidence=0.8),
+        members=(0,),
+        weights=torch.ones(1),
+        temperatures=(2.0,),
+    )
+    found = verdict(single, fitted, metric="nll")
+    assert found.asked.gain == NO_GAIN, "a temperature changes no answer"
+    assert found.asked.nll < found.single.nll
+    assert found.advised == found.asked
+    assert found.text.startswith(
+        "The weighted vote of 1 is better by NLL than the best single, trial 7: 0.5004 against"
+    )
+    # Other members may have been chosen without some images.
+    other = verdict(single, replace(fitted, crossfit=choice("weighted", 790).crossfit))
+    assert other.asked.gain.gain == pytest.approx(-0.01)
 
 
 def test_by_nll_the_lower_one_is_taken_though_fewer_images_are_right() -> None:

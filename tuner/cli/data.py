@@ -158,8 +158,8 @@ def data_issues(
     """Find probably wrong labels and near-duplicate test images.
 
     Checks the labels of the validation images, by a vote of networks that were not trained on them;
-    with --folds, these are all images except the test images. Test images are compared with all
-    others. The report of the run shows the issues.
+    with --folds, these are all images except the test images. Test images are compared with those
+    that the run was trained and validated on. The report of the run shows the issues.
     """
     from dataclasses import asdict
 
@@ -189,13 +189,16 @@ def data_issues(
 
 def _csv_of(found: "Issues") -> str:
     """Return the issues as CSV, one row per issue."""
-    head = ["kind", "path", "label", "suggested", "confidence", "original"]
+    head = ["kind", "path", "label", "suggested", "confidence", "original", "original_part"]
     labels = [
-        ["label", i.path, i.given, i.suggested, f"{i.suggested_probability:.4f}", ""]
+        ["label", i.path, i.given, i.suggested, f"{i.suggested_probability:.4f}", "", ""]
         for i in found.labels
     ]
     copies = [
-        ["duplicate", i.path, i.test_class, i.original_class, f"{i.similarity:.4f}", i.original]
+        [
+            *("duplicate", i.path, i.test_class, i.original_class, f"{i.similarity:.4f}"),
+            *(i.original, i.original_part or ""),
+        ]
         for i in found.duplicates
     ]
     return csv_of(head, [*labels, *copies])
@@ -218,7 +221,7 @@ def _print_issues(found: "Issues") -> None:
         click.echo("\nThere are no test images to compare.")
         return
     copies = [
-        {"test image": issue.path, "resembles": issue.original}
+        {"test image": issue.path, "resembles": issue.shown_original}
         for issue in found.duplicates[:MOST_FILES]
     ]
     hidden = f", the nearest {MOST_FILES}" if len(found.duplicates) > MOST_FILES else ""

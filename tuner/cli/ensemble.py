@@ -161,4 +161,6 @@ def ensemble(
     elif result is None:
         print_plan(document, plan.left_out)
     else:
-        print_ensemble(result.path, is_whole=verbose)
+        print_ensemble(
+            result.path, is_whole=verbose, moved=request.moved, trust_code=request.trust_code
+        )

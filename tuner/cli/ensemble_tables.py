@@ -34,7 +34,8 @@ VAL = "cross-fit: validation images, each by a choice that was made without it."
 TESTED = "test, NLL and ECE: test images, which choose nothing."
 UNTESTED = """\
 No test images. held-out, NLL and ECE: validation images, the ensemble and the best single
-cross-fitted, members alone as they were chosen there, which flatters them."""
+cross-fitted (not over the method that auto takes), members alone as they were chosen there,
+which flatters them."""
 SEEN = "No test images. training, NLL and ECE: images that the networks were trained on."
 MOST_CLASSES = 12
 """Maximum number of classes for which the confusion matrix is printed."""
@@ -47,12 +48,16 @@ MOST_TRIALS = 8
 """Maximum number of trials that are named for each reason why trials were left out."""
 
 
-def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
+def print_ensemble(
+    folder: AnyPath, *, is_whole: bool, moved: Sequence[str] = (), trust_code: bool = False
+) -> None:
     """Print the scores of an ensemble, and the commands that may come next.
 
     Args:
         folder: Folder of the ensemble.
         is_whole: Whether to print all tables, not only those requested by options.
+        moved: Options that name the place where images are now, for the commands.
+        trust_code: Whether the commands have to trust the code that came with the run.
 
     Raises:
         TunerError: If its files are damaged.
@@ -106,7 +111,8 @@ def print_ensemble(folder: AnyPath, *, is_whole: bool) -> None:
         )
     if is_whole:
         _print_left_out(console, result.left_out)
-    _print_next(console, folder, result, is_whole=is_whole)
+    trust = ("--trust-code",) if trust_code else ()
+    _print_next(console, folder, result, is_whole=is_whole, moved=moved, trust=trust)
 
 
 def _print_members(console: Console, result: "EnsembleFigures", most: int | None) -> None:
@@ -126,7 +132,7 @@ def _print_members(console: Console, result: "EnsembleFigures", most: int | None
         table.add_row("mean member", "", "", *_scores(result, mean.val, None, mean.test))
     if single := result.best_single_figures:
         scores = _scores(result, single.val, single.crossfit, single.test)
-        table.add_row(f"best single: {result.best_single}", "", "", *scores)
+        table.add_row(f"{result.single_called}: {result.best_single}", "", "", *scores)
     whole = result.ensemble
     scores = _scores(result, whole.val, whole.crossfit, whole.test)
     table.add_row("ensemble", "", "", *scores, style="bold")
@@ -146,9 +152,10 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
             soft_wrap=True,
         )
         return
+    single = f"  over the {result.single_called}, trial {result.best_single}"
     console.print(
         f"\nGain in {result.tested_on} accuracy, {gain.level:.0%} interval, in points:\n"
-        f"  over the best single, trial {result.best_single:<5}{over_single}"
+        f"{single:<35}{over_single}"
         f"  McNemar p = {gain.mcnemar_p:.2g}\n"
         f"  over the mean member             {interval_text(gain.over_mean_member)}",
         markup=False,
@@ -156,7 +163,13 @@ def _print_gain(console: Console, result: "EnsembleFigures", *, is_whole: bool) 
 
 
 def _print_next(
-    console: Console, folder: AnyPath, result: "EnsembleFigures", *, is_whole: bool
+    console: Console,
+    folder: AnyPath,
+    result: "EnsembleFigures",
+    *,
+    is_whole: bool,
+    moved: Sequence[str],
+    trust: Sequence[str],
 ) -> None:
     """Print the commands that may come next, one per line."""
     storage = storage_words(folder.parent.parent.parent)
@@ -167,13 +180,13 @@ def _print_next(
         method = result.verdict.advised.method
         members = ["--front"] if result.front else ["--top", str(result.verdict.top)]
         words = [*members, "--method", method] if method else ["--top", "1"]
-        words += result.conditions
+        words += [*result.conditions, *moved, *trust]
         if result.metric != _metric_of(folder.parent.parent):
             words += ["--metric", result.metric]
         lines.append(command_line("ensemble", *words, "--run", run, *storage))
     if not is_whole:
         lines.append(command_line("show", names=[place]))
-    named = ("--ensemble", place)
+    named = ("--ensemble", place, *trust)
     lines += [
         command_line("predict", "IMAGE...", *named),
         command_line("export", *named, "--output", "model.onnx"),
@@ -266,7 +279,10 @@ def print_plan(plan: dict[str, Any], left_out: "Sequence[Excluded]") -> None:
     for skipped in plan["skipped"]:
         console.print(f"{skipped['method']}: {skipped['reason']}.", markup=False)
     count, accuracy = plan["val_images"], plan["choices"][0]["crossfit"]["accuracy"]
-    told = f"On {count} validation images: {margin(accuracy, count)} for the first (95% interval)."
+    told = (
+        f"Accuracy on {count} validation images: {margin(accuracy, count)} for the first (95% "
+        "interval)."
+    )
     console.print(f"\n{TRAINED_ON_VALIDATION if plan['is_val_seen'] else told}\n")
     _print_left_out(console, left_out)
 
@@ -279,7 +295,7 @@ def _print_sizes(console: Console, result: "EnsembleFigures") -> None:
         "trial",
         result.tested_on,
         "interval",
-        "gain over best single",
+        f"gain over {result.single_called}",
         "McNemar p",
         "adds",
     )

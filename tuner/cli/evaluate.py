@@ -160,8 +160,8 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
     half = min(found.coverage, key=lambda row: abs(row.coverage - 0.5))
     gain, over_mean = map(interval_text, (found.gain_over_best_member, found.gain_over_mean_member))
     console.print(
-        f"\nGain in accuracy over {found.members[0].member}, the best on validation images, in "
-        f"points:\n  {gain}  McNemar p = {found.mcnemar_p:.2g}; over the mean member {over_mean}\n"
+        f"\nGain in accuracy over {found.members[0].member}, the first member, in points:\n"
+        f"  {gain}  McNemar p = {found.mcnemar_p:.2g}; over the mean member {over_mean}\n"
         f"Top-3 {scores.top3:.2%}, Brier {scores.brier:.4f}, ECE by equal mass "
         f"{scores.ece_equal_mass:.4f};\naccuracy on the surest {half.coverage:.0%} "
         f"{half.accuracy:.2%}; at least one member is right on {found.oracle:.2%}.\n",

@@ -81,6 +81,16 @@ def _print(made: "Export") -> None:
         f"Run by {made.runtime} on {compared.num_images} images: probabilities differ by "
         f"{compared.max_difference:.1g} at most, all labels are equal."
     )
+    if made.value_range:
+        black, white = made.value_range
+        print(
+            f"It takes 8 bits. Scale deeper images: values {black:g} to {white:g} become 0 to 255."
+        )
+    if made.resize == "crop":
+        print(
+            "Where an image's sides differ by an odd number, it crops half a pixel away from where "
+            "predict crops files."
+        )
     if compared.num_files:
         print(
             f"predict, which decodes large JPEGs at a smaller scale, gives {compared.num_files} "

@@ -60,16 +60,17 @@ def _importance(
 
 
 def tentative_importance(
-    run: "Run", space: "SearchSpace", trials: "Sequence[TrialRecord]"
+    run: "Run", known: RunInsights, trials: "Sequence[TrialRecord]"
 ) -> "dict[str, Spread]":
-    """Return each parameter's share of the importance, with its range, if there are few trials."""
-    from tuner.space.searched import LEAST_WEIGHED
+    """Return each parameter's share of the importance, with its range, if there are few trials.
 
-    if run.record.refit or sum(trial.is_scored for trial in trials) >= LEAST_WEIGHED:
+    Trials outside the space, which a resumed search may have narrowed, do not count.
+    """
+    if run.record.refit or known.importance:
         return {}
     from tuner.tuning.sampling.importance import resampled_importances
 
-    return resampled_importances(space, trials)
+    return resampled_importances(known.space, trials)
 
 
 def searched_columns(run: "Run", trials: "Sequence[TrialRecord]") -> "list[Column]":

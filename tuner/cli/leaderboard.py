@@ -8,10 +8,7 @@ import click
 
 from tuner.cli import completion
 from tuner.cli.options import DATA, JSON, METRIC, MOVED_DATA_DIR, STORAGE, option
-from tuner.cli.output import (
-    leaderboard_document,
-    print_json,
-)
+from tuner.cli.output import data_output, leaderboard_document, print_json
 from tuner.cli.trials_table import print_leaderboard
 from tuner.storage.paths import AnyPath
 
@@ -77,7 +74,7 @@ def leaderboard(
     if as_json or form == "json":
         print_json(leaderboard_document(found, found.ranked()))
     elif form == "csv":
-        found.write_csv(sys.stdout)
+        found.write_csv(data_output())
     elif form == "parquet":
         if sys.stdout.isatty():
             raise click.UsageError("Parquet cannot be shown on a terminal; write > trials.parquet.")

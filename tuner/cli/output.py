@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +21,8 @@ from tuner.monitor.steps import Pulse, step
 from tuner.monitor.terminal import is_live
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from tuner.metrics.figures import Interval
     from tuner.metrics.predict import Scores
     from tuner.report.ensembles import Scores as ReadScores
@@ -252,6 +254,19 @@ def progress_bar(
         yield show
 
 
+def data_output() -> TextIO:
+    """Return stdout for data: except on a terminal, it is written unchanged, in UTF-8.
+
+    File names that are not valid text are written unchanged, as in ``output_file``.
+    """
+    if sys.stdout.isatty():
+        return sys.stdout
+    # The console knows the stream beneath those that escape characters.
+    stream = cast("TextIOWrapper", make_console().file)
+    stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return stream
+
+
 @contextmanager
 def output_file(path: Path, option: str) -> Iterator[TextIO]:
     """Yield a file to write to, which in the end exists whole or not at all.
@@ -285,4 +300,5 @@ def finite(value: Any) -> Any:
 
 def print_json(document: Any) -> None:
     """Print the single document of ``--json``."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    # json escapes every control character except this one; stdout would, but not as JSON does.
+    print(json.dumps(document, indent=2, allow_nan=False).replace("\x7f", r"\u007f"))

@@ -12,7 +12,7 @@ from typing import TextIO
 import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
-from tuner.cli.output import loading_on_terminal, output_file, progress_bar
+from tuner.cli.output import data_output, loading_on_terminal, output_file, progress_bar
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -82,7 +82,7 @@ def predict(
     files, count = _files(paths)
     seen = failed = 0
     is_free = output is not None or not sys.stdout.isatty()
-    with _opened(output) as out, progress_bar(console, count, is_free=is_free) as show:
+    with _opened(output, form) as out, progress_bar(console, count, is_free=is_free) as show:
         out.write(rows.head())
         for batch in predict_paths(found, files, tta=tta):  # type: ignore[arg-type]
             out.writelines(rows.lines(batch))
@@ -115,11 +115,10 @@ def _stdin() -> Iterator[str]:
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Yield the output stream; file names that are not valid text are written unchanged."""
+def _opened(output: Path | None, form: str) -> Iterator[TextIO]:
+    """Yield the output stream, to which data are written unchanged, as to a file."""
     if output is not None:
         with output_file(output, "--output") as file:
             yield file
         return
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    yield sys.stdout
+    yield sys.stdout if form == "table" else data_output()

@@ -25,7 +25,7 @@ def report(run: str | None, storage: AnyPath, as_json: bool) -> None:
     found = find_run(storage, run)
     ranked = found.ranked()
     known = insights_of(found, ranked)
-    tentative = tentative_importance(found, known.space, ranked)
+    tentative = tentative_importance(found, known, ranked)
     made = write_report(found, ranked, known.space, known.importance, known.advice, tentative)
     if as_json:
         print_json({"report": str(made.path), "verdict": made.verdict, "advice": made.advice})

@@ -345,7 +345,7 @@ def _page(run: "Run", version: str) -> str:
 
     ranked = run.ranked()
     known = insights_of(run, ranked)
-    tentative = tentative_importance(run, known.space, ranked)
+    tentative = tentative_importance(run, known, ranked)
     return make_page(
         run, ranked, known.space, known.importance, known.advice, tentative, version=version
     ).html

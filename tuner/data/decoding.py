@@ -37,6 +37,15 @@ NOT_READ = frozenset(
     }
 )
 """Pillow formats that are not tried: useless by themselves, or not still images."""
+UNREAD = frozenset(
+    {
+        *(".heic", ".heif", ".svg", ".svgz", ".eps", ".ps", ".wmf", ".emf"),
+        *(".jxl", ".exr", ".hdr", ".dcm", ".npy", ".npz", ".nii"),
+        *(".mat", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"),
+        *(".raf", ".pdf", ".ai", ".jxr", ".xcf"),
+    }
+)
+"""Suffixes of images that are not read; such files are reported, never skipped silently."""
 FORMATS_FIRST = ("JPEG", "PNG")
 BITS = (8, 10, 12, 16)
 """Depths of integers; the smallest one that holds the training maximum is used."""
@@ -276,7 +285,11 @@ def range_of(low: float, high: float, *, is_whole: bool) -> ValueRange:
 
 
 def resized(images: Tensor, size: int, resize: Resize = "squash") -> Tensor:
-    """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels."""
+    """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels.
+
+    Only whole pixels are cropped: if the sides differ by an odd number, half a pixel away from
+    ``decode_file``, which crops exactly in the middle.
+    """
     height, width = images.shape[2:]
     if (height, width) == (size, size):
         return images

@@ -9,23 +9,13 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
-from tuner.data.decoding import image_suffixes
+from tuner.data.decoding import UNREAD, image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
 from tuner.data.names import check_classes, normal_form, number, shown
 from tuner.data.tables import TABLE_SUFFIXES
 from tuner.data.trees import FolderTree, Tree, parent_of, suffix_of
 from tuner.errors import DataError
-
-UNREAD = frozenset(
-    {
-        *(".heic", ".heif", ".svg", ".svgz", ".eps", ".ps", ".wmf", ".emf"),
-        *(".jxl", ".exr", ".hdr", ".dcm", ".npy", ".npz", ".nii"),
-        *(".mat", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"),
-        *(".raf", ".pdf", ".ai", ".jxr", ".xcf"),
-    }
-)
-"""Suffixes of images that are not read; such files are reported, never skipped silently."""
 
 
 def find_listing(path: Path, *, needs_train: bool = True) -> Listing:

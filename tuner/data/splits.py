@@ -48,6 +48,10 @@ class Splits:
     """Whether the data set has test images."""
     val_names: tuple[str, ...] = ()
     """The user's own file of each validation image; empty for data sets known by name."""
+    train_positions: np.ndarray | None = None
+    val_positions: np.ndarray | None = None
+    """Positions of ``train`` and ``val`` among the official training images; ``None`` if these were
+    not loaded here."""
     notes: tuple[str, ...] = ()
     """Notes about the data to show to the user unasked."""
     config: DataConfig | None = None
@@ -180,6 +184,7 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
         official,
         _select(official.images, torch.from_numpy(train)),
         _select(official.images, torch.from_numpy(val)),
+        train,
         val,
         sha256(b"train", train.tobytes(), b"val", val.tobytes()),
     )
@@ -211,7 +216,7 @@ def _folded(config: DataConfig, official: DatasetPart) -> Splits:
     folds = folds_of(labels[kept], config.folds)
     images = _select(official.images, torch.from_numpy(kept))
     fingerprint = sha256(b"folds", folds.tobytes(), b"of", kept.tobytes())
-    splits = _splits(config, official, images, images, kept, fingerprint)
+    splits = _splits(config, official, images, images, kept, kept, fingerprint)
     return replace(splits, fold_of=torch.from_numpy(folds))
 
 
@@ -220,6 +225,7 @@ def _splits(
     official: DatasetPart,
     train: Images,
     val: Images,
+    train_positions: np.ndarray,
     val_positions: np.ndarray,
     split_fingerprint: str,
 ) -> Splits:
@@ -240,6 +246,8 @@ def _splits(
         is_val_seen=config.all_data,
         has_test=official.has_test,
         val_names=tuple(official.names[index] for index in val_positions) if official.names else (),
+        train_positions=train_positions,
+        val_positions=val_positions,
         notes=official.notes,
         config=_settled(config, official),
     )

@@ -118,10 +118,10 @@ class Evaluation:
     """Intervals of the figures that are not a share of the images."""
     members: tuple[MemberFigures, ...]
     gain_over_best_member: Interval
-    """Gain in accuracy over the first member, which was the best on validation images."""
+    """Gain in accuracy over the first member, the first of them in the ranking of their run."""
     gain_over_mean_member: Interval
     mcnemar_p: float
-    """p-value against the best member."""
+    """p-value against the first member."""
     per_class: tuple[ClassFigures, ...]
     reliability: tuple[Bin, ...]
     coverage: tuple[Coverage, ...]

@@ -39,7 +39,9 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from tuner import __version__
-from tuner.deploy.graph import EnsembleGraph, MemberGraph
+from tuner.data.decoding import ValueRange
+from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize
+from tuner.deploy.preprocessing import Preprocessing
 from tuner.deploy.samples import Sample
 from tuner.errors import TunerError, UsageError, how_to_get
 from tuner.storage.files import replacing
@@ -90,7 +92,7 @@ class Comparison:
     """Number of images from files, decoded at full size."""
     equal_labels_of_files: int
     """Number of them with the class that ``predict`` returns for the file; it decodes a large JPEG
-    at a smaller scale."""
+    at a smaller scale, and may crop half a pixel away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +106,11 @@ class Export:
     num_bytes: int
     num_members: int
     compared: Comparison
+    resize: Resize
+    """How it makes images square."""
+    value_range: ValueRange | None
+    """Values of deeper images that become 0 and 255 before it takes them; ``None`` if none were
+    deeper than 8 bits in training."""
     latency: tuple[Latency, ...]
 
     def to_plain(self) -> dict[str, Any]:
@@ -177,6 +184,8 @@ def export_graph(
             num_bytes=temporary.stat().st_size,
             num_members=len(graph.members),
             compared=compared,
+            resize=graph.resize,
+            value_range=Preprocessing.from_plain(description["preprocessing"]).value_range,
             latency=tuple(
                 Latency(num_images=count, exported_ms=ours, torch_ms=theirs)
                 for count, ours, theirs in zip(TIMED_BATCHES, exported_ms, torch_ms, strict=True)
@@ -197,18 +206,24 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def metadata_of(graph: EnsembleGraph, name: str, description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metadata of a file as texts; ``classes`` and ``provenance`` are JSON."""
+    """Return the metadata of a file as texts; the last three are JSON."""
     colours = "grey" if graph.channels == 1 else "RGB"
     origin = {key: description[key] for key in ("run", "made", "method", "temperature")}
     members = [_without_code(member) for member in description["members"]]
     versions = {"cifar_tune": __version__, "torch": torch.__version__}
-    tta = description["preprocessing"]["tta"]
+    prepared = description["preprocessing"]
+    images = f"uint8 (N, H, W, {graph.channels}), {colours}, of any one size"
+    if scaled := Preprocessing.from_plain(prepared).value_range:
+        images += f", values {scaled[0]:g} to {scaled[1]:g} scaled to 0 to 255"
     return {
-        "images": f"uint8 (N, H, W, {graph.channels}), {colours}, of any one size",
+        "images": images,
         "probabilities": "float32 (N, K), in the order of the classes",
         "classes": json.dumps(list(description["classes"])),
+        "preprocessing": json.dumps(
+            {"resize": graph.resize, **{key: prepared.get(key) for key in ("black", "white")}}
+        ),
         "provenance": json.dumps(
-            {"ensemble": name, **origin, "members": members, "tta": tta, **versions}
+            {"ensemble": name, **origin, "members": members, "tta": prepared["tta"], **versions}
         ),
     }
 

@@ -128,8 +128,9 @@ class Ensemble:
     ) -> np.ndarray:
         """Return class probabilities in the order of ``classes``, float32, shape (N, K).
 
-        Images are prepared like the training images. The CPU computes in float32, a GPU in the
-        precision of each member's training.
+        Images are prepared like the training images. If they are cropped to squares, an array whose
+        sides differ by an odd number is cropped half a pixel away from where a file is. The CPU
+        computes in float32, a GPU in the precision of each member's training.
 
         Args:
             images: uint8, shape (N, H, W, C), or Pillow images, or files; a single image or file

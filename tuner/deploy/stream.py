@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tuner.config import Tta
-from tuner.data.decoding import Source, image_suffixes
+from tuner.data.decoding import UNREAD, Source, image_suffixes
 from tuner.data.names import shown
 from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
@@ -48,8 +48,8 @@ def find_images(paths: Iterable[str]) -> Iterator[str]:
     """Yield files unchanged, and the images in folders, at any depth, in alphabetical order.
 
     Images are recognized by their suffixes; hidden entries are skipped, and links are followed, but
-    not in circles. A folder without images, or one that cannot be listed, is itself yielded: it
-    cannot be read as an image, and is reported as such.
+    not in circles. Images of kinds that are not read are yielded, too, as is a folder without
+    images, or one that cannot be listed: they cannot be read, and are reported as such.
 
     Raises:
         DataError: If links lead to the same folders without end, or folders lie too deep.
@@ -74,12 +74,13 @@ def _images_below(
     if identity in above:
         return []
     images = []
+    suffixes = image_suffixes() | UNREAD
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if _is_folder(entry):
             images += _images_below(entry.path, visits, (*above, identity))
-        elif suffix_of(entry.name) in image_suffixes():
+        elif suffix_of(entry.name) in suffixes:
             images.append(entry.path)
     return images
 
@@ -103,14 +104,18 @@ def predict_paths(
 
 
 def _source(path: str) -> Source | DataError:
-    """Return a path, or the reason why a folder was yielded in place of its images."""
-    if not os.path.isdir(path):  # noqa: PTH112 - as in find_images.
+    """Return a path, or the reason why it is not read."""
+    if os.path.isdir(path):  # noqa: PTH112 - as in find_images.
+        reason = "a folder with no images in it"
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            reason = str(error.strerror)
+    elif (suffix := suffix_of(path)) in UNREAD:
+        # As in training: of a raw photo, Pillow would read the thumbnail.
+        reason = f"images of this kind ({suffix}) are not read; convert it"
+    else:
         return path
-    reason = "a folder with no images in it"
-    try:
-        os.scandir(path).close()
-    except OSError as error:
-        reason = str(error.strerror)
     return DataError(f"{shown(path)}: cannot be read as an image ({reason})")
 
 

@@ -62,8 +62,8 @@ class Choice:
     val: Tensor
     """Probabilities of the images that the choice was made on, shape (N, K)."""
     crossfit: Tensor
-    """The same, each image by a choice made without it. Some luck remains: the pool, and each
-    trial's epoch, were chosen on all images."""
+    """The same, each image by a choice made without it. Some luck remains: the pool, each trial's
+    epoch and, with ``auto``, the method were chosen on all images."""
     left_out: tuple[Excluded, ...]
 
     @property

@@ -36,6 +36,8 @@ from tuner.storage.temporary import TemporaryFolder, remove_abandoned
 from tuner.training.device import prediction_dtype
 
 MOST_MISTAKES = 24
+MISTAKE_SIDE = 128
+"""Maximum side of a mistake's image in pixels: even of noise, a report has room for all."""
 
 
 def write_ensemble(
@@ -187,6 +189,7 @@ def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequ
         pixels = test.images[index].permute(1, 2, 0).numpy()
         with replacing(folder / name) as temporary:
             image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+            image.thumbnail((MISTAKE_SIDE, MISTAKE_SIDE))
             image.save(temporary, format="PNG")
         true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]
         path = part.names[index] if part.names else ""

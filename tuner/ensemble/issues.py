@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tuner.data.cache import Images
 from tuner.data.datasets import DatasetPart, load_official
 from tuner.data.near_duplicates import near_duplicates
 from tuner.data.splits import Splits, load_test, located
 from tuner.ensemble.candidates import read_candidate
 from tuner.errors import NoUsableTrials
 from tuner.run.digests import Damage, DamagedError
-from tuner.run.issues import DuplicateIssue, Issues, LabelIssue
+from tuner.run.issues import DuplicateIssue, Issues, LabelIssue, OriginalPart
 from tuner.run.layout import ISSUES
 from tuner.run.run import Run
 from tuner.run.run_record import Reading
@@ -43,8 +44,8 @@ def look_for_issues(
 ) -> Issues:
     """Find images with probably wrong labels, and test images that also occur among the others.
 
-    The record is written into the run. The test images are compared with the others, which is
-    logged as a reading; no network sees them, and their labels decide nothing.
+    The record is written into the run. The test images are compared with those of the search, which
+    is logged as a reading; no network sees them, and their labels decide nothing.
 
     Args:
         run: The run whose trials judge.
@@ -74,7 +75,7 @@ def look_for_issues(
         run.log_test_reading(
             Reading(by="data issues", fingerprint=test.fingerprint, images=num_test)
         )
-        duplicates = _duplicate_issues(test, load_official(settled, folder, "train"))
+        duplicates = _duplicate_issues(test, load_official(settled, folder, "train"), splits)
     issues = Issues(
         trials=tuple(trial.number for trial in trials),
         checked=len(splits.val),
@@ -118,20 +119,42 @@ def _label_issues(splits: Splits, vote: Tensor) -> tuple[LabelIssue, ...]:
     return tuple(issues)
 
 
-def _duplicate_issues(test: DatasetPart, others: DatasetPart) -> tuple[DuplicateIssue, ...]:
-    pairs = near_duplicates(test.images.images, others.images.images)
+def _duplicate_issues(
+    test: DatasetPart, official: DatasetPart, splits: Splits
+) -> tuple[DuplicateIssue, ...]:
+    """Compare test images with those that networks were trained on, or chosen by.
+
+    Args:
+        test: The test images.
+        official: All other images of the data set; a search may use a part of them.
+        splits: Those of the search.
+    """
+    parts: dict[OriginalPart, tuple[Images, np.ndarray | None]] = {
+        "training": (splits.train, splits.train_positions)
+    }
+    # With folds, both are all images.
+    if not splits.num_folds:
+        parts["validation"] = (splits.val, splits.val_positions)
+    nearest: dict[int, tuple[float, OriginalPart, int]] = {}
+    for part, (images, positions) in parts.items():
+        assert positions is not None, "the images were loaded here"
+        for index, place, similarity in near_duplicates(test.images.images, images.images):
+            if index not in nearest or similarity > nearest[index][0]:
+                nearest[index] = (similarity, part, int(positions[place]))
+    ranked = sorted(nearest.items(), key=lambda entry: (-entry[1][0], entry[0]))
     issues = []
-    for rank, (index, original, similarity) in enumerate(sorted(pairs, key=lambda p: -p[2])):
+    for rank, (index, (similarity, part, original)) in enumerate(ranked):
         is_shown = rank < MOST_PICTURES
         issues.append(
             DuplicateIssue(
                 path=_name(test, index, "test"),
-                original=_name(others, original, "training"),
+                original=_name(official, original, "training"),
+                original_part=part,
                 test_class=test.classes[int(test.images.labels[index])],
-                original_class=others.classes[int(others.images.labels[original])],
+                original_class=official.classes[int(official.images.labels[original])],
                 similarity=min(1.0, similarity),
                 picture=_picture(test.images.images[index]) if is_shown else "",
-                original_picture=_picture(others.images.images[original]) if is_shown else "",
+                original_picture=_picture(official.images.images[original]) if is_shown else "",
             )
         )
     return tuple(issues)

@@ -15,6 +15,7 @@ from tuner.metrics.figures import Interval, Intervals
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.predict import Scores
 from tuner.metrics.significance import LEVEL, accuracy_interval
+from tuner.run.ensemble_record import single_called
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
 from tuner.storage.paths import read_text
@@ -37,6 +38,11 @@ def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any
     place = f"{result.run}/{result.name}"
     channels, height, width = description["preprocessing"]["image_shape"]
     kind = "grey" if channels == 1 else "colour"
+    white = description["preprocessing"].get("white")
+    scaled = ""
+    if white is not None:
+        black = description["preprocessing"]["black"]
+        scaled = f" (values {black:g} to {white:g} of images deeper than 8 bits become 0 to 255)"
     sections = {
         "Data": _data(result, plan, description),
         "Members": _members(result, plan.splits.num_folds),
@@ -62,8 +68,8 @@ their hashes, and the networks by `probe.safetensors`, when it is loaded.""",
     head = f"""\
 # {_text(place)}
 
-{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} pixels, and \
-returns the probabilities of {len(result.classes)} classes. \
+{_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} \
+pixels{scaled}, and returns the probabilities of {len(result.classes)} classes. \
 Made by {description["made_by"]}, {description["made"][:10]}.
 """
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
@@ -74,7 +80,7 @@ def _kind(result: EnsembleResult) -> str:
     if result.method in SOUPS:
         return f"The averaged weights of {count} image classifiers ({result.method})"
     if count == 1:
-        return f"One image classifier, chosen by {result.method}"
+        return f"One image classifier ({result.method})"
     return f"{count} image classifiers that vote ({result.method})"
 
 
@@ -101,6 +107,8 @@ def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) ->
 
 
 def _validated(plan: Plan) -> str:
+    if plan.splits.is_val_seen:
+        return "validation images, which are among the training images"
     if not plan.splits.num_folds:
         return "validation images, for choosing"
     return (
@@ -122,7 +130,13 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
         for member in result.members
     ]
     table = _table(("", "model", "weight", "temperature", "validation", result.tested_on), rows)
-    told = f"By {name_of(result.metric)}, which they were chosen by.\n\n{table}"
+    if result.is_val_seen:
+        by = ". Nothing was chosen by it: the members are the first trials of the run"
+    elif result.method in ("greedy", "weighted"):
+        by = ", which candidates were ranked by; members were chosen by the NLL of their vote"
+    else:
+        by = ", which they were chosen by"
+    told = f"By {name_of(result.metric)}{by}.\n\n{table}"
     if not num_folds:
         return told
     return (
@@ -136,6 +150,7 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
     hits = int(result.confusion.trace())
     low, high = accuracy_interval(torch.arange(result.test_images) < hits)
     single, gain = result.best_single_figures.test, result.gain
+    called = single_called(is_val_seen=result.is_val_seen)
 
     def row(name: str, scores: Scores, interval: str) -> tuple[str, ...]:
         figures = (scores.nll, scores.brier, scores.ece)
@@ -151,7 +166,7 @@ def _figures(result: EnsembleResult, plan: Plan) -> str:
 
     rows = [
         row("ensemble", result.ensemble.test, f" ({low:.2%} to {high:.2%})"),
-        row(f"best single, trial {result.best_single}", single, ""),
+        row(f"{called}, trial {result.best_single}", single, ""),
         row("mean member", result.mean_member["test"], ""),
     ]
     return f"""\
@@ -161,7 +176,7 @@ On the {result.test_images} {result.tested_on} images; in brackets the {LEVEL:.0
 
 Of the ensemble, with {LEVEL:.0%} intervals by the bootstrap: {_intervals(result.intervals)}.
 
-Gain in accuracy over the best single network {_interval(gain.over_best_single)} points (McNemar \
+Gain in accuracy over the {called} network {_interval(gain.over_best_single)} points (McNemar \
 p = {gain.mcnemar_p:.2g}), over the mean member {_interval(gain.over_mean_member)}. At least one \
 member is right on {result.oracle:.2%}. {_readings(result, plan)}"""
 
@@ -185,10 +200,11 @@ def _readings(result: EnsembleResult, plan: Plan) -> str:
     if not result.has_test and result.is_val_seen:
         return "There are no test images, and these were trained on: the figures say nothing."
     if not result.has_test:
+        auto = " The method (auto) was chosen on all of them." * (plan.request.method == "auto")
         return (
             "There are no test images: held out are validation images, each voted on by a choice "
             "of members and weights made without it; the networks by themselves stand as they were "
-            "chosen on them, which flatters them."
+            f"chosen on them, which flatters them.{auto}"
         )
     readings = len(read_text(plan.run.path / TEST_READINGS).splitlines())
     times = "once" if readings == 1 else f"{readings} times"

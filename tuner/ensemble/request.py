@@ -116,6 +116,17 @@ class EnsembleRequest:
         return (*words, *(flag for flag, is_set in flags.items() if is_set))
 
     @property
+    def moved(self) -> tuple[str, ...]:
+        """Options that name the place where images, or downloads, are now."""
+        places = {"--data": self.data, "--data-dir": self.data_dir}
+        return tuple(
+            word
+            for option, place in places.items()
+            if place is not None
+            for word in (option, str(place))
+        )
+
+    @property
     def folder_name(self) -> str:
         """The folder's name, such as ``top5`` or ``greedy5-calibrated-flip``."""
         if self.name is not None:

@@ -352,8 +352,12 @@ def _mean(scores: Iterable[Scores]) -> Scores:
 
 
 def _gain(correct: Tensor, baseline: Tensor, *, is_same: bool) -> Interval:
-    """Return the gain over a baseline, exactly 0 if it is the same network."""
-    return NO_GAIN if is_same else paired_gain(correct, baseline)
+    """Return the gain over a baseline, exactly 0 if it is the same network.
+
+    A network of a choice that is cross-fitted may be another one for some images.
+    """
+    has_same_answers = is_same and torch.equal(correct.double(), baseline.double())
+    return NO_GAIN if has_same_answers else paired_gain(correct, baseline)
 
 
 def _share_correct(alone: Tensor, labels: Tensor) -> Tensor:

@@ -117,11 +117,13 @@ def judge(
 
 def _standing(choice: Choice, single: Choice, labels: Tensor, metric: Metric) -> Standing:
     scores = score(choice.crossfit, labels)
-    if choice.members == single.members == (0,):
+    if torch.equal(choice.crossfit, single.crossfit):
         gain = nll_gain = metric_gain = NO_GAIN
     else:
-        correct = choice.crossfit.argmax(dim=1) == labels
-        gain = paired_gain(correct, single.crossfit.argmax(dim=1) == labels)
+        correct, alone = (one.crossfit.argmax(dim=1) == labels for one in (choice, single))
+        # A network gives the same answers at any temperature.
+        is_same = choice.members == single.members and torch.equal(correct, alone)
+        gain = NO_GAIN if is_same else paired_gain(correct, alone)
         nll_gain = _nll_gain(choice.crossfit, single.crossfit, labels)
         match metric:
             case "accuracy":
@@ -153,7 +155,8 @@ def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
 
 
 def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, images: int) -> str:
-    if asked.gain == NO_GAIN and asked.num_members == 1:
+    is_alone = asked.num_members == 1 and asked.gain == asked.nll_gain == NO_GAIN
+    if is_alone:
         what = "right on" if single.metric == "accuracy" else f"{goal.name_of(single.metric)}"
         on = "of" if single.metric == "accuracy" else "on"
         told = (
@@ -165,8 +168,7 @@ def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, 
         whole = f"The {what}" if what in ("vote", "soup") else f"The {what} vote"
         whole = whole.replace("soup vote", "soup")
         told = f"{whole} of {asked.num_members} {_compared(asked, single, trial, images)}"
-    is_single = advised.method is None and asked.num_members == 1 and asked.gain == NO_GAIN
-    if advised == asked or is_single:
+    if advised == asked or (is_alone and advised.method is None):
         return f"{told}. Take it."
     if advised.method is None:
         return f"{told}. Take trial {trial} alone: --top 1."

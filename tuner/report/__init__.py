@@ -162,9 +162,8 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
     """
     if ensemble:
         scores, metric = ensemble["ensemble"]["test"], ensemble["metric"]
-        images = images_called(
-            has_test=ensemble.get("has_test", True), is_val_seen=ensemble.get("is_val_seen", False)
-        )
+        is_val_seen = ensemble.get("is_val_seen", False)
+        images = images_called(has_test=ensemble.get("has_test", True), is_val_seen=is_val_seen)
         text = f"Ensemble of {len(ensemble['members'])}: "
         if metric != "accuracy":
             text += f"{name_of(metric)} {in_words(scores[metric], metric)}, accuracy "
@@ -174,7 +173,8 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
             return text
         low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
         span = f"[{low}, {high}]".replace("-", "\N{MINUS SIGN}")
-        return f"{text}, {points(gain['gain'])} over the best single {span}"
+        single = "first trial" if is_val_seen else "best single"
+        return f"{text}, {points(gain['gain'])} over the {single} {span}"
     first = leader(ranked)
     if first is None or first.best is None:
         missing = "ended well" if any(trial.best for trial in ranked) else "has an accuracy"

@@ -166,7 +166,7 @@ def advise_on_run(
         *lines,
         *_vote(ensemble),
         *_unfinished(run, trials, ensemble),
-        *_gap(ensemble, run.record.num_val),
+        *_gap(ensemble, run),
     ]
 
 
@@ -238,14 +238,17 @@ def _single(ensemble: EnsembleFigures) -> Scores | None:
     return next((scores for scores in (*crossfits, *vals) if scores), None)
 
 
-def _gap(ensemble: EnsembleFigures, num_val: int) -> Iterator[str]:
+def _gap(ensemble: EnsembleFigures, run: Run) -> Iterator[str]:
     crossfit, test = ensemble.ensemble.crossfit, ensemble.ensemble.test
     if crossfit is None or not ensemble.has_test or not ensemble.test_images:
         return
     high, low = max(crossfit.accuracy, test.accuracy), min(crossfit.accuracy, test.accuracy)
-    num_high, num_low = num_val, ensemble.test_images
+    num_high, num_low = run.record.num_val, ensemble.test_images
     side = "below"
     if test.accuracy > crossfit.accuracy:
+        # With folds, test images are judged by the mean of a member's networks, the others by one.
+        if run.record.data.folds:
+            return
         num_high, num_low, side = num_low, num_high, "above"
     # Newcombe's (1998) interval for the difference of two shares, method 10.
     below = high - wilson(high, num_high, level=1 - CHANCE)[0]

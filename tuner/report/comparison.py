@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from tuner.config import Metric
@@ -33,7 +32,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _describe(run: Run) -> dict[str, Any]:
     ranked = run.ranked()
     record, metric = run.record, run.metric
-    state = SearchState.from_trials(replace(record.search, metric=metric), ranked)
+    state = SearchState.from_trials(record.search, ranked)
     first = leader(ranked)
     return {
         # The name for commands: the folder may have been copied or renamed.
@@ -56,7 +55,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "best": first.best.value(metric) if first and first.best else None,
         "best_trial": first.number if first else None,
         "model": first.config.model.family if first else None,
-        "best_so_far": state.best_so_far(),
+        "best_so_far": state.best_so_far(metric),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tuner.config import Amount, Count, Metric, NonNegative, Positive, Share
 from tuner.metrics.figures import Coverage, Difference, Gain, Interval, Intervals, Latency
 from tuner.run import layout
-from tuner.run.ensemble_record import Excluded, Skipped, images_called
+from tuner.run.ensemble_record import Excluded, Skipped, images_called, single_called
 from tuner.schema import build, quoted, to_plain
 from tuner.storage.paths import (
     AnyPath,
@@ -260,6 +260,11 @@ class EnsembleFigures:
         """Name of the images that were not used for choosing; see ``images_called``."""
         return images_called(has_test=self.has_test, is_val_seen=self.is_val_seen)
 
+    @property
+    def single_called(self) -> str:
+        """Name of the single trial that it is compared with; see ``single_called``."""
+        return single_called(is_val_seen=self.is_val_seen)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
@@ -303,7 +308,8 @@ def read_ensemble(folder: AnyPath, figures: EnsembleFigures) -> dict[str, Any]:
 
     Returns:
         ``figures`` as plain values, with ``classes``, ``confusion`` (rows are true classes) and
-        ``mistakes``, each with its ``image`` as a data URI; without those whose file is missing.
+        ``mistakes``, each with its ``image`` as a data URI, which is empty if the page has no room
+        for it; without those whose file is missing.
 
     Raises:
         TunerError: If a file is damaged.
@@ -339,18 +345,21 @@ def _read_mistakes(folder: AnyPath) -> list[dict[str, Any]]:
     room = MOST_IMAGE_BYTES
     for cells in rows[:MOST_MISTAKES]:
         row = build(Mistake, dict(zip(head, cells, strict=True)), is_strict=False)
-        image = read_bytes(inside(folder, row.file), most=MOST_IMAGE_BYTES)
+        image = read_bytes(inside(folder, row.file))
         if not image.startswith(PNG):
             raise ValueError(f"{quoted(row.file)} is no PNG")
-        room -= len(image)
-        if room < 0:
-            break
+        uri = ""
+        # Earlier versions wrote images of any size.
+        if len(image) <= room:
+            room -= len(image)
+            uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
         mistakes.append(
             {
+                "file": row.file,
                 "true": row.true,
                 "predicted": row.predicted,
                 "confidence": row.share,
-                "image": f"data:image/png;base64,{base64.b64encode(image).decode()}",
+                "image": uri,
             }
         )
     return mistakes

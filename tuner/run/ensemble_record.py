@@ -158,6 +158,15 @@ def images_called(*, has_test: bool, is_val_seen: bool) -> str:
     return "test" if has_test else "training" if is_val_seen else "held-out"
 
 
+def single_called(*, is_val_seen: bool) -> str:
+    """Return the name of the single trial that an ensemble is compared with.
+
+    Args:
+        is_val_seen: Whether the validation images were trained on; then no trial is the best.
+    """
+    return "first" if is_val_seen else "best single"
+
+
 def find_ensemble_record(folder: AnyPath) -> EnsembleRecord | None:
     """Read the record of an ensemble; ``None`` if there is none.
 

@@ -1,11 +1,14 @@
 """``issues.json``: the result of ``data issues`` on the images of a run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tuner.config import Amount, Count, Share
 from tuner.run.layout import ISSUES
 from tuner.run.run import Run
 from tuner.storage.records import find_record
+
+OriginalPart = Literal["training", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +36,20 @@ class DuplicateIssue:
     """Path of the test image."""
     original: str
     """Path of the most similar training or validation image."""
+    original_part: OriginalPart | None = None
+    """What the run used that image for; ``None`` in issues of earlier versions, which may name an
+    image that the run did not use at all."""
     test_class: str
     original_class: str
     similarity: Share
     """Correlation of their thumbnails."""
     picture: str = ""
     original_picture: str = ""
+
+    @property
+    def shown_original(self) -> str:
+        """The path of the original, which is marked if it is a validation image."""
+        return self.original + (" (validation)" if self.original_part == "validation" else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

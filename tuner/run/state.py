@@ -368,22 +368,30 @@ class SearchState:
         rows = in_order({number: trial.history for number, trial in self.trials.items()})
         return [(row, self.trials[number]) for number, row in rows]
 
-    def best_so_far(self) -> list[tuple[int, float, float]]:
+    def best_so_far(self, metric: Metric | None = None) -> list[tuple[int, float, float]]:
         """Return the best value so far at each improvement, with what had been spent by then.
+
+        Args:
+            metric: The metric of the values; ``None`` is the search's. By another one, only the
+                epoch of each trial counts that the search kept.
 
         Returns:
             Epochs trained, GPU-hours spent (training hours if no trial held a GPU) and the best
-            validation value of the search's metric among trials that did not end badly, in order
-            of time; the last entry is where the search ended.
+            validation value among trials that did not end badly, in order of time; the last entry
+            is where the search ended.
         """
-        metric = self.search.metric
+        own = self.search.metric
+        metric = own if metric is None else metric
+        kept = {number: best_row(trial.history, own) for number, trial in self.trials.items()}
         has_gpus = any(trial.gpus for trial in self.trials.values())
         rows = self._rows()
         points: list[tuple[int, float, float]] = []
         seconds, best = 0.0, -math.inf
         for epochs, (row, trial) in enumerate(rows, 1):
             seconds += row.seconds * (trial.gpus if has_gpus else 1)
-            score = score_of(row, metric) if trial.status.state not in ENDED_BADLY else None
+            counts = metric == own or row is kept[trial.number]
+            is_good = counts and trial.status.state not in ENDED_BADLY
+            score = score_of(row, metric) if is_good else None
             is_better = score is not None and score > best
             best = score if score is not None and is_better else best
             if is_better or (epochs == len(rows) and points):
