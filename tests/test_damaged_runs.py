@@ -183,6 +183,23 @@ def test_what_stands_beside_weights_is_read_as_a_record(storage: Path, text: str
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["issues.json", "plan.json", "ensembles/top2/mistakes/mistakes.csv"]
+)
+def test_all_that_a_report_reads_is_checked(name: str, storage: Path) -> None:
+    file = storage / RUN / name
+    original = file.read_bytes() if file.exists() else None
+    file.write_text("{")
+    try:
+        with pytest.raises(TunerError, match="damaged or unreadable"):
+            READERS["report"](storage)
+        done = CliRunner().invoke(cli, ["check", RUN, "--storage", str(storage), "--device", "cpu"])
+        assert done.exit_code == 1
+        assert f"{file.relative_to(storage)}: damaged" in done.output.replace(f"{storage}/", "")
+    finally:
+        file.unlink() if original is None else file.write_bytes(original)
+
+
 def no_validation_images(record: Any) -> None:
     record["num_val"] = 0
 

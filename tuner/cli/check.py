@@ -40,6 +40,8 @@ def check(
     from tuner.deploy.predictor import read_ensemble
     from tuner.ensemble.check import damage_of_run
     from tuner.errors import StorageError, TunerError, UntrustedCodeError, UsageError
+    from tuner.report.ensembles import read_ensemble as read_shown
+    from tuner.report.ensembles import read_figures
     from tuner.run.digests import Damage
     from tuner.run.layout import ENSEMBLE, ENSEMBLES
     from tuner.run.run import find_run
@@ -65,6 +67,7 @@ def check(
             if any(f"{entry.file}/".startswith(f"{folder}/") for entry in damage):
                 continue
             try:
+                read_shown(folder, read_figures(folder))
                 read_ensemble(folder, where, trust_code=trust_code)
             except UntrustedCodeError as error:
                 skip("ensembles whose code is not trusted", error)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Maximum number of rows in the table.",
 )
-@option("--all", "is_whole", is_flag=True, help="Show all trials, with every column.")
+@option("--all", "is_whole", is_flag=True, help="Show all trials, with every searched parameter.")
 @option(
     "--columns",
     metavar="NAME,...",

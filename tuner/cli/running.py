@@ -24,7 +24,7 @@ _COSTS = (
         "--time-budget",
         type=Duration(),
         help="Train for at most this long, such as 90s, 30m or 2h; trials are cut in mid-epoch. "
-        "[default: none]",
+        "[default: none; 30m for a space that is made]",
     ),
     option(
         "--gpu-hours",

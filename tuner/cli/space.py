@@ -60,7 +60,10 @@ def space_check(file: str, overrides: tuple[str, ...], storage: AnyPath, as_json
 def space_sample(
     file: str, overrides: tuple[str, ...], number: int, seed: int, storage: AnyPath, as_json: bool
 ) -> None:
-    """Print configurations drawn from a space, as a search would."""
+    """Print configurations as a search would try them: the baselines first, then random ones.
+
+    Limits on networks, which depend on the images, are not applied.
+    """
     import yaml
 
     from tuner.space import find_space, load_space

@@ -16,6 +16,8 @@ from tuner.run.check import damage_of_record
 from tuner.run.checkpoint import read_description
 from tuner.run.digests import Damage, DamagedError, damage_of_files, one_a_file
 from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensemble_record
+from tuner.run.forecast import outcomes
+from tuner.run.issues import find_issues
 from tuner.run.layout import (
     CHECKPOINT,
     CONFUSION,
@@ -80,7 +82,8 @@ def damage_of_run(
     for trial in trials:
         damage += _damage_of_trial(trial, splits, device, trust_code, skip, candidates)
     damage += _damage_of_ensembles(run.path / ENSEMBLES)
-    damage += _damage_found_by(run.test_readings, *_checks_of_teacher(run))
+    reads = (run.test_readings, partial(find_issues, run), partial(outcomes, run, trials))
+    damage += _damage_found_by(*reads, *_checks_of_teacher(run))
     damage += _damage_of_space(run.path / SPACE)
     leaderboard = run.path / LEADERBOARD
     if run.record.status != "running" and not leaderboard.exists():
