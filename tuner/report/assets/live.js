@@ -6,7 +6,7 @@
   const status = document.getElementById("live-status"), refresh = document.getElementById("refresh");
   const all = (selector) => [...document.querySelectorAll(selector)];
   const controls = () => all(".controls :is(input, select)").filter((element) => element.id);
-  const more = document.getElementById("more"), few = more.textContent;
+  const more = document.getElementById("more");
   const sorted = () => document.querySelector("#trials th[aria-sort]");
 
   function keep() {
@@ -16,7 +16,7 @@
       open: all("details").map((e) => e.open), focus: document.activeElement?.id ?? "",
       controls: controls().map((e) => [e.id, e.type === "checkbox" ? e.checked : e.value]),
       sort: heading && [heading.textContent, heading.getAttribute("aria-sort")],
-      isWhole: more.textContent !== few && !more.hidden,
+      isWhole: more.textContent.startsWith("Show the first"),
     }));
   }
 
