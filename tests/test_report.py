@@ -752,7 +752,9 @@ def test_the_leaderboard_is_sorted_and_filtered(browser: Any, searched: Path) ->
     assert 0 < len(states) < 30
     assert set(states) == {"stopped"}
     assert page.locator("#shown").inner_text() == f"{len(states)} of 30 trials"
+    page.get_by_role("button", name="epochs", exact=True).click()
     page.locator("#with-parameters").check()
+    assert page.locator("#trials th[aria-sort]").inner_text() == "epochs"
     assert "label_smoothing" in page.locator("#trials thead").inner_text()
     assert view.problems == []
 
