@@ -815,6 +815,19 @@ def test_where_no_trial_has_an_accuracy_the_pages_say_so(browser: Any, tmp_path:
     assert view.problems == []
 
 
+def ends_of(view: View, chart: str) -> list[float]:
+    """Return the ends of a chart's vertical axis."""
+    ends: list[float] = view.page.evaluate(
+        """(id) => {
+            const made = echarts.getInstanceByDom(document.getElementById(id));
+            const { min, max } = made.getOption().yAxis[0];
+            return [min, max];
+        }""",
+        chart,
+    )
+    return ends
+
+
 @pytest.mark.browser
 def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) -> None:
     run = simulated(tmp_path, SEARCH, spaces())
@@ -822,15 +835,21 @@ def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) 
         write_history(trial.path, [replace(row, val_accuracy=0.0) for row in trial.history])
     view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
     for chart in ("chart-curves", "chart-best"):
-        ends = view.page.evaluate(
-            """(id) => {
-                const made = echarts.getInstanceByDom(document.getElementById(id));
-                const { min, max } = made.getOption().yAxis[0];
-                return [min, max];
-            }""",
-            chart,
-        )
-        assert ends[0] < ends[1]
+        low, high = ends_of(view, chart)
+        assert low < high
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_the_line_of_a_weak_run_is_in_sight(browser: Any, tmp_path: Path, run: Run) -> None:
+    weak = simulated(tmp_path, replace(SEARCH, trials=1), spaces())
+    (trial,) = weak.trials()
+    write_history(trial.path, [replace(trial.history[0], val_accuracy=0.05)])
+    page = tmp_path / "compare.html"
+    page.write_text(comparison_page(compare([run, weak])))
+    view = opened(browser, page, 1440, "light")
+    low, high = ends_of(view, "chart-compare")
+    assert low < 0.05 < high
     assert view.problems == []
 
 
