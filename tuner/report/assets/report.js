@@ -165,6 +165,8 @@ chart("chart-tentative", (colours, width) => ranges(
   for (const parameter of byRank) {
     const having = scored.filter((t) => t.values[parameter.index] != null);
     if (!having.length) continue;
+    // A weak family is drawn, too: at least its better half.
+    const within = union(seen, range(having.map((t) => t.value), 0.5));
     const element = document.createElement("div");
     element.className = "chart";
     element.setAttribute("role", "img");
@@ -181,7 +183,7 @@ chart("chart-tentative", (colours, width) => ranges(
         xAxis: isFew
           ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11, ...(isCrowded && { rotate: 35, interval: 0 }) } })
           : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
-        yAxis: metricAxis(colours, seen, ""),
+        yAxis: metricAxis(colours, within, ""),
         series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.value], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
       } };
     });
