@@ -252,6 +252,12 @@ def test_time_that_nothing_divides_has_no_section(tmp_path: Path, run: Run) -> N
     assert "#spending" not in page
 
 
+def test_the_curves_of_few_trials_are_whole_at_first(tmp_path: Path, run: Run) -> None:
+    few = simulated(tmp_path, replace(SEARCH, trials=10), spaces())
+    assert '<input id="zoom" type="checkbox">' in write(few)
+    assert '<input id="zoom" type="checkbox" checked>' in write(run)
+
+
 def test_the_page_needs_nothing_and_runs_nothing_that_a_trial_says(run: Run) -> None:
     page = write(run)
     without_library = page.replace(
@@ -850,6 +856,21 @@ def test_the_line_of_a_weak_run_is_in_sight(browser: Any, tmp_path: Path, run: R
     view = opened(browser, page, 1440, "light")
     low, high = ends_of(view, "chart-compare")
     assert low < 0.05 < high
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_all_epochs_by_nll_are_in_sight(browser: Any, tmp_path: Path) -> None:
+    run = simulated(tmp_path, SEARCH, spaces())
+    best = run.ranked()[0]
+    write_history(best.path, [replace(row, val_loss=9 / row.epoch) for row in best.history])
+    run.update(search=replace(run.record.search, metric="nll"))
+    run = Run.open(run.path)
+    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
+    assert ends_of(view, "chart-curves")[1] < 9
+    view.page.locator("#zoom").click()
+    low, high = ends_of(view, "chart-curves")
+    assert low < 1 < 9 < high
     assert view.problems == []
 
 

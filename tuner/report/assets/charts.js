@@ -152,4 +152,5 @@ function lowest(accuracies, share) {
   return Math.max(0, low - Math.max(0.01, 0.1 * (sorted.at(-1) - low)));
 }
 
-const highest = (accuracies) => Math.max(0, ...accuracies.filter((a) => a != null));
+// No spread: all epochs of many trials are more arguments than a call may have.
+const highest = (accuracies) => accuracies.reduce((a, b) => Math.max(a, b ?? 0), 0);

@@ -25,8 +25,9 @@ const curves = chart("chart-curves", (colours) => {
   // The best are drawn last, on top.
   const ordered = [...shown].reverse();
   const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
-  const bests = shown.map((t) => t.value), seen = range(bests, !control("zoom").checked ? 0 : shown.length > 100 ? 0.5 : 0.1);
-  if (!control("zoom").checked) seen[0] = 0;
+  const seen = control("zoom").checked
+    ? range(shown.map((t) => t.value), shown.length > 100 ? 0.5 : 0.1)
+    : range(shown.flatMap((t) => t.curve), 0);
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${figure(t.value)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
