@@ -8,13 +8,15 @@
   const controls = () => all(".controls :is(input, select)").filter((element) => element.id);
   const more = document.getElementById("more");
   const sorted = () => document.querySelector("#trials th[aria-sort]");
+  // The defaults of the others may change with the run.
+  const isChanged = (e) => (e.type === "checkbox" ? e.checked !== e.defaultChecked : e.options ? e.selectedIndex > 0 : e.value !== e.defaultValue);
 
   function keep() {
     const heading = sorted();
     sessionStorage.setItem(KEPT, JSON.stringify({
       page: facts.live.run, scroll: [scrollX, scrollY], sideways: all(".scroll").map((e) => e.scrollLeft),
       open: all("details").map((e) => e.open), focus: document.activeElement?.id ?? "",
-      controls: controls().map((e) => [e.id, e.type === "checkbox" ? e.checked : e.value]),
+      controls: controls().filter(isChanged).map((e) => [e.id, e.type === "checkbox" ? e.checked : e.value]),
       sort: heading && [heading.textContent, heading.getAttribute("aria-sort")],
       isWhole: more.textContent.startsWith("Show the first"),
     }));

@@ -78,7 +78,7 @@ function fillSelect(id, labelId, names) {
 }
 if (control("chart-parallel")) {
   // Of few trials, all can be told apart.
-  control("share").value = trials.length > 40 ? 2 : 0;
+  control("share").defaultValue = trials.length > 40 ? 2 : 0;
   fillSelect("family", "family-label", families.length > 1 ? ["all", ...families] : families);
 }
 
