@@ -1050,8 +1050,16 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
         page.clock.run_for(10_000)
         page.wait_for_timeout(300)
         assert page.locator("#trial").is_visible()
+        # Nor is a selection in parallel coordinates.
+        select = "(intervals) => parallel.made.dispatchAction("
+        select += "{ type: 'axisAreaSelect', parallelAxisIndex: 0, intervals })"
+        page.evaluate(select, [[0, 0.5]])
         page.keyboard.press("Escape")
+        page.clock.run_for(10_000)
+        page.wait_for_timeout(300)
+        assert "Paused while trials" in page.locator("#live-status").inner_text()
         with page.expect_event("load"):
+            page.evaluate(select, [])
             page.clock.run_for(4_000)
         assert "The search has ended" in page.locator("header").inner_text()
         # Of so few trials, all are shown; the reader did not choose otherwise.

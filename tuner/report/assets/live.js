@@ -51,14 +51,17 @@
   addEventListener("pagehide", keep);
   if (kept && kept.page === facts.live.run) restore(kept);
 
+  // A reload would clear the selection.
+  const isSelected = () => parallel?.made.getModel().getSeries()[0].getRawIndicesByActiveState("inactive").length > 0;
   // Not under the reader's hands.
   let held = false;
   addEventListener("pointerdown", () => { held = true; });
   for (const event of ["pointerup", "pointercancel"]) addEventListener(event, () => { held = false; });
-  const isBusy = () => held || document.hidden || !refresh.checked || trialDialog.open || String(getSelection());
+  const isBusy = () => held || document.hidden || !refresh.checked || trialDialog.open || isSelected() || String(getSelection());
 
   async function look() {
-    if (!isBusy()) {
+    if (refresh.checked && isSelected()) status.textContent = "Paused while trials are selected in parallel coordinates.";
+    else if (!isBusy()) {
       try {
         const answer = await fetch("/", { method: "HEAD", cache: "no-store", headers: { "If-None-Match": `"${facts.live.version}"` } });
         if (answer.ok && !isBusy()) {
