@@ -913,6 +913,22 @@ def test_a_click_shows_what_a_trial_was_given_and_why_it_ended(
     assert view.problems == []
 
 
+@pytest.mark.browser
+def test_a_page_that_a_browser_saved_is_drawn_anew(browser: Any, run: Run, tmp_path: Path) -> None:
+    page = opened(
+        browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light"
+    ).page
+    page.locator("#trials tbody tr").first.click()
+    saved = tmp_path / "saved.html"
+    saved.write_text(page.content())
+    view = opened(browser, saved, 1440, "light")
+    assert view.page.locator(".slices .chart").count() == page.locator(".slices .chart").count() > 0
+    view.page.locator("#trials tbody tr").first.click()
+    assert view.num_colours(".slices .chart") > 5
+    assert view.num_colours("#chart-trial") > 5
+    assert view.problems == []
+
+
 def test_the_best_configuration_is_shown_to_copy(run: Run) -> None:
     page = write_report(run, run.ranked(), spaces(), {}, []).path.read_text()
     _, _, card = page.partition('<section id="best">')

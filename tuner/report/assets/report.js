@@ -158,6 +158,8 @@ chart("chart-tentative", (colours, width) => ranges(
 // Slices
 
 {
+  // In a page that a browser saved, they are there already, blank.
+  control("slices")?.replaceChildren();
   const scored = trials.filter((t) => t.value != null);
   const seen = range(scored.map((t) => t.value), 0.1);
   const byRank = facts.parameters.map((p, index) => ({ ...p, index })).sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
