@@ -258,6 +258,20 @@ def test_the_curves_of_few_trials_are_whole_at_first(tmp_path: Path, run: Run) -
     assert '<input id="zoom" type="checkbox" checked>' in write(run)
 
 
+def test_without_javascript_the_page_says_what_is_missing_and_where_it_is(
+    tmp_path: Path, run: Run
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run.open(tmp_path / "run")
+
+    def told() -> str:
+        return write(copy).partition("<noscript>")[2].partition("</noscript>")[0]
+
+    assert "which is off here. So does the leaderboard.</p>" in told()
+    (copy.path / "leaderboard.csv").touch()
+    assert "also in <code>leaderboard.csv</code> in the run's folder.</p>" in told()
+
+
 def test_the_page_needs_nothing_and_runs_nothing_that_a_trial_says(run: Run) -> None:
     page = write(run)
     without_library = page.replace(
