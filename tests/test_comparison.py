@@ -121,6 +121,7 @@ def test_the_command_prints_a_row_a_run_a_document_or_a_page(
     text = page.read_text()
     assert "one leads" in text
     assert "default-src 'none'" in text
+    assert "Charts need JavaScript, which is off here.</p>" in text
     assert type_command(monkeypatch, *command, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert [run["run"] for run in document["runs"]] == ["one", "two"]

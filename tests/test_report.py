@@ -252,6 +252,26 @@ def test_time_that_nothing_divides_has_no_section(tmp_path: Path, run: Run) -> N
     assert "#spending" not in page
 
 
+def test_the_curves_of_few_trials_are_whole_at_first(tmp_path: Path, run: Run) -> None:
+    few = simulated(tmp_path, replace(SEARCH, trials=10), spaces())
+    assert '<input id="zoom" type="checkbox">' in write(few)
+    assert '<input id="zoom" type="checkbox" checked>' in write(run)
+
+
+def test_without_javascript_the_page_says_what_is_missing_and_where_it_is(
+    tmp_path: Path, run: Run
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run.open(tmp_path / "run")
+
+    def told() -> str:
+        return write(copy).partition("<noscript>")[2].partition("</noscript>")[0]
+
+    assert "which is off here. So does the leaderboard.</p>" in told()
+    (copy.path / "leaderboard.csv").touch()
+    assert "also in <code>leaderboard.csv</code> in the run's folder.</p>" in told()
+
+
 def test_the_page_needs_nothing_and_runs_nothing_that_a_trial_says(run: Run) -> None:
     page = write(run)
     without_library = page.replace(
@@ -752,7 +772,9 @@ def test_the_leaderboard_is_sorted_and_filtered(browser: Any, searched: Path) ->
     assert 0 < len(states) < 30
     assert set(states) == {"stopped"}
     assert page.locator("#shown").inner_text() == f"{len(states)} of 30 trials"
+    page.get_by_role("button", name="epochs", exact=True).click()
     page.locator("#with-parameters").check()
+    assert page.locator("#trials th[aria-sort]").inner_text() == "epochs"
     assert "label_smoothing" in page.locator("#trials thead").inner_text()
     assert view.problems == []
 
@@ -813,6 +835,19 @@ def test_where_no_trial_has_an_accuracy_the_pages_say_so(browser: Any, tmp_path:
     assert view.problems == []
 
 
+def ends_of(view: View, chart: str) -> list[float]:
+    """Return the ends of a chart's vertical axis."""
+    ends: list[float] = view.page.evaluate(
+        """(id) => {
+            const made = echarts.getInstanceByDom(document.getElementById(id));
+            const { min, max } = made.getOption().yAxis[0];
+            return [min, max];
+        }""",
+        chart,
+    )
+    return ends
+
+
 @pytest.mark.browser
 def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) -> None:
     run = simulated(tmp_path, SEARCH, spaces())
@@ -820,15 +855,36 @@ def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) 
         write_history(trial.path, [replace(row, val_accuracy=0.0) for row in trial.history])
     view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
     for chart in ("chart-curves", "chart-best"):
-        ends = view.page.evaluate(
-            """(id) => {
-                const made = echarts.getInstanceByDom(document.getElementById(id));
-                const { min, max } = made.getOption().yAxis[0];
-                return [min, max];
-            }""",
-            chart,
-        )
-        assert ends[0] < ends[1]
+        low, high = ends_of(view, chart)
+        assert low < high
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_the_line_of_a_weak_run_is_in_sight(browser: Any, tmp_path: Path, run: Run) -> None:
+    weak = simulated(tmp_path, replace(SEARCH, trials=1), spaces())
+    (trial,) = weak.trials()
+    write_history(trial.path, [replace(trial.history[0], val_accuracy=0.05)])
+    page = tmp_path / "compare.html"
+    page.write_text(comparison_page(compare([run, weak])))
+    view = opened(browser, page, 1440, "light")
+    low, high = ends_of(view, "chart-compare")
+    assert low < 0.05 < high
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_all_epochs_by_nll_are_in_sight(browser: Any, tmp_path: Path) -> None:
+    run = simulated(tmp_path, SEARCH, spaces())
+    best = run.ranked()[0]
+    write_history(best.path, [replace(row, val_loss=9 / row.epoch) for row in best.history])
+    run.update(search=replace(run.record.search, metric="nll"))
+    run = Run.open(run.path)
+    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
+    assert ends_of(view, "chart-curves")[1] < 9
+    view.page.locator("#zoom").click()
+    low, high = ends_of(view, "chart-curves")
+    assert low < 1 < 9 < high
     assert view.problems == []
 
 
@@ -868,6 +924,22 @@ def test_a_click_shows_what_a_trial_was_given_and_why_it_ended(
     assert "completed after" in panel.inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.locator("#trial-close").click()
+    assert view.problems == []
+
+
+@pytest.mark.browser
+def test_a_page_that_a_browser_saved_is_drawn_anew(browser: Any, run: Run, tmp_path: Path) -> None:
+    page = opened(
+        browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light"
+    ).page
+    page.locator("#trials tbody tr").first.click()
+    saved = tmp_path / "saved.html"
+    saved.write_text(page.content())
+    view = opened(browser, saved, 1440, "light")
+    assert view.page.locator(".slices .chart").count() == page.locator(".slices .chart").count() > 0
+    view.page.locator("#trials tbody tr").first.click()
+    assert view.num_colours(".slices .chart") > 5
+    assert view.num_colours("#chart-trial") > 5
     assert view.problems == []
 
 
@@ -963,7 +1035,8 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
 ) -> None:
     monkeypatch.setattr(live, "SECONDS", 0.0)
     monkeypatch.setattr(live, "IDLE", 0)
-    run = simulated(tmp_path, SEARCH, spaces())
+    # The filter below leaves more rows than are shown at first.
+    run = simulated(tmp_path, replace(SEARCH, trials=80), spaces())
 
     def build(run: Run, version: str) -> str:
         return make_page(run, run.ranked(), spaces(), {}, [], version=version).html
@@ -982,6 +1055,7 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
         assert asked.count("GET") == 1, "nothing was new"
         assert asked.count("HEAD") >= 1
         page.locator("#filter").fill("cnn")
+        assert page.locator("#more").inner_text().startswith("Show all ")
         page.get_by_role("button", name="trial", exact=True).click()
         page.get_by_role("button", name="trial", exact=True).click()
         page.locator("details summary").last.click()
@@ -1000,14 +1074,28 @@ def test_a_served_page_follows_the_search_and_leaves_its_reader_where_he_was(
         assert page.evaluate("scrollY") == before
         # A trial that is looked at is not taken away.
         page.locator("#trials tbody tr").first.click()
+        for trial in run.trials()[10:]:
+            shutil.rmtree(trial.path)
         run.update(status="finished")
         page.clock.run_for(10_000)
         page.wait_for_timeout(300)
         assert page.locator("#trial").is_visible()
+        # Nor is a selection in parallel coordinates.
+        select = "(intervals) => parallel.made.dispatchAction("
+        select += "{ type: 'axisAreaSelect', parallelAxisIndex: 0, intervals })"
+        page.evaluate(select, [[0, 0.5]])
         page.keyboard.press("Escape")
+        page.clock.run_for(10_000)
+        page.wait_for_timeout(300)
+        assert "Paused while trials" in page.locator("#live-status").inner_text()
         with page.expect_event("load"):
+            page.evaluate(select, [])
             page.clock.run_for(4_000)
         assert "The search has ended" in page.locator("header").inner_text()
+        # Of so few trials, all are shown; the reader did not choose otherwise.
+        assert page.locator("#share").input_value() == "0"
+        assert not page.locator("#zoom").is_checked()
+        assert page.locator("#filter").input_value() == "cnn"
         asked.clear()
         page.clock.run_for(60_000)
         page.wait_for_timeout(300)

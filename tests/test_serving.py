@@ -141,6 +141,14 @@ def test_the_metadata_tell_what_is_served_and_not_where_it_lies(
     assert client.get("/healthz").json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metadata", "/docs", "/assets/page.css"])
+def test_head_is_answered_like_get_without_the_body(client: TestClient, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"") == (200, b"")
+    assert head.headers == got.headers
+    assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
+
+
 # What is refused
 
 

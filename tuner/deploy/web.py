@@ -174,24 +174,26 @@ def create_app(
     async def predict(request: Request) -> Response:
         return Response(await predicting.answer(request), media_type="application/json")
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Tell whether the server answers")
     async def healthz() -> Health:
         return Health(status="ok")
 
+    @app.head("/metadata", include_in_schema=False)
     @app.get("/metadata", summary="Describe the ensemble")
     async def describe() -> Metadata:
         return metadata
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def drop_page() -> HTMLResponse:
         return HTMLResponse(render_drop_page(ensemble, reject, limits), headers=PAGE_HEADERS)
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         page = render_docs(app.openapi(), str(request.base_url).rstrip("/"))
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
-    @app.get("/assets/{name}", include_in_schema=False)
+    @app.api_route("/assets/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def asset(name: str) -> Response:
         if name not in ASSETS:
             raise HTTPException(404, "Not Found")

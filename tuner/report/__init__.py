@@ -21,7 +21,7 @@ from tuner.run.ensemble_record import images_called
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import Spread, outcomes
 from tuner.run.issues import find_issues
-from tuner.run.layout import REPORT, SPACE
+from tuner.run.layout import LEADERBOARD, REPORT, SPACE
 from tuner.run.outlook import outlook_of
 from tuner.run.resuming import command_line, storage_words
 from tuner.run.run import Run, leader
@@ -130,6 +130,7 @@ def make_page(
         ensemble=ensemble,
         others=_told(folders[1:]),
         rerun=command_line("rerun", *where, names=[name, str(first.number if first else 0)]),
+        has_leaderboard=(run.path / LEADERBOARD).exists(),
         all_issues=command_line("data issues", "--csv", "issues.csv", *where, names=[name]),
         facts_of=facts,
         space=read_text(run.path / SPACE),

@@ -141,6 +141,9 @@ function range(values, share) {
   return [Math.max(0, best - margin), worst + margin];
 }
 
+// The range that holds two others.
+const union = (a, b) => [Math.min(a[0], b[0]), Math.max(a[1], b[1])];
+
 // The lowest accuracy that is worth seeing: but for this share of the trials, and a little less.
 function lowest(accuracies, share) {
   const sorted = accuracies.filter((a) => a != null).sort((a, b) => a - b);
@@ -149,4 +152,5 @@ function lowest(accuracies, share) {
   return Math.max(0, low - Math.max(0.01, 0.1 * (sorted.at(-1) - low)));
 }
 
-const highest = (accuracies) => Math.max(0, ...accuracies.filter((a) => a != null));
+// No spread: all epochs of many trials are more arguments than a call may have.
+const highest = (accuracies) => accuracies.reduce((a, b) => Math.max(a, b ?? 0), 0);

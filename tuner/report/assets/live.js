@@ -6,17 +6,19 @@
   const status = document.getElementById("live-status"), refresh = document.getElementById("refresh");
   const all = (selector) => [...document.querySelectorAll(selector)];
   const controls = () => all(".controls :is(input, select)").filter((element) => element.id);
-  const more = document.getElementById("more"), few = more.textContent;
+  const more = document.getElementById("more");
   const sorted = () => document.querySelector("#trials th[aria-sort]");
+  // The defaults of the others may change with the run.
+  const isChanged = (e) => (e.type === "checkbox" ? e.checked !== e.defaultChecked : e.options ? e.selectedIndex > 0 : e.value !== e.defaultValue);
 
   function keep() {
     const heading = sorted();
     sessionStorage.setItem(KEPT, JSON.stringify({
       page: facts.live.run, scroll: [scrollX, scrollY], sideways: all(".scroll").map((e) => e.scrollLeft),
       open: all("details").map((e) => e.open), focus: document.activeElement?.id ?? "",
-      controls: controls().map((e) => [e.id, e.type === "checkbox" ? e.checked : e.value]),
+      controls: controls().filter(isChanged).map((e) => [e.id, e.type === "checkbox" ? e.checked : e.value]),
       sort: heading && [heading.textContent, heading.getAttribute("aria-sort")],
-      isWhole: more.textContent !== few && !more.hidden,
+      isWhole: more.textContent.startsWith("Show the first"),
     }));
   }
 
@@ -49,14 +51,17 @@
   addEventListener("pagehide", keep);
   if (kept && kept.page === facts.live.run) restore(kept);
 
+  // A reload would clear the selection.
+  const isSelected = () => parallel?.made.getModel().getSeries()[0].getRawIndicesByActiveState("inactive").length > 0;
   // Not under the reader's hands.
   let held = false;
   addEventListener("pointerdown", () => { held = true; });
   for (const event of ["pointerup", "pointercancel"]) addEventListener(event, () => { held = false; });
-  const isBusy = () => held || document.hidden || !refresh.checked || trialDialog.open || String(getSelection());
+  const isBusy = () => held || document.hidden || !refresh.checked || trialDialog.open || isSelected() || String(getSelection());
 
   async function look() {
-    if (!isBusy()) {
+    if (refresh.checked && isSelected()) status.textContent = "Paused while trials are selected in parallel coordinates.";
+    else if (!isBusy()) {
       try {
         const answer = await fetch("/", { method: "HEAD", cache: "no-store", headers: { "If-None-Match": `"${facts.live.version}"` } });
         if (answer.ok && !isBusy()) {

@@ -25,8 +25,9 @@ const curves = chart("chart-curves", (colours) => {
   // The best are drawn last, on top.
   const ordered = [...shown].reverse();
   const opacity = Math.max(0.12, Math.min(0.75, 12 / Math.sqrt(shown.length * 4)));
-  const bests = shown.map((t) => t.value), seen = range(bests, !control("zoom").checked ? 0 : shown.length > 100 ? 0.5 : 0.1);
-  if (!control("zoom").checked) seen[0] = 0;
+  const seen = control("zoom").checked
+    ? range(shown.map((t) => t.value), shown.length > 100 ? 0.5 : 0.1)
+    : range(shown.flatMap((t) => t.curve), 0);
   const end = (t) => [t.curve.length, t.curve.at(-1)];
   const about = (t) => `<b>${name(t)}</b><br>${safe(t.state.replaceAll("_", " "))} after ${t.epochs} epochs, best ${figure(t.value)}${t.reason ? "<br>" + safe(t.reason) : ""}`;
   return { chart: {
@@ -77,7 +78,7 @@ function fillSelect(id, labelId, names) {
 }
 if (control("chart-parallel")) {
   // Of few trials, all can be told apart.
-  control("share").value = trials.length > 40 ? 2 : 0;
+  control("share").defaultValue = trials.length > 40 ? 2 : 0;
   fillSelect("family", "family-label", families.length > 1 ? ["all", ...families] : families);
 }
 
@@ -157,6 +158,8 @@ chart("chart-tentative", (colours, width) => ranges(
 // Slices
 
 {
+  // In a page that a browser saved, they are there already, blank.
+  control("slices")?.replaceChildren();
   const scored = trials.filter((t) => t.value != null);
   const seen = range(scored.map((t) => t.value), 0.1);
   const byRank = facts.parameters.map((p, index) => ({ ...p, index })).sort((p, q) => (rank.get(p.name) ?? 99) - (rank.get(q.name) ?? 99));
@@ -165,6 +168,8 @@ chart("chart-tentative", (colours, width) => ranges(
   for (const parameter of byRank) {
     const having = scored.filter((t) => t.values[parameter.index] != null);
     if (!having.length) continue;
+    // A weak family is drawn, too: at least its better half.
+    const within = union(seen, range(having.map((t) => t.value), 0.5));
     const element = document.createElement("div");
     element.className = "chart";
     element.setAttribute("role", "img");
@@ -181,7 +186,7 @@ chart("chart-tentative", (colours, width) => ranges(
         xAxis: isFew
           ? axis(colours, { type: "value", min: -0.5, max: isFew.length - 0.5, interval: 0.5, axisLabel: { formatter: (v) => (Number.isInteger(v) ? isFew[v] ?? "" : ""), fontSize: 11, ...(isCrowded && { rotate: 35, interval: 0 }) } })
           : axis(colours, { type: parameter.log ? "log" : "value", min: parameter.low, max: parameter.high, minInterval: parameter.whole ? 1 : 0, axisLabel: { formatter: short, fontSize: 11 } }),
-        yAxis: metricAxis(colours, seen, ""),
+        yAxis: metricAxis(colours, within, ""),
         series: [{ type: "scatter", clip: true, symbolSize: having.length > 200 ? 4 : 6, data: having.map((t) => ({ value: [place(t), t.value], itemStyle: { color: colourOf(colours, t.family) } })), itemStyle: { opacity: having.length > 200 ? 0.45 : 0.75 } }],
       } };
     });

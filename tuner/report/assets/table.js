@@ -45,7 +45,7 @@
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const rows = facts.trials.map((t, i) => i).filter((i) => wanted.every((word) => words[i].includes(word)));
     if (order === RANKED) return rows;
-    const { of, number } = columns()[order.column], sign = order.down ? -1 : 1;
+    const { of, number } = order.column, sign = order.down ? -1 : 1;
     return rows.sort((i, j) => {
       const a = of(facts.trials[i]), b = of(facts.trials[j]);
       // What has no value comes last, whichever way; ties keep their rank.
@@ -65,19 +65,19 @@
   }
 
   function show() {
-    if (order.column >= columns().length) order = RANKED;
+    if (!columns().includes(order.column)) order = RANKED;
     const head = document.createElement("tr");
     columns().forEach((column, index) => {
       const cell = document.createElement("th"), button = document.createElement("button");
       button.textContent = column.title;
       button.type = "button";
       button.onclick = () => {
-        order = { column: index, down: index === order.column ? !order.down : Boolean(column.down) };
+        order = { column, down: column === order.column ? !order.down : Boolean(column.down) };
         show();
         table.tHead.rows[0].cells[index].firstChild.focus();
       };
       if (column.number) cell.className = "n";
-      if (index === order.column) cell.setAttribute("aria-sort", order.down ? "descending" : "ascending");
+      if (column === order.column) cell.setAttribute("aria-sort", order.down ? "descending" : "ascending");
       cell.scope = "col";
       cell.append(button);
       head.append(cell);

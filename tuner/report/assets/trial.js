@@ -3,6 +3,8 @@
 
 const trialDialog = document.getElementById("trial");
 let shownTrial = null, trialChart = null;
+// In a page that a browser saved with a trial in sight, it is open already, and blank.
+trialDialog.close();
 
 function showTrial(trial) {
   shownTrial = trial;
