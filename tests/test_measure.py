@@ -1,6 +1,7 @@
 """The processes that probes and trials train in, one after the other."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,14 @@ def test_a_trial_on_a_whole_gpu_is_rid_of_the_limit_of_an_earlier_one(
         limit_memory(TrialResources(cpus=1, gpus=gpus), torch.device("cuda"))
         limit_memory(TrialResources(cpus=1, gpus=gpus), torch.device("cpu"))
     assert limits == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("ago", "expected"), [(10.0, 5.0), (0.0, 2.0)])
+def test_the_wait_for_a_worker_is_timed_by_the_clock_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, ago: float, expected: float
+) -> None:
+    config, share = TrialConfig(model=ModelConfig("cnn"), epochs=1), TrialResources(cpus=1, gpus=0)
+    measured = Measured(config=config, resources=share, start_seconds=2.0, spent_seconds=7.0)
+    monkeypatch.setattr(ray, "get", lambda promise: promise)
+    found = probe._answer(measured, config, share, time.monotonic() - ago)
+    assert found.start_seconds == pytest.approx(expected, abs=0.5)
