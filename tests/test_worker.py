@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import remount, small_disk
 from tests.stores import S3Server
 from tuner.storage import object_store
 from tuner.storage.object_path import ObjectPath
@@ -26,6 +27,24 @@ def test_a_worker_says_whether_it_sees_what_the_driver_has_written(tmp_path: Pat
     )
     (tmp_path / "status.json").write_text("{}")
     assert not problem_with(str(tmp_path))
+
+
+def test_a_worker_says_that_it_may_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    # Who is root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    assert problem_with(str(tmp_path)) == f"it may not write to {tmp_path}"
+
+
+def test_a_worker_says_that_its_disk_is_mounted_to_be_read(tmp_path: Path) -> None:
+    disk = tmp_path / "runs"
+    with small_disk(disk, "1m"):
+        (disk / "status.json").write_text("{}")
+        assert not problem_with(str(disk))
+        remount(disk, "ro")
+        assert problem_with(str(disk)) == f"it may not write to {disk}"
 
 
 def test_a_worker_sees_a_trial_in_a_store(bucket: ObjectPath) -> None:

@@ -3,11 +3,13 @@
 Nothing here needs PyTorch, which a node that joins in mid-search may lack.
 """
 
+import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,7 +54,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     """Train one trial if the node has what it takes, or hand it back.
 
     The first report is ``TrialPlaced``. From a node without the driver's versions it also holds
-    ``host`` and ``versions``, from one that does not see the trial's folder ``host`` and
+    ``host`` and ``versions``, from one that cannot use the trial's folder ``host`` and
     ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU take turns on
     the node.
 
@@ -142,10 +144,13 @@ def problem_with(folder: str) -> str:
     while True:
         patience = SEEN_SECONDS
         try:
-            status = to_path(folder) / STATUS
-            if status.exists():
+            path = to_path(folder)
+            if not (path / STATUS).exists():
+                problem = f"it does not see {path / STATUS}, which was written for it"
+            elif not may_write(path):
+                problem = f"it may not write to {path}"
+            else:
                 return ""
-            problem = f"it does not see {status}, which was written for it"
         except (UsageError, StorageError) as error:
             return str(error)
         except OSError as error:
@@ -155,3 +160,8 @@ def problem_with(folder: str) -> str:
         if time.monotonic() - began > patience:
             return problem
         time.sleep(0.5)
+
+
+def may_write(folder: AnyPath) -> bool:
+    """Whether a folder takes new files from this process; a bucket only shows that on a write."""
+    return not isinstance(folder, Path) or os.access(folder, os.W_OK | os.X_OK)
