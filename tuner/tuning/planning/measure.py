@@ -20,7 +20,7 @@ from tuner.data.splits import Splits
 from tuner.errors import first_line
 from tuner.run.layout import CHECKPOINT, STATE
 from tuner.storage.paths import AnyPath, scratch, to_path
-from tuner.training.device import find_device
+from tuner.training.device import device_for
 from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import PROBE_STEPS, probe_epochs
@@ -182,7 +182,7 @@ def measure(
     for micro_batches in (1, 2):
         free_memory()
         try:
-            device = find_device()
+            device = device_for(resources.gpus)
             limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(initial_weights, config.model)
