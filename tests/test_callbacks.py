@@ -168,7 +168,7 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
     ("word", "text"),
     [
         ({"versions": [("torch", "1.0.0")]}, "its versions differ from this machine's:\n"),
-        ({"problem": "it does not see /a."}, ": h n: it does not see /a. Give it the storage"),
+        ({"problem": "it does not see /a. Mount it"}, ": h n: it does not see /a. Mount it; it is"),
     ],
 )
 def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(

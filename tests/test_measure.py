@@ -97,3 +97,12 @@ def test_who_is_given_no_gpu_trains_on_the_cpu_whatever_the_process_sees(
     patience = Patience(tmp_path, lambda line: None)
     trainable._train_trial(params, reader, patience, data={}, initial_weights={})
     assert devices == [torch.device("cpu")] * 2
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_no_reason_to_measure_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, share = TrialConfig(model=ModelConfig("cnn"), epochs=1), TrialResources(cpus=1, gpus=1)
+    found = probe.measure(config.to_dict(), share, str(tmp_path), data={}, initial_weights={})
+    assert "PyTorch finds no GPU" in found.problem

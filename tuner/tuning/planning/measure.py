@@ -1,6 +1,7 @@
 """Measures the cost of configurations, on as many slots at once as a search uses."""
 
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -27,6 +28,7 @@ from tuner.training.loop import PROBE_STEPS, probe_epochs
 from tuner.training.saving import Saver
 from tuner.tuning.ray_backend.payload import unpack, unpack_initial_weights
 from tuner.tuning.ray_backend.trainable import free_memory, is_out_of_memory, limit_memory
+from tuner.tuning.ray_backend.worker import NO_GPU
 from tuner.tuning.resources import TrialResources
 
 WINDOW_SECONDS = 1.0
@@ -183,6 +185,9 @@ def measure(
         free_memory()
         try:
             device = device_for(resources.gpus)
+            if resources.gpus and device.type == "cpu":
+                problem = f"on {platform.node()}, {NO_GPU}"
+                break
             limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(initial_weights, config.model)
