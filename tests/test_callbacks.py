@@ -1,6 +1,7 @@
 """The engine's events without the engine: what it is told, and what becomes of trials then."""
 
 import errno
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,7 +168,7 @@ def test_trials_that_wait_for_a_node_end_with_the_search(
     ("word", "text"),
     [
         ({"versions": [("torch", "1.0.0")]}, "its versions differ from this machine's:\n"),
-        ({"problem": "it does not see /a."}, ": h n: it does not see /a. Give it the storage"),
+        ({"problem": "it does not see /a. Mount it"}, ": h n: it does not see /a. Mount it; it is"),
     ],
 )
 def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
@@ -223,6 +224,22 @@ def test_a_storage_that_fails_for_the_driver_too_is_waited_for_and_no_nodes_faul
     with patient(patience):
         scheduler.on_trial_result(None, trial, word)
     assert not faults
+    assert not capacity.refused
+
+
+def test_a_folder_that_the_driver_may_not_write_either_is_no_nodes_fault(
+    world: World, pretended_nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = world.tuner()
+    capacity = Capacity(PLAN, lambda line: None)
+    scheduler = scheduler_of(world, tuner, capacity, poster_of(tuner, capacity)[0])
+    given = start(tuner)
+    assert given is not None
+    path = world.run.trial_path(given.number)
+    trial: Any = SimpleNamespace(config={"number": given.number, "path": str(path)})
+    word = to_report(TrialPlaced(number=given.number, node="n"), host="h", problem="a fault")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    scheduler.on_trial_result(None, trial, word)
     assert not capacity.refused
 
 

@@ -4,17 +4,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from torch import Tensor
 
+from tuner.config import ModelConfig
 from tuner.data.splits import Splits
 from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.members import Local, Network
 from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import TunerError
 from tuner.run.run import Run
+from tuner.tuning.ray_backend import cluster_predict
 from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster, spread
 
 pytestmark = pytest.mark.ray
@@ -53,3 +57,20 @@ def test_members_are_computed_on_the_cluster(
             predict_on_cluster([gone], digits.val.images, "none")
         assert len(str(caught.value).splitlines()) == 1
     assert not ray.is_initialized()
+
+
+def test_who_is_given_no_gpu_predicts_on_the_cpu_whatever_the_process_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    devices: list[torch.device] = []
+
+    def predict(network: object, images: Tensor, tta: str, device: torch.device) -> Tensor:
+        devices.append(device)
+        return images
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cluster_predict, "predict_network", predict)
+    network = Network(file=Path("none"), model=ModelConfig("cnn"), precision="float32")
+    for gpus in (0.0, 1.0):
+        cluster_predict._predict(network, np.zeros(1), "none", gpus)
+    assert devices == [CPU, torch.device("cuda", 0)]

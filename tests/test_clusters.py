@@ -1,4 +1,3 @@
-import itertools
 import json
 import os
 import shlex
@@ -209,22 +208,40 @@ def test_what_was_typed_is_what_the_job_is_given() -> None:
 def test_the_job_of_a_run_is_found_by_command_name_and_storage(
     command: str, name: str | None, storage: str | None, expected: str | None
 ) -> None:
-    def job(name: str, **metadata: str) -> Any:
-        known = {f"cifar-tune-{key}": value for key, value in metadata.items()}
-        return Mock(submission_id=name, metadata=known, start_time=next(times))
-
-    times = itertools.count(1)
-    client = Mock()
-    client.get_address.return_value = "http://head:8265"
-    client.list_jobs.return_value = [
+    client = dashboard(
         Mock(submission_id=None, metadata=None, start_time=None),
         job("cifar-tune-refit-1", run="again", storage="s3://b/exp1"),
         job("cifar-tune-search-1", run="first", storage="s3://b/exp1"),
         job("cifar-tune-search-2", run="first", storage="s3://b/exp2"),
         job("cifar-tune-doctor-1"),
-    ]
+    )
     found = jobs.find(client, command, name, storage)
     assert (found and found.submission_id) == expected
+
+
+def job(name: str, status: JobStatus = JobStatus.SUCCEEDED, **metadata: str) -> Any:
+    known = {f"cifar-tune-{key}": value for key, value in metadata.items()}
+    return Mock(submission_id=name, metadata=known, status=status)
+
+
+def dashboard(*listed: Any) -> Any:
+    """Return a client of a dashboard that lists these jobs, the oldest first."""
+    for number, one in enumerate(listed, 1):
+        one.start_time = number
+    client = Mock()
+    client.get_address.return_value = "http://head:8265"
+    client.list_jobs.return_value = [*listed]
+    return client
+
+
+def test_a_job_that_goes_on_is_found_before_a_later_one_that_failed() -> None:
+    client = dashboard(
+        job("cifar-tune-search-1", JobStatus.RUNNING, run="other"),
+        job("cifar-tune-search-2", JobStatus.RUNNING, run="first"),
+        job("cifar-tune-search-3", JobStatus.FAILED, run="first"),
+    )
+    for name in ("first", None):
+        assert jobs.find(client, "search", name, None).submission_id == "cifar-tune-search-2"
 
 
 def test_the_document_of_a_job_is_found_among_what_others_wrote() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from tuner.config import Precision
 from tuner.errors import UsageError
-from tuner.training.device import compute_dtype, find_device, find_devices
+from tuner.training.device import compute_dtype, device_for, find_device, find_devices
 
 
 def test_auto_is_the_gpu_where_there_is_one() -> None:
@@ -15,6 +15,14 @@ def test_auto_is_the_gpu_where_there_is_one() -> None:
 
 def test_the_cpu_is_found_by_its_name() -> None:
     assert find_device("cpu") == torch.device("cpu")
+
+
+def test_a_process_without_gpus_computes_on_the_cpu_whatever_it_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_for(0.0) == torch.device("cpu")
+    assert device_for(0.25) == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "hpu", "meta", "cpu:x", "Auto", ""])

@@ -86,6 +86,18 @@ def test_a_node_with_gpus_says_how_trials_share_them(
     assert ("CIFAR_TUNE_MPS=0" in finding.mend) == sharing.is_broken
 
 
+@pytest.mark.parametrize(("offered", "level"), [(2.0, "failure"), (0.0, "warning")])
+def test_gpus_that_pytorch_cannot_use_are_told(
+    offered: float, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = {"NodeID": "ab", "Resources": {"CPU": 1.0, "GPU": offered}}
+    monkeypatch.setattr(doctor, "alive_nodes", lambda: [node])
+    value = {"gpus": ["one", "other"], "torch_gpus": 0, "sharing": mps.Sharing(how="by turns")}
+    finding = doctor._node(Answer(node="ab", host="here", value=value))
+    assert finding.level == level
+    assert finding.text.endswith("PyTorch can use 0 of the GPUs")
+
+
 def test_a_node_that_leaves_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"NodeID": "b", "Resources": {"CPU": 1.0}}
     monkeypatch.setattr(doctor, "alive_nodes", lambda: [node])

@@ -122,7 +122,6 @@ def test_what_a_configuration_costs_is_measured_in_the_way_it_is_trained(
             config(stages=2, width=width).to_dict(),
             SHARE,
             str(tmp_path),
-            0.0,
             data=pack(digits),
             initial_weights={},
         )
@@ -139,7 +138,7 @@ def test_what_a_configuration_costs_is_measured_in_the_way_it_is_trained(
 
 def test_a_training_that_fails_is_told(digits: Splits, tmp_path: Path) -> None:
     wrong = config(stages=2).to_dict() | {"augment": {"crop": 9}}
-    found = measure(wrong, SHARE, str(tmp_path), 0.0, data=pack(digits), initial_weights={})
+    found = measure(wrong, SHARE, str(tmp_path), data=pack(digits), initial_weights={})
     assert found.problem
     assert not found.problem.startswith("out of memory")
 

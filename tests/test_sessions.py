@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tuner.errors import ClusterError
 from tuner.storage import temporary
@@ -119,3 +120,21 @@ def test_a_home_that_cannot_be_written_is_told_with_what_helps(
         cluster.connected(None),
     ):
         pass
+
+
+@pytest.mark.parametrize("is_usable", [True, False])
+def test_a_local_cluster_offers_no_gpu_that_pytorch_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_usable: bool
+) -> None:
+    given: dict[str, object] = {}
+
+    def start(**options: object) -> None:
+        given.update(options)
+        raise Exception("That is enough.")
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_usable)
+    monkeypatch.setattr(cluster.ray, "init", start)
+    with pytest.raises(ClusterError, match="That is enough"), cluster.connected("local"):
+        pass
+    assert given.get("num_gpus") == (None if is_usable else 0)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.test_tuner import PLAN, SEARCH, World
+from tests.test_tuner import start as start_next
 from tuner.config import ModelConfig, SearchConfig, TrialConfig
 from tuner.monitor.follow import RunWatcher, follow
-from tuner.run.events import EpochEnded, TrialEnded, TrialStarted
+from tuner.monitor.live_table import summary
+from tuner.run.events import EpochEnded, TrialEnded, TrialPlaced, TrialStarted
 from tuner.run.state import SearchState, error_kind, in_order
 from tuner.run.trial import EpochMetrics, Stop, TrialStatus
 from tuner.training.saving import forget_progress
@@ -157,6 +159,21 @@ def test_where_none_is_stopped_all_epochs_are_to_come(
     assert state.seconds_left(slots) == pytest.approx(expected)
 
 
+def test_slots_are_busy_with_trials_that_have_a_worker_and_there_are_as_many_at_least() -> None:
+    state = SearchState(SEARCH)
+    for number in range(4):
+        state.apply(start(number))
+    assert "0 of 2 slots busy" in summary(state, 2, None)
+    for number in range(3):
+        state.apply(TrialPlaced(number=number, node="n"))
+    state.apply(end_epoch(0, row(1)))
+    assert "3 of 4 slots busy" in summary(state, 4, None)
+    # Small trials, or a cluster that has grown since this number was recorded.
+    assert "3 of 3 slots busy" in summary(state, 1, None)
+    assert state.seconds_left(1) == state.seconds_left(3)
+    assert state.seconds_left(3) != state.seconds_left(4)
+
+
 def test_trials_to_come_are_taken_to_be_stopped_as_those_before_were() -> None:
     search = SearchConfig(trials=1000, epochs=9, grace=3, reduction=3, scheduler="asha-stop")
     state = SearchState(search)
@@ -256,6 +273,16 @@ def test_the_time_left_ends_with_the_recorded_budget(
     world.run.update(status="finished")
     watcher.look()
     assert watcher.clocks().remaining is None
+
+
+def test_a_trial_that_waits_for_a_node_spends_no_gpu_hours(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    tuner = world.tuner()
+    world.recorder.run.update(budget_gpu_hours=100 / 3600)
+    world.begin(tuner)
+    assert start_next(tuner) is not None
+    # On half a GPU.
+    assert RunWatcher(world.run.path).clocks().budget == pytest.approx(200)
 
 
 def test_a_search_that_is_silent_for_long_is_told_of(tmp_path: Path) -> None:

@@ -2,17 +2,33 @@
 
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
+import torch
+from ray import tune
 
+from tests.disks import remount, small_disk
 from tests.stores import S3Server
+from tuner.run.events import TrialPlaced
 from tuner.storage import object_store
 from tuner.storage.object_path import ObjectPath
-from tuner.tuning.ray_backend import mps, worker
+from tuner.tuning.ray_backend import mps, trainable, worker
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
+from tuner.tuning.ray_backend.messages import event_in
+from tuner.tuning.ray_backend.nodes import versions_here
 from tuner.tuning.ray_backend.trainable import first_halved
-from tuner.tuning.ray_backend.worker import marking_fault, problem_with, share_gpu
+from tuner.tuning.ray_backend.worker import (
+    UnfitNodeError,
+    marking_fault,
+    problem_with,
+    share_gpu,
+    train_if_fit,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +42,24 @@ def test_a_worker_says_whether_it_sees_what_the_driver_has_written(tmp_path: Pat
     )
     (tmp_path / "status.json").write_text("{}")
     assert not problem_with(str(tmp_path))
+
+
+def test_a_worker_says_that_it_may_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    # Who is root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    assert problem_with(str(tmp_path)) == f"it may not write to {tmp_path}"
+
+
+def test_a_worker_says_that_its_disk_is_mounted_to_be_read(tmp_path: Path) -> None:
+    disk = tmp_path / "runs"
+    with small_disk(disk, "1m"):
+        (disk / "status.json").write_text("{}")
+        assert not problem_with(str(disk))
+        remount(disk, "ro")
+        assert problem_with(str(disk)) == f"it may not write to {disk}"
 
 
 def test_a_worker_sees_a_trial_in_a_store(bucket: ObjectPath) -> None:
@@ -65,6 +99,28 @@ def test_a_bucket_that_a_node_never_reaches_is_its_problem(
 
 def test_a_worker_that_lacks_what_a_store_takes_says_what_it_needs() -> None:
     assert "there is no such kind of storage" in problem_with("nonsense://bucket/run")
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_a_worker_whose_gpu_pytorch_cannot_use_hands_its_trial_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float
+) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    reports: list[dict[str, Any]] = []
+    trained: list[dict[str, Any]] = []
+    context = SimpleNamespace(get_node_id=lambda: "n")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(tune, "report", reports.append)
+    monkeypatch.setattr(trainable, "train_trial", trained.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    params = {"number": 0, "path": str(tmp_path), "gpus": gpus}
+    refusing = pytest.raises(UnfitNodeError, match="PyTorch finds no GPU")
+    with refusing if gpus else nullcontext():
+        train_if_fit(params, versions=versions_here())
+    (report,) = reports
+    assert event_in(report) == TrialPlaced(number=0, node="n")
+    assert ("problem" in report) == ("host" in report) == bool(gpus)
+    assert trained == ([] if gpus else [params])
 
 
 def test_a_trial_goes_on_by_turns_after_a_device_fault(

@@ -87,7 +87,9 @@ class RunWatcher:
         if not self.has_ended:
             elapsed += time.monotonic() - self._noted
         budget = math.inf if record.budget_seconds is None else record.budget_seconds - elapsed
-        held = sum(trial.gpus for trial in list(self.state.running.values()))
+        # As in ``Tuner.budget_seconds``.
+        holding = self.state.placed or list(self.state.running.values())
+        held = sum(trial.gpus for trial in holding)
         if record.budget_gpu_hours is not None and held:
             spent = self.state.gpu_seconds + record.lost_gpu_seconds
             unspent = 3600 * record.budget_gpu_hours - spent

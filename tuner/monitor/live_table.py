@@ -171,11 +171,12 @@ def _states(state: SearchState, slots: int) -> Text:
 
 
 def _counts(state: SearchState, slots: int) -> str:
-    busy = (
-        f"{len(state.running)} of {slots} slot{'' if slots == 1 else 's'} busy"
-        if slots
-        else f"{len(state.running)} running"
-    )
+    busy = f"{len(state.running)} running"
+    if slots:
+        num_placed = len(state.placed)
+        # More than planned if some have smaller shares than the default, or nodes have joined.
+        slots = max(slots, num_placed)
+        busy = f"{num_placed} of {slots} slot{'' if slots == 1 else 's'} busy"
     ended = [f"{count} {name.replace('_', ' ')}" for name, count in state.ended.items()]
     return " · ".join([busy, *ended])
 

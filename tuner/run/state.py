@@ -120,7 +120,7 @@ class SearchState:
     trials: dict[int, TrialProgress] = field(default_factory=dict)
     """Every trial that has been started, by number."""
     running: dict[int, TrialProgress] = field(default_factory=dict)
-    """The trials that have a worker and have not ended."""
+    """The trials that have been given out and have not ended; some may wait for a worker."""
     ended: Counter[TrialState] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     """Kind of error -> number of trials that failed, diverged or ran out of memory with it."""
@@ -167,6 +167,11 @@ class SearchState:
     def num_done(self) -> int:
         """Number of trials that have ended for good."""
         return sum(count for state, count in self.ended.items() if state not in OPEN)
+
+    @property
+    def placed(self) -> list[TrialProgress]:
+        """The running trials that have a worker."""
+        return [trial for trial in list(self.running.values()) if trial.status.node]
 
     @property
     def epoch_seconds(self) -> float | None:
@@ -424,7 +429,7 @@ class SearchState:
         if few trials have reached it. With promotion, each rung promotes as many as it may.
 
         Args:
-            slots: Number of trials that train at once.
+            slots: Number of trials that train at once, unless more do already.
 
         Returns:
             ``None`` before the first epoch has ended.
@@ -433,7 +438,7 @@ class SearchState:
             return None
         is_promoting = self.search.scheduler == "asha"
         epochs = self._epochs_with_promotion() if is_promoting else self._epochs_left()
-        return sum(self._seconds) / len(self._seconds) * epochs / max(1, slots)
+        return sum(self._seconds) / len(self._seconds) * epochs / max(1, slots, len(self.placed))
 
     @property
     def _num_to_come(self) -> int:

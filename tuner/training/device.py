@@ -25,6 +25,17 @@ def find_device(name: str = "auto") -> torch.device:
         raise UsageError(f"--device {name}: not usable here: {reason}") from None
 
 
+def device_for(gpus: float) -> torch.device:
+    """Return the device of a process that was given GPUs, or a share of one, or none.
+
+    With Ray, a process without GPUs sees all those of its node, which others use.
+
+    Args:
+        gpus: Number of GPUs.
+    """
+    return find_device("auto" if gpus else "cpu")
+
+
 def find_devices(name: str = "auto") -> list[torch.device]:
     """Return the devices with a name; ``auto`` is every GPU that this process sees, or the CPU.
 

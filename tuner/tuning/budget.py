@@ -62,7 +62,7 @@ class Spending:
     @property
     def gpus_under_way(self) -> float:
         """GPUs held by the trials whose time is being counted."""
-        return sum(gpus for _, gpus in self._under_way.values())
+        return sum(gpus for _, gpus in list(self._under_way.values()))
 
     @property
     def is_endless(self) -> bool:

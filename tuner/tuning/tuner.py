@@ -181,8 +181,13 @@ class Tuner:
 
     @property
     def budget_seconds(self) -> float:
-        """Seconds until the budget is spent with the GPUs held now; infinite without a limit."""
-        held = sum(trial.resources.gpus for trial in list(self.live.values()))
+        """Seconds until the budget is spent with the GPUs held now; infinite without a limit.
+
+        Trials that wait for a node count only before the first one runs.
+        """
+        held = self.spending.gpus_under_way or sum(
+            trial.resources.gpus for trial in list(self.live.values())
+        )
         return self.spending.seconds_left(held)
 
     @property

@@ -1,11 +1,12 @@
 """Measures the cost of configurations, on as many slots at once as a search uses."""
 
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from tuner.data.splits import Splits
 from tuner.errors import first_line
 from tuner.run.layout import CHECKPOINT, STATE
 from tuner.storage.paths import AnyPath, scratch, to_path
-from tuner.training.device import find_device
+from tuner.training.device import device_for
 from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.loop import PROBE_STEPS, probe_epochs
 from tuner.training.saving import Saver
 from tuner.tuning.ray_backend.payload import unpack, unpack_initial_weights
 from tuner.tuning.ray_backend.trainable import free_memory, is_out_of_memory, limit_memory
+from tuner.tuning.ray_backend.worker import NO_GPU
 from tuner.tuning.resources import TrialResources
 
 WINDOW_SECONDS = 1.0
@@ -46,6 +48,8 @@ class Measured:
     resources: TrialResources
     start_seconds: float = 0.0
     """Seconds until a worker was ready, plus the extra time of a fresh worker's first steps."""
+    spent_seconds: float = 0.0
+    """Seconds that the worker spent on the measurement."""
     setup_seconds: float = 0.0
     """Seconds before the first epoch; for a configuration with a problem, all seconds spent."""
     epoch_seconds: float = 0.0
@@ -99,14 +103,15 @@ def measure_all(
     order = _by_turns(configs)
     needed = len({config.model.family for config in configs})
     found: list[Measured | None] = [None] * len(configs)
-    pending: dict[Any, int] = {}
+    pending: dict[Any, tuple[int, float]] = {}
+    """Result to come -> index of its configuration, and when it was requested."""
     deadline = math.inf
 
     def collect() -> None:
         nonlocal deadline
         (promise,), _ = ray.wait(list(pending), num_returns=1)
-        index = pending.pop(promise)
-        found[index] = _answer(promise, configs[index], resources_of(configs[index]))
+        index, asked = pending.pop(promise)
+        found[index] = _answer(promise, configs[index], resources_of(configs[index]), asked)
         tell(sum(measured is not None for measured in found))
         # Up to then workers were starting, which takes its own time.
         deadline = min(deadline, time.monotonic() + seconds)
@@ -118,11 +123,9 @@ def measure_all(
         promise = (
             tasks[given.gpus > 0]
             .options(num_cpus=given.cpus, num_gpus=given.gpus)
-            .remote(
-                configs[index].to_dict(), given, str(folder), time.time(), windows=windows, **packed
-            )
+            .remote(configs[index].to_dict(), given, str(folder), windows=windows, **packed)
         )
-        pending[promise] = index
+        pending[promise] = index, time.monotonic()
         while len(pending) >= at_once:
             collect()
     while pending:
@@ -130,13 +133,16 @@ def measure_all(
     return found
 
 
-def _answer(promise: Any, config: TrialConfig, resources: TrialResources) -> Measured:
+def _answer(promise: Any, config: TrialConfig, resources: TrialResources, asked: float) -> Measured:
     try:
-        return ray.get(promise)  # type: ignore[no-any-return]
+        measured: Measured = ray.get(promise)
     except (KilledError, WorkerCrashedError):
         # When a machine runs low on memory, Ray kills a worker and reports it at length.
         problem = "its worker was killed, most likely for lack of memory"
         return Measured(config=config, resources=resources, problem=problem)
+    # By this clock alone: that of the worker's machine may differ by hours.
+    waited = max(0.0, time.monotonic() - asked - measured.spent_seconds)
+    return replace(measured, start_seconds=waited + measured.start_seconds)
 
 
 def _by_turns(configs: Sequence[TrialConfig]) -> list[int]:
@@ -153,7 +159,6 @@ def measure(
     plain: dict[str, Any],
     resources: TrialResources,
     folder: str,
-    asked: float,
     *,
     data: dict[str, Any],
     initial_weights: dict[str, Any],
@@ -165,12 +170,13 @@ def measure(
         plain: The configuration.
         resources: Its resources.
         folder: Where to write files.
-        asked: When the measurement was requested, in seconds since 1970.
         data: Result of ``pack``.
         initial_weights: Result of ``pack_initial_weights``.
         windows: Maximum number of timed windows, of about a second each.
+
+    Returns:
+        The cost; the wait for the worker is not in its ``start_seconds`` yet.
     """
-    waited = time.time() - asked
     began = time.perf_counter()
     torch.set_num_threads(resources.threads)
     config = TrialConfig.from_dict(plain)
@@ -178,12 +184,16 @@ def measure(
     for micro_batches in (1, 2):
         free_memory()
         try:
-            device = find_device()
+            device = device_for(resources.gpus)
+            if resources.gpus and device.type == "cpu":
+                problem = f"on {platform.node()}, {NO_GPU}"
+                break
             limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(initial_weights, config.model)
             probe = _Probe(config, splits, device, start, micro_batches, windows)
-            return probe.run(resources, waited, began, to_path(folder))
+            measured = probe.run(resources, began, to_path(folder))
+            return replace(measured, spent_seconds=time.perf_counter() - began)
         except Exception as error:
             problem = f"{type(error).__name__}: {first_line(error)}"
             if not is_out_of_memory(error):
@@ -193,7 +203,7 @@ def measure(
     return Measured(
         config=config,
         resources=resources,
-        start_seconds=waited,
+        spent_seconds=spent,
         setup_seconds=spent,
         problem=problem,
     )
@@ -208,9 +218,7 @@ class _Probe:
     micro_batches: int
     windows: int
 
-    def run(
-        self, resources: TrialResources, waited: float, began: float, folder: AnyPath
-    ) -> Measured:
+    def run(self, resources: TrialResources, began: float, folder: AnyPath) -> Measured:
         _reset_peak(self.device)
         num_trained = self.splits.num_trained
         whole = num_trained // min(self.config.batch_size, num_trained)
@@ -234,7 +242,7 @@ class _Probe:
             return Measured(
                 config=self.config,
                 resources=resources,
-                start_seconds=waited + max(0.0, first_setup - setup),
+                start_seconds=max(0.0, first_setup - setup),
                 setup_seconds=max(0.0, setup),
                 epoch_seconds=seconds,
                 write_seconds=writing,

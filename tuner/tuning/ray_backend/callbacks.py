@@ -25,6 +25,7 @@ from tuner.tuning.ray_backend.capacity import Capacity
 from tuner.tuning.ray_backend.messages import event_in
 from tuner.tuning.ray_backend.nodes import DOUBT_SECONDS, Answer
 from tuner.tuning.ray_backend.notices import Notice, NoticeBoard
+from tuner.tuning.ray_backend.worker import may_write
 from tuner.tuning.recorder import Recorder
 from tuner.tuning.tuner import Assignment, Tuner
 
@@ -167,7 +168,7 @@ class TuneScheduler(FIFOScheduler):
             self._tuner.draining = "interrupted"
         if isinstance(event, TrialPlaced) and "host" not in result:
             self._capacity.accept(event.node)
-        elif isinstance(event, TrialPlaced) and not _is_folder_gone(trial):
+        elif isinstance(event, TrialPlaced) and not _is_folder_unusable(trial):
             # The first and last report of a worker on a node that cannot run trials.
             self._capacity.refuse(
                 Answer(
@@ -286,14 +287,14 @@ class Silence(TrialProgressCallback):
         """Do nothing."""
 
 
-def _is_folder_gone(trial: Trial) -> bool:
-    """Whether the trial's folder is missing here, too, so that the node is not at fault.
+def _is_folder_unusable(trial: Trial) -> bool:
+    """Whether the trial's folder is missing or read-only here, too: the node is not at fault.
 
     Raises:
         StorageError: If the storage fails here, too, for too long.
     """
-    status = to_path(trial.config["path"]) / STATUS
-    return not persevere(status.exists)
+    folder = to_path(trial.config["path"])
+    return not persevere((folder / STATUS).exists) or not may_write(folder)
 
 
 def _forget_metrics(trial: Trial) -> None:

@@ -28,7 +28,7 @@ from tuner.tuning.resources import (
 LOOK_SECONDS = 2.0
 """Seconds between two checks of which nodes exist."""
 REFUSED_SECONDS = 600.0
-"""Seconds after which a node that could not use the storage gets a trial again."""
+"""Seconds after which a node that could not use the storage, or its GPU, gets a trial again."""
 
 
 def plan_capacity(
@@ -200,10 +200,9 @@ class Capacity:
         if node.problem:
             # It may pass, or be fixed.
             self._refused[node.node] = time.monotonic() + REFUSED_SECONDS
-            problem = node.problem.rstrip(".")
             reason = (
-                f": {node.host} {node.node[:8]}: {problem}. Give it the storage of the others; it "
-                f"is tried again every {REFUSED_SECONDS / 60:.0f} minutes."
+                f": {node.host} {node.node[:8]}: {node.problem}; it is tried again every "
+                f"{REFUSED_SECONDS / 60:.0f} minutes."
             )
         else:
             self._refused[node.node] = math.inf

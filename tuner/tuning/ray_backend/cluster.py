@@ -95,6 +95,11 @@ def _own_session(address: str | None, compare: bool, console: "Console | None") 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
+        import torch
+
+        if not torch.cuda.is_available():
+            # Ray would count GPUs that PyTorch has no build or no driver for.
+            options["num_gpus"] = 0
     else:
         _check_address(address)
         options |= {"address": address, "runtime_env": _runtime_env()}

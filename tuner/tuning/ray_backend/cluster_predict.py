@@ -12,7 +12,7 @@ from torch import Tensor
 from tuner.config import Resources, Tta
 from tuner.ensemble.members import Network, Predict, predict_network
 from tuner.errors import ClusterError
-from tuner.training.device import find_device
+from tuner.training.device import device_for
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
 
@@ -42,7 +42,9 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_predict)
     shared = ray.put(images.numpy())  # Once per node, however many networks use them.
     try:
-        results = ray.get([task.remote(network, shared, tta) for network in networks])
+        results = ray.get(
+            [task.remote(network, shared, tta, resources.gpus) for network in networks]
+        )
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
@@ -51,9 +53,9 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
     return torch.from_numpy(np.stack(results))
 
 
-def _predict(network: Network, images: np.ndarray, tta: Tta) -> np.ndarray:
+def _predict(network: Network, images: np.ndarray, tta: Tta, gpus: float) -> np.ndarray:
     with warnings.catch_warnings():
         # The array is read-only in shared memory; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(images)
-    return predict_network(network, tensor, tta, find_device()).numpy()
+    return predict_network(network, tensor, tta, device_for(gpus)).numpy()

@@ -97,7 +97,9 @@ def _gpus() -> list[str]:
 def _torch_gpus() -> int:
     """Count the GPUs that PyTorch can use, in a process that sees all of them."""
     environment = {key: value for key, value in os.environ.items() if "VISIBLE_DEVICES" not in key}
-    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    # The count alone includes those that an old driver cannot run this PyTorch on.
+    code = "from torch import cuda; print(cuda.device_count() if cuda.is_available() else 0)"
+    command = [sys.executable, "-c", code]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return int(answer.stdout.strip() or 0) if answer.returncode == 0 else 0
 
@@ -133,9 +135,10 @@ def _node(answer: Answer) -> Finding:
         f"{resources.get('memory', 0) / GB:.0f} GB of memory"
     )
     usable = answer.value["torch_gpus"]
-    if usable < num_gpus:
+    if usable < num_gpus or (answer.value["gpus"] and not usable):
         return Finding(
-            level="failure",
+            # Without them, trials train on the CPUs.
+            level="failure" if num_gpus else "warning",
             about=about,
             text=f"{text}; PyTorch can use {usable} of the GPUs",
             mend="Install a PyTorch built for its driver: see https://pytorch.org/get-started.",

@@ -226,7 +226,10 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
 
 
 def find(client: JobSubmissionClient, command: str, name: str | None, storage: str | None) -> Any:
-    """Return Ray's details of the newest job for a run, or ``None``.
+    """Return Ray's details of a run's job, or ``None``.
+
+    The run is that of the newest matching job. Its job is the newest that has not ended, or else
+    the newest: a second job for a run that is being searched ends at once.
 
     Args:
         client: Client of the cluster's dashboard.
@@ -246,8 +249,19 @@ def find(client: JobSubmissionClient, command: str, name: str | None, storage: s
 
     with _explaining(client.get_address()):
         jobs = client.list_jobs()
-    ours = filter(is_meant, jobs)
-    return max(ours, key=lambda job: job.start_time or sys.maxsize, default=None)
+    ours = [job for job in jobs if is_meant(job)]
+    newest = max(ours, key=_started, default=None)
+    same = [job for job in ours if _run_of(job) == _run_of(newest)]
+    return max(same, key=lambda job: (not job.status.is_terminal(), _started(job)), default=None)
+
+
+def _started(job: Any) -> int:
+    return int(job.start_time or sys.maxsize)
+
+
+def _run_of(job: Any) -> tuple[str, str | None]:
+    """Return the name and the storage of the run that a job searches."""
+    return job.metadata[RUN_KEY], job.metadata.get(STORAGE_KEY)
 
 
 def _prefix(command: str) -> str:

@@ -31,7 +31,7 @@ from tuner.schema import from_json
 from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.patience import Patience, patient, persevere
 from tuner.training.costs import measure_costs
-from tuner.training.device import find_device
+from tuner.training.device import device_for
 from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import InitialWeights
 from tuner.training.learner import UnfitStateError
@@ -151,7 +151,7 @@ def _train_trial(
                 break
             halved_from = first_halved(halved_from, len(history), is_short=is_second_try)
             micro_batches = 1 if halved_from is None else 2
-            device = find_device()
+            device = device_for(resources.gpus)
             limit_memory(resources, device)
             splits = unpack(data, device)
             start = unpack_initial_weights(initial_weights, config.model)

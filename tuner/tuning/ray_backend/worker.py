@@ -3,12 +3,14 @@
 Nothing here needs PyTorch, which a node that joins in mid-search may lack.
 """
 
+import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import ray
 from ray import tune
@@ -28,6 +30,11 @@ SEEN_SECONDS = 10.0
 """In a folder that several machines share, a new file may appear later on some of them."""
 FAULT = "device_fault"
 """File in the folder of a trial in whose process a GPU failed."""
+NO_GPU = (
+    "PyTorch finds no GPU for a trial that was given one. Install a build for its driver, or give "
+    "--gpus-per-trial 0 to train on CPUs"
+)
+"""Problem of a node whose driver lists a GPU, so that Ray offers it."""
 
 
 class UnfitNodeError(Exception):
@@ -52,9 +59,9 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     """Train one trial if the node has what it takes, or hand it back.
 
     The first report is ``TrialPlaced``. From a node without the driver's versions it also holds
-    ``host`` and ``versions``, from one that does not see the trial's folder ``host`` and
-    ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU take turns on
-    the node.
+    ``host`` and ``versions``, from one that cannot use the trial's folder or
+    GPU ``host`` and ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU
+    take turns on the node.
 
     Args:
         params: As for ``train_trial``.
@@ -73,10 +80,14 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
         tune.report(to_report(placed, host=platform.node(), versions=versions_there))
         raise UnfitNodeError(f"{there}, not {versions}")
     if problem := problem_with(params["path"]):
-        tune.report(to_report(placed, host=platform.node(), problem=problem))
-        raise UnfitNodeError(problem)
+        problem = problem.rstrip(".")
+        _hand_back(placed, f"{problem}. Give it the storage of the others, to read and write")
     folder = to_path(params["path"])
     sharing = share_gpu(folder) if 0 < params["gpus"] < 1 else None
+    is_client = sharing is not None and sharing.how == "side by side"
+    # For a client, a GPU that is not seen is a fault of the MPS server; see ``check_gpu``.
+    if params["gpus"] and not is_client and not sees_gpu():
+        _hand_back(placed, NO_GPU)
     more = {}
     if sharing and sharing.how == "by turns" and sharing.reason:
         more["tell"] = f"On {platform.node()}, {sharing}."
@@ -84,9 +95,15 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     from tuner.tuning.ray_backend.trainable import train_trial
 
     with marking_fault(folder):
-        if sharing and sharing.how == "side by side":
+        if is_client:
             check_gpu()
         train_trial(params, **payload)
+
+
+def _hand_back(placed: TrialPlaced, problem: str) -> NoReturn:
+    """Report why this node cannot run the trial, and how to fix that."""
+    tune.report(to_report(placed, host=platform.node(), problem=problem))
+    raise UnfitNodeError(problem)
 
 
 def share_gpu(folder: AnyPath) -> mps.Sharing | None:
@@ -124,10 +141,15 @@ def check_gpu() -> None:
         DeviceFaultError: If not: a server in trouble looks like no GPU, and a CPU would be trained
             on instead.
     """
+    if not sees_gpu():
+        raise DeviceFaultError("the MPS server has refused this process")
+
+
+def sees_gpu() -> bool:
+    """Whether PyTorch can use a GPU in this process."""
     import torch
 
-    if not torch.cuda.is_available():
-        raise DeviceFaultError("the MPS server has refused this process")
+    return torch.cuda.is_available()
 
 
 def problem_with(folder: str) -> str:
@@ -142,10 +164,13 @@ def problem_with(folder: str) -> str:
     while True:
         patience = SEEN_SECONDS
         try:
-            status = to_path(folder) / STATUS
-            if status.exists():
+            path = to_path(folder)
+            if not (path / STATUS).exists():
+                problem = f"it does not see {path / STATUS}, which was written for it"
+            elif not may_write(path):
+                problem = f"it may not write to {path}"
+            else:
                 return ""
-            problem = f"it does not see {status}, which was written for it"
         except (UsageError, StorageError) as error:
             return str(error)
         except OSError as error:
@@ -155,3 +180,8 @@ def problem_with(folder: str) -> str:
         if time.monotonic() - began > patience:
             return problem
         time.sleep(0.5)
+
+
+def may_write(folder: AnyPath) -> bool:
+    """Whether a folder takes new files from this process; a bucket only shows that on a write."""
+    return not isinstance(folder, Path) or os.access(folder, os.W_OK | os.X_OK)
