@@ -122,9 +122,10 @@ def test_a_home_that_cannot_be_written_is_told_with_what_helps(
         pass
 
 
+@pytest.mark.parametrize("num_cpus", [0, 2])
 @pytest.mark.parametrize("is_usable", [True, False])
-def test_a_local_cluster_offers_no_gpu_that_pytorch_cannot_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_usable: bool
+def test_a_local_cluster_offers_no_gpu_that_pytorch_cannot_use_and_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_usable: bool, num_cpus: int
 ) -> None:
     given: dict[str, object] = {}
 
@@ -134,7 +135,9 @@ def test_a_local_cluster_offers_no_gpu_that_pytorch_cannot_use(
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_usable)
+    monkeypatch.setattr(cluster.ray_utils, "get_num_cpus", lambda: num_cpus)
     monkeypatch.setattr(cluster.ray, "init", start)
     with pytest.raises(ClusterError, match="That is enough"), cluster.connected("local"):
         pass
     assert given.get("num_gpus") == (None if is_usable else 0)
+    assert given.get("num_cpus") == (None if num_cpus else 1), "in a container with half a CPU"

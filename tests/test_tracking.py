@@ -206,6 +206,7 @@ def test_the_text_of_a_model_is_told_to_no_target(
     run = World(tmp_path).run
     tracker = WeightsAndBiases(run)
     tracker.trial_started(0, config, [])
+    assert not can_use_terminput(), "it would ask for an account in mid-search"
     tracker.close()
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (header,) = [r.run for r in read_wandb(folder) if r.WhichOneof("record_type") == "run"][:1]

@@ -22,6 +22,8 @@ class WeightsAndBiases:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        # Without an account it would ask for one on the terminal, below the live table.
+        os.environ.setdefault("WANDB_SILENT", "true")
         # Run names may be the same on two machines; ids must differ.
         self._key = hashlib.sha256(f"{run.record.name} {run.record.started}".encode()).hexdigest()
         self._runs: dict[int, Any] = {}

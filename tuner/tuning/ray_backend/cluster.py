@@ -100,6 +100,9 @@ def _own_session(address: str | None, compare: bool, console: "Console | None") 
         if not torch.cuda.is_available():
             # Ray would count GPUs that PyTorch has no build or no driver for.
             options["num_gpus"] = 0
+        if ray_utils.get_num_cpus() < 1:
+            # In a container with a share of a CPU, Ray would count none.
+            options["num_cpus"] = 1
     else:
         _check_address(address)
         options |= {"address": address, "runtime_env": _runtime_env()}

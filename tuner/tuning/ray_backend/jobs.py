@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,13 @@ def _check_no_password(words: Sequence[str]) -> None:
 def _missing(client: JobSubmissionClient, extras: Collection[str]) -> list[str]:
     """Run a short job to find the requirements of this package that the head node does not meet."""
     needed: dict[str, Requirement] = {}
-    for requirement in map(Requirement, requires("cifar-tune") or ()):
+    try:
+        named = requires("cifar-tune") or ()
+    except PackageNotFoundError:
+        raise UsageError(
+            "a job needs cifar-tune to be installed here: pip install -e . in the clone"
+        ) from None
+    for requirement in map(Requirement, named):
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             # pip gets no extra, so it would leave out a requirement that still has its condition.
