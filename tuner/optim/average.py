@@ -75,4 +75,5 @@ class WeightAverage:
 
 
 def _float_parameters(model: nn.Module) -> list[Tensor]:
-    return [p.detach() for p in model.parameters() if p.is_floating_point()]
+    # Not aliases of their memory: a forward pass may replace the `data` of a parameter.
+    return [p for p in model.parameters() if p.is_floating_point()]
