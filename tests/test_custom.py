@@ -15,6 +15,7 @@ from tuner.config import ModelConfig, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import SpaceError, UsageError
 from tuner.models.build import build_model
+from tuner.models.cost import count_cost
 from tuner.models.custom import to_channels_last
 from tuner.models.folded import FoldedNetwork
 from tuner.models.user_code import load_module
@@ -104,6 +105,18 @@ class Viewing(nn.Module):
     def forward(self, images):
         features = self.conv2(self.conv1(images).relu())
         return self.head(features.view(features.size(0), -1))
+
+
+class Quiet(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.layer = make_linear(num_classes, image_shape)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, images):
+        return self.layer(images)
 """
 SPACE = """\
 space:
@@ -224,6 +237,25 @@ def test_only_a_network_that_needs_it_is_given_the_usual_layout(digits: Splits) 
     name_of = {"Viewing": "conv2.weight", "Deep": "1.weight"}
     assert kernel_of("Viewing").is_contiguous()
     assert kernel_of("Deep").is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_train_method_may_return_nothing(digits: Splits, tmp_path: Path) -> None:
+    model = custom("Quiet")
+    config = TrialConfig(model=model, epochs=1, batch_size=512)
+    epoch = next(train(config, digits, torch.device("cpu")))
+    assert count_cost(model, 10, digits.image_shape).parameters == epoch.num_parameters
+    checkpoint = Checkpoint(
+        model=model,
+        epoch=1,
+        classes=digits.classes,
+        image_shape=digits.image_shape,
+        mean=digits.mean,
+        std=digits.std,
+    )
+    save_checkpoint(tmp_path / "c.safetensors", epoch.network, checkpoint)
+    loaded, _ = load_checkpoint(tmp_path / "c.safetensors", model)
+    assert not loaded.training
+    torch.testing.assert_close(loaded(IMAGES), epoch.network(IMAGES))
 
 
 @pytest.mark.parametrize("name", ["make_linear", "anything"])

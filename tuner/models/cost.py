@@ -92,7 +92,8 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
         # A CPU's fused attention is not counted either.
         sdpa_kernel(SDPBackend.MATH),
     ):
-        network = build_model(config, num_classes, image_shape).eval()
+        network = build_model(config, num_classes, image_shape)
+        network.eval()
         images = torch.zeros(1, *image_shape)
         with FlopCounterMode(display=False) as counter:
             network(images)

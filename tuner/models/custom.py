@@ -86,7 +86,8 @@ def _try(network: nn.Module, images: Tensor) -> Any:
     was_training = network.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return network.eval()(images)
+            network.eval()
+            return network(images)
     finally:
         network.train(was_training)
 

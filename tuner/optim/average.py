@@ -14,8 +14,9 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).requires_grad_(False)
         """The averaged model, in evaluation mode."""
+        self.model.eval()
         self.decay = decay
         self.num_updates = 0
         self._parameters = _float_parameters(self.model), _float_parameters(model)
