@@ -1,11 +1,13 @@
 """A user's own network, from the file beside the space to a checkpoint without that file."""
 
+import random
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -282,6 +284,28 @@ def test_the_file_is_run_once_a_process_and_under_a_name_of_its_own() -> None:
     build_model(custom("Net", width=16), 5, (1, 8, 8))
     build_model(custom("make_linear"), 5, (1, 8, 8))
     assert count() == before
+
+
+def test_running_the_file_leaves_the_random_numbers_of_the_training_alone() -> None:
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    def seed() -> None:
+        random.seed(5)
+        np.random.seed(5)
+        torch.manual_seed(5)
+
+    lines = (
+        "import random, numpy, torch",
+        "random.seed(1)",
+        "numpy.random.seed(1)",
+        "torch.manual_seed(1)",
+    )
+    seed()
+    expected = drawn()
+    seed()
+    load_module("nets.py", "\n".join(lines))
+    assert drawn() == expected
 
 
 def test_a_base_names_the_file_from_its_own_folder() -> None:
