@@ -119,6 +119,28 @@ class Quiet(nn.Module):
 
     def forward(self, images):
         return self.layer(images)
+
+
+class Fitting(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.register_buffer("is_fitted", torch.tensor(False))
+        self.register_buffer("num_seen", torch.tensor(0))
+        self.register_buffer("last", torch.zeros(()))
+        self.register_buffer("blank", torch.zeros(0))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.shift = nn.Parameter(torch.zeros(()))
+        self.layer = make_linear(num_classes, image_shape)
+
+    def forward(self, images):
+        self.last = self.scale.detach()
+        if not self.is_fitted:
+            self.is_fitted.fill_(True)
+            self.scale.data = 1 / (images.std() + 1e-3)
+            self.shift.data.copy_(images.mean() - 1)
+            self.blank = images.new_ones(images.shape[1:])
+        self.num_seen = self.num_seen + len(images)
+        return self.layer((images - self.shift) * self.scale * self.blank)
 """
 SPACE = """\
 space:
@@ -239,6 +261,19 @@ def test_only_a_network_that_needs_it_is_given_the_usual_layout(digits: Splits) 
     name_of = {"Viewing": "conv2.weight", "Deep": "1.weight"}
     assert kernel_of("Viewing").is_contiguous()
     assert kernel_of("Deep").is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_network_is_fitted_to_the_images_of_its_training() -> None:
+    network = build_model(custom("Fitting"), 5, (1, 8, 8))
+    values = {name: value.tolist() for name, value in network.state_dict().items()}
+    assert [values[name] for name in ("is_fitted", "num_seen", "last")] == [False, 0, 0.0]
+    assert [values[name] for name in ("scale", "shift")] == [1.0, 0.0]
+    # What it made for images of this shape is part of every checkpoint.
+    assert network.get_buffer("blank").shape == (1, 8, 8)
+    network(IMAGES)
+    scale = network.get_parameter("scale").item()
+    assert scale == pytest.approx(1 / (IMAGES.std().item() + 1e-3))
+    assert network.get_buffer("last") == 1
 
 
 def test_a_train_method_may_return_nothing(digits: Splits, tmp_path: Path) -> None:
