@@ -105,6 +105,40 @@ def test_a_network_of_ones_own_is_counted_and_tried_without_limits_too() -> None
         limit_violation(wrong, Constraints(), 10, IMAGE)
 
 
+SQUEEZING = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, image_shape, is_normed):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(image_shape[0]) if is_normed else nn.Identity()
+        self.head = nn.Linear(image_shape[0], num_classes)
+
+    def forward(self, images):
+        pooled = images.mean(dim=(2, 3), keepdim=True).squeeze()
+        return self.head(self.norm(pooled))
+"""
+
+
+@pytest.mark.parametrize(
+    ("is_normed", "message"),
+    [
+        (False, r"own\.py: the network returns \(10,\) .* \(1, 3, 32, 32\); .* shape \(1, 10\)\. "),
+        (True, r"own\.py:12: the network fails on a single image, .*: ValueError: expected 2D"),
+    ],
+)
+def test_a_network_that_drops_the_dimension_of_a_single_image_is_refused(
+    is_normed: bool, message: str
+) -> None:
+    params = {"is_normed": is_normed}
+    plain = {"path": "own.py", "name": "Net", "params": params, "source": SQUEEZING}
+    config = ModelConfig("custom", plain)
+    with pytest.raises(UsageError, match=message):
+        limit_violation(config, Constraints(), 10, IMAGE)
+    # What was trained with it earlier is still loaded.
+    assert build_model(config, 10, IMAGE)(torch.zeros(2, *IMAGE)).shape == (2, 10)
+
+
 ATTENTION = """
 import torch
 from torch import nn

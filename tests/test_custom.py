@@ -1,11 +1,13 @@
 """A user's own network, from the file beside the space to a checkpoint without that file."""
 
+import random
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from tuner.config import ModelConfig, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import SpaceError, UsageError
 from tuner.models.build import build_model
+from tuner.models.cost import count_cost
 from tuner.models.custom import to_channels_last
 from tuner.models.folded import FoldedNetwork
 from tuner.models.user_code import load_module
@@ -104,6 +107,40 @@ class Viewing(nn.Module):
     def forward(self, images):
         features = self.conv2(self.conv1(images).relu())
         return self.head(features.view(features.size(0), -1))
+
+
+class Quiet(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.layer = make_linear(num_classes, image_shape)
+
+    def train(self, mode=True):
+        super().train(mode)
+
+    def forward(self, images):
+        return self.layer(images)
+
+
+class Fitting(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.register_buffer("is_fitted", torch.tensor(False))
+        self.register_buffer("num_seen", torch.tensor(0))
+        self.register_buffer("last", torch.zeros(()))
+        self.register_buffer("blank", torch.zeros(0))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.shift = nn.Parameter(torch.zeros(()))
+        self.layer = make_linear(num_classes, image_shape)
+
+    def forward(self, images):
+        self.last = self.scale.detach()
+        if not self.is_fitted:
+            self.is_fitted.fill_(True)
+            self.scale.data = 1 / (images.std() + 1e-3)
+            self.shift.data.copy_(images.mean() - 1)
+            self.blank = images.new_ones(images.shape[1:])
+        self.num_seen = self.num_seen + len(images)
+        return self.layer((images - self.shift) * self.scale * self.blank)
 """
 SPACE = """\
 space:
@@ -226,6 +263,38 @@ def test_only_a_network_that_needs_it_is_given_the_usual_layout(digits: Splits) 
     assert kernel_of("Deep").is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_network_is_fitted_to_the_images_of_its_training() -> None:
+    network = build_model(custom("Fitting"), 5, (1, 8, 8))
+    values = {name: value.tolist() for name, value in network.state_dict().items()}
+    assert [values[name] for name in ("is_fitted", "num_seen", "last")] == [False, 0, 0.0]
+    assert [values[name] for name in ("scale", "shift")] == [1.0, 0.0]
+    # What it made for images of this shape is part of every checkpoint.
+    assert network.get_buffer("blank").shape == (1, 8, 8)
+    network(IMAGES)
+    scale = network.get_parameter("scale").item()
+    assert scale == pytest.approx(1 / (IMAGES.std().item() + 1e-3))
+    assert network.get_buffer("last") == 1
+
+
+def test_a_train_method_may_return_nothing(digits: Splits, tmp_path: Path) -> None:
+    model = custom("Quiet")
+    config = TrialConfig(model=model, epochs=1, batch_size=512)
+    epoch = next(train(config, digits, torch.device("cpu")))
+    assert count_cost(model, 10, digits.image_shape).parameters == epoch.num_parameters
+    checkpoint = Checkpoint(
+        model=model,
+        epoch=1,
+        classes=digits.classes,
+        image_shape=digits.image_shape,
+        mean=digits.mean,
+        std=digits.std,
+    )
+    save_checkpoint(tmp_path / "c.safetensors", epoch.network, checkpoint)
+    loaded, _ = load_checkpoint(tmp_path / "c.safetensors", model)
+    assert not loaded.training
+    torch.testing.assert_close(loaded(IMAGES), epoch.network(IMAGES))
+
+
 @pytest.mark.parametrize("name", ["make_linear", "anything"])
 def test_a_function_may_give_the_network(name: str) -> None:
     assert build_model(custom(name), 5, (1, 8, 8))(IMAGES).shape == (3, 5)
@@ -250,6 +319,28 @@ def test_the_file_is_run_once_a_process_and_under_a_name_of_its_own() -> None:
     build_model(custom("Net", width=16), 5, (1, 8, 8))
     build_model(custom("make_linear"), 5, (1, 8, 8))
     assert count() == before
+
+
+def test_running_the_file_leaves_the_random_numbers_of_the_training_alone() -> None:
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    def seed() -> None:
+        random.seed(5)
+        np.random.seed(5)
+        torch.manual_seed(5)
+
+    lines = (
+        "import random, numpy, torch",
+        "random.seed(1)",
+        "numpy.random.seed(1)",
+        "torch.manual_seed(1)",
+    )
+    seed()
+    expected = drawn()
+    seed()
+    load_module("nets.py", "\n".join(lines))
+    assert drawn() == expected
 
 
 def test_a_base_names_the_file_from_its_own_folder() -> None:

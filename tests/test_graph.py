@@ -49,3 +49,25 @@ def test_a_buffer_that_a_step_replaces_is_told() -> None:
         norm.running_mean = norm.running_mean + 1
 
     assert "buffer" in str(why_not_capturable(step, norm.buffers))
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_a_weight_whose_data_a_step_replaces_is_told(num_passes: int) -> None:
+    layer = nn.Linear(64, 64)
+
+    def step() -> None:
+        for _ in range(num_passes):
+            layer.weight.data = layer.weight.data / 2
+
+    assert "weight" in str(why_not_capturable(step, layer.parameters))
+
+
+def test_a_step_that_changes_tensors_in_place_can_be_captured() -> None:
+    norm = nn.BatchNorm1d(2)
+
+    def step() -> None:
+        norm(torch.ones(3, 2)).sum().backward()
+        with torch.no_grad():
+            norm.weight.add_(1)
+
+    assert why_not_capturable(step, lambda: (*norm.parameters(), *norm.buffers())) is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.test_promotion import SLOT, promoting
 from tests.test_run import add_trial, make_run
@@ -242,6 +243,23 @@ def test_the_latency_of_a_batch_is_told_an_image() -> None:
     one = measure_costs(config, splits(), CPU, [LATENCY])["latency_ms"]
     many = measure_costs(config, splits(), CPU, [replace(LATENCY, batch=256)])["latency_ms"]
     assert 0 < many < one
+
+
+def test_the_latency_is_measured_in_the_memory_layout_of_members() -> None:
+    config = TrialConfig(model=ModelConfig("cnn", {"stages": 2, "width": 16}), epochs=1)
+    layouts: set[bool] = set()
+
+    def look(module: nn.Module, inputs: object) -> None:
+        if isinstance(module, nn.Conv2d):
+            layouts.add(module.weight.is_contiguous(memory_format=torch.channels_last))
+
+    hook = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        measure_costs(config, splits(), CPU, [LATENCY])
+        measure_costs(config, splits(folds=2), CPU, [LATENCY])
+    finally:
+        hook.remove()
+    assert layouts == {True}
 
 
 # The space

@@ -583,6 +583,23 @@ def test_a_buffer_that_a_forward_replaces_is_followed(on_device: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("is_averaged", [False, True], ids=["trained", "averaged"])
+def test_a_weight_whose_data_a_forward_replaces_is_followed(
+    is_averaged: bool, on_device: bool
+) -> None:
+    model = some_model()
+    average = WeightAverage(model, 0.0)
+    forwarded = average.model if is_averaged else model
+    forwarded.get_parameter("3.weight").data = torch.full((2, 16), 3.0)
+    if on_device:
+        average.move(torch.tensor(1.0))
+    else:
+        average.update()
+    torch.testing.assert_close(average.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert (model.get_parameter("3.weight") == 3).all() == (not is_averaged)
+
+
 @pytest.mark.parametrize("config", OPTIMIZERS)
 def test_a_weight_may_begin_to_learn_after_others(config: AnyOptimizer) -> None:
     model = some_model()

@@ -4,6 +4,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import brier_score_loss, log_loss
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torchmetrics.functional.classification import (
 from tuner.config import ModelConfig, Tta
 from tuner.metrics.predict import confusion_matrix, predict_probs, score
 from tuner.models.build import build_model
+from tuner.optim import WeightAverage
 
 CPU = torch.device("cpu")
 MEAN = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
@@ -85,6 +87,32 @@ def test_a_gradient_may_pass_through_probabilities() -> None:
     temperature = torch.ones((), requires_grad=True)
     (probs.log() / temperature).softmax(dim=1).amax(dim=1).sum().backward()
     assert temperature.grad is not None
+
+
+class Counting(nn.Module):
+    """Replaces a buffer, and the data of a weight, in each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(0))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = self.seen + len(images)
+        self.head.weight.data = F.normalize(self.head.weight.data)
+        logits: Tensor = self.head(images.mean(dim=(2, 3)))
+        return logits
+
+
+def test_what_the_network_replaces_can_be_changed_later() -> None:
+    model = Counting()
+    predict_probs(model, some_images(10), MEAN, STD, device=CPU)
+    assert model.seen == 10
+    assert not any(tensor.is_inference() for tensor in model.state_dict(keep_vars=True).values())
+    average = WeightAverage(Counting(), 0.9)
+    for _ in range(2):
+        average.update()
+        predict_probs(average.model, some_images(10), MEAN, STD, device=CPU)
 
 
 class FewAtATime(nn.Module):

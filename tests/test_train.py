@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import gc
 import math
+import random
 import re
 import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -140,6 +142,57 @@ def test_a_training_that_goes_on_from_its_state_ends_as_if_never_interrupted(
     assert figures(rest) == figures(whole)[2:]
     mine, theirs = rest[-1].learner.state(), whole[-1].learner.state()
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+DRAWING = """
+import random
+
+import numpy as np
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.share = random.random() + np.random.rand()
+        self.layer = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        x = images.flatten(1)
+        if self.training:
+            x = x * (self.share + random.random() + np.random.beta(1.0, 1.0)) / 4
+        return self.layer(x)
+"""
+
+
+def test_numbers_that_a_network_draws_from_python_and_numpy_are_the_same_too(
+    digits: Splits,
+) -> None:
+    def disturb() -> None:
+        random.seed(99)
+        np.random.seed(99)
+
+    plain = {"path": "net.py", "name": "Net", "source": DRAWING}
+    config, splits = tiny(model=ModelConfig("custom", plain), epochs=3), first(digits, 64)
+    whole = list(train(config, splits, CPU))
+    disturb()
+    with contextlib.closing(train(config, splits, CPU)) as epochs:
+        epoch = next(epochs)
+        begun = figures([epoch])
+        state = {name: tensor.clone() for name, tensor in epoch.learner.state().items()}
+    disturb()
+    rest = list(train(config, splits, CPU, state=state, epochs_done=1))
+    assert begun + figures(rest) == figures(whole)
+    other = list(train(dataclasses.replace(config, seed=1), splits, CPU))
+    assert other[0].network.share != whole[0].network.share
+
+
+def test_a_training_without_code_of_ones_own_leaves_python_and_numpy_alone(
+    digits: Splits,
+) -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    list(train(tiny(), first(digits, 64), CPU))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,9 @@ def test_what_thaws_is_captured_anew(
         ("x = x * (x.mean().item() < 100)", "reads a value on the host"),
         ("x = x * (0.5 + float(torch.rand(())))", "draws random numbers on the host"),
         ("torch.cuda.synchronize() if x.is_cuda else None", "eager: "),
+        ("self.layer.weight.data = 1.0 * self.layer.weight.data", "in the place of a weight"),
     ],
-    ids=["value", "random number", "synchronization"],
+    ids=["value", "random number", "synchronization", "weight"],
 )
 def test_a_network_that_cannot_be_captured_goes_on_eagerly_and_loses_no_step(
     digits: Splits, device: torch.device, deterministic: None, line: str, reason: str

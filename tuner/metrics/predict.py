@@ -65,7 +65,8 @@ def predict_probs(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast:
+        # In inference mode, a buffer that the network replaces could never be changed again.
+        with torch.no_grad(), autocast:
             while done < len(images):
                 batch = images[done : done + batch_size]
                 try:
@@ -80,7 +81,6 @@ def predict_probs(
                 done += len(batch)
     finally:
         model.train(was_training)
-    # Joined outside inference mode: no later gradient could pass through inference tensors.
     return torch.cat(batches).cpu()
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tuner.config import Constraints, ModelConfig
+from tuner.errors import UsageError
 from tuner.models.build import build_model
 from tuner.models.families import ImageShape, has_own_code
+from tuner.models.trust import code_of
+from tuner.models.user_code import first_line_of, place_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +35,7 @@ def count_cost(config: ModelConfig, num_classes: int, image_shape: ImageShape) -
     """Count the parameters and FLOPs of the network in ``config``.
 
     Raises:
-        UsageError: As ``build_model``.
+        UsageError: As ``build_model``, and if a user's code cannot take a single image.
     """
     return _count(json.dumps(config.to_plain(), sort_keys=True), num_classes, tuple(image_shape))
 
@@ -92,12 +95,41 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
         # A CPU's fused attention is not counted either.
         sdpa_kernel(SDPBackend.MATH),
     ):
-        network = build_model(config, num_classes, image_shape).eval()
-        images = torch.zeros(1, *image_shape)
+        network = build_model(config, num_classes, image_shape)
+        network.eval()
         with FlopCounterMode(display=False) as counter:
-            network(images)
+            _pass_one(network, config, num_classes, image_shape)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Cost(parameters=parameters, flops=counter.get_total_flops())
+
+
+def _pass_one(
+    network: nn.Module, config: ModelConfig, num_classes: int, image_shape: ImageShape
+) -> None:
+    """Pass one image through a network, and check the result of a user's code.
+
+    This is not part of building a network, so that the checkpoints of earlier versions still load.
+
+    Raises:
+        UsageError: If the code fails on a single image, or drops its dimension.
+    """
+    shape, expected = (1, *image_shape), (1, num_classes)
+    path = next(iter(code_of([config]).values()), "")
+    try:
+        logits = network(torch.zeros(shape))
+    except Exception as error:
+        if not path:
+            raise
+        raise UsageError(
+            f"{place_of(path, error)}: the network fails on a single image, though not on two: "
+            f"{first_line_of(error)}"
+        ) from error
+    if logits.shape != expected:
+        raise UsageError(
+            f"{path}: the network returns {tuple(logits.shape)} for images of shape {shape}; it "
+            f"has to return logits of shape {expected}. flatten(1) keeps the dimension of a single "
+            "image, and squeeze() drops it."
+        )
 
 
 def limit_violation(
@@ -120,7 +152,7 @@ def limit_violation(
         num_networks: Number of networks of the configuration that share the limits: one per fold.
 
     Raises:
-        UsageError: As ``build_model``.
+        UsageError: As ``count_cost``.
     """
     limits = {"parameters": constraints.parameters, "FLOPs": constraints.flops}
     if not any(limits.values()) and not has_own_code(config):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tuner.errors import UsageError
 from tuner.models.params import CustomParams
@@ -82,13 +83,32 @@ def _contiguous(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _try(network: nn.Module, images: Tensor) -> Any:
-    """Call the network without affecting its statistics or a training's random numbers."""
+    """Call the network without affecting its tensors or a training's random numbers.
+
+    Weights that a network fits to the first images that it sees are to be fitted in the training.
+    Tensors that it creates only now, such as those of lazy layers, are kept.
+    """
     was_training = network.training
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return network.eval()(images)
-    finally:
-        network.train(was_training)
+    places: list[dict[str, Any]] = []
+    for module in network.modules():
+        places += [module._parameters, module._buffers]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = [
+            (place, name, tensor, tensor.detach(), tensor.clone())
+            for place in places
+            for name, tensor in place.items()
+            if tensor is not None and not is_lazy(tensor)
+        ]
+        network.eval()
+        try:
+            return network(images)
+        finally:
+            network.train(was_training)
+            for place, name, tensor, memory, values in before:
+                if name in place and getattr(place[name], "shape", None) == memory.shape:
+                    memory.copy_(values)
+                    tensor.data = memory
+                    place[name] = tensor
 
 
 def _failure(params: CustomParams, when: str, error: BaseException) -> UsageError:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import linecache
+import random
 import re
 import sys
 import traceback
@@ -90,10 +91,12 @@ def load_module(path: str, source: str) -> ModuleType:
     sys.modules[name] = module
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
     # Not earlier: spaces without custom networks are read without torch.
+    import numpy as np
     import torch
 
+    # It runs once per process, so it must not change the random numbers of the first training.
+    states = random.getstate(), np.random.get_state()
     try:
-        # It runs once per process, so it must not change the random numbers of the first training.
         with torch.random.fork_rng(devices=[]):
             exec(code, vars(module))
     except (Exception, SystemExit) as error:
@@ -103,6 +106,9 @@ def load_module(path: str, source: str) -> ModuleType:
             hint = _moved(error)
             hint = hint or "; it may import installed packages alone, for only this file travels"
         raise UsageError(f"{place_of(path, error)}: {first_line_of(error)}{hint}") from error
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
     return module
 
 

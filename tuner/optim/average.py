@@ -14,8 +14,9 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).requires_grad_(False)
         """The averaged model, in evaluation mode."""
+        self.model.eval()
         self.decay = decay
         self.num_updates = 0
         self._parameters = _float_parameters(self.model), _float_parameters(model)
@@ -75,4 +76,5 @@ class WeightAverage:
 
 
 def _float_parameters(model: nn.Module) -> list[Tensor]:
-    return [p.detach() for p in model.parameters() if p.is_floating_point()]
+    # Not aliases of their memory: a forward pass may replace the `data` of a parameter.
+    return [p for p in model.parameters() if p.is_floating_point()]

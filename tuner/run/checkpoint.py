@@ -218,7 +218,9 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
             raise  # By the disk to which it is fetched from a bucket.
         reason = str(error).splitlines()[0]  # For missing weights, torch writes one line each.
         raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
-    return to_channels_last(network).eval(), checkpoint
+    to_channels_last(network)
+    network.eval()
+    return network, checkpoint
 
 
 def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpoint:

@@ -8,6 +8,7 @@ from tuner.config import CostObjective, TrialConfig
 from tuner.data.splits import Splits
 from tuner.metrics.latency import predict_ms
 from tuner.models.build import build_folded
+from tuner.models.custom import to_channels_last
 from tuner.training.device import compute_dtype
 from tuner.training.initial_weights import InitialWeights
 
@@ -48,7 +49,7 @@ def measure_costs(
     if (latency := asked.get("latency_ms")) is not None:
         normalized = start or splits
         whole = predict_ms(
-            network.to(device),
+            to_channels_last(network.to(device)),
             splits.image_shape,
             batch=latency.batch,
             device=device,

@@ -217,7 +217,10 @@ class DeviceSteps(Steps):
             self._capture()
             self._step()
         elif self._may_capture and self._num_warm > 0:
-            reason = why_not_capturable(self._run_body, self.task.learner.network.buffers)
+            network = self.task.learner.network
+            reason = why_not_capturable(
+                self._run_body, lambda: (*network.parameters(), *network.buffers())
+            )
             # Another thread may have drawn a number on the host: only repeated reasons count.
             self._complaints += reason is not None
             if self._complaints == WARM_UP_STEPS - 1:

@@ -22,7 +22,7 @@ class CaptureError(Exception):
 
 
 def why_not_capturable(
-    step: Callable[[], None], buffers: Callable[[], Iterable[torch.Tensor]] = tuple
+    step: Callable[[], None], tensors: Callable[[], Iterable[torch.Tensor]] = tuple
 ) -> str | None:
     """Run a step eagerly, and return why a graph of it would behave differently, or ``None``.
 
@@ -31,9 +31,10 @@ def why_not_capturable(
 
     Args:
         step: The step. It is run once, with all its effects.
-        buffers: Returns the network's current buffers.
+        tensors: Returns the network's current parameters and buffers.
     """
-    held = [*buffers()]
+    # While these refer to the old memory, no new tensor can have the same address.
+    held = [tensor.detach() for tensor in tensors()]
     before, mode = _host_random_state(), torch.cuda.get_sync_debug_mode()
     places: list[str] = []
     with warnings.catch_warnings():
@@ -48,8 +49,8 @@ def why_not_capturable(
         return f"{places[0]} reads a value on the host"
     if _host_random_state() != before:
         return "the step draws random numbers on the host"
-    if any(old is not new for old, new in zip(held, buffers(), strict=False)):
-        return "the network puts another tensor in the place of a buffer; use copy_"
+    if any(old.data_ptr() != new.data_ptr() for old, new in zip(held, tensors(), strict=False)):
+        return "the network puts another tensor in the place of a weight or buffer; use copy_"
     return None
 
 

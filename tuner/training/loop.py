@@ -6,10 +6,12 @@ on a cluster; the caller decides how long to iterate.
 
 import contextlib
 import math
+import random
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from tuner.errors import UsageError
 from tuner.metrics.predict import predict_probs
 from tuner.models.build import FitsImages, StartsFromWeights, build_model
 from tuner.models.custom import to_channels_last
+from tuner.models.families import has_own_code
 from tuner.optim import WeightAverage, make_optimizer
 from tuner.training.device import compute_dtype, describe
 from tuner.training.device_step import CaptureMode, DeviceSteps
@@ -57,9 +60,10 @@ def train(
 ) -> Generator[Epoch]:
     """Train one model, or one for each fold of the images, and yield each epoch as it ends.
 
-    Seeds torch's global generators with ``config.seed``: the same config, splits and device produce
-    the same numbers on a CPU, as long as one training at a time runs in the process. On a GPU, with
-    and without capture, this needs ``torch.use_deterministic_algorithms(True, warn_only=True)`` and
+    Seeds torch's global generators with ``config.seed``, and those of Python and NumPy if a user's
+    code builds the network: the same config, splits and device produce the same numbers on a CPU,
+    as long as one training at a time runs in the process. On a GPU, with and without capture, this
+    needs ``torch.use_deterministic_algorithms(True, warn_only=True)`` and
     ``CUBLAS_WORKSPACE_CONFIG=:4096:8``; a ``vit`` needs it without ``warn_only``, where other
     families fail.
 
@@ -112,6 +116,7 @@ def train(
         return
     began = time.perf_counter()
     torch.manual_seed(config.seed)
+    _seed_own_code(config, 0)
     generator = torch.Generator(device).manual_seed(config.seed)
     images, labels = splits.train.images.to(device), splits.train.labels.to(device)
     val_images, val_labels = splits.val.images.to(device), splits.val.labels.cpu()
@@ -159,6 +164,7 @@ def train(
 
     for number in range(epochs_done + 1, config.epochs + 1):
         started = time.perf_counter()
+        _seed_own_code(config, number)
         if policy is not None:
             policy.start_epoch(number)
         network.train()
@@ -189,6 +195,21 @@ def train(
         )
         budget_left = budget_seconds - (time.perf_counter() - began)
         steps.consider_compiling(min(seconds * (config.epochs - number), budget_left))
+
+
+def _seed_own_code(config: TrialConfig, epoch: int) -> None:
+    """Seed Python's and NumPy's generators if a user's code, which may draw from them, is run.
+
+    Every epoch is seeded, so a training that resumes does not need their state.
+
+    Args:
+        config: The training.
+        epoch: Number of the epoch that begins, from 1; 0 before the network is built.
+    """
+    if has_own_code(config.model):
+        one, other = map(int, np.random.SeedSequence((config.seed, epoch)).generate_state(2))
+        random.seed(one)
+        np.random.seed(other)
 
 
 def _taught(config: TrialConfig, splits: Splits, device: torch.device) -> Tensor | None:
