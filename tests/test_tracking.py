@@ -195,6 +195,8 @@ def test_the_text_of_a_model_is_told_to_no_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
+    from wandb.errors import term
+
     from tuner.tracking.wandb import WeightsAndBiases
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -206,7 +208,9 @@ def test_the_text_of_a_model_is_told_to_no_target(
     run = World(tmp_path).run
     tracker = WeightsAndBiases(run)
     tracker.trial_started(0, config, [])
-    assert not can_use_terminput(), "it would ask for an account in mid-search"
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(term, f"_sys_{stream}_isatty", lambda: True)
+    assert not term.can_use_terminput(), "it would ask for an account in mid-search"
     tracker.close()
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (header,) = [r.run for r in read_wandb(folder) if r.WhichOneof("record_type") == "run"][:1]
