@@ -729,9 +729,13 @@ def test_the_run_has_to_be_what_it_was(finished_run: Run, digits: Splits) -> Non
         from_run(finished_run, 0)
 
 
-def test_colour_images_cannot_start_from_grey_ones(finished_run: Run) -> None:
-    with pytest.raises(UsageError, match="trained on images of 1 channel, not of 3"):
-        build_model(from_run(finished_run), 10, (3, 32, 32))
+def test_colour_images_cannot_start_from_grey_ones(finished_run: Run, digits: Splits) -> None:
+    config, message = from_run(finished_run), "trained on images of 1 channel, not of 3"
+    with pytest.raises(UsageError, match=message):
+        build_model(config, 10, (3, 32, 32))
+    # By the driver, before a trial starts.
+    with pytest.raises(UsageError, match=message):
+        load_initial_weights(config, digits.classes, (3, 32, 32), finished_run.path.parent)
 
 
 def test_a_trial_is_rerun_from_the_same_weights(

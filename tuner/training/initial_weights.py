@@ -15,6 +15,7 @@ from tuner.data.known import quiet_network
 from tuner.errors import DataError
 from tuner.models.build import build_model
 from tuner.models.catalogue import find_weights
+from tuner.models.cost import count_parameters
 from tuner.models.families import ImageShape, params_of, source_of
 from tuner.models.params import PretrainedParams
 from tuner.models.pretrained import Pretrained, last_layer
@@ -97,7 +98,7 @@ def load_initial_weights(
         return None
     params: PretrainedParams = params_of(model)
     if params.run:
-        return _of_run(params, classes, storage)
+        return _of_run(model, classes, image_shape, storage)
     entry = find_weights(params.name, params.weights)
     path = _intact_file(entry.url)
     try:
@@ -121,10 +122,13 @@ def load_initial_weights(
     )
 
 
-def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath) -> InitialWeights:
+def _of_run(
+    model: ModelConfig, classes: tuple[str, ...], image_shape: ImageShape, storage: AnyPath
+) -> InitialWeights:
+    params: PretrainedParams = params_of(model)
     assert params.trial is not None
     trial = find_run(storage, params.run).trial(params.trial)
-    path, model = trial.checkpoint, source_of(params).model
+    path, source = trial.checkpoint, source_of(params).model
     if not path.exists():
         raise DataError(
             f"{path}: the weights to start from are gone; name a trial whose checkpoint was kept"
@@ -136,8 +140,10 @@ def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath
             f"{path}: not the weights that were recorded to start from (SHA-256 {found[:8]}, not "
             f"{params.sha256[:8]}); put them back, or name the trial again"
         )
+    # Images that the network cannot take are refused here, once, and not by each trial.
+    count_parameters(model, len(classes), image_shape)
     read_description(path, trial.config.model)
-    network, checkpoint = load_checkpoint(path, model)
+    network, checkpoint = load_checkpoint(path, source)
     tensors = network.state_dict()
     if checkpoint.classes != classes:
         head_name, _ = last_layer(network)
