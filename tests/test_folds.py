@@ -321,7 +321,8 @@ def test_a_teacher_that_has_seen_every_image_is_refused(folded_run: Run) -> None
 def test_no_network_of_several_is_started_from(folded_run: Run, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("space: {model: {pretrained: {run: folded}}}\n")
-    with pytest.raises(SpaceError, match="is 3 networks, one a fold; name a run without folds"):
+    message = "is 3 networks, one a fold; name a run without folds or, to train on other images"
+    with pytest.raises(SpaceError, match=message):
         load_space(space, storage=folded_run.path.parent)
 
 
