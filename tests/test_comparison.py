@@ -90,6 +90,16 @@ def test_other_images_are_told_of_and_no_run_leads(runs: list[Run]) -> None:
     assert verdict(compare(runs)) == "2 runs on different images"
 
 
+def test_other_images_that_are_divided_alike_are_told_of(runs: list[Run]) -> None:
+    runs[1].update(data_fingerprint="other")
+    assert "differ in the images" in differences(compare(runs))
+    assert verdict(compare(runs)) == "2 runs on different images"
+    # Prepared differently, they may be the same.
+    runs[1].update(data=replace(runs[1].record.data, image_size=16))
+    assert differences(compare(runs)) == ""
+    assert verdict(compare(runs)).startswith("one leads")
+
+
 def test_runs_that_trained_on_their_validation_images_are_not_comparable(runs: list[Run]) -> None:
     for run in runs:
         run.update(data=replace(run.record.data, all_data=True))

@@ -294,6 +294,15 @@ def test_a_refit_keeps_the_folds_unless_it_trains_on_all_images(folded_run: Run)
     assert whole.search.epochs == folded_run.record.search.epochs
 
 
+def test_a_refit_on_all_images_takes_a_limit_that_only_folds_allow(tmp_path: Path) -> None:
+    data = DataConfig(source="digits", folds=FOLDS, train_limit=1400)
+    assert len(load_splits(data, tmp_path).train) == 1400
+    whole = dataclasses.replace(data, folds=None, all_data=True)
+    assert len(load_splits(whole, tmp_path).train) == 1438
+    with pytest.raises(DataError, match="train_limit 1400 must lie between"):
+        load_splits(dataclasses.replace(whole, all_data=False), tmp_path)
+
+
 def test_folds_and_a_share_to_validate_on_exclude_each_other(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("dataset: {source: digits, folds: 3}\nspace: {model: {cnn: {}}}\n")
@@ -321,7 +330,8 @@ def test_a_teacher_that_has_seen_every_image_is_refused(folded_run: Run) -> None
 def test_no_network_of_several_is_started_from(folded_run: Run, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("space: {model: {pretrained: {run: folded}}}\n")
-    with pytest.raises(SpaceError, match="is 3 networks, one a fold; name a run without folds"):
+    message = "is 3 networks, one a fold; name a run without folds or, to train on other images"
+    with pytest.raises(SpaceError, match=message):
         load_space(space, storage=folded_run.path.parent)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuner.cli import main
+from tuner.config import RefitConfig
 from tuner.run.run import Run
 
 
@@ -58,3 +59,19 @@ def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     run_command(command, monkeypatch)
     assert json.loads((folder / "ensemble.json").read_text())["members"] == described["members"]
     assert Path(folder / "model_card.md").exists()
+
+
+def test_the_card_tells_how_far_a_run_has_grown_since_its_command(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def card() -> str:
+        storage = f"--storage {finished_run.path.parent}"
+        run_command(f"cifar-tune ensemble --run tiny --top 1 {storage}", monkeypatch)
+        return (finished_run.path / "ensembles" / "top1" / "model_card.md").read_text()
+
+    assert "With all resumes, it was asked for 3 trials. `ensemble.json`" in card()
+    config = finished_run.trial(1).config
+    plan = RefitConfig(run="first", trials=(7, 4), configs=(config, config), seeds=3)
+    finished_run.update(refit=plan)
+    told = "With all resumes, it was asked for trials 7, 4 of first, each with 3 seeds."
+    assert told in card()

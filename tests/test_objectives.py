@@ -406,6 +406,9 @@ def test_an_ensemble_of_the_front_has_its_trials(finished_run: Run) -> None:
         members = [plan.pool.trials[i].number for i in plan.choice.members]
         name = plan.request.folder_name
     assert (members, name) == ([one.trial for one in front], "front")
+    # Not compared with the default of --top, which cannot be given; the best of the front remain.
+    with planning(finished_run, replace(request, pool=1), devices=[CPU]) as plan:
+        assert [plan.pool.trials[i].number for i in plan.choice.members] == members[:1]
 
 
 @pytest.mark.ray

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from tuner.config import AdamW, Augment, DataConfig, Lion, ModelConfig, Muon, Sgd, TrialConfig
-from tuner.data.splits import Splits
+from tuner.data.splits import Splits, load_splits
 from tuner.errors import DataError, SpaceError, UsageError
 from tuner.models.build import StartsFromWeights, build_model
 from tuner.models.catalogue import find_weights, model_names
 from tuner.models.cost import count_cost
+from tuner.models.families import Source
 from tuner.models.pretrained import Pretrained, stages_of
 from tuner.run.checkpoint import (
     Checkpoint,
@@ -34,9 +35,15 @@ from tuner.run.checkpoint import (
 )
 from tuner.run.run import Run
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
+from tuner.schema import to_json
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.training.epoch import Epoch
-from tuner.training.initial_weights import InitialWeights, load_initial_weights, start_key
+from tuner.training.initial_weights import (
+    InitialWeights,
+    load_initial_weights,
+    notes_on_seen_images,
+    start_key,
+)
 from tuner.training.loop import predict_epoch_seconds, probe_epochs, train
 from tuner.training.rerun import rerun
 from tuner.tuning.request import SearchRequest
@@ -729,9 +736,61 @@ def test_the_run_has_to_be_what_it_was(finished_run: Run, digits: Splits) -> Non
         from_run(finished_run, 0)
 
 
-def test_colour_images_cannot_start_from_grey_ones(finished_run: Run) -> None:
-    with pytest.raises(UsageError, match="trained on images of 1 channel, not of 3"):
-        build_model(from_run(finished_run), 10, (3, 32, 32))
+def test_colour_images_cannot_start_from_grey_ones(finished_run: Run, digits: Splits) -> None:
+    config, message = from_run(finished_run), "trained on images of 1 channel, not of 3"
+    with pytest.raises(UsageError, match=message):
+        build_model(config, 10, (3, 32, 32))
+    # By the driver, before a trial starts.
+    with pytest.raises(UsageError, match=message):
+        load_initial_weights(config, digits.classes, (3, 32, 32), finished_run.path.parent)
+
+
+def test_a_run_that_may_have_trained_on_the_validation_images_is_noted(
+    finished_run: Run, digits: Splits, tmp_path: Path
+) -> None:
+    config = from_run(finished_run)
+
+    def divided(**settings: Any) -> Splits:
+        return load_splits(DataConfig(source="digits", **settings), tmp_path)
+
+    def noted(splits: Splits) -> list[str]:
+        return notes_on_seen_images([config, config], splits, finished_run.path.parent)
+
+    assert noted(digits) == noted(divided(train_limit=100)) == []
+    assert noted(divided(val_fraction=0.05)) == [], "they are among those of the run"
+    for settings, advice in (
+        ({"folds": 5}, "search without --folds"),
+        ({"val_fraction": 0.2}, "search with --val-fraction 0.1 or less"),
+    ):
+        (note,) = noted(divided(**settings))
+        assert note.startswith("tiny, from whose weights trials start, may have trained on images")
+        assert note.endswith(f"To avoid that, {advice}.")
+    finished_run.update(data=dataclasses.replace(finished_run.record.data, all_data=True))
+    (note,) = noted(digits)
+    assert note.endswith("start from a run without --all-data.")
+    assert noted(divided(all_data=True)) == [], "nothing is chosen by them"
+    finished_run.update(data_fingerprint="others")
+    assert noted(digits) == []
+
+
+def test_a_run_that_a_run_started_from_is_noted_unless_it_is_in_another_storage(
+    finished_run: Run, digits: Splits, tmp_path: Path
+) -> None:
+    first, storage = from_run(finished_run), finished_run.path.parent
+    finished_run.update(data=dataclasses.replace(finished_run.record.data, all_data=True))
+    for copy in (storage / "second", tmp_path / "outside"):
+        shutil.copytree(finished_run.path, copy)
+    Run.open(storage / "second").update(data_fingerprint="others")
+
+    def noted(run: str) -> list[str]:
+        started = ModelConfig("pretrained", {**first.params, "run": run})
+        source = to_json(Source(model=started, image_shape=(1, 8, 8)), sort_keys=True)
+        second = ModelConfig("pretrained", {"run": "second", "trial": 0, "source": source})
+        return notes_on_seen_images([second], digits, storage)
+
+    assert [note.partition(",")[0] for note in noted("tiny")] == ["tiny"]
+    assert noted(str(finished_run.path)) == noted("tiny")
+    assert noted(str(tmp_path / "outside")) == noted("s3://elsewhere/tiny") == noted("gone") == []
 
 
 def test_a_trial_is_rerun_from_the_same_weights(

@@ -211,6 +211,29 @@ def test_one_run_alone_teaches_the_sampler(
     assert rates(sampler, 3) == [0.5, 0.2, 0.3]
 
 
+def test_what_differs_in_a_fixed_value_is_tried_first_even_from_a_comparable_run(
+    space: SearchSpace, digits: Splits, tmp_path: Path
+) -> None:
+    others = [(config(8, 0.5), 0.9), (config(9, 0.2), 0.8)]
+    run = make_run(tmp_path / "one", digits, others)
+    sampler, _, said = started(space, [run], digits)
+    assert said == [
+        "Tries first: 2 configurations of one.",
+        "Learnt from 0 trials of one; 2 are outside this space.",
+    ]
+    assert rates(sampler, 3) == [0.5, 0.2, 0.3]
+    # What the sampler learns from is not tried again, and what does not fit is told of.
+    known = (config(10, 0.05, label_smoothing=0.1), 0.7)
+    run = make_run(tmp_path / "two", digits, [*others, known, (config(64, 0.1), 0.6)])
+    sampler, _, said = started(space, [run], digits)
+    assert said == [
+        "Tries first: 2 configurations of two.",
+        "1 of 4 trials do not fit this space: 1 by model.cnn.width.",
+        "Learnt from 1 trial of two; 3 are outside this space.",
+    ]
+    assert rates(sampler, 3) == [0.5, 0.2, 0.3]
+
+
 def test_a_sampler_that_learns_nothing_tries_first_what_was_best_in_one_run(
     digits: Splits, tmp_path: Path
 ) -> None:

@@ -170,6 +170,9 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
         val = official.val
     train = np.setdiff1d(np.arange(len(labels)), val, assume_unique=True)
     if (limit := config.train_limit) is not None:
+        if config.all_data:
+            # With folds, which such a refit drops, the limit is one of all images.
+            limit = min(limit, len(train))
         if not num_classes <= limit <= len(train):
             raise DataError(
                 f"train_limit {limit} must lie between the {num_classes} classes and the "

@@ -18,6 +18,7 @@ from tuner.metrics.significance import LEVEL, accuracy_interval
 from tuner.run.ensemble_record import single_called
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
+from tuner.run.run_record import RunRecord
 from tuner.storage.paths import read_text
 
 MOST_CLASSES = 50
@@ -311,7 +312,16 @@ def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
     {_command(plan.run.path.name, plan.request, storage_words(plan.run.path.parent))}
 
 The run started on {_text(record.started[:10])}{commit}{f" with {versions}" if versions else ""}. \
+With all resumes, it was asked for {_asked(record)}. \
 `ensemble.json` has the SHA-256 of every network."""
+
+
+def _asked(record: RunRecord) -> str:
+    """Return the trials that a run was asked for; the command that began it may say fewer."""
+    if (plan := record.refit) is None:
+        return f"{record.search.trials} trials"
+    trials = ", ".join(map(str, plan.trials))
+    return f"trials {trials} of {_text(plan.run)}, each with {plan.seeds} seeds"
 
 
 def _command(run: str, request: EnsembleRequest, storage: Sequence[str]) -> str:

@@ -61,7 +61,8 @@ class EnsembleRequest:
     """Name of the ensemble; ``None`` derives it from the method and its size."""
 
     def __post_init__(self) -> None:
-        if self.pool is not None and self.pool < self.top:
+        # With ``front``, ``top`` becomes the size of the front, and a pool is the best part of it.
+        if not self.front and self.pool is not None and self.pool < self.top:
             raise UsageError(f"--pool {self.pool}: is less than --top {self.top}; give more")
         if self.frontier and self.method in SOUPS:
             raise UsageError(f"--frontier: a {self.method} is one network; choose another method")

@@ -32,6 +32,7 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _describe(run: Run) -> dict[str, Any]:
     ranked = run.ranked()
     record, metric = run.record, run.metric
+    data = record.data
     state = SearchState.from_trials(record.search, ranked)
     first = leader(ranked)
     return {
@@ -41,9 +42,11 @@ def _describe(run: Run) -> dict[str, Any]:
         "searched_by": record.search.metric,
         "path": str(run.path),
         "status": record.status,
-        "data": record.data.source,
+        "data": data.source,
+        "images": record.data_fingerprint,
+        "prepared": [data.image_size, data.resize, data.black, data.white],
         "split": record.split_fingerprint,
-        "is_val_seen": record.data.all_data,
+        "is_val_seen": data.all_data,
         "sampler": record.search.sampler,
         "scheduler": record.search.scheduler,
         "trials": len(ranked),
@@ -66,7 +69,7 @@ def differences(described: Sequence[dict[str, Any]]) -> str:
             f"Not comparable: {', '.join(seen)} trained on the validation images, too "
             "(refit --all-data); accuracies on them say nothing."
         )
-    if len({run["split"] for run in described}) > 1:
+    if _have_other_images(described):
         return (
             "These runs differ in the images that they trained on or were validated on; their "
             "accuracies differ for that reason, too."
@@ -80,6 +83,17 @@ def differences(described: Sequence[dict[str, Any]]) -> str:
     return ""
 
 
+def _have_other_images(described: Sequence[dict[str, Any]]) -> bool:
+    """Whether runs differ in their images or in how these are divided.
+
+    Images that are prepared differently have another fingerprint in any case, so theirs are not
+    compared.
+    """
+    images = {(tuple(run["prepared"]), run["images"]) for run in described}
+    num_prepared = len({prepared for prepared, _ in images})
+    return len(images) > num_prepared or len({run["split"] for run in described}) > 1
+
+
 def verdict(described: Sequence[dict[str, Any]]) -> str:
     """Name the leading run in one sentence."""
     scored = [run for run in described if run["best"] is not None]
@@ -87,7 +101,7 @@ def verdict(described: Sequence[dict[str, Any]]) -> str:
         return "None of these runs has a trial with an accuracy"
     if any(run["is_val_seen"] for run in described):
         return f"{len(described)} runs that are not comparable"
-    if len({run["split"] for run in described}) > 1:
+    if _have_other_images(described):
         return f"{len(described)} runs on different images"
     metric: Metric = described[0]["metric"]
     scored.sort(key=lambda run: -score(run["best"], metric))

@@ -75,7 +75,10 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
     description = read_description(record.checkpoint, record.config.model)
     if description.folds:
         what = f"trial {record.number} is {description.folds} networks, one a fold"
-        raise (trial or run).error(f"{what}; name a run without folds, or refit it with --all-data")
+        raise (trial or run).error(
+            f"{what}; name a run without folds or, to train on other images, a refit of this one "
+            "with --all-data"
+        )
     size = node.value.get("image_size")
     if size is not None and size.value is not None and description.model.family == "pretrained":
         raise size.error(

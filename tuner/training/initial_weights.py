@@ -1,5 +1,6 @@
 """The weights that a training starts from: found or fetched once, and checked by their hash."""
 
+import contextlib
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -12,16 +13,20 @@ from torch import Tensor
 
 from tuner.config import ModelConfig
 from tuner.data.known import quiet_network
-from tuner.errors import DataError
+from tuner.data.splits import Splits
+from tuner.errors import DataError, TunerError
 from tuner.models.build import build_model
 from tuner.models.catalogue import find_weights
+from tuner.models.cost import count_parameters
 from tuner.models.families import ImageShape, params_of, source_of
 from tuner.models.params import PretrainedParams
 from tuner.models.pretrained import Pretrained, last_layer
 from tuner.run.checkpoint import load_checkpoint, read_description
-from tuner.run.run import find_run
+from tuner.run.layout import why_not_name
+from tuner.run.run import Run, find_run
+from tuner.run.run_record import RunRecord
 from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, lies_in, to_path
 from tuner.storage.records import explaining_damage
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")
@@ -97,7 +102,7 @@ def load_initial_weights(
         return None
     params: PretrainedParams = params_of(model)
     if params.run:
-        return _of_run(params, classes, storage)
+        return _of_run(model, classes, image_shape, storage)
     entry = find_weights(params.name, params.weights)
     path = _intact_file(entry.url)
     try:
@@ -121,10 +126,37 @@ def load_initial_weights(
     )
 
 
-def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath) -> InitialWeights:
+def notes_on_seen_images(
+    models: Iterable[ModelConfig], splits: Splits, storage: AnyPath
+) -> list[str]:
+    """Return a note on each run whose weights may have been trained on the validation images.
+
+    A run is compared by the fingerprint of its images, so it is not noticed if they were prepared
+    differently, or if only some of them are the same.
+
+    Args:
+        models: Models whose initial weights have been loaded.
+        splits: The images to train and to validate on.
+        storage: Folder of the runs.
+    """
+    notes = [
+        f"{run.path.name}, from whose weights trials start, may have trained on images that they "
+        "are validated on: their accuracies, and whatever is chosen by them, would be too good. "
+        f"To avoid that, {advice}."
+        for model in models
+        for run in _runs_behind(model, storage)
+        if (advice := _how_to_validate_unseen(run.record, splits))
+    ]
+    return list(dict.fromkeys(notes))
+
+
+def _of_run(
+    model: ModelConfig, classes: tuple[str, ...], image_shape: ImageShape, storage: AnyPath
+) -> InitialWeights:
+    params: PretrainedParams = params_of(model)
     assert params.trial is not None
     trial = find_run(storage, params.run).trial(params.trial)
-    path, model = trial.checkpoint, source_of(params).model
+    path, source = trial.checkpoint, source_of(params).model
     if not path.exists():
         raise DataError(
             f"{path}: the weights to start from are gone; name a trial whose checkpoint was kept"
@@ -136,13 +168,53 @@ def _of_run(params: PretrainedParams, classes: tuple[str, ...], storage: AnyPath
             f"{path}: not the weights that were recorded to start from (SHA-256 {found[:8]}, not "
             f"{params.sha256[:8]}); put them back, or name the trial again"
         )
+    # Images that the network cannot take are refused here, once, and not by each trial.
+    count_parameters(model, len(classes), image_shape)
     read_description(path, trial.config.model)
-    network, checkpoint = load_checkpoint(path, model)
+    network, checkpoint = load_checkpoint(path, source)
     tensors = network.state_dict()
     if checkpoint.classes != classes:
         head_name, _ = last_layer(network)
         tensors = _without_head(tensors, head_name)
     return InitialWeights(tensors=tensors, mean=checkpoint.mean, std=checkpoint.std)
+
+
+def _runs_behind(model: ModelConfig, storage: AnyPath) -> list[Run]:
+    """Return the run that a model starts from, and those that this one started from in turn.
+
+    The latter are left out if they are gone, or not in the same storage: their names come from the
+    record of a run, which leads nowhere else.
+    """
+    runs: list[Run] = []
+    while model.family == "pretrained":
+        params: PretrainedParams = params_of(model)
+        if not params.run:
+            break
+        if not runs:
+            runs.append(find_run(storage, params.run))
+            storage = runs[0].path.parent
+        else:
+            with contextlib.suppress(TunerError):
+                is_elsewhere = why_not_name(params.run)
+                path = to_path(params.run) if is_elsewhere else storage / params.run
+                if lies_in(path, storage):
+                    runs.append(Run.open(path))
+        model = source_of(params).model
+    return runs
+
+
+def _how_to_validate_unseen(record: RunRecord, splits: Splits) -> str:
+    """Return how to validate on images that a run did not train on; empty if that is the case."""
+    if record.data_fingerprint != splits.fingerprint or splits.is_val_seen:
+        return ""
+    if record.data.all_data:
+        return "start from a run without --all-data"
+    if splits.num_folds:
+        return "search without --folds"
+    # A smaller validation part of the same images is contained in a larger one; see stratified().
+    if len(splits.val) > record.num_val:
+        return f"search with --val-fraction {record.data.val_fraction:g} or less"
+    return ""
 
 
 def _without_head(tensors: Mapping[str, Tensor], head_name: str) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from tuner.run.trial import USABLE, TrialRecord
 from tuner.space import load_resources
 from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
-from tuner.training.initial_weights import load_all_initial_weights
+from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
 from tuner.training.remeasure import ranked_by
 from tuner.training.run_images import taught
 from tuner.tuning.distill import note_best_student
@@ -335,6 +335,8 @@ def refit(request: RefitRequest, console: Console) -> Run:
     initial_weights = load_all_initial_weights(
         models, splits.classes, splits.image_shape, request.storage
     )
+    for note in notes_on_seen_images(models, splits, request.storage):
+        console.print(note, markup=False, soft_wrap=True)
     if (source := request.source) and source.record.teacher:
         read_teacher_probs(source.path, source.record.teacher)
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):

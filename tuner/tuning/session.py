@@ -19,7 +19,7 @@ from tuner.run.run import Run
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import lies_in, read_text, to_path
-from tuner.training.initial_weights import load_all_initial_weights
+from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
 from tuner.training.run_images import taught
 from tuner.tuning.distill import note_best_student, prepare_teaching
 from tuner.tuning.ray_backend.driver import (
@@ -93,6 +93,8 @@ def search(request: SearchRequest, console: Console) -> Run:
     initial_weights = load_all_initial_weights(
         space.starting_models(), splits.classes, splits.image_shape, request.storage
     )
+    for note in notes_on_seen_images(space.starting_models(), splits, request.storage):
+        console.print(note, markup=False, soft_wrap=True)
     teaching = prepare_teaching(request, splits)
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):
         run.outside_words = request.outside_words

@@ -30,6 +30,7 @@ from tuner.space.searched import searched_yaml
 from tuner.storage.paths import AnyPath
 from tuner.training.remeasure import ranked_by
 from tuner.tuning.resources import count_of
+from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.sampler import Sampler
 
 PORTFOLIO = 8
@@ -106,8 +107,8 @@ def with_portfolio(
 ) -> SearchSpace:
     """Return a space whose first baselines are the portfolio of earlier runs.
 
-    A single comparable run adds none if the sampler learns from it, because the sampler then knows
-    how good its configurations are.
+    From a single comparable run, only trials that the sampler cannot learn from are tried, for
+    example those that differ in a value that the space fixes. How good the others are is known.
 
     Args:
         space: The space to search.
@@ -116,8 +117,12 @@ def with_portfolio(
         console: Where to print what is tried, and what does not fit.
         limit_violation: Returns which of the space's limits a configuration exceeds.
     """
+    num_trials = sum(len(run.trials) for run in runs)
     is_known = len(runs) == 1 and runs[0].is_alike and can_teach(runs[0], space.search)
-    if not runs or is_known:
+    if is_known:
+        unknown = [one for one in runs[0].trials if params_of(space, one.config) is None]
+        runs = [replace(runs[0], trials=unknown)] if unknown else []
+    if not runs:
         return space
     size = max(1, min(PORTFOLIO, space.search.trials // LARGEST_SHARE))
     known = [_ranks_of(run, space, limit_violation) for run in runs]
@@ -126,10 +131,11 @@ def with_portfolio(
     chosen = [list(configs.values())[column] for column in choose(regrets, size)]
     said = count_of(len(chosen), "configuration") if chosen else "no configuration"
     whose = ", ".join(run.name for run in runs)
-    console.print(f"Tries first: {said} of {whose}.", markup=False, soft_wrap=True)
+    if chosen or not is_known:
+        console.print(f"Tries first: {said} of {whose}.", markup=False, soft_wrap=True)
     misfits = sum((ranks.misfits for ranks in known), Counter[str]())
     if misfits:
-        total = count_of(sum(len(run.trials) for run in runs), "trial")
+        total = count_of(num_trials, "trial")
         reasons = ", ".join(f"{count} by {what}" for what, count in misfits.most_common())
         console.print(
             f"{misfits.total()} of {total} do not fit this space: {reasons}.",
