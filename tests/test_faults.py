@@ -263,6 +263,8 @@ def test_a_second_signal_ends_the_search_at_once_and_it_can_be_resumed(folder: P
 def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) -> None:
     master, slave = pty.openpty()
     command = [str(PROGRAM), "search", "--space", "space.yaml", "--name", "run", "--trials", "2"]
+    # They outlast the close of the terminal on a busy machine, too.
+    command += ["--epochs", "60"]
     process = subprocess.Popen(
         [*command, "--scheduler", "none", "--save-seconds", "0", "--concurrent", "1"],
         cwd=folder,
@@ -291,7 +293,7 @@ def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) ->
     run = run_in(folder)
     # What it had to say, nobody has heard: the record tells how it ended.
     assert (code, run.record.status) == (130, "interrupted"), run.record
-    assert run.trial(0).status.state in ("interrupted", "completed")
+    assert run.trial(0).status.state == "interrupted"
     assert [*flaws(run.trial(0))] == []
 
 
