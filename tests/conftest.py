@@ -123,13 +123,14 @@ def _clusters_are_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what is recorded of a user's own code out of the home of whoever tests.
 
-    Nor do options, or a cluster, come from their environment.
+    Nor do options, a cluster, or cached weights, come from their environment.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ.keys() - {"CIFAR_TUNE_TEST_IMAGES"}:
             if name.startswith("CIFAR_TUNE_") or name == "RAY_ADDRESS":
                 patch.delenv(name)
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
         yield
 
 

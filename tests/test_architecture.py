@@ -163,6 +163,29 @@ def test_what_is_private_in_ray_is_imported_in_one_place(name: str) -> None:
     assert not private
 
 
+UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+
+
+@every_module
+def test_nothing_is_unpickled(name: str) -> None:
+    source = MODULES[name].read_text(encoding="utf-8")
+    imported = {part for module in imports_of(source) for part in module.split(".")}
+    # One module names an error of pickle, and calls nothing of it.
+    allowed = {"pickle"} if name == "tuner.training.initial_weights" else set()
+    assert imported & UNPICKLERS == allowed
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=ast.Name("pickle"), attr=attribute):
+                assert attribute == "UnpicklingError"
+            case ast.ImportFrom(module="pickle" | "torch", names=names):
+                assert not {"load", "loads"} & {alias.name for alias in names}
+            case ast.Call(func=function, keywords=keywords):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
+                assert given.get("allow_pickle", "False") == "False"
+                if ast.unparse(function) == "torch.load":
+                    assert given.get("weights_only") == "True"
+
+
 @every_module
 def test_every_module_says_what_it_is(name: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))

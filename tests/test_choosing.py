@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tests.conftest import record_probs
 from tuner.config import Method, Tta
 from tuner.data.splits import Splits
-from tuner.ensemble import make_ensemble, planning
-from tuner.ensemble.choosing import FITS
+from tuner.ensemble import choosing, make_ensemble, planning
+from tuner.ensemble.choosing import FITS, Vote
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
@@ -35,6 +35,7 @@ from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
 from tuner.run.trial import write_status, write_trial
 from tuner.storage.digest import sha256_of
+from tuner.voting import uniform
 from tuner.voting.temperature import fit_temperature, soften
 from tuner.voting.weighted import NoWeightsError
 
@@ -207,6 +208,50 @@ def test_members_are_those_that_are_best_by_the_metric(finished_run: Run, digits
     reason = "below the top 1 by validation accuracy of the worst class"
     assert reasons_of(plan) == {0: reason, 2: reason}
     assert [plan.pool.trials[i].number for i in plan.single.members] == [1]
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_who_is_chosen_follows_from_the_images_to_choose_on_alone(
+    finished_run: Run, digits: Splits, method: Method | None
+) -> None:
+    labels = digits.val.labels
+    place = torch.arange(len(labels))
+    halves = place.tensor_split(2)
+    record_probs(finished_run.trial(0), evenly_good(labels, place % 2 == 0), labels)
+    # Trials 1 and 2 have one architecture, as a soup needs.
+    for number, half in zip((1, 2), halves, strict=True):
+        record_probs(
+            finished_run.trial(number), evenly_good(labels, ~torch.isin(place, half)), labels
+        )
+    plan = choose(finished_run)
+    request = EnsembleRequest(top=1)
+    if method is None:
+        chooser = choosing.best_single(plan.pool)
+    elif method in SOUPS:
+        chooser = choosing.soups(plan.pool, request, method, plan.soup_maker)
+    else:
+        chooser = choosing.voters(plan.pool, request, method)
+    for number, half in zip((1, 2), halves, strict=True):
+        (member,) = chooser(half).weights.nonzero().flatten().tolist()
+        assert plan.pool.trials[member].number == number
+
+
+def test_an_image_is_cross_fitted_by_a_choice_made_without_it(finished_run: Run) -> None:
+    pool = choose(finished_run).pool
+
+    def chooser(index: Tensor | None) -> Vote:
+        was_seen = torch.zeros(len(pool.labels))
+        was_seen[slice(None) if index is None else index] = 1
+        return Vote(
+            weights=uniform(torch.tensor([0]), len(pool)),
+            temperatures=(1.0,) * len(pool),
+            probs=torch.stack([was_seen, 1 - was_seen], dim=1),
+            reasons={},
+        )
+
+    choice = choosing.choose(pool, chooser, "vote", calibrate=False)
+    assert (choice.val[:, 0] == 1).all()
+    assert (choice.crossfit[:, 0] == 0).all()
 
 
 def test_an_ensemble_tells_what_it_was_chosen_by(

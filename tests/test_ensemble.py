@@ -22,7 +22,7 @@ from tuner.ensemble import make_ensemble, planning
 from tuner.ensemble.folder import _write_mistakes
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.result import EnsembleResult, _gain
-from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.errors import NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.metrics.predict import confusion_matrix, predict_probs, score
 from tuner.metrics.significance import NO_GAIN, paired_gain
 from tuner.report.ensembles import MOST_IMAGE_BYTES
@@ -361,6 +361,19 @@ def test_every_call_enters_one_reading(finished_run: Run) -> None:
 def assert_nothing_was_read(run: Run) -> None:
     assert readings(run) == []
     assert not (run.path / "ensembles").exists()
+
+
+def test_a_reading_that_cannot_be_entered_gives_no_figures(
+    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # Who is root may write anywhere.
+    monkeypatch.setattr("tuner.run.run.append_line", refuse)
+    with pytest.raises(StorageError, match=r"test_readings\.jsonl: cannot be written"):
+        ensemble(finished_run)
+    assert_nothing_was_read(finished_run)
 
 
 def test_more_members_than_trials_read_no_test_image(finished_run: Run) -> None:

@@ -104,15 +104,13 @@ def resume(folder: Path) -> Run:
     return run_in(folder)
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("driver", 2), ("everything", 1)])
-def test_a_killed_search_keeps_its_promises(tmp_path: Path, kind: str, kills: int) -> None:
+def test_a_killed_search_keeps_its_promises(tmp_path: Path) -> None:
     (tmp_path / "space-2.yaml").write_text(SPACE + baselines(3))
     quiet = Console(file=io.StringIO())
-    verdict = killed_search(
-        tmp_path, "run", 2, kind, [Moment(2, 0.1), Moment(4, 0.2)][:kills], quiet
-    )
+    moments = [Moment(2, 0.1), Moment(4, 0.2)]
+    verdict = killed_search(tmp_path, "run", 2, "driver", moments, quiet)
     assert verdict.broken == []
-    assert verdict.kills == kills
+    assert verdict.kills == 2
     assert verdict.is_whole
 
 
@@ -263,6 +261,8 @@ def test_a_second_signal_ends_the_search_at_once_and_it_can_be_resumed(folder: P
 def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) -> None:
     master, slave = pty.openpty()
     command = [str(PROGRAM), "search", "--space", "space.yaml", "--name", "run", "--trials", "2"]
+    # They outlast the close of the terminal on a busy machine, too.
+    command += ["--epochs", "60"]
     process = subprocess.Popen(
         [*command, "--scheduler", "none", "--save-seconds", "0", "--concurrent", "1"],
         cwd=folder,
@@ -291,7 +291,7 @@ def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) ->
     run = run_in(folder)
     # What it had to say, nobody has heard: the record tells how it ended.
     assert (code, run.record.status) == (130, "interrupted"), run.record
-    assert run.trial(0).status.state in ("interrupted", "completed")
+    assert run.trial(0).status.state == "interrupted"
     assert [*flaws(run.trial(0))] == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.storage.files import replacing, write_json, write_text
+from tuner.storage.files import append_line, replacing, write_json, write_text
 
 
 @pytest.fixture
@@ -99,6 +99,30 @@ def test_a_reader_meanwhile_sees_the_old_file_or_the_new_one(path: Path) -> None
         seen.add(path.read_text())
     writer.join()
     assert seen <= set(texts)
+
+
+def test_bytes_are_on_disk_before_a_file_takes_its_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace = os.fsync, Path.replace
+    done: list[str] = []
+
+    def flush(handle: int) -> None:
+        done.append(f"flush {os.fstat(handle).st_size} bytes")
+        fsync(handle)
+
+    def rename(old: Path, new: Path) -> Path:
+        done.append("rename")
+        return replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_text(path, "text")
+    assert done == ["flush 4 bytes", "rename"]
+    append_line(path, "line")
+    assert done[2:] == ["flush 9 bytes"]
+    write_text(path, "text", flush=False)
+    assert done[3:] == ["rename"]
 
 
 def test_writers_at_once_leave_the_whole_file_of_one(path: Path) -> None:

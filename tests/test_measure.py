@@ -29,9 +29,7 @@ def gpu_session() -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("gpus", "processes"), [(0.0, 1), (0.5, 2), pytest.param(1.0, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("gpus", "processes"), [(0.0, 1), (0.5, 2)])
 def test_a_process_that_has_held_a_gpu_measures_once(
     gpu_session: None,
     tmp_path: Path,

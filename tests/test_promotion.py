@@ -409,13 +409,18 @@ def test_fewer_trials_after_a_resume_stop_what_can_be_promoted_no_more(tmp_path:
 
 
 def test_trackers_hear_of_a_paused_trial_that_is_stopped_later(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     world = promoting(tmp_path, trials=3)
     tuner = world.tuner()
     with tracked(world.run, (), tuner.state, tuner.observers) as tracking:
         waiting(world, tuner, 0.1, 0.2)
         waiting(world, tuner, 0.9)
     assert tracking.problems == {}
-    assert "stopped" in states(world)
+    assert states(world)[0] == "stopped"
+    events = reader.EventAccumulator(str(world.run.path / "tensorboard" / "0000"))
+    events.Reload()
+    (end,) = events.Tensors("end/text_summary")
+    assert end.tensor_proto.string_val[0].decode().startswith("stopped: ")
 
 
 def test_one_that_begins_anew_was_promoted_from_no_rung(tmp_path: Path) -> None:

@@ -151,7 +151,10 @@ def test_a_file_that_is_too_large_does_not_leave_its_bucket(
     write_text(bucket / LOCK_NAME, "x" * 1001)
     with pytest.raises(UsageError, match="damaged or unreadable: has 1001 bytes"):
         locked(bucket).__enter__()
-    assert f'"GET /{large.uri.removeprefix("s3://")}' not in server.log.read_text()
+    assert (bucket / "a" / "small").read_bytes() == b""
+    log, folder = server.log.read_text(), large.parent.uri.removeprefix("s3://")
+    assert f'"GET /{folder}/small' in log
+    assert f'"GET /{folder}/large' not in log
 
 
 def test_a_file_says_when_it_was_written(place: AnyPath) -> None:

@@ -1,6 +1,7 @@
 """Whose code runs: the user's own, which was searched with here, and no other one unasked."""
 
 import json
+import socket
 import stat
 import subprocess
 import sys
@@ -74,6 +75,14 @@ def foreign(finished_run: Run, model: ModelConfig, canary: Path, digits: Splits)
     finished_run.update(hardware={"threads_per_trial": 1})
     forget(canary)
     return Run.open(finished_run.path)
+
+
+@pytest.fixture
+def foreign_ensemble(foreign: Run, canary: Path) -> Run:
+    """Return the run with an ensemble of its best trials, as that somebody left it."""
+    tuner.combine(foreign, top=2, device="cpu", trust_code=True, progress=False)
+    forget(canary)
+    return foreign
 
 
 @pytest.fixture
@@ -194,6 +203,35 @@ def test_an_ensemble_is_asked_about_too(foreign: Run, canary: Path) -> None:
     assert not canary.exists()
     tuner.load_ensemble(made.path, trust_code=True)
     assert canary.exists()
+
+
+def test_to_use_a_foreign_ensemble_needs_trust(
+    call: Call, foreign_ensemble: Run, canary: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    for words in (
+        ("predict", "photo.png"),
+        ("evaluate", "digits"),
+        ("export", "--output", "ensemble.pt2"),
+        ("serve", "--port", port),
+        ("distill", "--into", "cnn"),
+    ):
+        code, err = call(*words, "--ensemble", "tiny")
+        assert code == 2, err
+        assert "--trust-code" in err
+        assert "'net.py'" in err
+        assert not canary.exists()
+
+
+def test_a_check_runs_no_foreign_code_and_says_so(
+    call: Call, foreign_ensemble: Run, canary: Path
+) -> None:
+    code, err = call("check", "tiny")
+    assert code == 0, err
+    for what in ("networks", "ensembles"):
+        assert f"Not checked: {what} whose code is not trusted: " in err
+    assert not canary.exists()
 
 
 def test_code_that_only_a_checkpoint_holds_never_runs(

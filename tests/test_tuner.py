@@ -974,7 +974,7 @@ def test_a_search_killed_at_any_moment_decides_as_one_that_was_not(
         most = PLAN.count * (2 if is_lazy else 1)
         assert world.trained.total() <= num_whole + num_kills * most
         for trial in world.run.trials():
-            assert read_history(trial.path) == list(trial.history)
+            assert tuner.state.trials[trial.number].history == list(trial.history)
             trained_to = max((e for n, e in world.trained if n == trial.number), default=0)
             assert trained_to == len(trial.history)
         told = Counter(t.user_attrs["trial"] for t in world.sampler.study.trials)
