@@ -27,9 +27,11 @@ from tuner.cli.search import search
 from tuner.cli.search_options import search_request
 from tuner.config import DATA_DIR, Sgd
 from tuner.data.splits import Splits
+from tuner.errors import UsageError
 from tuner.run.run import Run
 from tuner.run.trial import write_history, write_status
 from tuner.space import find_space, load_space
+from tuner.tuning.request import make_search_request
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
@@ -519,6 +521,38 @@ def test_the_trials_of_a_resumed_search_run_as_before_unless_something_else_is_s
     context = search.make_context("search", where)
     elsewhere = search_request(context, path, Run.open(finished_run.path), name="tiny")
     assert elsewhere.data_dir == DATA_DIR, "that of a run may be another user's"
+
+
+@pytest.mark.parametrize(
+    "option", ["--data", "--data-dir", "--name", "--space", "--storage", "--warm-start"]
+)
+def test_an_option_whose_value_is_empty_is_refused(option: str) -> None:
+    """As from a variable of the shell that is not set."""
+    with pytest.raises(click.BadParameter, match="it is empty"):
+        search.make_context("search", ["--space", "quick", option, ""])
+
+
+def test_no_other_images_are_searched_for_an_empty_source() -> None:
+    context = search.make_context("search", ["--space", "quick", 'dataset=""'])
+    with pytest.raises(UsageError, match="is empty"):
+        search_request(context, find_space("quick"), None, name="x")
+
+
+def test_a_variable_that_is_empty_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_TUNE_DATA", "")
+    assert search.make_context("search", []).params["data"] is None
+
+
+def test_no_name_is_made_in_place_of_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--name '' is not a plain name"):
+        make_search_request(
+            load_space(find_space("quick")),
+            stem="x",
+            space_name="x",
+            storage=tmp_path,
+            name="",
+            command="",
+        )
 
 
 def test_the_environment_has_the_names_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,12 @@ class Option(click.Option):
             names = dict.fromkeys((option, self.name))
             self.envvar = [f"CIFAR_TUNE_{name.upper()}" for name in names]
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Convert the value; an empty one, as from a shell variable that is not set, is refused."""
+        if "" in (value if isinstance(value, list | tuple) else [value]):
+            raise click.BadParameter("it is empty; give a value, or leave it out", ctx, self)
+        return super().type_cast_value(ctx, value)
+
 
 class Duration(click.ParamType[float]):
     """A time such as ``90s``, ``30m``, ``2h`` or ``1h30m``, in seconds."""

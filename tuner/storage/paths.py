@@ -54,8 +54,11 @@ def check_path(text: str) -> None:
     """Make sure that the system accepts a text as a path, before anything is looked up there.
 
     Raises:
-        UsageError: If a part of it is too long, or a character cannot be in a path.
+        UsageError: If it is empty, a part of it is too long, or a character cannot be in a path.
     """
+    if not text:
+        # As from a shell variable that is not set; pathlib takes it for the current folder.
+        raise UsageError("'': is empty; give a name or a path")
     try:
         parts = text.encode().split(b"/")
     except UnicodeEncodeError:

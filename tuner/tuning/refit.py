@@ -137,6 +137,8 @@ def make_refit_request(
             "leave it out"
         )
     run = ranked_by(run, metric, data=data, data_dir=data_dir)
+    if name is None:
+        name = free_name(run.path.parent, f"{run.path.name}-refit")
     plan = plan_refit(
         run,
         top=top or REFIT_TOP,
@@ -146,7 +148,7 @@ def make_refit_request(
     request = begin_refit(
         run,
         plan,
-        name=name or free_name(run.path.parent, f"{run.path.name}-refit"),
+        name=name,
         all_data=all_data,
         seed=run.record.search.seed + 1 if seed is None else seed,
         **as_before(None, asked, keep=plan.num_trials),
