@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import click
 import pandas as pd
@@ -223,6 +224,17 @@ def test_a_mistake_is_the_document_of_json(words: list[str], code: int, message:
     assert result.err.endswith(f"cifar-tune: {document['error']}\n")
 
 
+def written_to(stdout: TextIO, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that keeps its output in a buffer, as Python does by default."""
+    return subprocess.run(
+        [sys.executable, "-m", "tuner", *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+
+
 NO_ROOM = "the output cannot be written: No space left on device."
 NO_FOLDER = "digits: is not a folder of files; give a folder, archive or manifest"
 
@@ -233,17 +245,34 @@ NO_FOLDER = "digits: is not a folder of files; give a folder, archive or manifes
         (["space", "check", "quick"], 1, NO_ROOM),
         (["runs", "--json"], 1, NO_ROOM),
         (["data", "split", "digits", "out", "--json"], 2, NO_FOLDER),
+        ([], 1, NO_ROOM),
     ],
 )
 def test_an_output_that_takes_no_more_is_told_in_a_line(
     words: list[str], code: int, message: str
 ) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "tuner", *words], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        done = written_to(full, words)
     assert done.returncode == code
     assert done.stderr == f"cifar-tune: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["space", "check", "quick"], 1, ""),
+        (["runs", "--json"], 1, ""),
+        (["data", "split", "digits", "out", "--json"], 2, f"cifar-tune: {NO_FOLDER}\n"),
+    ],
+)
+def test_an_output_whose_reader_is_gone_ends_without_a_notice(
+    words: list[str], code: int, told: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = written_to(pipe, words)
+    assert (done.returncode, done.stderr) == (code, told)
 
 
 @pytest.mark.parametrize(
