@@ -584,6 +584,24 @@ def test_no_name_is_made_in_place_of_an_empty_one(tmp_path: Path) -> None:
         )
 
 
+def test_a_run_that_is_resumed_goes_before_the_environment_except_for_places_and_budgets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refit, words = cli.commands["refit"], ["--resume", "--name", "tiny"]
+    before = [command.make_context("x", [*words]).params for command in (search, refit)]
+    kept = {"trials": 8, "epochs": 5, "seed": 9, "keep": 3, "patience": 0.5, "image_size": 64}
+    kept |= {"sampler": "random", "metric": "nll", "space": "wide", "data": "digits", "top": 2}
+    again = {"storage": Path("/runs"), "data_dir": Path("/data"), "gpu_hours": 2.0}
+    for name, value in (kept | again).items():
+        monkeypatch.setenv(f"CIFAR_TUNE_{name.upper()}", str(value))
+    monkeypatch.setenv("CIFAR_TUNE_STUDY_STORAGE", "study.log")
+    resumed = [command.make_context("x", [*words]).params for command in (search, refit)]
+    assert resumed == [before[0] | again | {"study_storage": "study.log"}, before[1] | again]
+    assert search.make_context("search", ["--resume", "--seed", "1"]).params["seed"] == 1
+    new = search.make_context("search", []).params | {"top": 2}
+    assert new.items() >= kept.items()
+
+
 def test_the_environment_has_the_names_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_TUNE_FOR", "ensemble")
     monkeypatch.setenv("CIFAR_TUNE_COMPILE", "never")
