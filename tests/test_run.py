@@ -648,6 +648,15 @@ def test_the_storage_goes_before_a_folder_of_the_same_name(
     assert find_run(tmp_path / "storage", "b").record.name == "b"
 
 
+@pytest.mark.parametrize(("folder", "name"), [(".", "."), ("trials", "..")])
+def test_a_run_has_the_name_of_its_folder_when_it_is_named_from_within(
+    folder: str, name: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / "trials").mkdir(exist_ok=True)
+    monkeypatch.chdir(run.path / folder)
+    assert find_run(Path("runs"), name).path == run.path.resolve()
+
+
 def test_a_misspelt_run_is_guessed(tmp_path: Path) -> None:
     make_run(tmp_path, "quick-20260102")
     with pytest.raises(UsageError, match="did you mean 'quick-20260102'"):

@@ -172,18 +172,18 @@ def _print_next(
     trust: Sequence[str],
 ) -> None:
     """Print the commands that may come next, one per line."""
-    storage = storage_words(folder.parent.parent.parent)
-    run = folder.parent.parent.name
-    place = short_path(folder) if storage else f"{run}/{folder.name}"
+    run = folder.absolute().parent.parent
+    storage = storage_words(run.parent)
+    place = short_path(folder) if storage else f"{run.name}/{folder.name}"
     lines = []
     if result.verdict and not result.verdict.is_taken:
         method = result.verdict.advised.method
         members = ["--front"] if result.front else ["--top", str(result.verdict.top)]
         words = [*members, "--method", method] if method else ["--top", "1"]
         words += [*result.conditions, *moved, *trust]
-        if result.metric != _metric_of(folder.parent.parent):
+        if result.metric != _metric_of(run):
             words += ["--metric", result.metric]
-        lines.append(command_line("ensemble", *words, "--run", run, *storage))
+        lines.append(command_line("ensemble", *words, "--run", run.name, *storage))
     if not is_whole:
         lines.append(command_line("show", names=[place]))
     named = ("--ensemble", place, *trust)

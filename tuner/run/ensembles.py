@@ -10,7 +10,7 @@ from tuner.run.layout import ENSEMBLE, ENSEMBLES, METRICS, RUN
 from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.run.run import Run, open_runs
 from tuner.schema import did_you_mean
-from tuner.storage.paths import AnyPath, folders_with, modified, to_path
+from tuner.storage.paths import AnyPath, folders_with, modified, to_path, with_name
 from tuner.storage.records import explaining_damage
 
 
@@ -56,7 +56,7 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
     named = to_path(text)
     places = (storage / text, named) if isinstance(named, Path) else (named,)
     names_both = "/" in text.rpartition("://")[2]
-    for place in places:
+    for place in map(with_name, places):
         if (place / ENSEMBLE).exists():
             return place
         if (place / RUN).exists():

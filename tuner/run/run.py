@@ -47,6 +47,7 @@ from tuner.storage.paths import (
     locked,
     read_text,
     to_path,
+    with_name,
     with_snapshot,
 )
 from tuner.storage.records import explaining_damage, find_record, write_record
@@ -446,7 +447,8 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
             )
         return max(runs, key=lambda run: run.record.started)
     named = to_path(name)
-    for path in (storage / name, named) if isinstance(named, Path) else (named,):
+    places = (storage / name, named) if isinstance(named, Path) else (named,)
+    for path in map(with_name, places):
         if (path / layout.RUN).exists():
             return Run.open(path)
     hint = did_you_mean(name, list_runs(storage)) or f"; '{command_line('runs')}' lists them"

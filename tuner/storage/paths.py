@@ -6,7 +6,7 @@ here do the rest, through the path's ``Storage``.
 
 import io
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -48,6 +48,15 @@ def expanded(place: str | os.PathLike[str]) -> Path:
         return Path(place).expanduser()
     except RuntimeError:
         return Path(place)
+
+
+def with_name(path: AnyPath) -> AnyPath:
+    """Return a path that ends in the name of its folder, even if it is ``.`` or ends in ``..``."""
+    if isinstance(path, Path) and path.name in ("", ".."):
+        # The current folder may be gone, and a link may lead to itself.
+        with suppress(OSError, RuntimeError):
+            return path.resolve()
+    return path
 
 
 def check_path(text: str) -> None:
