@@ -71,13 +71,17 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
     )
 
 
-def run_of(folder: AnyPath) -> Run | None:
-    """Return the run that contains an ensemble's folder; ``None`` if no run does."""
+def run_folder_of(folder: AnyPath) -> AnyPath | None:
+    """Return the folder of the run that contains an ensemble's; ``None`` if no run does."""
     place = folder.absolute()
     run = place.parent.parent
-    if place.parent.name != ENSEMBLES or not (run / RUN).exists():
-        return None
-    return Run.open(run)
+    return run if place.parent.name == ENSEMBLES and (run / RUN).exists() else None
+
+
+def run_of(folder: AnyPath) -> Run | None:
+    """Return the run that contains an ensemble's folder; ``None`` if no run does."""
+    run = run_folder_of(folder)
+    return None if run is None else Run.open(run)
 
 
 def _newest(run: AnyPath) -> AnyPath:
