@@ -116,6 +116,11 @@ MISTAKES = {
     ),
     "no leaderboard yet": (["leaderboard"], 2, "no run in runs yet"),
     "a run of no known name": (["show", "some"], 2, "no run 'some'"),
+    "a single run to compare": (
+        ["compare", "a", "--storage", "there"],
+        2,
+        "'cifar-tune runs --storage there' lists them",
+    ),
     "a cluster that does not answer": (
         ["search", "--space", "quick", "--address", "127.0.0.1:9"],
         4,

@@ -22,6 +22,7 @@ from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.trials_table import print_next
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.run.resuming import storage_words
 from tuner.run.run import (
     Run,
     check_name_free,
@@ -512,7 +513,8 @@ def test_more_trials_than_there_are_is_wrong_usage(run: Run) -> None:
 
 def test_no_usable_trial_has_an_exit_code_of_its_own(run: Run) -> None:
     add_trial(run, 0, state="failed")
-    with pytest.raises(NoUsableTrials, match="leaderboard") as caught:
+    line = f"'cifar-tune leaderboard run --storage {run.path.parent}' says why"
+    with pytest.raises(NoUsableTrials, match=re.escape(line)) as caught:
         run.top(1)
     assert caught.value.exit_code == 3
 
@@ -665,7 +667,8 @@ def test_a_misspelt_run_is_guessed(tmp_path: Path) -> None:
 
 def test_an_unknown_run_leads_to_the_list(tmp_path: Path) -> None:
     make_run(tmp_path, "quick-20260102")
-    with pytest.raises(UsageError, match="'cifar-tune runs' lists them"):
+    line = f"'cifar-tune runs --storage {tmp_path}' lists them"
+    with pytest.raises(UsageError, match=re.escape(line)):
         find_run(tmp_path, "zzz")
 
 
@@ -712,6 +715,14 @@ def test_the_line_that_goes_on_names_the_budget(tmp_path: Path) -> None:
     run.update(budget_seconds=90.5, budget_gpu_hours=1.5)
     assert "--time-budget 91s --gpu-hours 1.5" in run.how_to_go_on()
     assert "--time-budget 181s --gpu-hours 3" in run.resume_command(factor=2)
+
+
+def test_the_default_folder_is_named_where_the_environment_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert storage_words(Path("runs")) == []
+    monkeypatch.setenv("CIFAR_TUNE_STORAGE", "/elsewhere")
+    assert storage_words(Path("runs")) == ["--storage", "runs"]
 
 
 @pytest.mark.parametrize("name", ["--trust-code", "-x", "a b"])

@@ -1,6 +1,7 @@
 """Command lines for the user to type: how to resume a run, and what to do with it next."""
 
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -31,6 +32,11 @@ def refit_command(path: StoragePath, top: int) -> str:
     return command_line("refit", *options, names=[path.name])
 
 
+def leaderboard_command(path: StoragePath) -> str:
+    """Return the command line that lists the trials of the run at ``path``."""
+    return command_line("leaderboard", *storage_words(path.parent), names=[path.name])
+
+
 def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
     """Return a command line that calls the program as the user called it.
 
@@ -48,7 +54,8 @@ def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
 def storage_words(storage: StoragePath) -> list[str]:
     """Return the option that names a folder of runs; empty for the default folder."""
     folder = short_path(storage)
-    return [] if folder == "runs" else ["--storage", folder]
+    is_default = folder == "runs" and not os.environ.get("CIFAR_TUNE_STORAGE")
+    return [] if is_default else ["--storage", folder]
 
 
 def _program() -> str:

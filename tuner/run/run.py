@@ -25,6 +25,7 @@ from tuner.run.digests import Damage
 from tuner.run.resuming import (
     budget_words,
     command_line,
+    leaderboard_command,
     resume_command,
     short_path,
     storage_words,
@@ -350,7 +351,8 @@ class Run:
         """
         if not usable:
             raise NoUsableTrials(
-                f"{self.path}: no trial has left a model to use; 'cifar-tune leaderboard' says why"
+                f"{self.path}: no trial has left a model to use; "
+                f"'{leaderboard_command(self.path)}' says why"
             )
         if len(usable) < k:
             raise UsageError(
@@ -451,7 +453,8 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
     for path in map(with_name, places):
         if (path / layout.RUN).exists():
             return Run.open(path)
-    hint = did_you_mean(name, list_runs(storage)) or f"; '{command_line('runs')}' lists them"
+    line = command_line("runs", *storage_words(storage))
+    hint = did_you_mean(name, list_runs(storage)) or f"; '{line}' lists them"
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
 
 

@@ -17,6 +17,7 @@ from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
 from tuner.run.layout import SPACE, TEACHER, why_not_name
+from tuner.run.resuming import leaderboard_command
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
@@ -200,7 +201,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int | None) -> Refi
             records.append(trial)
     if not configs:
         raise NoUsableTrials(
-            f"{source.path}: no trial has ended well; 'cifar-tune leaderboard' says why"
+            f"{source.path}: no trial has ended well; '{leaderboard_command(source.path)}' says why"
         )
     if len(configs) < top:
         raise UsageError(
