@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -715,6 +716,19 @@ def test_the_line_that_goes_on_names_the_budget(tmp_path: Path) -> None:
     run.update(budget_seconds=90.5, budget_gpu_hours=1.5)
     assert "--time-budget 91s --gpu-hours 1.5" in run.how_to_go_on()
     assert "--time-budget 181s --gpu-hours 3" in run.resume_command(factor=2)
+
+
+def test_commands_are_printed_even_if_the_current_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "runs")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "argv", ["bin/cifar-tune"])
+    line = f"bin/cifar-tune search --resume --name run --storage {tmp_path / 'runs'}"
+    assert run.resume_command() == line
+    assert run.how_to_go_on().startswith(f"{run.path} keeps the trials' files.")
 
 
 def test_the_default_folder_is_named_where_the_environment_has_another(

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tuner.storage.protocol import StoragePath
@@ -63,13 +64,18 @@ def _program() -> str:
     called = Path(sys.argv[0])
     if called.name == "__main__.py" and called.parent.name == "tuner":
         return "python -m tuner"
-    if called.name != "cifar-tune" or shutil.which("cifar-tune") == str(called.absolute()):
+    if called.name != "cifar-tune":
         return "cifar-tune"
-    return shlex.quote(short_path(called)) if len(called.parts) > 1 else "cifar-tune"
+    with suppress(OSError):  # The current folder may be gone.
+        called = called.absolute()
+    is_found = shutil.which("cifar-tune") == str(called)
+    return "cifar-tune" if is_found else shlex.quote(short_path(called))
 
 
 def short_path(path: StoragePath) -> str:
     """Return a path as the user would type it in the current folder."""
-    if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    if isinstance(path, Path):
+        # The path may be elsewhere, and the current folder may be gone.
+        with suppress(ValueError, OSError):
+            path = path.relative_to(Path.cwd())
     return str(path)
