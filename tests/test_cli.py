@@ -372,6 +372,23 @@ def test_help_and_checks_import_neither_torch_nor_ray(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_user_without_a_home_can_start_the_program() -> None:
+    code = (
+        "import pwd\n"
+        "def find(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = find\n"
+        "from tuner.config import DATA_DIR\n"
+        "print(DATA_DIR)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={name: text for name, text in os.environ.items() if name != "HOME"},
+    )
+    assert (done.stdout, done.stderr) == (".cache/cifar-tune\n", "")
+
+
 def test_samples_are_configurations(call) -> None:
     result = call("space", "sample", "wide", "-n", "3", "--json")
     configs = json.loads(result.out)

@@ -55,6 +55,11 @@ def test_what_is_wrong_comes_with_what_mends_it(session: None, tmp_path: Path) -
     assert line in found["data"].mend
 
 
+def test_what_helps_a_user_without_a_home_is_explained() -> None:
+    error = RuntimeError("Could not determine home directory.")
+    assert _why_not(error).startswith("Could not determine home directory. Set HOME to a folder")
+
+
 def test_a_token_that_is_not_the_clusters_is_explained() -> None:
     error = ConnectionError("RPC error: InvalidAuthToken: the request is unauthenticated")
     assert _why_not(error) == TOKEN_ADVICE
