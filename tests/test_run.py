@@ -660,6 +660,14 @@ def test_a_run_has_the_name_of_its_folder_when_it_is_named_from_within(
     assert find_run(Path("runs"), name).path == run.path.resolve()
 
 
+def test_above_a_folder_is_not_looked_for_through_a_storage_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = make_run(tmp_path, "outer").path
+    monkeypatch.chdir(make_run(outer, "inner").path)
+    assert find_run(Path("runs"), "..").path == outer.resolve()
+
+
 def test_a_misspelt_run_is_guessed(tmp_path: Path) -> None:
     make_run(tmp_path, "quick-20260102")
     with pytest.raises(UsageError, match="did you mean 'quick-20260102'"):

@@ -56,11 +56,11 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
     named = to_path(text)
     places = (storage / text, named) if isinstance(named, Path) else (named,)
     names_both = "/" in text.rpartition("://")[2]
-    for place in map(with_name, places):
+    for place in places:
         if (place / ENSEMBLE).exists():
-            return place
+            return with_name(place)
         if (place / RUN).exists():
-            return _newest(place)
+            return _newest(with_name(place))
         if names_both:
             inside_run = place.parent / ENSEMBLES / place.name
             if (inside_run / ENSEMBLE).exists():

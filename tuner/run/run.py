@@ -450,9 +450,9 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
         return max(runs, key=lambda run: run.record.started)
     named = to_path(name)
     places = (storage / name, named) if isinstance(named, Path) else (named,)
-    for path in map(with_name, places):
+    for path in places:
         if (path / layout.RUN).exists():
-            return Run.open(path)
+            return Run.open(with_name(path))
     line = command_line("runs", *storage_words(storage))
     hint = did_you_mean(name, list_runs(storage)) or f"; '{line}' lists them"
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
