@@ -42,7 +42,7 @@ class Option(click.Option):
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Convert the value; an empty one, as from a shell variable that is not set, is refused."""
         if "" in (value if isinstance(value, list | tuple) else [value]):
-            raise click.BadParameter("it is empty; give a value, or leave it out", ctx, self)
+            raise click.BadParameter("it is empty; give a value, or leave it out.", ctx, self)
         return super().type_cast_value(ctx, value)
 
 
