@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import click
 import pandas as pd
@@ -27,9 +28,11 @@ from tuner.cli.search import search
 from tuner.cli.search_options import search_request
 from tuner.config import DATA_DIR, Sgd
 from tuner.data.splits import Splits
+from tuner.errors import UsageError
 from tuner.run.run import Run
 from tuner.run.trial import write_history, write_status
 from tuner.space import find_space, load_space
+from tuner.tuning.request import make_search_request
 
 QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
@@ -113,6 +116,11 @@ MISTAKES = {
     ),
     "no leaderboard yet": (["leaderboard"], 2, "no run in runs yet"),
     "a run of no known name": (["show", "some"], 2, "no run 'some'"),
+    "a single run to compare": (
+        ["compare", "a", "--storage", "there"],
+        2,
+        "'cifar-tune runs --storage there' lists them",
+    ),
     "a cluster that does not answer": (
         ["search", "--space", "quick", "--address", "127.0.0.1:9"],
         4,
@@ -221,6 +229,17 @@ def test_a_mistake_is_the_document_of_json(words: list[str], code: int, message:
     assert result.err.endswith(f"cifar-tune: {document['error']}\n")
 
 
+def written_to(stdout: TextIO, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that keeps its output in a buffer, as Python does by default."""
+    return subprocess.run(
+        [sys.executable, "-m", "tuner", *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+
+
 NO_ROOM = "the output cannot be written: No space left on device."
 NO_FOLDER = "digits: is not a folder of files; give a folder, archive or manifest"
 
@@ -231,17 +250,34 @@ NO_FOLDER = "digits: is not a folder of files; give a folder, archive or manifes
         (["space", "check", "quick"], 1, NO_ROOM),
         (["runs", "--json"], 1, NO_ROOM),
         (["data", "split", "digits", "out", "--json"], 2, NO_FOLDER),
+        ([], 1, NO_ROOM),
     ],
 )
 def test_an_output_that_takes_no_more_is_told_in_a_line(
     words: list[str], code: int, message: str
 ) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "tuner", *words], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        done = written_to(full, words)
     assert done.returncode == code
     assert done.stderr == f"cifar-tune: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["space", "check", "quick"], 1, ""),
+        (["runs", "--json"], 1, ""),
+        (["data", "split", "digits", "out", "--json"], 2, f"cifar-tune: {NO_FOLDER}\n"),
+    ],
+)
+def test_an_output_whose_reader_is_gone_ends_without_a_notice(
+    words: list[str], code: int, told: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = written_to(pipe, words)
+    assert (done.returncode, done.stderr) == (code, told)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +370,23 @@ def test_help_and_checks_import_neither_torch_nor_ray(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_user_without_a_home_can_start_the_program() -> None:
+    code = (
+        "import pwd\n"
+        "def find(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = find\n"
+        "from tuner.config import DATA_DIR\n"
+        "print(DATA_DIR)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={name: text for name, text in os.environ.items() if name != "HOME"},
+    )
+    assert (done.stdout, done.stderr) == (".cache/cifar-tune\n", "")
 
 
 def test_samples_are_configurations(call) -> None:
@@ -519,6 +572,56 @@ def test_the_trials_of_a_resumed_search_run_as_before_unless_something_else_is_s
     context = search.make_context("search", where)
     elsewhere = search_request(context, path, Run.open(finished_run.path), name="tiny")
     assert elsewhere.data_dir == DATA_DIR, "that of a run may be another user's"
+
+
+@pytest.mark.parametrize(
+    "option", ["--data", "--data-dir", "--name", "--space", "--storage", "--warm-start"]
+)
+def test_an_option_whose_value_is_empty_is_refused(option: str) -> None:
+    """As from a variable of the shell that is not set."""
+    with pytest.raises(click.BadParameter, match="it is empty"):
+        search.make_context("search", ["--space", "quick", option, ""])
+
+
+def test_no_other_images_are_searched_for_an_empty_source() -> None:
+    context = search.make_context("search", ["--space", "quick", 'dataset=""'])
+    with pytest.raises(UsageError, match="is empty"):
+        search_request(context, find_space("quick"), None, name="x")
+
+
+def test_a_variable_that_is_empty_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_TUNE_DATA", "")
+    assert search.make_context("search", []).params["data"] is None
+
+
+def test_no_name_is_made_in_place_of_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--name '' is not a plain name"):
+        make_search_request(
+            load_space(find_space("quick")),
+            stem="x",
+            space_name="x",
+            storage=tmp_path,
+            name="",
+            command="",
+        )
+
+
+def test_a_run_that_is_resumed_goes_before_the_environment_except_for_places_and_budgets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refit, words = cli.commands["refit"], ["--resume", "--name", "tiny"]
+    before = [command.make_context("x", [*words]).params for command in (search, refit)]
+    kept = {"trials": 8, "epochs": 5, "seed": 9, "keep": 3, "patience": 0.5, "image_size": 64}
+    kept |= {"sampler": "random", "metric": "nll", "space": "wide", "data": "digits", "top": 2}
+    again = {"storage": Path("/runs"), "data_dir": Path("/data"), "gpu_hours": 2.0}
+    for name, value in (kept | again).items():
+        monkeypatch.setenv(f"CIFAR_TUNE_{name.upper()}", str(value))
+    monkeypatch.setenv("CIFAR_TUNE_STUDY_STORAGE", "study.log")
+    resumed = [command.make_context("x", [*words]).params for command in (search, refit)]
+    assert resumed == [before[0] | again | {"study_storage": "study.log"}, before[1] | again]
+    assert search.make_context("search", ["--resume", "--seed", "1"]).params["seed"] == 1
+    new = search.make_context("search", []).params | {"top": 2}
+    assert new.items() >= kept.items()
 
 
 def test_the_environment_has_the_names_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

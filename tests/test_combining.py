@@ -91,6 +91,13 @@ def test_the_best_trial_that_was_asked_for_is_not_advised_again(call: Any) -> No
     assert " ensemble --top 1" not in out
 
 
+def advise_the_single(folder: Path) -> None:
+    """Let the verdict on an ensemble advise the best trial instead."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["verdict"]["advised"] = metrics["verdict"]["single"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
 def test_the_commands_that_are_next_find_the_images_and_trust_the_code(
     run_with_ensemble: Run,
     tmp_path: Path,
@@ -99,9 +106,7 @@ def test_the_commands_that_are_next_find_the_images_and_trust_the_code(
 ) -> None:
     shutil.copytree(run_with_ensemble.path, tmp_path / "runs" / "tiny")
     folder = tmp_path / "runs" / "tiny" / "ensembles" / "all"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["verdict"]["advised"] = metrics["verdict"]["single"]
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    advise_the_single(folder)
     monkeypatch.chdir(tmp_path)
     request = EnsembleRequest(data="new photos", data_dir=Path("there"), trust_code=True)
     print_ensemble(folder, is_whole=True, moved=request.moved, trust_code=True)
@@ -111,6 +116,19 @@ def test_the_commands_that_are_next_find_the_images_and_trust_the_code(
     )
     assert {line.split()[0] for line in others} == {"predict", "evaluate", "export"}
     assert all("--trust-code" in line for line in others)
+
+
+@pytest.mark.parametrize("place", ["copy", "tiny/backup/all"])
+def test_no_command_asks_for_the_run_of_a_copied_ensemble(
+    place: str, run_with_ensemble: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_with_ensemble.path, tmp_path / "tiny")
+    shutil.copytree(run_with_ensemble.path / "ensembles" / "all", tmp_path / place)
+    advise_the_single(tmp_path / place)
+    print_ensemble(tmp_path / place, is_whole=True)
+    lines = re.findall("^  cifar-tune (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == ["predict", "evaluate", "export"]
+    assert all(f"--ensemble {tmp_path / place}" in line for line in lines)
 
 
 @pytest.mark.parametrize("words", [["--compare", "--calibrate"], ["--frontier"], ["--dry-run"]])

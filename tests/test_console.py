@@ -143,6 +143,15 @@ def test_no_console_is_made_but_ours() -> None:
     assert not made
 
 
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_no_variable_makes_a_terminal_of_a_pipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    console = Console(file=io.StringIO())
+    assert not console.is_terminal
+    assert console.color_system is None
+    assert Console(file=io.StringIO(), force_terminal=True).is_terminal
+
+
 def test_what_would_go_to_a_terminal_that_was_closed_goes_nowhere() -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:

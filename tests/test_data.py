@@ -24,10 +24,10 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from tuner.config import DataConfig
 from tuner.data.cache import fingerprint_of, keep, make_decoded, sha256
-from tuner.data.datasets import DatasetPart, validation_positions
+from tuner.data.datasets import DatasetPart, find_files, find_source, validation_positions
 from tuner.data.splits import Splits, load_splits, load_test, located
 from tuner.data.stratified import stratified
-from tuner.errors import DataError
+from tuner.errors import DataError, UsageError
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 20, 10), "white": (250, 220, 250)}
 
@@ -390,6 +390,13 @@ def test_an_unknown_dataset_gets_a_suggestion(data_dir: Path) -> None:
         load_splits(of("cifar11"), data_dir)
     with pytest.raises(DataError, match=r"unknown dataset '/no/where'. Give cifar10, cifar100"):
         load_splits(of("/no/where"), data_dir)
+
+
+def test_an_empty_word_is_no_dataset() -> None:
+    with pytest.raises(UsageError, match="is empty"):
+        find_source("")
+    with pytest.raises(DataError, match=r"unknown dataset ''\. Give cifar10, cifar100"):
+        find_files("")
 
 
 @pytest.fixture

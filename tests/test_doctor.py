@@ -51,7 +51,13 @@ def test_what_is_wrong_comes_with_what_mends_it(session: None, tmp_path: Path) -
     assert found["storage"].level == "failure"
     assert "all nodes share" in found["storage"].mend
     assert found["data"].level == "warning"
-    assert "cifar-tune data prepare cifar10" in found["data"].mend
+    line = f"cifar-tune data prepare cifar10 --data-dir {tmp_path / 'data'}"
+    assert line in found["data"].mend
+
+
+def test_what_helps_a_user_without_a_home_is_explained() -> None:
+    error = RuntimeError("Could not determine home directory.")
+    assert _why_not(error).startswith("Could not determine home directory. Set HOME to a folder")
 
 
 def test_a_token_that_is_not_the_clusters_is_explained() -> None:

@@ -39,6 +39,14 @@ def test_an_ensemble_is_found_by_its_run_its_name_or_as_the_newest(
     assert found == storage / "tiny" / "ensembles" / "all"
 
 
+@pytest.mark.parametrize(("folder", "name"), [(".", "."), ("trials", ".."), ("ensembles/all", ".")])
+def test_an_ensemble_named_from_within_is_that_of_its_folder(
+    folder: str, name: str, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(storage / "tiny" / folder)
+    assert find_ensemble(Path("runs"), name) == storage.resolve() / "tiny" / "ensembles" / "all"
+
+
 def test_an_ensemble_is_found_by_its_folder_wherever_that_is(storage: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(storage / "tiny" / "ensembles" / "older", copy)

@@ -165,7 +165,7 @@ def test_only_trials_that_ended_well_are_taken_their_checkpoint_kept_or_not(
         plan_refit(finished_run, top=3, seeds=1, epochs=5)
     for trial in (second, third):
         write_status(trial.path, replace(trial.status, state="running"))
-    with pytest.raises(NoUsableTrials):
+    with pytest.raises(NoUsableTrials, match="cifar-tune leaderboard tiny --storage "):
         plan_refit(finished_run, top=1, seeds=1, epochs=5)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,7 @@ from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.trials_table import print_next
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.errors import NoUsableTrials, TunerError, UsageError
+from tuner.run.resuming import storage_words
 from tuner.run.run import (
     Run,
     check_name_free,
@@ -512,7 +514,8 @@ def test_more_trials_than_there_are_is_wrong_usage(run: Run) -> None:
 
 def test_no_usable_trial_has_an_exit_code_of_its_own(run: Run) -> None:
     add_trial(run, 0, state="failed")
-    with pytest.raises(NoUsableTrials, match="leaderboard") as caught:
+    line = f"'cifar-tune leaderboard run --storage {run.path.parent}' says why"
+    with pytest.raises(NoUsableTrials, match=re.escape(line)) as caught:
         run.top(1)
     assert caught.value.exit_code == 3
 
@@ -648,6 +651,23 @@ def test_the_storage_goes_before_a_folder_of_the_same_name(
     assert find_run(tmp_path / "storage", "b").record.name == "b"
 
 
+@pytest.mark.parametrize(("folder", "name"), [(".", "."), ("trials", "..")])
+def test_a_run_has_the_name_of_its_folder_when_it_is_named_from_within(
+    folder: str, name: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / "trials").mkdir(exist_ok=True)
+    monkeypatch.chdir(run.path / folder)
+    assert find_run(Path("runs"), name).path == run.path.resolve()
+
+
+def test_above_a_folder_is_not_looked_for_through_a_storage_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = make_run(tmp_path, "outer").path
+    monkeypatch.chdir(make_run(outer, "inner").path)
+    assert find_run(Path("runs"), "..").path == outer.resolve()
+
+
 def test_a_misspelt_run_is_guessed(tmp_path: Path) -> None:
     make_run(tmp_path, "quick-20260102")
     with pytest.raises(UsageError, match="did you mean 'quick-20260102'"):
@@ -656,7 +676,8 @@ def test_a_misspelt_run_is_guessed(tmp_path: Path) -> None:
 
 def test_an_unknown_run_leads_to_the_list(tmp_path: Path) -> None:
     make_run(tmp_path, "quick-20260102")
-    with pytest.raises(UsageError, match="'cifar-tune runs' lists them"):
+    line = f"'cifar-tune runs --storage {tmp_path}' lists them"
+    with pytest.raises(UsageError, match=re.escape(line)):
         find_run(tmp_path, "zzz")
 
 
@@ -703,6 +724,27 @@ def test_the_line_that_goes_on_names_the_budget(tmp_path: Path) -> None:
     run.update(budget_seconds=90.5, budget_gpu_hours=1.5)
     assert "--time-budget 91s --gpu-hours 1.5" in run.how_to_go_on()
     assert "--time-budget 181s --gpu-hours 3" in run.resume_command(factor=2)
+
+
+def test_commands_are_printed_even_if_the_current_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "runs")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "argv", ["bin/cifar-tune"])
+    line = f"bin/cifar-tune search --resume --name run --storage {tmp_path / 'runs'}"
+    assert run.resume_command() == line
+    assert run.how_to_go_on().startswith(f"{run.path} keeps the trials' files.")
+
+
+def test_the_default_folder_is_named_where_the_environment_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert storage_words(Path("runs")) == []
+    monkeypatch.setenv("CIFAR_TUNE_STORAGE", "/elsewhere")
+    assert storage_words(Path("runs")) == ["--storage", "runs"]
 
 
 @pytest.mark.parametrize("name", ["--trust-code", "-x", "a b"])

@@ -245,6 +245,11 @@ def test_what_is_no_folder_of_a_store_is_refused(text: str) -> None:
         to_path(text)
 
 
+def test_an_empty_word_is_not_the_current_folder() -> None:
+    with pytest.raises(UsageError, match="'': is empty; give a name or a path"):
+        to_path("")
+
+
 def test_slashes_too_many_change_nothing() -> None:
     assert to_path("s3://bucket//runs/") == to_path("s3://bucket/runs")
 

@@ -350,7 +350,12 @@ class SearchConfig:
         return self.sampler in ("tpe", "gp", "cmaes")
 
 
-DATA_DIR = Path.home() / ".cache" / "cifar-tune"
+try:
+    _HOME = Path.home()
+except RuntimeError:
+    # A user without a home, as in some containers: the current folder takes its place.
+    _HOME = Path()
+DATA_DIR = _HOME / ".cache" / "cifar-tune"
 """Default folder of downloaded and decoded images."""
 AUTO = "auto"
 """Name of a space that is made for the images, the machine and the time."""

@@ -78,6 +78,11 @@ class Console(rich.console.Console):
         super().__init__(emoji=False, **options)
 
     @property
+    def is_terminal(self) -> bool:
+        """Whether the stream is a terminal; for rich, FORCE_COLOR makes a pipe one, too."""
+        return super().is_terminal and (self._force_terminal or self.file.isatty())
+
+    @property
     def file(self) -> IO[str]:
         """The stream beneath all those that escape invisible characters, and beneath rich's own."""
         stream = rich.console.Console.file.__get__(self)

@@ -3,9 +3,10 @@
 Commands import what they need when they run: torch and Ray take seconds, ``--help`` should not.
 """
 
-import contextlib
 import errno
+import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -97,10 +98,15 @@ def main() -> None:
         code, message = _run()
         if message:
             click.echo(f"cifar-tune: {message}", err=True)
-        if code and "--json" in sys.argv[1:] and not output.is_used:
-            # If stdout is full, the message on stderr and the exit code are enough.
-            with contextlib.suppress(OSError):
+        try:
+            if code and "--json" in sys.argv[1:] and not output.is_used:
                 print_json({"error": message or "failed", "exit_code": code})
+            output.flush()
+        except OSError:
+            # The message on stderr and the exit code are enough. Python would write the rest of the
+            # buffer at exit, fail again, and change the exit code to 120.
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), output.fileno())
     sys.exit(code)
 
 
@@ -110,10 +116,12 @@ def _run() -> tuple[int, str]:
         words = sys.argv[1:]
         # Programs that record the command line, such as Weights & Biases, read it here.
         sys.argv[1:] = map(hide_passwords, words)
-        code = cli.main(words, prog_name="cifar-tune", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return UsageError.exit_code, ""
+        try:
+            code = cli.main(words, prog_name="cifar-tune", standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            code = UsageError.exit_code
+        sys.stdout.flush()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See '{context.command_path} --help'." if context else ""
@@ -123,6 +131,9 @@ def _run() -> tuple[int, str]:
     except TunerError as error:
         return error.exit_code, shortened(str(error))
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            # The reader of the output, such as head, is gone; click and rich exit like this, too.
+            return TunerError.exit_code, ""
         if error.errno in FULL_OR_BROKEN and error.filename is None:
             # Of all that is written, only the output has no file name.
             return TunerError.exit_code, f"the output cannot be written: {error.strerror}."
@@ -136,6 +147,9 @@ def _run() -> tuple[int, str]:
             told = f"{error.filename}: cannot be used ({error.strerror}). {mend}"
             return StorageError.exit_code, shortened(told)
         raise
+    except SystemExit as error:
+        # From commands, and from click and rich if the reader of the output is gone.
+        return error.code if isinstance(error.code, int) else TunerError.exit_code, ""
     except (KeyboardInterrupt, click.Abort) as error:
         return 130, str(error) or "interrupted"
     return code if isinstance(code, int) else 0, ""

@@ -8,7 +8,7 @@ import click
 from tuner.cli import completion
 from tuner.cli.options import DATA, JSON, METRIC, MOVED_DATA_DIR, STORAGE, option
 from tuner.cli.output import output_file, print_comparison, print_json
-from tuner.run.resuming import short_path
+from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def compare(
     from tuner.run.run import find_run
 
     if len(runs) < 2:
-        raise click.UsageError("give two runs or more; 'cifar-tune runs' lists them.")
+        line = command_line("runs", *storage_words(storage))
+        raise click.UsageError(f"give two runs or more; '{line}' lists them.")
     found = [find_run(storage, name) for name in runs]
     if metric is not None:
         from tuner.training.remeasure import ranked_by

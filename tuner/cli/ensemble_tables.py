@@ -172,18 +172,20 @@ def _print_next(
     trust: Sequence[str],
 ) -> None:
     """Print the commands that may come next, one per line."""
-    storage = storage_words(folder.parent.parent.parent)
-    run = folder.parent.parent.name
-    place = short_path(folder) if storage else f"{run}/{folder.name}"
+    from tuner.run.ensembles import run_folder_of
+
+    run = run_folder_of(folder)
+    storage = storage_words(run.parent) if run else []
+    place = short_path(folder) if storage or not run else f"{run.name}/{folder.name}"
     lines = []
-    if result.verdict and not result.verdict.is_taken:
+    if run and result.verdict and not result.verdict.is_taken:
         method = result.verdict.advised.method
         members = ["--front"] if result.front else ["--top", str(result.verdict.top)]
         words = [*members, "--method", method] if method else ["--top", "1"]
         words += [*result.conditions, *moved, *trust]
-        if result.metric != _metric_of(folder.parent.parent):
+        if result.metric != _metric_of(run):
             words += ["--metric", result.metric]
-        lines.append(command_line("ensemble", *words, "--run", run, *storage))
+        lines.append(command_line("ensemble", *words, "--run", run.name, *storage))
     if not is_whole:
         lines.append(command_line("show", names=[place]))
     named = ("--ensemble", place, *trust)
@@ -198,7 +200,7 @@ def _print_next(
 
 
 def _metric_of(run: AnyPath) -> Metric | None:
-    """Return the metric of a run; ``None`` if the ensemble is stored without its run."""
+    """Return the metric of a run; ``None`` if it cannot be read."""
     from tuner.run.run import Run
 
     try:

@@ -13,6 +13,10 @@ from tuner.errors import UsageError
 from tuner.schema import parse_duration
 from tuner.storage.paths import AnyPath, to_path
 
+NOT_KEPT = ("name", "storage", "data_dir", "study_storage", "address", "time_budget", "gpu_hours")
+"""Options that the environment also sets with ``--resume``: the run to resume, places, which may be
+others on this machine, and budgets, which have to be given again."""
+
 
 class Option(click.Option):
     """An option whose value, if any, can come from the environment: ``CIFAR_TUNE_<OPTION>``.
@@ -27,6 +31,19 @@ class Option(click.Option):
             # Earlier versions used the names of the parameters.
             names = dict.fromkeys((option, self.name))
             self.envvar = [f"CIFAR_TUNE_{name.upper()}" for name in names]
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return the value from the environment; with ``--resume``, the run keeps its own."""
+        # Options on the command line, such as --resume, are processed before all others.
+        if ctx.params.get("resume") and self.name not in NOT_KEPT:
+            return None
+        return super().resolve_envvar_value(ctx)
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Convert the value; an empty one, as from a shell variable that is not set, is refused."""
+        if "" in (value if isinstance(value, list | tuple) else [value]):
+            raise click.BadParameter("it is empty; give a value, or leave it out.", ctx, self)
+        return super().type_cast_value(ctx, value)
 
 
 class Duration(click.ParamType[float]):

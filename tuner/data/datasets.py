@@ -123,7 +123,7 @@ def find_files(source: str, *, needs_train: bool = True) -> Listing:
         DataError: If there is none, or it is not laid out in any known way.
     """
     path = expanded(source)
-    if not path.exists():
+    if not source or not path.exists():
         raise DataError(
             f"unknown dataset {source!r}{did_you_mean(source, KNOWN) or '.'} Give "
             f"{', '.join(KNOWN)} or a folder, an archive or a manifest of images. If a run's "

@@ -10,7 +10,7 @@ from tuner.run.layout import ENSEMBLE, ENSEMBLES, METRICS, RUN
 from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.run.run import Run, open_runs
 from tuner.schema import did_you_mean
-from tuner.storage.paths import AnyPath, folders_with, modified, to_path
+from tuner.storage.paths import AnyPath, folders_with, modified, to_path, with_name
 from tuner.storage.records import explaining_damage
 
 
@@ -58,9 +58,9 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
     names_both = "/" in text.rpartition("://")[2]
     for place in places:
         if (place / ENSEMBLE).exists():
-            return place
+            return with_name(place)
         if (place / RUN).exists():
-            return _newest(place)
+            return _newest(with_name(place))
         if names_both:
             inside_run = place.parent / ENSEMBLES / place.name
             if (inside_run / ENSEMBLE).exists():
@@ -71,13 +71,17 @@ def find_ensemble(storage: AnyPath, name: str | None = None) -> AnyPath:
     )
 
 
-def run_of(folder: AnyPath) -> Run | None:
-    """Return the run that contains an ensemble's folder; ``None`` if no run does."""
+def run_folder_of(folder: AnyPath) -> AnyPath | None:
+    """Return the folder of the run that contains an ensemble's; ``None`` if no run does."""
     place = folder.absolute()
     run = place.parent.parent
-    if place.parent.name != ENSEMBLES or not (run / RUN).exists():
-        return None
-    return Run.open(run)
+    return run if place.parent.name == ENSEMBLES and (run / RUN).exists() else None
+
+
+def run_of(folder: AnyPath) -> Run | None:
+    """Return the run that contains an ensemble's folder; ``None`` if no run does."""
+    run = run_folder_of(folder)
+    return None if run is None else Run.open(run)
 
 
 def _newest(run: AnyPath) -> AnyPath:

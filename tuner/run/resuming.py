@@ -1,10 +1,12 @@
 """Command lines for the user to type: how to resume a run, and what to do with it next."""
 
 import math
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tuner.storage.protocol import StoragePath
@@ -31,6 +33,11 @@ def refit_command(path: StoragePath, top: int) -> str:
     return command_line("refit", *options, names=[path.name])
 
 
+def leaderboard_command(path: StoragePath) -> str:
+    """Return the command line that lists the trials of the run at ``path``."""
+    return command_line("leaderboard", *storage_words(path.parent), names=[path.name])
+
+
 def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
     """Return a command line that calls the program as the user called it.
 
@@ -48,7 +55,8 @@ def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
 def storage_words(storage: StoragePath) -> list[str]:
     """Return the option that names a folder of runs; empty for the default folder."""
     folder = short_path(storage)
-    return [] if folder == "runs" else ["--storage", folder]
+    is_default = folder == "runs" and not os.environ.get("CIFAR_TUNE_STORAGE")
+    return [] if is_default else ["--storage", folder]
 
 
 def _program() -> str:
@@ -56,13 +64,18 @@ def _program() -> str:
     called = Path(sys.argv[0])
     if called.name == "__main__.py" and called.parent.name == "tuner":
         return "python -m tuner"
-    if called.name != "cifar-tune" or shutil.which("cifar-tune") == str(called.absolute()):
+    if called.name != "cifar-tune":
         return "cifar-tune"
-    return shlex.quote(short_path(called)) if len(called.parts) > 1 else "cifar-tune"
+    with suppress(OSError):  # The current folder may be gone.
+        called = called.absolute()
+    is_found = shutil.which("cifar-tune") == str(called)
+    return "cifar-tune" if is_found else shlex.quote(short_path(called))
 
 
 def short_path(path: StoragePath) -> str:
     """Return a path as the user would type it in the current folder."""
-    if isinstance(path, Path) and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    if isinstance(path, Path):
+        # The path may be elsewhere, and the current folder may be gone.
+        with suppress(ValueError, OSError):
+            path = path.relative_to(Path.cwd())
     return str(path)

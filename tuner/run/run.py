@@ -25,6 +25,7 @@ from tuner.run.digests import Damage
 from tuner.run.resuming import (
     budget_words,
     command_line,
+    leaderboard_command,
     resume_command,
     short_path,
     storage_words,
@@ -47,6 +48,7 @@ from tuner.storage.paths import (
     locked,
     read_text,
     to_path,
+    with_name,
     with_snapshot,
 )
 from tuner.storage.records import explaining_damage, find_record, write_record
@@ -349,7 +351,8 @@ class Run:
         """
         if not usable:
             raise NoUsableTrials(
-                f"{self.path}: no trial has left a model to use; 'cifar-tune leaderboard' says why"
+                f"{self.path}: no trial has left a model to use; "
+                f"'{leaderboard_command(self.path)}' says why"
             )
         if len(usable) < k:
             raise UsageError(
@@ -446,10 +449,12 @@ def find_run(storage: AnyPath, name: str | None) -> Run:
             )
         return max(runs, key=lambda run: run.record.started)
     named = to_path(name)
-    for path in (storage / name, named) if isinstance(named, Path) else (named,):
+    places = (storage / name, named) if isinstance(named, Path) else (named,)
+    for path in places:
         if (path / layout.RUN).exists():
-            return Run.open(path)
-    hint = did_you_mean(name, list_runs(storage)) or f"; '{command_line('runs')}' lists them"
+            return Run.open(with_name(path))
+    line = command_line("runs", *storage_words(storage))
+    hint = did_you_mean(name, list_runs(storage)) or f"; '{line}' lists them"
     raise UsageError(f"no run {quoted(name)} in {storage}{hint}")
 
 

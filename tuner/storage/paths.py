@@ -6,7 +6,7 @@ here do the rest, through the path's ``Storage``.
 
 import io
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -50,12 +50,24 @@ def expanded(place: str | os.PathLike[str]) -> Path:
         return Path(place)
 
 
+def with_name(path: AnyPath) -> AnyPath:
+    """Return a path that ends in the name of its folder, even if it is ``.`` or ends in ``..``."""
+    if isinstance(path, Path) and path.name in ("", ".."):
+        # The current folder may be gone, and a link may lead to itself.
+        with suppress(OSError, RuntimeError):
+            return path.resolve()
+    return path
+
+
 def check_path(text: str) -> None:
     """Make sure that the system accepts a text as a path, before anything is looked up there.
 
     Raises:
-        UsageError: If a part of it is too long, or a character cannot be in a path.
+        UsageError: If it is empty, a part of it is too long, or a character cannot be in a path.
     """
+    if not text:
+        # As from a shell variable that is not set; pathlib takes it for the current folder.
+        raise UsageError("'': is empty; give a name or a path")
     try:
         parts = text.encode().split(b"/")
     except UnicodeEncodeError:

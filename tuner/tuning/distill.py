@@ -192,12 +192,14 @@ def make_distill_request(
                 "for it; leave it out"
             )
     settings = {key: getattr(config, key) for key in _SETTINGS if key not in space.data}
+    if name is None:
+        name = free_name(storage, f"{teacher.ensemble.partition('/')[0]}-student")
     return make_search_request(
         space,
         space_name=into,
         stem="student",
         storage=storage,
-        name=name or free_name(storage, f"{teacher.ensemble.partition('/')[0]}-student"),
+        name=name,
         data_settings=settings,
         data_dir=folder,
         teacher=teacher,

@@ -17,6 +17,7 @@ from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of
 from tuner.run.check import check_records
 from tuner.run.layout import SPACE, TEACHER, why_not_name
+from tuner.run.resuming import leaderboard_command
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
@@ -137,6 +138,8 @@ def make_refit_request(
             "leave it out"
         )
     run = ranked_by(run, metric, data=data, data_dir=data_dir)
+    if name is None:
+        name = free_name(run.path.parent, f"{run.path.name}-refit")
     plan = plan_refit(
         run,
         top=top or REFIT_TOP,
@@ -146,7 +149,7 @@ def make_refit_request(
     request = begin_refit(
         run,
         plan,
-        name=name or free_name(run.path.parent, f"{run.path.name}-refit"),
+        name=name,
         all_data=all_data,
         seed=run.record.search.seed + 1 if seed is None else seed,
         **as_before(None, asked, keep=plan.num_trials),
@@ -198,7 +201,7 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int | None) -> Refi
             records.append(trial)
     if not configs:
         raise NoUsableTrials(
-            f"{source.path}: no trial has ended well; 'cifar-tune leaderboard' says why"
+            f"{source.path}: no trial has ended well; '{leaderboard_command(source.path)}' says why"
         )
     if len(configs) < top:
         raise UsageError(

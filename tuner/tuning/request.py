@@ -302,7 +302,7 @@ def make_search_request(
         raise UsageError(
             "--folds: all images are validated on, and not a share of them; leave val_fraction out"
         )
-    source = find_source(space.dataset) if space.dataset else known.source
+    source = known.source if space.dataset is None else find_source(space.dataset)
     if resumed:
         # All images of a known source are square.
         if settings.get("resize") == "auto" or source in KNOWN:
@@ -315,13 +315,15 @@ def make_search_request(
         raise UsageError(f"--resume: the images of {resumed.path} are fixed; start a new run")
     if data_dir is None:
         data_dir = data_dir_of(resumed.record) if resumed else DATA_DIR
+    if name is None:
+        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
     return SearchRequest(
         space=space,
         search=space.search,
         data=data,
         data_dir=data_dir.absolute(),
         storage=resumed.path.parent if resumed else storage,
-        name=resumed.path.name if resumed else name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}",
+        name=resumed.path.name if resumed else name,
         resume=resumed is not None,
         **as_before(resumed, asked, keep=KEEP),
     )

@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tuner.storage.paths import expanded
 from tuner.tuning.ray_backend.private import (
     DEBUG_AUTOSCALING_STATUS,
     GCS_AUTOSCALER_STATE_NAMESPACE,
@@ -134,7 +134,7 @@ def _is_second() -> bool:
 
 
 def _bootstrap() -> dict[str, Any] | None:
-    path = Path(BOOTSTRAP).expanduser()
+    path = expanded(BOOTSTRAP)
     found = yaml.safe_load(path.read_text()) if path.is_file() else {}
     is_whole = {"head_node_type", "available_node_types"} <= set(found)
     return found if is_whole else None

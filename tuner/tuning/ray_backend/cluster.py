@@ -22,6 +22,7 @@ import tuner
 from tuner.errors import ClusterError, TunerError, UsageError
 from tuner.passwords import hide_passwords
 from tuner.schema import whole_number
+from tuner.storage.paths import expanded
 from tuner.tuning.ray_backend.nodes import alive_resources, check_versions
 from tuner.tuning.ray_backend.private import (
     RAY_JOB_CONFIG_JSON_ENV_VAR,
@@ -317,10 +318,13 @@ def _why_not(error: Exception) -> str:
     if text.startswith("Failed to connect"):
         # The port was checked before: something listens. Ray 2.60 does not mention the token.
         return f"something answers, but not to us. If it is a Ray head, {TOKEN_ADVICE}"
-    if isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(Path.home()):
+    home = expanded("~")
+    is_in_home = isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(home)
+    # The latter is how pathlib reports a user without a home.
+    if is_in_home or "home directory" in text:
         return (
-            f"{lines[0]}. Set HOME to a folder that can be written, where Ray keeps a token, or "
-            "RAY_AUTH_MODE=disabled to do without."
+            f"{lines[0].rstrip('.')}. Set HOME to a folder that can be written, where Ray keeps a "
+            "token, or RAY_AUTH_MODE=disabled to do without."
         )
     if text.startswith("Version mismatch"):
         return f"{text}. Give this machine the versions of the cluster."

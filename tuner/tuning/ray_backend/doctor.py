@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import ray
 
-from tuner.config import DataConfig, Resources
+from tuner.config import DATA_DIR, DataConfig, Resources
 from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, TunerError
+from tuner.run.resuming import command_line
 from tuner.storage.paths import AnyPath
 from tuner.tuning.ray_backend import mps
 from tuner.tuning.ray_backend.autoscaler import find_autoscaler
@@ -204,11 +205,13 @@ def _storage(storage: AnyPath) -> Iterator[Finding]:
 def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iterator[Finding]:
     is_fetched = data.source in KNOWN and data.source not in WITHOUT_NETWORK
     if is_fetched and not _is_kept(data.source, data_dir):
+        where = [] if data_dir == DATA_DIR else ["--data-dir", str(data_dir)]
+        line = command_line("data prepare", *where, names=[data.source])
         yield Finding(
             level="warning",
             about="data",
             text=f"{data.source} is not in {data_dir}; a search would fetch it first",
-            mend=f"On a machine with a network: cifar-tune data prepare {data.source}",
+            mend=f"On a machine with a network: {line}",
         )
         return
     try:
