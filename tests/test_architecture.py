@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "report": "errors loopback schema config storage metrics run space",
     "tuning": "errors passwords loopback schema config storage augment models metrics data run "
     "space training ensemble deploy tracking monitor",
-    "api": "errors console schema config storage run space training ensemble deploy tuning",
+    "api": "errors console schema config storage models run space training ensemble deploy tuning",
     "cli": "errors passwords loopback console schema config storage models metrics data run space "
     "training ensemble deploy monitor report tuning",
     "__main__": "cli",

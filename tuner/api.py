@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import yaml
 
@@ -71,7 +71,7 @@ def load_space(
     Raises:
         SpaceError: If it cannot be read.
     """
-    return _load_space(space, overrides, _place(storage))
+    return _load_space(space, _several(overrides), _place(storage))
 
 
 def open_run(run: "Place | AnyPath | None" = None, *, storage: Place = "runs") -> "Run":
@@ -710,10 +710,9 @@ def _load_space(space: Any, overrides: Sequence[str], storage: AnyPath) -> "Sear
 def _text(place: "Place | AnyPath | Run") -> str:
     """Return the text by which a command would be given a run, a folder or a URI."""
     from tuner.run.run import Run
-    from tuner.storage.object_path import ObjectPath
 
     path = place.path if isinstance(place, Run) else place
-    return str(path) if isinstance(path, ObjectPath) else os.fspath(path)
+    return str(os.fspath(path)) if isinstance(path, str | os.PathLike) else str(path)
 
 
 def _as_run(run: "Place | AnyPath | Run | None", storage: Place) -> "Run":
@@ -730,7 +729,8 @@ def _as_runs(
 
     if runs is None:
         return ()
-    several = [runs] if isinstance(runs, str | os.PathLike | Run | ObjectPath) else list(runs)
+    is_one = isinstance(runs, str | os.PathLike | Run | ObjectPath)
+    several: list[Any] = [runs] if is_one else list(cast("Iterable[Any]", runs))
     if None in several:
         raise UsageError("warm_start: None is not a run; give names, folders or runs")
     found = [_as_run(run, storage) for run in several]
@@ -806,7 +806,7 @@ def _numbers(**given: float | None) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return a number of NumPy's as Python's own, which can be recorded; others unchanged."""
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
         return int(value)

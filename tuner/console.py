@@ -129,9 +129,14 @@ class VisibleStream:
         is_used: Whether anything was written to it.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        self.rich_proxied_file: Any = stream
         self.is_used = False
+
+    def flush(self) -> None:
+        """Write what is buffered; do nothing if the process has no such stream."""
+        if self.rich_proxied_file is not None:
+            self.rich_proxied_file.flush()
 
     def write(self, text: str) -> int:
         """Write text; keep a leading carriage return, which progress bars use to redraw a line."""

@@ -149,7 +149,9 @@ def _run() -> tuple[int, str]:
         raise
     except SystemExit as error:
         # From commands, and from click and rich if the reader of the output is gone.
-        return error.code if isinstance(error.code, int) else TunerError.exit_code, ""
+        if isinstance(error.code, str):
+            return TunerError.exit_code, error.code
+        return error.code or 0, ""
     except (KeyboardInterrupt, click.Abort) as error:
         return 130, str(error) or "interrupted"
     return code if isinstance(code, int) else 0, ""

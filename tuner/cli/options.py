@@ -15,7 +15,8 @@ from tuner.storage.paths import AnyPath, to_path
 
 NOT_KEPT = ("name", "storage", "data_dir", "study_storage", "address", "time_budget", "gpu_hours")
 """Options that the environment also sets with ``--resume``: the run to resume, places, which may be
-others on this machine, and budgets, which have to be given again."""
+others on this machine, and budgets, which have to be given again. ``data`` is not among them: for a
+search it names other images."""
 
 
 class Option(click.Option):

@@ -61,7 +61,8 @@ def predict(
 
     PATH is a file, a folder with everything below it, or - for a list of files on stdin. Images may
     have any size and format; they are prepared like the training images. Files that cannot be read
-    are named on stderr, the others are processed, and the exit code is 1.
+    are named on stderr, as are images of kinds that are not read, such as HEIC; the others are
+    processed, and the exit code is 1.
     """
     from tuner.console import Console
     from tuner.run.ensembles import find_ensemble

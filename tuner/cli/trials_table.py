@@ -72,7 +72,7 @@ def print_leaderboard(
     Args:
         run: The run.
         trials: Its trials, the best first.
-        most: Maximum number of trials; ``None`` for all, with every column.
+        most: Maximum number of trials; ``None`` for all, with every searched parameter.
         searched: The searched parameters, the most important first; found here if left out.
         wanted: Names of the columns, if they are not to be chosen here.
         sort: Name of the column to sort by; by rank if left out.

@@ -94,6 +94,8 @@ class Splits:
             train=_select(self.train, ~is_held_out),
             val=_select(self.val, is_held_out),
             fold_of=None,
+            train_positions=None,
+            val_positions=None,
         )
 
     @property

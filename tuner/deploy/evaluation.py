@@ -408,6 +408,8 @@ def _test_fingerprints(ensemble: Ensemble) -> set[str]:
     known = {data["test_fingerprint"] if data else ""}
     run = run_of(ensemble.path)
     if run is not None:
-        # A reading of all images has a fingerprint of its own.
-        known |= {reading.fingerprint for reading in run.test_readings() if reading.part != "all"}
+        # Those of evaluate may be of more, fewer or changed images.
+        known |= {
+            reading.fingerprint for reading in run.test_readings() if reading.by != "evaluate"
+        }
     return {fingerprint for fingerprint in known if fingerprint}

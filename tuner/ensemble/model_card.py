@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from tuner.data.names import number
+from tuner.ensemble.choosing import BY_CLASS
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS, EnsembleRequest
 from tuner.ensemble.result import EnsembleResult
@@ -134,7 +136,8 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
     if result.is_val_seen:
         by = ". Nothing was chosen by it: the members are the first trials of the run"
     elif result.method in ("greedy", "weighted"):
-        by = ", which candidates were ranked by; members were chosen by the NLL of their vote"
+        nll = "class-balanced NLL" if result.metric in BY_CLASS else "NLL"
+        by = f", which candidates were ranked by; members were chosen by the {nll} of their vote"
     else:
         by = ", which they were chosen by"
     told = f"By {name_of(result.metric)}{by}.\n\n{table}"
@@ -319,9 +322,9 @@ With all resumes, it was asked for {_asked(record)}. \
 def _asked(record: RunRecord) -> str:
     """Return the trials that a run was asked for; the command that began it may say fewer."""
     if (plan := record.refit) is None:
-        return f"{record.search.trials} trials"
+        return number(record.search.trials, "trial")
     trials = ", ".join(map(str, plan.trials))
-    return f"trials {trials} of {_text(plan.run)}, each with {plan.seeds} seeds"
+    return f"trials {trials} of {_text(plan.run)}, each with {number(plan.seeds, 'seed')}"
 
 
 def _command(run: str, request: EnsembleRequest, storage: Sequence[str]) -> str:

@@ -130,7 +130,9 @@ def find_teacher(
     try:
         path, storage = to_path(record.path), run.path.parent
         if not (is_named or lies_in(path, storage)):
-            raise TunerError(f"{path} is outside {storage}, where a run's record may lead")
+            raise TunerError(
+                f"{path} is outside {storage}, and the record of a run leads no further"
+            )
         teacher = open_teacher(path, record.sha256, trust_code=trust_code)
     except TunerError as error:
         say(f"compared with its teacher on the validation images alone: {error}")

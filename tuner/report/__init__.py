@@ -17,7 +17,7 @@ from tuner.report.facts import class_facts, run_facts
 from tuner.report.front import front_of
 from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
-from tuner.run.ensemble_record import images_called
+from tuner.run.ensemble_record import images_called, single_called
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import Spread, outcomes
 from tuner.run.issues import find_issues
@@ -174,7 +174,7 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
             return text
         low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
         span = f"[{low}, {high}]".replace("-", "\N{MINUS SIGN}")
-        single = "first trial" if is_val_seen else "best single"
+        single = single_called(is_val_seen=is_val_seen) + " trial" * is_val_seen
         return f"{text}, {points(gain['gain'])} over the {single} {span}"
     first = leader(ranked)
     if first is None or first.best is None:

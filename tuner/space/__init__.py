@@ -166,6 +166,9 @@ class SearchSpace:
         plain = self.axes.sample(trial)
         if baseline is not None:
             plain = self.baseline[baseline].complete(plain)
+        if len(plain["model"]) > 1:
+            # A baseline of another network than the trial's.
+            raise UsageError(f"model: {' and '.join(plain['model'])} do not go together")
         ((family, params),) = plain["model"].items()
         complete = to_plain(build(FAMILIES[family], params, f"model.{family}"))
         if plain.get("epochs", 0) > epochs:

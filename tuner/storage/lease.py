@@ -147,7 +147,11 @@ def _take_over(lock: ObjectPath, mine: Holder) -> None:
         # It may be stopped, and continue at any time.
         is_alive = is_near and holder.pid != mine.pid and _is_visible(holder)
         if is_alive or (left > 0 and not is_dead):
-            killed = f" If it was killed, try again in {left:.0f} s." if left > 0 else ""
+            killed = (
+                f" If it was killed, try again in {left:.0f} s."
+                if left > 0
+                else f" If it searches no more, remove {lock}."
+            )
             raise UsageError(
                 f"{lock.parent}: process {holder.pid} on {holder.host} is searching this run; "
                 f"wait for it, or stop it.{killed}"
@@ -222,15 +226,17 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> int | None:
-    """Return when a process of this machine began, in clock ticks; ``None`` if not visible."""
+    """Return when a process of this machine began, in clock ticks; ``None`` if not visible.
+
+    -1 if it has ended, and its parent has not noticed.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     # The name is in parentheses and may itself contain spaces and parentheses.
     state, *fields = text.rpartition(")")[2].split()
-    # A zombie has ended, and its parent has not noticed.
-    return None if state == "Z" else int(fields[18])
+    return -1 if state == "Z" else int(fields[18])
 
 
 def _is_alive(holder: Holder) -> bool:

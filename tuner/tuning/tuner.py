@@ -181,13 +181,22 @@ class Tuner:
 
     @property
     def budget_seconds(self) -> float:
-        """Seconds until the budget is spent with the GPUs held now; infinite without a limit.
+        """Seconds until the budget is spent with the GPUs held now; infinite without a limit."""
+        return self._seconds_left()
+
+    def _seconds_left(self, starting: float = 0.0) -> float:
+        """Return the seconds until the budget is spent.
 
         Trials that wait for a node count only before the first one runs.
+
+        Args:
+            starting: GPUs of a trial that is about to start, in addition to those held now.
         """
-        held = self.spending.gpus_under_way or sum(
-            trial.resources.gpus for trial in list(self.live.values())
-        )
+        held = self.spending.gpus_under_way
+        if held:
+            held += starting
+        else:
+            held = sum(trial.resources.gpus for trial in list(self.live.values()))
         return self.spending.seconds_left(held)
 
     @property
@@ -308,7 +317,7 @@ class Tuner:
             is_measured=None not in self._costs(number),
             halved_from=self.state.trials[number].status.halved_from,
             judged_epochs=tuple(self.scheduler.judged_epochs(number)),
-            budget_seconds=self.budget_seconds,
+            budget_seconds=self._seconds_left(trial.resources.gpus),
         )
 
     # What happens to it
@@ -653,7 +662,7 @@ class Tuner:
                     self.proposer.note_rung(number, record.history[:rung])
             else:
                 self._asha.leave(number)
-        # A trial that passed a rung under another scheduler, or another grace, took no place there.
+        # A trial that passed a rung under another scheduler, or a larger grace, took no place.
         passed = [min(record.status.passed, len(record.history)) for record in trials]
         for epoch, peers in self._asha.rungs.items():
             peers.num_promoted = sum(last >= epoch for last in passed)

@@ -209,7 +209,7 @@ class Capacity:
             table = table_of_versions(versions_here(), [node])
             reason = f", because its versions differ from this machine's:\n{table}"
         # Lines about the same node may differ: the problem may name the trial.
-        self.tell_once(f"A node that joined gets no trials{reason}", about=node.node)
+        self.tell_once(f"A node gets no trials{reason}", about=node.node)
 
     def accept(self, node: str) -> None:
         """Note that a node runs a trial; if it fails again later, that is reported again."""

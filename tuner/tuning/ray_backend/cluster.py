@@ -79,7 +79,7 @@ def connected(
         stack.enter_context(_silenced())
         if not ray.is_initialized():
             stack.enter_context(_own_session(address, compare, console))
-        elif ray_client.is_connected():
+        elif ray_client.is_connected():  # type: ignore[no-untyped-call]
             raise UsageError(
                 f"ray.init() has connected this program over ray://, {THROUGH_CLIENT} Call "
                 "ray.shutdown() first, and run it on a machine of the cluster with address auto."

@@ -59,9 +59,9 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     """Train one trial if the node has what it takes, or hand it back.
 
     The first report is ``TrialPlaced``. From a node without the driver's versions it also holds
-    ``host`` and ``versions``, from one that cannot use the trial's folder or
-    GPU ``host`` and ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU
-    take turns on the node.
+    ``host`` and ``versions``, from one that cannot use the trial's folder or GPU ``host`` and
+    ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU take turns on
+    the node.
 
     Args:
         params: As for ``train_trial``.
