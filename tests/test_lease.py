@@ -73,7 +73,7 @@ def test_the_lock_of_a_process_that_is_stopped_here_is_not_taken_before_it_ends(
     with subprocess.Popen(["sleep", "60"]) as child:
         child.send_signal(signal.SIGSTOP)
         write_json(bucket / LOCK_NAME, holder(pid=child.pid, began=lease._began(child.pid)))
-        refusal = rf"process {child.pid} on .* wait for it, or stop it\.$"
+        refusal = rf"process {child.pid} on .* wait for it, or stop it\. If it searches no more, "
         try:
             with pytest.raises(UsageError, match=refusal):
                 locked(bucket).__enter__()

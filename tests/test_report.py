@@ -254,8 +254,8 @@ def test_time_that_nothing_divides_has_no_section(tmp_path: Path, run: Run) -> N
 
 def test_the_curves_of_few_trials_are_whole_at_first(tmp_path: Path, run: Run) -> None:
     few = simulated(tmp_path, replace(SEARCH, trials=10), spaces())
-    assert '<input id="zoom" type="checkbox">' in write(few)
-    assert '<input id="zoom" type="checkbox" checked>' in write(run)
+    assert '<input id="zoom" type="checkbox" autocomplete="off">' in write(few)
+    assert '<input id="zoom" type="checkbox" autocomplete="off" checked>' in write(run)
 
 
 def test_without_javascript_the_page_says_what_is_missing_and_where_it_is(

@@ -96,8 +96,10 @@ def judge(
     """
     alone = _standing(single, single, labels, metric)
     own = _standing(asked, single, labels, metric)
-    # The request may be a soup, which is advised only to those who asked for it.
-    standings = [own, *(_standing(vote, single, labels, metric) for vote in votes)]
+    # The request may be a soup, which is advised only to those who asked for it. The single network
+    # at another temperature is no other choice.
+    others = (vote for vote in votes if vote.members != single.members)
+    standings = [own, *(_standing(vote, single, labels, metric) for vote in others)]
     better = [standing for standing in standings if standing.better_by]
     advised = max(
         better,
