@@ -132,6 +132,40 @@ def test_a_budget_of_time_ends_the_search_on_time(costs: list[TrialCost], limit:
     assert came.seconds >= min(limit, simulated(costs, 2).seconds) - 1e-6
 
 
+@pytest.mark.parametrize("slow", [1.0, 2.3])
+def test_a_search_of_limited_time_trains_its_best_trials_to_their_end(slow: float) -> None:
+    """The time suffices for six trials on two slots; the first ones may take longer than others."""
+    costs = [
+        TrialCost(
+            config=config_of(12),
+            resources=CPU,
+            setup_seconds=0.5,
+            epoch_seconds=slow if number < 8 else 1.0,
+            write_seconds=0.1,
+        )
+        for number in range(40)
+    ]
+    found: list[float] = []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        qualities = generator.standard_normal(40)
+        came = simulate_search(
+            range(40),
+            costs,
+            list(qualities),
+            SearchConfig(epochs=12, grace=4, reduction=2),
+            Budget(trials=40, seconds=6 * 12 / 2),
+            at_once(2),
+            generator,
+        )
+        ends = [number for number, epochs in enumerate(came.epochs) if epochs == 12]
+        assert len(ends) >= 2, "one on each slot"
+        assert len(came.epochs) > len(ends), "others were tried before"
+        found += list(qualities[ends])
+    # If trials are slow, there is no time to choose among many.
+    assert slow > 1 or np.mean(found) > 0.4, "they are not any, whose mean is 0"
+
+
 def test_a_budget_of_gpus_is_spent_by_the_share_that_trials_hold() -> None:
     half = TrialResources(cpus=1, gpus=0.5)
     cost = TrialCost(

@@ -174,6 +174,11 @@ class SearchState:
         return [trial for trial in list(self.running.values()) if trial.status.node]
 
     @property
+    def slowest_epoch_seconds(self) -> float | None:
+        """Longest of the recent epochs in seconds; ``None`` before the first."""
+        return max(self._seconds, default=None)
+
+    @property
     def epoch_seconds(self) -> float | None:
         """Mean length of recent epochs in seconds; ``None`` before the first."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else None

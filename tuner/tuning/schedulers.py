@@ -77,6 +77,7 @@ class Asha:
 
     def __init__(self, *, grace: int, reduction: int, epochs: int, has_costs: bool = False) -> None:
         self.reduction = reduction
+        self._epochs = epochs
         make = FrontRung if has_costs else Rung
         self.rungs: dict[int, Rung] = {
             epoch: make() for epoch in rung_epochs(grace, reduction, epochs)
@@ -128,6 +129,15 @@ class Asha:
             return due
         preferred = prefer([one.number for rung, places in free for one in rung.candidates(places)])
         return due if preferred is None else preferred
+
+    def epochs_to_next_rung(self, rung: int) -> int:
+        """Return the number of epochs from a rung, 0 for the start, to the next one or the end."""
+        return next((epoch for epoch in self.rungs if epoch > rung), self._epochs) - rung
+
+    def waiting(self) -> Iterator[int]:
+        """Yield the trials that wait at rungs, those of the highest rung first, best first."""
+        for rung in reversed(self.rungs.values()):
+            yield from (entry.number for entry in rung.waiting)
 
     @property
     def _num_promoted(self) -> int:

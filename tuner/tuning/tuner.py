@@ -6,9 +6,11 @@ passes their events back (``on``). ``ray_backend`` is one driver, ``planning.sim
 """
 
 import math
+import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 from tuner.config import TrialConfig
@@ -32,6 +34,9 @@ from tuner.tuning.budget import Spending
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
 from tuner.tuning.schedulers import Asha, Prefer, Scheduler
+
+SPARE = 1.1
+"""Time allowed for what is left of a trial, as a multiple of what its epochs so far predict."""
 
 DrainReason = Literal["", "interrupted", "budget", "patience", "broken"]
 Decision = Literal["continue", "pause", "stop"]
@@ -210,7 +215,37 @@ class Tuner:
         if self._asha is None:
             return None
         prefer = self.prefer if self.prefer and self._is_last_third else None
-        return self._asha.next_promotion(self._coming(), prefer)
+        due = self._asha.next_promotion(self._coming(), prefer)
+        ending = self._last_to_end_in_time(due)
+        return due if ending is None else ending
+
+    def _last_to_end_in_time(self, due: int | None) -> int | None:
+        """Return a waiting trial that ends before the budget only if it is promoted now, if any.
+
+        Under a schedule whose learning rate falls to the end, trials gain most in their last
+        epochs, and those that wait when the time is over have not had them. As many of the best
+        waiting trials are considered as there are slots: each slot can train one to its end.
+
+        Args:
+            due: The trial that would be promoted now, if any; otherwise, a new one is started.
+        """
+        slow = self.state.slowest_epoch_seconds
+        if self._asha is None or self.spending.is_endless or slow is None:
+            return None
+        left = self.budget_seconds
+        rung = 0 if due is None else self._asha.last_rung(due)
+        stage = slow * self._asha.epochs_to_next_rung(rung)
+        if left > slow * self.state.search.epochs * SPARE + stage:
+            # The usual case, in which none has to be looked at.
+            return None
+        for number in islice(self._asha.waiting(), max(1, len(self.live))):
+            progress = self.state.trials[number]
+            assert progress.config is not None, "it has not ended"
+            mean = statistics.fmean(row.seconds for row in progress.history)
+            needed = mean * (progress.config.epochs - len(progress.history))
+            if needed <= left < needed * SPARE + stage:
+                return number
+        return None
 
     @property
     def _is_last_third(self) -> bool:
