@@ -1,5 +1,6 @@
 """Searches that promote, played to their end on a simulated clock."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -89,6 +90,16 @@ class Books:
                 found += [(rung, n) for n in waiting if self.rank(n, rung) <= places]
         return sorted(found, key=lambda one: (-one[0], self.rank(one[1], one[0])))
 
+    def is_in_order(self, number: int, rung: int) -> bool:
+        """Whether a rung promotes a trial by its rank."""
+        num_promoted = len(self.promoted.get(rung, []))
+        if num_promoted >= len(self.arrived[rung]) // self.search.reduction:
+            # No more will come, and it is the best.
+            return num_promoted == 0 and self.rank(number, rung) == 1
+        paused, self.paused = self.paused, {**self.paused, number: rung}
+        due, self.paused = self.due(), paused
+        return due[0] == (rung, number)
+
     def on(self, event: Event) -> None:
         number = event.number
         asha = self.tuner.scheduler
@@ -99,17 +110,12 @@ class Books:
             case TrialStarted(attempt=1):
                 assert not self.due(), "one that is due comes before a new one"
             case TrialPromoted(rung=rung):
-                values, before = self.arrived[rung], self.promoted.setdefault(rung, [])
-                places = len(values) // self.search.reduction
-                if len(before) == places:
-                    assert not before, "as many were promoted as may be"
-                    assert self.rank(number, rung) == 1, "no more will come, and it is the best"
-                else:
-                    waiting = {**self.paused, number: rung}
-                    self.paused, kept = waiting, self.paused
-                    assert self.due()[0] == (rung, number), "the best of the highest rung"
-                    self.paused = kept
-                before.append(number)
+                if not self.is_in_order(number, rung):
+                    rows = self.tuner.state.trials[number].history
+                    needed = (EPOCHS - len(rows)) * rows[-1].seconds
+                    left = self.tuner.budget_seconds
+                    assert needed <= left < math.inf, "it is the last chance to end in time"
+                self.promoted.setdefault(rung, []).append(number)
                 self.paused.pop(number, None)
             case TrialEnded(state="paused"):
                 (rung,) = (
@@ -161,7 +167,8 @@ def play(
     for _ in run_trials(tuner, clock, train, lambda running: len(running) < slots):
         first = [n for n, rung in books.paused.items() if rung == search.grace]
         passed = len(books.promoted.get(search.grace, []))
-        assert tuner.draining or len(first) + passed <= most, "no state is kept that is of no use"
+        is_of_use = not first or len(first) + passed <= most
+        assert tuner.draining or is_of_use, "no state is kept that is of no use"
         assert set(tuner.paused) == set(books.paused)
         assert len(tuner.live) <= slots
     return books
