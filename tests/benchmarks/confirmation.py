@@ -149,22 +149,24 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def as_table(known: Mapping[tuple[str, int], Any], arms: Sequence[str], seeds: int) -> Table:
+def as_table(
+    known: Mapping[tuple[str, int], Any], arms: Sequence[str], seeds: Sequence[int]
+) -> Table:
     """Return one row per figure and arm: its mean and its difference from the first arm."""
-    table = Table(title=f"{seeds} seeds, paired")
+    table = Table(title=f"{len(seeds)} seeds, paired")
     for heading in ("figure", "arm", "mean", f"minus {arms[0]}", "95 % interval", "wins"):
         table.add_column(heading, justify="left" if heading in ("figure", "arm") else "right")
     for figure, scale in FIGURES.items():
-        first = [scale * known[arms[0], seed][figure] for seed in range(seeds)]
+        first = [scale * known[arms[0], seed][figure] for seed in seeds]
         for arm in arms:
-            values = [scale * known[arm, seed][figure] for seed in range(seeds)]
+            values = [scale * known[arm, seed][figure] for seed in seeds]
             row = [figure, arm, f"{statistics.fmean(values):.4g}"]
             if arm != arms[0]:
                 gains = [own - other for own, other in zip(values, first, strict=True)]
                 mean, low, high = interval(gains)
                 is_lower_better = figure.endswith("NLL")
                 wins = sum(gain < 0 if is_lower_better else gain > 0 for gain in gains)
-                row += [f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{wins} of {seeds}"]
+                row += [f"{mean:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{wins} of {len(seeds)}"]
             table.add_row(*row)
     return table
 
@@ -175,6 +177,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10 as class folders")
     parser.add_argument("--storage", type=Path, required=True, help="keeps runs, to go on with")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["default", "ensemble"])
     parser.add_argument("--trainings", type=float, default=6.0, help="the budget of a search")
     parser.add_argument("--space", default="cnn_small")
@@ -186,7 +189,8 @@ def main() -> None:
     options.storage.mkdir(parents=True, exist_ok=True)
     known = read(options.storage)
     budget = budget_of(options, known)
-    for seed in range(options.seeds):
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    for seed in seeds:
         place = seed % len(options.arms)
         for arm in [*options.arms[place:], *options.arms[:place]]:
             if (arm, seed) in known:
@@ -195,7 +199,7 @@ def main() -> None:
             run = searched(options, f"{arm}-{seed}", seed, **asked)
             line = {"arm": arm, "seed": seed, "budget": budget, **figures_of(run)}
             note(options, known, line)
-    table = as_table(known, options.arms, options.seeds)
+    table = as_table(known, options.arms, seeds)
     Console(highlight=False, width=100).print(table)
 
 
