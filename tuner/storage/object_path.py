@@ -188,7 +188,7 @@ class ObjectPath:
         return float(self._ask("modified", self.uri).timestamp())
 
     def guard_writing(self, why_not: Callable[[], str]) -> None:
-        """Have a function decide whether this process may write or remove anything in a folder.
+        """Refuse to write or remove anything in this folder while a function has a reason to.
 
         Args:
             why_not: Called before each write; returns why it is refused, or an empty text.
