@@ -285,9 +285,10 @@ def test_a_terminal_that_closes_ends_the_search_after_the_epoch(folder: Path) ->
     try:
         wait_until(has_trained)
         os.close(master)
-        code = process.wait(30)
+        code = process.wait(120)
     finally:
         process.kill()
+        process.wait()
     run = run_in(folder)
     # What it had to say, nobody has heard: the record tells how it ended.
     assert (code, run.record.status) == (130, "interrupted"), run.record
