@@ -101,15 +101,24 @@ class RunRequest(ABC):
         """Entries of the run's record that only a run of this kind has."""
 
 
+def study_file(place: str) -> Path | None:
+    """Return the journal or SQLite database of a study; ``None`` if it is at another URL.
+
+    A URL with options can load any dialect or plugin of SQLAlchemy, and is never a file.
+    """
+    name = place.removeprefix("sqlite:///")
+    return None if not name or "://" in name or "?" in name else Path(name)
+
+
 def absolute_place(place: str) -> str:
     """Return the file or URL of a study, with a file as an absolute path.
 
     A run can be resumed in another folder than the one where it began.
     """
+    if (file := study_file(place)) is None:
+        return place
     prefix = "sqlite:///" if place.startswith("sqlite:///") else ""
-    name = place.removeprefix(prefix)
-    is_file = name and "://" not in name and "?" not in name
-    return f"{prefix}{Path(name).absolute()}" if is_file else place
+    return f"{prefix}{file.absolute()}"
 
 
 def data_dir_of(record: RunRecord) -> Path:

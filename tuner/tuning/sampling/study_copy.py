@@ -23,6 +23,7 @@ from tuner.config import Metric
 from tuner.errors import UsageError, first_line
 from tuner.passwords import hide_passwords
 from tuner.storage.paths import AnyPath, lies_in
+from tuner.tuning.request import study_file
 from tuner.tuning.sampling.shown import MARK as MARK_PAUSED
 from tuner.tuning.sampling.study import direction_of
 
@@ -301,15 +302,13 @@ def why_not_continued(place: str, storage: AnyPath) -> str:
     """Return why the record of a run does not lead to this place by itself; empty if it does.
 
     It leads only to a journal or an SQLite database that exists in its storage; links are followed.
-    A URL with options can load any dialect or plugin of SQLAlchemy, and is never one.
     """
-    name = place.removeprefix("sqlite:///")
-    if "://" in name or "?" in name:
+    if (file := study_file(place)) is None:
         return f"it is not a file in {storage}"
     try:
-        if not Path(name).is_file():
+        if not file.is_file():
             return "there is no such file"
-        return "" if lies_in(Path(name), storage) else f"it is outside {storage}"
+        return "" if lies_in(file, storage) else f"it is outside {storage}"
     except OSError as error:
         return f"its file cannot be found ({error.strerror})"
 
