@@ -568,6 +568,7 @@ def test_a_weight_that_is_above_1_by_rounding_is_served(
         (2, None, 8, (4, 1)),
         (9, 0.1, 1, (0.8888, 0.1)),
         (4, 0.3, 1, "only 3 have room"),
+        (2, None, 0, "only 0 have room"),
         (1, 0.0, 1, "needs some of a GPU"),
     ],
 )

@@ -213,7 +213,7 @@ def resources_of(request: ServeRequest, device: torch.device) -> dict[str, float
         return shares
     gpus = int(have.get("GPU", 0))
     # A replica uses one GPU.
-    share = _share(1 / math.ceil(count / gpus) if given is None else given)
+    share = _share(1 / math.ceil(count / max(gpus, 1)) if given is None else given)
     if not share:
         raise UsageError("--gpus-per-replica 0: a replica needs some of a GPU; or --device cpu")
     if (most := gpus * int(1 / share)) < count:
