@@ -8,13 +8,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
+from ray.tune.utils import flatten_dict
 from ray.tune.utils.callback import _create_default_callbacks
 
 from tests.test_tuner import PLAN, World, start
-from tuner.run.events import TrialPlaced
+from tuner.config import ModelConfig, TrialConfig
+from tuner.run.events import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialMeasured,
+    TrialPlaced,
+    TrialStarted,
+)
+from tuner.run.trial import EpochMetrics
 from tuner.storage.patience import Patience, patient
 from tuner.tuning.ray_backend import callbacks as engine
 from tuner.tuning.ray_backend import capacity as capacities
@@ -26,7 +37,6 @@ from tuner.tuning.ray_backend.callbacks import (
     TuneSearcher,
 )
 from tuner.tuning.ray_backend.capacity import Capacity
-from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.notices import Notice
 from tuner.tuning.tuner import Tuner
 
@@ -189,7 +199,7 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
         config = {"number": given.number, "path": str(world.run.trial_path(given.number))}
         trial: Any = SimpleNamespace(config=config)
         trial.temporary_state = SimpleNamespace(ray_actor="worker")
-        result = to_report(TrialPlaced(number=given.number, node="n"), host="h", **word)
+        result = {"event": TrialPlaced(number=given.number, node="n"), "host": "h", **word}
         assert scheduler.on_trial_result(None, trial, result) == TuneScheduler.CONTINUE
     assert killed == ["worker"] * 2
     assert capacity.refused == ["n"]
@@ -197,7 +207,8 @@ def test_a_node_that_cannot_run_trials_is_named_once_and_held_against_none(
     (line,) = said
     assert text in line
     monkeypatch.setattr(capacities, "is_gone", lambda node: False)
-    scheduler.on_trial_result(None, trial, to_report(TrialPlaced(number=given.number, node="n")))
+    placed = TrialPlaced(number=given.number, node="n")
+    scheduler.on_trial_result(None, trial, {"event": placed})
     assert not capacity.has_lost("n"), "it has been mended"
 
 
@@ -211,7 +222,8 @@ def test_a_storage_that_fails_for_the_driver_too_is_waited_for_and_no_nodes_faul
     assert given is not None
     path = world.run.trial_path(given.number)
     trial: Any = SimpleNamespace(config={"number": given.number, "path": str(path)})
-    word = to_report(TrialPlaced(number=given.number, node="n"), host="h", problem="a fault")
+    placed = TrialPlaced(number=given.number, node="n")
+    word = {"event": placed, "host": "h", "problem": "a fault"}
     faults = [OSError(errno.EIO, "Input/output error")]
 
     def exists(path: Path) -> bool:
@@ -237,7 +249,8 @@ def test_a_folder_that_the_driver_may_not_write_either_is_no_nodes_fault(
     assert given is not None
     path = world.run.trial_path(given.number)
     trial: Any = SimpleNamespace(config={"number": given.number, "path": str(path)})
-    word = to_report(TrialPlaced(number=given.number, node="n"), host="h", problem="a fault")
+    placed = TrialPlaced(number=given.number, node="n")
+    word = {"event": placed, "host": "h", "problem": "a fault"}
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     scheduler.on_trial_result(None, trial, word)
     assert not capacity.refused
@@ -337,7 +350,7 @@ def test_workers_are_told_once_of_what_changes(
     monkeypatch.setattr(
         "tuner.tuning.ray_backend.capacity.draining_nodes", lambda: frozenset({"n"})
     )
-    report = to_report(worker.ended(worker.train(0.5)))
+    report = {"event": worker.ended(worker.train(0.5))}
     assert scheduler.on_trial_result(None, trial, report) == TuneScheduler.CONTINUE
     assert not killed, "the epoch may not be saved"
     scheduler.on_trial_result(None, trial, {"saved": 1})
@@ -352,6 +365,34 @@ def test_workers_are_told_once_of_what_changes(
         Notice(is_ending=True),
         Notice(is_ending=True, is_over=True),
     ]
+
+
+ROW = EpochMetrics(
+    epoch=1, train_loss=1.0, val_loss=0.5, val_accuracy=0.75, lr=0.1, seconds=2.0, time=3.5
+)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TrialStarted(
+            number=3,
+            config=TrialConfig(model=ModelConfig("cnn", {"width": 16}), epochs=4),
+            history=(ROW,),
+            attempt=2,
+            cpus=1.0,
+            gpus=0.5,
+        ),
+        TrialPlaced(number=3, node="n"),
+        TrialMeasured(number=3, latency_ms=1.5),
+        EpochEnded(number=3, metrics=ROW, num_parameters=7, execution="eager", halved_from=1),
+        TrialEnded(number=3, state="failed", reason="ValueError: no", traceback="Traceback"),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_an_event_comes_through_the_engine_as_it_was(event: Event) -> None:
+    report = {"event": event, "tell": "a line"}
+    assert flatten_dict(cloudpickle.loads(cloudpickle.dumps(report))) == report
 
 
 def test_tune_prints_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,6 @@ from tuner.run.trial import EpochMetrics
 from tuner.space import load_space
 from tuner.tuning import session as driver
 from tuner.tuning.ray_backend import driver as running
-from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.request import SearchRequest
 
 SPACE = """
@@ -68,7 +67,7 @@ def report_only(params: dict[str, Any], *, sleep: float, is_bare: bool, **unused
 
         torch.set_num_threads(1)
     number, node = params["number"], ray.get_runtime_context().get_node_id()
-    tune.report(to_report(TrialPlaced(number=number, node=node)))
+    tune.report({"event": TrialPlaced(number=number, node=node)})
     time.sleep(sleep)
     row = EpochMetrics(
         epoch=1,
@@ -79,8 +78,8 @@ def report_only(params: dict[str, Any], *, sleep: float, is_bare: bool, **unused
         seconds=sleep or 0.01,
         time=time.time(),
     )
-    tune.report(to_report(EpochEnded(number=number, metrics=row, num_parameters=1)))
-    tune.report(to_report(TrialEnded(number=number, state="completed")))
+    tune.report({"event": EpochEnded(number=number, metrics=row, num_parameters=1)})
+    tune.report({"event": TrialEnded(number=number, state="completed")})
 
 
 def report_plainly(config: dict[str, Any]) -> None:

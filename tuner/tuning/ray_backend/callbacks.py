@@ -15,14 +15,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuner.run.digests import DamagedError
-from tuner.run.events import TrialPlaced
+from tuner.run.events import Event, TrialPlaced
 from tuner.run.layout import STATUS
 from tuner.run.trial import EpochMetrics
 from tuner.schema import to_json
 from tuner.storage.paths import to_path
 from tuner.storage.patience import Patience, persevere
 from tuner.tuning.ray_backend.capacity import Capacity
-from tuner.tuning.ray_backend.messages import event_in
 from tuner.tuning.ray_backend.nodes import DOUBT_SECONDS, Answer
 from tuner.tuning.ray_backend.notices import Notice, NoticeBoard
 from tuner.tuning.ray_backend.worker import may_write
@@ -161,7 +160,7 @@ class TuneScheduler(FIFOScheduler):
         # After the worker's last report the engine repeats it, marked as done.
         if result.get(DONE):
             return TrialScheduler.CONTINUE
-        event = event_in(result)
+        event: Event | None = result.get("event")
         if "storage" in result:
             self._storage.give_up(result["storage"])
             # Like an interrupt: running trials save what they can, the others wait.

@@ -38,7 +38,6 @@ from tuner.training.learner import UnfitStateError
 from tuner.training.loop import predict_epoch_seconds, train
 from tuner.training.saving import Saver, forget_progress, restore_files
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError, is_device_fault
-from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.notices import NoticeBoard, NoticeReader
 from tuner.tuning.ray_backend.payload import unpack, unpack_initial_weights
 from tuner.tuning.resources import TrialResources
@@ -92,7 +91,7 @@ def train_trial(params: dict[str, Any], *, board: NoticeBoard, **payload: Any) -
             state="interrupted",
             reason="after its last saved epoch, because the storage failed",
         )
-    tune.report(to_report(ending, **more))
+    tune.report({"event": ending, **more})
 
 
 def _train_trial(
@@ -144,7 +143,7 @@ def _train_trial(
                     gpus=params["gpus"],
                     num_parameters=params["num_parameters"],
                 )
-                tune.report(to_report(started, **more))
+                tune.report({"event": started, **more})
                 more = {}
             if reader.look().is_ending:
                 ending = _interrupted(number, len(history), reader)
@@ -157,7 +156,7 @@ def _train_trial(
             start = unpack_initial_weights(initial_weights, config.model)
             if not is_measured:
                 measured = measure_costs(config, splits, device, costs, start=start)
-                tune.report(to_report(TrialMeasured(number=number, **measured)))
+                tune.report({"event": TrialMeasured(number=number, **measured)})
                 is_measured = True
             if epoch_seconds is not None and not history:
                 _check_speed(config, splits, device, start, micro_batches, epoch_seconds)
@@ -264,7 +263,7 @@ def _follow(
             execution=epoch.execution,
             halved_from=halved_from,
         )
-        tune.report(to_report(ended))
+        tune.report({"event": ended})
         if not epoch.is_finite:
             return TrialEnded(number=number, state="diverged")
         if place == num_epochs:

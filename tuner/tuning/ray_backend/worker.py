@@ -23,7 +23,6 @@ from tuner.storage.paths import AnyPath, to_path
 from tuner.storage.patience import PATIENCE_SECONDS, storage_fault
 from tuner.tuning.ray_backend import mps
 from tuner.tuning.ray_backend.device_fault import DeviceFaultError
-from tuner.tuning.ray_backend.messages import to_report
 from tuner.tuning.ray_backend.nodes import versions_here
 
 SEEN_SECONDS = 10.0
@@ -58,10 +57,11 @@ def _place(cpus: float, gpus: float, avoid: str) -> tune.PlacementGroupFactory:
 def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload: Any) -> None:
     """Train one trial if the node has what it takes, or hand it back.
 
-    The first report is ``TrialPlaced``. From a node without the driver's versions it also holds
-    ``host`` and ``versions``, from one that cannot use the trial's folder or GPU ``host`` and
-    ``problem``. It holds ``tell``, a line for the user, if trials that share a GPU take turns on
-    the node.
+    An event is reported as one object, ``event``, because Tune flattens mappings and keeps
+    statistics of every number. The first one is ``TrialPlaced``. From a node without the driver's
+    versions, its report also holds ``host`` and ``versions``, from one that cannot use the trial's
+    folder or GPU ``host`` and ``problem``. It holds ``tell``, a line for the user, if trials that
+    share a GPU take turns on the node.
 
     Args:
         params: As for ``train_trial``.
@@ -77,7 +77,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     if there != versions:
         # In pairs, because Tune flattens mappings.
         versions_there = list(there.items())
-        tune.report(to_report(placed, host=platform.node(), versions=versions_there))
+        tune.report({"event": placed, "host": platform.node(), "versions": versions_there})
         raise UnfitNodeError(f"{there}, not {versions}")
     if problem := problem_with(params["path"]):
         problem = problem.rstrip(".")
@@ -91,7 +91,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
     more = {}
     if sharing and sharing.how == "by turns" and sharing.reason:
         more["tell"] = f"On {platform.node()}, {sharing}."
-    tune.report(to_report(placed, **more))
+    tune.report({"event": placed, **more})
     from tuner.tuning.ray_backend.trainable import train_trial
 
     with marking_fault(folder):
@@ -102,7 +102,7 @@ def train_if_fit(params: dict[str, Any], *, versions: dict[str, str], **payload:
 
 def _hand_back(placed: TrialPlaced, problem: str) -> NoReturn:
     """Report why this node cannot run the trial, and how to fix that."""
-    tune.report(to_report(placed, host=platform.node(), problem=problem))
+    tune.report({"event": placed, "host": platform.node(), "problem": problem})
     raise UnfitNodeError(problem)
 
 
