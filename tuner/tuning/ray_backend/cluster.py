@@ -162,11 +162,8 @@ def _initialize(address: str | None, options: Mapping[str, Any], console: "Conso
 def _hiding_passwords() -> Iterator[None]:
     """Hide passwords in the command line that Ray stores and its dashboard shows."""
     line_of_this_process: Callable[[], str] = ray_utils.get_entrypoint_name
-    ray_utils.get_entrypoint_name = lambda: hide_passwords(line_of_this_process())
-    try:
+    with replaced(ray_utils, get_entrypoint_name=lambda: hide_passwords(line_of_this_process())):
         yield
-    finally:
-        ray_utils.get_entrypoint_name = line_of_this_process
 
 
 @contextmanager
@@ -176,13 +173,24 @@ def _on_loopback() -> Iterator[None]:
     Ray 2.60 replaces a given loopback address by the machine's own, and then listens on all of
     them, unless it is not allowed to form a cluster, as on Windows and macOS.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    with (
+        replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
+        variables({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}),
+    ):
+        yield
+
+
+@contextmanager
+def replaced(owner: object, **values: Any) -> Iterator[None]:
+    """Set attributes of ``owner`` in the block, and restore them afterwards."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
     try:
-        with variables({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
-            yield
+        yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @contextmanager
@@ -208,14 +216,8 @@ def _without_services() -> Iterator[None]:
     forwards the workers' output even without ``log_to_driver``, and an autoscaler for one node.
     Without them it is ready 1 to 2 s earlier on two cores.
     """
-    starts = {name: getattr(Node, name) for name in SERVICES}
-    for name in SERVICES:
-        setattr(Node, name, lambda node, **options: None)
-    try:
+    with replaced(Node, **dict.fromkeys(SERVICES, lambda node, **options: None)):
         yield
-    finally:
-        for name, start in starts.items():
-            setattr(Node, name, start)
 
 
 @contextmanager

@@ -49,7 +49,13 @@ from tuner.tuning.ray_backend.callbacks import (
     TuneSearcher,
 )
 from tuner.tuning.ray_backend.capacity import Capacity, plan_capacity
-from tuner.tuning.ray_backend.cluster import connected, hardware, is_started_here, variables
+from tuner.tuning.ray_backend.cluster import (
+    connected,
+    hardware,
+    is_started_here,
+    replaced,
+    variables,
+)
 from tuner.tuning.ray_backend.nodes import check_shared, versions_here
 from tuner.tuning.ray_backend.notices import NoticeBoard
 from tuner.tuning.ray_backend.private import TUNE_ENV_VARS, air_usage
@@ -463,14 +469,15 @@ def _settings_of_tune() -> Iterator[None]:
     first trial starts, if they are installed. Idle workers lack the variable for PyTorch Lightning,
     so Tune would start new ones.
     """
-    tag, for_workers = air_usage.tag_callbacks, dict(TUNE_ENV_VARS)
-    air_usage.tag_callbacks = lambda callbacks: False
+    for_workers = dict(TUNE_ENV_VARS)
     TUNE_ENV_VARS.clear()
     try:
-        with variables(TUNE_VARIABLES):
+        with (
+            replaced(air_usage, tag_callbacks=lambda callbacks: False),
+            variables(TUNE_VARIABLES),
+        ):
             yield
     finally:
-        air_usage.tag_callbacks = tag
         TUNE_ENV_VARS.update(for_workers)
 
 
