@@ -315,7 +315,7 @@ def _why_not(error: Exception) -> str:
         return f"{full} is full. Make room there, or set RAY_TMPDIR to a folder that has some."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines)
-    if is_about_token(text):
+    if _is_about_token(text):
         return TOKEN_ADVICE
     if text.startswith("Failed to connect"):
         # The port was checked before: something listens. Ray 2.60 does not mention the token.
@@ -370,7 +370,7 @@ def _asks_for_token(address: str) -> bool:
     return False
 
 
-def is_about_token(text: str) -> bool:
+def _is_about_token(text: str) -> bool:
     """Whether Ray's message is about its authentication."""
     words = ("InvalidAuthToken", "Unauthenticated", "authentication token", "RAY_AUTH_MODE")
     return any(word.lower() in text.lower() for word in words)
