@@ -71,15 +71,10 @@ class Learner:
         """
         self._check_fits(tensors)
         for part, module in (("network", self.network), ("average", self.average.model)):
-            prefix = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
+            module.load_state_dict(_under(f"{part}.", tensors))
         parameters = list(self._parameters())
-        for key, tensor in tensors.items():
-            if not key.startswith("optimizer."):
-                continue
-            _, index, name = key.split(".", 2)
+        for key, tensor in _under("optimizer.", tensors).items():
+            index, name = key.split(".", 1)
             parameter = parameters[int(index)]
             # Moments take their parameter's memory layout, which the fused steps rely on.
             like = parameter if tensor.shape == parameter.shape else tensor.to(parameter.device)
@@ -102,15 +97,13 @@ class Learner:
             for group in self.optimizer.param_groups
             for parameter in group["params"]
         ]
-        for key, tensor in tensors.items():
-            if not key.startswith("optimizer."):
-                continue
-            _, index, name = key.split(".", 2)
+        for key, tensor in _under("optimizer.", tensors).items():
+            index, name = key.split(".", 1)
             names, shape = fit[int(index)] if int(index) < len(fit) else (frozenset(), None)
             if name not in names or (tensor.ndim and tensor.shape != shape):
                 raise UnfitStateError(
-                    f"its saved optimizer state does not fit this version: {key} of shape "
-                    f"{tuple(tensor.shape)}"
+                    f"its saved optimizer state does not fit this version: optimizer.{key} of "
+                    f"shape {tuple(tensor.shape)}"
                 )
 
     def _parameters(self) -> Iterator[nn.Parameter]:
@@ -141,9 +134,13 @@ class FoldedLearner:
 
 def state_of_fold(state: Mapping[str, Tensor], fold: int) -> dict[str, Tensor]:
     """Return the part of ``FoldedLearner.state()`` from which the training of a fold resumes."""
-    prefix = _prefix(fold)
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return _under(_prefix(fold), state)
 
 
 def _prefix(fold: int) -> str:
     return f"folds.{fold}."
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, named without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
