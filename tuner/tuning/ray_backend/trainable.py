@@ -146,8 +146,7 @@ def _train_trial(
                 tune.report({"event": started, **more})
                 more = {}
             if reader.look().is_ending:
-                ending = _interrupted(number, len(history), reader)
-                break
+                return _interrupted(number, len(history), reader)
             halved_from = first_halved(halved_from, len(history), is_short=is_second_try)
             micro_batches = 1 if halved_from is None else 2
             device = device_for(resources.gpus)
@@ -184,7 +183,7 @@ def _train_trial(
             # The engine may end a trial between two epochs, by a SystemExit from report();
             # closing() then frees what train() holds before the next trial starts in this process.
             with saver, contextlib.closing(epochs):
-                ending = _follow(
+                return _follow(
                     number, epochs, saver, reader, params["judged"], config.epochs, halved_from
                 )
         except SupersededError:
@@ -193,36 +192,32 @@ def _train_trial(
             forget_progress(path)
             more = {"tell": f"Trial {number} starts again: {first_line(error)}."}
             is_known, halved_from = False, None
-            continue
         except TooSlowError as error:
-            ending = TrialEnded(number=number, state="stopped", reason=str(error))
+            return TrialEnded(number=number, state="stopped", reason=str(error))
         except StorageError as error:
             # The trial is not at fault, and no other one could be saved.
             patience.give_up(first_line(error))
-            ending = _interrupted(number, 0, reader)
+            return _interrupted(number, 0, reader)
         except Exception as error:
             if patience.blame(error):
-                ending = _interrupted(number, 0, reader)
-            elif is_out_of_memory(error):
-                reason = first_line(error)
-                ending = TrialEnded(number=number, state="out_of_memory", reason=reason)
-                if not is_second_try:
-                    # With half the memory: two parts of a batch add up to the same step.
-                    is_known, is_second_try = False, True
-                    continue
+                return _interrupted(number, 0, reader)
+            if is_out_of_memory(error):
+                if is_second_try:
+                    reason = first_line(error)
+                    return TrialEnded(number=number, state="out_of_memory", reason=reason)
+                # With half the memory: two parts of a batch add up to the same step.
+                is_known, is_second_try = False, True
             elif is_device_fault(error):
                 # It is unknown here whose fault it was: the search treats this worker as lost.
                 raise DeviceFaultError(first_line(error)) from error
             else:
                 lines = traceback.format_exc().splitlines()[-TRACEBACK_LINES:]
-                ending = TrialEnded(
+                return TrialEnded(
                     number=number,
                     state="failed",
                     reason=f"{type(error).__name__}: {first_line(error)}",
                     traceback="\n".join(lines),
                 )
-        break
-    return ending
 
 
 def _follow(
