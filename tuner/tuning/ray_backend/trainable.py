@@ -245,8 +245,8 @@ def _follow(
         halved_from: See ``TrialStatus``.
     """
     for epoch in epochs:
-        place = epoch.figures.epoch
-        if place in judged or place == num_epochs or not epoch.is_finite:
+        num_done = epoch.figures.epoch
+        if num_done in judged or num_done == num_epochs or not epoch.is_finite:
             saver.save(epoch)
         else:
             saver.keep(epoch)
@@ -261,14 +261,14 @@ def _follow(
         tune.report({"event": ended})
         if not epoch.is_finite:
             return TrialEnded(number=number, state="diverged")
-        if place == num_epochs:
+        if num_done == num_epochs:
             break
         if reader.look().is_ending:
             break
         if reader.should_migrate:
             saver.save()
             # The engine ends this worker now.
-            tune.report({"saved": place})
+            tune.report({"saved": num_done})
     saver.save()
     if len(saver.history) < num_epochs:
         return _interrupted(number, len(saver.history), reader)
