@@ -357,7 +357,7 @@ def test_a_trial_cut_at_a_rung_before_its_report_is_judged_when_the_search_is_re
 
 
 def test_a_search_given_up_for_lack_of_memory_keeps_what_may_still_be_promoted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     world = promoting(tmp_path, trials=4)
     tuner = world.tuner()
@@ -365,13 +365,11 @@ def test_a_search_given_up_for_lack_of_memory_keeps_what_may_still_be_promoted(
     for worker, accuracy in zip(workers[:2], (0.5, 0.4), strict=True):
         assert not worker.step(accuracy)
 
-    def kill(*given: object) -> None:
+    def kill() -> None:
         raise RuntimeError from OutOfMemoryError("killed")
 
-    monkeypatch.setattr(driver, "_tune", kill)
-    nothing: Any = None
     with pytest.raises(ClusterError, match="low on memory"):
-        driver._run_over_losses(tuner, world.recorder, {}, nothing, nothing, max_failures=0)
+        driver._run_over_losses(kill, tuner, world.recorder, max_failures=0)
     assert states(world) == ["paused", "paused", "interrupted", "interrupted"]
     assert world.begin(world.tuner()).number == 2
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -246,8 +247,10 @@ def run_trials(
                 "costs": request.search.costs,
             }
             space = load_run_space(run.path / SPACE)
+            max_failures = request.max_failures
+            engine = partial(_tune, tuner, recorder, payload, capacity, storage, max_failures)
             with Progress(tuner, console, lambda: capacity.count, space):
-                _run_over_losses(tuner, recorder, payload, capacity, storage, request.max_failures)
+                _run_over_losses(engine, tuner, recorder, max_failures)
         if tuner.draining != "broken":
             status = "interrupted" if tuner.draining == "interrupted" else "finished"
     except KeyboardInterrupt:
@@ -387,18 +390,13 @@ def _blaming(storage: Patience, run: Run) -> Iterator[None]:
 
 
 def _run_over_losses(
-    tuner: Tuner,
-    recorder: Recorder,
-    payload: dict[str, Any],
-    capacity: Capacity,
-    storage: Patience,
-    max_failures: int,
+    engine: Callable[[], None], tuner: Tuner, recorder: Recorder, max_failures: int
 ) -> None:
     """Let the engine run the tuner's trials; restart it after losses that it cannot survive."""
     num_kills = num_ended = 0
     while num_kills <= max_failures:
         try:
-            return _tune(tuner, recorder, payload, capacity, storage, max_failures)
+            return engine()
         except RuntimeError as error:
             # Ray kills workers on a node that runs low on memory. Tune 2.60 counts any other loss
             # of a worker as a failed trial, but crashes on this one.
