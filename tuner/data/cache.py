@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,16 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, index: Tensor | slice) -> Self:
+        """Return the images of a slice, at some positions, or where a mask is true."""
+        if isinstance(index, Tensor):
+            index = index.to(self.images.device)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device: torch.device) -> Self:
+        """Return the images on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -91,8 +91,8 @@ class Splits:
         is_held_out = self.fold_of == number
         return replace(
             self,
-            train=_select(self.train, ~is_held_out),
-            val=_select(self.val, is_held_out),
+            train=self.train.select(~is_held_out),
+            val=self.val.select(is_held_out),
             fold_of=None,
             train_positions=None,
             val_positions=None,
@@ -187,8 +187,8 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
     return _splits(
         config,
         official,
-        _select(official.images, torch.from_numpy(train)),
-        _select(official.images, torch.from_numpy(val)),
+        official.images.select(torch.from_numpy(train)),
+        official.images.select(torch.from_numpy(val)),
         train,
         val,
         sha256(b"train", train.tobytes(), b"val", val.tobytes()),
@@ -219,7 +219,7 @@ def _folded(config: DataConfig, official: DatasetPart) -> Splits:
             f"{config.folds} folds need an image each, and 2 of every class"
         )
     folds = folds_of(labels[kept], config.folds)
-    images = _select(official.images, torch.from_numpy(kept))
+    images = official.images.select(torch.from_numpy(kept))
     fingerprint = sha256(b"folds", folds.tobytes(), b"of", kept.tobytes())
     splits = _splits(config, official, images, images, kept, kept, fingerprint)
     return replace(splits, fold_of=torch.from_numpy(folds))
@@ -256,12 +256,6 @@ def _splits(
         notes=official.notes,
         config=_settled(config, official),
     )
-
-
-def _select(images: Images, index: Tensor) -> Images:
-    """Return the images at some positions, or where a mask is true."""
-    index = index.to(images.images.device)
-    return Images(images=images.images[index], labels=images.labels[index])
 
 
 def _settled(config: DataConfig, official: DatasetPart) -> DataConfig:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tuner.augment import normalize
 from tuner.config import CompileMode, TrialConfig
-from tuner.data.cache import Images
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.metrics.predict import predict_probs
@@ -293,15 +292,11 @@ def _part_of(splits: Splits, num_train: int, num_val: int) -> Splits:
         num_val: Number of images in the part to validate on.
     """
     if splits.fold_of is None:
-        val = _first(splits.val, max(1, num_val))
+        val = splits.val.select(slice(max(1, num_val)))
         teacher = None if splits.teacher is None else splits.teacher[:num_train]
-        train = _first(splits.train, num_train)
+        train = splits.train.select(slice(num_train))
         return replace(splits, train=train, val=val, teacher=teacher)
     num_folds = splits.num_folds
     count = -(-num_train * num_folds // (num_folds - 1))
-    few = _first(splits.train, count)
+    few = splits.train.select(slice(count))
     return replace(splits, train=few, val=few, fold_of=torch.arange(count) % num_folds)
-
-
-def _first(images: Images, count: int) -> Images:
-    return Images(images=images.images[:count], labels=images.labels[:count])

@@ -40,10 +40,10 @@ def unpack(data: dict[str, Any], device: torch.device) -> Splits:
     key = "".join(getattr(splits, name) for name in _FINGERPRINTS)
     if key not in _resident:
         _resident.clear()
-        train_there = _to(train_images, device)
+        train_there = train_images.to(device)
         is_both = val_images is train_images
         _resident[key] = replace(
-            splits, train=train_there, val=train_there if is_both else _to(val_images, device)
+            splits, train=train_there, val=train_there if is_both else val_images.to(device)
         )
     return _resident[key]
 
@@ -73,7 +73,3 @@ def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
         # The arrays are read-only in shared memory; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _to(images: Images, device: torch.device) -> Images:
-    return Images(images=images.images.to(device), labels=images.labels.to(device))
