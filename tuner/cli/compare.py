@@ -52,7 +52,7 @@ def compare(
         raise click.UsageError(f"give two runs or more; '{line}' lists them.")
     found = [find_run(storage, name) for name in runs]
     if metric is not None:
-        from tuner.training.remeasure import ranked_by
+        from tuner.training.run_images import ranked_by
 
         found = [ranked_by(run, metric, data=data, data_dir=data_dir) for run in found]
     described = describe(found)

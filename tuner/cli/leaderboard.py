@@ -68,7 +68,7 @@ def leaderboard(
 
     found = find_run(storage, run)
     if metric is not None:
-        from tuner.training.remeasure import ranked_by
+        from tuner.training.run_images import ranked_by
 
         found = ranked_by(found, metric, data=data, data_dir=data_dir)
     if as_json or form == "json":

@@ -25,8 +25,7 @@ from tuner.space import load_resources
 from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
-from tuner.training.remeasure import ranked_by
-from tuner.training.run_images import taught
+from tuner.training.run_images import ranked_by, taught
 from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (

@@ -28,7 +28,7 @@ from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, Range, value_of
 from tuner.space.searched import searched_yaml
 from tuner.storage.paths import AnyPath
-from tuner.training.remeasure import ranked_by
+from tuner.training.run_images import ranked_by
 from tuner.tuning.resources import count_of
 from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.sampler import Sampler
