@@ -13,6 +13,7 @@ from tuner.ensemble.latency import measure_latency
 from tuner.ensemble.members import Network, Predict
 from tuner.errors import DataError, TunerError, UsageError
 from tuner.metrics.figures import Latency
+from tuner.models.layers import num_weights
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.ensemble_record import EnsembleRecord, find_ensemble_record
@@ -162,7 +163,7 @@ def _read(folder: AnyPath) -> EnsembleRecord:
 def num_parameters_of(network: Network) -> int:
     """Count the parameters of a network on disk."""
     model, _ = load_checkpoint(network.file, network.model)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return num_weights(model)
 
 
 def total_latency(

@@ -16,6 +16,7 @@ from tuner.config import Constraints, ModelConfig
 from tuner.errors import UsageError
 from tuner.models.build import build_model
 from tuner.models.families import ImageShape, has_own_code
+from tuner.models.layers import num_weights
 from tuner.models.trust import code_of
 from tuner.models.user_code import first_line_of, place_of
 
@@ -58,7 +59,7 @@ def _count_parameters(model: str, num_classes: int, image_shape: ImageShape) -> 
     drawing = _Undrawn() if device.type == "meta" else contextlib.nullcontext()
     with torch.random.fork_rng(devices=[]), device, drawing:
         network = build_model(config, num_classes, image_shape)
-    return sum(parameter.numel() for parameter in network.parameters())
+    return num_weights(network)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -99,8 +100,7 @@ def _count(model: str, num_classes: int, image_shape: ImageShape) -> Cost:
         network.eval()
         with FlopCounterMode(display=False) as counter:
             _pass_one(network, config, num_classes, image_shape)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Cost(parameters=parameters, flops=counter.get_total_flops())
+    return Cost(parameters=num_weights(network), flops=counter.get_total_flops())
 
 
 def _pass_one(

@@ -21,6 +21,11 @@ def can_halve(side: int) -> bool:
     return side >= 4
 
 
+def num_weights(module: nn.Module) -> int:
+    """Count the parameters of a module, including frozen ones."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def norm_layer(kind: str, channels: int) -> nn.Module:
     """Return the normalization named ``batch``, ``group``, ``layer`` or ``none``.
 

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from tuner.errors import UsageError
 from tuner.models.catalogue import find_weights
+from tuner.models.layers import num_weights
 from tuner.models.params import PretrainedParams
 
 TRUNK_SHARE = 0.9
@@ -137,13 +138,11 @@ def stages_of(network: nn.Module, head_name: str) -> list[list[str]]:
 def _stages(module: nn.Module, prefix: str, head_name: str) -> list[dict[str, nn.Parameter]]:
     children = {f"{prefix}{name}": child for name, child in module.named_children()}
     children.pop(head_name, None)
-    total = sum(_num_weights(c) for n, c in children.items() if not head_name.startswith(f"{n}."))
+    total = sum(num_weights(c) for n, c in children.items() if not head_name.startswith(f"{n}."))
     stages: list[dict[str, nn.Parameter]] = []
     for name, child in children.items():
         holds_head = head_name.startswith(f"{name}.")
-        is_trunk = _num_weights(child) >= TRUNK_SHARE * total and any(
-            True for _ in child.children()
-        )
+        is_trunk = num_weights(child) >= TRUNK_SHARE * total and any(True for _ in child.children())
         whole = {f"{name}.{own}": parameter for own, parameter in child.named_parameters()}
         parts = _stages(child, f"{name}.", head_name) if holds_head or is_trunk else [whole]
         for part in filter(None, parts):
@@ -155,10 +154,6 @@ def _stages(module: nn.Module, prefix: str, head_name: str) -> list[dict[str, nn
     if own:
         stages[:1] = [own | (stages[0] if stages else {})]
     return stages
-
-
-def _num_weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def last_layer(network: nn.Module) -> tuple[str, nn.Module]:

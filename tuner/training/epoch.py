@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tuner.metrics.predict import accuracy_and_nll, scores_by_class
+from tuner.models.layers import num_weights
 from tuner.run.trial import EpochMetrics
 from tuner.training.learner import FoldedLearner, Learner
 
@@ -35,7 +36,7 @@ class Epoch:
     @property
     def num_parameters(self) -> int:
         """Number of parameters of the network, including frozen ones."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return num_weights(self.network)
 
     @property
     def is_finite(self) -> bool:
