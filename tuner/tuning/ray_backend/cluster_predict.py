@@ -1,6 +1,5 @@
 """An ensemble's networks spread over a cluster: one task each, on a GPU if there are any."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ from tuner.errors import ClusterError
 from tuner.training.device import device_for
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
+from tuner.tuning.ray_backend.payload import as_tensor
 
 
 @contextmanager
@@ -54,8 +54,4 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
 
 
 def _predict(network: Network, images: np.ndarray, tta: Tta, gpus: float) -> np.ndarray:
-    with warnings.catch_warnings():
-        # The array is read-only in shared memory; nothing here writes to it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensor = torch.from_numpy(images)
-    return predict_network(network, tensor, tta, device_for(gpus)).numpy()
+    return predict_network(network, as_tensor(images), tta, device_for(gpus)).numpy()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from tuner.config import ModelConfig
@@ -68,8 +69,13 @@ def unpack_initial_weights(
     return packed and InitialWeights(**packed | {"tensors": _as_tensors(packed["tensors"])})
 
 
-def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return an array in shared memory as a tensor, without a copy."""
     with warnings.catch_warnings():
-        # The arrays are read-only in shared memory; nothing here writes to them.
+        # The array is read-only; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return torch.from_numpy(array)
+
+
+def _as_tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: as_tensor(array) for name, array in arrays.items()}
