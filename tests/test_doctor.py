@@ -9,6 +9,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from tuner.config import DataConfig
+from tuner.errors import ClusterError
 from tuner.tuning.ray_backend import doctor, mps
 from tuner.tuning.ray_backend.cluster import TOKEN_ADVICE, _why_not, connected
 from tuner.tuning.ray_backend.doctor import Finding, examine
@@ -102,6 +103,19 @@ def test_gpus_that_pytorch_cannot_use_are_told(
     finding = doctor._node(Answer(node="ab", host="here", value=value))
     assert finding.level == level
     assert finding.text.endswith("PyTorch can use 0 of the GPUs")
+
+
+def test_a_cluster_without_room_for_a_trial_says_what_to_do_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def plan(*given: object) -> None:
+        raise ClusterError("no node has room. Lower --cpus-per-trial.")
+
+    monkeypatch.setattr(doctor, "plan_capacity", plan)
+    (finding,) = doctor._slots()
+    assert (finding.level, finding.about) == ("failure", "trials")
+    assert finding.text == "no node has room"
+    assert finding.mend == "Lower --cpus-per-trial."
 
 
 def test_a_node_that_leaves_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

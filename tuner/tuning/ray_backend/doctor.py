@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,8 +72,13 @@ def examine(
             yield from _data(data, data_dir, nodes)
             yield from _slots()
     except TunerError as error:
-        what, _, mend = str(error).partition(". ")
-        yield Finding(level="failure", about="cluster", text=what, mend=mend)
+        yield _failed("cluster", error)
+
+
+def _failed(about: str, error: Exception) -> Finding:
+    """Return an error as a finding, with the problem and its fix apart."""
+    what, _, mend = str(error).partition(". ")
+    return Finding(level="failure", about=about, text=what, mend=mend)
 
 
 def describe_node() -> dict[str, Any]:
@@ -188,9 +193,9 @@ def _storage(storage: AnyPath) -> Iterator[Finding]:
     try:
         strangers = list(without(storage))
     except (OSError, TunerError) as error:
-        what, _, own_mend = str(error).partition(". ")
-        text = what if isinstance(error, TunerError) else f"{storage}: {what}"
-        yield Finding(level="failure", about=about, text=text, mend=own_mend or mend)
+        found = _failed(about, error)
+        text = found.text if isinstance(error, TunerError) else f"{storage}: {found.text}"
+        yield replace(found, text=text, mend=found.mend or mend)
         return
     for stranger in strangers:
         text = f"{storage} on {stranger.host} {stranger.node[:8]}: {stranger.problem}"
@@ -217,8 +222,7 @@ def _data(data: DataConfig, data_dir: Path, nodes: list[dict[str, Any]]) -> Iter
     try:
         splits = load_splits(data, data_dir)
     except TunerError as error:
-        what, _, mend = str(error).partition(". ")
-        yield Finding(level="failure", about="data", text=what, mend=mend)
+        yield _failed("data", error)
         return
     arrays = [array for part in ("train", "val") for array in pack(splits)[part].values()]
     size = sum(array.nbytes for array in arrays)
@@ -248,7 +252,7 @@ def _slots() -> Iterator[Finding]:
     try:
         plan = plan_capacity(Resources())
     except ClusterError as error:
-        yield Finding(level="failure", about="trials", text=str(error))
+        yield _failed("trials", error)
         return
     yield Finding(level="ok", about="trials", text=str(plan))
     free = ray.available_resources()  # type: ignore[no-untyped-call]
