@@ -132,7 +132,8 @@ def random_erasing(images: Tensor, probability: float, generator: Generator) -> 
     """
     num_images, _, height, width = images.shape
     draws = torch.rand(2, num_images, ERASING_TRIES, generator=generator, device=images.device)
-    area = _between(*ERASED_AREA, draws[0]) * (height * width)
+    least, most = ERASED_AREA
+    area = (least + (most - least) * draws[0]) * (height * width)
     aspect = ERASED_ASPECT[0] * (ERASED_ASPECT[1] / ERASED_ASPECT[0]) ** draws[1]
     tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (tall < height) & (wide < width)
@@ -154,7 +155,3 @@ def is_within(length: int, start: Tensor, stop: Tensor) -> Tensor:
     """Return which of the positions 0 to ``length`` lie in [start, stop)."""
     positions = torch.arange(length, device=start.device)
     return (positions >= start) & (positions < stop)
-
-
-def _between(low: float, high: float, draw: Tensor) -> Tensor:
-    return low + (high - low) * draw

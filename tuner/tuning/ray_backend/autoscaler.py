@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +98,10 @@ def read_kinds(config: Mapping[str, Any]) -> Autoscaler | None:
 def _of_kinds(
     kinds: Sequence[tuple[Mapping[str, float], int]], most: int = LOOKAHEAD
 ) -> Autoscaler | None:
-    # Some configurations use -1 for no limit.
-    limits = [(resources, limit if limit >= 0 else LOOKAHEAD) for resources, limit in kinds]
     found = [
-        NodeKind(resources=resources, most=min(limit, LOOKAHEAD))
-        for resources, limit in limits
+        # Some configurations use -1 for no limit.
+        NodeKind(resources=resources, most=min(limit, LOOKAHEAD) if limit > 0 else LOOKAHEAD)
+        for resources, limit in kinds
         if limit
     ]
     if not found:
@@ -118,13 +117,9 @@ def _names() -> set[str]:
     Without one, the same process reports every node as a separate kind.
     """
     status = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    return set(_known(status.get("autoscaler_report") or {}))
-
-
-def _known(report: Mapping[str, Any]) -> Iterator[str]:
-    for name in (*report.get("active_nodes", {}), *report.get("pending_launches", {})):
-        if not name.startswith("node_"):
-            yield name
+    report = status.get("autoscaler_report") or {}
+    names = (*report.get("active_nodes", {}), *report.get("pending_launches", {}))
+    return {name for name in names if not name.startswith("node_")}
 
 
 def _is_second() -> bool:

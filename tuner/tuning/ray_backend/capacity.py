@@ -54,10 +54,9 @@ def plan_capacity(
     """
     nodes, autoscaler = alive_resources(), find_autoscaler()
     kinds = [kind.resources for kind in autoscaler.kinds] if autoscaler else []
+    has_gpus = any(node.get("GPU", 0) for node in [*nodes, *kinds])
     plan = CapacityPlan(
-        default=resources_from(
-            resources, TrialResources(cpus=1.0, gpus=float(_have_gpus([*nodes, *kinds])))
-        ),
+        default=resources_from(resources, TrialResources(cpus=1.0, gpus=float(has_gpus))),
         count=0,
         concurrent=concurrent,
         own=resources,
@@ -77,10 +76,6 @@ def plan_capacity(
     if math.isinf(count):
         count = max(1, Packing(nodes).add_all(plan.default), concurrent or 0)
     return replace(plan, count=int(min(count, concurrent or count)))
-
-
-def _have_gpus(nodes: Sequence[Mapping[str, float]]) -> bool:
-    return any(node.get("GPU", 0) for node in nodes)
 
 
 def _check_possible(
