@@ -72,14 +72,11 @@ def load_all_initial_weights(
     storage: AnyPath,
 ) -> dict[str, InitialWeights]:
     """Load the initial weights of ``models`` by ``start_key``; see ``load_initial_weights``."""
-    wanted = {start_key(model): model for model in models}
-    initial_weights = {
-        key: load_initial_weights(m, classes, image_shape, storage) for key, m in wanted.items()
-    }
+    wanted = {key: model for model in models if (key := start_key(model)) is not None}
     return {
         key: start
-        for key, start in initial_weights.items()
-        if key is not None and start is not None
+        for key, model in wanted.items()
+        if (start := load_initial_weights(model, classes, image_shape, storage)) is not None
     }
 
 
