@@ -3,7 +3,7 @@
 import torch
 
 from tuner.config import Precision
-from tuner.errors import UsageError
+from tuner.errors import UsageError, first_line
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -21,8 +21,7 @@ def find_device(name: str = "auto") -> torch.device:
         probe.item()  # Refuses `meta`, whose tensors hold no numbers.
         return probe.device
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here: {reason}") from None
+        raise UsageError(f"--device {name}: not usable here: {first_line(error)}") from None
 
 
 def device_for(gpus: float) -> torch.device:

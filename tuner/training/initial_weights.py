@@ -14,7 +14,7 @@ from torch import Tensor
 from tuner.config import ModelConfig
 from tuner.data.known import quiet_network
 from tuner.data.splits import Splits
-from tuner.errors import DataError, TunerError
+from tuner.errors import DataError, TunerError, first_line
 from tuner.models.build import build_model
 from tuner.models.catalogue import find_weights
 from tuner.models.cost import count_parameters
@@ -105,7 +105,7 @@ def load_initial_weights(
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{path}: not a file of weights ({reason}); remove it") from error
     tensors = {
         OLD_DENSENET.sub(r"\1\2", name): tensor

@@ -14,6 +14,7 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tuner.errors import first_line
 from tuner.run.digests import DamagedError
 from tuner.run.events import Event, TrialPlaced
 from tuner.run.layout import STATUS
@@ -267,7 +268,7 @@ class TuneCallback(Callback):
                 # A trial that had ended has nothing left to resume.
                 saved = self._recorder.saved_epochs(number) if live.ending is None else []
             except DamagedError as error:
-                is_fatal, reason = True, str(error).splitlines()[0]
+                is_fatal, reason = True, first_line(error)
             is_excused = self._capacity.has_lost(node)
             self._tuner.lose(number, saved, reason if is_fatal else "", is_excused=is_excused)
             _forget_metrics(trial)

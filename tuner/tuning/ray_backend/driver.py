@@ -22,7 +22,14 @@ from torch import Tensor
 from tuner import __version__
 from tuner.config import Resources, TrialConfig
 from tuner.data.splits import Splits
-from tuner.errors import ClusterError, NoUsableTrials, StorageError, TunerError, UsageError
+from tuner.errors import (
+    ClusterError,
+    NoUsableTrials,
+    StorageError,
+    TunerError,
+    UsageError,
+    first_line,
+)
 from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
 from tuner.run.digests import DamagedError
@@ -421,7 +428,7 @@ def requeue(tuner: Tuner, recorder: Recorder) -> None:
         try:
             saved = recorder.saved_epochs(number) if trial.ending is None else []
         except DamagedError as error:
-            tuner.lose(number, [], str(error).splitlines()[0])
+            tuner.lose(number, [], first_line(error))
         else:
             tuner.lose(number, saved, is_excused=True)
 
