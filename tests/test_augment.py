@@ -12,23 +12,19 @@ from torch import Generator, Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from tuner.augment import (
-    augment_batch,
-    blend,
-    colour_jitter,
-    cutmix_share,
-    cutout,
-    mirror,
-    mixup_share,
-    normalize,
+from tuner.augment import augment_batch, normalize, random_sides
+from tuner.augment.colour import adjust, colour_jitter, turn_hue
+from tuner.augment.geometry import cutout, mirror, random_crop, random_erasing
+from tuner.augment.mixing import blend, cutmix_share, mixup_share
+from tuner.augment.policies import (
+    KINDS,
+    NUM_BINS,
+    Operation,
+    apply_operations,
+    magnitudes,
     rand_augment,
-    random_crop,
-    random_erasing,
-    random_sides,
     trivial_augment,
 )
-from tuner.augment.colour import adjust, turn_hue
-from tuner.augment.policies import KINDS, NUM_BINS, Operation, apply_operations, magnitudes
 from tuner.config import Augment
 
 EVERYTHING = Augment(

@@ -23,22 +23,7 @@ from tuner.augment.mixing import blend, cutmix_share, mixup_share
 from tuner.augment.policies import rand_augment, trivial_augment
 from tuner.config import Augment
 
-__all__ = [
-    "augment_batch",
-    "blend",
-    "colour_jitter",
-    "cutmix_share",
-    "cutout",
-    "mirror",
-    "mixup_share",
-    "normalize",
-    "rand_augment",
-    "random_crop",
-    "random_erasing",
-    "random_sides",
-    "trivial_augment",
-    "why_not_crop",
-]
+__all__ = ["augment_batch", "normalize", "random_sides", "why_not_crop"]
 
 
 def augment_batch(
