@@ -151,8 +151,8 @@ def open_run(
         except KeyboardInterrupt:
             if run.record.status == "running":
                 # A resumed run may still have the space of its schema version.
-                version = run.record.schema_version
-                run.update(status="interrupted", finished=now(), schema_version=version)
+                schema_version = run.record.schema_version
+                run.update(status="interrupted", finished=now(), schema_version=schema_version)
             raise KeyboardInterrupt(f"interrupted; {run.how_to_go_on()}") from None
         except OSError as error:
             if not (reason := storage_fault(error)):
@@ -193,16 +193,16 @@ def run_trials(
         gpu_seconds=request.gpu_hours * 3600,
     )
     # The images of a resumed run may have moved.
-    place: dict[str, Any] = {}
+    moved: dict[str, Any] = {}
     if request.resume:
         write_text(run.path / SPACE, request.space_text)
-        place = {"data": request.data, "data_dir": str(request.data_dir)}
+        moved = {"data": request.data, "data_dir": str(request.data_dir)}
     run.update(
         status="running",
         reason="",
         search=request.search,
         slots=plan.to_plain(),
-        **place,
+        **moved,
         **request.kept_entries,
         **request.record_entries,
     )
