@@ -27,8 +27,8 @@ from tuner.tuning.ray_backend.nodes import (
     alive_resources,
     ask_nodes,
     table_of_versions,
+    unshared_nodes,
     versions_here,
-    without,
 )
 from tuner.tuning.ray_backend.payload import pack
 
@@ -191,7 +191,7 @@ def _storage(storage: AnyPath) -> Iterator[Finding]:
     about, storage = "storage", storage.absolute()
     mend = "Give a --storage that all nodes share and may write."
     try:
-        strangers = list(without(storage))
+        strangers = list(unshared_nodes(storage))
     except (OSError, TunerError) as error:
         found = _failed(about, error)
         text = found.text if isinstance(error, TunerError) else f"{storage}: {found.text}"

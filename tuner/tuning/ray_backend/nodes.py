@@ -125,7 +125,7 @@ def _has_left(node: dict[str, Any], end: float) -> bool:
     return True
 
 
-def without(storage: AnyPath) -> Iterator[Answer]:
+def unshared_nodes(storage: AnyPath) -> Iterator[Answer]:
     """Yield the nodes that do not share a storage with this machine, each with its problem.
 
     Raises:
@@ -154,7 +154,7 @@ def check_shared(storage: AnyPath) -> None:
     if len(alive_nodes()) == 1:
         return
     try:
-        strangers = list(without(storage))
+        strangers = list(unshared_nodes(storage))
     except OSError as error:
         raise UsageError(
             f"{storage}: cannot be written: {error.strerror}. Choose another --storage."
