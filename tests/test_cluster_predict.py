@@ -19,7 +19,7 @@ from tuner.ensemble.request import EnsembleRequest
 from tuner.errors import TunerError
 from tuner.run.run import Run
 from tuner.tuning.ray_backend import cluster_predict
-from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster, spread
+from tuner.tuning.ray_backend.cluster_predict import predict_on_cluster, predicting_on_cluster
 
 pytestmark = pytest.mark.ray
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_members_are_computed_on_the_cluster(
     trials = finished_run.trials()
     pool = [(trial.checkpoint, trial.config) for trial in trials]
     networks = [Network(file=f, model=c.model, precision=c.precision) for f, c in pool]
-    with spread(address) as predict:
+    with predicting_on_cluster(address) as predict:
         there = predict(networks, digits.val.images, "flip")
         torch.testing.assert_close(there, Local([CPU])(networks, digits.val.images, "flip"))
 

@@ -138,9 +138,9 @@ def ensemble(
         predict = None
         beside = None
         if address:
-            from tuner.tuning.ray_backend.cluster_predict import spread
+            from tuner.tuning.ray_backend.cluster_predict import predicting_on_cluster
 
-            predict = stack.enter_context(spread(address))
+            predict = stack.enter_context(predicting_on_cluster(address))
         elif dry_run and isinstance(run.path, Path) and not os.access(run.path, os.W_OK):
             # A dry run also works on a run that may only be read.
             beside = Path(stack.enter_context(TemporaryFolder()))

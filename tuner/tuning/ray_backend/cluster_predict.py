@@ -18,7 +18,7 @@ from tuner.tuning.ray_backend.payload import as_tensor
 
 
 @contextmanager
-def spread(address: str) -> Iterator[Predict]:
+def predicting_on_cluster(address: str) -> Iterator[Predict]:
     """Yield a function that predicts with networks on the cluster at ``address``.
 
     The cluster's nodes read the run folder, as in the search.
