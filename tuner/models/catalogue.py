@@ -36,7 +36,7 @@ def find_weights(name: str, weights: str) -> Any:
     return get_model_weights(name)[weights]
 
 
-def why_not_name(name: str) -> str | None:
+def why_not_model(name: str) -> str | None:
     """Return what is wrong with a model's name, or ``None``."""
     if name in model_names():
         return None
@@ -58,7 +58,7 @@ def why_not_weights(weights: str, *names: str) -> str | None:
 
 def why_not_pretrained(name: str, weights: str, image_size: int | None) -> str | None:
     """Return why a model cannot start from these weights at this size, or ``None``."""
-    problem = why_not_name(name) or why_not_weights(weights, name)
+    problem = why_not_model(name) or why_not_weights(weights, name)
     if problem or image_size is None:
         return problem
     unit, least = 1, find_weights(name, weights).meta["min_size"][0]

@@ -1,7 +1,7 @@
 """The starting points of a space's ``pretrained`` models: checks names and looks up runs."""
 
 from tuner.errors import TunerError
-from tuner.models.catalogue import why_not_name, why_not_weights
+from tuner.models.catalogue import why_not_model, why_not_weights
 from tuner.models.families import Source
 from tuner.schema import Scalar, join, to_json
 from tuner.space.source import descend, words
@@ -30,7 +30,7 @@ def _with_origin(node: Node, storage: AnyPath) -> Node:
     assert isinstance(node.value, dict)
     names = list(words(node.value.get("name")))
     for name in names:
-        if problem := why_not_name(str(name.value)):
+        if problem := why_not_model(str(name.value)):
             raise name.error(problem)
     for weights in words(node.value.get("weights")):
         known = [str(name.value) for name in names]
