@@ -303,7 +303,7 @@ class Run:
             except TunerError as error:
                 if damage is None or isinstance(error, StorageError):
                     raise
-                damage.append(Damage.of(error, int(path.name)))
+                damage.append(Damage.of(error, path, int(path.name)))
                 continue
             # A trial whose folder is being created has no status yet.
             if trial is not None:

@@ -371,7 +371,7 @@ def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, s
             if any(one != other for one, other in zip(told, history, strict=False)):
                 origin = "other"
     except TunerError as error:
-        raise DamagedError([Damage.of(error)], ANEW) from error
+        raise DamagedError([Damage.of(error, path)], ANEW) from error
     if origin == "other":
         raise DamagedError([changed(path, STATE)], ANEW)
     return history, kept, found
