@@ -148,7 +148,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str], *, needs_train: bo
         parts={"train": _items(labelled, names)},
         is_whole=True,
     )
-    return _complete(listing, (base,), [*folders], loose, notes)
+    return _complete(listing, (base,), folders, loose, notes)
 
 
 def _check_no_parts(tree: Tree, folders: Iterable[str]) -> None:
@@ -225,7 +225,7 @@ def _of_parts(
         folder_of={part: tree.shown(folder) for part, folder in folder_of.items()},
     )
     used = tuple(folder_of.values())
-    return _complete(listing, used, [*names], loose, _told_names(names, base))
+    return _complete(listing, used, set(names), loose, _told_names(names, base))
 
 
 def _check_same(classes: Mapping[str, set[str]]) -> None:
@@ -281,7 +281,7 @@ def _items(files: Sequence[str], names: Mapping[str, str]) -> list[Item]:
 def _complete(
     listing: Listing,
     used: Sequence[str],
-    folders: Sequence[str],
+    folders: set[str],
     loose: Sequence[str],
     notes: Sequence[str],
 ) -> Listing:
@@ -317,13 +317,13 @@ def _complete(
             )
     if loose:
         left_out["in no class folder, so without a label"] += loose
-    empty = sorted(tree.folders - set(folders) - {parent_of(f) for f in tree.folders} - set(used))
+    empty = sorted(tree.folders - folders - {parent_of(f) for f in tree.folders} - set(used))
     if listing.is_whole and (bare := [folder for folder in empty if is_used(folder)]):
         left_out["folder without images"] += bare
     told = [
         f"left out: {number(len(names), 'file')} {reason}"
         for reason, names in left_out.items()
-        if any(parent_of(name) in set(folders) for name in names)
+        if any(parent_of(name) in folders for name in names)
         or "label" in reason
         or reason.startswith(("next to", "folder"))
     ]
