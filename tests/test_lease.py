@@ -15,7 +15,7 @@ from tuner.errors import StorageError, UsageError
 from tuner.storage import lease
 from tuner.storage.files import append_line, write_json, write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import locked
+from tuner.storage.paths import copy_file, locked
 from tuner.storage.protocol import LOCK_NAME
 
 
@@ -128,6 +128,7 @@ def test_a_search_whose_lock_was_taken_is_interrupted_and_writes_no_more(
                 for write in (
                     lambda: write_text(bucket / "run.json", "{}"),
                     lambda: append_line(bucket / "lines", "one"),
+                    lambda: copy_file(bucket / LOCK_NAME, bucket / "copy"),
                     lambda: (bucket / "trials" / "0001" / "status.json").unlink(missing_ok=True),
                 ):
                     with pytest.raises(StorageError, match="another process has taken this run"):

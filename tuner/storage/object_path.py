@@ -153,6 +153,7 @@ class ObjectPath:
 
     def copy_to(self, other: "ObjectPath") -> None:
         """Let the store copy a file."""
+        other._check_writable()
         self._ask("cp_file", self.uri, other.uri)
 
     def with_snapshot(self, names: Sequence[str]) -> "ObjectPath":
