@@ -1,8 +1,7 @@
 """Saves, loads and rebuilds checkpoints: weights with everything needed to use them again."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -167,7 +166,7 @@ def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
     """
     if not path.exists():
         return [], None
-    with _explaining(path), on_disk(path) as local, safe_open(local, framework="pt") as file:
+    with explaining_damage(path), on_disk(path) as local, safe_open(local, framework="pt") as file:
         metadata = file.metadata() or {}
         history = from_json(list[EpochMetrics], metadata["history"])
         if "kept" not in metadata:
@@ -181,15 +180,6 @@ def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
             weights={name.removeprefix(prefix): tensor for name, tensor in weights.items()},
             val_probs=file.get_tensor(_VAL_PROBS),
         )
-
-
-@contextmanager
-def _explaining(path: AnyPath) -> Iterator[None]:
-    with explaining_damage(path):
-        try:
-            yield
-        except SafetensorError as error:
-            raise ValueError(error) from error
 
 
 def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Checkpoint]:
