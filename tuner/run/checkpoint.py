@@ -1,7 +1,8 @@
 """Saves, loads and rebuilds checkpoints: weights with everything needed to use them again."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tuner.config import MOST_FOLDS, Count, ModelConfig, Positive
-from tuner.errors import TunerError, UsageError
+from tuner.errors import TunerError, UsageError, first_line
 from tuner.models.build import build_folded
 from tuner.models.custom import to_channels_last
 from tuner.run.layout import CONFIG, ENSEMBLE
@@ -193,7 +194,7 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
         TunerError: If the file is missing, damaged, not a checkpoint of this program, or one of
             another model.
     """
-    try:
+    with _explaining_use(path):
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
             checkpoint = _description((file.metadata() or {}).get("checkpoint", "{}"))
             _check_model(checkpoint, model)
@@ -203,11 +204,6 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
                 checkpoint.model, len(checkpoint.classes), checkpoint.image_shape, checkpoint.folds
             )
         network.load_state_dict(weights)
-    except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
-        if is_unwritable(error):
-            raise  # By the disk to which it is fetched from a bucket.
-        reason = str(error).splitlines()[0]  # For missing weights, torch writes one line each.
-        raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
     to_channels_last(network)
     network.eval()
     return network, checkpoint
@@ -223,16 +219,24 @@ def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpo
     Raises:
         TunerError: As ``load_checkpoint``.
     """
-    try:
+    with _explaining_use(path):
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
             checkpoint = _description((file.metadata() or {}).get("checkpoint", "{}"))
         if model is not None:
             _check_model(checkpoint, model)
-    except (OSError, SafetensorError, ValueError, UsageError) as error:
+    return checkpoint
+
+
+@contextmanager
+def _explaining_use(path: AnyPath) -> Iterator[None]:
+    """Report that the file at ``path`` is not a checkpoint that can be used."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
         if is_unwritable(error):
             raise  # By the disk to which it is fetched from a bucket.
-        raise TunerError(f"{path}: not a usable checkpoint: {error}") from error
-    return checkpoint
+        # For missing weights, torch writes one line each.
+        raise TunerError(f"{path}: not a usable checkpoint: {first_line(error)}") from error
 
 
 def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
