@@ -90,10 +90,6 @@ class ObjectPath:
             raise FileNotFoundError(self.uri)
         return int(self._ask("info", self.uri)["size"])
 
-    def read_text(self) -> str:
-        """Read a UTF-8 file."""
-        return self.read_bytes().decode()
-
     def iterdir(self) -> Iterator["ObjectPath"]:
         """Yield the files and folders in a folder."""
         if self.snapshot:

@@ -54,10 +54,6 @@ class StoragePath(Protocol):
         """
         ...
 
-    def read_text(self) -> str:
-        """Read a UTF-8 file."""
-        ...
-
     def unlink(self, *, missing_ok: Literal[True]) -> None:
         """Remove a file, if it exists."""
         ...
