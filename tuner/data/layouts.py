@@ -137,7 +137,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str], *, needs_train: bo
         )
     _check_no_parts(tree, folders)
     names = _class_names(folders, base, where)
-    notes = _told_names(names, base)
+    notes = _told_names(names)
     if are_classes:
         notes.append(f"'{named[0]}' is read as a class, since it holds images and no folders")
     listing = Listing(
@@ -225,7 +225,7 @@ def _of_parts(
         folder_of={part: tree.shown(folder) for part, folder in folder_of.items()},
     )
     used = tuple(folder_of.values())
-    return _complete(listing, used, set(names), loose, _told_names(names, base))
+    return _complete(listing, used, set(names), loose, _told_names(names))
 
 
 def _check_same(classes: Mapping[str, set[str]]) -> None:
@@ -260,7 +260,7 @@ def _class_names(folders: set[str], base: str, where: str) -> dict[str, str]:
     return names
 
 
-def _told_names(names: Mapping[str, str], base: str) -> list[str]:
+def _told_names(names: Mapping[str, str]) -> list[str]:
     nested = sorted(name for name in names.values() if "/" in name)
     if not nested:
         return []

@@ -46,13 +46,13 @@ def write_text(path: StoragePath, text: str, *, flush: bool = True) -> None:
     persevere(write)
 
 
-def write_json(path: StoragePath, plain: Any, *, flush: bool = True) -> None:
+def write_json(path: StoragePath, plain: Any) -> None:
     """Write ``plain`` as JSON, whole or not at all; see ``write_text``.
 
     Raises:
         ValueError: If a number is NaN or infinite, for which JSON has no word.
     """
-    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n", flush=flush)
+    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def append_line(path: StoragePath, line: str) -> None:
