@@ -359,7 +359,7 @@ def decode_all(
                     if (measures and deep) or (resize == "auto" and image.width != image.height):
                         waiting.append(index)
                         continue
-                    if deep and exceeds(image, value_range):
+                    if exceeds(image, value_range):
                         clipped.append(index)
                     # For a square image, all choices are the same.
                     direct = "squash" if resize == "auto" else resize

@@ -301,7 +301,7 @@ class Run:
             try:
                 trial = self._read(path)
             except TunerError as error:
-                if damage is None or isinstance(error, StorageError):
+                if damage is None:
                     raise
                 damage.append(Damage.of(error, path, int(path.name)))
                 continue
