@@ -24,7 +24,7 @@ from tuner.run.checkpoint import load_checkpoint, save_checkpoint, save_state
 from tuner.run.digests import Damage, DamagedError, read_digests, write_digests
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_val_probs
-from tuner.storage.digest import sha256_of
+from tuner.storage.paths import sha256_of
 from tuner.training.saving import check_resumable
 
 SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr: 0.1}}}\n"

@@ -15,8 +15,7 @@ from tuner.run.check import damage_of_record
 from tuner.run.digests import Damage, changed, origin_of
 from tuner.run.layout import CHECKPOINT, VAL_PROBS
 from tuner.run.trial import TrialRecord, read_val_probs
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, sha256_of
 from tuner.storage.records import explaining_damage
 from tuner.voting import floored
 

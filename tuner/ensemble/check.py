@@ -36,8 +36,7 @@ from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
 from tuner.run.trial import OPEN, USABLE, TrialRecord
 from tuner.space import load_run_space
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath, check_no_link, inside
+from tuner.storage.paths import AnyPath, check_no_link, inside, sha256_of
 from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.records import explaining_damage, read_record
 from tuner.storage.spreadsheet import read_csv

@@ -19,9 +19,8 @@ from tuner.models.custom import to_channels_last
 from tuner.run.layout import CONFIG, ENSEMBLE
 from tuner.run.trial import EpochMetrics
 from tuner.schema import Bounds, Opaque, from_json, quoted, to_json
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing
-from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.paths import AnyPath, on_disk, sha256_of
 from tuner.storage.patience import is_unwritable
 from tuner.storage.records import explaining_damage
 

@@ -15,10 +15,9 @@ from tuner.errors import StorageError, TunerError
 from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, check_trial, number_of
 from tuner.run.trial import read_history
 from tuner.schema import build, parse_json, to_json
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import AnyPath, read_bytes, read_text
+from tuner.storage.paths import AnyPath, read_bytes, read_text, sha256_of
 from tuner.storage.patience import is_unwritable
 from tuner.storage.records import explaining_damage
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from tuner.errors import TunerError
 from tuner.run.layout import TEACHER
 from tuner.run.run_record import TeacherRecord
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing
-from tuner.storage.paths import AnyPath, copy_file, on_disk
+from tuner.storage.paths import AnyPath, copy_file, on_disk, sha256_of
 from tuner.storage.records import explaining_damage
 
 

@@ -4,6 +4,7 @@ A ``StoragePath`` has the few methods of a ``pathlib.Path`` that a run folder ne
 here do the rest, through the path's ``Storage``.
 """
 
+import hashlib
 import io
 import os
 from contextlib import AbstractContextManager, suppress
@@ -184,6 +185,16 @@ def on_disk(path: StoragePath) -> AbstractContextManager[Path]:
         OSError: If it is a link, a pipe or a device, or too large.
     """
     return storage_of(path).on_disk(path)
+
+
+def sha256_of(path: StoragePath) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: If it is no plain file, or cannot be read.
+    """
+    with on_disk(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_file(source: StoragePath, target: StoragePath) -> None:

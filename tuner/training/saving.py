@@ -48,8 +48,7 @@ from tuner.run.trial import (
     write_history,
     write_val_probs,
 )
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, sha256_of
 from tuner.storage.patience import persevere, present_patience, storage_fault
 from tuner.storage.records import explaining_damage
 from tuner.training.epoch import Epoch
