@@ -30,16 +30,18 @@ NOISY_SIZE = 12
 """Side of a noisy digit in pixels."""
 NOISY_TEST, NOISY_VAL = 897, 400
 """Test and validation images among the noisy digits; 500 are left to train on."""
+OfficialPart = Literal["train", "test"]
+"""Part of a data set as its authors divided it; validation images are among those to train on."""
 
 
-def load_digits(part: Literal["train", "test"], size: int) -> Decoded:
+def load_digits(part: OfficialPart, size: int) -> Decoded:
     """Return one part of scikit-learn's digits; the test images are chosen here."""
     pixels, labels = _read_digits()
     images = torch.from_numpy(np.round(pixels[:, None] * (255 / 16)).astype(np.uint8))
     return _part(images, labels, round(TEST_SHARE * len(labels)), part, size)
 
 
-def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decoded, np.ndarray]:
+def load_noisy_digits(part: OfficialPart, size: int) -> tuple[Decoded, np.ndarray]:
     """Return digits that are hard to recognize, and the positions of the validation images.
 
     Each of scikit-learn's digits is rotated by up to 30 degrees, shrunk by up to a third, shifted
@@ -71,7 +73,7 @@ def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decode
 
 
 def _part(
-    images: Tensor, labels: np.ndarray, num_test: int, part: Literal["train", "test"], size: int
+    images: Tensor, labels: np.ndarray, num_test: int, part: OfficialPart, size: int
 ) -> Decoded:
     """Return one part of the digits, of which ``num_test`` are chosen as test images."""
     chosen = stratified(labels, num_test)
@@ -93,7 +95,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
 
 
-def decode_cifar(name: str, part: Literal["train", "test"], size: int, data_dir: Path) -> Decoded:
+def decode_cifar(name: str, part: OfficialPart, size: int, data_dir: Path) -> Decoded:
     """Download CIFAR-10 or CIFAR-100 unless it is in ``data_dir``, and return a part of it.
 
     Raises:
