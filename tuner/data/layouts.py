@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
-from tuner.data.decoding import UNREAD, image_suffixes
+from tuner.data.decoding import UNREAD_SUFFIXES, image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
 from tuner.data.names import check_classes, normal_form, number, shown
@@ -307,7 +307,7 @@ def _complete(
     left_out: defaultdict[str, list[str]] = defaultdict(list)
     for name in tree.files:
         suffix = suffix_of(name)
-        if is_used(name) and suffix in UNREAD:
+        if is_used(name) and suffix in UNREAD_SUFFIXES:
             broken[name] = f"images of this kind ({suffix}) are not read; convert it"
         elif suffix not in suffixes:
             left_out[f"not an image ({suffix or 'no suffix'})"].append(name)
