@@ -9,7 +9,7 @@ LOCK_NAME = ".lock"
 """File in a run folder that is locked by the search that works in it."""
 
 
-class StoragePath(Protocol):
+class AnyPath(Protocol):
     """A file or folder of a storage: a ``pathlib.Path``, or an ``ObjectPath`` of a bucket."""
 
     def __truediv__(self, name: str, /) -> Self:
@@ -59,7 +59,7 @@ class StoragePath(Protocol):
         ...
 
 
-P = TypeVar("P", bound=StoragePath)
+P = TypeVar("P", bound=AnyPath)
 
 
 class Storage(Protocol[P]):
