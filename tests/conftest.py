@@ -39,9 +39,8 @@ from tuner.run.trial import (
     write_trial,
     write_val_probs,
 )
-from tuner.storage.digest import sha256_of
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import to_path
+from tuner.storage.paths import sha256_of, to_path
 from tuner.training.loop import train
 
 # Other work on the machine makes single examples slow, hence no deadline.

@@ -34,7 +34,7 @@ from tuner.run.checkpoint import load_checkpoint, save_checkpoint
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
 from tuner.run.trial import write_status, write_trial
-from tuner.storage.digest import sha256_of
+from tuner.storage.paths import sha256_of
 from tuner.voting import uniform
 from tuner.voting.temperature import fit_temperature, soften
 from tuner.voting.weighted import NoWeightsError

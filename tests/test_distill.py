@@ -33,7 +33,7 @@ from tuner.errors import DataError, SpaceError, TunerError, UsageError
 from tuner.metrics.figures import Interval, Latency
 from tuner.metrics.predict import Scores
 from tuner.run.run import Run
-from tuner.run.teacher import TeacherRecord
+from tuner.run.run_record import TeacherRecord
 from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
 from tuner.run.trial import EpochMetrics
 from tuner.space import RandomTrial, load_space

@@ -17,7 +17,7 @@ from PIL import Image
 import tuner
 from tuner.cli import main
 from tuner.config import DataConfig
-from tuner.data.labelled import check_classes, find_labelled
+from tuner.data.labelled import find_labelled, labels_among
 from tuner.data.splits import load_test
 from tuner.deploy.corruption import KINDS, SEVERITIES, Corruption, all_corruptions
 from tuner.deploy.evaluation import evaluate
@@ -273,7 +273,7 @@ def test_a_class_is_known_in_either_unicode_form(tmp_path: Path) -> None:
         Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
     labelled = find_labelled(str(tmp_path), 8, tmp_path)
     known = ("dog", "caf\N{LATIN SMALL LETTER E WITH ACUTE}")
-    assert check_classes(labelled, known).tolist() == [1, 0]
+    assert labels_among(labelled, known).tolist() == [1, 0]
 
 
 def test_what_cannot_be_read_is_named_and_left_out(

@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 import tuner
 from tests.conftest import copy_of_trial
 from tuner.data.splits import Splits
-from tuner.ensemble.integrity import sample_of, why_not_probs
+from tuner.ensemble.integrity import sample_of, why_not_network, why_not_probs
 from tuner.errors import NoUsableTrials, TunerError
 from tuner.metrics.predict import accuracy_and_nll
 from tuner.run.check import check_records
 from tuner.run.checkpoint import load_checkpoint, save_checkpoint, save_state
-from tuner.run.digests import DamagedError, read_digests, write_digests
+from tuner.run.digests import Damage, DamagedError, read_digests, write_digests
 from tuner.run.run import Run
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_val_probs
-from tuner.storage.digest import sha256_of
+from tuner.storage.paths import sha256_of
 from tuner.training.saving import check_resumable
 
 SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr: 0.1}}}\n"
@@ -545,6 +545,28 @@ def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> N
     code, out, _ = call("check", str(finished_run.path), "--json")
     assert code == 1
     assert json.loads(out)["damage"][0]["file"] == str(finished_run.path / "run.json")
+
+
+def test_damage_is_told_by_file_in_a_run_whose_name_has_a_colon(
+    finished_run: Run, digits: Splits
+) -> None:
+    path = Path(str(finished_run.path))
+    run = Run.open(path.rename(path.with_name("exp: 1")))
+    for number in (0, 1):
+        (run.trial_path(number) / "history.csv").write_text("nothing\n")
+    damage: list[Damage] = []
+    run.trials(damage)
+    assert [entry.file for entry in damage] == [
+        str(run.trial_path(number) / "history.csv") for number in (0, 1)
+    ]
+    assert all(entry.problem.startswith("damaged or unreadable: ") for entry in damage)
+    assert len(DamagedError(damage, "").damage) == 2
+    trial = run.trial(2)
+    trial.checkpoint.write_bytes(b"nothing")
+    cpu = torch.device("cpu")
+    wrong = why_not_network(trial.checkpoint, trial, digits, torch.ones(1), 0.0, cpu)
+    assert wrong is not None
+    assert wrong.startswith("not a usable checkpoint: ")
 
 
 def test_what_cannot_be_checked_is_said_last_until_the_images_are_found(

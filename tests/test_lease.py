@@ -15,7 +15,7 @@ from tuner.errors import StorageError, UsageError
 from tuner.storage import lease
 from tuner.storage.files import append_line, write_json, write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import locked
+from tuner.storage.paths import copy_file, locked, read_text
 from tuner.storage.protocol import LOCK_NAME
 
 
@@ -50,7 +50,7 @@ def test_the_lock_of_a_process_that_is_gone_is_taken(
         # The times of a bucket are whole seconds.
         time.sleep(2.1)
     with locked(bucket):
-        assert json.loads((bucket / LOCK_NAME).read_text())["pid"] == os.getpid()
+        assert json.loads(read_text(bucket / LOCK_NAME))["pid"] == os.getpid()
     assert not list(bucket.iterdir())
 
 
@@ -100,7 +100,7 @@ def test_a_lock_is_renewed(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
 
     def renewed() -> float:
-        return float(json.loads((bucket / LOCK_NAME).read_text())["renewed"])
+        return float(json.loads(read_text(bucket / LOCK_NAME))["renewed"])
 
     with locked(bucket):
         first, end = renewed(), time.monotonic() + 60
@@ -128,6 +128,7 @@ def test_a_search_whose_lock_was_taken_is_interrupted_and_writes_no_more(
                 for write in (
                     lambda: write_text(bucket / "run.json", "{}"),
                     lambda: append_line(bucket / "lines", "one"),
+                    lambda: copy_file(bucket / LOCK_NAME, bucket / "copy"),
                     lambda: (bucket / "trials" / "0001" / "status.json").unlink(missing_ok=True),
                 ):
                     with pytest.raises(StorageError, match="another process has taken this run"):

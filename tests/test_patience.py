@@ -16,10 +16,9 @@ from tuner.run.checkpoint import read_description, save_state
 from tuner.run.teacher_probs import TeacherProbs, write_teacher_probs
 from tuner.run.trial import EpochMetrics, write_val_probs
 from tuner.storage import patience as patience_module
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import append_line, write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import AnyPath, copy_file, on_disk
+from tuner.storage.paths import AnyPath, copy_file, on_disk, sha256_of
 from tuner.storage.patience import Patience, patient, persevere, storage_fault
 from tuner.storage.records import explaining_damage
 

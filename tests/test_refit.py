@@ -34,7 +34,7 @@ from tuner.data.splits import Splits, load_splits
 from tuner.errors import ClusterError, DataError, NoUsableTrials, UsageError
 from tuner.run.events import TrialEnded
 from tuner.run.run import Run
-from tuner.run.teacher import TeacherRecord
+from tuner.run.run_record import TeacherRecord
 from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
 from tuner.run.trial import EpochMetrics, read_history, write_history, write_status, write_trial
 from tuner.space import load_run_space

@@ -26,7 +26,7 @@ from tuner.run.layout import DIGESTS
 from tuner.run.run import Run
 from tuner.run.trial import TrialRecord, write_status
 from tuner.space import load_space
-from tuner.storage.digest import sha256_of
+from tuner.storage.paths import sha256_of
 from tuner.training.device import compute_dtype
 from tuner.tuning.ray_backend import driver
 from tuner.tuning.ray_backend.capacity import plan_capacity

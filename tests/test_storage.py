@@ -26,6 +26,7 @@ from tuner.storage.paths import (
     modified,
     on_disk,
     read_bytes,
+    read_text,
     remove_folder,
     replace_folder,
     scratch,
@@ -44,7 +45,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
 def test_a_file_is_read_as_it_was_written(place: AnyPath) -> None:
     write_text(place / "a" / "file.txt", "räksmörgås\n猫\n")
     assert (place / "a" / "file.txt").read_bytes() == "räksmörgås\n猫\n".encode()
-    assert (place / "a" / "file.txt").read_text() == "räksmörgås\n猫\n"
+    assert read_text(place / "a" / "file.txt") == "räksmörgås\n猫\n"
     assert (place / "a").exists()
     assert not (place / "a" / "other.txt").exists()
     assert [path.name for path in place.iterdir()] == ["a"]
@@ -60,12 +61,12 @@ def test_a_block_that_raises_leaves_the_old_file(place: AnyPath) -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    assert (place / "file.txt").read_text() == "old"
+    assert read_text(place / "file.txt") == "old"
 
 
 def test_what_is_not_there_is_not_found(place: AnyPath) -> None:
     with pytest.raises(FileNotFoundError):
-        (place / "file.txt").read_text()
+        read_text(place / "file.txt")
     (place / "file.txt").unlink(missing_ok=True)
     assert etag(place / "file.txt") is None
 
@@ -74,7 +75,7 @@ def test_lines_are_added_at_the_end(place: AnyPath) -> None:
     write_text(place / "other", "")
     for line in ("one", "two", "three"):
         append_line(place / "lines", line)
-    assert (place / "lines").read_text() == "one\ntwo\nthree\n"
+    assert read_text(place / "lines") == "one\ntwo\nthree\n"
 
 
 def test_folders_are_found_by_a_file_in_them(place: AnyPath) -> None:
@@ -92,13 +93,13 @@ def test_a_snapshot_knows_a_folder_as_it_was_seen(bucket: ObjectPath) -> None:
     write_text(bucket / "trials" / "0001" / "status.json", "new")
     (bucket / "trials" / "0001" / "large.bin").unlink(missing_ok=True)
     (trial,) = seen.iterdir()
-    assert (trial / "status.json").read_text() == "old"
+    assert read_text(trial / "status.json") == "old"
     assert (trial / "large.bin").exists()
     assert not (trial / "none").exists()
     with pytest.raises(FileNotFoundError):
         (trial / "none").read_bytes()
     there = pickle.loads(pickle.dumps(trial))
-    assert (there / "status.json").read_text() == "new", "what was seen does not travel"
+    assert read_text(there / "status.json") == "new", "what was seen does not travel"
 
 
 def test_a_stamp_changes_with_the_file(place: AnyPath) -> None:
@@ -195,7 +196,7 @@ def test_a_file_is_copied_between_all_kinds(place: AnyPath, tmp_path: Path) -> N
     copy_file(place / "one", place / "two")
     copy_file(place / "two", tmp_path / "three")
     copy_file(tmp_path / "three", place / "four")
-    assert (place / "four").read_text() == "text"
+    assert read_text(place / "four") == "text"
 
 
 def test_a_folder_takes_the_place_of_another_with_all_in_it(place: AnyPath, tmp_path: Path) -> None:
@@ -205,8 +206,8 @@ def test_a_folder_takes_the_place_of_another_with_all_in_it(place: AnyPath, tmp_
     write_text(new / "metrics.json", "new")
     write_text(new / "members" / "0001.bin", "weights")
     replace_folder(new, place / "top2", last="metrics.json")
-    assert (place / "top2" / "metrics.json").read_text() == "new"
-    assert (place / "top2" / "members" / "0001.bin").read_text() == "weights"
+    assert read_text(place / "top2" / "metrics.json") == "new"
+    assert read_text(place / "top2" / "members" / "0001.bin") == "weights"
     assert sorted(path.name for path in (place / "top2").iterdir()) == ["members", "metrics.json"]
 
 
@@ -234,7 +235,7 @@ def test_of_writers_at_once_one_creates_a_file(bucket: ObjectPath) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [(bucket / "lock").read_text()] == [str(number) for number in won]
+    assert [read_text(bucket / "lock")] == [str(number) for number in won]
 
 
 @pytest.mark.parametrize(
@@ -303,8 +304,8 @@ def test_an_outage_is_waited_out_and_told(
     timer.start()
     write_text(bucket / "meanwhile", "written")
     timer.join()
-    assert (bucket / "before").read_text() == "kept"
-    assert (bucket / "meanwhile").read_text() == "written"
+    assert read_text(bucket / "before") == "kept"
+    assert read_text(bucket / "meanwhile") == "written"
     told = capfd.readouterr().err
     assert "s3://bucket does not answer" in told
     assert re.search(r"answers again, after \d+ s", told)
@@ -341,13 +342,13 @@ def test_an_outage_is_waited_out_once(
     server.kill()
     try:
         with pytest.raises(StorageError, match="--resume"):
-            (bucket / "file").read_text()
+            read_text(bucket / "file")
         with pytest.raises(StorageError):
             store.store_of("s3://bucket").answer(read)
     finally:
         server.start()
     assert attempts == 1
-    assert (bucket / "file").read_text() == ""
+    assert read_text(bucket / "file") == ""
 
 
 def test_the_users_home_is_found_and_nobodys_is_a_name() -> None:

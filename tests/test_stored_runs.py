@@ -29,7 +29,7 @@ from tuner.storage import object_store
 from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
 from tuner.storage.object_store import store_of
-from tuner.storage.paths import to_path
+from tuner.storage.paths import read_text, to_path
 from tuner.storage.protocol import LOCK_NAME
 from tuner.training.saving import read_own_progress
 
@@ -83,7 +83,7 @@ def test_of_two_runs_of_a_name_that_are_made_at_once_one_is_refused(
     monkeypatch.setattr(ObjectPath, "mkdir", lambda path, parents: None)
     with ExitStack() as held, pytest.raises(UsageError, match="Choose another --name"):
         Run.create(bucket / "run", trained_run.record, "three", held)
-    assert [(bucket / "run" / "space.yaml").read_text()] == made
+    assert [read_text(bucket / "run" / "space.yaml")] == made
 
 
 def test_a_run_in_a_store_reads_as_one_in_a_folder(stored_run: Run, trained_run: Run) -> None:

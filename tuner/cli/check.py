@@ -72,11 +72,11 @@ def check(
             except UntrustedCodeError as error:
                 skip("ensembles whose code is not trusted", error)
             except TunerError as error:
-                damage.append(Damage.of(error))
+                damage.append(Damage.of(error, folder))
     except (StorageError, UsageError):
         raise
     except TunerError as error:
-        damage = [Damage.of(error)]
+        damage = [Damage.of(error, path or storage / (run or ""))]
     if as_json:
         document = {
             "run": str(path) if path else run,

@@ -74,7 +74,7 @@ def leaderboard(
     if as_json or form == "json":
         print_json(leaderboard_document(found, found.ranked()))
     elif form == "csv":
-        found.write_csv(data_output())
+        data_output().write(found.leaderboard_csv())
     elif form == "parquet":
         if sys.stdout.isatty():
             raise click.UsageError("Parquet cannot be shown on a terminal; write > trials.parquet.")

@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from tuner.data.trees import DAMAGE, MOST_DEPTH, FolderTree, Opener, Tree, check_num_files, stamp
 from tuner.errors import DataError
@@ -26,8 +26,10 @@ MOST_RATIO = 200
 MOST_HEADER = 2**20
 """The most bytes of a tar member's headers, which hold its name and are read at once."""
 
+Member = TypeVar("Member")
 
-class _Archive(Tree):
+
+class _Archive(Tree, Generic[Member]):
     """What zip and tar have in common."""
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +38,7 @@ class _Archive(Tree):
         self._most = max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
         self._unpacked = 0
         self._num_letters = 0
-        self._seen: set[str] = set()
+        self._members: dict[str, Member] = {}
 
     def stamp(self, name: str) -> str:
         """Return the stamp of the whole archive."""
@@ -44,10 +46,12 @@ class _Archive(Tree):
 
     def why_missing(self, name: str) -> str | None:
         """Return why a name is not a file that can be read; ``None`` if it is one."""
-        return None if name in self._seen else self.broken.get(name, "no such file in the archive")
+        if name in self._members:
+            return None
+        return self.broken.get(name, "no such file in the archive")
 
-    def _enter(self, name: str, size: int, why_broken: str | None) -> bool:
-        """Add a member; return whether it is a file that can be read."""
+    def _enter(self, name: str, size: int, why_broken: str | None, member: Member) -> None:
+        """Add a member: to the files that can be read, to the broken or to the hidden ones."""
         check_num_files(self.path, len(self.files) + len(self.broken) + self.num_hidden + 1)
         self._unpacked += size
         self._check_room(self._unpacked)
@@ -60,23 +64,22 @@ class _Archive(Tree):
         parts = _parts(name)
         if any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts:
             self.num_hidden += 1
-            return False
+            return
         plain = name if name.startswith("/") else "/".join(parts)
         if len(name) > MOST_PATH or len(parts) > MOST_DEPTH:
             plain, why_broken = f"{plain[:100]}...", "its name is too long, or in too many folders"
         elif name.startswith("/") or ".." in parts:
             why_broken = "its name leads out of the archive"
-        elif plain in self._seen:
+        elif plain in self._members:
             why_broken = "the archive holds two files of this name"
         elif size > MOST_BYTES:
             why_broken = f"larger than {MOST_BYTES // 2**20} MiB"
         if why_broken:
             self.broken[plain] = why_broken
-            return False
-        self._seen.add(plain)
+            return
         self._enter_folders(parts[:-1])
         self.add(plain)
-        return True
+        self._members[plain] = member
 
     def _enter_folders(self, parts: Sequence[str]) -> None:
         while parts and (folder := "/".join(parts)) not in self.folders:
@@ -93,18 +96,15 @@ class _Archive(Tree):
             )
 
 
-class ZipTree(_Archive):
+class ZipTree(_Archive[zipfile.ZipInfo]):
     """A zip file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._members: dict[str, zipfile.ZipInfo] = {}
         with _explaining(path), _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                if not info.is_dir() and self._enter(
-                    _zip_name(info), info.file_size, _why_no_member(info)
-                ):
-                    self._members[self.files[-1]] = info
+                if not info.is_dir():
+                    self._enter(_zip_name(info), info.file_size, _why_no_member(info), info)
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
         """Yield members, in order."""
@@ -114,12 +114,11 @@ class ZipTree(_Archive):
                 yield index, functools.partial(_zip_member, archive, info)
 
 
-class TarTree(_Archive):
+class TarTree(_Archive[tarfile.TarInfo]):
     """A tar file, compressed or not."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._members: dict[str, tarfile.TarInfo] = {}
         regular: dict[str, tarfile.TarInfo] = {}
         with _explaining(path), _open_tar(path) as archive:
             for info in _tar_members(archive):
@@ -129,15 +128,14 @@ class TarTree(_Archive):
                     continue
                 target = regular.get(_plain(info.linkname)) if info.islnk() else info
                 if target is None:
-                    self._enter(info.name, 0, "a link to no file of the archive")
+                    self._enter(info.name, 0, "a link to no file of the archive", info)
                     continue
                 why = None if target.isreg() else "a link" if info.issym() else "a device or a pipe"
                 if target.issparse():
                     why = "a sparse file; pack it without --sparse"
                 if why is None:
                     regular[_plain(info.name)] = target
-                if self._enter(info.name, target.size, why):
-                    self._members[self.files[-1]] = target
+                self._enter(info.name, target.size, why, target)
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Opener]]:
         """Yield members in the order of the archive: a compressed one is read once, forwards."""

@@ -8,13 +8,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from tuner.config import DATA_DIR, DataConfig, Resize
-from tuner.data import listing as listing_parts
 from tuner.data.cache import Decoded, Images, cached, find_cached, keep, make_decoded, sha256
 from tuner.data.decoding import (
     CUT,
@@ -29,12 +27,13 @@ from tuner.data.decoding import (
 from tuner.data.known import (
     KNOWN,
     NOISY_SIZE,
+    OfficialPart,
     decode_cifar,
     load_digits,
     load_noisy_digits,
 )
 from tuner.data.layouts import find_listing
-from tuner.data.listing import Item, Listing
+from tuner.data.listing import Item, Listing, Part
 from tuner.data.manifests import told_broken
 from tuner.data.names import listed, number
 from tuner.data.stratified import TEST_SHARE, stratified
@@ -45,9 +44,6 @@ from tuner.storage.paths import check_path, expanded
 
 FAR_LARGER = 4
 """Multiple of ``image_size`` from which photographs lose detail that the user may want."""
-
-Part = Literal["train", "test"]
-"""The training images include those of a validation folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +81,7 @@ def find_source(word: str) -> str:
     return str(path.absolute()) if word not in KNOWN and path.exists() else word
 
 
-def load_official(config: DataConfig, data_dir: Path, part: Part) -> DatasetPart:
+def load_official(config: DataConfig, data_dir: Path, part: OfficialPart) -> DatasetPart:
     """Load the training or the test images without opening an image of the other part.
 
     Raises:
@@ -132,7 +128,7 @@ def find_files(source: str, *, needs_train: bool = True) -> Listing:
     return find_listing(path, needs_train=needs_train)
 
 
-def items_of(listing: Listing, part: Part) -> list[Item]:
+def items_of(listing: Listing, part: OfficialPart) -> list[Item]:
     """Return the images of a part; validation images follow those to train on."""
     if not listing.is_whole:
         parts = listing.parts
@@ -170,7 +166,9 @@ def validation_positions(
     return positions
 
 
-def _load_files(listing: Listing, config: DataConfig, data_dir: Path, part: Part) -> DatasetPart:
+def _load_files(
+    listing: Listing, config: DataConfig, data_dir: Path, part: OfficialPart
+) -> DatasetPart:
     has_test = listing.is_whole or bool(listing.parts.get("test"))
     if part == "test" and "test" not in listing.parts and not has_test:
         raise DataError(f"{listing.base}: has no test images.")
@@ -213,7 +211,7 @@ def check_listing(listing: Listing, config: DataConfig) -> None:
         raise DataError(_say_broken(listing, _broken(listing, (), Met())))
 
 
-def check_counts(listing: Listing, part: Part) -> None:
+def check_counts(listing: Listing, part: OfficialPart) -> None:
     """Check that every class has enough images.
 
     Args:
@@ -234,7 +232,7 @@ def check_counts(listing: Listing, part: Part) -> None:
         _check_needed(listing, "train", 2, ", to train and to validate")
 
 
-def _check_left(listing: Listing, broken: set[Item], part: Part) -> None:
+def _check_left(listing: Listing, broken: set[Item], part: OfficialPart) -> None:
     """Check that every class has enough images without the broken ones."""
     left = {
         name: [item for item in items if item not in broken]
@@ -243,7 +241,7 @@ def _check_left(listing: Listing, broken: set[Item], part: Part) -> None:
     check_counts(replace(listing, parts=left), part)
 
 
-def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: str) -> None:
+def _check_needed(listing: Listing, part: Part, count: int, why: str) -> None:
     labels = [item.label for item in listing.parts[part]]
     counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(listing.classes))
     for index, found in enumerate(counts.tolist()):
@@ -256,7 +254,7 @@ def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: s
 
 
 def _decoded_files(
-    listing: Listing, items: Sequence[Item], config: DataConfig, data_dir: Path, part: Part
+    listing: Listing, items: Sequence[Item], config: DataConfig, data_dir: Path, part: OfficialPart
 ) -> Decoded:
     size = config.image_size or 32
     path = listing.source
@@ -351,7 +349,7 @@ def _notes(
     listing: Listing,
     config: DataConfig,
     met: Met,
-    part: Part,
+    part: OfficialPart,
     items: Sequence[Item],
     broken: dict[str, str],
 ) -> Iterator[str]:

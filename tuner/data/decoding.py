@@ -29,7 +29,7 @@ Source = str | os.PathLike[str] | io.BytesIO
 ValueRange = tuple[float, float]
 """The values deeper than 8 bits that become black and white."""
 
-NOT_READ = frozenset(
+SKIPPED_FORMATS = frozenset(
     {
         *("EPS", "WMF"),  # drawn by other programs
         *("BUFR", "GRIB", "HDF5", "MPEG"),  # stubs, which need a custom plugin
@@ -37,7 +37,7 @@ NOT_READ = frozenset(
     }
 )
 """Pillow formats that are not tried: useless by themselves, or not still images."""
-UNREAD = frozenset(
+UNREAD_SUFFIXES = frozenset(
     {
         *(".heic", ".heif", ".svg", ".svgz", ".eps", ".ps", ".wmf", ".emf"),
         *(".jxl", ".exr", ".hdr", ".dcm", ".npy", ".npz", ".nii"),
@@ -111,7 +111,7 @@ def suffix_for(image: Image.Image) -> str:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    others = (name for name in Image.OPEN if name not in (*NOT_READ, *FORMATS_FIRST))
+    others = (name for name in Image.OPEN if name not in (*SKIPPED_FORMATS, *FORMATS_FIRST))
     return (*FORMATS_FIRST, *others)
 
 
@@ -359,7 +359,7 @@ def decode_all(
                     if (measures and deep) or (resize == "auto" and image.width != image.height):
                         waiting.append(index)
                         continue
-                    if deep and exceeds(image, value_range):
+                    if exceeds(image, value_range):
                         clipped.append(index)
                     # For a square image, all choices are the same.
                     direct = "squash" if resize == "auto" else resize

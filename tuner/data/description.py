@@ -13,7 +13,7 @@ from tuner.config import DataConfig
 from tuner.data.datasets import DatasetPart, find_files, load_official
 from tuner.data.known import KNOWN
 from tuner.data.listing import Listing
-from tuner.data.splits import Splits, load_splits, load_test
+from tuner.data.splits import Splits, load_test, split
 
 
 def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
         DataError: If images are missing, or there are too few.
     """
     config = replace(config, skip_broken=True)
-    splits = load_splits(config, data_dir)
+    official = load_official(config, data_dir, "train")
+    splits = split(config, official)
     listing = None if config.source in KNOWN else find_files(config.source)
     settled = splits.config
     assert settled is not None
@@ -41,7 +42,7 @@ def describe(config: DataConfig, data_dir: Path) -> dict[str, Any]:
         "training_images": len(splits.train),
         "validation_images": len(splits.val),
         "test_images": None if listing is None else len(test.images) if test else 0,
-        **({} if listing is None else _files(config, data_dir, test)),
+        **({} if listing is None else _files(official, test)),
         "resize": settled.resize,
         "value_range": None if settled.white is None else [settled.black, settled.white],
         "left_out": {} if listing is None else {k: list(v) for k, v in listing.left_out.items()},
@@ -71,9 +72,8 @@ def _counts(splits: Splits, test: DatasetPart | None) -> dict[str, dict[str, int
     }
 
 
-def _files(config: DataConfig, data_dir: Path, test: DatasetPart | None) -> dict[str, Any]:
+def _files(official: DatasetPart, test: DatasetPart | None) -> dict[str, Any]:
     """Return statistics of the training files, and all files that cannot be read."""
-    official = load_official(config, data_dir, "train")
     met = official.met
     return {
         "modes": met.modes,

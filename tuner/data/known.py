@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from tuner.data.cache import Decoded, make_decoded
@@ -29,19 +30,18 @@ NOISY_SIZE = 12
 """Side of a noisy digit in pixels."""
 NOISY_TEST, NOISY_VAL = 897, 400
 """Test and validation images among the noisy digits; 500 are left to train on."""
+OfficialPart = Literal["train", "test"]
+"""Part of a data set as its authors divided it; validation images are among those to train on."""
 
 
-def load_digits(part: Literal["train", "test"], size: int) -> Decoded:
+def load_digits(part: OfficialPart, size: int) -> Decoded:
     """Return one part of scikit-learn's digits; the test images are chosen here."""
     pixels, labels = _read_digits()
-    chosen = stratified(labels, round(TEST_SHARE * len(labels)))
-    if part == "train":
-        chosen = np.setdiff1d(np.arange(len(labels)), chosen)
-    images = torch.from_numpy(np.round(pixels[chosen, None] * (255 / 16)).astype(np.uint8))
-    return make_decoded(resized(images, size), torch.from_numpy(labels[chosen]), "0123456789")
+    images = torch.from_numpy(np.round(pixels[:, None] * (255 / 16)).astype(np.uint8))
+    return _part(images, labels, round(TEST_SHARE * len(labels)), part, size)
 
 
-def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decoded, np.ndarray]:
+def load_noisy_digits(part: OfficialPart, size: int) -> tuple[Decoded, np.ndarray]:
     """Return digits that are hard to recognize, and the positions of the validation images.
 
     Each of scikit-learn's digits is rotated by up to 30 degrees, shrunk by up to a third, shifted
@@ -68,13 +68,19 @@ def load_noisy_digits(part: Literal["train", "test"], size: int) -> tuple[Decode
     noise = 0.1 * random.standard_normal(tuple(clean.shape))
     values = (0.15 + 0.7 * clean + torch.from_numpy(noise)).clamp(0, 1)
     images = (255 * values).round().to(torch.uint8)
-    chosen = stratified(labels, NOISY_TEST)
+    decoded = _part(images, labels, NOISY_TEST, part, size)
+    return decoded, stratified(decoded.images.labels.numpy(), NOISY_VAL)
+
+
+def _part(
+    images: Tensor, labels: np.ndarray, num_test: int, part: OfficialPart, size: int
+) -> Decoded:
+    """Return one part of the digits, of which ``num_test`` are chosen as test images."""
+    chosen = stratified(labels, num_test)
     if part == "train":
-        chosen = np.setdiff1d(np.arange(count), chosen)
-    decoded = make_decoded(
-        resized(images[chosen], size), torch.from_numpy(labels[chosen]), "0123456789"
-    )
-    return decoded, stratified(labels[chosen], NOISY_VAL)
+        chosen = np.setdiff1d(np.arange(len(labels)), chosen)
+    chosen_labels = torch.from_numpy(labels[chosen])
+    return make_decoded(resized(images[chosen], size), chosen_labels, "0123456789")
 
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +95,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
 
 
-def decode_cifar(name: str, part: Literal["train", "test"], size: int, data_dir: Path) -> Decoded:
+def decode_cifar(name: str, part: OfficialPart, size: int, data_dir: Path) -> Decoded:
     """Download CIFAR-10 or CIFAR-100 unless it is in ``data_dir``, and return a part of it.
 
     Raises:

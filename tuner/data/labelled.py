@@ -110,7 +110,7 @@ def find_labelled(source: str, size: int, data_dir: Path) -> Labelled:
     )
 
 
-def check_classes(labelled: Labelled, known: Sequence[str]) -> Tensor:
+def labels_among(labelled: Labelled, known: Sequence[str]) -> Tensor:
     """Return the position of each image's class in ``known``, int64, shape (N,).
 
     Names that differ only in Unicode's normal form are the same, as file systems change it.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
-from tuner.data.decoding import UNREAD, image_suffixes
+from tuner.data.decoding import UNREAD_SUFFIXES, image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
 from tuner.data.names import check_classes, normal_form, number, shown
@@ -137,7 +137,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str], *, needs_train: bo
         )
     _check_no_parts(tree, folders)
     names = _class_names(folders, base, where)
-    notes = _told_names(names, base)
+    notes = _told_names(names)
     if are_classes:
         notes.append(f"'{named[0]}' is read as a class, since it holds images and no folders")
     listing = Listing(
@@ -148,7 +148,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str], *, needs_train: bo
         parts={"train": _items(labelled, names)},
         is_whole=True,
     )
-    return _complete(listing, (base,), [*folders], loose, notes)
+    return _complete(listing, (base,), folders, loose, notes)
 
 
 def _check_no_parts(tree: Tree, folders: Iterable[str]) -> None:
@@ -225,7 +225,7 @@ def _of_parts(
         folder_of={part: tree.shown(folder) for part, folder in folder_of.items()},
     )
     used = tuple(folder_of.values())
-    return _complete(listing, used, [*names], loose, _told_names(names, base))
+    return _complete(listing, used, set(names), loose, _told_names(names))
 
 
 def _check_same(classes: Mapping[str, set[str]]) -> None:
@@ -260,7 +260,7 @@ def _class_names(folders: set[str], base: str, where: str) -> dict[str, str]:
     return names
 
 
-def _told_names(names: Mapping[str, str], base: str) -> list[str]:
+def _told_names(names: Mapping[str, str]) -> list[str]:
     nested = sorted(name for name in names.values() if "/" in name)
     if not nested:
         return []
@@ -281,7 +281,7 @@ def _items(files: Sequence[str], names: Mapping[str, str]) -> list[Item]:
 def _complete(
     listing: Listing,
     used: Sequence[str],
-    folders: Sequence[str],
+    folders: set[str],
     loose: Sequence[str],
     notes: Sequence[str],
 ) -> Listing:
@@ -307,7 +307,7 @@ def _complete(
     left_out: defaultdict[str, list[str]] = defaultdict(list)
     for name in tree.files:
         suffix = suffix_of(name)
-        if is_used(name) and suffix in UNREAD:
+        if is_used(name) and suffix in UNREAD_SUFFIXES:
             broken[name] = f"images of this kind ({suffix}) are not read; convert it"
         elif suffix not in suffixes:
             left_out[f"not an image ({suffix or 'no suffix'})"].append(name)
@@ -317,13 +317,13 @@ def _complete(
             )
     if loose:
         left_out["in no class folder, so without a label"] += loose
-    empty = sorted(tree.folders - set(folders) - {parent_of(f) for f in tree.folders} - set(used))
+    empty = sorted(tree.folders - folders - {parent_of(f) for f in tree.folders} - set(used))
     if listing.is_whole and (bare := [folder for folder in empty if is_used(folder)]):
         left_out["folder without images"] += bare
     told = [
         f"left out: {number(len(names), 'file')} {reason}"
         for reason, names in left_out.items()
-        if any(parent_of(name) in set(folders) for name in names)
+        if any(parent_of(name) in folders for name in names)
         or "label" in reason
         or reason.startswith(("next to", "folder"))
     ]

@@ -111,8 +111,7 @@ def listing_of_tables(
             f"{tree.shown('')}: {' and '.join(map(shown, tables))} could all be the labels. Name "
             "one, as in --data FOLDER/labels.csv, or call them train.csv and test.csv."
         )
-    parts = {name: names[name] for name in tables}
-    return _Rows(tree).listing(tables, parts, needs_train=needs_train)
+    return _Rows(tree).listing(tables, names, needs_train=needs_train)
 
 
 class _Rows:
@@ -158,7 +157,7 @@ class _Rows:
         left_out: dict[str, Sequence[str]] = {}
         if self.unlabelled:
             left_out["row without a label"] = self.unlabelled
-        if unlisted := self._unlisted(tables):
+        if unlisted := self._unlisted():
             left_out["not named by the table"] = unlisted
         return Listing(
             tree=self.tree,
@@ -230,7 +229,7 @@ class _Rows:
                 return
         self.found[part].append((table, row, self.form_of.setdefault(normal_form(label), label)))
 
-    def _unlisted(self, tables: Mapping[str, Table]) -> list[str]:
+    def _unlisted(self) -> list[str]:
         if not self.seen:
             return []
         suffixes = image_suffixes()

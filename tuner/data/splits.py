@@ -159,7 +159,15 @@ def load_splits(config: DataConfig, data_dir: Path) -> Splits:
     Raises:
         DataError: If images are missing or unreadable, or fewer than ``config.train_limit``.
     """
-    official = load_official(config, data_dir, "train")
+    return split(config, load_official(config, data_dir, "train"))
+
+
+def split(config: DataConfig, official: DatasetPart) -> Splits:
+    """Split the official training images, as loaded by ``config``.
+
+    Raises:
+        DataError: If there are fewer than ``config.train_limit``, or too few of a class.
+    """
     labels = official.images.labels.numpy()
     num_classes = len(official.classes)
 

@@ -59,7 +59,7 @@ def survey(config: DataConfig, data_dir: Path) -> Survey:
         return _survey(listing, count - num_val, num_val)
     if not num_val:
         labels = np.array([item.label for item in items])
-        whole = len(listing.parts["train"]) if listing.is_whole else len(items)
+        whole = len(listing.parts["train"])
         num_val = len(validation_positions(labels, whole, config.val_fraction, config.source))
     num_train = len(items) - num_val
     return _survey(listing, min(num_train, config.train_limit or num_train), num_val)

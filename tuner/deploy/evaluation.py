@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tuner.config import Tta
 from tuner.data.cache import Fingerprint
-from tuner.data.labelled import Labelled, LabelledPart, check_classes
+from tuner.data.labelled import Labelled, LabelledPart, labels_among
 from tuner.data.listing import PARTS
 from tuner.deploy.corruption import Corruption, Kind, all_corruptions
 from tuner.deploy.predictor import Ensemble, Vote
@@ -178,7 +178,7 @@ def evaluate(
     Raises:
         DataError: If there is a class that the ensemble lacks, or no image can be read.
     """
-    truth = check_classes(labelled, ensemble.classes)
+    truth = labels_among(labelled, ensemble.classes)
     corruptions = list(all_corruptions()) if corrupt else []
     hits = torch.zeros(len(corruptions), dtype=torch.long)
     fingerprint = Fingerprint()

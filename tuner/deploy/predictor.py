@@ -27,8 +27,7 @@ from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensem
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
 from tuner.schema import build, did_you_mean, quoted, to_plain
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath, inside
+from tuner.storage.paths import AnyPath, inside, sha256_of
 from tuner.storage.records import explaining_damage, read_record
 from tuner.training.device import prediction_dtype
 from tuner.voting import floored, soft_vote

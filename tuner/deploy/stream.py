@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tuner.config import Tta
-from tuner.data.decoding import UNREAD, Source, image_suffixes
+from tuner.data.decoding import UNREAD_SUFFIXES, Source, image_suffixes
 from tuner.data.names import shown
 from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
@@ -74,7 +74,7 @@ def _images_below(
     if identity in above:
         return []
     images = []
-    suffixes = image_suffixes() | UNREAD
+    suffixes = image_suffixes() | UNREAD_SUFFIXES
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -111,7 +111,7 @@ def _source(path: str) -> Source | DataError:
             os.scandir(path).close()
         except OSError as error:
             reason = str(error.strerror)
-    elif (suffix := suffix_of(path)) in UNREAD:
+    elif (suffix := suffix_of(path)) in UNREAD_SUFFIXES:
         # As in training: of a raw photo, Pillow would read the thumbnail.
         reason = f"images of this kind ({suffix}) are not read; convert it"
     else:

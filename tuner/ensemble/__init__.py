@@ -273,7 +273,7 @@ def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]
         with explaining_damage(trial.checkpoint):
             copy_file(trial.checkpoint, copy)
     except TunerError as error:
-        return [Damage.of(error, trial.number)]
+        return [Damage.of(error, trial.path, trial.number)]
     damage = plan.damage_of_network(position, file=copy)
     if not damage:
         copies[trial.number] = copy

@@ -15,8 +15,7 @@ from tuner.run.check import damage_of_record
 from tuner.run.digests import Damage, changed, origin_of
 from tuner.run.layout import CHECKPOINT, VAL_PROBS
 from tuner.run.trial import TrialRecord, read_val_probs
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, sha256_of
 from tuner.storage.records import explaining_damage
 from tuner.voting import floored
 
@@ -55,7 +54,7 @@ def read_candidate(
         stored, digest = read_val_probs(trial.path)
         is_other = origin_of(trial.path, VAL_PROBS, digest) == "other"
     except TunerError as error:
-        return None, [*damage, Damage.of(error, trial.number)]
+        return None, [*damage, Damage.of(error, trial.path, trial.number)]
     assert trial.best is not None, "it is a candidate"
     if is_other:
         damage.append(changed(trial.path, VAL_PROBS))
@@ -109,7 +108,7 @@ def damage_of_network(
         origin = origin_of(trial.path, CHECKPOINT, found)
         has_code = bool(code_of([trial.config.model]))
     except TunerError as error:
-        return [Damage.of(error, trial.number)]
+        return [Damage.of(error, trial.path, trial.number)]
     if origin == "other":
         return [changed(trial.path, CHECKPOINT)]
     if is_quick and (origin == "recorded" or has_code):

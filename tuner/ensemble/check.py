@@ -36,8 +36,7 @@ from tuner.run.run import Run
 from tuner.run.teacher_probs import read_teacher_probs
 from tuner.run.trial import OPEN, USABLE, TrialRecord
 from tuner.space import load_run_space
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath, check_no_link, inside
+from tuner.storage.paths import AnyPath, check_no_link, inside, sha256_of
 from tuner.storage.protocol import LOCK_NAME
 from tuner.storage.records import explaining_damage, read_record
 from tuner.storage.spreadsheet import read_csv
@@ -83,7 +82,7 @@ def damage_of_run(
         damage += _damage_of_trial(trial, splits, device, trust_code, skip, candidates)
     damage += _damage_of_ensembles(run.path / ENSEMBLES)
     reads = (run.test_readings, partial(find_issues, run), partial(outcomes, run, trials))
-    damage += _damage_found_by(*reads, *_checks_of_teacher(run))
+    damage += _damage_found_by(run.path, *reads, *_checks_of_teacher(run))
     damage += _damage_of_space(run.path / SPACE)
     leaderboard = run.path / LEADERBOARD
     if run.record.status != "running" and not leaderboard.exists():
@@ -91,13 +90,13 @@ def damage_of_run(
     return one_a_file(damage)
 
 
-def _damage_found_by(*checks: Callable[[], object]) -> Iterator[Damage]:
-    """Yield the errors that functions raise which read files."""
+def _damage_found_by(folder: AnyPath, *checks: Callable[[], object]) -> Iterator[Damage]:
+    """Yield the errors that functions raise which read files of a folder."""
     for check in checks:
         try:
             check()
         except TunerError as error:
-            yield Damage.of(error)
+            yield Damage.of(error, folder)
 
 
 def _checks_of_teacher(run: Run) -> Iterator[Callable[[], object]]:
@@ -174,7 +173,7 @@ def _leftovers(run: Run) -> Iterator[Damage]:
         except TunerError as error:
             # The user may have made the run's folder a link.
             if folder != run.path:
-                yield Damage.of(error, number_of(folder))
+                yield Damage.of(error, folder, number_of(folder))
             continue
         for name in names:
             if name.startswith(".") and name != LOCK_NAME and run.record.status != "running":
@@ -192,7 +191,7 @@ def _damage_of_ensembles(folder: AnyPath) -> Iterator[Damage]:
         with explaining_damage(folder):
             found = list(folder.iterdir()) if folder.exists() else []
     except TunerError as error:
-        yield Damage.of(error)
+        yield Damage.of(error, folder)
         return
     for path in sorted(found, key=lambda path: path.name):
         if not path.name.startswith("."):
@@ -210,7 +209,7 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
             check_no_link(path)
         record = find_ensemble_record(path)
     except TunerError as error:
-        yield Damage.of(error)
+        yield Damage.of(error, path)
         return
     if record is None:
         yield Damage(file=str(path / ENSEMBLE), problem="is missing")
@@ -220,14 +219,14 @@ def damage_of_ensemble(path: AnyPath) -> Iterator[Damage]:
     ]
     if record.probe:
         checks.append(partial(_check_file, path, record.probe.file, record.probe.sha256))
-    yield from _damage_found_by(*checks, partial(_check_figures, path, record))
+    yield from _damage_found_by(path, *checks, partial(_check_figures, path, record))
     folder = path / MEMBERS
     known = {member.file for member in record.members}
     try:
         with explaining_damage(folder):
             found = list(folder.iterdir()) if folder.exists() else []
     except TunerError as error:
-        yield Damage.of(error)
+        yield Damage.of(error, folder)
         return
     for stray in found:
         if f"{MEMBERS}/{stray.name}" not in known:
@@ -302,4 +301,4 @@ def _damage_of_space(path: AnyPath) -> Iterator[Damage]:
         first = str(error).splitlines()[0]
         yield Damage(file=str(path), problem=first.partition(f"{SPACE}:")[2] or first)
     except TunerError as error:
-        yield Damage.of(error)
+        yield Damage.of(error, path)

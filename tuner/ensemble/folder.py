@@ -27,9 +27,8 @@ from tuner.run.ensemble_record import (
 )
 from tuner.run.run_record import now
 from tuner.schema import to_plain
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_json, write_text
-from tuner.storage.paths import copy_file, replace_folder
+from tuner.storage.paths import copy_file, replace_folder, sha256_of
 from tuner.storage.records import write_record
 from tuner.storage.spreadsheet import write_csv
 from tuner.storage.temporary import TemporaryFolder, remove_abandoned

@@ -127,7 +127,7 @@ def why_not_network(
     except StorageError:
         raise
     except TunerError as error:
-        return str(error).partition(": ")[2]
+        return str(error).removeprefix(f"{file}: ")
     if described.classes != splits.classes or described.image_shape != splits.image_shape:
         return "is a network of other images"
     if trial.best is None or described.epoch != trial.best.epoch:

@@ -263,5 +263,5 @@ def _look(
     try:
         reason = refuse(trial)
     except TunerError as error:
-        return "", None, [Damage.of(error, trial.number)]
+        return "", None, [Damage.of(error, trial.path, trial.number)]
     return (reason, None, []) if reason else ("", *read_candidate(trial, labels, num_classes))

@@ -18,7 +18,7 @@ from tuner.metrics.predict import Scores, score
 from tuner.metrics.significance import LEVEL, paired_gain
 from tuner.run.layout import STUDENT
 from tuner.run.run import Run
-from tuner.run.teacher import TeacherRecord
+from tuner.run.run_record import TeacherRecord
 from tuner.run.teacher_probs import read_teacher_probs
 from tuner.storage.paths import lies_in, to_path
 from tuner.storage.records import find_record

@@ -18,10 +18,9 @@ from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
 from tuner.run.ensemble_record import EnsembleRecord, find_ensemble_record
 from tuner.run.layout import ENSEMBLE
-from tuner.run.teacher import TeacherRecord
+from tuner.run.run_record import TeacherRecord
 from tuner.schema import build, to_plain
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath, inside
+from tuner.storage.paths import AnyPath, inside, sha256_of
 from tuner.storage.records import explaining_damage
 from tuner.voting import soft_vote
 from tuner.voting.temperature import soften, soften_each

@@ -21,7 +21,7 @@ def damage_of_record(trial: TrialRecord, *others: str) -> list[Damage]:
     try:
         _ = trial.config
     except TunerError as error:
-        damage.append(Damage.of(error, trial.number))
+        damage.append(Damage.of(error, trial.path, trial.number))
     return damage
 
 

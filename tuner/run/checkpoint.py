@@ -13,15 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tuner.config import MOST_FOLDS, Count, ModelConfig, Positive
-from tuner.errors import TunerError, UsageError
+from tuner.errors import TunerError, UsageError, first_line
 from tuner.models.build import build_folded
 from tuner.models.custom import to_channels_last
 from tuner.run.layout import CONFIG, ENSEMBLE
 from tuner.run.trial import EpochMetrics
 from tuner.schema import Bounds, Opaque, from_json, quoted, to_json
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing
-from tuner.storage.paths import AnyPath, on_disk
+from tuner.storage.paths import AnyPath, on_disk, sha256_of
 from tuner.storage.patience import is_unwritable
 from tuner.storage.records import explaining_damage
 
@@ -167,7 +166,7 @@ def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
     """
     if not path.exists():
         return [], None
-    with _explaining(path), on_disk(path) as local, safe_open(local, framework="pt") as file:
+    with explaining_damage(path), on_disk(path) as local, safe_open(local, framework="pt") as file:
         metadata = file.metadata() or {}
         history = from_json(list[EpochMetrics], metadata["history"])
         if "kept" not in metadata:
@@ -183,15 +182,6 @@ def load_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None]:
         )
 
 
-@contextmanager
-def _explaining(path: AnyPath) -> Iterator[None]:
-    with explaining_damage(path):
-        try:
-            yield
-        except SafetensorError as error:
-            raise ValueError(error) from error
-
-
 def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Checkpoint]:
     """Rebuild a saved model, on the CPU and in evaluation mode; its custom code, if any, is run.
 
@@ -203,7 +193,7 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
         TunerError: If the file is missing, damaged, not a checkpoint of this program, or one of
             another model.
     """
-    try:
+    with _explaining_use(path):
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
             checkpoint = _description((file.metadata() or {}).get("checkpoint", "{}"))
             _check_model(checkpoint, model)
@@ -213,11 +203,6 @@ def load_checkpoint(path: AnyPath, model: ModelConfig) -> tuple[nn.Module, Check
                 checkpoint.model, len(checkpoint.classes), checkpoint.image_shape, checkpoint.folds
             )
         network.load_state_dict(weights)
-    except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
-        if is_unwritable(error):
-            raise  # By the disk to which it is fetched from a bucket.
-        reason = str(error).splitlines()[0]  # For missing weights, torch writes one line each.
-        raise TunerError(f"{path}: not a usable checkpoint: {reason}") from error
     to_channels_last(network)
     network.eval()
     return network, checkpoint
@@ -233,16 +218,24 @@ def read_description(path: AnyPath, model: ModelConfig | None = None) -> Checkpo
     Raises:
         TunerError: As ``load_checkpoint``.
     """
-    try:
+    with _explaining_use(path):
         with on_disk(path) as local, safe_open(local, framework="pt") as file:
             checkpoint = _description((file.metadata() or {}).get("checkpoint", "{}"))
         if model is not None:
             _check_model(checkpoint, model)
-    except (OSError, SafetensorError, ValueError, UsageError) as error:
+    return checkpoint
+
+
+@contextmanager
+def _explaining_use(path: AnyPath) -> Iterator[None]:
+    """Report that the file at ``path`` is not a checkpoint that can be used."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, RuntimeError, UsageError) as error:
         if is_unwritable(error):
             raise  # By the disk to which it is fetched from a bucket.
-        raise TunerError(f"{path}: not a usable checkpoint: {error}") from error
-    return checkpoint
+        # For missing weights, torch writes one line each.
+        raise TunerError(f"{path}: not a usable checkpoint: {first_line(error)}") from error
 
 
 def _check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:

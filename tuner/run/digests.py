@@ -15,10 +15,9 @@ from tuner.errors import StorageError, TunerError
 from tuner.run.layout import CHECKPOINT, CONFIG, DIGESTS, HISTORY, STATE, check_trial, number_of
 from tuner.run.trial import read_history
 from tuner.schema import build, parse_json, to_json
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import write_text
 from tuner.storage.object_path import ObjectPath
-from tuner.storage.paths import AnyPath, read_bytes, read_text
+from tuner.storage.paths import AnyPath, read_bytes, read_text, sha256_of
 from tuner.storage.patience import is_unwritable
 from tuner.storage.records import explaining_damage
 
@@ -55,16 +54,23 @@ class Damage:
         return f"{self.file}: {self.problem}"
 
     @classmethod
-    def of(cls, error: TunerError, trial: int | None = None) -> "Damage":
+    def of(cls, error: TunerError, folder: AnyPath, trial: int | None = None) -> "Damage":
         """Make a ``Damage`` from an error whose message begins with the file.
+
+        Args:
+            error: The error.
+            folder: The folder that holds the file, or the file itself. The path may have a colon
+                in it, as in ``exp: 1``.
+            trial: The trial that the file belongs to, if any.
 
         Raises:
             StorageError: If that is the error: an outage is not damage of a file.
         """
         if isinstance(error, StorageError):
             raise error
-        file, _, problem = str(error).partition(": ")
-        return cls(file=file, problem=problem, trial=trial)
+        place = str(folder) if str(error).startswith(str(folder)) else ""
+        name, _, problem = str(error).removeprefix(place).partition(": ")
+        return cls(file=place + name, problem=problem, trial=trial)
 
 
 class DamagedError(TunerError):
@@ -182,7 +188,7 @@ def _damage_of_files(path: AnyPath, names: Iterable[str]) -> list[Damage]:
     try:
         digests = _read(path)
     except TunerError as error:
-        return [Damage.of(error, number_of(path))]
+        return [Damage.of(error, path, number_of(path))]
     damage = []
     for name in names:
         try:
@@ -192,7 +198,7 @@ def _damage_of_files(path: AnyPath, names: Iterable[str]) -> list[Damage]:
             if name in digests.files and name not in REMOVED:
                 damage.append(_damage(path, name, "is missing"))
         except TunerError as error:
-            damage.append(Damage.of(error, number_of(path)))
+            damage.append(Damage.of(error, path, number_of(path)))
         except OSError as error:
             if is_unwritable(error):
                 raise  # By the disk to which it is fetched from a bucket.

@@ -15,8 +15,7 @@
             mistakes/mistakes.csv  mistakes/00.png
 """
 
-from tuner.storage.paths import MOST_NAME
-from tuner.storage.protocol import StoragePath
+from tuner.storage.paths import MOST_NAME, AnyPath
 
 RUN = "run.json"
 """The request and its outcome; a folder with this file is a run."""
@@ -79,12 +78,12 @@ def is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal() and len(name) < 10 and name == f"{int(name):04d}"
 
 
-def number_of(folder: StoragePath) -> int | None:
+def number_of(folder: AnyPath) -> int | None:
     """Return the number of the trial that a folder belongs to; ``None`` if it is not a trial's."""
     return int(folder.name) if is_number(folder.name) else None
 
 
-def check_trial(folder: StoragePath, recorded: int | None) -> None:
+def check_trial(folder: AnyPath, recorded: int | None) -> None:
     """Make sure that a record in a trial's folder belongs to this trial.
 
     Args:

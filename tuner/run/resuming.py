@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tuner.storage.protocol import StoragePath
+from tuner.storage.paths import AnyPath
 
 WITHOUT_PATIENCE = ("--patience", "0")
 """Options that resume a search which was ended by its patience."""
 
 
-def resume_command(path: StoragePath, command: str, *options: str) -> str:
+def resume_command(path: AnyPath, command: str, *options: str) -> str:
     """Return the command line that resumes the run at ``path``."""
     words = ("--resume", "--name", path.name, *options, *storage_words(path.parent))
     return command_line(command, *words)
@@ -27,13 +27,13 @@ def budget_words(seconds: float | None, gpu_hours: float | None, factor: float =
     return words if gpu_hours is None else [*words, "--gpu-hours", f"{factor * gpu_hours:g}"]
 
 
-def refit_command(path: StoragePath, top: int) -> str:
+def refit_command(path: AnyPath, top: int) -> str:
     """Return the command line that retrains the best trials of the run at ``path``."""
     options = ("--top", str(top), *storage_words(path.parent))
     return command_line("refit", *options, names=[path.name])
 
 
-def leaderboard_command(path: StoragePath) -> str:
+def leaderboard_command(path: AnyPath) -> str:
     """Return the command line that lists the trials of the run at ``path``."""
     return command_line("leaderboard", *storage_words(path.parent), names=[path.name])
 
@@ -52,7 +52,7 @@ def command_line(command: str, *options: str, names: Sequence[str] = ()) -> str:
     return f"{_program()} {shlex.join((*command.split(), *words))}"
 
 
-def storage_words(storage: StoragePath) -> list[str]:
+def storage_words(storage: AnyPath) -> list[str]:
     """Return the option that names a folder of runs; empty for the default folder."""
     folder = short_path(storage)
     is_default = folder == "runs" and not os.environ.get("CIFAR_TUNE_STORAGE")
@@ -72,7 +72,7 @@ def _program() -> str:
     return "cifar-tune" if is_found else shlex.quote(short_path(called))
 
 
-def short_path(path: StoragePath) -> str:
+def short_path(path: AnyPath) -> str:
     """Return a path as the user would type it in the current folder."""
     if isinstance(path, Path):
         # The path may be elsewhere, and the current folder may be gone.

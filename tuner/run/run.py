@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from tuner.run.trial import (
     read_status,
 )
 from tuner.schema import did_you_mean, from_json, quoted, to_json
-from tuner.storage.files import append_line, remove_abandoned, replacing, write_text
+from tuner.storage.files import append_line, remove_abandoned, write_text
 from tuner.storage.paths import (
     AnyPath,
     check_no_link,
@@ -52,7 +52,7 @@ from tuner.storage.paths import (
     with_snapshot,
 )
 from tuner.storage.records import explaining_damage, find_record, write_record
-from tuner.storage.spreadsheet import harmless
+from tuner.storage.spreadsheet import csv_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -301,9 +301,9 @@ class Run:
             try:
                 trial = self._read(path)
             except TunerError as error:
-                if damage is None or isinstance(error, StorageError):
+                if damage is None:
                     raise
-                damage.append(Damage.of(error, int(path.name)))
+                damage.append(Damage.of(error, path, int(path.name)))
                 continue
             # A trial whose folder is being created has no status yet.
             if trial is not None:
@@ -389,18 +389,13 @@ class Run:
 
     def write_leaderboard(self) -> None:
         """Write ``leaderboard.csv``, best trial first."""
-        with replacing(self.path / layout.LEADERBOARD) as temporary:
-            self.write_csv(temporary)
+        write_text(self.path / layout.LEADERBOARD, self.leaderboard_csv())
 
-    def write_csv(self, file: Path | TextIO) -> None:
-        """Write the leaderboard as CSV that is safe to open in a spreadsheet, too."""
-        import pandas as pd  # See leaderboard().
-
-        table = self.leaderboard()
-        for name, column in table.items():
-            # As objects again, for the same reason.
-            table[name] = pd.Series(map(harmless, column), index=column.index, dtype=object)
-        table.rename(columns=harmless).to_csv(file, index=False)
+    def leaderboard_csv(self) -> str:
+        """Return the leaderboard as CSV that is safe to open in a spreadsheet, too."""
+        rows = [trial.as_row() for trial in self.ranked()]
+        head = list(dict.fromkeys(name for row in rows for name in row)) or ["trial", "state"]
+        return csv_of(head, ([row.get(name) for name in head] for row in rows))
 
     def leaderboard(self) -> "pd.DataFrame":
         """Return a table of all trials, best first, with their configurations and figures."""

@@ -439,11 +439,12 @@ class SearchState:
         Returns:
             ``None`` before the first epoch has ended.
         """
-        if not self._seconds:
+        seconds = self.epoch_seconds
+        if seconds is None:
             return None
         is_promoting = self.search.scheduler == "asha"
         epochs = self._epochs_with_promotion() if is_promoting else self._epochs_left()
-        return sum(self._seconds) / len(self._seconds) * epochs / max(1, slots, len(self.placed))
+        return seconds * epochs / max(1, slots, len(self.placed))
 
     @property
     def _num_to_come(self) -> int:

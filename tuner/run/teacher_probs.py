@@ -5,15 +5,14 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tuner.errors import TunerError
 from tuner.run.layout import TEACHER
-from tuner.run.teacher import TeacherRecord
-from tuner.storage.digest import sha256_of
+from tuner.run.run_record import TeacherRecord
 from tuner.storage.files import replacing
-from tuner.storage.paths import AnyPath, copy_file, on_disk
+from tuner.storage.paths import AnyPath, copy_file, on_disk, sha256_of
 from tuner.storage.records import explaining_damage
 
 
@@ -70,11 +69,8 @@ def read_teacher_probs(run: AnyPath, teacher: TeacherRecord) -> TeacherProbs:
 
 
 def _read(file: Path) -> TeacherProbs:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            train, val = opened.get_tensor("train"), opened.get_tensor("val")
-    except SafetensorError as error:
-        raise ValueError(error) from error
+    with safe_open(file, framework="pt") as opened:
+        train, val = opened.get_tensor("train"), opened.get_tensor("val")
     for name, probs in (("train", train), ("val", val)):
         if probs.ndim != 2 or probs.dtype != torch.float32 or not bool(probs.isfinite().all()):
             raise ValueError(f"{name} holds no class probabilities")

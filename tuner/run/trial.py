@@ -31,10 +31,9 @@ from tuner.run.layout import (
     number_of,
 )
 from tuner.schema import Bounds, quoted
-from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_text
 from tuner.storage.local_storage import MOST_TENSORS
-from tuner.storage.paths import AnyPath, read_bytes, read_text
+from tuner.storage.paths import AnyPath, read_bytes, read_text, sha256_of
 from tuner.storage.patience import persevere
 from tuner.storage.records import explaining_damage, find_record, read_record, write_record
 

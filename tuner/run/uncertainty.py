@@ -1,6 +1,6 @@
 """How far the validation accuracies of a run can be trusted, given the number of its images."""
 
-from tuner.metrics.intervals import margin, wilson
+from tuner.metrics.intervals import margin
 from tuner.run.run import Run
 
 
@@ -10,19 +10,12 @@ def validated_on(run: Run) -> str:
     return f"{count} validation images" if folds is None else f"{count} images in {folds} folds"
 
 
-def val_interval(run: Run, accuracy: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of a validation accuracy; ``None`` if it would mean nothing.
+def val_margin(run: Run, accuracy: float) -> str:
+    """Format the margin: ``120 validation images: ± 7 points``; empty if it would mean nothing.
 
     It covers only the choice of the images. The bias from choosing the best of many trials by the
     accuracy comes on top.
     """
     if run.record.data.all_data:
-        return None
-    return wilson(accuracy, run.record.num_val)
-
-
-def val_margin(run: Run, accuracy: float) -> str:
-    """Format the margin: ``120 validation images: ± 7 points``; empty if it would mean nothing."""
-    if val_interval(run, accuracy) is None:
         return ""
     return f"{validated_on(run)}: {margin(accuracy, run.record.num_val)}"

@@ -6,8 +6,7 @@ from tuner.models.families import Source
 from tuner.schema import Scalar, join, to_json
 from tuner.space.source import descend, words
 from tuner.space.tree import Node, file_of
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, sha256_of
 
 
 def with_origins(root: Node, storage: AnyPath) -> Node:

@@ -90,10 +90,6 @@ class ObjectPath:
             raise FileNotFoundError(self.uri)
         return int(self._ask("info", self.uri)["size"])
 
-    def read_text(self) -> str:
-        """Read a UTF-8 file."""
-        return self.read_bytes().decode()
-
     def iterdir(self) -> Iterator["ObjectPath"]:
         """Yield the files and folders in a folder."""
         if self.snapshot:
@@ -153,6 +149,7 @@ class ObjectPath:
 
     def copy_to(self, other: "ObjectPath") -> None:
         """Let the store copy a file."""
+        other._check_writable()
         self._ask("cp_file", self.uri, other.uri)
 
     def with_snapshot(self, names: Sequence[str]) -> "ObjectPath":

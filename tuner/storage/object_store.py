@@ -9,14 +9,12 @@ from functools import cache
 from typing import Any
 
 from tuner.errors import StorageError, UsageError, how_to_get
-from tuner.storage.patience import is_unwritable
+from tuner.storage.patience import LONGEST_PAUSE, is_unwritable
 
 FIRST_SECONDS = 20.0
 """Seconds for which a store that has never answered this process is retried."""
 PATIENCE_SECONDS = 900.0
 """Seconds for which a store that has answered is retried."""
-LONGEST_PAUSE = 5.0
-"""Maximum number of seconds between two attempts."""
 EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}
 """Scheme -> extra of this package that brings what it needs."""
 OPTIONS: dict[str, dict[str, Any]] = {

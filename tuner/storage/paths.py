@@ -1,9 +1,10 @@
 """Where runs are stored: a local folder, or one in a bucket of objects, named by a URI.
 
-A ``StoragePath`` has the few methods of a ``pathlib.Path`` that a run folder needs. The functions
+An ``AnyPath`` has the few methods of a ``pathlib.Path`` that a run folder needs. The functions
 here do the rest, through the path's ``Storage``.
 """
 
+import hashlib
 import io
 import os
 from contextlib import AbstractContextManager, suppress
@@ -16,17 +17,16 @@ from tuner.storage.local_storage import LocalStorage
 from tuner.storage.object_path import MOST_TEXT, ObjectPath
 from tuner.storage.object_storage import ObjectStorage
 from tuner.storage.object_store import EXTRAS
-from tuner.storage.protocol import P, Storage, StoragePath
+from tuner.storage.protocol import AnyPath as AnyPath
+from tuner.storage.protocol import P, Storage
 
-AnyPath = StoragePath
-"""Where a file or folder of a run is stored."""
 MOST_NAME, MOST_PATH = 255, 4095
 """Maximum lengths in bytes of a name and of a path in file systems."""
 LOCAL: Storage[Path] = LocalStorage()
 OBJECTS: Storage[ObjectPath] = ObjectStorage()
 
 
-def to_path(text: str) -> StoragePath:
+def to_path(text: str) -> AnyPath:
     """Return the path that a user names: a local folder, or a URI.
 
     Raises:
@@ -101,17 +101,17 @@ def folders_with(folder: P, name: str) -> list[P]:
     return storage_of(folder).folders_with(folder, name)
 
 
-def etag(path: StoragePath) -> object:
+def etag(path: AnyPath) -> object:
     """Return a value that changes with a file; ``None`` if there is none."""
     return storage_of(path).etag(path)
 
 
-def modified(path: StoragePath) -> float:
+def modified(path: AnyPath) -> float:
     """Return when a file was written, in seconds since 1970."""
     return storage_of(path).modified(path)
 
 
-def read_bytes(path: StoragePath, *, most: int = MOST_TEXT, is_own: bool = False) -> bytes:
+def read_bytes(path: AnyPath, *, most: int = MOST_TEXT, is_own: bool = False) -> bytes:
     """Read a whole file.
 
     Args:
@@ -126,7 +126,7 @@ def read_bytes(path: StoragePath, *, most: int = MOST_TEXT, is_own: bool = False
     return path.read_bytes()
 
 
-def read_text(path: StoragePath, *, encoding: str = "utf-8", is_own: bool = False) -> str:
+def read_text(path: AnyPath, *, encoding: str = "utf-8", is_own: bool = False) -> str:
     """Read a whole text file with universal newlines; see ``read_bytes``.
 
     Raises:
@@ -137,7 +137,7 @@ def read_text(path: StoragePath, *, encoding: str = "utf-8", is_own: bool = Fals
     return io.StringIO(text, newline=None).read()
 
 
-def inside(folder: StoragePath, name: str) -> StoragePath:
+def inside(folder: AnyPath, name: str) -> AnyPath:
     """Return the path in ``folder`` to which ``name``, read from one of its files, refers.
 
     Args:
@@ -158,7 +158,7 @@ def inside(folder: StoragePath, name: str) -> StoragePath:
     return path / parts[-1]
 
 
-def lies_in(path: StoragePath, storage: StoragePath) -> bool:
+def lies_in(path: AnyPath, storage: AnyPath) -> bool:
     """Whether a path is in a storage, where the record of a run may lead; links are followed.
 
     A run may come from somebody else. Its record alone leads to no other files, and to no server.
@@ -168,7 +168,7 @@ def lies_in(path: StoragePath, storage: StoragePath) -> bool:
     return str(path).startswith(f"{storage}/")
 
 
-def check_no_link(folder: StoragePath) -> None:
+def check_no_link(folder: AnyPath) -> None:
     """Make sure that a folder of a run is really inside it.
 
     Raises:
@@ -177,7 +177,7 @@ def check_no_link(folder: StoragePath) -> None:
     storage_of(folder).check_no_link(folder)
 
 
-def on_disk(path: StoragePath) -> AbstractContextManager[Path]:
+def on_disk(path: AnyPath) -> AbstractContextManager[Path]:
     """Yield a run's file on disk, for code that reads no other; from a bucket, a temporary copy.
 
     Raises:
@@ -186,7 +186,17 @@ def on_disk(path: StoragePath) -> AbstractContextManager[Path]:
     return storage_of(path).on_disk(path)
 
 
-def copy_file(source: StoragePath, target: StoragePath) -> None:
+def sha256_of(path: AnyPath) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: If it is no plain file, or cannot be read.
+    """
+    with on_disk(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_file(source: AnyPath, target: AnyPath) -> None:
     """Copy a file to a place where nobody looks yet."""
     storage = storage_of(target)
     if storage is storage_of(source):
@@ -196,12 +206,12 @@ def copy_file(source: StoragePath, target: StoragePath) -> None:
         storage.put(file, target)
 
 
-def remove_folder(folder: StoragePath) -> None:
+def remove_folder(folder: AnyPath) -> None:
     """Remove a folder and everything in it, if it exists."""
     storage_of(folder).remove_folder(folder)
 
 
-def replace_folder(new: Path, folder: StoragePath, *, last: str = "") -> None:
+def replace_folder(new: Path, folder: AnyPath, *, last: str = "") -> None:
     """Put a folder that was written locally in the place of another one, or in a free place.
 
     Args:
@@ -218,7 +228,7 @@ def scratch(beside: P, prefix: str) -> AbstractContextManager[P]:
     return storage_of(beside).scratch(beside, prefix)
 
 
-def locked(folder: StoragePath) -> AbstractContextManager[None]:
+def locked(folder: AnyPath) -> AbstractContextManager[None]:
     """Keep other searches out of a run folder until the block, or the process, ends.
 
     Raises:

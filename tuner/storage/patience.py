@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuner.errors import StorageError
-from tuner.storage.protocol import StoragePath
+from tuner.storage.protocol import AnyPath
 
 PATIENCE_SECONDS = 60.0
 LONGEST_PAUSE = 5.0
@@ -48,7 +48,7 @@ class Patience:
 
     def __init__(
         self,
-        home: StoragePath,
+        home: AnyPath,
         say: Callable[[str], None],
         is_hurried: Callable[[], bool] = lambda: False,
     ) -> None:

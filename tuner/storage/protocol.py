@@ -9,7 +9,7 @@ LOCK_NAME = ".lock"
 """File in a run folder that is locked by the search that works in it."""
 
 
-class StoragePath(Protocol):
+class AnyPath(Protocol):
     """A file or folder of a storage: a ``pathlib.Path``, or an ``ObjectPath`` of a bucket."""
 
     def __truediv__(self, name: str, /) -> Self:
@@ -54,16 +54,12 @@ class StoragePath(Protocol):
         """
         ...
 
-    def read_text(self) -> str:
-        """Read a UTF-8 file."""
-        ...
-
     def unlink(self, *, missing_ok: Literal[True]) -> None:
         """Remove a file, if it exists."""
         ...
 
 
-P = TypeVar("P", bound=StoragePath)
+P = TypeVar("P", bound=AnyPath)
 
 
 class Storage(Protocol[P]):

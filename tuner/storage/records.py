@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from tuner.errors import TunerError, UsageError
 from tuner.schema import build, parse_json, to_json
 from tuner.storage.files import write_text
@@ -79,7 +81,7 @@ def explaining_damage(path: AnyPath) -> Iterator[None]:
         yield
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error),
-        *(RecursionError, OverflowError, UsageError),
+        *(RecursionError, OverflowError, SafetensorError, UsageError),
     ) as error:
         if is_unwritable(error):
             raise

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tuner.storage.files import write_text
-from tuner.storage.paths import read_bytes
-from tuner.storage.protocol import StoragePath
+from tuner.storage.paths import AnyPath, read_bytes
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Start of a text that is a formula to a spreadsheet, or would become one here."""
@@ -25,7 +24,7 @@ def original(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
-def write_csv(path: StoragePath, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: AnyPath, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table, whole or not at all."""
     write_text(path, csv_of(head, rows))
 
@@ -38,7 +37,7 @@ def csv_of(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return table.getvalue()
 
 
-def read_csv(path: StoragePath) -> list[list[str]]:
+def read_csv(path: AnyPath) -> list[list[str]]:
     """Read the rows of a table that ``write_csv`` wrote, its head first.
 
     Raises:

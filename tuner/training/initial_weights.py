@@ -25,8 +25,7 @@ from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.layout import why_not_name
 from tuner.run.run import Run, find_run
 from tuner.run.run_record import RunRecord
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath, lies_in, to_path
+from tuner.storage.paths import AnyPath, lies_in, sha256_of, to_path
 from tuner.storage.records import explaining_damage
 
 AUXILIARY = re.compile(r"(aux1|aux2|AuxLogits)\.")

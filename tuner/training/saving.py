@@ -48,8 +48,7 @@ from tuner.run.trial import (
     write_history,
     write_val_probs,
 )
-from tuner.storage.digest import sha256_of
-from tuner.storage.paths import AnyPath
+from tuner.storage.paths import AnyPath, sha256_of
 from tuner.storage.patience import persevere, present_patience, storage_fault
 from tuner.storage.records import explaining_damage
 from tuner.training.epoch import Epoch
@@ -371,7 +370,7 @@ def read_own_progress(path: AnyPath) -> tuple[list[EpochMetrics], Kept | None, s
             if any(one != other for one, other in zip(told, history, strict=False)):
                 origin = "other"
     except TunerError as error:
-        raise DamagedError([Damage.of(error)], ANEW) from error
+        raise DamagedError([Damage.of(error, path)], ANEW) from error
     if origin == "other":
         raise DamagedError([changed(path, STATE)], ANEW)
     return history, kept, found

@@ -22,8 +22,7 @@ from tuner.monitor.steps import step
 from tuner.passwords import hide_passwords
 from tuner.run.layout import why_not_name
 from tuner.run.run import Run
-from tuner.run.run_record import SCHEMA_VERSION, RunRecord
-from tuner.run.teacher import TeacherRecord
+from tuner.run.run_record import SCHEMA_VERSION, RunRecord, TeacherRecord
 from tuner.schema import build, quoted, to_plain
 from tuner.space import SearchSpace
 from tuner.space.source import said_of
