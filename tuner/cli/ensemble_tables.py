@@ -304,15 +304,13 @@ def _print_sizes(console: Console, result: "EnsembleFigures") -> None:
     table = make_table("The first members together", headings, 0)
     for row, member in zip(result.by_size, result.members, strict=True):
         added = member.contribution
-        gain = (row.gain, row.gain_low, row.gain_high)
-        low, *others = (f"{100 * end:+.2f}" for end in gain if end is not None)
         table.add_row(
             str(row.k),
             str(member.trial),
             f"{row.accuracy:.2%}",
             f"{100 * row.low:.2f} - {100 * row.high:.2f}",
-            f"{low} [{', '.join(others)}]",
-            "-" if row.mcnemar_p is None else f"{row.mcnemar_p:.2g}",
+            f"{100 * row.gain:+.2f} [{100 * row.gain_low:+.2f}, {100 * row.gain_high:+.2f}]",
+            f"{row.mcnemar_p:.2g}",
             "-" if added is None else f"{100 * added:+.2f}",
         )
     print_stripped(console, table)
