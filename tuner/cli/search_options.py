@@ -1,6 +1,6 @@
 """Shared by ``search``, ``plan`` and ``distill``: make a request of flags, environment and file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -19,6 +19,7 @@ from tuner.cli.options import (
     VAL_FRACTION,
     Amount,
     option,
+    together,
 )
 from tuner.cli.running import common_options
 from tuner.config import AUTO, DATA_SETTINGS, SPACE_KEYS, Metric, Resize, SearchConfig
@@ -77,7 +78,7 @@ _PROPOSED = (
         help="Number of best checkpoints to keep on disk. [default: 20, or as before]",
     ),
 )
-_SEARCHED = (
+searched_options = together(
     _OVERRIDES,
     option(
         "--data",
@@ -101,7 +102,8 @@ _SEARCHED = (
     ),
     *_PROPOSED,
 )
-_DISTILLED = (
+"""Declare the options that define a search."""
+distilled_options = together(
     _OVERRIDES,
     DATA,
     MOVED_DATA_DIR,
@@ -118,6 +120,7 @@ _DISTILLED = (
     ),
     *_PROPOSED,
 )
+"""Declare the options that define a search of students; its images are the teacher's."""
 
 
 class PatientCommand(SearchCommand):
@@ -148,20 +151,6 @@ def _is_value(word: str) -> bool:
     except ValueError:
         return not word.startswith("-") and "=" not in word
     return True
-
-
-def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options that define a search."""
-    for declare in reversed(_SEARCHED):
-        command = declare(command)
-    return command
-
-
-def distilled_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options that define a search of students; its images are the teacher's."""
-    for declare in reversed(_DISTILLED):
-        command = declare(command)
-    return command
 
 
 def search_request(
