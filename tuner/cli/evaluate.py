@@ -15,6 +15,7 @@ from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut, print_
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import (
     interval_text,
+    load_ensemble,
     loading_on_terminal,
     make_console,
     make_table,
@@ -73,20 +74,16 @@ def evaluate(
     folder.
     """
     from tuner.console import Console
-    from tuner.run.ensembles import find_ensemble
 
     console = Console(stderr=True, highlight=False)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
-    place = find_ensemble(storage, ensemble)
-    with loading_on_terminal(console):
+    found = load_ensemble(console, storage, ensemble, device, trust_code=trust_code)
+    with loading_on_terminal(console, "the images"):
         from tuner.data.labelled import find_labelled
         from tuner.deploy.evaluation import enter
         from tuner.deploy.evaluation import evaluate as measure
         from tuner.deploy.evaluation_folder import write_evaluation
-        from tuner.deploy.predictor import read_ensemble
-        from tuner.training.device import find_device
 
-        found = read_ensemble(place, find_device(device), trust_code=trust_code)
         labelled = find_labelled(data, found.preprocessing.size, data_dir)
     if output:
         # Before the images are measured, and the reading is recorded.
