@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
-from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut, print_intervals
+from tuner.cli.ensemble_tables import cut, print_confusion, print_intervals
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import (
     interval_text,
@@ -173,10 +173,7 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
 
 
 def _print_classes(console: "Console", found: "Evaluation") -> None:
-    if len(found.classes) <= MOST_CLASSES:
-        title = "true \\ predicted"
-        print_stripped(console, confusion_table(found.classes, found.confusion.tolist(), title))
-        console.print()
+    print_confusion(console, found.classes, found.confusion.tolist(), "true \\ predicted")
     rows = [(entry.label, entry.interval) for entry in found.per_class if entry.interval]
     hardest = sorted(rows, key=lambda row: row[1].accuracy)[:3]
     told = ", ".join(f"{label} {share.accuracy:.2%} ({_range(share)})" for label, share in hardest)
