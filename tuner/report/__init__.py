@@ -4,6 +4,7 @@
 with the templates, styles and scripts in ``assets``.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,13 +193,10 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
-    states: dict[str, int] = {}
-    for trial in ranked:
-        states[trial.status.state] = states.get(trial.status.state, 0) + 1
     first = leader(ranked)
     return {
         "trials": len(ranked),
-        "states": states,
+        "states": Counter(trial.status.state for trial in ranked),
         "best": first.best.value(first.metric) if first and first.best else None,
         "margin": val_margin(run, first.best.val_accuracy) if first and first.best else "",
         "epochs": sum(len(trial.history) for trial in ranked),

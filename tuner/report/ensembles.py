@@ -355,13 +355,5 @@ def _read_mistakes(folder: AnyPath) -> list[dict[str, Any]]:
         if len(image) <= room:
             room -= len(image)
             uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
-        mistakes.append(
-            {
-                "file": row.file,
-                "true": row.true,
-                "predicted": row.predicted,
-                "confidence": row.share,
-                "image": uri,
-            }
-        )
+        mistakes.append(to_plain(row) | {"confidence": row.share, "image": uri})
     return mistakes
