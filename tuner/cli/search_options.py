@@ -1,12 +1,13 @@
 """Shared by ``search``, ``plan`` and ``distill``: make a request of flags, environment and file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.help import SearchCommand
 from tuner.cli.options import (
     DATA,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tuner.tuning.request import SearchRequest
 
 FROM_SPACE = "[default: from the space]"
+MISSING_SPACE = "Missing option '--space', or '--data' to make one for."
 USUAL_PATIENCE = 0.1
 """Points of ``--patience`` without a number."""
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -123,6 +125,18 @@ distilled_options = together(
 """Declare the options that define a search of students; its images are the teacher's."""
 
 
+def space_option(default: str) -> Callable[..., Any]:
+    """Declare ``--space``, whose default is described by a text."""
+    return option(
+        "--space",
+        metavar="FILE|NAME|auto",
+        shell_complete=completion.spaces,
+        help="Search space: a YAML file; a shipped space (quick, cnn_small, small, cnn, speed, "
+        "augment, vit, transfer, wide); or auto, which makes one for the images, the machine and "
+        f"the time. [default: {default}]",
+    )
+
+
 class PatientCommand(SearchCommand):
     """A command with ``--patience``, whose number may be left out."""
 
@@ -173,7 +187,7 @@ def search_request(
     overrides = search_overrides(context, options["overrides"])
 
     def load(words: Sequence[str]) -> "SearchSpace":
-        if options["space"] and options["space"] != AUTO:
+        if named_space(options):
             assert isinstance(path, Path)
             return load_space(path, words, storage)
         return load_run_space(path, words, storage)
@@ -201,6 +215,12 @@ def is_auto(options: Mapping[str, Any]) -> bool:
     """Whether to make a space: because it is called ``auto``, or for data without a space."""
     space = options["space"]
     return bool(space == AUTO or (not space and options["data"])) and not options.get("resume")
+
+
+def named_space(options: Mapping[str, Any]) -> str | None:
+    """Return the space that ``--space`` names; ``None`` without it, or for ``auto``."""
+    space: str | None = options["space"]
+    return None if space == AUTO else space
 
 
 def _request(
