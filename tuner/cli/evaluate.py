@@ -12,6 +12,7 @@ import click
 from rich.markup import escape
 
 from tuner.cli.ensemble_tables import cut, print_confusion, print_intervals
+from tuner.cli.insights import print_advice
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import (
     interval_text,
@@ -105,11 +106,11 @@ def evaluate(
     for line in evaluation.unreadable:
         console.print(line, markup=False, soft_wrap=True)
     if evaluation.is_trained_on:
-        console.print(
-            "Worth a look: the ensemble may have been trained on these images, or chosen by them; "
-            "on others it is less accurate.",
-            soft_wrap=True,
+        warning = (
+            "the ensemble may have been trained on these images, or chosen by them; on others "
+            "it is less accurate."
         )
+        print_advice([warning])
     if evaluation.unreadable:
         count = len(evaluation.unreadable)
         console.print(f"Could not be read: {count} of {evaluation.images + count}")
