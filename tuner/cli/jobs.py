@@ -33,7 +33,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     """
     from tuner.models.trust import check_code_trusted, code_of, remember
     from tuner.space import find_space, load_space
-    from tuner.space.source import SHIPPED, said_of
+    from tuner.space.source import said_of, shipped
 
     options = context.params
     name, texts = options["name"], {}
@@ -42,8 +42,8 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     if is_auto(options):
         # The cluster makes the space, from its own measurements.
         words += ["--space", AUTO, *overrides]
-        for file in SHIPPED.glob("*.yaml"):
-            texts[f"{SHIPPED.name}/{file.name}"] = file.read_text(encoding="utf-8")
+        for file in shipped().values():
+            texts[f"{file.parent.name}/{file.name}"] = file.read_text(encoding="utf-8")
         name = name or f"{AUTO}-{datetime.now():%Y%m%d-%H%M%S}"
     elif named := named_space(options):
         path = find_space(named)
