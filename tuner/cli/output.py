@@ -41,7 +41,7 @@ MOST_COLUMNS = 80
 LONG = ("reason", "values", "data", "over epochs")
 """Columns that are shortened on a narrow terminal; a table has one of them."""
 WIDE = 110
-"""Width of a terminal from which comparisons and lists of runs are shown in full, in columns."""
+"""Width of a terminal from which tables are shown in full, in columns."""
 
 
 def leaderboard_document(run: "Run", ranked: "Sequence[TrialRecord]") -> dict[str, Any]:
