@@ -122,8 +122,8 @@ def test_pretrained_networks_go_before_others_but_for_those_that_are_too_slow() 
     choice = choose(networks, seconds_of, (96, 32), images_of(840, side=300), CPU)
     assert (choice.names, choice.side) == (("resnet18", "convnext_tiny"), 96)
     plain = space_of(choice, base_of(TRANSFER), is_mirrored=True)
-    model = load_space(Path("auto"), text=yaml.safe_dump(plain)).axes.entries["model"]
-    assert dict(model.rows())["model.pretrained.name"] == "one of resnet18, convnext_tiny"
+    space = load_space(Path("auto"), text=yaml.safe_dump(plain))
+    assert dict(space.rows())["model.pretrained.name"] == "one of resnet18, convnext_tiny"
     assert plain["space"]["model"]["pretrained"]["image_size"] == 96
 
 

@@ -107,6 +107,7 @@ READERS = {
     "show-json": invoke("show", RUN, "--json"),
     "trial": invoke("show", RUN, "0"),
     "trial-json": invoke("show", RUN, "3", "--json"),
+    "ensemble": invoke("show", f"{RUN}/top2"),
     "report": invoke("report", RUN),
     "compare": invoke("compare", RUN, "interrupted"),
     "compare-json": invoke("compare", "interrupted", RUN, "--json"),
@@ -220,13 +221,28 @@ def no_accuracy_of_a_class(metrics: Any) -> None:
     metrics["per_class"][0] |= {"accuracy": None, "count": 3}
 
 
-@pytest.mark.parametrize("reader", ["report", "show"])
+def no_gain_of_a_size(metrics: Any) -> None:
+    del metrics["by_size"][0]["gain_low"]
+
+
+def fewer_sizes_than_members(metrics: Any) -> None:
+    del metrics["by_size"][0]
+
+
 @pytest.mark.parametrize(
-    ("name", "damage", "told"),
+    ("reader", "name", "damage", "told"),
     [
-        ("run.json", no_validation_images, "num_val"),
-        ("ensembles/top2/metrics.json", no_value_of_its_metric, "macro_f1"),
-        ("ensembles/top2/metrics.json", no_accuracy_of_a_class, "no accuracy"),
+        *((reader, "run.json", no_validation_images, "num_val") for reader in ("report", "show")),
+        *(
+            (reader, "ensembles/top2/metrics.json", damage, told)
+            for reader in ("report", "show", "ensemble")
+            for damage, told in (
+                (no_value_of_its_metric, "macro_f1"),
+                (no_accuracy_of_a_class, "no accuracy"),
+                (no_gain_of_a_size, "gain_low: is missing"),
+                (fewer_sizes_than_members, "not one row for each of 2"),
+            )
+        ),
     ],
 )
 def test_figures_that_cannot_be_are_told(

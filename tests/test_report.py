@@ -94,7 +94,7 @@ def write_ensemble(run: Run, trials: list[int]) -> None:
                 "gain_high": 0.02 * k,
                 "mcnemar_p": 0.1,
             }
-            for k in (1, 2, 3)
+            for k in range(1, len(trials) + 1)
         ],
         "per_class": [{"class": label, "accuracy": 0.7, "count": 100} for label in CLASSES],
         "reliability": [

@@ -12,8 +12,3 @@ def hide_passwords(text: str) -> str:
     if "://" not in text:
         return text
     return _QUERIES.sub(rf"\1{HIDDEN}", _USERS.sub(rf"\1{HIDDEN}@", text))
-
-
-def is_hidden(url: str) -> bool:
-    """Return whether the password of a URL was replaced by ``***``."""
-    return f":{HIDDEN}@" in url or f"={HIDDEN}" in url

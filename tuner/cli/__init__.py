@@ -62,31 +62,23 @@ FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """Errors of a disk that is full or broken."""
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 """Errors of files that belong to others, or of a run that may only be read."""
-COMMANDS = (
-    search.search,
-    plan.plan,
-    refit.refit,
-    ensemble.ensemble,
-    predict.predict,
-    evaluate.evaluate,
-    export.export,
-    serve.serve,
-    distill.distill,
+
+cli.add_section(
+    "Search", search.search, plan.plan, refit.refit, rerun.rerun, space.space, data.data
+)
+cli.add_section(
+    "Look",
     leaderboard.leaderboard,
-    runs.runs,
     show.show,
+    runs.runs,
     report.report,
     compare.compare,
-    guide.guide,
     check.check,
-    rerun.rerun,
-    space.space,
-    data.data,
-    doctor.doctor,
-    cluster_template.cluster_template,
+    guide.guide,
 )
-for command in COMMANDS:
-    cli.add_command(command)
+cli.add_section("Combine", ensemble.ensemble, distill.distill)
+cli.add_section("Use", predict.predict, evaluate.evaluate, export.export, serve.serve)
+cli.add_section("Cluster", doctor.doctor, cluster_template.cluster_template)
 
 
 def main() -> None:

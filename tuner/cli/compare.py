@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli import completion
+from tuner.cli.insights import print_advice
 from tuner.cli.options import DATA, JSON, METRIC, MOVED_DATA_DIR, STORAGE, option
 from tuner.cli.output import output_file, print_comparison, print_json
 from tuner.run.resuming import command_line, short_path, storage_words
@@ -64,6 +65,6 @@ def compare(
         return
     print_comparison(described)
     if warning := differences(described):
-        click.echo(f"Worth a look: {warning}", err=True)
+        print_advice([warning])
     if html:
         click.echo(f"\nPage: {short_path(html)}")

@@ -13,10 +13,9 @@ from tuner.storage.paths import AnyPath
 
 def spaces(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Complete the name of a shipped space, or a file."""
-    from tuner.space.source import SHIPPED
+    from tuner.space.source import shipped
 
-    names = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
-    return [*_items(names, begun), CompletionItem(begun, type="file")]
+    return [*_items(shipped(), begun), CompletionItem(begun, type="file")]
 
 
 def runs(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:

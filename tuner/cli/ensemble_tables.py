@@ -27,7 +27,7 @@ from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from tuner.metrics.figures import Estimate, Intervals
-    from tuner.report.ensembles import Confusion, EnsembleFigures, FrontierPoint, Scores
+    from tuner.report.ensembles import EnsembleFigures, FrontierPoint, Scores
     from tuner.run.ensemble_record import Excluded
 
 VAL = "cross-fit: validation images, each by a choice that was made without it."
@@ -92,9 +92,9 @@ def print_ensemble(
     if is_whole:
         _print_more(console, result)
         _print_sizes(console, result)
-        confusion = read_confusion(folder)
-        if confusion and len(confusion.classes) <= MOST_CLASSES:
-            _print_confusion(console, confusion, f"true \\ predicted, {result.tested_on} images")
+        if confusion := read_confusion(folder):
+            title = f"true \\ predicted, {result.tested_on} images"
+            print_confusion(console, confusion.classes, confusion.counts, title)
     if result.comparison:
         _print_comparison(console, result)
     if result.frontier:
@@ -304,15 +304,13 @@ def _print_sizes(console: Console, result: "EnsembleFigures") -> None:
     table = make_table("The first members together", headings, 0)
     for row, member in zip(result.by_size, result.members, strict=True):
         added = member.contribution
-        gain = (row.gain, row.gain_low, row.gain_high)
-        low, *others = (f"{100 * end:+.2f}" for end in gain if end is not None)
         table.add_row(
             str(row.k),
             str(member.trial),
             f"{row.accuracy:.2%}",
             f"{100 * row.low:.2f} - {100 * row.high:.2f}",
-            f"{low} [{', '.join(others)}]",
-            "-" if row.mcnemar_p is None else f"{row.mcnemar_p:.2g}",
+            f"{100 * row.gain:+.2f} [{100 * row.gain_low:+.2f}, {100 * row.gain_high:+.2f}]",
+            f"{row.mcnemar_p:.2g}",
             "-" if added is None else f"{100 * added:+.2f}",
         )
     print_stripped(console, table)
@@ -400,13 +398,15 @@ def _point_values(point: "FrontierPoint", metric: Metric) -> tuple[str, str]:
     return spelt(point.val_metric, metric), spelt(point.metric, metric)
 
 
-def _print_confusion(console: Console, confusion: "Confusion", title: str) -> None:
-    print_stripped(console, confusion_table(confusion.classes, confusion.counts, title))
-    console.print()
+def print_confusion(
+    console: Console, classes: Sequence[str], rows: Sequence[Sequence[int]], title: str
+) -> None:
+    """Print a confusion matrix, one row per true class; columns have the letters of the rows.
 
-
-def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -> Table:
-    """Return a confusion matrix, one row per true class; columns have the letters of the rows."""
+    It is left out if there are too many classes.
+    """
+    if len(classes) > MOST_CLASSES:
+        return
     table = Table(title=escape(title), box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     letters = string.ascii_lowercase[: len(classes)]
@@ -416,7 +416,8 @@ def confusion_table(classes: Sequence[str], rows: list[list[int]], title: str) -
         cells = [str(count) if count else "·" for count in row]
         cells[number] = f"[bold]{cells[number]}[/bold]"
         table.add_row(f"{letters[number]} {escape(cut(label))}", *cells)
-    return table
+    print_stripped(console, table)
+    console.print()
 
 
 def cut(label: str) -> str:

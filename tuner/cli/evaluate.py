@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.markup import escape
 
-from tuner.cli.ensemble_tables import MOST_CLASSES, confusion_table, cut, print_intervals
+from tuner.cli.ensemble_tables import cut, print_confusion, print_intervals
+from tuner.cli.insights import print_advice
 from tuner.cli.options import DATA_DIR, DEVICE, ENSEMBLE, JSON, STORAGE, TRUST_CODE, TTA, option
 from tuner.cli.output import (
     interval_text,
+    load_ensemble,
     loading_on_terminal,
     make_console,
     make_table,
@@ -73,20 +75,16 @@ def evaluate(
     folder.
     """
     from tuner.console import Console
-    from tuner.run.ensembles import find_ensemble
 
     console = Console(stderr=True, highlight=False)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
-    place = find_ensemble(storage, ensemble)
-    with loading_on_terminal(console):
+    found = load_ensemble(console, storage, ensemble, device, trust_code=trust_code)
+    with loading_on_terminal(console, "the images"):
         from tuner.data.labelled import find_labelled
         from tuner.deploy.evaluation import enter
         from tuner.deploy.evaluation import evaluate as measure
         from tuner.deploy.evaluation_folder import write_evaluation
-        from tuner.deploy.predictor import read_ensemble
-        from tuner.training.device import find_device
 
-        found = read_ensemble(place, find_device(device), trust_code=trust_code)
         labelled = find_labelled(data, found.preprocessing.size, data_dir)
     if output:
         # Before the images are measured, and the reading is recorded.
@@ -108,11 +106,11 @@ def evaluate(
     for line in evaluation.unreadable:
         console.print(line, markup=False, soft_wrap=True)
     if evaluation.is_trained_on:
-        console.print(
-            "Worth a look: the ensemble may have been trained on these images, or chosen by them; "
-            "on others it is less accurate.",
-            soft_wrap=True,
+        warning = (
+            "the ensemble may have been trained on these images, or chosen by them; on others "
+            "it is less accurate."
         )
+        print_advice([warning])
     if evaluation.unreadable:
         count = len(evaluation.unreadable)
         console.print(f"Could not be read: {count} of {evaluation.images + count}")
@@ -176,10 +174,7 @@ def _print_evaluation(console: "Console", found: "Evaluation") -> None:
 
 
 def _print_classes(console: "Console", found: "Evaluation") -> None:
-    if len(found.classes) <= MOST_CLASSES:
-        title = "true \\ predicted"
-        print_stripped(console, confusion_table(found.classes, found.confusion.tolist(), title))
-        console.print()
+    print_confusion(console, found.classes, found.confusion.tolist(), "true \\ predicted")
     rows = [(entry.label, entry.interval) for entry in found.per_class if entry.interval]
     hardest = sorted(rows, key=lambda row: row[1].accuracy)[:3]
     told = ", ".join(f"{label} {share.accuracy:.2%} ({_range(share)})" for label, share in hardest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import ENSEMBLE, JSON, STORAGE, TRUST_CODE, option
-from tuner.cli.output import loading_on_terminal, plural, print_json, print_table
+from tuner.cli.output import load_ensemble, plural, print_json, print_table
 from tuner.console import Console
 from tuner.monitor.steps import step
 from tuner.run.resuming import short_path
@@ -56,15 +56,10 @@ def export(
     normalization, members, weights and temperatures. It is run at once, and written only if it
     reproduces the ensemble's probabilities.
     """
-    from tuner.run.ensembles import find_ensemble
-
     warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
-    folder = find_ensemble(storage, ensemble)
     console = Console(stderr=True, highlight=False)
-    with loading_on_terminal(console):
-        from tuner.deploy.predictor import read_ensemble
-        from tuner.training.device import find_device
-    loaded = read_ensemble(folder, find_device("cpu"), trust_code=trust_code)
+    loaded = load_ensemble(console, storage, ensemble, trust_code=trust_code)
+    folder = loaded.path
     # Large ensembles take a minute.
     with step(console, f"Exporting {short_path(folder)}: {plural(len(loaded.members), 'member')}"):
         made = loaded.export(output, format=to, check=check)

@@ -1,17 +1,9 @@
 """Layout of the help: commands by workflow, options of a search by topic."""
 
-from collections.abc import Iterable, Mapping
+from typing import Any
 
 import click
 
-COMMANDS = {
-    "Search": ("search", "plan", "refit", "rerun", "space", "data"),
-    "Look": ("leaderboard", "show", "runs", "report", "compare", "check", "guide"),
-    "Combine": ("ensemble", "distill"),
-    "Use": ("predict", "evaluate", "export", "serve"),
-    "Cluster": ("doctor", "cluster-template"),
-}
-"""Commands of each section; those of no section come last."""
 OPTIONS = {
     "What to search, on which images": (
         *("space", "ensemble", "into", "top", "data", "data_dir", "image_size", "resize"),
@@ -37,18 +29,27 @@ OPTIONS = {
 class WorkflowGroup(click.Group):
     """A group that lists its commands by workflow."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections: dict[str, tuple[click.Command, ...]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands, which the help lists under this title."""
+        self.sections[title] = commands
+        for command in commands:
+            self.add_command(command)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, one section per group."""
-        names = self.list_commands(ctx)
-        width = max(map(len, names))
-        for title, members in _grouped(COMMANDS, names, "Other"):
-            rows = []
-            for name in members:
-                command = self.get_command(ctx, name)
-                if command is not None and not command.hidden:
-                    rows.append((f"{name:{width}}", command.get_short_help_str(limit=60)))
+        width = max(map(len, self.commands))
+        for title, commands in self.sections.items():
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl(
+                    [
+                        (f"{command.name!s:{width}}", command.get_short_help_str(limit=60))
+                        for command in commands
+                    ]
+                )
 
 
 class SearchCommand(click.Command):
@@ -60,17 +61,9 @@ class SearchCommand(click.Command):
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
                 records[str(parameter.name)] = record
-        for title, names in _grouped(OPTIONS, records, "Other"):
-            with formatter.section(title):
-                formatter.write_dl([records[name] for name in names])
-
-
-def _grouped(
-    groups: Mapping[str, Iterable[str]], names: Iterable[str], others: str
-) -> list[tuple[str, list[str]]]:
-    """Divide names into groups, and leave out empty groups."""
-    names = list(names)
-    placed = {name for group in groups.values() for name in group}
-    found = {title: [name for name in group if name in names] for title, group in groups.items()}
-    found[others] = [name for name in names if name not in placed]
-    return [(title, members) for title, members in found.items() if members]
+        known = {name for names in OPTIONS.values() for name in names}
+        others = tuple(name for name in records if name not in known)
+        for title, names in {**OPTIONS, "Other": others}.items():
+            if rows := [records[name] for name in names if name in records]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

@@ -11,7 +11,7 @@ import click
 
 from tuner.cli.options import Duration
 from tuner.cli.output import print_json
-from tuner.cli.search_options import is_auto, overridden
+from tuner.cli.search_options import MISSING_SPACE, is_auto, named_space, overridden
 from tuner.config import AUTO, SPACE_KEYS
 from tuner.errors import TunerError, UsageError
 from tuner.passwords import hide_passwords
@@ -33,7 +33,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     """
     from tuner.models.trust import check_code_trusted, code_of, remember
     from tuner.space import find_space, load_space
-    from tuner.space.source import SHIPPED, said_of
+    from tuner.space.source import said_of, shipped
 
     options = context.params
     name, texts = options["name"], {}
@@ -42,11 +42,11 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
     if is_auto(options):
         # The cluster makes the space, from its own measurements.
         words += ["--space", AUTO, *overrides]
-        for file in SHIPPED.glob("*.yaml"):
-            texts[f"{SHIPPED.name}/{file.name}"] = file.read_text(encoding="utf-8")
+        for file in shipped().values():
+            texts[f"{file.parent.name}/{file.name}"] = file.read_text(encoding="utf-8")
         name = name or f"{AUTO}-{datetime.now():%Y%m%d-%H%M%S}"
-    elif options["space"] and options["space"] != AUTO:
-        path = find_space(options["space"])
+    elif named := named_space(options):
+        path = find_space(named)
         space = load_space(path, overrides, options["storage"])
         sampler = space.search.sampler
         remember(space.own_code)
@@ -60,7 +60,7 @@ def submit_search(context: click.Context, address: str, overrides: list[str]) ->
         if not options["resume"]:
             name = name or f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
     elif not options["resume"]:
-        raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
+        raise click.UsageError(MISSING_SPACE, context)
     else:
         words += overrides
     outside: list[str] = []

@@ -77,6 +77,17 @@ def option(*args: Any, **kwargs: Any) -> Callable[..., Any]:
     return click.option(*args, cls=Option, **kwargs)
 
 
+def together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare several options, in this order."""
+
+    def declare_all(command: Callable[..., Any]) -> Callable[..., Any]:
+        for declare in reversed(options):
+            command = declare(command)
+        return command
+
+    return declare_all
+
+
 class Place(click.ParamType[AnyPath]):
     """A local folder, or the URI of one in an object store."""
 

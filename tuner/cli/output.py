@@ -19,10 +19,12 @@ from tuner.errors import UsageError
 from tuner.metrics.goal import name_of, spelt
 from tuner.monitor.steps import Pulse, step
 from tuner.monitor.terminal import is_live
+from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
 
+    from tuner.deploy.predictor import Ensemble
     from tuner.metrics.figures import Interval
     from tuner.metrics.predict import Scores
     from tuner.report.ensembles import Scores as ReadScores
@@ -39,7 +41,7 @@ MOST_COLUMNS = 80
 LONG = ("reason", "values", "data", "over epochs")
 """Columns that are shortened on a narrow terminal; a table has one of them."""
 WIDE = 110
-"""Width of a terminal from which comparisons and lists of runs are shown in full, in columns."""
+"""Width of a terminal from which tables are shown in full, in columns."""
 
 
 def leaderboard_document(run: "Run", ranked: "Sequence[TrialRecord]") -> dict[str, Any]:
@@ -210,9 +212,34 @@ def make_console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
-def loading_on_terminal(console: Console) -> AbstractContextManager[object]:
-    """Show on a terminal that the block loads PyTorch, which takes a second or more."""
-    return step(console, "Loading PyTorch") if is_live(console) else nullcontext()
+def loading_on_terminal(console: Console, what: str) -> AbstractContextManager[object]:
+    """Show on a terminal that the block loads something, which may take a second or more."""
+    return step(console, f"Loading {what}") if is_live(console) else nullcontext()
+
+
+def load_ensemble(
+    console: Console, storage: AnyPath, name: str | None, device: str = "cpu", *, trust_code: bool
+) -> "Ensemble":
+    """Load the ensemble that a user names, for computing on a device.
+
+    Args:
+        console: Console for stderr.
+        storage: Folder of the runs.
+        name: As ``find_ensemble`` takes it.
+        device: As ``find_device`` takes it.
+        trust_code: Whether to run code that came with it, even if the code is not known here.
+
+    Raises:
+        TunerError: As ``find_ensemble``, ``find_device`` and ``read_ensemble``.
+    """
+    from tuner.run.ensembles import find_ensemble
+
+    folder = find_ensemble(storage, name)
+    with loading_on_terminal(console, "PyTorch"):
+        from tuner.deploy.predictor import read_ensemble
+        from tuner.training.device import find_device
+
+        return read_ensemble(folder, find_device(device), trust_code=trust_code)
 
 
 @contextmanager

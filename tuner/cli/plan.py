@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli import completion
 from tuner.cli.options import Duration, option
 from tuner.cli.output import WIDE, make_console, print_json, print_table
 from tuner.cli.running import cost_options
 from tuner.cli.search_options import (
+    MISSING_SPACE,
     PatientCommand,
     is_auto,
+    named_space,
     search_request,
     searched_options,
     settled_request,
+    space_option,
 )
 from tuner.console import Console
 from tuner.errors import UsageError
@@ -32,14 +34,7 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
     cls=PatientCommand,
     epilog="Example: cifar-tune plan --space cnn --gpus-per-trial 0.5 --trials 200",
 )
-@option(
-    "--space",
-    metavar="FILE|NAME|auto",
-    shell_complete=completion.spaces,
-    help="Search space: a YAML file; a shipped space (quick, cnn_small, small, cnn, speed, "
-    "augment, vit, transfer, wide); or auto, which makes one for the images, the machine and the "
-    "time. [default: auto with --data]",
-)
+@space_option("auto with --data")
 @option(
     "--measure",
     type=Duration(),
@@ -75,11 +70,11 @@ def plan(context: click.Context, /, **options: Any) -> None:
     if is_auto(options):
         with settled_request(context, console, name="plan") as request:
             made = make_plan(request, options["measure"], console)
-    elif not options["space"]:
-        raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
-    else:
-        request = search_request(context, find_space(options["space"]), None, name="plan")
+    elif space := named_space(options):
+        request = search_request(context, find_space(space), None, name="plan")
         made = make_plan(request, options["measure"], console)
+    else:
+        raise click.UsageError(MISSING_SPACE, context)
     if options["as_json"]:
         print_json({"plan": str(made.path), **asdict(made.forecast)})
     else:

@@ -12,7 +12,7 @@ from typing import TextIO
 import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
-from tuner.cli.output import data_output, loading_on_terminal, output_file, progress_bar
+from tuner.cli.output import data_output, load_ensemble, output_file, progress_bar
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -65,20 +65,15 @@ def predict(
     processed, and the exit code is 1.
     """
     from tuner.console import Console
-    from tuner.run.ensembles import find_ensemble
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # About invalid metadata.
     console = Console(stderr=True, highlight=False)
-    place = find_ensemble(storage, ensemble)
-    with loading_on_terminal(console):
-        from tuner.deploy.predictor import read_ensemble
-        from tuner.deploy.rows import Rows
-        from tuner.deploy.stream import predict_paths
-        from tuner.training.device import find_device
+    found = load_ensemble(console, storage, ensemble, device, trust_code=trust_code)
+    from tuner.deploy.rows import Rows
+    from tuner.deploy.stream import predict_paths
 
-        found = read_ensemble(place, find_device(device), trust_code=trust_code)
     if ensemble is None and console.is_terminal:
-        console.print(f"Ensemble: {short_path(place)}", markup=False, soft_wrap=True)
+        console.print(f"Ensemble: {short_path(found.path)}", markup=False, soft_wrap=True)
     rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     files, count = _files(paths)
     seen = failed = 0

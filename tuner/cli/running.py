@@ -3,13 +3,12 @@
 import math
 import shlex
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from tuner.cli.insights import insights_of, print_advice
-from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option
+from tuner.cli.options import JSON, STORAGE, TRUST_CODE, Amount, Duration, option, together
 from tuner.cli.output import leaderboard_document, print_json
 from tuner.cli.student_table import print_student
 from tuner.cli.trials_table import print_best, print_leaderboard, print_next
@@ -19,7 +18,7 @@ from tuner.errors import TunerError
 if TYPE_CHECKING:
     from tuner.run.run import Run
 
-_COSTS = (
+cost_options = together(
     option(
         "--time-budget",
         type=Duration(),
@@ -61,7 +60,9 @@ _COSTS = (
     JSON,
     option("--quiet", is_flag=True, help="Show no progress."),
 )
-_OTHERS = (
+"""Declare the options that affect the cost of trials, and common ones such as ``--json``."""
+running_options = together(
+    cost_options,
     option(
         "--max-failures",
         type=click.IntRange(min=0),
@@ -80,20 +81,7 @@ _OTHERS = (
         help="Record trials there, too; TensorBoard files are always written to the run folder.",
     ),
 )
-
-
-def cost_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options that affect the cost of trials, and common ones such as ``--json``."""
-    for declare in reversed(_COSTS):
-        command = declare(command)
-    return command
-
-
-def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options of all commands that run trials."""
-    for declare in reversed(_OTHERS):
-        command = declare(command)
-    return cost_options(command)
+"""Declare the options of all commands that run trials."""
 
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:

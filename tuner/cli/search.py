@@ -10,14 +10,16 @@ from tuner.cli.jobs import submit_search
 from tuner.cli.options import option
 from tuner.cli.running import print_outcome, running_options
 from tuner.cli.search_options import (
+    MISSING_SPACE,
     PatientCommand,
     is_auto,
+    named_space,
     search_overrides,
     search_request,
     searched_options,
     settled_request,
+    space_option,
 )
-from tuner.config import AUTO
 from tuner.console import Console
 from tuner.errors import UsageError
 from tuner.monitor.steps import loading
@@ -53,14 +55,7 @@ def repeated(flag: str, words: Sequence[str]) -> list[str]:
     cls=_Search,
     epilog="Example: cifar-tune search --space cnn search.trials=20 --epochs 9",
 )
-@option(
-    "--space",
-    metavar="FILE|NAME|auto",
-    shell_complete=completion.spaces,
-    help="Search space: a YAML file; a shipped space (quick, cnn_small, small, cnn, speed, "
-    "augment, vit, transfer, wide); or auto, which makes one for the images, the machine and the "
-    "time. [default: auto with --data; with --resume, the run's own]",
-)
+@space_option("auto with --data; with --resume, the run's own")
 @option("--name", help="Name of the run. [default: the space's, with the time]")
 @option(
     "--resume",
@@ -115,12 +110,12 @@ def search(context: click.Context, /, **options: Any) -> None:
         with settled_request(context, console, name=options["name"], **own) as request:
             run = run_search(request, console)
             return print_outcome(run, as_json=options["as_json"], quiet=options["quiet"])
-    if options["space"] and options["space"] != AUTO:
-        path: AnyPath = find_space(options["space"])
+    if space := named_space(options):
+        path: AnyPath = find_space(space)
     elif resumed:
         path = resumed.path / SPACE
     else:
-        raise click.UsageError("Missing option '--space', or '--data' to make one for.", context)
+        raise click.UsageError(MISSING_SPACE, context)
     with loading(console, "PyTorch and Ray"):
         from tuner.tuning.session import search as run_search
 

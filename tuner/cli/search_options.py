@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
+from tuner.cli import completion
 from tuner.cli.help import SearchCommand
 from tuner.cli.options import (
     DATA,
@@ -19,6 +20,7 @@ from tuner.cli.options import (
     VAL_FRACTION,
     Amount,
     option,
+    together,
 )
 from tuner.cli.running import common_options
 from tuner.config import AUTO, DATA_SETTINGS, SPACE_KEYS, Metric, Resize, SearchConfig
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from tuner.tuning.request import SearchRequest
 
 FROM_SPACE = "[default: from the space]"
+MISSING_SPACE = "Missing option '--space', or '--data' to make one for."
 USUAL_PATIENCE = 0.1
 """Points of ``--patience`` without a number."""
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -77,7 +80,7 @@ _PROPOSED = (
         help="Number of best checkpoints to keep on disk. [default: 20, or as before]",
     ),
 )
-_SEARCHED = (
+searched_options = together(
     _OVERRIDES,
     option(
         "--data",
@@ -101,7 +104,8 @@ _SEARCHED = (
     ),
     *_PROPOSED,
 )
-_DISTILLED = (
+"""Declare the options that define a search."""
+distilled_options = together(
     _OVERRIDES,
     DATA,
     MOVED_DATA_DIR,
@@ -118,6 +122,19 @@ _DISTILLED = (
     ),
     *_PROPOSED,
 )
+"""Declare the options that define a search of students; its images are the teacher's."""
+
+
+def space_option(default: str) -> Callable[..., Any]:
+    """Declare ``--space``, whose default is described by a text."""
+    return option(
+        "--space",
+        metavar="FILE|NAME|auto",
+        shell_complete=completion.spaces,
+        help="Search space: a YAML file; a shipped space (quick, cnn_small, small, cnn, speed, "
+        "augment, vit, transfer, wide); or auto, which makes one for the images, the machine and "
+        f"the time. [default: {default}]",
+    )
 
 
 class PatientCommand(SearchCommand):
@@ -150,20 +167,6 @@ def _is_value(word: str) -> bool:
     return True
 
 
-def searched_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options that define a search."""
-    for declare in reversed(_SEARCHED):
-        command = declare(command)
-    return command
-
-
-def distilled_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare the options that define a search of students; its images are the teacher's."""
-    for declare in reversed(_DISTILLED):
-        command = declare(command)
-    return command
-
-
 def search_request(
     context: click.Context, path: AnyPath, resumed: "Run | None", *, name: str | None, **own: Any
 ) -> "SearchRequest":
@@ -184,7 +187,7 @@ def search_request(
     overrides = search_overrides(context, options["overrides"])
 
     def load(words: Sequence[str]) -> "SearchSpace":
-        if options["space"] and options["space"] != AUTO:
+        if named_space(options):
             assert isinstance(path, Path)
             return load_space(path, words, storage)
         return load_run_space(path, words, storage)
@@ -212,6 +215,12 @@ def is_auto(options: Mapping[str, Any]) -> bool:
     """Whether to make a space: because it is called ``auto``, or for data without a space."""
     space = options["space"]
     return bool(space == AUTO or (not space and options["data"])) and not options.get("resume")
+
+
+def named_space(options: Mapping[str, Any]) -> str | None:
+    """Return the space that ``--space`` names; ``None`` without it, or for ``auto``."""
+    space: str | None = options["space"]
+    return None if space == AUTO else space
 
 
 def _request(

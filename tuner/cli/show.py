@@ -25,6 +25,7 @@ from tuner.cli.trials_table import print_best, print_leaderboard
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of
 from tuner.run.resuming import WITHOUT_PATIENCE
+from tuner.schema import whole_number
 from tuner.storage.paths import AnyPath, to_path
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ def show(
     from tuner.run.run import find_run
 
     if target is not None and trial is None:
-        is_number = target.isdecimal() and not _is_run(storage, target)
-        target, trial = (None, int(target)) if is_number else (target, None)
+        number = whole_number(target)
+        if number is not None and not _is_run(storage, target):
+            target, trial = None, number
     if target is not None and trial is None and (folder := _ensemble(storage, target)):
         if follow or serve:
             flag = "--follow" if follow else "--serve"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.cli.insights import searched_columns
 from tuner.cli.output import (
     TRAINED_ON_VALIDATION,
+    WIDE,
     figure,
     make_console,
     plural,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from tuner.run.trial import TrialRecord
     from tuner.space.searched import Column
 
-WIDE = 110
-"""Width of a terminal from which loss, time and size of each trial are shown, in columns."""
 LEAST_REASON = 24
 """Columns that must be free to show the reason why a trial ended."""
 MOST_NAMED = 20

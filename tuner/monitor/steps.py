@@ -120,8 +120,6 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
         console.print(line, markup=False, soft_wrap=True)
         pulse.rest()
 
-    pulse = Pulse(
-        console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far", first=PULSE
-    )
+    pulse = Pulse(console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far")
     with pulse:
         yield say

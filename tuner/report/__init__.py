@@ -4,6 +4,7 @@
 with the templates, styles and scripts in ``assets``.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,11 @@ from tuner.errors import StorageError, TunerError
 from tuner.metrics.goal import name_of
 from tuner.report.advice import advise_on_run
 from tuner.report.best import best_trial
-from tuner.report.ensembles import read_ensemble, read_figures
+from tuner.report.ensembles import EnsembleFigures, read_ensemble, read_figures
 from tuner.report.facts import class_facts, run_facts
 from tuner.report.front import front_of
 from tuner.report.page import in_words, points, render
 from tuner.run.check import check_records
-from tuner.run.ensemble_record import images_called, single_called
 from tuner.run.ensembles import ensemble_folders
 from tuner.run.forecast import Spread, outcomes
 from tuner.run.issues import find_issues
@@ -104,7 +104,7 @@ def make_page(
     if version:
         is_running = run.record.status == "running"
         facts["live"] = {"version": version, "run": str(run.path), "is_running": is_running}
-    sentence = verdict(ranked, ensemble)
+    sentence = verdict(ranked, figures)
     best = best_trial(run, ranked, space)
     lines = [*advise_on_run(run, ranked, best, figures), *advice]
     name, where = run.path.name, storage_words(run.path.parent)
@@ -128,6 +128,7 @@ def make_page(
         planned=outcomes(run, ranked),
         issues=find_issues(run),
         ensemble=ensemble,
+        figures=figures,
         others=_told(folders[1:]),
         rerun=command_line("rerun", *where, names=[name, str(first.number if first else 0)]),
         has_leaderboard=(run.path / LEADERBOARD).exists(),
@@ -154,7 +155,7 @@ def _told(folders: Sequence[AnyPath]) -> list[str]:
     return told
 
 
-def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -> str:
+def verdict(ranked: Sequence[TrialRecord], ensemble: EnsembleFigures | None) -> str:
     """Summarize the result of a run in one sentence.
 
     Args:
@@ -162,20 +163,19 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
         ensemble: The figures of its newest ensemble, if it has one.
     """
     if ensemble:
-        scores, metric = ensemble["ensemble"]["test"], ensemble["metric"]
-        is_val_seen = ensemble.get("is_val_seen", False)
-        images = images_called(has_test=ensemble.get("has_test", True), is_val_seen=is_val_seen)
-        text = f"Ensemble of {len(ensemble['members'])}: "
+        scores, metric = ensemble.ensemble.test, ensemble.metric
+        text = f"Ensemble of {len(ensemble.members)}: "
         if metric != "accuracy":
-            text += f"{name_of(metric)} {in_words(scores[metric], metric)}, accuracy "
-        text += f"{in_words(scores['accuracy'], 'accuracy')} {images}"
-        gain = ensemble.get("gain", {}).get("over_best_single")
-        if gain is None:
+            chosen_by = scores.value(metric)
+            assert chosen_by is not None, "the figures of an ensemble have it"
+            text += f"{name_of(metric)} {in_words(chosen_by, metric)}, accuracy "
+        text += f"{in_words(scores.accuracy, 'accuracy')} {ensemble.tested_on}"
+        if ensemble.gain is None:
             return text
-        low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
-        span = f"[{low}, {high}]".replace("-", "\N{MINUS SIGN}")
-        single = single_called(is_val_seen=is_val_seen) + " trial" * is_val_seen
-        return f"{text}, {points(gain['gain'])} over the {single} {span}"
+        gain = ensemble.gain.over_best_single
+        span = f"[{100 * gain.low:.1f}, {100 * gain.high:.1f}]".replace("-", "\N{MINUS SIGN}")
+        single = ensemble.single_called + " trial" * ensemble.is_val_seen
+        return f"{text}, {points(gain.gain)} over the {single} {span}"
     first = leader(ranked)
     if first is None or first.best is None:
         missing = "ended well" if any(trial.best for trial in ranked) else "has an accuracy"
@@ -192,13 +192,10 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: Mapping[str, Any] | None) -
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:
-    states: dict[str, int] = {}
-    for trial in ranked:
-        states[trial.status.state] = states.get(trial.status.state, 0) + 1
     first = leader(ranked)
     return {
         "trials": len(ranked),
-        "states": states,
+        "states": Counter(trial.status.state for trial in ranked),
         "best": first.best.value(first.metric) if first and first.best else None,
         "margin": val_margin(run, first.best.val_accuracy) if first and first.best else "",
         "epochs": sum(len(trial.history) for trial in ranked),

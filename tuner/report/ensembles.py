@@ -95,10 +95,10 @@ class Size:
     accuracy: Share
     low: Share
     high: Share
-    gain: Difference | None = None
-    gain_low: Difference | None = None
-    gain_high: Difference | None = None
-    mcnemar_p: Share | None = None
+    gain: Difference
+    gain_low: Difference
+    gain_high: Difference
+    mcnemar_p: Share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,6 +254,8 @@ class EnsembleFigures:
     def __post_init__(self) -> None:
         if self.ensemble.test.value(self.metric) is None:
             raise ValueError(f"ensemble.test: lacks the {self.metric} that it was chosen by")
+        if self.by_size and len(self.by_size) != len(self.members):
+            raise ValueError(f"by_size: has not one row for each of {len(self.members)} members")
 
     @property
     def tested_on(self) -> str:
@@ -353,13 +355,5 @@ def _read_mistakes(folder: AnyPath) -> list[dict[str, Any]]:
         if len(image) <= room:
             room -= len(image)
             uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
-        mistakes.append(
-            {
-                "file": row.file,
-                "true": row.true,
-                "predicted": row.predicted,
-                "confidence": row.share,
-                "image": uri,
-            }
-        )
+        mistakes.append(to_plain(row) | {"confidence": row.share, "image": uri})
     return mistakes

@@ -49,12 +49,8 @@ def column_facts(
     ]
 
 
-def trial_facts(ranked: Sequence[TrialRecord], described: Sequence[Plain]) -> list[Plain]:
-    """Describe trials in the given order, with their values of the ``described`` parameters."""
-    return [_trial(trial, described) for trial in ranked]
-
-
 def _trial(trial: TrialRecord, described: Sequence[Plain]) -> Plain:
+    """Describe a trial, with its values of the ``described`` parameters."""
     best, metric = trial.best, trial.metric
     plain = trial.config.to_dict()
     return {
@@ -156,7 +152,7 @@ def run_facts(
         "rungs": [rung.epoch for rung in state.rungs()],
         "parameters": facts,
         "columns": column_facts(space, facts, importance.get(ALL, {})),
-        "trials": trial_facts(ranked, facts),
+        "trials": [_trial(trial, facts) for trial in ranked],
         "best_so_far": [
             [epochs, round(hours, 5), round(best, 4)] for epochs, hours, best in state.best_so_far()
         ],

@@ -5,12 +5,12 @@ Apache ECharts 6.1 draws the plots (Apache License 2.0; its licence and notice a
 plotly.js needs 4.8 MB, and which Bokeh and Vega-Lite lack.
 """
 
-import json
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from tuner.config import Metric
@@ -47,7 +47,7 @@ def render(
     html = page.render(
         style=Markup(_asset("page.css")),
         scripts=[Markup(_asset(name)) for name in ("echarts.min.js", "charts.js", *scripts)],
-        facts=_script_safe(facts),
+        facts=htmlsafe_json_dumps(facts, allow_nan=False, separators=(",", ":")),
         policy=Markup(LIVE_POLICY if is_live else POLICY),
         **context,
     )
@@ -109,9 +109,3 @@ def metric_facts(metric: Metric) -> dict[str, Any]:
 
 def _asset(name: str) -> str:
     return (files("tuner.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _script_safe(facts: dict[str, Any]) -> Markup:
-    """Return JSON that cannot end the script element around it."""
-    text = json.dumps(facts, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))

@@ -40,7 +40,7 @@ from tuner.schema import (
     to_plain,
     unknown_key,
 )
-from tuner.space.axes import Branch, Choice, Group, Plain, RandomTrial, Range, Trial
+from tuner.space.axes import Branch, Choice, Group, Plain, RandomTrial, Range, Trial, parameters
 from tuner.space.baseline import Baseline, read_baseline, without_misfits
 from tuner.space.editor import describe, mapping
 from tuner.space.grammar import check_possible, read_record
@@ -189,7 +189,7 @@ class SearchSpace:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return each parameter's name and a description of its axis."""
-        return list(self.axes.rows())
+        return [(axis.name, axis.text) for axis in parameters(self.axes)]
 
     def has_key(self, *keys: str) -> bool:
         """Whether the space or one of its baselines sets ``space.KEY.KEY...``."""

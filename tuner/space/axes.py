@@ -47,10 +47,6 @@ class Fixed:
         """Return no parameters."""
         return {}
 
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Return nothing: a fixed value is not a parameter."""
-        return iter(())
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
@@ -105,11 +101,12 @@ class Range:
         value = exact(self.low) + index * exact(step)
         return {self.name: int(value) if self.whole else float(value)}
 
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the name and a description of the range."""
+    @property
+    def text(self) -> str:
+        """Description of the range."""
         ends = f"{'int' if self.whole else 'float'} {to_yaml(self.low)} to {to_yaml(self.high)}"
         step = f", step {to_yaml(self.step)}" if self.step else ""
-        yield self.name, f"{ends}{', log' if self.log else ''}{step}"
+        return f"{ends}{', log' if self.log else ''}{step}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +132,10 @@ class Choice:
         """Return value ``index``."""
         return {self.name: self.values[index]}
 
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the name and a description of the values."""
-        yield self.name, f"one of {', '.join(map(to_yaml, self.values))}"
+    @property
+    def text(self) -> str:
+        """Description of the values."""
+        return f"one of {', '.join(map(to_yaml, self.values))}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,11 +159,6 @@ class Group:
             index, place = divmod(index, int(axis.size()))
             params |= axis.pick(place)
         return params
-
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the rows of every entry."""
-        for axis in self.entries.values():
-            yield from axis.rows()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,12 +187,10 @@ class Branch:
             index -= int(group.size())
         raise IndexError(index)
 
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Yield the names, unless there is only one, and the rows of each."""
-        if len(self.options) > 1:
-            yield self.name, f"one of {', '.join(self.options)}"
-        for group in self.options.values():
-            yield from group.rows()
+    @property
+    def text(self) -> str:
+        """Description of the names."""
+        return f"one of {', '.join(self.options)}"
 
 
 Axis = Fixed | Range | Choice | Group | Branch
@@ -207,17 +198,24 @@ Axis = Fixed | Range | Choice | Group | Branch
 
 def parameters(axis: Axis) -> Iterator[Range | Choice | Branch]:
     """Yield every axis that a trial samples, in the order of the file."""
+    return (found for _, found in placed(axis))
+
+
+def placed(
+    axis: Axis, place: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Range | Choice | Branch]]:
+    """Yield each parameter's place (its name without those of branches) and its axis."""
     match axis:
         case Range() | Choice():
-            yield axis
+            yield place, axis
         case Group(entries=entries):
-            for entry in entries.values():
-                yield from parameters(entry)
+            for key, entry in entries.items():
+                yield from placed(entry, (*place, key))
         case Branch(options=options):
             if len(options) > 1:
-                yield axis
+                yield place, axis
             for group in options.values():
-                yield from parameters(group)
+                yield from placed(group, place)
 
 
 def value_of(plain: Mapping[str, Any], name: str) -> Plain | None:

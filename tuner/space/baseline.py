@@ -99,8 +99,7 @@ def _pin(axis: Axis, node: Node, plain: Any, params: dict[str, Plain]) -> dict[s
                 raise node.error(f"{what}; make it a choice there or change the baseline")
         case Range() | Choice():
             if not axis.admits(plain):
-                ((_, allowed),) = axis.rows()
-                what = f"{to_yaml(plain)} is outside the space's axis ({allowed})"
+                what = f"{to_yaml(plain)} is outside the space's axis ({axis.text})"
                 raise node.error(f"{what}; widen the axis or change the baseline")
             is_whole = isinstance(axis, Range) and axis.whole
             params[axis.name] = int(plain) if is_whole else plain

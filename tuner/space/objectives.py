@@ -6,6 +6,7 @@ from typing import Any, get_args
 from tuner.config import LARGEST_BATCH, Cost, CostObjective, Metric
 from tuner.errors import SpaceError
 from tuner.schema import Bounds, Scalar
+from tuner.space.editor import describe, mapping
 from tuner.space.tree import Mistakes, Node, to_plain
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -95,16 +96,11 @@ def _where(node: Node, key: object, what: str) -> SpaceError:
 
 def describe_objectives() -> dict[str, Any]:
     """Return the JSON Schema of the list."""
-    batch = {"type": "integer", "minimum": 1, "maximum": LARGEST_BATCH}
-    latency = {
-        "type": "object",
-        "properties": {"latency_ms": batch},
-        "additionalProperties": False,
-        "minProperties": 1,
-    }
+    metric, cost, batch = (describe(one, searched=False) for one in (_METRIC, _COST, _BATCH))
+    latency = mapping({"latency_ms": batch}, minProperties=1)
     return {
         "type": "array",
         "minItems": 1,
-        "prefixItems": [{"enum": list(METRICS)}],
-        "items": {"anyOf": [{"enum": list(COSTS)}, latency]},
+        "prefixItems": [metric],
+        "items": {"anyOf": [cost, latency]},
     }

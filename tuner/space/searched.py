@@ -1,6 +1,6 @@
 """The searched parameters for people: columns of a table, and a configuration to copy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 from tuner.errors import UsageError
 from tuner.run.trial import OWN_COLUMNS
 from tuner.space import TRIAL, RandomTrial, SearchSpace
-from tuner.space.axes import Axis, Branch, Choice, Group, Range, parameters, to_yaml, value_of
+from tuner.space.axes import Branch, parameters, placed, to_yaml, value_of
 from tuner.space.baseline import Baseline
 
 ALL = "all trials"
@@ -55,10 +55,10 @@ def columns(space: SearchSpace, importance: Mapping[str, float]) -> list[Column]
         importance: Share of each parameter; may be empty.
     """
     merged: dict[str, list[str]] = {}
-    for place, name in _places(space.axes, ()):
+    for place, axis in placed(space.axes):
         # Every table names the family already.
-        if name != "model":
-            merged.setdefault(".".join(place), []).append(name)
+        if axis.name != "model":
+            merged.setdefault(".".join(place), []).append(axis.name)
     short = short_names(list(merged))
     found = [
         Column(heading=_heading(place, short[place]), names=tuple(names))
@@ -73,21 +73,6 @@ def _heading(place: str, short: str) -> str:
     if place == "epochs":
         return "max_epochs"
     return place if short in OWN_COLUMNS or short in TRIAL.fields else short
-
-
-def _places(axis: Axis, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield each parameter's place (its name without those of branches) and its name."""
-    match axis:
-        case Range() | Choice():
-            yield place, axis.name
-        case Group(entries=entries):
-            for key, entry in entries.items():
-                yield from _places(entry, (*place, key))
-        case Branch(options=options):
-            if len(options) > 1:
-                yield place, axis.name
-            for group in options.values():
-                yield from _places(group, place)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

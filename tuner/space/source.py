@@ -29,6 +29,11 @@ SHIPPED = next(
 folder of a job that makes a space; on its other nodes, nowhere."""
 
 
+def shipped() -> dict[str, Path]:
+    """Return the spaces that come with the program, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
 def find_space(name: str) -> Path:
     """Find a space by its file or, if it comes with the program, by its name, such as ``quick``.
 
@@ -40,7 +45,7 @@ def find_space(name: str) -> Path:
     path = Path(name)
     if path.is_file() or path.suffix or len(path.parts) != 1:
         return path
-    known = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+    known = shipped()
     if name == AUTO:
         raise SpaceError(
             "auto: a space that search and plan make for the images of --data; the run keeps it as "
@@ -213,14 +218,14 @@ def _load_file(
     except UsageError as error:
         raise extends.error(str(error)) from None
     base = path.parent / extends.value
-    if not base.is_file() and (SHIPPED / f"{extends.value}.yaml").is_file():
-        base = SHIPPED / f"{extends.value}.yaml"
     if not base.is_file():
-        known = [file.stem for file in sorted(SHIPPED.glob("*.yaml"))]
-        hint = did_you_mean(extends.value, known) or f"; shipped spaces are {', '.join(known)}"
-        raise extends.error(
-            f"no file {base} from this file's folder, and no shipped space of that name{hint}"
-        )
+        known = shipped()
+        if extends.value not in known:
+            hint = did_you_mean(extends.value, known) or f"; shipped spaces are {', '.join(known)}"
+            raise extends.error(
+                f"no file {base} from this file's folder, and no shipped space of that name{hint}"
+            )
+        base = known[extends.value]
     if base.resolve() in (path.resolve(), *chain):
         raise extends.error(f"{base} extends this file in turn; break the circle")
     own = {key: child for key, child in root.value.items() if key != "extends"}

@@ -63,8 +63,10 @@ def _with_run(node: Node, storage: AnyPath) -> Node:
         found = find_run(storage, run.value)
     except TunerError as error:
         raise run.error(str(error)) from error
+    number = None if trial is None else trial.value
+    assert number is None or isinstance(number, int)
     try:
-        record = found.top(1)[0] if trial is None else found.trial(int(str(trial.value)))
+        record = found.top(1)[0] if number is None else found.trial(number)
     except TunerError as error:
         raise (trial or run).error(str(error)) from error
     if not record.checkpoint.exists():

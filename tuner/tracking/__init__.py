@@ -85,20 +85,12 @@ class Tracking:
     """
 
     def __init__(
-        self,
-        state: SearchState,
-        trackers: dict[str, Tracker],
-        warn: Callable[[str], None] | None = None,
+        self, state: SearchState, trackers: dict[str, Tracker], warn: Callable[[str], None]
     ) -> None:
         self._state = state
         self._told: set[int] = set()
         """Trials that are open in the trackers."""
         self._tellers = {name: _Teller(name, tracker, warn) for name, tracker in trackers.items()}
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Name of each failed tracker -> why. A search continues without it."""
-        return {name: teller.problem for name, teller in self._tellers.items() if teller.problem}
 
     def on(self, event: Event) -> None:
         """Notify the trackers of an event; see ``Observer``."""
@@ -135,8 +127,8 @@ class Tracking:
 class _Teller:
     """Notifies one tracker, in a thread, until its first error."""
 
-    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None] | None) -> None:
-        self.problem = ""
+    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None]) -> None:
+        self._has_failed = False
         self._name = name
         self._warn = warn
         self._tracker = tracker
@@ -146,7 +138,7 @@ class _Teller:
         self._thread.start()
 
     def tell(self, call: Call) -> None:
-        if not self.problem:
+        if not self._has_failed:
             self._calls.put(call)
 
     def wait(self) -> None:
@@ -168,11 +160,10 @@ class _Teller:
                 return
 
     def _give_up(self, problem: str) -> None:
-        if self.problem:
+        if self._has_failed:
             return
-        self.problem = problem
-        if self._warn:
-            self._warn(f"{self._name} receives no more trials: {problem}")
+        self._has_failed = True
+        self._warn(f"{self._name} receives no more trials: {problem}")
 
 
 @contextmanager
@@ -181,22 +172,22 @@ def tracked(
     targets: Sequence[Target],
     state: SearchState,
     observers: list[Observer],
-    warn: Callable[[str], None] | None = None,
-) -> Iterator[Tracking]:
+    warn: Callable[[str], None],
+) -> Iterator[None]:
     """Record a search, as one of its observers, until the block ends; see ``Tracking``.
 
     A search that is resumed where a target is not installed continues without it, with a warning.
     """
     there = [target for target in targets if find_spec(target) is not None]
     for target in targets:
-        if target not in there and warn is not None:
+        if target not in there:
             warn(
                 f"--log {target}: is not installed here, and receives nothing: {how_to_get(target)}"
             )
     tracking = Tracking(state, make_trackers(run, there), warn)
     observers.append(tracking.on)
     try:
-        yield tracking
+        yield
     finally:
         observers.remove(tracking.on)
         tracking.close()

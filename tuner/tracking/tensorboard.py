@@ -20,8 +20,6 @@ from tuner.storage.paths import check_no_link, replace_folder
 from tuner.storage.temporary import TemporaryFolder
 from tuner.tracking.figures import figures, hyperparameters
 
-FOLDER = TENSORBOARD
-
 
 class TensorBoard:
     """Writes ``tensorboard/NUMBER`` in the run folder.
@@ -32,7 +30,7 @@ class TensorBoard:
     """
 
     def __init__(self, run: Run) -> None:
-        self._kept = run.path / FOLDER
+        self._kept = run.path / TENSORBOARD
         self._scratch = TemporaryFolder()
         self._folder = self._kept if isinstance(self._kept, Path) else Path(self._scratch.name)
         self._writers: dict[int, EventsWriter] = {}

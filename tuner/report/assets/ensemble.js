@@ -8,7 +8,7 @@
 
   when("by_size", "chart-size", (sizes, colours) => ({ chart: {
     grid: { left: 52, right: 14, top: 12, bottom: 40 },
-    tooltip: tooltip(colours, (p) => { const s = sizes[p[0].dataIndex]; return `best ${s.k}: <b>${percent(s.accuracy)}</b><br>${percent(s.low)} to ${percent(s.high)}${s.gain == null ? "" : `<br>gain ${(100 * s.gain).toFixed(2)} [${(100 * s.gain_low).toFixed(2)}, ${(100 * s.gain_high).toFixed(2)}]`}`; }, { trigger: "axis" }),
+    tooltip: tooltip(colours, (p) => { const s = sizes[p[0].dataIndex]; return `best ${s.k}: <b>${percent(s.accuracy)}</b><br>${percent(s.low)} to ${percent(s.high)}<br>gain ${(100 * s.gain).toFixed(2)} [${(100 * s.gain_low).toFixed(2)}, ${(100 * s.gain_high).toFixed(2)}]`; }, { trigger: "axis" }),
     xAxis: axis(colours, { type: "category", data: sizes.map((s) => s.k), name: "members", nameLocation: "middle", nameGap: 24 }),
     yAxis: accuracyAxis(colours, Math.min(...sizes.map((s) => s.low)), Math.max(...sizes.map((s) => s.high))),
     series: [
