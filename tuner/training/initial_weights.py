@@ -66,15 +66,13 @@ def weights_at_hand(names: Iterable[str]) -> list[str]:
 
 
 def load_all_initial_weights(
-    models: Iterable[ModelConfig],
-    classes: tuple[str, ...],
-    image_shape: ImageShape,
-    storage: AnyPath,
+    models: Iterable[ModelConfig], splits: Splits, storage: AnyPath
 ) -> dict[str, InitialWeights]:
     """Load the initial weights of ``models`` by ``start_key``; see ``load_initial_weights``."""
     wanted = {start_key(model): model for model in models}
     initial_weights = {
-        key: load_initial_weights(m, classes, image_shape, storage) for key, m in wanted.items()
+        key: load_initial_weights(model, splits.classes, splits.image_shape, storage)
+        for key, model in wanted.items()
     }
     return {
         key: start

@@ -335,9 +335,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
     models = [config.model for config in plan.configs]
     whose = request.source.path if request.source else request.storage / request.name
     check_trusted(request, code_of(models), whose)
-    initial_weights = load_all_initial_weights(
-        models, splits.classes, splits.image_shape, request.storage
-    )
+    initial_weights = load_all_initial_weights(models, splits, request.storage)
     for note in notes_on_seen_images(models, splits, request.storage):
         console.print(note, markup=False, soft_wrap=True)
     if (source := request.source) and source.record.teacher:

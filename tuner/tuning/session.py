@@ -90,10 +90,9 @@ def search(request: SearchRequest, console: Console) -> Run:
     request = replace(request, space=space)
     if request.resume and len(earlier) != 1:
         earlier = taught_before(request, splits, console)
-    initial_weights = load_all_initial_weights(
-        space.starting_models(), splits.classes, splits.image_shape, request.storage
-    )
-    for note in notes_on_seen_images(space.starting_models(), splits, request.storage):
+    models = space.starting_models()
+    initial_weights = load_all_initial_weights(models, splits, request.storage)
+    for note in notes_on_seen_images(models, splits, request.storage):
         console.print(note, markup=False, soft_wrap=True)
     teaching = prepare_teaching(request, splits)
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):

@@ -202,12 +202,8 @@ class _Maker:
         count = max(len(networks), self.capacity.count)
         configs = [self.config_of(network, side) for network in islice(cycle(networks), count)]
         blanks = _blanks(self.images, side)
-        weights = load_all_initial_weights(
-            [config.model for config in configs],
-            blanks.classes,
-            blanks.image_shape,
-            self.request.storage,
-        )
+        models = [config.model for config in configs]
+        weights = load_all_initial_weights(models, blanks, self.request.storage)
         seconds = MEASURED_SHARE * self.machine.seconds
         parent = self.request.plan_path(blanks, self.capacity).absolute().parent
         with (

@@ -70,9 +70,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     check_study_fits(space, request.search)
     settle_code(request)
     splits = read_splits(request, console)
-    initial_weights = load_all_initial_weights(
-        space.starting_models(), splits.classes, splits.image_shape, request.storage
-    )
+    initial_weights = load_all_initial_weights(space.starting_models(), splits, request.storage)
     draws = _draw(request, splits)
     with connected(request.address, console=console):
         capacity = capacity_of(request, space.resources, splits)
