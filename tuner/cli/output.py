@@ -18,7 +18,7 @@ from tuner.console import Console, visible
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of, spelt
 from tuner.monitor.steps import Pulse, step
-from tuner.monitor.terminal import is_live
+from tuner.monitor.terminal import is_live, tell
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -185,7 +185,7 @@ def print_sentence(console: Console, text: str) -> None:
     for line in text.split("\n"):
         is_command = line.startswith(" ")
         told = line if is_command else textwrap.fill(line, width, break_on_hyphens=False)
-        console.print(told, markup=False, soft_wrap=True)
+        tell(console, told)
 
 
 def interval_text(interval: "Interval") -> str:

@@ -13,6 +13,7 @@ import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
 from tuner.cli.output import data_output, loading_on_terminal, output_file, progress_bar
+from tuner.monitor.terminal import tell
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -78,7 +79,7 @@ def predict(
 
         found = read_ensemble(place, find_device(device), trust_code=trust_code)
     if ensemble is None and console.is_terminal:
-        console.print(f"Ensemble: {short_path(place)}", markup=False, soft_wrap=True)
+        tell(console, f"Ensemble: {short_path(place)}")
     rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     files, count = _files(paths)
     seen = failed = 0
@@ -89,7 +90,7 @@ def predict(
             out.writelines(rows.lines(batch))
             out.flush()
             for error in filter(None, batch.errors):
-                console.print(error, markup=False, soft_wrap=True)
+                tell(console, error)
                 failed += 1
             seen += len(batch.paths)
             show(seen)

@@ -9,6 +9,7 @@ images and is more confident on them than on others; searching the temperature d
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tuner.errors import SpaceError, UsageError
 from tuner.metrics.predict import score
 from tuner.models.families import FAMILIES
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
 from tuner.run.ensemble_record import find_ensemble_record
 from tuner.run.ensembles import run_of
 from tuner.run.layout import STUDENT, TEACHER
@@ -249,10 +251,10 @@ class Teaching:
             )
         on_train = score(probs.train, seen.train.labels)
         on_val = score(probs.val, seen.val.labels)
-        console.print(
+        tell(
+            console,
             f"Its accuracy there is {on_train.accuracy:.2%}, its NLL {on_train.nll:.4f}; on the "
             f"validation images {on_val.accuracy:.2%} and {on_val.nll:.4f}.",
-            markup=False,
         )
         count = sum(map(num_parameters_of, self.teacher.networks))
         digest = write_teacher_probs(run.path, probs)
@@ -306,16 +308,12 @@ def note_best_student(
         console: Where it is told what cannot be compared.
         is_teacher_named: As in ``find_teacher``.
     """
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
     if run.record.status == "finished":
         comparison = compare_best_student(
             run,
             splits,
             find_device(),
-            say,
+            partial(tell, console),
             trust_code=request.trust_code,
             is_teacher_named=is_teacher_named,
         )

@@ -15,6 +15,7 @@ from tuner.data.splits import located
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of
+from tuner.monitor.terminal import tell
 from tuner.run.check import check_records
 from tuner.run.layout import SPACE, TEACHER, why_not_name
 from tuner.run.resuming import leaderboard_command
@@ -337,7 +338,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
     check_trusted(request, code_of(models), whose)
     initial_weights = load_all_initial_weights(models, splits, request.storage)
     for note in notes_on_seen_images(models, splits, request.storage):
-        console.print(note, markup=False, soft_wrap=True)
+        tell(console, note)
     if (source := request.source) and source.record.teacher:
         read_teacher_probs(source.path, source.record.teacher)
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):
@@ -346,16 +347,16 @@ def refit(request: RefitRequest, console: Console) -> Run:
         elif request.resume:
             _copy_missing_teacher(run, plan)
         splits = taught(splits, run)
-        console.print(
+        tell(
+            console,
             f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
             f"{_epochs_of(plan)} epochs{_left_out(plan)}.",
-            markup=False,
         )
         if splits.is_val_seen:
-            console.print(
+            tell(
+                console,
                 "The validation images are trained on: accuracies mean nothing, and the last epoch "
                 "of each trial is kept.",
-                markup=False,
             )
         payload = {
             "data": pack(splits),

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from tuner.errors import TunerError, UsageError
 from tuner.models.cost import limit_violation
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of, remember
+from tuner.monitor.terminal import tell
 from tuner.passwords import hide_passwords
 from tuner.run.layout import PLAN, why_not_name
 from tuner.run.run import Run
@@ -63,19 +65,14 @@ def search(request: SearchRequest, console: Console) -> Run:
     settle_code(request)
     if place := study_place(request):
         if not request.study_storage:
-            console.print(
-                f"The study continues in {place}, which the run names.",
-                markup=False,
-                soft_wrap=True,
-            )
+            tell(console, f"The study continues in {place}, which the run names.")
         place.check_free()
     elif request.resume and (recorded := _resumed(request).record.study_storage):
         why = why_not_continued(recorded, request.storage)
-        console.print(
+        tell(
+            console,
             f"The study in {hide_passwords(recorded)} is not continued, because {why}. To continue "
             "it, give --study-storage again, or set CIFAR_TUNE_STUDY_STORAGE.",
-            markup=False,
-            soft_wrap=True,
         )
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
@@ -93,7 +90,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     models = space.starting_models()
     initial_weights = load_all_initial_weights(models, splits, request.storage)
     for note in notes_on_seen_images(models, splits, request.storage):
-        console.print(note, markup=False, soft_wrap=True)
+        tell(console, note)
     teaching = prepare_teaching(request, splits)
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):
         run.outside_words = request.outside_words
@@ -110,10 +107,6 @@ def search(request: SearchRequest, console: Console) -> Run:
             teaching.teach(run, console)
         splits = taught(splits, run)
         request = replace(request, teacher=run.record.teacher)
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, soft_wrap=True)
-
         payload = {
             "data": pack(splits),
             "initial_weights": pack_initial_weights(initial_weights),
@@ -122,7 +115,7 @@ def search(request: SearchRequest, console: Console) -> Run:
         }
         with contextlib.ExitStack() as stack:
             if place := study_place(request, run):
-                copy = stack.enter_context(StudyCopy(sampler.study, place, say))
+                copy = stack.enter_context(StudyCopy(sampler.study, place, partial(tell, console)))
                 sampler.on_change = copy.show
             labels = splits.val.labels if request.search.purpose == "ensemble" else None
             tuner = run_trials(request, run, capacity, sampler, payload, console, val_labels=labels)
@@ -132,11 +125,11 @@ def search(request: SearchRequest, console: Console) -> Run:
         and tuner.num_started < request.search.trials
     ):
         tried = f"{tuner.num_started} of {request.search.trials} trials"
-        console.print(f"The grid holds no more configurations: {tried}.", markup=False)
+        tell(console, f"The grid holds no more configurations: {tried}.")
     if sampler.num_refused:
-        console.print(_share_refused(sampler), markup=False)
+        tell(console, _share_refused(sampler))
     for index, reason in sampler.untried.items():
-        console.print(f"baseline[{index}] was not tried: {reason}", markup=False, soft_wrap=True)
+        tell(console, f"baseline[{index}] was not tried: {reason}")
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console, is_teacher_named=not request.resume)
     return run
@@ -155,11 +148,7 @@ def taught_before(request: SearchRequest, splits: Splits, console: Console) -> l
             )
         return read_runs([Run.open(path)], request.search, splits)
     except TunerError as error:
-        console.print(
-            f"Continues without what {place} has taught: {error}",
-            markup=False,
-            soft_wrap=True,
-        )
+        tell(console, f"Continues without what {place} has taught: {error}")
         return []
 
 

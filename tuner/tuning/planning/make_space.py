@@ -23,6 +23,7 @@ from tuner.data.survey import Survey, survey
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.source import SHIPPED, said_of
 from tuner.storage.paths import scratch
@@ -94,8 +95,9 @@ def settled(
     request = make(load_space(_file(SMALL), general))
     if math.isinf(request.seconds) and math.isinf(request.gpu_hours):
         minutes = DEFAULT_SECONDS / 60
-        console.print(
-            f"--space auto: the search takes {minutes:.0f} minutes; --time-budget says otherwise"
+        tell(
+            console,
+            f"--space auto: the search takes {minutes:.0f} minutes; --time-budget says otherwise",
         )
         request = replace(request, seconds=DEFAULT_SECONDS)
     with step(console, f"Looking at {request.data.source}"):
@@ -117,7 +119,7 @@ def settled(
         )
         space = maker.make()
         spent = time.monotonic() - began
-        console.print(space.resolved().rstrip(), markup=False, soft_wrap=True)
+        tell(console, space.resolved().rstrip())
         left = max(request.seconds - spent, LEAST_LEFT * request.seconds)
         yield replace(make(space), seconds=left)
 

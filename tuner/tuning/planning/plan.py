@@ -15,6 +15,7 @@ from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath, scratch
@@ -75,7 +76,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     with connected(request.address, console=console):
         capacity = capacity_of(request, space.resources, splits)
         path = request.plan_path(splits, capacity).absolute()
-        console.print(f"{capacity}; measuring for {seconds:.0f} s", markup=False)
+        tell(console, f"{capacity}; measuring for {seconds:.0f} s")
         began = time.monotonic()
         with (
             scratch(path.parent, ".measuring-") as folder,

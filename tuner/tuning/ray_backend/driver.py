@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tuner.data.splits import Splits
 from tuner.errors import ClusterError, NoUsableTrials, StorageError, TunerError, UsageError
 from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
+from tuner.monitor.terminal import tell
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
 from tuner.run.resuming import WITHOUT_PATIENCE
@@ -132,7 +134,7 @@ def open_run(
         try:
             run.remove_abandoned()
             remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
-            console.print(f"{run.record.name}: {plan}", markup=False)
+            tell(console, f"{run.record.name}: {plan}")
             yield run, plan
         except KeyboardInterrupt:
             if run.record.status == "running":
@@ -197,9 +199,7 @@ def run_trials(
         pool = Pool(run, tuner.state, val_labels)
         tuner.observers.append(pool.on)
         tuner.prefer = pool.prefer
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+    say = partial(tell, console)
 
     def drain() -> None:
         # A search that already failed or ended is not interrupted.
