@@ -110,11 +110,6 @@ def figure(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def plural(number: int, noun: str) -> str:
-    """Return a number with a noun, such as ``2 trials``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def print_table(rows: Sequence[Mapping[str, Any]], title: str, *, is_whole: bool = False) -> None:
     """Print rows with the same keys under a title; except on a terminal, as wide as necessary.
 

@@ -16,6 +16,7 @@ from tuner.run.run import clock
 from tuner.run.rung_worth import rung_worths
 from tuner.run.state import Rung, SearchState, TrialProgress
 from tuner.run.trial import EpochMetrics, best_row
+from tuner.schema import plural
 from tuner.space.searched import Column
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -152,8 +153,7 @@ def _bar(state: SearchState, clocks: Clocks, width: int) -> RenderableType:
 
 
 def _times(state: SearchState, clocks: Clocks) -> list[str]:
-    epochs = state.num_epochs
-    parts = [f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+    parts = [plural(state.num_epochs, "epoch")]
     if (seconds := state.epoch_seconds) is not None:
         parts[0] += f" of {f'{seconds:.0f}' if seconds >= 100 else f'{seconds:.2g}'} s"
     parts.append(f"elapsed {clock(clocks.elapsed)}")
@@ -176,7 +176,7 @@ def _counts(state: SearchState, slots: int) -> str:
         num_placed = len(state.placed)
         # More than planned if some have smaller shares than the default, or nodes have joined.
         slots = max(slots, num_placed)
-        busy = f"{num_placed} of {slots} slot{'' if slots == 1 else 's'} busy"
+        busy = f"{num_placed} of {plural(slots, 'slot')} busy"
     ended = [f"{count} {name.replace('_', ' ')}" for name, count in state.ended.items()]
     return " · ".join([busy, *ended])
 

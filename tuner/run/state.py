@@ -35,6 +35,7 @@ from tuner.run.trial import (
     order_of,
     score_of,
 )
+from tuner.schema import plural
 
 RECENT = 4
 """Number of ended trials that are remembered individually."""
@@ -75,9 +76,8 @@ class Ending:
     def __str__(self) -> str:
         name = goal.name_of(self.metric)
         value = f"no {name}" if self.value is None else f"best {name} {self.value:.4f}"
-        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         state = self.state.replace("_", " ")
-        parts = [f"trial {self.number} {state}", epochs, value]
+        parts = [f"trial {self.number} {state}", plural(self.epochs, "epoch"), value]
         return " · ".join([*parts, self.reason] if self.reason else parts)
 
 

@@ -30,7 +30,7 @@ from tuner.run.ensembles import run_of
 from tuner.run.layout import STUDENT, TEACHER
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
-from tuner.schema import build, did_you_mean, quoted
+from tuner.schema import build, did_you_mean, plural, quoted
 from tuner.space import SearchSpace, find_space, load_space
 from tuner.storage.paths import AnyPath, lies_in, to_path
 from tuner.storage.records import write_record
@@ -241,10 +241,9 @@ class Teaching:
         """Predict the images with the teacher, and store its probabilities in the run's folder."""
         record = run.record.teacher
         assert record is not None, "there is a teacher"
-        seen, networks = self.seen, len(self.teacher.networks)
-        several = "network" if networks == 1 else "networks"
-        what = f"{record.ensemble} looks at {len(seen.train):,} training images"
-        with step(console, f"{what}, {networks} {several}"):
+        seen, networks = self.seen, plural(len(self.teacher.networks), "network")
+        what = f"{record.ensemble} looks at {len(seen.train):,} training images, {networks}"
+        with step(console, what):
             probs = TeacherProbs(
                 train=self.teacher.probs(seen.train.images, predict_on_cluster),
                 val=self.teacher.probs(seen.val.images, predict_on_cluster),

@@ -22,6 +22,7 @@ from tuner.run.resuming import leaderboard_command
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
+from tuner.schema import plural
 from tuner.space import load_resources
 from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
@@ -392,8 +393,5 @@ def _epochs_of(plan: RefitConfig) -> str:
 
 
 def _left_out(plan: RefitConfig) -> str:
-    count = len(plan.duplicates)
-    if not count:
-        return ""
-    trials = "1 trial" if count == 1 else f"{count} trials"
-    return f"; {trials} left out with the configuration of a better one"
+    trials = plural(len(plan.duplicates), "trial")
+    return f"; {trials} left out with the configuration of a better one" if plan.duplicates else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.run.trial import threads_of
+from tuner.schema import plural
 
 ROUNDING = 1e-6
 """Tolerance for sums of shares: three thirds of a GPU make one."""
@@ -24,8 +25,8 @@ class TrialResources:
         return threads_of(self.cpus)
 
     def __str__(self) -> str:
-        gpus = f" and {count_of(self.gpus, 'GPU')}" if self.gpus else ""
-        return count_of(self.cpus, "CPU") + gpus
+        gpus = f" and {plural(self.gpus, 'GPU')}" if self.gpus else ""
+        return plural(self.cpus, "CPU") + gpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +73,7 @@ class CapacityPlan:
     def __str__(self) -> str:
         others = len(set(self.all_resources())) > 1
         exception = "; some networks have shares of their own" if others else ""
-        return f"{count_of(self.count, 'trial')} at a time, each on {self.default}{exception}"
+        return f"{plural(self.count, 'trial')} at a time, each on {self.default}{exception}"
 
 
 def resources_from(own: ShareConfig, default: TrialResources) -> TrialResources:
@@ -120,8 +121,3 @@ class Packing:
         while self.add(resources):
             count += 1
         return count
-
-
-def count_of(number: float, noun: str) -> str:
-    """Return a number with its noun, in the plural where needed."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

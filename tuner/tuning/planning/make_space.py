@@ -24,6 +24,7 @@ from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
 from tuner.monitor.terminal import tell
+from tuner.schema import plural
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.source import SHIPPED, said_of
 from tuner.storage.paths import scratch
@@ -210,7 +211,7 @@ class _Maker:
         parent = self.request.plan_path(blanks, self.capacity).absolute().parent
         with (
             scratch(parent, ".measuring-") as folder,
-            step(self.console, f"Measuring {len(networks)} network{'s' * (len(networks) > 1)}"),
+            step(self.console, f"Measuring {plural(len(networks), 'network')}"),
         ):
             found = measure_all(
                 configs,

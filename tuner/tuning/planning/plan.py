@@ -17,6 +17,7 @@ from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
 from tuner.monitor.terminal import tell
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
+from tuner.schema import plural
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath, scratch
 from tuner.storage.records import write_record
@@ -89,7 +90,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
                 {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)},
                 folder,
                 seconds,
-                lambda n: told(f"{n} configuration{'' if n == 1 else 's'} measured"),
+                lambda number: told(f"{plural(number, 'configuration')} measured"),
             )
         spent = time.monotonic() - began
         fit = fits_together(capacity)

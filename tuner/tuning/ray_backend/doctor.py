@@ -16,6 +16,7 @@ from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, TunerError
 from tuner.run.resuming import command_line
+from tuner.schema import plural
 from tuner.storage.paths import AnyPath
 from tuner.tuning.ray_backend import mps
 from tuner.tuning.ray_backend.autoscaler import find_autoscaler
@@ -111,7 +112,7 @@ def _sum(nodes: list[dict[str, Any]]) -> str:
         for name, number in node["Resources"].items():
             total[name] = total.get(name, 0) + number
     text = (
-        f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}, {total.get('CPU', 0):g} CPUs, "
+        f"{plural(len(nodes), 'node')}, {total.get('CPU', 0):g} CPUs, "
         f"{total.get('GPU', 0):g} GPUs, {total.get('memory', 0) / GB:.0f} GB of memory, "
         f"{total.get('object_store_memory', 0) / GB:.1f} GB of object store"
     )
