@@ -249,8 +249,8 @@ def _check_needed(listing: Listing, part: listing_parts.Part, count: int, why: s
     for index, found in enumerate(counts.tolist()):
         if found < count:
             raise DataError(
-                f"{listing.class_shown(part, index)}: needs at least {count} images{why}, has "
-                f"{found}. Images end in {' '.join(sorted(image_suffixes()))}."
+                f"{listing.class_shown(part, index)}: needs at least {plural(count, 'image')}{why},"
+                f" has {found}. Images end in {' '.join(sorted(image_suffixes()))}."
                 f"{told_broken(listing.tree, listing.broken_of(part))}"
             )
 

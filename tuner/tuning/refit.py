@@ -207,8 +207,9 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int | None) -> Refi
         )
     if len(configs) < top:
         raise UsageError(
-            f"--top {top}: {source.path} has only {len(configs)} configurations whose trials ended "
-            f"well (completed, stopped, paused or interrupted). Give --top {len(configs)} or less."
+            f"--top {top}: {source.path} has only {plural(len(configs), 'configuration')} whose "
+            "trials ended well (completed, stopped, paused or interrupted). Give --top "
+            f"{len(configs)} or less."
         )
     check_records(records)
     return RefitConfig(
@@ -350,8 +351,8 @@ def refit(request: RefitRequest, console: Console) -> Run:
         splits = taught(splits, run)
         tell(
             console,
-            f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
-            f"{_epochs_of(plan)} epochs{_left_out(plan)}.",
+            f"The {plural(len(models), 'best configuration')} of {plan.run}, each with "
+            f"{plural(plan.seeds, 'seed')}, {_epochs_of(plan)}{_left_out(plan)}.",
         )
         if splits.is_val_seen:
             tell(
@@ -389,7 +390,8 @@ def _copy_missing_teacher(run: Run, plan: RefitConfig) -> None:
 
 def _epochs_of(plan: RefitConfig) -> str:
     known = sorted({config.epochs for config in plan.configs})
-    return f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+    least = f"{known[0]} to " if len(known) > 1 else ""
+    return least + plural(known[-1], "epoch")
 
 
 def _left_out(plan: RefitConfig) -> str:

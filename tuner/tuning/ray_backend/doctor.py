@@ -112,8 +112,8 @@ def _sum(nodes: list[dict[str, Any]]) -> str:
         for name, number in node["Resources"].items():
             total[name] = total.get(name, 0) + number
     text = (
-        f"{plural(len(nodes), 'node')}, {total.get('CPU', 0):g} CPUs, "
-        f"{total.get('GPU', 0):g} GPUs, {total.get('memory', 0) / GB:.0f} GB of memory, "
+        f"{plural(len(nodes), 'node')}, {plural(total.get('CPU', 0), 'CPU')}, "
+        f"{plural(total.get('GPU', 0), 'GPU')}, {total.get('memory', 0) / GB:.0f} GB of memory, "
         f"{total.get('object_store_memory', 0) / GB:.1f} GB of object store"
     )
     autoscaler = find_autoscaler()
@@ -133,7 +133,7 @@ def _node(answer: Answer) -> Finding:
     num_gpus = resources.get("GPU", 0)
     gpus = f" ({'; '.join(answer.value['gpus'])})" if answer.value["gpus"] else ""
     text = (
-        f"{resources.get('CPU', 0):g} CPUs, {num_gpus:g} GPUs{gpus}, "
+        f"{plural(resources.get('CPU', 0), 'CPU')}, {plural(num_gpus, 'GPU')}{gpus}, "
         f"{resources.get('memory', 0) / GB:.0f} GB of memory"
     )
     usable = answer.value["torch_gpus"]
@@ -172,7 +172,7 @@ def _versions(answers: list[Answer]) -> Finding:
         return Finding(
             level="failure",
             about="versions",
-            text=f"{len(wrong)} nodes differ:\n{table_of_versions(here, wrong)}",
+            text=f"differ on {plural(len(wrong), 'node')}:\n{table_of_versions(here, wrong)}",
             mend="Install the versions of this machine there.",
         )
     text = ", ".join(f"{name} {number}" for name, number in here.items())
