@@ -40,8 +40,8 @@ class CapacityPlan:
     """The user's limit on the number of trials at once, if any."""
     own: Resources = field(default_factory=Resources)
     """Different resources for some trials."""
-    count_parameters: Callable[[TrialConfig], int] | None = None
-    """Counts a network's parameters; ``None`` if that is not needed."""
+    count_parameters: Callable[[TrialConfig], int] = lambda config: 0
+    """Returns the number of parameters of a trial's network; 0 where it cannot be built."""
 
     def to_plain(self) -> dict[str, float]:
         """Return the default resources and the number of trials, for the run's record."""
@@ -52,12 +52,8 @@ class CapacityPlan:
         resources = self._of_family(config.model.family)
         if (large := self.own.large) is None:
             return resources
-        is_large = self.num_parameters(config) >= large.parameters
+        is_large = self.count_parameters(config) >= large.parameters
         return _larger(resources, large) if is_large else resources
-
-    def num_parameters(self, config: TrialConfig) -> int:
-        """Return the number of parameters of a trial's network; 0 where it cannot be built."""
-        return self.count_parameters(config) if self.count_parameters else 0
 
     def all_resources(self) -> Iterator[TrialResources]:
         """Yield all resources that a trial may get."""

@@ -34,7 +34,7 @@ REFUSED_SECONDS = 600.0
 def plan_capacity(
     resources: Resources,
     concurrent: int | None = None,
-    count_parameters: Callable[[TrialConfig], int] | None = None,
+    count_parameters: Callable[[TrialConfig], int] = lambda config: 0,
     *,
     is_most: bool = False,
 ) -> CapacityPlan:
@@ -45,7 +45,7 @@ def plan_capacity(
     Args:
         resources: The requested resources.
         concurrent: Maximum number of trials at once; ``None`` for as many as fit.
-        count_parameters: Counts the parameters of a configuration's network.
+        count_parameters: As in ``CapacityPlan``.
         is_most: Whether fewer at once are enough, too, as for a search resumed elsewhere.
 
     Raises:
