@@ -556,7 +556,9 @@ class Tuner:
             is_excused: Whether the loss says nothing about the trial or its node.
         """
         trial = self.live[number]
-        if self._has_ended(number, saved):
+        if trial.ending is None:
+            self._go_back(number, saved)
+        if trial.ending is not None:
             self.end(number)
         elif fatal:
             self.end(number, fatal)
@@ -568,18 +570,16 @@ class Tuner:
                 trial.lost_on.append(self.state.trials[number].status.node)
             self._waiting.append((number, self.live.pop(number)))
 
-    def _has_ended(self, number: int, saved: Sequence[EpochMetrics]) -> bool:
-        """Whether a trial had ended when it lost its worker; if not, revert to its saved epochs."""
-        trial, progress = self.live[number], self.state.trials[number]
-        if trial.ending is None:
-            kept = num_alike(progress.history, saved)
-            # The worker was lost between saving and reporting these.
-            unheard = saved[kept:]
-            self.spending.leave_epoch(number, sum(row.seconds for row in unheard))
-            self._write_off(number, kept)
-            self._tell(TrialLost(number=number, num_epochs=kept))
-            self._hear_all(progress, unheard)
-        return trial.ending is not None
+    def _go_back(self, number: int, saved: Sequence[EpochMetrics]) -> None:
+        """Revert a trial that lost its worker to its saved epochs, which may end it."""
+        progress = self.state.trials[number]
+        kept = num_alike(progress.history, saved)
+        # The worker was lost between saving and reporting these.
+        unheard = saved[kept:]
+        self.spending.leave_epoch(number, sum(row.seconds for row in unheard))
+        self._write_off(number, kept)
+        self._tell(TrialLost(number=number, num_epochs=kept))
+        self._hear_all(progress, unheard)
 
     def withdraw(self, number: int, how: str) -> None:
         """Interrupt a trial without a worker where it is; it continues when the run is resumed.
