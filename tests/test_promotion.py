@@ -113,7 +113,7 @@ class Books:
                 if not self.is_in_order(number, rung):
                     rows = self.tuner.state.trials[number].history
                     needed = (EPOCHS - len(rows)) * rows[-1].seconds
-                    left = self.tuner.budget_seconds
+                    left = self.tuner.seconds_left()
                     assert needed <= left < math.inf, "it is the last chance to end in time"
                 self.promoted.setdefault(rung, []).append(number)
                 self.paused.pop(number, None)

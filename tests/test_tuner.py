@@ -700,11 +700,11 @@ def test_the_budget_lasts_as_long_as_the_trials_with_a_worker_take_to_spend_it(
     clock = SimulatedClock()
     tuner = unstopped(world, clock=clock, gpu_seconds=100.0)
     assert start(tuner) is not None
-    assert tuner.budget_seconds == 200, "half a GPU, once it has a node"
+    assert tuner.seconds_left() == 200, "half a GPU, once it has a node"
     world.begin(tuner)
-    assert tuner.budget_seconds == 200, "of two trials, one still waits"
+    assert tuner.seconds_left() == 200, "of two trials, one still waits"
     world.begin(tuner)
-    assert tuner.budget_seconds == 100
+    assert tuner.seconds_left() == 100
 
 
 def test_an_epoch_that_was_saved_and_not_heard_is_counted_once(world: World) -> None:

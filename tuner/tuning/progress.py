@@ -103,7 +103,7 @@ class Progress:
         self._columns = columns(self._space, shares)
 
     def _clocks(self) -> Clocks:
-        budget = self.tuner.budget_seconds
+        budget = self.tuner.seconds_left()
         return Clocks(
             elapsed=self.tuner.spending.seconds,
             left=self.tuner.state.seconds_left(self._slots()),

@@ -184,13 +184,8 @@ class Tuner:
         """Whether running trials end at once because the budget is spent."""
         return self.draining == "budget" or self.spending.is_over
 
-    @property
-    def budget_seconds(self) -> float:
-        """Seconds until the budget is spent with the GPUs held now; infinite without a limit."""
-        return self._seconds_left()
-
-    def _seconds_left(self, starting: float = 0.0) -> float:
-        """Return the seconds until the budget is spent.
+    def seconds_left(self, starting: float = 0.0) -> float:
+        """Return the seconds until the budget is spent with the GPUs held; infinite if never.
 
         Trials that wait for a node count only before the first one runs.
 
@@ -232,7 +227,7 @@ class Tuner:
         slow = self.state.slowest_epoch_seconds
         if self._asha is None or self.spending.is_endless or slow is None:
             return None
-        left = self.budget_seconds
+        left = self.seconds_left()
         rung = 0 if due is None else self._asha.last_rung(due)
         stage = slow * self._asha.epochs_to_next_rung(rung)
         if left > slow * self.state.search.epochs * SPARE + stage:
@@ -352,7 +347,7 @@ class Tuner:
             is_measured=None not in self._costs(number),
             halved_from=self.state.trials[number].status.halved_from,
             judged_epochs=tuple(self.scheduler.judged_epochs(number)),
-            budget_seconds=self._seconds_left(trial.resources.gpus),
+            budget_seconds=self.seconds_left(trial.resources.gpus),
         )
 
     # What happens to it
