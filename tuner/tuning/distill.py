@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from tuner.config import DATA_DIR, DataConfig
+from tuner.config import DATA_DIR, DATA_SETTINGS, DIVISION, DataConfig
 from tuner.data.splits import Splits, located
 from tuner.ensemble.students import compare_best_student
 from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, record_teacher
@@ -187,13 +187,13 @@ def make_distill_request(
         ],
         storage,
     )
-    for key in ("val_fraction", "folds", "skip_broken", "train_limit"):
+    for key in DIVISION:
         if space.data.get(key, getattr(config, key)) != getattr(config, key):
             raise UsageError(
                 f"dataset.{key}: a student learns from the teacher's images, as they were divided "
                 "for it; leave it out"
             )
-    settings = {key: getattr(config, key) for key in _SETTINGS if key not in space.data}
+    settings = {key: getattr(config, key) for key in DATA_SETTINGS if key not in space.data}
     if name is None:
         name = free_name(storage, f"{teacher.ensemble.partition('/')[0]}-student")
     return make_search_request(
@@ -207,9 +207,6 @@ def make_distill_request(
         teacher=teacher,
         **asked,
     )
-
-
-_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
 
 
 def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from tuner.config import AUTO, DataConfig, SearchConfig, TrialConfig
+from tuner.config import AUTO, DIVISION, DataConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import Splits
@@ -277,7 +277,7 @@ class _Maker:
         data = self.request.data
         settings = {
             key: value
-            for key in ("folds", "val_fraction", "train_limit", "skip_broken")
+            for key in DIVISION
             if (value := getattr(data, key)) != getattr(DataConfig(), key)
         }
         if data.source not in KNOWN and data.resize != "auto":
