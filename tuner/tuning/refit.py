@@ -360,11 +360,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
                 "The validation images are trained on: accuracies mean nothing, and the last epoch "
                 "of each trial is kept.",
             )
-        payload = {
-            "data": pack(splits),
-            "initial_weights": pack_initial_weights(initial_weights),
-            "compile_mode": request.compile_mode,
-        }
+        payload = {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)}
         proposer = FixedProposer(finalists(plan, request.search.seed))
         tuner = run_trials(request, run, capacity, proposer, payload, console)
     require_usable_trial(run, tuner)

@@ -110,7 +110,6 @@ def search(request: SearchRequest, console: Console) -> Run:
         payload = {
             "data": pack(splits),
             "initial_weights": pack_initial_weights(initial_weights),
-            "compile_mode": request.compile_mode,
             "epoch_seconds": space.constraints.epoch_seconds,
         }
         with contextlib.ExitStack() as stack:

@@ -165,7 +165,7 @@ def run_trials(
         run: A new run, or one to resume.
         plan: Resources per trial, and how many trials run at once.
         proposer: Proposes the trials.
-        payload: Arguments of ``train_trial`` that every worker gets.
+        payload: Arguments of ``train_trial`` that every worker gets, without those of the request.
         console: Shows the progress.
         val_labels: Labels of the validation images, if trials are promoted for the ensemble;
             int64, shape (N,).
@@ -238,6 +238,7 @@ def run_trials(
                 "save_seconds": request.save_seconds,
                 "metric": request.search.metric,
                 "costs": request.search.costs,
+                "compile_mode": request.compile_mode,
             }
             space = load_run_space(run.path / SPACE)
             with Progress(tuner, console, lambda: capacity.count, space):
