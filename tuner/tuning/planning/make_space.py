@@ -119,10 +119,14 @@ def settled(
             console=console,
         )
         space = maker.make()
-        spent = time.monotonic() - began
+        left = _left(request.seconds, began)
         tell(console, space.resolved().rstrip())
-        left = max(request.seconds - spent, LEAST_LEFT * request.seconds)
         yield replace(make(space), seconds=left)
+
+
+def _left(seconds: float, began: float) -> float:
+    """Return what is left of the time of a search for the search itself."""
+    return max(seconds - (time.monotonic() - began), LEAST_LEFT * seconds)
 
 
 def _file(recipe: Recipe) -> Path:
@@ -151,9 +155,7 @@ class _Maker:
     @property
     def machine_left(self) -> Machine:
         """The machine with the remaining time."""
-        seconds = self.machine.seconds
-        left = max(seconds - (time.monotonic() - self.began), LEAST_LEFT * seconds)
-        return replace(self.machine, seconds=left)
+        return replace(self.machine, seconds=_left(self.machine.seconds, self.began))
 
     def make(self) -> SearchSpace:
         """Measure on small images, choose, measure the choice at its own size, and choose again."""
