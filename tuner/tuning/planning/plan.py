@@ -60,7 +60,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
 
     Args:
         request: The search.
-        seconds: How long new measurements may start; those under way are completed.
+        seconds: Seconds in which new measurements may start; those under way are completed.
         console: Where progress is shown.
 
     Raises:
