@@ -31,7 +31,7 @@ from tuner.run.trial import (
 from tuner.space import SearchSpace, load_space
 from tuner.training.saving import forget_progress, restore_files
 from tuner.tuning.budget import Budget
-from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_simulated
 from tuner.tuning.recorder import Recorder, make_tuner
 from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.sampling.sampler import Sampler
@@ -876,7 +876,7 @@ def play(world: World, script: Script) -> Tuner:
         state = "failed" if script.fails(given.number) else "completed"
         yield TrialEnded(number=given.number, state=state)
 
-    for _ in run_trials(tuner, clock, train, lambda running: len(running) < PLAN.count):
+    for _ in run_simulated(tuner, clock, train, lambda running: len(running) < PLAN.count):
         pass
     return tuner
 

@@ -14,7 +14,7 @@ from tuner.config import Metric
 from tuner.metrics.goal import name_of
 from tuner.run.run import clock
 from tuner.run.rung_worth import rung_worths
-from tuner.run.state import Rung, SearchState, TrialProgress
+from tuner.run.state import RungCount, SearchState, TrialProgress
 from tuner.run.trial import EpochMetrics, best_row
 from tuner.schema import plural
 from tuner.space.searched import Column
@@ -242,7 +242,7 @@ def _running(
     return Group(table, Text(f"and {len(hidden)} more running", style="dim"))
 
 
-def _rungs(rungs: list[Rung], *, is_promoting: bool) -> Table:
+def _rungs(rungs: list[RungCount], *, is_promoting: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("rung", "arrived", "passed", *["paused"] * is_promoting, "stopped"):
         table.add_column(heading, justify="right", no_wrap=True)

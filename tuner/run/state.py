@@ -82,7 +82,7 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rung:
+class RungCount:
     """The number of trials that reached a rung, and what happened to them."""
 
     epoch: int
@@ -408,7 +408,7 @@ class SearchState:
                 points.append((epochs, seconds / 3600, goal.score(best, metric)))
         return points
 
-    def rungs(self) -> list[Rung]:
+    def rungs(self) -> list[RungCount]:
         """Return the rungs of the search, lowest first; empty if nothing is stopped early."""
         if self.search.scheduler == "none":
             return []
@@ -421,7 +421,9 @@ class SearchState:
             paused = self._paused[epoch]
             passed = arrived - self._left[epoch] - paused
             rungs.append(
-                Rung(epoch=epoch, arrived=arrived, stopped=stopped, paused=paused, passed=passed)
+                RungCount(
+                    epoch=epoch, arrived=arrived, stopped=stopped, paused=paused, passed=passed
+                )
             )
             below = epoch
         return rungs
@@ -453,7 +455,7 @@ class SearchState:
     def _epochs_with_promotion(self) -> float:
         done = [len(trial.history) for trial in list(self.running.values())]
         epochs, below, coming = 0, 0, self._num_to_come
-        last = Rung(epoch=self.search.epochs, arrived=0, stopped=0, paused=0, passed=0)
+        last = RungCount(epoch=self.search.epochs, arrived=0, stopped=0, paused=0, passed=0)
         for rung in [*self.rungs(), last]:
             under_way = [rung.epoch - epoch for epoch in done if below <= epoch < rung.epoch]
             epochs += sum(under_way) + coming * (rung.epoch - below)
