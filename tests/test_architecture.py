@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "deploy": "errors loopback voting schema config storage augment models metrics data run "
     "training ensemble",
     "tracking": "errors config storage run",
-    "monitor": "config storage metrics run space",
+    "monitor": "schema config storage metrics run space",
     "report": "errors loopback schema config storage metrics run space",
     "tuning": "errors passwords loopback schema config storage augment models metrics data run "
     "space training ensemble deploy tracking monitor",

@@ -25,9 +25,9 @@ from tuner.tuning.planning.auto import (
     SMALL,
     TRAININGS,
     TRANSFER,
-    Choice,
     Machine,
-    Network,
+    RecipeNetwork,
+    Settings,
     batch_size_of,
     choose,
     recipes_of,
@@ -46,15 +46,15 @@ def images_of(num_train: int, side: int = 32) -> Survey:
     return Survey(num_train=num_train, num_val=100, num_classes=10, channels=3, side=side)
 
 
-def networks_of(has_gpu: bool = False) -> list[Network]:
+def networks_of(has_gpu: bool = False) -> list[RecipeNetwork]:
     return [
-        Network(recipe=recipe, name=name)
+        RecipeNetwork(recipe=recipe, name=name)
         for recipe in recipes_of(0, has_gpu)
         for name in families_of(base_of(recipe))
     ]
 
 
-def timed(seconds: float) -> Callable[[Network, int], float]:
+def timed(seconds: float) -> Callable[[RecipeNetwork, int], float]:
     """Return epochs of so many seconds at 32 pixels, and by the area at others."""
     return lambda network, side: seconds * (side / 32) ** 2
 
@@ -114,9 +114,9 @@ def test_more_time_means_larger_images_and_more_epochs() -> None:
 
 def test_pretrained_networks_go_before_others_but_for_those_that_are_too_slow() -> None:
     names = ("resnet18", "resnet50", "convnext_tiny")
-    networks = [*(Network(recipe=TRANSFER, name=name) for name in names), *networks_of()]
+    networks = [*(RecipeNetwork(recipe=TRANSFER, name=name) for name in names), *networks_of()]
 
-    def seconds_of(network: Network, side: int) -> float:
+    def seconds_of(network: RecipeNetwork, side: int) -> float:
         return {"resnet18": 3.0, "convnext_tiny": 4.0}.get(network.name, 100.0)
 
     choice = choose(networks, seconds_of, (96, 32), images_of(840, side=300), CPU)
@@ -134,7 +134,7 @@ def test_a_batch_leaves_steps_in_an_epoch(num_train: int, batch_size: int) -> No
 
 def test_pixels_grow_with_the_images_and_digits_are_not_mirrored() -> None:
     (recipe,) = recipes_of(0, has_gpu=False)
-    choice = Choice(
+    choice = Settings(
         recipe=recipe, names=("speednet",), side=128, epochs=9, batch_size=32, trainings=12.0
     )
     plain = space_of(choice, base_of(recipe), is_mirrored=False)
@@ -204,7 +204,7 @@ def test_what_the_user_settles_goes_before_the_rules(
     monkeypatch: pytest.MonkeyPatch,
     pretended_nodes: list[dict[str, float]],
 ) -> None:
-    choice = Choice(
+    choice = Settings(
         recipe=SMALL, names=("speednet",), side=32, epochs=9, batch_size=32, trainings=12.0
     )
     share = TrialResources(cpus=1, gpus=0)
@@ -219,9 +219,9 @@ def test_what_the_user_settles_goes_before_the_rules(
     )
     space = maker.load(space_of(choice, base_of(SMALL), is_mirrored=True))
     assert space.baseline
-    config = maker.config_of(Network(recipe=SMALL, name="speednet"), 32)
+    config = maker.config_of(RecipeNetwork(recipe=SMALL, name="speednet"), 32)
     measured = Measured(config=config, resources=share, epoch_seconds=1.0)
-    maker.measured[Network(recipe=SMALL, name="speednet")] = 32, measured
+    maker.measured[RecipeNetwork(recipe=SMALL, name="speednet")] = 32, measured
     monkeypatch.setattr(make_space, "most_trials", lambda costs, *others: len(costs))
     assert maker.trials(choice, space) == make_space.DRAWS
 

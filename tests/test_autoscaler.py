@@ -40,7 +40,7 @@ def test_the_file_of_ray_up_is_read() -> None:
         NodeKind(resources=LARGE, most=4),
         NodeKind(resources=SMALL, most=6),
     )
-    assert str(autoscaler) == "at most 4 of 8 CPUs and 1 GPUs, 6 of 2 CPUs and 0 GPUs"
+    assert str(autoscaler) == "at most 4 of 8 CPUs and 1 GPU, 6 of 2 CPUs and 0 GPUs"
 
 
 def test_a_file_that_does_not_say_what_machines_have_tells_of_no_kinds() -> None:

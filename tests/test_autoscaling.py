@@ -44,7 +44,7 @@ def test_a_search_on_a_cluster_without_workers_has_it_grow(folder: Path, cluster
     (folder / "ray_bootstrap_config.yaml").write_text(cluster.bootstrap.read_text())
     with begin(folder, cluster, "--cpus-per-trial", "2") as refused:
         assert refused.wait(60) == 4
-    assert "adds none that has more (at most 2 of 1 CPUs" in refused.errors
+    assert "adds none that has more (at most 2 of 1 CPU and" in refused.errors
     with begin(folder, cluster, "--trials", "6", "--epochs", "20") as search:
         assert search.wait(240) == 0, search.errors
     assert "run: 2 trials at a time" in search.errors

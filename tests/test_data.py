@@ -379,7 +379,7 @@ def test_what_is_amiss_in_a_folder_is_named(
 
 def test_a_test_class_without_an_image_is_named(folder: Path, data_dir: Path) -> None:
     empty(folder / "test" / "red")
-    with pytest.raises(DataError, match="test/red: needs at least 1 images, has 0"):
+    with pytest.raises(DataError, match="test/red: needs at least 1 image, has 0"):
         load_test(of(folder), data_dir)
 
 

@@ -195,7 +195,7 @@ def test_no_file_of_a_split_takes_the_place_of_another(tmp_path: Path) -> None:
         ({"train/cat": 1, "train/dog": 2}, "train/cat: needs at least 2 images"),
         (
             {"train/cat": 2, "train/dog": 2, "test/cat": 0, "test/dog": 1},
-            "test/cat: needs at least 1 images",
+            "test/cat: needs at least 1 image",
         ),
     ],
 )

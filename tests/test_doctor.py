@@ -78,7 +78,7 @@ def test_a_token_that_is_not_the_clusters_is_explained() -> None:
             "warning",
             "take turns: it does not start",
         ),
-        (mps.Sharing(how="by turns"), "ok", "1 CPUs, 2 GPUs (one; other), 4 GB of memory"),
+        (mps.Sharing(how="by turns"), "ok", "1 CPU, 2 GPUs (one; other), 4 GB of memory"),
     ],
 )
 def test_a_node_with_gpus_says_how_trials_share_them(

@@ -192,7 +192,7 @@ def test_a_node_with_another_torch_is_named_in_a_table(
             start(folder, "doctor", "--data", "digits", "--address", cluster.address)
         )
         assert code == 4
-        assert "failure  versions: 1 nodes differ" in out
+        assert "failure  versions: differ on 1 node:" in out
     finally:
         cluster.remove(number)
 

@@ -34,7 +34,7 @@ from tuner.run.trial import EpochMetrics, read_status, write_status
 from tuner.space import load_space
 from tuner.training.costs import measure_costs
 from tuner.tuning.budget import Budget, Spending
-from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_simulated
 from tuner.tuning.promotion import Entry, FrontRung
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.schedulers import make_scheduler
@@ -153,7 +153,7 @@ def searched(
             yield EpochEnded(number=given.number, metrics=metrics)
         yield TrialEnded(number=given.number, state="completed")
 
-    for _ in run_trials(tuner, clock, train, lambda running: len(running) < slots):
+    for _ in run_simulated(tuner, clock, train, lambda running: len(running) < slots):
         pass
     return tuner
 

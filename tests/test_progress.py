@@ -17,7 +17,7 @@ from tests.benchmarks.processes import PROGRAM
 from tests.test_tuner import World, read_space
 from tuner.monitor import steps
 from tuner.monitor.live_table import sparkline, stretched
-from tuner.monitor.terminal import is_live
+from tuner.monitor.terminal import is_live, tell
 from tuner.tuning.progress import Progress
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -291,3 +291,10 @@ def test_a_step_is_told_as_it_is_written() -> None:
     with steps.step(console, "Reading toys[/old]/:ship:"):
         pass
     assert "Reading toys[/old]/:ship: ..." in screen.getvalue()
+
+
+def test_a_line_is_told_as_it_is_where_it_is_longer_than_the_console() -> None:
+    screen = io.StringIO()
+    line = "The 5 best configurations of toys[/old], each with 3 seeds"
+    tell(Console(file=screen, width=20), line)
+    assert screen.getvalue() == f"{line}\n"

@@ -22,7 +22,7 @@ from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics
 from tuner.tracking import tracked
 from tuner.tuning.budget import Budget, Spending
-from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_simulated
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend import driver
 from tuner.tuning.resources import TrialResources
@@ -113,7 +113,7 @@ class Books:
                 if not self.is_in_order(number, rung):
                     rows = self.tuner.state.trials[number].history
                     needed = (EPOCHS - len(rows)) * rows[-1].seconds
-                    left = self.tuner.budget_seconds
+                    left = self.tuner.seconds_left()
                     assert needed <= left < math.inf, "it is the last chance to end in time"
                 self.promoted.setdefault(rung, []).append(number)
                 self.paused.pop(number, None)
@@ -164,7 +164,7 @@ def play(
         yield TrialEnded(number=given.number, state="completed")
 
     most = max(1, len(trials) // search.reduction)
-    for _ in run_trials(tuner, clock, train, lambda running: len(running) < slots):
+    for _ in run_simulated(tuner, clock, train, lambda running: len(running) < slots):
         first = [n for n, rung in books.paused.items() if rung == search.grace]
         passed = len(books.promoted.get(search.grace, []))
         is_of_use = not first or len(first) + passed <= most

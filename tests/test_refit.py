@@ -138,7 +138,7 @@ def test_by_default_a_refit_trains_as_many_epochs_as_the_trial_did(finished_run:
     assert [config.epochs for config in request.plan.configs] == [2, 7, 2]
     assert request.plan.duplicates == ()
     assert request.search.epochs == 7
-    assert _epochs_of(request.plan) == "2 to 7"
+    assert _epochs_of(request.plan) == "2 to 7 epochs"
 
 
 def test_a_configuration_that_differs_in_the_seed_alone_is_taken_once(finished_run: Run) -> None:

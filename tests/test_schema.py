@@ -39,6 +39,7 @@ from tuner.schema import (
     from_json,
     join,
     parse,
+    plural,
     schema_of,
     to_json,
     to_plain,
@@ -322,6 +323,21 @@ def test_json_that_is_no_record_is_told_in_a_line(text: str, message: str) -> No
 def test_unknown_keys_are_passed_by_where_later_versions_may_tell_more() -> None:
     plain = {"name": "x", "colour": 3, "inner": {"size": 2, "colour": 3}}
     assert build(Outer, plain, is_strict=False) == Outer(name="x", inner=Inner(size=2))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 images"),
+        (1, "1 image"),
+        (1_234_567, "1,234,567 images"),
+        (1.0, "1 image"),
+        (0.5, "0.5 images"),
+        (1 / 3, "0.333333 images"),
+    ],
+)
+def test_a_noun_is_in_the_plural_but_for_one(number: float, text: str) -> None:
+    assert plural(number, "image") == text
 
 
 def test_losses_may_be_infinite_where_the_annotation_says_so() -> None:

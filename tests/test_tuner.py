@@ -31,7 +31,7 @@ from tuner.run.trial import (
 from tuner.space import SearchSpace, load_space
 from tuner.training.saving import forget_progress, restore_files
 from tuner.tuning.budget import Budget
-from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_simulated
 from tuner.tuning.recorder import Recorder, make_tuner
 from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.sampling.sampler import Sampler
@@ -700,11 +700,11 @@ def test_the_budget_lasts_as_long_as_the_trials_with_a_worker_take_to_spend_it(
     clock = SimulatedClock()
     tuner = unstopped(world, clock=clock, gpu_seconds=100.0)
     assert start(tuner) is not None
-    assert tuner.budget_seconds == 200, "half a GPU, once it has a node"
+    assert tuner.seconds_left() == 200, "half a GPU, once it has a node"
     world.begin(tuner)
-    assert tuner.budget_seconds == 200, "of two trials, one still waits"
+    assert tuner.seconds_left() == 200, "of two trials, one still waits"
     world.begin(tuner)
-    assert tuner.budget_seconds == 100
+    assert tuner.seconds_left() == 100
 
 
 def test_an_epoch_that_was_saved_and_not_heard_is_counted_once(world: World) -> None:
@@ -876,7 +876,7 @@ def play(world: World, script: Script) -> Tuner:
         state = "failed" if script.fails(given.number) else "completed"
         yield TrialEnded(number=given.number, state=state)
 
-    for _ in run_trials(tuner, clock, train, lambda running: len(running) < PLAN.count):
+    for _ in run_simulated(tuner, clock, train, lambda running: len(running) < PLAN.count):
         pass
     return tuner
 

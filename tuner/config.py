@@ -370,7 +370,9 @@ SPACE_KEYS = {
     "cpus_per_trial": "resources.cpus",
 }
 """Option of a search -> the key of the space that it overrides."""
-DATA_SETTINGS = ("image_size", "resize", "val_fraction", "folds", "skip_broken", "train_limit")
+DIVISION = ("val_fraction", "folds", "skip_broken", "train_limit")
+"""Fields of ``DataConfig`` that determine which images are trained on, and which validated on."""
+DATA_SETTINGS = ("image_size", "resize", *DIVISION)
 """Fields of ``DataConfig`` that are options of a search and keys of a space's ``dataset``."""
 
 

@@ -537,6 +537,12 @@ def quoted(value: object) -> str:
     return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
+def plural(number: float, noun: str) -> str:
+    """Return a number with its noun, as in ``1 image``, ``2,000 images`` or ``0.5 CPUs``."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
+
+
 def unknown_key(key: object, known: Iterable[str]) -> str:
     """Return a message that ``key`` is unknown, with the nearest known one or the whole list."""
     hint = did_you_mean(key, known)

@@ -45,7 +45,7 @@ from tuner.run.state import SearchState
 from tuner.run.trial import EpochMetrics, Stop, TrialState
 from tuner.space import SearchSpace, load_space
 from tuner.tuning.budget import Budget, Spending
-from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_simulated
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.resources import TrialResources
 from tuner.tuning.sampling.sampler import Sampler
@@ -259,7 +259,7 @@ def played(table: Table, method: Method, space: SearchSpace, slots: int) -> Play
                 yield TrialEnded(number=given.number, state="diverged")
         yield TrialEnded(number=given.number, state="completed")
 
-    events = run_trials(tuner, clock, train, lambda running: len(running) < slots)
+    events = run_simulated(tuner, clock, train, lambda running: len(running) < slots)
     return Played(tuner, curves, events)
 
 

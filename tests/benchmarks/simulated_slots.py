@@ -32,7 +32,7 @@ from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import EpochMetrics
 from tuner.space import load_space
 from tuner.tuning.budget import Budget
-from tuner.tuning.planning.simulated import SimulatedClock, Step, run_trials
+from tuner.tuning.planning.simulated import SimulatedClock, Step, run_simulated
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.resources import CapacityPlan, TrialResources
 from tuner.tuning.sampling.sampler import Sampler
@@ -111,7 +111,7 @@ def search(folder: Path, *, slots: int, trials: int, sampler: str, scheduler: st
 
     marks: list[Mark] = []
     results = 0
-    for event in run_trials(tuner, clock, train, lambda running: len(running) < slots):
+    for event in run_simulated(tuner, clock, train, lambda running: len(running) < slots):
         results += isinstance(event, EpochEnded)
         if results >= MARK_EVERY * len(marks) or tuner.state.num_ended == trials:
             pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -22,6 +22,7 @@ from tuner.console import Console
 from tuner.errors import TunerError
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.intervals import margin
+from tuner.monitor.terminal import tell
 from tuner.run.resuming import command_line, short_path, storage_words
 from tuner.storage.paths import AnyPath
 
@@ -195,8 +196,8 @@ def _print_next(
     ]
     if is_whole:
         lines.insert(1, command_line("evaluate", "DATA", *named))
-    console.print(f"Ensemble: {short_path(folder)}. Next:", soft_wrap=True, markup=False)
-    console.print("\n".join(f"  {line}" for line in lines), soft_wrap=True, markup=False)
+    tell(console, f"Ensemble: {short_path(folder)}. Next:")
+    tell(console, "\n".join(f"  {line}" for line in lines))
 
 
 def _metric_of(run: AnyPath) -> Metric | None:

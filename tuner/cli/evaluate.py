@@ -25,6 +25,7 @@ from tuner.cli.output import (
     progress_bar,
 )
 from tuner.errors import UsageError
+from tuner.monitor.terminal import tell
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -104,7 +105,7 @@ def evaluate(
         if output:
             click.echo(f"Evaluation: {short_path(output)}")
     for line in evaluation.unreadable:
-        console.print(line, markup=False, soft_wrap=True)
+        tell(console, line)
     if evaluation.is_trained_on:
         warning = (
             "the ensemble may have been trained on these images, or chosen by them; on others "
@@ -129,7 +130,7 @@ def _explaining_output(output: Path) -> Iterator[None]:
 def _print_evaluation(console: "Console", found: "Evaluation") -> None:
     part = "test images" if found.part == "test" else "images"
     title = f"{short_path(found.ensemble)} on {found.images} {part} of {found.source}"
-    console.print(title, markup=False, soft_wrap=True)
+    tell(console, title)
     table = make_table("", ("", "weight", "accuracy", "interval", "NLL", "ECE", "adds"), 1)
     for member in found.members:
         added = member.contribution

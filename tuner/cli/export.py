@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import ENSEMBLE, JSON, STORAGE, TRUST_CODE, option
-from tuner.cli.output import load_ensemble, plural, print_json, print_table
+from tuner.cli.output import load_ensemble, print_json, print_table
 from tuner.console import Console
 from tuner.monitor.steps import step
 from tuner.run.resuming import short_path
+from tuner.schema import plural
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:

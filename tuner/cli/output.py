@@ -18,7 +18,7 @@ from tuner.console import Console, visible
 from tuner.errors import UsageError
 from tuner.metrics.goal import name_of, spelt
 from tuner.monitor.steps import Pulse, step
-from tuner.monitor.terminal import is_live
+from tuner.monitor.terminal import is_live, tell
 from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
@@ -112,11 +112,6 @@ def figure(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def plural(number: int, noun: str) -> str:
-    """Return a number with a noun, such as ``2 trials``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def print_table(rows: Sequence[Mapping[str, Any]], title: str, *, is_whole: bool = False) -> None:
     """Print rows with the same keys under a title; except on a terminal, as wide as necessary.
 
@@ -187,7 +182,7 @@ def print_sentence(console: Console, text: str) -> None:
     for line in text.split("\n"):
         is_command = line.startswith(" ")
         told = line if is_command else textwrap.fill(line, width, break_on_hyphens=False)
-        console.print(told, markup=False, soft_wrap=True)
+        tell(console, told)
 
 
 def interval_text(interval: "Interval") -> str:

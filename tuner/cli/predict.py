@@ -13,6 +13,7 @@ import click
 
 from tuner.cli.options import DEVICE, ENSEMBLE, STORAGE, TRUST_CODE, TTA, Amount, option
 from tuner.cli.output import data_output, load_ensemble, output_file, progress_bar
+from tuner.monitor.terminal import tell
 from tuner.run.resuming import short_path
 from tuner.storage.paths import AnyPath
 
@@ -73,7 +74,7 @@ def predict(
     from tuner.deploy.stream import predict_paths
 
     if ensemble is None and console.is_terminal:
-        console.print(f"Ensemble: {short_path(found.path)}", markup=False, soft_wrap=True)
+        tell(console, f"Ensemble: {short_path(found.path)}")
     rows = Rows(classes=found.classes, form=form, top=top, reject=reject)  # type: ignore[arg-type]
     files, count = _files(paths)
     seen = failed = 0
@@ -84,7 +85,7 @@ def predict(
             out.writelines(rows.lines(batch))
             out.flush()
             for error in filter(None, batch.errors):
-                console.print(error, markup=False, soft_wrap=True)
+                tell(console, error)
                 failed += 1
             seen += len(batch.paths)
             show(seen)

@@ -6,7 +6,8 @@ import click
 
 from tuner.cli import completion
 from tuner.cli.options import JSON, STORAGE, option
-from tuner.cli.output import plural, print_json, print_table
+from tuner.cli.output import print_json, print_table
+from tuner.schema import plural
 from tuner.storage.paths import AnyPath
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from tuner.cli.output import interval_text, make_console, make_table, print_stripped, spelt_scores
 from tuner.config import Metric
 from tuner.metrics.goal import name_of
+from tuner.monitor.terminal import tell
 
 if TYPE_CHECKING:
     from tuner.ensemble.students import TeacherComparison
@@ -17,7 +18,7 @@ def print_student(comparison: "TeacherComparison | ReadComparison", metric: Metr
     both = (("Teacher", comparison.teacher), ("Student", comparison.student))
     console.print()
     for what, contender in both:
-        console.print(f"{what}: {contender.name}", markup=False, soft_wrap=True)
+        tell(console, f"{what}: {contender.name}")
     gains = {"validation": comparison.val_gain}
     if comparison.test_gain is not None:
         gains["test"] = comparison.test_gain

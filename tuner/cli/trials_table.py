@@ -11,7 +11,6 @@ from tuner.cli.output import (
     WIDE,
     figure,
     make_console,
-    plural,
     print_sentence,
     print_table,
 )
@@ -19,7 +18,7 @@ from tuner.config import Metric
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.goal import name_of
 from tuner.run.resuming import command_line, refit_command, short_path, storage_words
-from tuner.schema import did_you_mean, quoted
+from tuner.schema import did_you_mean, plural, quoted
 
 if TYPE_CHECKING:
     from tuner.run.run import Run

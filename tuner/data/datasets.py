@@ -35,11 +35,11 @@ from tuner.data.known import (
 from tuner.data.layouts import find_listing
 from tuner.data.listing import Item, Listing, Part
 from tuner.data.manifests import told_broken
-from tuner.data.names import listed, number
+from tuner.data.names import listed
 from tuner.data.stratified import TEST_SHARE, stratified
 from tuner.data.trees import CACHE, Opener
 from tuner.errors import DataError
-from tuner.schema import did_you_mean
+from tuner.schema import did_you_mean, plural
 from tuner.storage.paths import check_path, expanded
 
 FAR_LARGER = 4
@@ -247,8 +247,8 @@ def _check_needed(listing: Listing, part: Part, count: int, why: str) -> None:
     for index, found in enumerate(counts.tolist()):
         if found < count:
             raise DataError(
-                f"{listing.class_shown(part, index)}: needs at least {count} images{why}, has "
-                f"{found}. Images end in {' '.join(sorted(image_suffixes()))}."
+                f"{listing.class_shown(part, index)}: needs at least {plural(count, 'image')}{why},"
+                f" has {found}. Images end in {' '.join(sorted(image_suffixes()))}."
                 f"{told_broken(listing.tree, listing.broken_of(part))}"
             )
 
@@ -340,7 +340,7 @@ def _say_broken(listing: Listing, broken: dict[str, str]) -> str:
         )
     lines = (f"{path}: {why}" for path, why in broken.items())
     return (
-        f"{listing.base}: {number(len(broken), 'file')} cannot be read as images. Repair or remove "
+        f"{listing.base}: {plural(len(broken), 'file')} cannot be read as images. Repair or remove "
         f"them, or give --skip-broken to continue without them.{listed(lines, 100)}"
     )
 
@@ -355,12 +355,12 @@ def _notes(
 ) -> Iterator[str]:
     if broken:
         lines = (f"{path}: {why}" for path, why in broken.items())
-        yield f"left out: {number(len(broken), 'file')} that cannot be read{listed(lines)}"
+        yield f"left out: {plural(len(broken), 'file')} that cannot be read{listed(lines)}"
     if met.clipped:
         assert met.value_range is not None
         named = (listing.shown(items[index]) for index in met.clipped)
         yield (
-            f"{number(len(met.clipped), 'image')} beyond the values of the training images, "
+            f"{plural(len(met.clipped), 'image')} beyond the values of the training images, "
             f"{met.value_range[0]:g} to {met.value_range[1]:g}, which are cut off{listed(named)}"
         )
     if part == "test":
@@ -368,7 +368,7 @@ def _notes(
     yield from listing.notes
     if cut := sum(count for mode, count in met.modes.items() if mode.endswith(CUT)):
         yield (
-            f"{number(cut, 'image')} with 16 bits a colour, or a grey with transparency: their "
+            f"{plural(cut, 'image')} with 16 bits a colour, or a grey with transparency: their "
             "upper 8 bits are read; if they use fewer than 16, scale them before"
         )
     size = config.image_size or 32

@@ -12,10 +12,11 @@ from tuner.data.archives import ARCHIVE_SUFFIXES, open_tree
 from tuner.data.decoding import UNREAD_SUFFIXES, image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
 from tuner.data.manifests import find_saved_tables, listing_of_tables, part_of, told_broken
-from tuner.data.names import check_classes, normal_form, number, shown
+from tuner.data.names import check_classes, normal_form, shown
 from tuner.data.tables import TABLE_SUFFIXES
 from tuner.data.trees import FolderTree, Tree, parent_of, suffix_of
 from tuner.errors import DataError
+from tuner.schema import plural
 
 
 def find_listing(path: Path, *, needs_train: bool = True) -> Listing:
@@ -131,7 +132,7 @@ def _of_folders(tree: Tree, base: str, images: Sequence[str], *, needs_train: bo
     least = 2 if needs_train else 1
     if len(folders) < least:
         raise DataError(
-            f"{where}: needs at least {number(least, 'class folder')}, has {len(folders)}. Sort "
+            f"{where}: needs at least {plural(least, 'class folder')}, has {len(folders)}. Sort "
             "the images into a folder a class, or add a labels.csv with the columns path and label."
             f"{told_broken(tree, tree.broken)}"
         )
@@ -321,7 +322,7 @@ def _complete(
     if listing.is_whole and (bare := [folder for folder in empty if is_used(folder)]):
         left_out["folder without images"] += bare
     told = [
-        f"left out: {number(len(names), 'file')} {reason}"
+        f"left out: {plural(len(names), 'file')} {reason}"
         for reason, names in left_out.items()
         if any(parent_of(name) in folders for name in names)
         or "label" in reason

@@ -8,11 +8,11 @@ from typing import Any
 
 from tuner.data.decoding import image_suffixes
 from tuner.data.listing import PARTS, Item, Listing, Part
-from tuner.data.names import listed, normal_form, number, shown
+from tuner.data.names import listed, normal_form, shown
 from tuner.data.tables import BINARY_SUFFIXES, Table, check_size, read_table
 from tuner.data.trees import Tree, parent_of, suffix_of
 from tuner.errors import DataError
-from tuner.schema import whole_number
+from tuner.schema import plural, whole_number
 
 
 def find_saved_tables(tree: Tree) -> dict[str, Part | None] | None:
@@ -173,7 +173,7 @@ class _Rows:
             notes=(
                 *(_notes_on_splits(tables.values()) if None in self.found else ()),
                 *(
-                    f"left out: {number(len(found), 'image')}, {reason}"
+                    f"left out: {plural(len(found), 'image')}, {reason}"
                     for reason, found in left_out.items()
                 ),
             ),
@@ -253,7 +253,7 @@ def _notes_on_splits(tables: Iterable[Table]) -> Iterator[str]:
 def told_broken(tree: Tree, broken: Mapping[str, str]) -> str:
     """Return which files cannot be read and why, as text; empty if there are none."""
     lines = [f"{tree.shown(name)}: {why}" for name, why in sorted(broken.items())]
-    return f" {number(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
+    return f" {plural(len(lines), 'file')} cannot be read:{listed(lines)}" if lines else ""
 
 
 def _table_classes(

@@ -57,11 +57,6 @@ def check_classes(names: Iterable[str], where: str) -> None:
         seen[key] = name
 
 
-def number(count: int, noun: str) -> str:
-    """Return ``1 image`` or ``2 images``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def listed(lines: Iterable[str], most: int = 20) -> str:
     """Return lines, indented; if there are many, the first ones and the number of the others."""
     every = [f"\n  {line}" for line in lines]

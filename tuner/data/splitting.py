@@ -12,9 +12,10 @@ from tuner.data.datasets import check_counts, find_files, items_of, validation_p
 from tuner.data.decoding import image_suffixes, open_image, suffix_for, why_unread
 from tuner.data.known import KNOWN
 from tuner.data.listing import Item, Listing
-from tuner.data.names import listed, number
+from tuner.data.names import listed
 from tuner.data.trees import suffix_of
 from tuner.errors import DataError, UsageError
+from tuner.schema import plural
 from tuner.storage.paths import expanded
 from tuner.storage.patience import is_unwritable
 
@@ -46,7 +47,7 @@ def write_split(source: str, out: Path, *, val_fraction: float) -> dict[str, int
     if listing.broken:
         lines = (f"{listing.tree.shown(name)}: {why}" for name, why in listing.broken.items())
         raise DataError(
-            f"{listing.base}: {number(len(listing.broken), 'file')} cannot be read as images. Mend "
+            f"{listing.base}: {plural(len(listing.broken), 'file')} cannot be read as images. Mend "
             f"or remove them.{listed(lines)}"
         )
     _check_folders(listing)

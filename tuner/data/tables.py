@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from tuner.data.names import number, shown
+from tuner.data.names import shown
 from tuner.data.trees import DAMAGE, MOST_FILES, MOST_TEXT, Opener, Tree
 from tuner.errors import DataError
+from tuner.schema import plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,7 +153,7 @@ def _csv_rows(text: str, where: str) -> tuple[Sequence[str], Rows]:
             for cells in reader:
                 if len(cells) != len(columns):
                     raise DataError(
-                        f"{where}:{reader.line_num}: has {number(len(cells), 'cell')}, and the "
+                        f"{where}:{reader.line_num}: has {plural(len(cells), 'cell')}, and the "
                         f"first line {len(columns)}. Mend it; quote cells that hold {delimiter!r}."
                     )
                 yield dict(zip(columns, cells, strict=True))

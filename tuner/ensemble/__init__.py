@@ -27,7 +27,7 @@ from tuner.run.digests import Damage
 from tuner.run.layout import ENSEMBLE, ENSEMBLES
 from tuner.run.run import Run
 from tuner.run.run_record import Reading
-from tuner.schema import to_json
+from tuner.schema import plural, to_json
 from tuner.storage.paths import AnyPath, check_no_link, copy_file, scratch
 from tuner.storage.records import explaining_damage
 
@@ -170,8 +170,7 @@ def _read_test(
             fingerprint=test.fingerprint,
         )
     )
-    several = "network" if len(networks) == 1 else "networks"
-    say(f"Reading {len(test.images):,} test images with {len(networks)} {several}")
+    say(f"Reading {len(test.images):,} test images with {plural(len(networks), 'network')}")
     predicted = plan.soup_maker.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)

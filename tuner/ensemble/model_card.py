@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from tuner.data.names import number
 from tuner.ensemble.choosing import BY_CLASS
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS, EnsembleRequest
@@ -21,6 +20,7 @@ from tuner.run.ensemble_record import single_called
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
 from tuner.run.run_record import RunRecord
+from tuner.schema import plural
 from tuner.storage.paths import read_text
 
 MOST_CLASSES = 50
@@ -322,9 +322,9 @@ With all resumes, it was asked for {_asked(record)}. \
 def _asked(record: RunRecord) -> str:
     """Return the trials that a run was asked for; the command that began it may say fewer."""
     if (plan := record.refit) is None:
-        return number(record.search.trials, "trial")
+        return plural(record.search.trials, "trial")
     trials = ", ".join(map(str, plan.trials))
-    return f"trials {trials} of {_text(plan.run)}, each with {number(plan.seeds, 'seed')}"
+    return f"trials {trials} of {_text(plan.run)}, each with {plural(plan.seeds, 'seed')}"
 
 
 def _command(run: str, request: EnsembleRequest, storage: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ class RunWatcher:
         if not self.has_ended:
             elapsed += time.monotonic() - self._noted
         budget = math.inf if record.budget_seconds is None else record.budget_seconds - elapsed
-        # As in ``Tuner.budget_seconds``.
+        # As in ``Tuner.seconds_left``.
         holding = self.state.placed or list(self.state.running.values())
         held = sum(trial.gpus for trial in holding)
         if record.budget_gpu_hours is not None and held:

@@ -14,8 +14,9 @@ from tuner.config import Metric
 from tuner.metrics.goal import name_of
 from tuner.run.run import clock
 from tuner.run.rung_worth import rung_worths
-from tuner.run.state import Rung, SearchState, TrialProgress
+from tuner.run.state import RungCount, SearchState, TrialProgress
 from tuner.run.trial import EpochMetrics, best_row
+from tuner.schema import plural
 from tuner.space.searched import Column
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -152,8 +153,7 @@ def _bar(state: SearchState, clocks: Clocks, width: int) -> RenderableType:
 
 
 def _times(state: SearchState, clocks: Clocks) -> list[str]:
-    epochs = state.num_epochs
-    parts = [f"{epochs} epoch{'' if epochs == 1 else 's'}"]
+    parts = [plural(state.num_epochs, "epoch")]
     if (seconds := state.epoch_seconds) is not None:
         parts[0] += f" of {f'{seconds:.0f}' if seconds >= 100 else f'{seconds:.2g}'} s"
     parts.append(f"elapsed {clock(clocks.elapsed)}")
@@ -176,7 +176,7 @@ def _counts(state: SearchState, slots: int) -> str:
         num_placed = len(state.placed)
         # More than planned if some have smaller shares than the default, or nodes have joined.
         slots = max(slots, num_placed)
-        busy = f"{num_placed} of {slots} slot{'' if slots == 1 else 's'} busy"
+        busy = f"{num_placed} of {plural(slots, 'slot')} busy"
     ended = [f"{count} {name.replace('_', ' ')}" for name, count in state.ended.items()]
     return " · ".join([busy, *ended])
 
@@ -242,7 +242,7 @@ def _running(
     return Group(table, Text(f"and {len(hidden)} more running", style="dim"))
 
 
-def _rungs(rungs: list[Rung], *, is_promoting: bool) -> Table:
+def _rungs(rungs: list[RungCount], *, is_promoting: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in ("rung", "arrived", "passed", *["paused"] * is_promoting, "stopped"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from rich.console import Console
 from rich.text import Text
 
-from tuner.monitor.terminal import is_live
+from tuner.monitor.terminal import is_live, tell
 
 MOMENT = 0.1
 """Seconds after which a step is reported if there is no spinner; shorter steps are not."""
@@ -107,7 +107,7 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
         with console.status("") as status:
 
             def show(line: str) -> None:
-                console.print(line, markup=False, soft_wrap=True)
+                tell(console, line)
                 status.update(Text(f"{line} ..."))
 
             yield show
@@ -117,7 +117,7 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
     def say(line: str) -> None:
         nonlocal last, began
         last, began = line, time.monotonic()
-        console.print(line, markup=False, soft_wrap=True)
+        tell(console, line)
         pulse.rest()
 
     pulse = Pulse(console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far")

@@ -13,6 +13,11 @@ def is_live(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal and not console.no_color
 
 
+def tell(console: Console, line: str) -> None:
+    """Print a line as it is, also where it is longer than the console."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
 class LiveTable(Live):
     """Shows the result of ``draw(width, height)``, four times a second.
 

@@ -28,6 +28,7 @@ from tuner.run.run import Run, leader
 from tuner.run.rung_worth import rung_worths
 from tuner.run.trial import TrialRecord
 from tuner.run.uncertainty import val_margin
+from tuner.schema import plural
 from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import AnyPath, read_text
@@ -151,7 +152,7 @@ def _told(folders: Sequence[AnyPath]) -> list[str]:
             told.append(f"{folder.name} (damaged)")
             continue
         accuracy = f"{figures.ensemble.test.accuracy:.2%}{' test' if figures.has_test else ''}"
-        told.append(f"{folder.name} ({accuracy}, {len(figures.members)} members)")
+        told.append(f"{folder.name} ({accuracy}, {plural(len(figures.members), 'member')})")
     return told
 
 
@@ -181,14 +182,14 @@ def verdict(ranked: Sequence[TrialRecord], ensemble: EnsembleFigures | None) -> 
         missing = "ended well" if any(trial.best for trial in ranked) else "has an accuracy"
         return f"No trial of {len(ranked)} {missing}"
     if first.is_val_seen:
-        return f"{len(ranked)} trials that were trained on their validation images, too"
+        return f"{plural(len(ranked), 'trial')}, trained on the validation images, too"
     value = first.best.value(first.metric)
     assert value is not None, "it is what the best was found by"
     words = f"{in_words(value, first.metric)} validation"
     if first.metric != "accuracy":
         words += f" {name_of(first.metric)}"
     family = first.config.model.family
-    return f"Best of {len(ranked)} trials: {words} ({family}, trial {first.number})"
+    return f"Best of {plural(len(ranked), 'trial')}: {words} ({family}, trial {first.number})"
 
 
 def _summary(run: Run, ranked: Sequence[TrialRecord]) -> dict[str, Any]:

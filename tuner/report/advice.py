@@ -14,6 +14,7 @@ from tuner.run.run import Run
 from tuner.run.state import SearchState
 from tuner.run.trial import TrialRecord, order_of
 from tuner.run.uncertainty import validated_on
+from tuner.schema import plural
 from tuner.space import SearchSpace
 from tuner.space.axes import Range, parameters, to_yaml, value_of
 
@@ -193,7 +194,7 @@ def _few_images(run: Run, best: BestTrial | None) -> Iterator[str]:
     if best is None or not best.others_within:
         return
     if best.accuracy - best.low > WIDE:
-        told = f"{best.others_within} other trial{'s' if best.others_within > 1 else ''}"
+        told = plural(best.others_within, "other trial")
         more = ""
         if run.record.data.folds is None:
             more = " More of them, or all images in turn (--folds), would decide."

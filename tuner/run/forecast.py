@@ -11,6 +11,7 @@ from tuner.config import Amount, Count, NonNegative, Share
 from tuner.run.layout import PLAN
 from tuner.run.run import Run
 from tuner.run.trial import TrialRecord
+from tuner.schema import plural
 from tuner.storage.records import read_record
 
 
@@ -150,7 +151,7 @@ def _outcomes(forecast: Forecast, run: Run, trials: Sequence[TrialRecord]) -> It
         yield Outcome(name="GPU-hours", predicted=forecast.gpu_hours, measured=hours)
     for rung in forecast.rungs:
         came = sum(len(trial.history) >= rung.epoch for trial in trials)
-        name = f"trials of {rung.epoch} epoch{'s' if rung.epoch > 1 else ''}"
+        name = f"trials of {plural(rung.epoch, 'epoch')}"
         yield Outcome(name=name, predicted=rung.trials, measured=came)
     for family in forecast.families:
         means = [

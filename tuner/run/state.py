@@ -35,6 +35,7 @@ from tuner.run.trial import (
     order_of,
     score_of,
 )
+from tuner.schema import plural
 
 RECENT = 4
 """Number of ended trials that are remembered individually."""
@@ -75,14 +76,13 @@ class Ending:
     def __str__(self) -> str:
         name = goal.name_of(self.metric)
         value = f"no {name}" if self.value is None else f"best {name} {self.value:.4f}"
-        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         state = self.state.replace("_", " ")
-        parts = [f"trial {self.number} {state}", epochs, value]
+        parts = [f"trial {self.number} {state}", plural(self.epochs, "epoch"), value]
         return " · ".join([*parts, self.reason] if self.reason else parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rung:
+class RungCount:
     """The number of trials that reached a rung, and what happened to them."""
 
     epoch: int
@@ -408,7 +408,7 @@ class SearchState:
                 points.append((epochs, seconds / 3600, goal.score(best, metric)))
         return points
 
-    def rungs(self) -> list[Rung]:
+    def rungs(self) -> list[RungCount]:
         """Return the rungs of the search, lowest first; empty if nothing is stopped early."""
         if self.search.scheduler == "none":
             return []
@@ -421,7 +421,9 @@ class SearchState:
             paused = self._paused[epoch]
             passed = arrived - self._left[epoch] - paused
             rungs.append(
-                Rung(epoch=epoch, arrived=arrived, stopped=stopped, paused=paused, passed=passed)
+                RungCount(
+                    epoch=epoch, arrived=arrived, stopped=stopped, paused=paused, passed=passed
+                )
             )
             below = epoch
         return rungs
@@ -454,7 +456,7 @@ class SearchState:
     def _epochs_with_promotion(self) -> float:
         done = [len(trial.history) for trial in list(self.running.values())]
         epochs, below, coming = 0, 0, self._num_to_come
-        last = Rung(epoch=self.search.epochs, arrived=0, stopped=0, paused=0, passed=0)
+        last = RungCount(epoch=self.search.epochs, arrived=0, stopped=0, paused=0, passed=0)
         for rung in [*self.rungs(), last]:
             under_way = [rung.epoch - epoch for epoch in done if below <= epoch < rung.epoch]
             epochs += sum(under_way) + coming * (rung.epoch - below)

@@ -30,7 +30,7 @@ from tuner.run.layout import (
     check_trial,
     number_of,
 )
-from tuner.schema import Bounds, quoted
+from tuner.schema import Bounds, plural, quoted
 from tuner.storage.files import replacing, write_text
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.paths import AnyPath, read_bytes, read_text, sha256_of
@@ -169,7 +169,7 @@ class Stop:
     """The front on which it lay, in a search that also has costs as objectives; 1 is the best."""
 
     def __str__(self) -> str:
-        peers = f"{self.peers} peer{'' if self.peers == 1 else 's'}"
+        peers = plural(self.peers, "peer")
         if self.front is not None:
             late = ", no place left" if self.front == 1 else ""
             return f"epoch {self.rung}: {self.value:.4f}, on front {self.front}{late}, {peers}"

@@ -65,17 +65,15 @@ def weights_at_hand(names: Iterable[str]) -> list[str]:
 
 
 def load_all_initial_weights(
-    models: Iterable[ModelConfig],
-    classes: tuple[str, ...],
-    image_shape: ImageShape,
-    storage: AnyPath,
+    models: Iterable[ModelConfig], splits: Splits, storage: AnyPath
 ) -> dict[str, InitialWeights]:
     """Load the initial weights of ``models`` by ``start_key``; see ``load_initial_weights``."""
     wanted = {key: model for model in models if (key := start_key(model)) is not None}
     return {
         key: start
         for key, model in wanted.items()
-        if (start := load_initial_weights(model, classes, image_shape, storage)) is not None
+        if (start := load_initial_weights(model, splits.classes, splits.image_shape, storage))
+        is not None
     }
 
 

@@ -1,4 +1,4 @@
-"""Where the user wants a search to run."""
+"""Finds the dashboard to which jobs are submitted."""
 
 import os
 

@@ -9,13 +9,14 @@ images and is more confident on them than on others; searching the temperature d
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from tuner.config import DATA_DIR, DataConfig
+from tuner.config import DATA_DIR, DATA_SETTINGS, DIVISION, DataConfig
 from tuner.data.splits import Splits, located
 from tuner.ensemble.students import compare_best_student
 from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, record_teacher
@@ -23,12 +24,13 @@ from tuner.errors import SpaceError, UsageError
 from tuner.metrics.predict import score
 from tuner.models.families import FAMILIES
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
 from tuner.run.ensemble_record import find_ensemble_record
 from tuner.run.ensembles import run_of
 from tuner.run.layout import STUDENT, TEACHER
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import TeacherProbs, read_teacher_probs, write_teacher_probs
-from tuner.schema import build, did_you_mean, quoted
+from tuner.schema import build, did_you_mean, plural, quoted
 from tuner.space import SearchSpace, find_space, load_space
 from tuner.storage.paths import AnyPath, lies_in, to_path
 from tuner.storage.records import write_record
@@ -185,13 +187,13 @@ def make_distill_request(
         ],
         storage,
     )
-    for key in ("val_fraction", "folds", "skip_broken", "train_limit"):
+    for key in DIVISION:
         if space.data.get(key, getattr(config, key)) != getattr(config, key):
             raise UsageError(
                 f"dataset.{key}: a student learns from the teacher's images, as they were divided "
                 "for it; leave it out"
             )
-    settings = {key: getattr(config, key) for key in _SETTINGS if key not in space.data}
+    settings = {key: getattr(config, key) for key in DATA_SETTINGS if key not in space.data}
     if name is None:
         name = free_name(storage, f"{teacher.ensemble.partition('/')[0]}-student")
     return make_search_request(
@@ -205,9 +207,6 @@ def make_distill_request(
         teacher=teacher,
         **asked,
     )
-
-
-_SETTINGS = ("image_size", "resize", "val_fraction", "skip_broken", "train_limit")
 
 
 def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:
@@ -239,20 +238,19 @@ class Teaching:
         """Predict the images with the teacher, and store its probabilities in the run's folder."""
         record = run.record.teacher
         assert record is not None, "there is a teacher"
-        seen, networks = self.seen, len(self.teacher.networks)
-        several = "network" if networks == 1 else "networks"
-        what = f"{record.ensemble} looks at {len(seen.train):,} training images"
-        with step(console, f"{what}, {networks} {several}"):
+        seen, networks = self.seen, plural(len(self.teacher.networks), "network")
+        what = f"{record.ensemble} looks at {len(seen.train):,} training images, {networks}"
+        with step(console, what):
             probs = TeacherProbs(
                 train=self.teacher.probs(seen.train.images, predict_on_cluster),
                 val=self.teacher.probs(seen.val.images, predict_on_cluster),
             )
         on_train = score(probs.train, seen.train.labels)
         on_val = score(probs.val, seen.val.labels)
-        console.print(
+        tell(
+            console,
             f"Its accuracy there is {on_train.accuracy:.2%}, its NLL {on_train.nll:.4f}; on the "
             f"validation images {on_val.accuracy:.2%} and {on_val.nll:.4f}.",
-            markup=False,
         )
         count = sum(map(num_parameters_of, self.teacher.networks))
         digest = write_teacher_probs(run.path, probs)
@@ -306,16 +304,12 @@ def note_best_student(
         console: Where it is told what cannot be compared.
         is_teacher_named: As in ``find_teacher``.
     """
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
     if run.record.status == "finished":
         comparison = compare_best_student(
             run,
             splits,
             find_device(),
-            say,
+            partial(tell, console),
             trust_code=request.trust_code,
             is_teacher_named=is_teacher_named,
         )

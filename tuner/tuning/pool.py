@@ -72,13 +72,15 @@ class Pool:
         return self._last[2]
 
     def _best_of(self, members: Sequence[int], waiting: Sequence[int]) -> int | None:
-        known = [truth for number in members if (truth := self._truth(number)) is not None]
-        candidates = [number for number in waiting if self._truth(number) is not None]
+        known, candidates = self._truths(members), self._truths(waiting)
         if not known or not candidates:
             return None
-        truths = [truth for number in candidates if (truth := self._truth(number)) is not None]
-        place = best_addition(torch.stack(known), torch.stack(truths))
-        return None if place is None else candidates[place]
+        place = best_addition(torch.stack([*known.values()]), torch.stack([*candidates.values()]))
+        return None if place is None else list(candidates)[place]
+
+    def _truths(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+        """Return the result of ``truth_of`` for the trials whose file can be used."""
+        return {number: truth for number in numbers if (truth := self._truth(number)) is not None}
 
     def _members(self) -> tuple[int, ...]:
         if self._ended is None:

@@ -91,19 +91,19 @@ class Progress:
 
         self._next_weighing = 2 * state.num_done
         metric = state.search.metric
-        scored = [
-            (trial.config, score_of(best, metric))
+        known = [
+            (trial.config, score)
             for trial in state.trials.values()
             if trial.config
             and not trial.has_ended_badly
             and (best := best_row(trial.history, metric))
+            and (score := score_of(best, metric)) is not None
         ]
-        known = [(config, score) for config, score in scored if score is not None]
         shares = importances_of(self._space, known).get(ALL, {})
         self._columns = columns(self._space, shares)
 
     def _clocks(self) -> Clocks:
-        budget = self.tuner.budget_seconds
+        budget = self.tuner.seconds_left()
         return Clocks(
             elapsed=self.tuner.spending.seconds,
             left=self.tuner.state.seconds_left(self._slots()),

@@ -120,7 +120,7 @@ def make_tuner(
         make_scheduler(record.search),
         spending,
         plan.resources_of,
-        count_parameters=plan.num_parameters,
+        count_parameters=plan.count_parameters,
     )
     recorder = Recorder(run, state, spending)
     tuner.observers.append(recorder.on)

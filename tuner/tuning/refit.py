@@ -15,12 +15,14 @@ from tuner.data.splits import located
 from tuner.errors import NoUsableTrials, UsageError
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of
+from tuner.monitor.terminal import tell
 from tuner.run.check import check_records
 from tuner.run.layout import SPACE, TEACHER, why_not_name
 from tuner.run.resuming import leaderboard_command
 from tuner.run.run import Run, free_name
 from tuner.run.teacher_probs import copy_teacher_probs, read_teacher_probs
 from tuner.run.trial import USABLE, TrialRecord
+from tuner.schema import plural
 from tuner.space import load_resources
 from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
@@ -204,8 +206,9 @@ def plan_refit(source: Run, *, top: int, seeds: int, epochs: int | None) -> Refi
         )
     if len(configs) < top:
         raise UsageError(
-            f"--top {top}: {source.path} has only {len(configs)} configurations whose trials ended "
-            f"well (completed, stopped, paused or interrupted). Give --top {len(configs)} or less."
+            f"--top {top}: {source.path} has only {plural(len(configs), 'configuration')} whose "
+            "trials ended well (completed, stopped, paused or interrupted). Give --top "
+            f"{len(configs)} or less."
         )
     check_records(records)
     return RefitConfig(
@@ -334,11 +337,9 @@ def refit(request: RefitRequest, console: Console) -> Run:
     models = [config.model for config in plan.configs]
     whose = request.source.path if request.source else request.storage / request.name
     check_trusted(request, code_of(models), whose)
-    initial_weights = load_all_initial_weights(
-        models, splits.classes, splits.image_shape, request.storage
-    )
+    initial_weights = load_all_initial_weights(models, splits, request.storage)
     for note in notes_on_seen_images(models, splits, request.storage):
-        console.print(note, markup=False, soft_wrap=True)
+        tell(console, note)
     if (source := request.source) and source.record.teacher:
         read_teacher_probs(source.path, source.record.teacher)
     with open_run(request, splits, console, resources=request.resources) as (run, capacity):
@@ -347,22 +348,18 @@ def refit(request: RefitRequest, console: Console) -> Run:
         elif request.resume:
             _copy_missing_teacher(run, plan)
         splits = taught(splits, run)
-        console.print(
-            f"The {len(models)} best configurations of {plan.run}, each with {plan.seeds} seeds, "
-            f"{_epochs_of(plan)} epochs{_left_out(plan)}.",
-            markup=False,
+        tell(
+            console,
+            f"The {plural(len(models), 'best configuration')} of {plan.run}, each with "
+            f"{plural(plan.seeds, 'seed')}, {_epochs_of(plan)}{_left_out(plan)}.",
         )
         if splits.is_val_seen:
-            console.print(
+            tell(
+                console,
                 "The validation images are trained on: accuracies mean nothing, and the last epoch "
                 "of each trial is kept.",
-                markup=False,
             )
-        payload = {
-            "data": pack(splits),
-            "initial_weights": pack_initial_weights(initial_weights),
-            "compile_mode": request.compile_mode,
-        }
+        payload = {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)}
         proposer = FixedProposer(finalists(plan, request.search.seed))
         tuner = run_trials(request, run, capacity, proposer, payload, console)
     require_usable_trial(run, tuner)
@@ -388,12 +385,10 @@ def _copy_missing_teacher(run: Run, plan: RefitConfig) -> None:
 
 def _epochs_of(plan: RefitConfig) -> str:
     known = sorted({config.epochs for config in plan.configs})
-    return f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+    least = f"{known[0]} to " if len(known) > 1 else ""
+    return least + plural(known[-1], "epoch")
 
 
 def _left_out(plan: RefitConfig) -> str:
-    count = len(plan.duplicates)
-    if not count:
-        return ""
-    trials = "1 trial" if count == 1 else f"{count} trials"
-    return f"; {trials} left out with the configuration of a better one"
+    trials = plural(len(plan.duplicates), "trial")
+    return f"; {trials} left out with the configuration of a better one" if plan.duplicates else ""

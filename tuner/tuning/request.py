@@ -19,6 +19,7 @@ from tuner.data.known import KNOWN
 from tuner.data.splits import Splits, load_splits
 from tuner.errors import UsageError
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
 from tuner.passwords import hide_passwords
 from tuner.run.layout import why_not_name
 from tuner.run.run import Run
@@ -226,13 +227,9 @@ def read_splits(request: RunRequest, console: Console) -> Splits:
     images = f"{len(splits.train)} training images, {len(splits.val)} validation images"
     if splits.num_folds:
         images = f"{len(splits.train)} images in {splits.num_folds} folds"
-    console.print(
-        f"{splits.source}: {images}, {splits.num_classes} classes",
-        markup=False,
-        soft_wrap=True,
-    )
+    tell(console, f"{splits.source}: {images}, {splits.num_classes} classes")
     for note in splits.notes:
-        console.print(f"{splits.source}: {note}", markup=False, soft_wrap=True)
+        tell(console, f"{splits.source}: {note}")
     return splits
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tuner.config import Resources, ShareConfig, TrialConfig
 from tuner.run.trial import threads_of
+from tuner.schema import plural
 
 ROUNDING = 1e-6
 """Tolerance for sums of shares: three thirds of a GPU make one."""
@@ -24,8 +25,8 @@ class TrialResources:
         return threads_of(self.cpus)
 
     def __str__(self) -> str:
-        gpus = f" and {count_of(self.gpus, 'GPU')}" if self.gpus else ""
-        return count_of(self.cpus, "CPU") + gpus
+        gpus = f" and {plural(self.gpus, 'GPU')}" if self.gpus else ""
+        return plural(self.cpus, "CPU") + gpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +40,8 @@ class CapacityPlan:
     """The user's limit on the number of trials at once, if any."""
     own: Resources = field(default_factory=Resources)
     """Different resources for some trials."""
-    count_parameters: Callable[[TrialConfig], int] | None = None
-    """Counts a network's parameters; ``None`` if that is not needed."""
+    count_parameters: Callable[[TrialConfig], int] = lambda config: 0
+    """Returns the number of parameters of a trial's network; 0 where it cannot be built."""
 
     def to_plain(self) -> dict[str, float]:
         """Return the default resources and the number of trials, for the run's record."""
@@ -51,12 +52,8 @@ class CapacityPlan:
         resources = self._of_family(config.model.family)
         if (large := self.own.large) is None:
             return resources
-        is_large = self.num_parameters(config) >= large.parameters
+        is_large = self.count_parameters(config) >= large.parameters
         return _larger(resources, large) if is_large else resources
-
-    def num_parameters(self, config: TrialConfig) -> int:
-        """Return the number of parameters of a trial's network; 0 where it cannot be built."""
-        return self.count_parameters(config) if self.count_parameters else 0
 
     def all_resources(self) -> Iterator[TrialResources]:
         """Yield all resources that a trial may get."""
@@ -72,7 +69,7 @@ class CapacityPlan:
     def __str__(self) -> str:
         others = len(set(self.all_resources())) > 1
         exception = "; some networks have shares of their own" if others else ""
-        return f"{count_of(self.count, 'trial')} at a time, each on {self.default}{exception}"
+        return f"{plural(self.count, 'trial')} at a time, each on {self.default}{exception}"
 
 
 def resources_from(own: ShareConfig, default: TrialResources) -> TrialResources:
@@ -120,8 +117,3 @@ class Packing:
         while self.add(resources):
             count += 1
         return count
-
-
-def count_of(number: float, noun: str) -> str:
-    """Return a number with its noun, in the plural where needed."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from tuner.errors import TunerError, UsageError
 from tuner.models.cost import limit_violation
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import code_of, remember
+from tuner.monitor.terminal import tell
 from tuner.passwords import hide_passwords
 from tuner.run.layout import PLAN, why_not_name
 from tuner.run.run import Run
@@ -33,6 +35,7 @@ from tuner.tuning.request import SearchRequest, absolute_place, read_splits
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, why_not_continued
+from tuner.tuning.tuner import Tuner
 from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
 
 
@@ -61,22 +64,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     for known in request.warm_start:
         known.check_unseen_validation("--warm-start")
     settle_code(request)
-    if place := study_place(request):
-        if not request.study_storage:
-            console.print(
-                f"The study continues in {place}, which the run names.",
-                markup=False,
-                soft_wrap=True,
-            )
-        place.check_free()
-    elif request.resume and (recorded := _resumed(request).record.study_storage):
-        why = why_not_continued(recorded, request.storage)
-        console.print(
-            f"The study in {hide_passwords(recorded)} is not continued, because {why}. To continue "
-            "it, give --study-storage again, or set CIFAR_TUNE_STUDY_STORAGE.",
-            markup=False,
-            soft_wrap=True,
-        )
+    _check_study_place(request, console)
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
     # Also when resuming: the space may be given again, without the portfolio.
@@ -90,11 +78,10 @@ def search(request: SearchRequest, console: Console) -> Run:
     request = replace(request, space=space)
     if request.resume and len(earlier) != 1:
         earlier = taught_before(request, splits, console)
-    initial_weights = load_all_initial_weights(
-        space.starting_models(), splits.classes, splits.image_shape, request.storage
-    )
-    for note in notes_on_seen_images(space.starting_models(), splits, request.storage):
-        console.print(note, markup=False, soft_wrap=True)
+    models = space.starting_models()
+    initial_weights = load_all_initial_weights(models, splits, request.storage)
+    for note in notes_on_seen_images(models, splits, request.storage):
+        tell(console, note)
     teaching = prepare_teaching(request, splits)
     with open_run(request, splits, console, resources=space.resources) as (run, capacity):
         run.outside_words = request.outside_words
@@ -111,36 +98,57 @@ def search(request: SearchRequest, console: Console) -> Run:
             teaching.teach(run, console)
         splits = taught(splits, run)
         request = replace(request, teacher=run.record.teacher)
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, soft_wrap=True)
-
         payload = {
             "data": pack(splits),
             "initial_weights": pack_initial_weights(initial_weights),
-            "compile_mode": request.compile_mode,
             "epoch_seconds": space.constraints.epoch_seconds,
         }
         with contextlib.ExitStack() as stack:
             if place := study_place(request, run):
-                copy = stack.enter_context(StudyCopy(sampler.study, place, say))
+                copy = stack.enter_context(StudyCopy(sampler.study, place, partial(tell, console)))
                 sampler.on_change = copy.show
             labels = splits.val.labels if request.search.purpose == "ensemble" else None
             tuner = run_trials(request, run, capacity, sampler, payload, console, val_labels=labels)
-    if (
-        run.record.status == "finished"
-        and not tuner.draining
-        and tuner.num_started < request.search.trials
-    ):
-        tried = f"{tuner.num_started} of {request.search.trials} trials"
-        console.print(f"The grid holds no more configurations: {tried}.", markup=False)
-    if sampler.num_refused:
-        console.print(_share_refused(sampler), markup=False)
-    for index, reason in sampler.untried.items():
-        console.print(f"baseline[{index}] was not tried: {reason}", markup=False, soft_wrap=True)
+    _tell_what_was_not_proposed(run, tuner, sampler, console)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console, is_teacher_named=not request.resume)
     return run
+
+
+def _check_study_place(request: SearchRequest, console: Console) -> None:
+    """Check where a copy of the study is to be kept, and tell whether a resumed run continues it.
+
+    Raises:
+        UsageError: If the storage cannot be used, or has a study of that name from another run.
+    """
+    if place := study_place(request):
+        if not request.study_storage:
+            tell(console, f"The study continues in {place}, which the run names.")
+        place.check_free()
+    elif request.resume and (recorded := _resumed(request).record.study_storage):
+        why = why_not_continued(recorded, request.storage)
+        tell(
+            console,
+            f"The study in {hide_passwords(recorded)} is not continued, because {why}. To continue "
+            "it, give --study-storage again, or set CIFAR_TUNE_STUDY_STORAGE.",
+        )
+
+
+def _tell_what_was_not_proposed(run: Run, tuner: Tuner, sampler: Sampler, console: Console) -> None:
+    trials = tuner.spending.budget.trials
+    is_over = run.record.status == "finished" and not tuner.draining
+    if is_over and tuner.num_started < trials:
+        tried = f"{tuner.num_started} of {trials} trials"
+        tell(console, f"The grid holds no more configurations: {tried}.")
+    if refused := sampler.num_refused:
+        total = refused + sampler.num_accepted
+        tell(
+            console,
+            f"Constraints: {refused} of {total} proposals ({refused / total:.0%}) exceeded them "
+            "and were drawn again.",
+        )
+    for index, reason in sampler.untried.items():
+        tell(console, f"baseline[{index}] was not tried: {reason}")
 
 
 def taught_before(request: SearchRequest, splits: Splits, console: Console) -> list[EarlierRun]:
@@ -156,11 +164,7 @@ def taught_before(request: SearchRequest, splits: Splits, console: Console) -> l
             )
         return read_runs([Run.open(path)], request.search, splits)
     except TunerError as error:
-        console.print(
-            f"Continues without what {place} has taught: {error}",
-            markup=False,
-            soft_wrap=True,
-        )
+        tell(console, f"Continues without what {place} has taught: {error}")
         return []
 
 
@@ -217,12 +221,3 @@ def limit_violation_of(space: SearchSpace, splits: Splits) -> Callable[[TrialCon
         )
 
     return violation
-
-
-def _share_refused(sampler: Sampler) -> str:
-    total = sampler.num_refused + sampler.num_accepted
-    share = sampler.num_refused / total
-    return (
-        f"Constraints: {sampler.num_refused} of {total} proposals ({share:.0%}) exceeded them and "
-        "were drawn again."
-    )

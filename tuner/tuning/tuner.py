@@ -184,13 +184,8 @@ class Tuner:
         """Whether running trials end at once because the budget is spent."""
         return self.draining == "budget" or self.spending.is_over
 
-    @property
-    def budget_seconds(self) -> float:
-        """Seconds until the budget is spent with the GPUs held now; infinite without a limit."""
-        return self._seconds_left()
-
-    def _seconds_left(self, starting: float = 0.0) -> float:
-        """Return the seconds until the budget is spent.
+    def seconds_left(self, starting: float = 0.0) -> float:
+        """Return the seconds until the budget is spent with the GPUs held; infinite if never.
 
         Trials that wait for a node count only before the first one runs.
 
@@ -232,7 +227,7 @@ class Tuner:
         slow = self.state.slowest_epoch_seconds
         if self._asha is None or self.spending.is_endless or slow is None:
             return None
-        left = self.budget_seconds
+        left = self.seconds_left()
         rung = 0 if due is None else self._asha.last_rung(due)
         stage = slow * self._asha.epochs_to_next_rung(rung)
         if left > slow * self.state.search.epochs * SPARE + stage:
@@ -352,7 +347,7 @@ class Tuner:
             is_measured=None not in self._costs(number),
             halved_from=self.state.trials[number].status.halved_from,
             judged_epochs=tuple(self.scheduler.judged_epochs(number)),
-            budget_seconds=self._seconds_left(trial.resources.gpus),
+            budget_seconds=self.seconds_left(trial.resources.gpus),
         )
 
     # What happens to it
@@ -556,7 +551,9 @@ class Tuner:
             is_excused: Whether the loss says nothing about the trial or its node.
         """
         trial = self.live[number]
-        if self._has_ended(number, saved):
+        if trial.ending is None:
+            self._go_back(number, saved)
+        if trial.ending is not None:
             self.end(number)
         elif fatal:
             self.end(number, fatal)
@@ -568,18 +565,16 @@ class Tuner:
                 trial.lost_on.append(self.state.trials[number].status.node)
             self._waiting.append((number, self.live.pop(number)))
 
-    def _has_ended(self, number: int, saved: Sequence[EpochMetrics]) -> bool:
-        """Whether a trial had ended when it lost its worker; if not, revert to its saved epochs."""
-        trial, progress = self.live[number], self.state.trials[number]
-        if trial.ending is None:
-            kept = num_alike(progress.history, saved)
-            # The worker was lost between saving and reporting these.
-            unheard = saved[kept:]
-            self.spending.leave_epoch(number, sum(row.seconds for row in unheard))
-            self._write_off(number, kept)
-            self._tell(TrialLost(number=number, num_epochs=kept))
-            self._hear_all(progress, unheard)
-        return trial.ending is not None
+    def _go_back(self, number: int, saved: Sequence[EpochMetrics]) -> None:
+        """Revert a trial that lost its worker to its saved epochs, which may end it."""
+        progress = self.state.trials[number]
+        kept = num_alike(progress.history, saved)
+        # The worker was lost between saving and reporting these.
+        unheard = saved[kept:]
+        self.spending.leave_epoch(number, sum(row.seconds for row in unheard))
+        self._write_off(number, kept)
+        self._tell(TrialLost(number=number, num_epochs=kept))
+        self._hear_all(progress, unheard)
 
     def withdraw(self, number: int, how: str) -> None:
         """Interrupt a trial without a worker where it is; it continues when the run is resumed.

@@ -21,15 +21,16 @@ from tuner.config import SearchConfig, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import DataError, UsageError
 from tuner.metrics.goal import name_of
+from tuner.monitor.terminal import tell
 from tuner.run.check import check_records
 from tuner.run.run import Run
 from tuner.run.trial import OPEN, TrialRecord
+from tuner.schema import plural
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.axes import Axis, Branch, Choice, Fixed, Group, Plain, Range, value_of
 from tuner.space.searched import searched_yaml
 from tuner.storage.paths import AnyPath
 from tuner.training.run_images import ranked_by
-from tuner.tuning.resources import count_of
 from tuner.tuning.sampling.reconstruct import params_of
 from tuner.tuning.sampling.sampler import Sampler
 
@@ -129,19 +130,15 @@ def with_portfolio(
     configs = {key: params for ranks in known for key, params in ranks.params.items()}
     regrets = np.array([[ranks.by_key.get(key, 1.0) for key in configs] for ranks in known])
     chosen = [list(configs.values())[column] for column in choose(regrets, size)]
-    said = count_of(len(chosen), "configuration") if chosen else "no configuration"
+    said = plural(len(chosen), "configuration") if chosen else "no configuration"
     whose = ", ".join(run.name for run in runs)
     if chosen or not is_known:
-        console.print(f"Tries first: {said} of {whose}.", markup=False, soft_wrap=True)
+        tell(console, f"Tries first: {said} of {whose}.")
     misfits = sum((ranks.misfits for ranks in known), Counter[str]())
     if misfits:
-        total = count_of(num_trials, "trial")
+        total = plural(num_trials, "trial")
         reasons = ", ".join(f"{count} by {what}" for what, count in misfits.most_common())
-        console.print(
-            f"{misfits.total()} of {total} do not fit this space: {reasons}.",
-            markup=False,
-            soft_wrap=True,
-        )
+        tell(console, f"{misfits.total()} of {total} do not fit this space: {reasons}.")
     return _with_baselines(space, chosen, storage) if chosen else space
 
 
@@ -167,11 +164,7 @@ def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
         for trial in sorted(trials, key=lambda trial: trial.number)
     )
     outside = f"; {len(trials) - known} are outside this space" if known < len(trials) else ""
-    console.print(
-        f"Learnt from {count_of(known, 'trial')} of {earlier.name}{outside}.",
-        markup=False,
-        soft_wrap=True,
-    )
+    tell(console, f"Learnt from {plural(known, 'trial')} of {earlier.name}{outside}.")
 
 
 def choose(regrets: NDArray[np.float64], size: int) -> list[int]:

@@ -90,7 +90,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
+class RecipeNetwork:
     """A network of a recipe."""
 
     recipe: Recipe
@@ -99,7 +99,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class Settings:
     """The result of the rules, except for the number of trials."""
 
     recipe: Recipe
@@ -143,12 +143,12 @@ def epochs_within(epoch_seconds: float, machine: Machine, trainings: float) -> i
 
 
 def choose(
-    networks: Sequence[Network],
-    seconds_of: Callable[[Network, int], float],
+    networks: Sequence[RecipeNetwork],
+    seconds_of: Callable[[RecipeNetwork, int], float],
     sides: Sequence[int],
     images: Survey,
     machine: Machine,
-) -> Choice:
+) -> Settings:
     """Choose recipe, networks, side, batches and epochs.
 
     Args:
@@ -159,14 +159,16 @@ def choose(
         machine: The resources of the search.
     """
 
-    def chosen(recipe: Recipe, fitting: Sequence[Network], side: int, trainings: float) -> Choice:
+    def chosen(
+        recipe: Recipe, fitting: Sequence[RecipeNetwork], side: int, trainings: float
+    ) -> Settings:
         slowest = max(seconds_of(network, side) for network in fitting)
         epochs = min(
             epochs_within(slowest, machine, trainings), recipe.most_epochs(images.num_train)
         )
         # A multiple of QUARTERS, so that no rung is right before the end.
         epochs = epochs // QUARTERS * QUARTERS or max(1, epochs)
-        return Choice(
+        return Settings(
             recipe=recipe,
             names=tuple(network.name for network in fitting),
             side=side,
@@ -191,7 +193,7 @@ def choose(
     return chosen(quickest.recipe, [quickest], side, LEAST_TRAININGS)
 
 
-def space_of(choice: Choice, base: Mapping[str, Any], *, is_mirrored: bool) -> dict[str, Any]:
+def space_of(choice: Settings, base: Mapping[str, Any], *, is_mirrored: bool) -> dict[str, Any]:
     """Return a recipe's space for a choice, as plain values; the number of trials is the recipe's.
 
     Values in pixels, meant for images of side 32, scale with the side of the images; small networks

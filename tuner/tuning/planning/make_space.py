@@ -15,7 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from tuner.config import AUTO, DataConfig, SearchConfig, TrialConfig
+from tuner.config import AUTO, DIVISION, DataConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import Splits
@@ -23,6 +23,8 @@ from tuner.data.survey import Survey, survey
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
+from tuner.schema import plural
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.space.source import SHIPPED, said_of
 from tuner.storage.paths import scratch
@@ -33,10 +35,10 @@ from tuner.tuning.planning.auto import (
     SMALL,
     TRAININGS,
     TRANSFER,
-    Choice,
     Machine,
-    Network,
     Recipe,
+    RecipeNetwork,
+    Settings,
     batch_size_of,
     choose,
     recipes_of,
@@ -94,8 +96,9 @@ def settled(
     request = make(load_space(_file(SMALL), general))
     if math.isinf(request.seconds) and math.isinf(request.gpu_hours):
         minutes = DEFAULT_SECONDS / 60
-        console.print(
-            f"--space auto: the search takes {minutes:.0f} minutes; --time-budget says otherwise"
+        tell(
+            console,
+            f"--space auto: the search takes {minutes:.0f} minutes; --time-budget says otherwise",
         )
         request = replace(request, seconds=DEFAULT_SECONDS)
     with step(console, f"Looking at {request.data.source}"):
@@ -116,10 +119,14 @@ def settled(
             console=console,
         )
         space = maker.make()
-        spent = time.monotonic() - began
-        console.print(space.resolved().rstrip(), markup=False, soft_wrap=True)
-        left = max(request.seconds - spent, LEAST_LEFT * request.seconds)
+        left = _left(request.seconds, began)
+        tell(console, space.resolved().rstrip())
         yield replace(make(space), seconds=left)
+
+
+def _left(seconds: float, began: float) -> float:
+    """Return what is left of the time of a search for the search itself."""
+    return max(seconds - (time.monotonic() - began), LEAST_LEFT * seconds)
 
 
 def _file(recipe: Recipe) -> Path:
@@ -139,18 +146,16 @@ class _Maker:
     capacity: CapacityPlan
     machine: Machine
     console: Console
-    measured: dict[Network, tuple[int, Measured]] = field(default_factory=dict)
+    measured: dict[RecipeNetwork, tuple[int, Measured]] = field(default_factory=dict)
     """Network -> side of the images, and the measurement."""
-    configs: dict[tuple[Network, int], TrialConfig] = field(default_factory=dict)
+    configs: dict[tuple[RecipeNetwork, int], TrialConfig] = field(default_factory=dict)
     """Network and side of the images -> configuration."""
     began: float = field(default_factory=time.monotonic)
 
     @property
     def machine_left(self) -> Machine:
         """The machine with the remaining time."""
-        seconds = self.machine.seconds
-        left = max(seconds - (time.monotonic() - self.began), LEAST_LEFT * seconds)
-        return replace(self.machine, seconds=left)
+        return replace(self.machine, seconds=_left(self.machine.seconds, self.began))
 
     def make(self) -> SearchSpace:
         """Measure on small images, choose, measure the choice at its own size, and choose again."""
@@ -160,7 +165,8 @@ class _Maker:
         choice = self.choose(sides)
         if choice.side != sides[-1]:
             self.measure(
-                [Network(recipe=choice.recipe, name=name) for name in choice.names], choice.side
+                [RecipeNetwork(recipe=choice.recipe, name=name) for name in choice.names],
+                choice.side,
             )
             choice = self.choose([side for side in sides if side <= choice.side])
         if self.is_asked("epochs"):
@@ -177,24 +183,24 @@ class _Maker:
         is_known = self.request.data.source in KNOWN
         return (self.images.side,) if is_known else sides_of(self.images.side)
 
-    def networks(self) -> list[Network]:
+    def networks(self) -> list[RecipeNetwork]:
         """Return the networks to consider, those of the best recipe first."""
         names = yaml.safe_load(_file(TRANSFER).read_text(encoding="utf-8"))["space"]["model"]
         at_hand = weights_at_hand(names["pretrained"]["name"]["choice"])
         networks = []
         for recipe in recipes_of(len(at_hand), self.machine.has_gpu):
             own = at_hand if recipe is TRANSFER else list(families_of(base_of(recipe)))
-            networks += [Network(recipe=recipe, name=name) for name in own]
+            networks += [RecipeNetwork(recipe=recipe, name=name) for name in own]
         return networks
 
-    def choose(self, sides: Sequence[int]) -> Choice:
+    def choose(self, sides: Sequence[int]) -> Settings:
         usable = [network for network, (_, one) in self.measured.items() if not one.problem]
         if not usable:
             _, first = next(iter(self.measured.values()))
             raise UsageError(f"--space auto: no network can be trained here: {first.problem}")
         return choose(usable, self.seconds_of, sides, self.images, self.machine_left)
 
-    def measure(self, networks: Sequence[Network], side: int) -> None:
+    def measure(self, networks: Sequence[RecipeNetwork], side: int) -> None:
         """Train a few steps of each network on blank images, on all slots at once.
 
         Other networks run at the same time, as in the search: one alone would be faster.
@@ -202,17 +208,13 @@ class _Maker:
         count = max(len(networks), self.capacity.count)
         configs = [self.config_of(network, side) for network in islice(cycle(networks), count)]
         blanks = _blanks(self.images, side)
-        weights = load_all_initial_weights(
-            [config.model for config in configs],
-            blanks.classes,
-            blanks.image_shape,
-            self.request.storage,
-        )
+        models = [config.model for config in configs]
+        weights = load_all_initial_weights(models, blanks, self.request.storage)
         seconds = MEASURED_SHARE * self.machine.seconds
         parent = self.request.plan_path(blanks, self.capacity).absolute().parent
         with (
             scratch(parent, ".measuring-") as folder,
-            step(self.console, f"Measuring {len(networks)} network{'s' * (len(networks) > 1)}"),
+            step(self.console, f"Measuring {plural(len(networks), 'network')}"),
         ):
             found = measure_all(
                 configs,
@@ -233,7 +235,7 @@ class _Maker:
                 seconds = share * statistics.fmean(one.epoch_seconds for one in own)
                 self.measured[network] = side, failed or replace(own[0], epoch_seconds=seconds)
 
-    def seconds_of(self, network: Network, side: int) -> float:
+    def seconds_of(self, network: RecipeNetwork, side: int) -> float:
         """Return the seconds of an epoch, scaled by FLOPs from the side that was measured."""
         measured_side, one = self.measured[network]
         flops, known = (
@@ -245,14 +247,14 @@ class _Maker:
         shape = (self.images.channels, side, side)
         return max(1, count_cost(config.model, self.images.num_classes, shape).flops)
 
-    def config_of(self, network: Network, side: int) -> TrialConfig:
+    def config_of(self, network: RecipeNetwork, side: int) -> TrialConfig:
         """Return the configuration that represents a network: its baseline, or else a draw."""
         if (network, side) not in self.configs:
             self.configs[network, side] = self._config_of(network, side)
         return self.configs[network, side]
 
-    def _config_of(self, network: Network, side: int) -> TrialConfig:
-        choice = Choice(
+    def _config_of(self, network: RecipeNetwork, side: int) -> TrialConfig:
+        choice = Settings(
             recipe=network.recipe,
             names=(network.name,),
             side=side,
@@ -263,7 +265,7 @@ class _Maker:
         config = _first_config(self.load(self.plain(choice)))
         return replace(config, batch_size=choice.batch_size)
 
-    def plain(self, choice: Choice) -> dict[str, Any]:
+    def plain(self, choice: Settings) -> dict[str, Any]:
         is_mirrored = self.request.data.source not in WITHOUT_NETWORK
         return space_of(choice, base_of(choice.recipe), is_mirrored=is_mirrored)
 
@@ -272,13 +274,13 @@ class _Maker:
         text = yaml.safe_dump(plain, sort_keys=False)
         return load_space(Path(AUTO), self.overrides, self.request.storage, text=text)
 
-    def space(self, choice: Choice) -> SearchSpace:
+    def space(self, choice: Settings) -> SearchSpace:
         """Return the space for a choice, with the number of trials and the reasons."""
         plain = self.plain(choice)
         data = self.request.data
         settings = {
             key: value
-            for key in ("folds", "val_fraction", "train_limit", "skip_broken")
+            for key in DIVISION
             if (value := getattr(data, key)) != getattr(DataConfig(), key)
         }
         if data.source not in KNOWN and data.resize != "auto":
@@ -294,15 +296,15 @@ class _Maker:
         plain["description"] = "\n".join(self.reasons(choice, trials))
         return self.load(dict(sorted(plain.items(), key=lambda entry: entry[0] != "description")))
 
-    def trials(self, choice: Choice, space: SearchSpace) -> int:
+    def trials(self, choice: Settings, space: SearchSpace) -> int:
         """Return how many trials fit into the time."""
         costs = []
         for seed in range(DRAWS):
             config = space.sample(RandomTrial(seed), epochs=space.search.epochs, seed=seed)
-            network = Network(recipe=choice.recipe, name=_name_of(config))
+            network = RecipeNetwork(recipe=choice.recipe, name=_name_of(config))
             if network not in self.measured:
                 # The user has fixed the model, which was measured in place of each network.
-                network = Network(recipe=choice.recipe, name=choice.names[0])
+                network = RecipeNetwork(recipe=choice.recipe, name=choice.names[0])
             _, one = self.measured[network]
             ratio = self.flops_of(config, choice.side) / self.flops_of(
                 self.config_of(network, choice.side), choice.side
@@ -319,7 +321,7 @@ class _Maker:
         fit = fits_together(self.capacity)
         return most_trials(costs, space.search, self.machine_left.seconds, fit)
 
-    def reasons(self, choice: Choice, trials: int) -> Iterator[str]:
+    def reasons(self, choice: Settings, trials: int) -> Iterator[str]:
         """Yield a line for each part of the space, with the numbers behind it."""
         images, machine = self.images, self.machine
         yield f"Made by --space auto, for {machine.seconds / 60:.3g} minutes."
@@ -392,7 +394,7 @@ def _first_config(space: SearchSpace) -> TrialConfig:
 
 
 def _name_of(config: TrialConfig) -> str:
-    """Return the name of a configuration's network, as in ``Network``."""
+    """Return the name of a configuration's network, as in ``RecipeNetwork``."""
     return str(config.model.params.get("name") or config.model.family)
 
 

@@ -37,7 +37,7 @@ WINDOWS = 4
 """Number of timed windows, after one for warm-up; their mean counts."""
 WRITINGS = 3
 """Number of times that a trial's files are written; the mean time counts."""
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PROC_STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,6 +288,6 @@ def _peak(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if not CLEAR.exists():
         return None
-    sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    sizes = dict(line.split(":", 1) for line in PROC_STATUS.read_text().splitlines())
     kilobytes = {key: int(sizes[key].split()[0]) for key in ("VmHWM", "RssShmem")}
     return 1024 * (kilobytes["VmHWM"] - kilobytes["RssShmem"])

@@ -15,7 +15,9 @@ from tuner.data.splits import Splits
 from tuner.errors import UsageError
 from tuner.models.cost import count_cost
 from tuner.monitor.steps import step
+from tuner.monitor.terminal import tell
 from tuner.run.forecast import FamilyForecast, Forecast, Infeasible, RungForecast, Spread
+from tuner.schema import plural
 from tuner.space import SearchSpace
 from tuner.storage.paths import AnyPath, scratch
 from tuner.storage.records import write_record
@@ -58,7 +60,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
 
     Args:
         request: The search.
-        seconds: How long new measurements may start; those under way are completed.
+        seconds: Seconds in which new measurements may start; those under way are completed.
         console: Where progress is shown.
 
     Raises:
@@ -70,14 +72,12 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     check_study_fits(space, request.search)
     settle_code(request)
     splits = read_splits(request, console)
-    initial_weights = load_all_initial_weights(
-        space.starting_models(), splits.classes, splits.image_shape, request.storage
-    )
+    initial_weights = load_all_initial_weights(space.starting_models(), splits, request.storage)
     draws = _draw(request, splits)
     with connected(request.address, console=console):
         capacity = capacity_of(request, space.resources, splits)
         path = request.plan_path(splits, capacity).absolute()
-        console.print(f"{capacity}; measuring for {seconds:.0f} s", markup=False)
+        tell(console, f"{capacity}; measuring for {seconds:.0f} s")
         began = time.monotonic()
         with (
             scratch(path.parent, ".measuring-") as folder,
@@ -90,7 +90,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
                 {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)},
                 folder,
                 seconds,
-                lambda n: told(f"{n} configuration{'' if n == 1 else 's'} measured"),
+                lambda number: told(f"{plural(number, 'configuration')} measured"),
             )
         spent = time.monotonic() - began
         fit = fits_together(capacity)

@@ -49,7 +49,7 @@ Step = float | Event
 """A simulated worker's next action: let some seconds pass, or report an event."""
 
 
-def run_trials(
+def run_simulated(
     tuner: Tuner,
     clock: SimulatedClock,
     train: Callable[[Assignment], Iterator[Step]],
@@ -311,7 +311,7 @@ def simulate_search(
     # The clock of the budget starts before the workers do.
     clock.now = start_seconds
     most_states = 0
-    for _ in run_trials(tuner, clock, train, has_room):
+    for _ in run_simulated(tuner, clock, train, has_room):
         most_states = max(most_states, len(tuner.live) + len(tuner.paused))
     trials = tuner.state.trials.values()
     return SimulatedSearch(

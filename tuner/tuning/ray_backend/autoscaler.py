@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tuner.schema import plural
 from tuner.storage.paths import expanded
 from tuner.tuning.ray_backend.private import (
     DEBUG_AUTOSCALING_STATUS,
@@ -60,8 +61,8 @@ class Autoscaler:
 
     def __str__(self) -> str:
         kinds = [
-            f"{kind.most} of {kind.resources.get('CPU', 0):g} CPUs and "
-            f"{kind.resources.get('GPU', 0):g} GPUs"
+            f"{kind.most} of {plural(kind.resources.get('CPU', 0), 'CPU')} and "
+            f"{plural(kind.resources.get('GPU', 0), 'GPU')}"
             for kind in self.kinds
         ]
         return f"at most {', '.join(kinds)}" if kinds else "of kinds that it does not report"

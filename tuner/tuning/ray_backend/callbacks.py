@@ -19,7 +19,7 @@ from tuner.run.digests import DamagedError
 from tuner.run.events import Event, TrialPlaced
 from tuner.run.layout import STATUS
 from tuner.run.trial import EpochMetrics
-from tuner.schema import to_json
+from tuner.schema import plural, to_json
 from tuner.storage.paths import to_path
 from tuner.storage.patience import Patience, persevere
 from tuner.tuning.ray_backend.capacity import Capacity
@@ -261,7 +261,7 @@ class TuneCallback(Callback):
             if is_doubtful and time.monotonic() - noticed < DOUBT_SECONDS:
                 continue
             del self._losses[trial]
-            times = f"{num_lost} time{'' if num_lost == 1 else 's'}"
+            times = plural(num_lost, "time")
             reason = f"its worker was lost, {times}: {_last_error(trial)}".removesuffix(": ")
             saved: list[EpochMetrics] = []
             try:

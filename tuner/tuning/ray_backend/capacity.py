@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tuner.config import Resources, TrialConfig
 from tuner.errors import ClusterError, UsageError
+from tuner.schema import plural
 from tuner.tuning.ray_backend.autoscaler import Autoscaler, find_autoscaler
 from tuner.tuning.ray_backend.nodes import (
     Answer,
@@ -21,7 +22,6 @@ from tuner.tuning.resources import (
     CapacityPlan,
     Packing,
     TrialResources,
-    count_of,
     resources_from,
 )
 
@@ -34,7 +34,7 @@ REFUSED_SECONDS = 600.0
 def plan_capacity(
     resources: Resources,
     concurrent: int | None = None,
-    count_parameters: Callable[[TrialConfig], int] | None = None,
+    count_parameters: Callable[[TrialConfig], int] = lambda config: 0,
     *,
     is_most: bool = False,
 ) -> CapacityPlan:
@@ -45,7 +45,7 @@ def plan_capacity(
     Args:
         resources: The requested resources.
         concurrent: Maximum number of trials at once; ``None`` for as many as fit.
-        count_parameters: Counts the parameters of a configuration's network.
+        count_parameters: As in ``CapacityPlan``.
         is_most: Whether fewer at once are enough, too, as for a search resumed elsewhere.
 
     Raises:
@@ -69,7 +69,7 @@ def plan_capacity(
     smallest = max(most, key=lambda one: most[one])
     if concurrent is not None and not is_most and concurrent > most[smallest]:
         raise ClusterError(
-            f"--concurrent {concurrent}: only {count_of(most[smallest], 'trial')} of {smallest} "
+            f"--concurrent {concurrent}: only {plural(most[smallest], 'trial')} of {smallest} "
             f"can run at once. Give --concurrent {most[smallest]} or less, or less to each trial."
         )
     count = most[plan.default]
@@ -92,8 +92,8 @@ def _check_possible(
     largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
     raise ClusterError(
         f"a trial asks for {resources}, but the largest of "
-        f"{count_of(len(nodes), 'node')} has {count_of(largest.get('CPU', 0), 'CPU')} and "
-        f"{count_of(largest.get('GPU', 0), 'GPU')}{autoscaled}. Lower "
+        f"{plural(len(nodes), 'node')} has {plural(largest.get('CPU', 0), 'CPU')} and "
+        f"{plural(largest.get('GPU', 0), 'GPU')}{autoscaled}. Lower "
         "--cpus-per-trial or --gpus-per-trial (0 trains on CPUs), or resources: in the space."
     )
 
@@ -261,6 +261,6 @@ class Capacity:
         self._autoscaler = ", from the autoscaler" if autoscaler else ""
         if changed and is_told and not is_first:
             self._tell(
-                f"The cluster has {count_of(len(nodes), 'node')} now, room for "
-                f"{count_of(count, 'trial')} at a time."
+                f"The cluster has {plural(len(nodes), 'node')} now, room for "
+                f"{plural(count, 'trial')} at a time."
             )

@@ -16,6 +16,7 @@ from tuner.data.known import KNOWN, WITHOUT_NETWORK
 from tuner.data.splits import load_splits
 from tuner.errors import ClusterError, TunerError
 from tuner.run.resuming import command_line
+from tuner.schema import plural
 from tuner.storage.paths import AnyPath
 from tuner.tuning.ray_backend import mps
 from tuner.tuning.ray_backend.autoscaler import find_autoscaler
@@ -116,8 +117,8 @@ def _sum(nodes: list[dict[str, Any]]) -> str:
         for name, number in node["Resources"].items():
             total[name] = total.get(name, 0) + number
     text = (
-        f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}, {total.get('CPU', 0):g} CPUs, "
-        f"{total.get('GPU', 0):g} GPUs, {total.get('memory', 0) / GB:.0f} GB of memory, "
+        f"{plural(len(nodes), 'node')}, {plural(total.get('CPU', 0), 'CPU')}, "
+        f"{plural(total.get('GPU', 0), 'GPU')}, {total.get('memory', 0) / GB:.0f} GB of memory, "
         f"{total.get('object_store_memory', 0) / GB:.1f} GB of object store"
     )
     autoscaler = find_autoscaler()
@@ -137,7 +138,7 @@ def _node(answer: Answer) -> Finding:
     num_gpus = resources.get("GPU", 0)
     gpus = f" ({'; '.join(answer.value['gpus'])})" if answer.value["gpus"] else ""
     text = (
-        f"{resources.get('CPU', 0):g} CPUs, {num_gpus:g} GPUs{gpus}, "
+        f"{plural(resources.get('CPU', 0), 'CPU')}, {plural(num_gpus, 'GPU')}{gpus}, "
         f"{resources.get('memory', 0) / GB:.0f} GB of memory"
     )
     usable = answer.value["torch_gpus"]
@@ -176,7 +177,7 @@ def _versions(answers: list[Answer]) -> Finding:
         return Finding(
             level="failure",
             about="versions",
-            text=f"{len(wrong)} nodes differ:\n{table_of_versions(here, wrong)}",
+            text=f"differ on {plural(len(wrong), 'node')}:\n{table_of_versions(here, wrong)}",
             mend="Install the versions of this machine there.",
         )
     text = ", ".join(f"{name} {number}" for name, number in here.items())

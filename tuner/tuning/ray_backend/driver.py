@@ -32,6 +32,7 @@ from tuner.errors import (
 )
 from tuner.models.cost import count_parameters
 from tuner.models.trust import Code, check_code_trusted, code_of
+from tuner.monitor.terminal import tell
 from tuner.run.digests import DamagedError
 from tuner.run.layout import SPACE
 from tuner.run.resuming import WITHOUT_PATIENCE
@@ -146,7 +147,7 @@ def open_run(
         try:
             run.remove_abandoned()
             remove_abandoned(Path(tempfile.gettempdir()), PREFIX)
-            console.print(f"{run.record.name}: {plan}", markup=False)
+            tell(console, f"{run.record.name}: {plan}")
             yield run, plan
         except KeyboardInterrupt:
             if run.record.status == "running":
@@ -177,7 +178,7 @@ def run_trials(
         run: A new run, or one to resume.
         plan: Resources per trial, and how many trials run at once.
         proposer: Proposes the trials.
-        payload: Arguments of ``train_trial`` that every worker gets.
+        payload: Arguments of ``train_trial`` that every worker gets, without those of the request.
         console: Shows the progress.
         val_labels: Labels of the validation images, if trials are promoted for the ensemble;
             int64, shape (N,).
@@ -211,9 +212,7 @@ def run_trials(
         pool = Pool(run, tuner.state, val_labels)
         tuner.observers.append(pool.on)
         tuner.prefer = pool.prefer
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
+    say = partial(tell, console)
 
     def drain() -> None:
         # A search that already failed or ended is not interrupted.
@@ -252,6 +251,7 @@ def run_trials(
                 "save_seconds": request.save_seconds,
                 "metric": request.search.metric,
                 "costs": request.search.costs,
+                "compile_mode": request.compile_mode,
             }
             space = load_run_space(run.path / SPACE)
             max_failures = request.max_failures

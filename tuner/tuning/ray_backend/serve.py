@@ -26,6 +26,7 @@ from tuner.deploy.uploads import FIELD, Limits
 from tuner.deploy.web import RETRY_SECONDS, create_app
 from tuner.errors import ClusterError, TunerError, UsageError
 from tuner.loopback import HOST
+from tuner.schema import plural
 from tuner.storage.paths import AnyPath
 from tuner.training.device import find_device
 from tuner.tuning.ray_backend.cluster import connected, is_alive
@@ -103,10 +104,9 @@ def run_server(request: ServeRequest, tell: Callable[[str], None]) -> None:
         )
     # An error is reported here in one line, and by a replica in pages.
     loaded = read_ensemble(request.folder, torch.device("cpu"), trust_code=request.trust_code)
-    count = len(loaded.members)
-    about = f"{count} member{'' if count == 1 else 's'}, {len(loaded.classes)} classes"
+    about = f"{plural(len(loaded.members), 'member')}, {len(loaded.classes)} classes"
     del loaded
-    tell(f"Starting {_replicas(request.replicas)} on {device.type}")
+    tell(f"Starting {plural(request.replicas, 'replica')} on {device.type}")
     with interrupted_by_signals(), connected("local"):
         _start(request, device, resources_of(request, device))
         url = f"http://{_authority(request)}"
@@ -264,7 +264,3 @@ def _authority(request: ServeRequest) -> str:
     """Return the address by which this machine itself reaches the server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(request.host, request.host)
     return f"[{host}]:{request.port}" if ":" in host else f"{host}:{request.port}"
-
-
-def _replicas(count: int) -> str:
-    return "1 replica" if count == 1 else f"{count} replicas"

@@ -94,12 +94,13 @@ def resampled_importances(space: SearchSpace, trials: Sequence[TrialRecord]) -> 
 
 def _scored(trials: Sequence[TrialRecord]) -> Iterator[tuple[TrialConfig, float]]:
     """Yield configuration and score of the trials that have one."""
-    scores = [
-        (trial, score_of(trial.best, trial.metric))
+    scored = [
+        (trial, score)
         for trial in trials
-        if trial.is_scored and trial.best
+        if trial.is_scored
+        and trial.best
+        and (score := score_of(trial.best, trial.metric)) is not None
     ]
-    scored = [(trial, score) for trial, score in scores if score is not None]
     for trial, score in scored[:: math.ceil(len(scored) / MOST_TRIALS) or 1]:
         yield trial.config, score
 

@@ -34,7 +34,7 @@ INFORMED_DRAWS = 3
 CHANCE_EVERY = 3
 """With TPE, the last of this many trials is drawn at random: if most trials were stopped early,
 what its model considers best is too limited."""
-Verdict = tuple[OptunaState, float | None, dict[int, float]]
+Told = tuple[OptunaState, float | None, dict[int, float]]
 """State, value and curve of a trial, as reported to Optuna."""
 
 
@@ -196,10 +196,10 @@ class Sampler:
                 yield params
 
     def tell(self, number: int, state: TrialState, history: Sequence[EpochMetrics]) -> None:
-        """Report to Optuna how trial ``number`` ended; see ``_verdict``."""
+        """Report to Optuna how trial ``number`` ended; see ``_told``."""
         if (trial := self._asked.pop(number, None)) is not None:
             self._storage.forget(trial)
-            self._tell(trial, _verdict(state, history, self.search.metric))
+            self._tell(trial, _told(state, history, self.search.metric))
             self.on_change()
 
     def note_rung(self, number: int, history: Sequence[EpochMetrics]) -> None:
@@ -209,11 +209,11 @@ class Sampler:
         the bad ones (``constant_liar``), and those that were promoted are the best so far.
         """
         if (trial := self._asked.get(number)) is not None:
-            self._storage.show_as_pruned(trial, _verdict("paused", history, self.search.metric)[2])
+            self._storage.show_as_pruned(trial, _told("paused", history, self.search.metric)[2])
             self.on_change()
 
-    def _tell(self, trial: optuna.Trial, verdict: Verdict) -> None:
-        optuna_state, value, curve = verdict
+    def _tell(self, trial: optuna.Trial, told: Told) -> None:
+        optuna_state, value, curve = told
         for step, reached in curve.items():
             trial.report(reached, step)
         # Optuna takes the value of a pruned trial from its curve itself.
@@ -239,7 +239,7 @@ class Sampler:
             Whether its configuration lies in the space; if not, the trial is left out.
         """
         self._note_tried(config, number)
-        return self._learn(config, _verdict(state, history, self.search.metric), number)
+        return self._learn(config, _told(state, history, self.search.metric), number)
 
     def add_foreign(
         self,
@@ -264,20 +264,20 @@ class Sampler:
             The same as ``add``.
         """
         self._has_relearnt = True
-        verdict = _verdict(state, history, self.search.metric)
-        if verdict[1] is not None:
+        told = _told(state, history, self.search.metric)
+        if told[1] is not None:
             place = share_better if self.search.metric in goal.LOWER_IS_BETTER else 1 - share_better
-            verdict = OptunaState.PRUNED, place, {0: place}
-        return self._learn(config, verdict)
+            told = OptunaState.PRUNED, place, {0: place}
+        return self._learn(config, told)
 
-    def _learn(self, config: TrialConfig, verdict: Verdict, number: int | None = None) -> bool:
+    def _learn(self, config: TrialConfig, told: Told, number: int | None = None) -> bool:
         """Add the result of a configuration; return whether it lies in the space."""
         if (drawn := params_of(self.space, config)) is None:
             return False
-        optuna_state, value, curve = verdict
+        optuna_state, value, curve = told
         if self.search.sampler == "cmaes":
             # CMA-ES keeps what it has learnt with the trials that it was asked for, and only there.
-            self._tell(self._ask_again(drawn, number), verdict)
+            self._tell(self._ask_again(drawn, number), told)
             self.on_change()
             return True
         self.study.add_trial(
@@ -343,7 +343,7 @@ class Sampler:
         return len(drawn.params) - len(pinned)
 
 
-def _verdict(state: TrialState, history: Sequence[EpochMetrics], metric: Metric) -> Verdict:
+def _told(state: TrialState, history: Sequence[EpochMetrics], metric: Metric) -> Told:
     """Return what to report to Optuna about a trial.
 
     A completed trial is COMPLETE with its best value. One that was stopped, or waits at a rung, is

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,47 +35,38 @@ PATIENCE_SECONDS = 10.0
 """Seconds after which a failing storage is reported or, at the end of a search, given up."""
 
 
+# A generated repr would show a password in the place.
+@dataclass(frozen=True, slots=True, repr=False)
 class StudyPlace:
-    """A journal file or the URL of a database, and the study of a run in it.
+    """A journal file or the URL of a database, and the study of a run in it."""
 
-    Args:
-        place: The file or the URL, as the user gave it.
-        name: Name of the study.
-        mark: Identifies the run uniquely.
-        is_ours: Whether a study without a mark was made by this run.
-        metric: Metric of the study.
-    """
-
-    def __init__(
-        self,
-        place: str,
-        name: str,
-        mark: str,
-        *,
-        is_ours: bool = False,
-        metric: Metric = "accuracy",
-    ) -> None:
-        self._place = place
-        self._name = name
-        self._mark = mark
-        self._is_ours = is_ours
-        self._metric = metric
+    place: str
+    """The file or the URL, as the user gave it."""
+    name: str
+    """Name of the study."""
+    mark: str
+    """Identifies the run uniquely."""
+    is_ours: bool = False
+    """Whether a study without a mark was made by this run."""
+    metric: Metric = "accuracy"
+    """Metric of the study."""
 
     def __str__(self) -> str:
-        return hide_passwords(self._place)
+        return hide_passwords(self.place)
 
-    def check_free(self) -> None:
-        """Refuse a study of that name that this run did not make.
+    def check_free(self) -> BaseStorage:
+        """Open the storage, and refuse a study of that name that this run did not make.
 
         Raises:
             UsageError: If there is one, or the storage cannot be used.
         """
-        storage = open_storage(self._place)
+        storage = open_storage(self.place)
         if self._is_foreign(storage):
             raise UsageError(
-                f"--study-storage {self}: has a study '{self._name}' already, which this run has "
+                f"--study-storage {self}: has a study '{self.name}' already, which this run has "
                 "not made. Choose another --name or another storage."
             )
+        return storage
 
     def begin(self) -> BaseStorage:
         """Make an empty study, replacing one that this run made before.
@@ -82,10 +74,9 @@ class StudyPlace:
         Raises:
             UsageError: As ``check_free``.
         """
-        self.check_free()
-        storage = open_storage(self._place)
-        if self._name in optuna.get_all_study_names(storage):
-            optuna.delete_study(study_name=self._name, storage=storage)
+        storage = self.check_free()
+        if self.name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=self.name, storage=storage)
         self._make(storage)
         return storage
 
@@ -96,10 +87,10 @@ class StudyPlace:
             UsageError: If another one is there by now.
         """
         if self._is_foreign(storage):
-            raise UsageError(f"{self}: another study '{self._name}' has taken its place")
-        if self._name not in optuna.get_all_study_names(storage):
+            raise UsageError(f"{self}: another study '{self.name}' has taken its place")
+        if self.name not in optuna.get_all_study_names(storage):
             return self._make(storage)
-        return optuna.load_study(study_name=self._name, storage=storage)
+        return optuna.load_study(study_name=self.name, storage=storage)
 
     def open(self) -> BaseStorage:
         """Open a storage that existed before.
@@ -110,29 +101,29 @@ class StudyPlace:
         """
         if (file := self.file) and not file.exists():
             raise FileNotFoundError("the file is gone")
-        return open_storage(self._place)
+        return open_storage(self.place)
 
     @property
     def file(self) -> Path | None:
         """The file that holds it; ``None`` for a server."""
-        if "://" not in self._place:
-            return Path(self._place)
-        url = make_url(self._place)
+        if "://" not in self.place:
+            return Path(self.place)
+        url = make_url(self.place)
         is_file = url.get_backend_name() == "sqlite" and url.database
         return Path(str(url.database)) if is_file else None
 
     def _make(self, storage: BaseStorage) -> optuna.Study:
         study = optuna.create_study(
-            storage=storage, study_name=self._name, direction=direction_of(self._metric)
+            storage=storage, study_name=self.name, direction=direction_of(self.metric)
         )
-        study.set_user_attr(MARK, self._mark)
+        study.set_user_attr(MARK, self.mark)
         return study
 
     def _is_foreign(self, storage: BaseStorage) -> bool:
-        if self._name not in optuna.get_all_study_names(storage):
+        if self.name not in optuna.get_all_study_names(storage):
             return False
-        attrs = optuna.load_study(study_name=self._name, storage=storage).user_attrs
-        return attrs[MARK] != self._mark if MARK in attrs else not self._is_ours
+        attrs = optuna.load_study(study_name=self.name, storage=storage).user_attrs
+        return attrs[MARK] != self.mark if MARK in attrs else not self.is_ours
 
 
 class StudyCopy:
