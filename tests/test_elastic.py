@@ -110,7 +110,7 @@ def test_a_lost_node_is_no_failure_of_its_trial(folder: Path, cluster: Cluster) 
     assert_whole(found)
     after = found[moved.number]
     assert after.history[: len(before)] == tuple(before), "no epoch was trained again"
-    assert after.status.node != removed.node_id
+    assert after.status.node not in ("", removed.node_id)
     assert after.status.attempts == 2
 
 

@@ -21,7 +21,6 @@ import pytest
 import ray
 import torch
 from optuna.trial import TrialState as OptunaState
-from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from tests.benchmarks.faults import SPACE, TRIALS, Moment, baselines, killed_search
@@ -43,8 +42,6 @@ from tuner.tuning.request import SearchRequest
 from tuner.tuning.sampling.sampler import Sampler
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-EPOCHS = 8
 
 
 @pytest.fixture
@@ -127,18 +124,6 @@ def test_a_search_that_promotes_is_killed_and_ends_as_if_it_had_not_been(tmp_pat
     assert any(trial.status.attempts > 1 for trial in trials if trial.status.passed)
 
 
-def test_a_trial_whose_worker_is_killed_goes_on_from_its_last_epoch(folder: Path) -> None:
-    with begin(folder, "--concurrent", "1", trials=2) as search:
-        wait_until(lambda: len(history_in(folder, 0)) >= 3)
-        kill_workers(search)
-        before = history_in(folder, 0)
-        assert len(before) < EPOCHS
-        assert search.wait(120) == 0, search.errors
-    first, second = run_in(folder).trials()
-    assert_trained_as_without_a_fault(first, before)
-    assert second.status.state == "completed"
-
-
 def test_epochs_between_two_saves_are_trained_again_after_a_kill(folder: Path) -> None:
     with begin(
         folder, "--concurrent", "1", "--save-seconds", "1", "--epochs", "24", trials=1
@@ -168,43 +153,6 @@ def test_a_trial_that_loses_too_many_workers_fails_and_the_search_goes_on(folder
     assert lost.status.reason.startswith("its worker was lost")
     assert "None" not in lost.status.reason
     assert other.status.state == "completed"
-
-
-@pytest.fixture
-def two_nodes() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
-
-
-def test_a_trial_whose_node_is_lost_goes_on_on_another(folder: Path, two_nodes: Cluster) -> None:
-    (removed,) = two_nodes.worker_nodes
-    found: list[TrialRecord] = []
-
-    def is_under_way() -> bool:
-        found[:] = [
-            trial
-            for trial in (
-                run_in(folder).trials() if (folder / "runs/run/run.json").exists() else []
-            )
-            if trial.status.node == removed.node_id and 2 <= len(trial.history) < EPOCHS - 1
-        ]
-        return bool(found)
-
-    # Small batches: an epoch has to take longer than the removal of a node.
-    slow = "space.batch_size=2"
-    with begin(folder, slow, "--address", two_nodes.address, trials=4) as search:
-        wait_until(is_under_way)
-        two_nodes.remove_node(removed, allow_graceful=False)
-        before = history_in(folder, found[0].number)
-        assert len(before) < EPOCHS
-        assert search.wait(200) == 0, search.errors
-    trials = run_in(folder).trials()
-    assert [trial.status.state for trial in trials] == ["completed"] * 4
-    moved = trials[found[0].number]
-    assert moved.status.node not in ("", removed.node_id)
-    assert_trained_as_without_a_fault(moved, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
