@@ -516,6 +516,7 @@ def test_optuna_is_told_of_every_ending_as_it_was(
         (OptunaState.FAIL, None, {}),
     ]
     driver.search(replace(request, resume=True), Console(file=io.StringIO()))
+    assert len(studies) == 2
     for study in studies:
         told = [(trial.state, trial.value, trial.intermediate_values) for trial in study.trials]
         assert told == expected
