@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -281,6 +282,13 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
     """Return a copy in the store of a run of three trials; its storage is ``bucket``."""
     shutil.copytree(trained_run.path, server.folder / bucket.uri.removeprefix("s3://") / "tiny")
     return Run.open(bucket / "tiny")
+
+
+def wait_until(is_so: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"it did not come to pass in {seconds:g} s"
+        time.sleep(0.05)
 
 
 def context_of(line: str) -> click.Context:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from ray.core.generated import autoscaler_pb2
 from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import Process, Search
 from tests.benchmarks.promises import flaws
+from tests.conftest import wait_until
 from tests.disks import needs_own_mounts
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run.run import Run
@@ -64,13 +65,6 @@ def assert_whole(found: list[TrialRecord]) -> None:
     """Hold trials to what a search that was interrupted leaves."""
     assert {trial.status.state for trial in found} <= {"completed", "interrupted"}
     assert [text for trial in found for text in flaws(trial)] == []
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def test_a_lost_node_is_no_failure_of_its_trial(folder: Path, cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.console import Console
 from tests.benchmarks.faults import SPACE, TRIALS, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants, environment
 from tests.benchmarks.promises import FIGURES, flaws, same_runs
-from tests.conftest import UNTRAINABLE
+from tests.conftest import UNTRAINABLE, wait_until
 from tests.disks import remount, small_disk
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits
@@ -63,13 +63,6 @@ def run_in(folder: Path) -> Run:
 
 def history_in(folder: Path, number: int) -> list[EpochMetrics]:
     return read_history(folder / "runs" / "run" / "trials" / f"{number:04d}")
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def kill_workers(search: Search) -> None:

@@ -3,13 +3,13 @@
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.processes import PROGRAM, environment
+from tests.conftest import wait_until
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run.run import Run
 from tuner.tuning.ray_backend import jobs
@@ -152,10 +152,7 @@ def test_a_job_that_is_stopped_ends_after_its_epoch_and_closes_its_books(
     words = ("search", "--space", "space.yaml", "--name", "stopped", "--epochs", "100")
     process = start(folder, *words, "--address", cluster.dashboard)
     path = folder / "runs" / "stopped"
-    end = time.monotonic() + 300
-    while not list(path.glob("trials/*/history.csv")):
-        assert time.monotonic() < end
-        time.sleep(0.5)
+    wait_until(lambda: list(path.glob("trials/*/history.csv")), seconds=300)
     client = jobs.connect(cluster.dashboard)
     client.stop_job(jobs.find(client, "search", "stopped", None).submission_id)
     code, _, err = finish(process)
