@@ -2,9 +2,7 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from rich.console import Console
 
 from tests.benchmarks.processes import Search
 from tests.benchmarks.promises import FIGURES, flaws
-from tests.conftest import copy_of_trial, record_probs
+from tests.conftest import copy_of_trial, record_probs, wait_until
 from tuner.cli import main
 from tuner.config import (
     DATA_DIR,
@@ -604,7 +602,7 @@ def test_finalists_are_trained_anew_and_vote(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_from(
+def test_a_killed_refit_goes_on_without_the_run_it_drew_from(
     finished_run: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "runs" / "again"
@@ -612,36 +610,22 @@ def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_
     def history() -> list[EpochMetrics]:
         return read_history(path / "trials" / "0000")
 
-    def wait_for(epochs: int) -> None:
-        end = time.monotonic() + 120
-        while len(history()) < epochs:
-            assert time.monotonic() < end, "it does not begin"
-            time.sleep(0.02)
-
-    words = ("--top", "2", "--seeds", "2", "--epochs", "30", "--concurrent", "1")
-    # So that the history tells each epoch as it ends.
-    often = ("--save-seconds", "0")
-    with Search(tmp_path, "tiny", *words, *often, "--name", "again", command="refit") as process:
-        wait_for(3)
-        process.process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130, process.errors
-    assert "cifar-tune refit --resume --name again" in process.errors
-    assert Run.open(path).record.status == "interrupted"
-    shutil.rmtree(finished_run.path)
-    interrupted = history()
-    assert 3 <= len(interrupted) < 30
-    resume = ("--resume", "--name", "again", "--concurrent", "1", *often)
-    with Search(tmp_path, *resume, command="refit") as process:
-        wait_for(len(interrupted) + 2)
+    # One trial at a time, whose history tells each epoch as it ends.
+    options = ("--concurrent", "1", "--save-seconds", "0")
+    words = ("tiny", "--top", "2", "--seeds", "2", "--epochs", "30", "--name", "again")
+    with Search(tmp_path, *words, *options, command="refit") as process:
+        wait_until(lambda: len(history()) >= 3)
         process.kill_everything()
+    shutil.rmtree(finished_run.path)
     killed = history()
-    assert killed[: len(interrupted)] == interrupted
-    with Search(tmp_path, *resume, command="refit") as process:
+    assert 3 <= len(killed) < 30
+    with Search(tmp_path, "--resume", "--name", "again", *options, command="refit") as process:
         assert process.wait(300) == 0, process.errors
     run = Run.open(path)
     assert run.record.status == "finished"
     trials = run.trials()
     assert [trial.status.state for trial in trials] == ["completed"] * 4
+    assert list(trials[0].history[: len(killed)]) == killed
     assert [text for trial in trials for text in flaws(trial)] == []
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     for row, epoch in zip(trials[0].history, train(trials[0].config, splits, CPU), strict=True):
