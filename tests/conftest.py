@@ -285,6 +285,7 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
 
 
 def wait_until(is_so: Callable[[], object], seconds: float = 120) -> None:
+    """Check a condition every 50 ms until it holds."""
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, f"it did not come to pass in {seconds:g} s"

@@ -38,6 +38,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 import tuner
+from tests.raylets import free_port, listening_addresses
 from tests.test_predicting import mutants
 from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer
@@ -597,12 +598,6 @@ def test_where_the_extra_is_missing_the_command_to_install_it_is_told(
     assert "pip install -e '.[serve]', in the clone" in err
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_server_listens_here_alone_and_answers_what_is_under_way_when_it_ends(
@@ -628,13 +623,7 @@ def test_a_server_listens_here_alone_and_answers_what_is_under_way_when_it_ends(
         assert curl.strip() == f"curl -F image=@photo.jpg http://127.0.0.1:{port}/predict"
         assert last_line == "Ctrl-C ends it.\n"
         processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(True)]
-        addresses = {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for process in processes
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert addresses == {"127.0.0.1"}
+        assert listening_addresses(processes) == {"127.0.0.1"}
         url = f"http://127.0.0.1:{port}"
         digits = [picture(number) for number in range(10)]
         expected = loaded.predict([Image.open(io.BytesIO(content)) for content in digits])

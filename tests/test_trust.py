@@ -1,7 +1,6 @@
 """Whose code runs: the user's own, which was searched with here, and no other one unasked."""
 
 import json
-import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from safetensors import safe_open
 
 import tuner
 from tests.conftest import train_trial
+from tests.raylets import free_port
 from tuner.cli import main
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
@@ -208,13 +208,11 @@ def test_an_ensemble_is_asked_about_too(foreign: Run, canary: Path) -> None:
 def test_to_use_a_foreign_ensemble_needs_trust(
     call: Call, foreign_ensemble: Run, canary: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     for words in (
         ("predict", "photo.png"),
         ("evaluate", "digits"),
         ("export", "--output", "ensemble.pt2"),
-        ("serve", "--port", port),
+        ("serve", "--port", str(free_port())),
         ("distill", "--into", "cnn"),
     ):
         code, err = call(*words, "--ensemble", "tiny")
