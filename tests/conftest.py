@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -77,6 +78,17 @@ class Net(nn.Sequential):
         return super().forward(images)
 """
 """Code of a network of digits, every trial of which fails."""
+
+
+class Told(NamedTuple):
+    """The exit code of a command, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Told]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -226,17 +238,15 @@ def run_with_ensemble(trained_run: Run, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Return a function that types a command and returns its exit code and what it wrote."""
 
-    def type_command(*words: str) -> tuple[int, str, str]:
+    def type_command(*words: str) -> Told:
         monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
         with pytest.raises(SystemExit) as ended:
             main()
         assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
+        return Told(ended.value.code, *capsys.readouterr())
 
     return type_command
 

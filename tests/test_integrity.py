@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
-from tests.conftest import copy_of_trial
+from tests.conftest import Call, copy_of_trial
 from tuner.data.splits import Splits
 from tuner.ensemble.integrity import sample_of, why_not_probs
 from tuner.errors import NoUsableTrials, TunerError
@@ -28,7 +28,6 @@ from tuner.storage.digest import sha256_of
 from tuner.training.saving import check_resumable
 
 SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr: 0.1}}}\n"
-Call = Callable[..., tuple[int, str, str]]
 Attack = Callable[[Path], None]
 """Spoils a run whose trials 0, 1 and 2 lie in the folder; 1 and 2 have one architecture."""
 

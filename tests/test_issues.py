@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.conftest import train_trial
+from tests.conftest import Call, train_trial
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.datasets import load_official
@@ -18,8 +17,6 @@ from tuner.data.splits import load_splits
 from tuner.ensemble.issues import _duplicate_issues
 from tuner.run.run import Run
 from tuner.run.run_record import RunRecord, now
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@ import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ from rich.console import Console
 
 from tests.benchmarks.processes import Search
 from tests.benchmarks.promises import FIGURES, flaws
-from tests.conftest import copy_of_trial, record_probs, wait_until
-from tuner.cli import main
+from tests.conftest import Call, copy_of_trial, record_probs, wait_until
 from tuner.config import (
     DATA_DIR,
     DataConfig,
@@ -428,20 +425,10 @@ def test_validation_that_was_trained_on_chooses_nothing(finished_run: Run) -> No
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[object, str, str]]:
-    """Return a function that types a command beside ``runs``; it returns code, stdout, stderr."""
+def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that types a command beside ``runs``."""
     monkeypatch.chdir(tmp_path)
-
-    def type_command(*words: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return type_command
+    return call
 
 
 MISTAKES = {
@@ -478,7 +465,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_before_anything_is_trained(
-    mistake: str, finished_run: Run, call: Callable[..., tuple[object, str, str]]
+    mistake: str, finished_run: Run, call: Call
 ) -> None:
     made = started(finished_run)
     before = (made.path / "run.json").read_text()
@@ -501,17 +488,13 @@ def test_other_images_are_refused(finished_run: Run) -> None:
             refit(request, Console(file=io.StringIO()))
 
 
-def test_the_leaderboard_says_that_validation_was_trained_on(
-    finished_run: Run, call: Callable[..., tuple[object, str, str]]
-) -> None:
+def test_the_leaderboard_says_that_validation_was_trained_on(finished_run: Run, call: Call) -> None:
     assert "trained on" not in call("leaderboard", "tiny")[1]
     seen(finished_run)
     assert "The validation images were trained on" in call("leaderboard", "tiny")[1]
 
 
-def test_the_report_says_that_validation_was_trained_on(
-    finished_run: Run, call: Callable[..., tuple[object, str, str]]
-) -> None:
+def test_the_report_says_that_validation_was_trained_on(finished_run: Run, call: Call) -> None:
     made = started(finished_run)
     (made.path / "space.yaml").write_text("space: {model: {cnn: {stages: 2}}}")
     shutil.copytree(finished_run.path / "trials", made.path / "trials")
@@ -539,7 +522,7 @@ def test_the_report_says_that_validation_was_trained_on(
     ],
 )
 def test_an_ensemble_that_goes_by_validation_is_refused_where_that_was_trained_on(
-    words: tuple[str, ...], finished_run: Run, call: Callable[..., tuple[object, str, str]]
+    words: tuple[str, ...], finished_run: Run, call: Call
 ) -> None:
     seen(finished_run)
     code, out, err = call("ensemble", "--top", "1", *words)
@@ -549,7 +532,7 @@ def test_an_ensemble_that_goes_by_validation_is_refused_where_that_was_trained_o
 
 
 def test_no_search_learns_from_validation_that_was_trained_on(
-    finished_run: Run, call: Callable[..., tuple[object, str, str]]
+    finished_run: Run, call: Call
 ) -> None:
     seen(finished_run)
     code, out, err = call("search", "--space", QUICK, "--name", "new", "--warm-start", "tiny")
@@ -558,9 +541,7 @@ def test_no_search_learns_from_validation_that_was_trained_on(
 
 
 @pytest.mark.ray
-def test_finalists_are_trained_anew_and_vote(
-    session: None, finished_run: Run, call: Callable[..., tuple[object, str, str]]
-) -> None:
+def test_finalists_are_trained_anew_and_vote(session: None, finished_run: Run, call: Call) -> None:
     copy_trial(finished_run, finished_run.ranked()[0].number, seed=99)
     words = ("refit", "tiny", "--top", "2", "--seeds", "2", "--epochs", "2")
     code, out, err = call(*words, "--json")

@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.benchmarks.processes import PROGRAM
-from tests.test_comparison import type_command
+from tests.conftest import Call
 from tests.test_state import row
 from tests.test_tuner import World, read_space
 from tuner.cli.insights import RunInsights, tentative_importance
@@ -450,17 +450,16 @@ def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
     assert "No trial of 0 has an accuracy" in page
 
 
-def test_the_command_tells_the_verdict_and_where_the_page_is(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_tells_the_verdict_and_where_the_page_is(run: Run, call: Call) -> None:
     command = ["report", str(run.path)]
-    assert type_command(monkeypatch, *command) == 0
-    told = capsys.readouterr()
+    told = call(*command)
+    assert told.code == 0, told.err
     assert told.out.startswith("Best of 40 trials: ")
     assert "Worth a look: 1 of 40 trials ended with an error: OSError." in told.err
     assert (run.path / "report.html").exists()
-    assert type_command(monkeypatch, *command, "--json") == 0
-    document = json.loads(capsys.readouterr().out)
+    code, out, err = call(*command, "--json")
+    assert code == 0, err
+    document = json.loads(out)
     assert document["report"] == str(run.path / "report.html")
     assert len(document["advice"]) >= 2
 

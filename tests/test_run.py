@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import context_of
+from tests.conftest import Call, context_of
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.trials_table import print_next
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
@@ -752,7 +752,7 @@ def test_no_printed_command_takes_the_name_of_a_run_for_an_option(
     name: str,
     run_with_ensemble: Run,
     tmp_path: Path,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

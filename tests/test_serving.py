@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 import tuner
+from tests.conftest import Call
 from tests.raylets import free_port, listening_addresses
 from tests.test_predicting import mutants
 from tuner.config import Tta
@@ -87,7 +88,7 @@ def test_each_way_to_send_images_gets_the_lines_of_predict(
     client: TestClient,
     loaded: Ensemble,
     tmp_path: Path,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
 ) -> None:
     contents = [picture(0), picture(1, "JPEG", (300, 200)), picture(2, "TIFF")]
     files = []
@@ -590,7 +591,7 @@ def test_replicas_share_the_machine(
 
 
 def test_where_the_extra_is_missing_the_command_to_install_it_is_told(
-    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, loaded: Ensemble
+    call: Call, monkeypatch: pytest.MonkeyPatch, loaded: Ensemble
 ) -> None:
     monkeypatch.setitem(sys.modules, "python_multipart", None)
     code, out, err = call("serve", "--ensemble", str(loaded.path))

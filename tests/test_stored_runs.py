@@ -13,7 +13,7 @@ import torch
 
 from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
-from tests.conftest import wait_until
+from tests.conftest import Call, wait_until
 from tests.disks import needs_own_mounts
 from tests.raylets import Raylets
 from tests.stores import S3Server
@@ -33,8 +33,6 @@ from tuner.storage.object_store import store_of
 from tuner.storage.paths import to_path
 from tuner.storage.protocol import LOCK_NAME
 from tuner.training.saving import read_own_progress
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.usefixtures("server")
