@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -179,18 +179,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run of three trials on the digits, to be read alone; see ``finished_run``."""
     storage = tmp_path_factory.mktemp("runs")
-    record = RunRecord(
+    record = record_of(
+        digits,
+        DataConfig(source="digits"),
+        storage / "data",
         name="tiny",
         command="cifar-tune search --space tiny.yaml",
         space="tiny.yaml",
         search=SearchConfig(trials=3, epochs=2, grace=1),
-        data=DataConfig(source="digits"),
-        data_dir=str(storage / "data"),
-        data_fingerprint=digits.fingerprint,
-        split_fingerprint=digits.split_fingerprint,
-        num_train=len(digits.train),
-        num_val=len(digits.val),
-        started=now(),
     )
     run = Run.create(storage / "tiny", record, TINY_SPACE)
     # Trial 1 is the best one, so that the order of the numbers is not that of the ranks.
@@ -343,6 +339,20 @@ def record_probs(trial: TrialRecord, probs: np.ndarray, labels: torch.Tensor) ->
     digests["val_probs.npy"] = write_val_probs(trial.path, probs)
     digests["history.csv"] = write_history(trial.path, rows)
     write_digests(trial.path, digests)
+
+
+def record_of(splits: Splits, data: DataConfig, data_dir: Path, **known: Any) -> RunRecord:
+    """Return the record of a run on these images, of which the rest is ``known``."""
+    return RunRecord(
+        data=data,
+        data_dir=str(data_dir),
+        data_fingerprint=splits.fingerprint,
+        split_fingerprint=splits.split_fingerprint,
+        num_train=len(splits.train),
+        num_val=len(splits.val),
+        started=now(),
+        **known,
+    )
 
 
 def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:
