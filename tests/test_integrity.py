@@ -183,6 +183,7 @@ def test_damage_is_told_by_file_before_a_test_image_is_read(
     if name == "checkpoint.safetensors":
         assert call("ensemble", "--top", "3", "--dry-run", "--run", *at)[0] == 1
     assert no_test_image_was_read(finished_run)
+    assert not (finished_run.path / "ensembles").exists()
     code, out, _ = call("check", *at, "--json")
     assert code == 1
     assert {entry["file"] for entry in json.loads(out)["damage"]} == {str(file)}
