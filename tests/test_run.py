@@ -435,24 +435,6 @@ def test_no_epoch_is_better_than_the_best(history: list[EpochMetrics], random: A
     assert again.epoch == best.epoch
 
 
-@pytest.mark.parametrize(
-    ("history", "epoch"),
-    [
-        ([row(1, 0.5), row(2, 0.6)], 2),
-        ([row(1, 0.6), row(2, 0.5, loss=0.1)], 1),
-        ([row(1, 0.5, loss=1.0), row(2, 0.5, loss=0.9)], 2),
-        ([row(1, 0.5), row(2, 0.5)], 1),
-        ([row(1, 0.5), row(2, 0.9, loss=math.nan), row(3, 0.9, loss=math.inf)], 1),
-    ],
-)
-def test_the_best_epoch_has_highest_accuracy_then_lowest_loss_then_comes_first(
-    history: list[EpochMetrics], epoch: int
-) -> None:
-    best = best_row(history, "accuracy")
-    assert best is not None
-    assert best.epoch == epoch
-
-
 # The best trials
 
 
