@@ -190,23 +190,32 @@ def test_damage_is_told_by_file_before_a_test_image_is_read(
 
 
 @pytest.mark.parametrize("attack", ["negated", "accuracy of 7.5", "a weight changed"])
-@pytest.mark.parametrize("method", ["vote", "greedy", "greedy-soup"])
+@pytest.mark.parametrize("method", ["vote", "greedy"])
 def test_a_damaged_trial_is_left_out_where_the_user_says_so(
     finished_run: Run, attack: str, method: Any
 ) -> None:
     ATTACKS[attack][1](finished_run.path / "trials")
-    if method == "greedy-soup":
-        # Of one architecture, as trial 1 would have been.
-        copy_of_trial(finished_run, 0, 7)
-    options: dict[str, Any] = {"top": 1, "method": method, "device": "cpu", "progress": False}
-    if method == "greedy-soup":
-        with pytest.raises(TunerError, match="share an architecture"):
-            tuner.combine(finished_run, skip_damaged=True, **options)
-        return
-    ensemble = tuner.combine(finished_run, skip_damaged=True, **options)
+    ensemble = tuner.combine(
+        finished_run, top=1, method=method, skip_damaged=True, device="cpu", progress=False
+    )
     assert 1 not in {member.trial for member in ensemble.members}
     left_out = {entry["trial"]: entry["reason"] for entry in ensemble.metrics["left_out"]}
     assert left_out[1].startswith(f"damaged: {finished_run.trial_path(1)}")
+
+
+def test_a_damaged_trial_and_a_copy_share_no_soup(finished_run: Run) -> None:
+    ATTACKS["negated"][1](finished_run.path / "trials")
+    # Of one architecture with trial 0, as trial 1 is with trial 2.
+    copy_of_trial(finished_run, 0, 7)
+    with pytest.raises(TunerError, match="share an architecture"):
+        tuner.combine(
+            finished_run,
+            top=1,
+            method="greedy-soup",
+            skip_damaged=True,
+            device="cpu",
+            progress=False,
+        )
 
 
 def test_too_few_are_left_for_a_vote(finished_run: Run) -> None:
