@@ -6,7 +6,6 @@ would end other clusters of this machine too.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,15 +19,9 @@ from urllib.request import urlopen
 import psutil
 
 from tests.benchmarks.processes import Process, descendants
+from tests.stores import free_port
 
 SITE = Path(next(path for path in sys.path if path.endswith("site-packages")))
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listening_addresses(processes: Iterable[psutil.Process]) -> set[str]:

@@ -39,7 +39,8 @@ from torch import Tensor
 
 import tuner
 from tests.conftest import Call
-from tests.raylets import free_port, listening_addresses
+from tests.raylets import listening_addresses
+from tests.stores import free_port
 from tests.test_predicting import mutants
 from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer

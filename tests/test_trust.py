@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import tuner
 from tests.conftest import Call, train_trial
-from tests.raylets import free_port
+from tests.stores import free_port
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import TunerError, UntrustedCodeError
