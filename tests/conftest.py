@@ -6,9 +6,11 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -75,6 +77,17 @@ class Net(nn.Sequential):
         return super().forward(images)
 """
 """Code of a network of digits, every trial of which fails."""
+
+
+class Told(NamedTuple):
+    """The exit code of a command, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Told]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -165,18 +178,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 def trained_run(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run of three trials on the digits, to be read alone; see ``finished_run``."""
     storage = tmp_path_factory.mktemp("runs")
-    record = RunRecord(
+    record = record_of(
+        digits,
+        DataConfig(source="digits"),
+        storage / "data",
         name="tiny",
         command="cifar-tune search --space tiny.yaml",
         space="tiny.yaml",
         search=SearchConfig(trials=3, epochs=2, grace=1),
-        data=DataConfig(source="digits"),
-        data_dir=str(storage / "data"),
-        data_fingerprint=digits.fingerprint,
-        split_fingerprint=digits.split_fingerprint,
-        num_train=len(digits.train),
-        num_val=len(digits.val),
-        started=now(),
     )
     run = Run.create(storage / "tiny", record, TINY_SPACE)
     # Trial 1 is the best one, so that the order of the numbers is not that of the ranks.
@@ -224,17 +233,15 @@ def run_with_ensemble(trained_run: Run, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Return a function that types a command and returns its exit code and what it wrote."""
 
-    def type_command(*words: str) -> tuple[int, str, str]:
+    def type_command(*words: str) -> Told:
         monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
         with pytest.raises(SystemExit) as ended:
             main()
         assert isinstance(ended.value.code, int)
-        return ended.value.code, *capsys.readouterr()
+        return Told(ended.value.code, *capsys.readouterr())
 
     return type_command
 
@@ -282,6 +289,14 @@ def stored_run(trained_run: Run, bucket: ObjectPath, server: S3Server) -> Run:
     return Run.open(bucket / "tiny")
 
 
+def wait_until(is_so: Callable[[], object], seconds: float = 120) -> None:
+    """Check a condition every 50 ms until it holds."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"it did not come to pass in {seconds:g} s"
+        time.sleep(0.05)
+
+
 def context_of(line: str) -> click.Context:
     """Read a line that calls the program, as click does, and run nothing.
 
@@ -323,6 +338,20 @@ def record_probs(trial: TrialRecord, probs: np.ndarray, labels: torch.Tensor) ->
     digests["val_probs.npy"] = write_val_probs(trial.path, probs)
     digests["history.csv"] = write_history(trial.path, rows)
     write_digests(trial.path, digests)
+
+
+def record_of(splits: Splits, data: DataConfig, data_dir: Path, **known: Any) -> RunRecord:
+    """Return the record of a run on these images, of which the rest is ``known``."""
+    return RunRecord(
+        data=data,
+        data_dir=str(data_dir),
+        data_fingerprint=splits.fingerprint,
+        split_fingerprint=splits.split_fingerprint,
+        num_train=len(splits.train),
+        num_val=len(splits.val),
+        started=now(),
+        **known,
+    )
 
 
 def train_trial(path: Path, config: TrialConfig, splits: Splits) -> None:

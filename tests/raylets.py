@@ -6,27 +6,32 @@ would end other clusters of this machine too.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+import psutil
+
 from tests.benchmarks.processes import Process, descendants
+from tests.stores import free_port
 
 SITE = Path(next(path for path in sys.path if path.endswith("site-packages")))
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def listening_addresses(processes: Iterable[psutil.Process]) -> set[str]:
+    """Return the addresses that processes listen on."""
+    return {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
 
 
 def bare_python(folder: Path, without: Sequence[str]) -> Path:

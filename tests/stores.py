@@ -12,6 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class S3Server:
     """The server, and the folder in which its buckets are folders."""
 
@@ -56,10 +63,8 @@ class S3Server:
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Yield a server that keeps ``folder``, while the block lasts."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    server = S3Server(folder, port)
+    server = S3Server(folder, free_port())
     server.start()
     try:
         yield server

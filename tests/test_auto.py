@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
+from tests.conftest import Call
 from tuner.config import DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.splits import load_splits
 from tuner.data.survey import Survey, survey
@@ -242,7 +243,7 @@ def test_a_search_of_data_alone_makes_its_space_and_goes_on_with_it(
     session: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("search", "--data", "digits", "--data-dir", "data", "--name", "made")
@@ -271,7 +272,7 @@ def test_a_search_of_data_alone_makes_its_space_and_goes_on_with_it(
     assert len(run.trials()) == 3
 
 
-def test_a_space_cannot_be_made_without_data(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_space_cannot_be_made_without_data(call: Call) -> None:
     code, _, err = call("search", "--space", "auto")
     assert code == 2
     assert "name them with --data" in err

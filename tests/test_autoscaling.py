@@ -8,8 +8,9 @@ import pytest
 import ray
 
 from tests.benchmarks.faults import SPACE
+from tests.conftest import wait_until
 from tests.raylets import Raylets
-from tests.test_elastic import assert_whole, begin, interrupt, trials, wait_until
+from tests.test_elastic import assert_whole, begin, interrupt, trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

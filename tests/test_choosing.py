@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import record_probs
+from tests.conftest import Call, record_probs
 from tuner.config import Method, Tta
 from tuner.data.splits import Splits
 from tuner.ensemble import choosing, make_ensemble, planning
@@ -255,7 +255,7 @@ def test_an_image_is_cross_fitted_by_a_choice_made_without_it(finished_run: Run)
 
 
 def test_an_ensemble_tells_what_it_was_chosen_by(
-    finished_run: Run, digits: Splits, call: Callable[..., tuple[int, str, str]]
+    finished_run: Run, digits: Splits, call: Call
 ) -> None:
     by_worst_class(finished_run, digits)
     at = ("--run", "tiny", "--storage", str(finished_run.path.parent))

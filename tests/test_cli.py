@@ -20,9 +20,9 @@ from click.shell_completion import ShellComplete
 from PIL import Image
 
 from tests.benchmarks.processes import PROGRAM
-from tests.conftest import train_trial
+from tests.conftest import Call, train_trial
 from tests.disks import remount, small_disk
-from tuner.cli import cli, main
+from tuner.cli import cli
 from tuner.cli.output import figure
 from tuner.cli.search import search
 from tuner.cli.search_options import search_request
@@ -38,26 +38,11 @@ QUICK = str(Path(__file__).parents[1] / "search_spaces" / "quick.yaml")
 SMALL = ["search.trials=3", "search.epochs=1", "search.scheduler=none"]
 
 
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> object:
-    """Return a function that types a command in an empty folder and returns what came."""
+def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that types a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def type_command(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Result(ended.value.code, captured.out, captured.err)
-
-    return type_command
+    return call
 
 
 def write(name: str, text: str) -> None:

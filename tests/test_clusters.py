@@ -18,8 +18,8 @@ import yaml
 from click.testing import CliRunner
 from ray.job_submission import JobStatus
 
+from tests.conftest import Call
 from tuner.cli import jobs as submitting
-from tuner.cli import main
 from tuner.cli.cluster_template import TEMPLATES, cluster_template
 from tuner.cli.doctor import split_output
 from tuner.cli.search import search
@@ -153,31 +153,20 @@ def test_every_template_is_shipped_with_the_package() -> None:
     assert {path.name for path in folder.iterdir()} == set(TEMPLATES.values())
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> Any:
-    monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code, capsys.readouterr().err
-
-
-def test_a_dashboard_that_does_not_answer_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dashboard_that_does_not_answer_is_told(call: Call) -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unheard.getsockname()[1]}"
         words = ("search", "--space", "quick", "--storage", "/shared", "--address", address)
-        code, said = fails(monkeypatch, capsys, *words)
+        code, _, said = call(*words)
     assert code == 4
     assert "no Ray dashboard answers there" in said
 
 
-def test_a_job_wants_a_storage_that_the_cluster_can_find(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_wants_a_storage_that_the_cluster_can_find(call: Call) -> None:
     # Said before the dashboard is asked, for nobody listens there.
     words = ("search", "--space", "quick", "--address", "http://127.0.0.1:9")
-    code, said = fails(monkeypatch, capsys, *words)
+    code, _, said = call(*words)
     assert code == 2
     assert "a folder that all nodes of the cluster share" in said
 

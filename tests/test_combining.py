@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import tuner.ensemble
-from tuner.cli import main
+from tests.conftest import Call
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.ensemble import latency
 from tuner.ensemble.request import METHODS, EnsembleRequest
@@ -18,25 +16,15 @@ from tuner.run.run import Run
 
 
 @pytest.fixture
-def call(
-    finished_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
-    """Return a function that combines the run with some options and returns code, out and err."""
-
-    def type_options(*words: str) -> tuple[int, str, str]:
-        line = ["cifar-tune", "ensemble", "--storage", str(finished_run.path.parent), *words]
-        monkeypatch.setattr(sys, "argv", line)
-        monkeypatch.chdir(finished_run.path.parent)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return type_options
+def combine(call: Call, finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that combines the run with some options."""
+    storage = finished_run.path.parent
+    monkeypatch.chdir(storage)
+    return lambda *words: call("ensemble", "--storage", str(storage), *words)
 
 
-def test_the_verdict_comes_first_and_all_fits_a_terminal(call: Any) -> None:
-    code, out, err = call("--top", "2", "--device", "cpu")
+def test_the_verdict_comes_first_and_all_fits_a_terminal(combine: Call) -> None:
+    code, out, err = combine("--top", "2", "--device", "cpu")
     assert code == 0, err
     assert out.startswith("tiny: vote of 2\nThe vote of 2 ")
     assert "cross-fitted" in out
@@ -48,21 +36,16 @@ def test_the_verdict_comes_first_and_all_fits_a_terminal(call: Any) -> None:
     assert not [line for line in out.splitlines() if line != line.rstrip()]
 
 
-def test_all_tables_are_printed_when_asked_for_and_shown_later(
-    call: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, out, _ = call("--top", "2", "--verbose")
+def test_all_tables_are_printed_when_asked_for_and_shown_later(combine: Call, call: Call) -> None:
+    _, out, _ = combine("--top", "2", "--verbose")
     assert "below the top 2 by validation accuracy" in out
     assert "The first members together" in out
     assert "true \\ predicted, test images" in out
-    monkeypatch.setattr(sys, "argv", ["cifar-tune", "show", "tiny/ensembles/top2"])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().out == out
+    assert call("show", "tiny/ensembles/top2").out == out
 
 
-def test_auto_takes_what_the_verdict_advises(call: Any, finished_run: Run) -> None:
-    _, out, _ = call("--top", "3", "--method", "auto", "--json")
+def test_auto_takes_what_the_verdict_advises(combine: Call, finished_run: Run) -> None:
+    _, out, _ = combine("--top", "3", "--method", "auto", "--json")
     document = json.loads(out)
     verdict = document["verdict"]
     assert verdict["advised"] == verdict["asked"] | {"method": verdict["advised"]["method"]}
@@ -72,21 +55,21 @@ def test_auto_takes_what_the_verdict_advises(call: Any, finished_run: Run) -> No
     assert verdict["text"].endswith("Take it.")
 
 
-def test_by_nll_the_verdict_goes_by_nll_and_what_is_next_does_so_too(call: Any) -> None:
-    _, out, _ = call("--top", "3", "--metric", "nll", "--json")
+def test_by_nll_the_verdict_goes_by_nll_and_what_is_next_does_so_too(combine: Call) -> None:
+    _, out, _ = combine("--top", "3", "--metric", "nll", "--json")
     verdict = json.loads(out)["verdict"]
     assert "NLL" in verdict["text"]
     assert verdict["asked"]["metric"] == "nll"
     assert verdict["asked"]["value"] == verdict["asked"]["nll"]
-    _, out, _ = call("--top", "3", "--metric", "nll")
+    _, out, _ = combine("--top", "3", "--metric", "nll")
     is_taken = verdict["text"].endswith("Take it.")
     advice = [line for line in out.splitlines() if " ensemble --top " in line]
     assert is_taken or (len(advice) == 1 and "--metric nll" in advice[0])
     assert "Test gain in accuracy over trial" in out
 
 
-def test_the_best_trial_that_was_asked_for_is_not_advised_again(call: Any) -> None:
-    _, out, _ = call("--top", "1")
+def test_the_best_trial_that_was_asked_for_is_not_advised_again(combine: Call) -> None:
+    _, out, _ = combine("--top", "1")
     assert "stands alone" in out
     assert " ensemble --top 1" not in out
 
@@ -132,8 +115,8 @@ def test_no_command_asks_for_the_run_of_a_copied_ensemble(
 
 
 @pytest.mark.parametrize("words", [["--compare", "--calibrate"], ["--frontier"], ["--dry-run"]])
-def test_what_is_shown_fits_80_columns(call: Any, words: list[str]) -> None:
-    code, out, err = call("--top", "3", *words)
+def test_what_is_shown_fits_80_columns(combine: Call, words: list[str]) -> None:
+    code, out, err = combine("--top", "3", *words)
     assert code == 0, err
     told, _, commands = out.partition("Next:\n")
     assert max(len(line.rstrip()) for line in told.splitlines()) <= 80
@@ -141,20 +124,20 @@ def test_what_is_shown_fits_80_columns(call: Any, words: list[str]) -> None:
 
 
 def test_a_frontier_of_the_first_members_alone_says_so(
-    call: Any, monkeypatch: pytest.MonkeyPatch
+    combine: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = "Only the first 2 of 3 members were combined."
-    _, out, _ = call("--top", "3", "--frontier")
+    _, out, _ = combine("--top", "3", "--frontier")
     assert note not in out
     for module in (latency, tuner.ensemble):
         monkeypatch.setattr(module, "MOST_COMBINED", 2)
-    _, out, err = call("--top", "3", "--frontier")
+    _, out, err = combine("--top", "3", "--frontier")
     assert note in out
     assert "timing members on cpu: 2\n" in err
 
 
-def test_a_dry_run_reads_no_test_image(call: Any, finished_run: Run) -> None:
-    code, out, _ = call("--top", "2", "--dry-run", "--compare", "--json")
+def test_a_dry_run_reads_no_test_image(combine: Call, finished_run: Run) -> None:
+    code, out, _ = combine("--top", "2", "--dry-run", "--compare", "--json")
     assert code == 0
     document = json.loads(out)
     asked, single, *others = document["choices"]
@@ -168,9 +151,9 @@ def test_a_dry_run_reads_no_test_image(call: Any, finished_run: Run) -> None:
     assert not list(finished_run.path.glob(".ensemble-*"))
 
 
-def test_an_ensemble_is_named_after_how_it_was_made(call: Any, finished_run: Run) -> None:
-    call("--top", "2", "--method", "greedy", "--calibrate", "--tta", "flip", "--json")
-    call("--top", "2", "--metric", "nll", "--json")
+def test_an_ensemble_is_named_after_how_it_was_made(combine: Call, finished_run: Run) -> None:
+    combine("--top", "2", "--method", "greedy", "--calibrate", "--tta", "flip", "--json")
+    combine("--top", "2", "--metric", "nll", "--json")
     assert {path.name for path in (finished_run.path / "ensembles").iterdir()} == {
         "greedy2-calibrated-flip",
         "top2-nll",

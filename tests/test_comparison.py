@@ -2,15 +2,14 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.conftest import Call
 from tests.test_tuner import World
-from tuner.cli import main
 from tuner.report.comparison import compare, differences, verdict
 from tuner.run.run import Run
 from tuner.run.trial import write_history
@@ -109,21 +108,12 @@ def test_runs_that_trained_on_their_validation_images_are_not_comparable(runs: l
     assert differences(compare(runs)).startswith("Not comparable: two trained on the")
 
 
-def type_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_command_prints_a_row_a_run_a_document_or_a_page(
-    runs: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_row_a_run_a_document_or_a_page(runs: list[Run], call: Call) -> None:
     storage = runs[0].path.parent
     page = storage / "side.html"
     command = ["compare", "one", "two", "--storage", str(storage)]
-    assert type_command(monkeypatch, *command, "--html", str(page)) == 0
-    table = capsys.readouterr().out
+    code, table, err = call(*command, "--html", str(page))
+    assert code == 0, err
     assert re.search(r"one +0\.9000 +cnn +2 +8 ", table)
     # The longest curve is as wide as the table gives it; half the epochs, half as wide.
     widths = [max(map(len, re.findall("[▁-█]+", line))) for line in table.splitlines()[1:3]]
@@ -132,38 +122,34 @@ def test_the_command_prints_a_row_a_run_a_document_or_a_page(
     assert "one leads" in text
     assert "default-src 'none'" in text
     assert "Charts need JavaScript, which is off here.</p>" in text
-    assert type_command(monkeypatch, *command, "--json") == 0
-    document = json.loads(capsys.readouterr().out)
+    code, out, err = call(*command, "--json")
+    assert code == 0, err
+    document = json.loads(out)
     assert [run["run"] for run in document["runs"]] == ["one", "two"]
-    assert type_command(monkeypatch, "compare", "one", "--storage", str(storage)) == 2
-    assert "two runs or more" in capsys.readouterr().err
+    code, _, err = call("compare", "one", "--storage", str(storage))
+    assert code == 2
+    assert "two runs or more" in err
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_comparison_fits_its_terminal(
-    runs: list[Run],
-    width: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    runs: list[Run], width: int, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tuner.cli.output.make_console", lambda: Console(width=width))
-    assert type_command(monkeypatch, "compare", *(str(run.path) for run in runs)) == 0
-    table = capsys.readouterr().out
+    code, table, err = call("compare", *(str(run.path) for run in runs))
+    assert code == 0, err
     assert all(len(line) <= width for line in table.splitlines())
     assert "over epochs" in table
     assert ("over GPU-hours" in table) == (width == 140)
 
 
-def test_a_run_without_a_gpu_has_no_place_over_gpu_hours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_a_gpu_has_no_place_over_gpu_hours(tmp_path: Path, call: Call) -> None:
     one = search(tmp_path, "one", [0.3, 0.5, 0.6, 0.6])
     two = search(tmp_path, "two", [0.4, 0.5, 0.5, 0.6], gpus=0)
     page = tmp_path / "page.html"
-    assert (
-        type_command(monkeypatch, "compare", str(one.path), str(two.path), "--html", str(page)) == 0
-    )
-    lines = capsys.readouterr().out.splitlines()
+    code, out, err = call("compare", str(one.path), str(two.path), "--html", str(page))
+    assert code == 0, err
+    lines = out.splitlines()
     assert len(re.findall("[▁-█]+", lines[1])) == 2
     assert re.search(r" - +0:00:\d\d +[▁-█]+ +-$", lines[2].rstrip())
     assert "Over GPU-hours without two: no trial held a GPU there." in page.read_text()

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tests.conftest import Call
 from tests.test_run import make_run
-from tuner.cli import main
 from tuner.cli.output import data_output, print_json
 from tuner.console import MOST_LINE, MOST_WORD, Console, shortened, visible, visible_output
 
@@ -89,20 +89,15 @@ def test_the_traceback_of_a_mistake_of_ours_is_shown_too(
 
 
 def test_commands_show_names_from_a_run_and_cut_long_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(tmp_path / "runs", "evil\x1b[2J", command="x")
     monkeypatch.chdir(tmp_path)
 
-    def typed(*words: str) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out + captured.err
-
-    code, text = typed("runs")
-    assert (code, r"evil\x1b[2J" in text, "\x1b" in text) == (0, True, False)
+    code, out, err = call("runs")
+    assert code == 0, err
+    assert r"evil\x1b[2J" in out + err
+    assert "\x1b" not in out + err
     for words in (
         ["show", "nobody\x1b[31m" + "x" * 240],
         ["show", "y" * 3000],
@@ -112,7 +107,8 @@ def test_commands_show_names_from_a_run_and_cut_long_input(
         ["search", "--space", "quick", "--name", "evil\x1b[2J"],
         ["search", "--space", "quick", "--name", "n" * 256],
     ):
-        code, text = typed(*words)
+        code, out, err = call(*words)
+        text = out + err
         assert code == 2, (words[:2], text)
         assert max(map(len, text.split())) < MOST_WORD + 10
         assert "\x1b" not in text

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import tuner
+from tests.conftest import Call
 from tuner.augment import augment_batch
 from tuner.cli.student_table import print_student
 from tuner.config import (
@@ -43,7 +43,6 @@ from tuner.tuning.distill import STUDENTS, make_distill_request, prepare_teachin
 from tuner.tuning.ray_backend.payload import pack, unpack
 from tuner.tuning.request import make_search_request
 
-Call = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 N, K = 6, 5
 

@@ -5,8 +5,6 @@ import csv
 import itertools
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 import tuner
-from tuner.cli import main
+from tests.conftest import Call
 from tuner.config import DataConfig
 from tuner.data.labelled import find_labelled, labels_among
 from tuner.data.splits import load_test
@@ -24,8 +22,6 @@ from tuner.deploy.evaluation import evaluate
 from tuner.deploy.predictor import Ensemble
 from tuner.metrics.predict import score
 from tuner.run.run import Run
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -36,18 +32,10 @@ def run(run_with_ensemble: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def call(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return a function that calls ``evaluate`` with some words and returns code, out and err."""
-
-    def type_words(*words: str | Path) -> tuple[int, str, str]:
-        line = ["cifar-tune", "evaluate", *map(str, words), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [*line, "--storage", str(run.path.parent)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return type_words
+def call(call: Call, run: Run) -> Call:
+    """Return a function that calls ``evaluate`` with some words."""
+    at = ("--device", "cpu", "--storage", str(run.path.parent))
+    return lambda *words: call("evaluate", *map(str, words), *at)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tuner
+from tests.conftest import Call
 from tests.test_custom import NETS
 from tests.test_models import SMALL
-from tuner.cli import main
 from tuner.cli.export import _print
 from tuner.config import ModelConfig
 from tuner.data.decoding import ValueRange, decode_file, resized
@@ -519,24 +519,15 @@ def test_a_comparison_needs_images(exported: Exported, photos: Path, tmp_path: P
 
 
 def test_the_command_writes_the_newest_ensemble_and_tells_how_it_compares(
-    finished_run: Run,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished_run: Run, photos: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = finished_run.path.parents[1]
     tuner.combine(finished_run, top=2, calibrate=True, device="cpu", progress=False)
     monkeypatch.chdir(folder)
 
-    def call(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", "export", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert ended.value.code == 0, captured.err
-        return captured.out
-
-    told = json.loads(call("--output", "digits.onnx", "--json"))
+    code, out, err = call("export", "--output", "digits.onnx", "--json")
+    assert code == 0, err
+    told = json.loads(out)
     assert (told["file"], told["format"], told["num_members"]) == ("digits.onnx", "onnx", 2)
     assert told["num_bytes"] == Path("digits.onnx").stat().st_size
     # Those kept with the ensemble, as they are and enlarged.
@@ -544,7 +535,9 @@ def test_the_command_writes_the_newest_ensemble_and_tells_how_it_compares(
     assert told["compared"]["num_files"] == 0
     assert [latency["num_images"] for latency in told["latency"]] == [1, 32]
 
-    shown = call("--output", "digits.pt2", "--ensemble", "tiny", "--check", str(photos))
+    words = ("--output", "digits.pt2", "--ensemble", "tiny", "--check", str(photos))
+    code, shown, err = call("export", *words)
+    assert code == 0, err
     assert "digits.pt2: 0." in shown
     assert "gives 3 files the same label in 3 cases" in shown
     assert "torch.export, ms" in shown

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,13 +21,12 @@ import pytest
 import ray
 import torch
 from optuna.trial import TrialState as OptunaState
-from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from tests.benchmarks.faults import SPACE, TRIALS, Moment, baselines, killed_search
 from tests.benchmarks.processes import PROGRAM, Search, descendants, environment
 from tests.benchmarks.promises import FIGURES, flaws, same_runs
-from tests.conftest import UNTRAINABLE
+from tests.conftest import UNTRAINABLE, wait_until
 from tests.disks import remount, small_disk
 from tuner.config import DataConfig
 from tuner.data.splits import load_splits
@@ -43,8 +42,6 @@ from tuner.tuning.request import SearchRequest
 from tuner.tuning.sampling.sampler import Sampler
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-EPOCHS = 8
 
 
 @pytest.fixture
@@ -66,13 +63,6 @@ def run_in(folder: Path) -> Run:
 
 def history_in(folder: Path, number: int) -> list[EpochMetrics]:
     return read_history(folder / "runs" / "run" / "trials" / f"{number:04d}")
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def kill_workers(search: Search) -> None:
@@ -127,18 +117,6 @@ def test_a_search_that_promotes_is_killed_and_ends_as_if_it_had_not_been(tmp_pat
     assert any(trial.status.attempts > 1 for trial in trials if trial.status.passed)
 
 
-def test_a_trial_whose_worker_is_killed_goes_on_from_its_last_epoch(folder: Path) -> None:
-    with begin(folder, "--concurrent", "1", trials=2) as search:
-        wait_until(lambda: len(history_in(folder, 0)) >= 3)
-        kill_workers(search)
-        before = history_in(folder, 0)
-        assert len(before) < EPOCHS
-        assert search.wait(120) == 0, search.errors
-    first, second = run_in(folder).trials()
-    assert_trained_as_without_a_fault(first, before)
-    assert second.status.state == "completed"
-
-
 def test_epochs_between_two_saves_are_trained_again_after_a_kill(folder: Path) -> None:
     with begin(
         folder, "--concurrent", "1", "--save-seconds", "1", "--epochs", "24", trials=1
@@ -170,43 +148,6 @@ def test_a_trial_that_loses_too_many_workers_fails_and_the_search_goes_on(folder
     assert other.status.state == "completed"
 
 
-@pytest.fixture
-def two_nodes() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
-
-
-def test_a_trial_whose_node_is_lost_goes_on_on_another(folder: Path, two_nodes: Cluster) -> None:
-    (removed,) = two_nodes.worker_nodes
-    found: list[TrialRecord] = []
-
-    def is_under_way() -> bool:
-        found[:] = [
-            trial
-            for trial in (
-                run_in(folder).trials() if (folder / "runs/run/run.json").exists() else []
-            )
-            if trial.status.node == removed.node_id and 2 <= len(trial.history) < EPOCHS - 1
-        ]
-        return bool(found)
-
-    # Small batches: an epoch has to take longer than the removal of a node.
-    slow = "space.batch_size=2"
-    with begin(folder, slow, "--address", two_nodes.address, trials=4) as search:
-        wait_until(is_under_way)
-        two_nodes.remove_node(removed, allow_graceful=False)
-        before = history_in(folder, found[0].number)
-        assert len(before) < EPOCHS
-        assert search.wait(200) == 0, search.errors
-    trials = run_in(folder).trials()
-    assert [trial.status.state for trial in trials] == ["completed"] * 4
-    moved = trials[found[0].number]
-    assert moved.status.node not in ("", removed.node_id)
-    assert_trained_as_without_a_fault(moved, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
     folder: Path, number: signal.Signals
@@ -234,6 +175,10 @@ def test_a_signal_ends_the_search_after_the_epoch_with_the_command_to_resume(
         assert [*flaws(trial)] == []
         assert trial.state.exists() == (trial.status.state == "interrupted")
     command = search.errors.partition("Resume with:\n")[2].partition("cifar-tune ")[2].strip()
+    assert command.startswith("search --resume --name run")
+    if number == signal.SIGTERM:
+        # The run is the same as after SIGINT, where it is resumed.
+        return
     again = subprocess.run(
         [str(PROGRAM), *shlex.split(command)], cwd=folder, capture_output=True, text=True
     )
@@ -316,7 +261,9 @@ def test_the_loss_of_ray_itself_is_told_in_a_line(folder: Path, name: str) -> No
     assert last.endswith("Resume with:")
     assert "cifar-tune search --resume --name run" in command
     assert run_in(folder).record.status == "interrupted"
-    assert_trained_as_without_a_fault(resume(folder).trial(0), before)
+    # A lost raylet leaves the same run; its workers end with it, those of a lost GCS need not.
+    if name == "gcs_server":
+        assert_trained_as_without_a_fault(resume(folder).trial(0), before)
 
 
 def test_a_full_disk_under_ray_is_told_in_a_line(
@@ -562,6 +509,7 @@ def test_optuna_is_told_of_every_ending_as_it_was(
         (OptunaState.FAIL, None, {}),
     ]
     driver.search(replace(request, resume=True), Console(file=io.StringIO()))
+    assert len(studies) == 2
     for study in studies:
         told = [(trial.state, trial.value, trial.intermediate_values) for trial in study.trials]
         assert told == expected

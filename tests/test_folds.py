@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import TINY_SPACE, train_trial
+from tests.conftest import TINY_SPACE, record_of, train_trial
 from tuner.config import DataConfig, ModelConfig, SearchConfig, Sgd, TrialConfig, Tta
 from tuner.data.cache import Images
 from tuner.data.splits import Splits, load_splits
@@ -33,7 +33,7 @@ from tuner.models.folded import FoldedNetwork
 from tuner.run.checkpoint import load_checkpoint, load_state
 from tuner.run.digests import read_digests, write_digests
 from tuner.run.run import Run
-from tuner.run.run_record import RunRecord, now
+from tuner.run.run_record import now
 from tuner.run.trial import EpochMetrics, TrialRecord
 from tuner.space import load_space
 from tuner.training.folds import fold_seed
@@ -65,19 +65,15 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 def folded_run(folded: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run of two trials with folds, and an ensemble of both, to be read alone."""
     storage = tmp_path_factory.mktemp("runs")
-    record = RunRecord(
+    record = record_of(
+        folded,
+        DATA,
+        storage / "data",
         name="folded",
         command="cifar-tune search --folds 3",
         space="tiny.yaml",
         search=SearchConfig(trials=2, epochs=4),
-        data=DATA,
-        data_dir=str(storage / "data"),
-        data_fingerprint=folded.fingerprint,
-        split_fingerprint=folded.split_fingerprint,
-        num_train=len(folded.train),
-        num_val=len(folded.val),
         hardware={"threads_per_trial": 1},
-        started=now(),
     )
     run = Run.create(storage / "folded", record, TINY_SPACE)
     for number in range(2):

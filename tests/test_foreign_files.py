@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tuner
+from tests.conftest import Call
 from tuner.deploy.predictor import read_ensemble as load
 from tuner.errors import SpaceError, TunerError
 from tuner.monitor.follow import RunWatcher
@@ -249,9 +250,7 @@ def test_no_link_of_a_run_is_followed_by_what_tidies_up(finished_run: Run, tmp_p
 
 
 @pytest.mark.parametrize("command", ["leaderboard", "show", "report", "check"])
-def test_a_file_in_place_of_the_trials_is_told(
-    command: str, finished_run: Run, call: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_file_in_place_of_the_trials_is_told(command: str, finished_run: Run, call: Call) -> None:
     trials = finished_run.path / "trials"
     shutil.rmtree(trials)
     trials.touch()
@@ -260,9 +259,7 @@ def test_a_file_in_place_of_the_trials_is_told(
     assert f"{trials}: damaged or unreadable: " in out + err
 
 
-def test_a_file_in_place_of_a_trial_is_passed_by_and_found(
-    finished_run: Run, call: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_file_in_place_of_a_trial_is_passed_by_and_found(finished_run: Run, call: Call) -> None:
     files = [finished_run.path / name for name in ("trials/0003", "ensembles")]
     for file in files:
         file.touch()

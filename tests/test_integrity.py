@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tuner
-from tests.conftest import copy_of_trial
+from tests.conftest import Call, copy_of_trial
 from tuner.data.splits import Splits
 from tuner.ensemble.integrity import sample_of, why_not_network, why_not_probs
 from tuner.errors import NoUsableTrials, TunerError
@@ -28,7 +28,6 @@ from tuner.storage.paths import sha256_of
 from tuner.training.saving import check_resumable
 
 SPACE = "space: {batch_size: 32, model: {cnn: {stages: 2}}, optimizer: {sgd: {lr: 0.1}}}\n"
-Call = Callable[..., tuple[int, str, str]]
 Attack = Callable[[Path], None]
 """Spoils a run whose trials 0, 1 and 2 lie in the folder; 1 and 2 have one architecture."""
 
@@ -184,29 +183,39 @@ def test_damage_is_told_by_file_before_a_test_image_is_read(
     if name == "checkpoint.safetensors":
         assert call("ensemble", "--top", "3", "--dry-run", "--run", *at)[0] == 1
     assert no_test_image_was_read(finished_run)
+    assert not (finished_run.path / "ensembles").exists()
     code, out, _ = call("check", *at, "--json")
     assert code == 1
     assert {entry["file"] for entry in json.loads(out)["damage"]} == {str(file)}
 
 
 @pytest.mark.parametrize("attack", ["negated", "accuracy of 7.5", "a weight changed"])
-@pytest.mark.parametrize("method", ["vote", "greedy", "greedy-soup"])
+@pytest.mark.parametrize("method", ["vote", "greedy"])
 def test_a_damaged_trial_is_left_out_where_the_user_says_so(
     finished_run: Run, attack: str, method: Any
 ) -> None:
     ATTACKS[attack][1](finished_run.path / "trials")
-    if method == "greedy-soup":
-        # Of one architecture, as trial 1 would have been.
-        copy_of_trial(finished_run, 0, 7)
-    options: dict[str, Any] = {"top": 1, "method": method, "device": "cpu", "progress": False}
-    if method == "greedy-soup":
-        with pytest.raises(TunerError, match="share an architecture"):
-            tuner.combine(finished_run, skip_damaged=True, **options)
-        return
-    ensemble = tuner.combine(finished_run, skip_damaged=True, **options)
+    ensemble = tuner.combine(
+        finished_run, top=1, method=method, skip_damaged=True, device="cpu", progress=False
+    )
     assert 1 not in {member.trial for member in ensemble.members}
     left_out = {entry["trial"]: entry["reason"] for entry in ensemble.metrics["left_out"]}
     assert left_out[1].startswith(f"damaged: {finished_run.trial_path(1)}")
+
+
+def test_a_damaged_trial_and_a_copy_share_no_soup(finished_run: Run) -> None:
+    ATTACKS["negated"][1](finished_run.path / "trials")
+    # Of one architecture with trial 0, as trial 1 is with trial 2.
+    copy_of_trial(finished_run, 0, 7)
+    with pytest.raises(TunerError, match="share an architecture"):
+        tuner.combine(
+            finished_run,
+            top=1,
+            method="greedy-soup",
+            skip_damaged=True,
+            device="cpu",
+            progress=False,
+        )
 
 
 def test_too_few_are_left_for_a_vote(finished_run: Run) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +9,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.conftest import train_trial
+from tests.conftest import Call, record_of, train_trial
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
 from tuner.data.cache import Images
 from tuner.data.datasets import load_official
 from tuner.data.splits import load_splits
 from tuner.ensemble.issues import _duplicate_issues
 from tuner.run.run import Run
-from tuner.run.run_record import RunRecord, now
-
-Call = Callable[..., tuple[int, str, str]]
+from tuner.run.run_record import now
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +47,14 @@ def run(folder: Path) -> Run:
     """Return a run of one trial on these images, validated on 300 of them."""
     data = DataConfig(source=str(folder), image_size=8, val_fraction=0.3)
     splits = load_splits(data, folder.parent / "data")
-    record = RunRecord(
+    record = record_of(
+        splits,
+        data,
+        folder.parent / "data",
         name="digits",
         command="cifar-tune search",
         space="space.yaml",
         search=SearchConfig(trials=1, epochs=12, grace=1),
-        data=data,
-        data_dir=str(folder.parent / "data"),
-        data_fingerprint=splits.fingerprint,
-        split_fingerprint=splits.split_fingerprint,
-        num_train=len(splits.train),
-        num_val=len(splits.val),
-        started=now(),
     )
     space = "space: {model: {cnn: {stages: 2}}}\n"
     run = Run.create(folder.parent / "runs" / "digits", record, space)

@@ -3,13 +3,13 @@
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.processes import PROGRAM, environment
+from tests.conftest import wait_until
 from tests.raylets import Raylets, bare_python, pretend
 from tuner.run.run import Run
 from tuner.tuning.ray_backend import jobs
@@ -63,6 +63,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file of a token, which a cluster that asks for none must not be shown."""
+    path = folder / "token"
+    path.write_text("cifar-tune-" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    return path
+
+
 def start(folder: Path, *words: str, **options: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [str(PROGRAM), *words, "--storage", str(folder / "runs")],
@@ -80,6 +89,7 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.usefixtures("token")
 def test_a_submitted_search_runs_on_nodes_that_have_but_ray_and_torch(
     cluster: Raylets, folder: Path
 ) -> None:
@@ -142,10 +152,7 @@ def test_a_job_that_is_stopped_ends_after_its_epoch_and_closes_its_books(
     words = ("search", "--space", "space.yaml", "--name", "stopped", "--epochs", "100")
     process = start(folder, *words, "--address", cluster.dashboard)
     path = folder / "runs" / "stopped"
-    end = time.monotonic() + 300
-    while not list(path.glob("trials/*/history.csv")):
-        assert time.monotonic() < end
-        time.sleep(0.5)
+    wait_until(lambda: list(path.glob("trials/*/history.csv")), seconds=300)
     client = jobs.connect(cluster.dashboard)
     client.stop_job(jobs.find(client, "search", "stopped", None).submission_id)
     code, _, err = finish(process)
@@ -174,6 +181,7 @@ def test_the_doctor_examines_all_nodes_from_the_head(cluster: Raylets, folder: P
     assert {finding["level"] for finding in json.loads(out)} == {"ok"}
 
 
+@pytest.mark.usefixtures("token")
 def test_a_node_with_another_torch_is_named_in_a_table(
     cluster: Raylets, folder: Path, tmp_path: Path
 ) -> None:
@@ -197,27 +205,10 @@ def test_a_node_with_another_torch_is_named_in_a_table(
         cluster.remove(number)
 
 
-@pytest.fixture
-def token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = folder / "token"
-    path.write_text("cifar-tune-" * 4)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    return path
-
-
-def search_near_and_far(folder: Path, raylets: Raylets) -> None:
-    """Search with the driver here, then as a job."""
-    words = ("search", "--space", "space.yaml", "--epochs", "2", "--trials", "2")
-    for name, address in (("near", raylets.address), ("far", raylets.dashboard)):
-        code, out, err = finish(start(folder, *words, "--address", address, "--name", name))
-        assert code == 0, out + err
-
-
 def test_a_token_is_shown_to_a_cluster_that_asks_for_one(folder: Path, token: Path) -> None:
+    words = ("search", "--space", "space.yaml", "--epochs", "2", "--trials", "2")
     with Raylets(token=token) as raylets:
-        search_near_and_far(folder, raylets)
-
-
-@pytest.mark.usefixtures("token")
-def test_no_token_is_shown_to_a_cluster_that_asks_for_none(cluster: Raylets, folder: Path) -> None:
-    search_near_and_far(folder, cluster)
+        # With the driver here, then as a job.
+        for name, address in (("near", raylets.address), ("far", raylets.dashboard)):
+            code, out, err = finish(start(folder, *words, "--address", address, "--name", name))
+            assert code == 0, out + err

@@ -3,7 +3,7 @@
 import http.client
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.benchmarks.processes import PROGRAM
+from tests.conftest import Call
 from tests.test_report import SEARCH, simulated, spaces
 from tuner.cli.show import show
 from tuner.report import live
@@ -19,8 +20,6 @@ from tuner.report.live import LivePage
 from tuner.run.run import Run
 from tuner.run.trial import write_history
 from tuner.storage.paths import AnyPath, copy_file
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.raylets import free_port
+from tests.stores import free_port
 from tests.test_tracking import search
 from tests.test_tuner import World
 from tuner.run.run import Run

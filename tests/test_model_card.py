@@ -3,30 +3,25 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from tuner.cli import main
+from tests.conftest import Call
 from tuner.config import RefitConfig
 from tuner.run.run import Run
 
 
-def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", shlex.split(line))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
+def run_command(line: str, call: Call) -> None:
+    code, _, err = call(*shlex.split(line)[1:])
+    assert code == 0, err
 
 
-def test_no_text_of_a_run_is_markup_in_its_card(
-    finished_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_text_of_a_run_is_markup_in_its_card(finished_run: Run, call: Call) -> None:
     markup = "<b>[x](http://x)\n# y"
     finished_run.update(versions={markup: markup}, git_commit=markup, started=markup[:10])
     storage = f"--storage {finished_run.path.parent}"
-    run_command(f"cifar-tune ensemble --run tiny --top 1 {storage}", monkeypatch)
+    run_command(f"cifar-tune ensemble --run tiny --top 1 {storage}", call)
     card = (finished_run.path / "ensembles" / "top1" / "model_card.md").read_text()
     for raw in ("<b>", "[x](", "\n# y"):
         assert raw not in card
@@ -34,7 +29,7 @@ def test_no_text_of_a_run_is_markup_in_its_card(
 
 @pytest.mark.parametrize("options", ["", "--method greedy --calibrate", "--method soup --name x"])
 def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
-    options: str, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+    options: str, finished_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A run is known by its folder, which may have been renamed.
     run = finished_run.path.rename(finished_run.path.with_name("renamed"))
@@ -42,7 +37,7 @@ def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     monkeypatch.chdir(run)
     top = 1 if "soup" in options else 2
     storage = f"--storage {run.parent}"
-    run_command(f"cifar-tune ensemble --run renamed --top {top} {options} {storage}", monkeypatch)
+    run_command(f"cifar-tune ensemble --run renamed --top {top} {options} {storage}", call)
     (folder,) = (run / "ensembles").iterdir()
     card = (folder / "model_card.md").read_text()
     described = json.loads((folder / "ensemble.json").read_text())
@@ -56,17 +51,17 @@ def test_the_card_tells_figures_members_and_the_command_that_makes_it_again(
     assert ("By accuracy, which they were chosen by." in card) != is_by_nll
     (command,) = re.findall(r"^    (cifar-tune ensemble .*)$", card, re.MULTILINE)
     (folder / "model_card.md").unlink()
-    run_command(command, monkeypatch)
+    run_command(command, call)
     assert json.loads((folder / "ensemble.json").read_text())["members"] == described["members"]
     assert Path(folder / "model_card.md").exists()
 
 
 def test_the_card_tells_how_far_a_run_has_grown_since_its_command(
-    finished_run: Run, monkeypatch: pytest.MonkeyPatch
+    finished_run: Run, call: Call
 ) -> None:
     def card() -> str:
         storage = f"--storage {finished_run.path.parent}"
-        run_command(f"cifar-tune ensemble --run tiny --top 1 {storage}", monkeypatch)
+        run_command(f"cifar-tune ensemble --run tiny --top 1 {storage}", call)
         return (finished_run.path / "ensembles" / "top1" / "model_card.md").read_text()
 
     assert "With all resumes, it was asked for 3 trials. `ensemble.json`" in card()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.conftest import wait_until
 from tuner.tuning.ray_backend import mps
 
 PROGRAM = f"""#!{sys.executable}
@@ -146,10 +147,7 @@ def wait_for_keeper() -> None:
 
 
 def wait_for_end(pid: int | None) -> None:
-    end = time.monotonic() + 15
-    while mps.find_daemon(ours()) == pid:
-        assert time.monotonic() < end, "the daemon was left behind"
-        time.sleep(0.05)
+    wait_until(lambda: mps.find_daemon(ours()) != pid, seconds=15)
 
 
 def test_processes_share_one_daemon_which_ends_after_the_last(

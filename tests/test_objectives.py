@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.conftest import Call
 from tests.test_promotion import SLOT, promoting
 from tests.test_run import add_trial, make_run
 from tests.test_tuner import Worker, World, start
@@ -414,12 +415,9 @@ def test_an_ensemble_of_the_front_has_its_trials(finished_run: Run) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_measures_what_its_networks_cost_and_says_who_is_on_the_front(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: Call
 ) -> None:
-    import sys
-
     import tuner
-    from tuner.cli import main
 
     given: dict[str, Any] = {
         "extends": "quick",
@@ -436,10 +434,7 @@ def test_a_search_measures_what_its_networks_cost_and_says_who_is_on_the_front(
     made = tuner.combine(run, front=True, progress=False)
     on_front = {trial.number for trial in records if trial.front == 1}
     assert {member.trial for member in made.members} == on_front
-    monkeypatch.setattr(sys, "argv", ["cifar-tune", "show", str(run.path), "--json"])
-    with pytest.raises(SystemExit):
-        main()
-    shown = json.loads(capsys.readouterr().out)["front"]
+    shown = json.loads(call("show", str(run.path), "--json").out)["front"]
     assert {one["trial"] for one in shown} == on_front
 
 

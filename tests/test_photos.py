@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.conftest import train_trial
+from tests.conftest import record_of, train_trial
 from tuner.cli import cli
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.config import DataConfig, ModelConfig, SearchConfig, TrialConfig
@@ -26,7 +26,6 @@ from tuner.ensemble.result import EnsembleResult
 from tuner.errors import DataError
 from tuner.metrics.predict import score
 from tuner.run.run import Run
-from tuner.run.run_record import RunRecord, now
 from tuner.training.rerun import rerun
 
 CPU = torch.device("cpu")
@@ -53,20 +52,16 @@ def make_run(folder: Path, storage: Path, **more: Any) -> Run:
     asked = DataConfig(source=str(folder), image_size=8, resize="auto", val_fraction=0.3, **more)
     splits = load_splits(asked, storage / "data")
     assert splits.config is not None
-    record = RunRecord(
+    record = record_of(
+        splits,
+        splits.config,
+        storage / "data",
         name="photos",
         command="",
         space="tiny.yaml",
         search=SearchConfig(trials=2, epochs=1, grace=1),
-        data=splits.config,
-        data_dir=str(storage / "data"),
-        data_fingerprint=splits.fingerprint,
-        split_fingerprint=splits.split_fingerprint,
-        num_train=len(splits.train),
-        num_val=len(splits.val),
         hardware={"threads_per_trial": 1},
         status="finished",
-        started=now(),
     )
     run = Run.create(storage / "photos", record, "space: {model: {cnn: {}}}\n")
     for number in range(2):

@@ -1,12 +1,10 @@
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tuner.cli import main
+from tests.conftest import Call
 from tuner.config import ModelConfig, TrialConfig
 from tuner.data.splits import Splits
 from tuner.run.forecast import PLAN
@@ -55,31 +53,20 @@ def config(**params: object) -> TrialConfig:
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Return a function that types a command in an empty folder and returns its stdout."""
+def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that types a command in a folder with a space."""
     monkeypatch.chdir(tmp_path)
     Path("space.yaml").write_text(SPACE)
     Path("nets.py").write_text(NETS)
-
-    def type_command(*words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert ended.value.code == code, captured.err
-        return captured.out if code == 0 else captured.err
-
-    return type_command
+    return call
 
 
 @pytest.mark.ray
-def test_a_search_finds_the_plan_that_was_made_of_it(
-    session: None, call: Callable[..., str]
-) -> None:
+def test_a_search_finds_the_plan_that_was_made_of_it(session: None, call: Call) -> None:
     words = ["--space", "space.yaml", "--json", "--quiet"]
-    document = json.loads(call("plan", *words, "--measure", "1s"))
+    code, out, err = call("plan", *words, "--measure", "1s")
+    assert code == 0, err
+    document = json.loads(out)
     assert (document["trials"], document["epochs"]) == (6, 2)
     assert {family["family"] for family in document["families"]} == {"cnn"}
     assert [rung["epoch"] for rung in document["rungs"]] == [1, 2]
@@ -94,7 +81,8 @@ def test_a_search_finds_the_plan_that_was_made_of_it(
     # What was written to measure the writing is gone.
     assert [Path(document["plan"])] == list(Path.cwd().glob("runs/.plans/*"))
 
-    call("search", *words, "--name", "planned")
+    code, _, err = call("search", *words, "--name", "planned")
+    assert code == 0, err
     run = Run.open(Path("runs/planned"))
     assert json.loads((run.path / PLAN).read_text()) == {
         key: value for key, value in document.items() if key != "plan"
@@ -107,10 +95,12 @@ def test_a_search_finds_the_plan_that_was_made_of_it(
         for file in (trial.checkpoint, trial.path / "val_probs.npy")
     ]
     assert kept["low"] / 3 < sum(files) < 3 * kept["high"]
-    call("report", "planned")
+    code, _, err = call("report", "planned")
+    assert code == 0, err
     assert 'id="planned"' in (run.path / "report.html").read_text()
     # Of a search that goes on, it would be the plan of a part.
-    call("search", *words, "--name", "planned", "--resume")
+    code, _, err = call("search", *words, "--name", "planned", "--resume")
+    assert code == 0, err
     assert not (run.path / PLAN).exists()
 
 
@@ -154,6 +144,7 @@ def test_short_epochs_foresee_the_time_of_whole_ones(digits: Splits) -> None:
     assert 0.2 < min(with_few) / min(with_all) < 5
 
 
-def test_a_plan_is_no_job(call: Callable[..., str]) -> None:
-    told = call("plan", "--space", "space.yaml", "--address", "http://head:8265", code=2)
-    assert "--address auto" in told
+def test_a_plan_is_no_job(call: Call) -> None:
+    code, _, err = call("plan", "--space", "space.yaml", "--address", "http://head:8265")
+    assert code == 2
+    assert "--address auto" in err

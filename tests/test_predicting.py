@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -18,13 +17,11 @@ import pytest
 from PIL import Image
 
 import tuner
-from tuner.cli import main
+from tests.conftest import Call
 from tuner.deploy.predictor import Ensemble
 from tuner.deploy.stream import find_images, predict_paths
 from tuner.run.run import Run
 from tuner.storage.files import write_json
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +49,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(
-    run_with_ensemble: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Return a function that calls ``predict`` with some words and returns code, out and err."""
-
-    def type_words(*words: str | Path) -> tuple[int, str, str]:
-        line = ["cifar-tune", "predict", *map(str, words), "--device", "cpu"]
-        line += ["--storage", str(run_with_ensemble.path.parent)]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return type_words
+def call(call: Call, run_with_ensemble: Run) -> Call:
+    """Return a function that calls ``predict`` with some words."""
+    at = ("--device", "cpu", "--storage", str(run_with_ensemble.path.parent))
+    return lambda *words: call("predict", *map(str, words), *at)
 
 
 def files_of(folder: Path) -> list[Path]:

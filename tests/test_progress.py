@@ -202,10 +202,7 @@ def tmux(*words: str) -> str:
     return subprocess.run([*TMUX, *words], capture_output=True, text=True, check=True).stdout
 
 
-needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
-
-
-@needs_tmux
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_a_terminal_made_narrower_keeps_one_table_and_what_stood_above_it(tmp_path: Path) -> None:
     world = World(tmp_path / "runs")
     tuner = world.tuner()
@@ -245,33 +242,6 @@ def narrowed(folder: Path) -> list[str]:
         while subprocess.run([*TMUX, "has-session"], capture_output=True).returncode == 0:
             time.sleep(0.1)
         time.sleep(0.5)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@needs_tmux
-def test_the_table_bears_a_resize_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
-    program = f"env -u COLUMNS -u LINES {PROGRAM} search --space quick --name run --epochs 60"
-    command = f"cd {tmp_path} && {program}; echo end $?"
-    tmux("-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "40", "sh")
-    try:
-        tmux("send-keys", command, "Enter")
-        wide = screen_with("best ", "stopped", "curve")
-        assert re.search(r"trial +model +epoch .* rung +arrived +passed( +paused)? +stopped", wide)
-        tmux("resize-window", "-x", "80", "-y", "24")
-        time.sleep(3)
-        narrow = tmux("capture-pane", "-p")
-        assert "slots busy" in narrow
-        assert narrow.count("slots busy") == 1
-        assert max(map(len, narrow.splitlines())) <= 80
-        tmux("send-keys", "C-c")
-        ended = screen_with("end 130")
-        assert "Traceback" not in ended
-        tmux("send-keys", "echo still here", "Enter")
-        assert screen_with("\nstill here")
-        assert tmux("display-message", "-p", "#{cursor_flag}").strip() == "1"
-    finally:
-        tmux("kill-server")
 
 
 def screen_with(*words: str) -> str:

@@ -2,10 +2,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,7 @@ from rich.console import Console
 
 from tests.benchmarks.processes import Search
 from tests.benchmarks.promises import FIGURES, flaws
-from tests.conftest import copy_of_trial, record_probs
-from tuner.cli import main
+from tests.conftest import Call, copy_of_trial, record_probs, wait_until
 from tuner.config import (
     DATA_DIR,
     DataConfig,
@@ -430,20 +425,10 @@ def test_validation_that_was_trained_on_chooses_nothing(finished_run: Run) -> No
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[object, str, str]]:
-    """Return a function that types a command beside ``runs``; it returns code, stdout, stderr."""
+def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that types a command beside ``runs``."""
     monkeypatch.chdir(tmp_path)
-
-    def type_command(*words: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return type_command
+    return call
 
 
 MISTAKES = {
@@ -480,7 +465,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_before_anything_is_trained(
-    mistake: str, finished_run: Run, call: Callable[..., tuple[object, str, str]]
+    mistake: str, finished_run: Run, call: Call
 ) -> None:
     made = started(finished_run)
     before = (made.path / "run.json").read_text()
@@ -503,17 +488,13 @@ def test_other_images_are_refused(finished_run: Run) -> None:
             refit(request, Console(file=io.StringIO()))
 
 
-def test_the_leaderboard_says_that_validation_was_trained_on(
-    finished_run: Run, call: Callable[..., tuple[object, str, str]]
-) -> None:
+def test_the_leaderboard_says_that_validation_was_trained_on(finished_run: Run, call: Call) -> None:
     assert "trained on" not in call("leaderboard", "tiny")[1]
     seen(finished_run)
     assert "The validation images were trained on" in call("leaderboard", "tiny")[1]
 
 
-def test_the_report_says_that_validation_was_trained_on(
-    finished_run: Run, call: Callable[..., tuple[object, str, str]]
-) -> None:
+def test_the_report_says_that_validation_was_trained_on(finished_run: Run, call: Call) -> None:
     made = started(finished_run)
     (made.path / "space.yaml").write_text("space: {model: {cnn: {stages: 2}}}")
     shutil.copytree(finished_run.path / "trials", made.path / "trials")
@@ -541,7 +522,7 @@ def test_the_report_says_that_validation_was_trained_on(
     ],
 )
 def test_an_ensemble_that_goes_by_validation_is_refused_where_that_was_trained_on(
-    words: tuple[str, ...], finished_run: Run, call: Callable[..., tuple[object, str, str]]
+    words: tuple[str, ...], finished_run: Run, call: Call
 ) -> None:
     seen(finished_run)
     code, out, err = call("ensemble", "--top", "1", *words)
@@ -551,7 +532,7 @@ def test_an_ensemble_that_goes_by_validation_is_refused_where_that_was_trained_o
 
 
 def test_no_search_learns_from_validation_that_was_trained_on(
-    finished_run: Run, call: Callable[..., tuple[object, str, str]]
+    finished_run: Run, call: Call
 ) -> None:
     seen(finished_run)
     code, out, err = call("search", "--space", QUICK, "--name", "new", "--warm-start", "tiny")
@@ -560,9 +541,7 @@ def test_no_search_learns_from_validation_that_was_trained_on(
 
 
 @pytest.mark.ray
-def test_finalists_are_trained_anew_and_vote(
-    session: None, finished_run: Run, call: Callable[..., tuple[object, str, str]]
-) -> None:
+def test_finalists_are_trained_anew_and_vote(session: None, finished_run: Run, call: Call) -> None:
     copy_trial(finished_run, finished_run.ranked()[0].number, seed=99)
     words = ("refit", "tiny", "--top", "2", "--seeds", "2", "--epochs", "2")
     code, out, err = call(*words, "--json")
@@ -604,7 +583,7 @@ def test_finalists_are_trained_anew_and_vote(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_from(
+def test_a_killed_refit_goes_on_without_the_run_it_drew_from(
     finished_run: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "runs" / "again"
@@ -612,36 +591,22 @@ def test_a_refit_that_is_interrupted_and_killed_goes_on_without_the_run_it_drew_
     def history() -> list[EpochMetrics]:
         return read_history(path / "trials" / "0000")
 
-    def wait_for(epochs: int) -> None:
-        end = time.monotonic() + 120
-        while len(history()) < epochs:
-            assert time.monotonic() < end, "it does not begin"
-            time.sleep(0.02)
-
-    words = ("--top", "2", "--seeds", "2", "--epochs", "30", "--concurrent", "1")
-    # So that the history tells each epoch as it ends.
-    often = ("--save-seconds", "0")
-    with Search(tmp_path, "tiny", *words, *often, "--name", "again", command="refit") as process:
-        wait_for(3)
-        process.process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130, process.errors
-    assert "cifar-tune refit --resume --name again" in process.errors
-    assert Run.open(path).record.status == "interrupted"
-    shutil.rmtree(finished_run.path)
-    interrupted = history()
-    assert 3 <= len(interrupted) < 30
-    resume = ("--resume", "--name", "again", "--concurrent", "1", *often)
-    with Search(tmp_path, *resume, command="refit") as process:
-        wait_for(len(interrupted) + 2)
+    # One trial at a time, whose history tells each epoch as it ends.
+    options = ("--concurrent", "1", "--save-seconds", "0")
+    words = ("tiny", "--top", "2", "--seeds", "2", "--epochs", "30", "--name", "again")
+    with Search(tmp_path, *words, *options, command="refit") as process:
+        wait_until(lambda: len(history()) >= 3)
         process.kill_everything()
+    shutil.rmtree(finished_run.path)
     killed = history()
-    assert killed[: len(interrupted)] == interrupted
-    with Search(tmp_path, *resume, command="refit") as process:
+    assert 3 <= len(killed) < 30
+    with Search(tmp_path, "--resume", "--name", "again", *options, command="refit") as process:
         assert process.wait(300) == 0, process.errors
     run = Run.open(path)
     assert run.record.status == "finished"
     trials = run.trials()
     assert [trial.status.state for trial in trials] == ["completed"] * 4
+    assert list(trials[0].history[: len(killed)]) == killed
     assert [text for trial in trials for text in flaws(trial)] == []
     splits = load_splits(run.record.data, Path(run.record.data_dir))
     for row, epoch in zip(trials[0].history, train(trials[0].config, splits, CPU), strict=True):

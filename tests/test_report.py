@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.benchmarks.processes import PROGRAM
-from tests.test_comparison import type_command
+from tests.conftest import Call
 from tests.test_state import row
 from tests.test_tuner import World, read_space
 from tuner.cli.insights import RunInsights, tentative_importance
@@ -188,6 +188,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return simulated(tmp_path_factory.mktemp("report"), SEARCH, spaces())
 
 
+def copy_of(run: Run, folder: Path) -> Run:
+    """Return a copy that a test may change."""
+    shutil.copytree(run.path, folder / "run")
+    return Run.open(folder / "run")
+
+
+def page_of(run: Run) -> Path:
+    """Write a page without importances and advice."""
+    return write_report(run, run.ranked(), spaces(), {}, []).path
+
+
 def write(run: Run) -> str:
     ranked = run.ranked()
     shares = importances(spaces(), ranked)
@@ -261,8 +272,7 @@ def test_the_curves_of_few_trials_are_whole_at_first(tmp_path: Path, run: Run) -
 def test_without_javascript_the_page_says_what_is_missing_and_where_it_is(
     tmp_path: Path, run: Run
 ) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    copy = Run.open(tmp_path / "run")
+    copy = copy_of(run, tmp_path)
 
     def told() -> str:
         return write(copy).partition("<noscript>")[2].partition("</noscript>")[0]
@@ -380,8 +390,7 @@ def test_a_name_is_as_short_as_it_stays_its_own(names: list[str], short: list[st
 
 
 def test_the_verdict_comes_from_the_ensemble_if_there_is_one(tmp_path: Path, run: Run) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    copy = Run.open(tmp_path / "run")
+    copy = copy_of(run, tmp_path)
     best = copy.ranked()[0]
     space = "\N{NO-BREAK SPACE}"
     assert verdict(copy.ranked(), None) == (
@@ -400,8 +409,7 @@ def test_the_verdict_comes_from_the_ensemble_if_there_is_one(tmp_path: Path, run
 
 def spoilt(run: Run, folder: Path) -> Run:
     """Return a copy whose better half diverged after epochs that look well."""
-    shutil.copytree(run.path, folder / "run")
-    copy = Run.open(folder / "run")
+    copy = copy_of(run, folder)
     for trial in copy.ranked()[:20]:
         write_status(trial.path, TrialStatus(state="diverged", reason="the loss is not finite"))
     return copy
@@ -410,8 +418,7 @@ def spoilt(run: Run, folder: Path) -> Run:
 def test_the_methods_that_were_compared_stand_with_all_their_figures(
     tmp_path: Path, run: Run
 ) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    copy = Run.open(tmp_path / "run")
+    copy = copy_of(run, tmp_path)
     write_ensemble(copy, [4, 5, 6, 7, 8])
     page = write(copy).replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "none")
     assert '<td class="n">76.30</td><td class="n">78.80</td><td class="n">80.00</td>' in page
@@ -450,24 +457,22 @@ def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
     assert "No trial of 0 has an accuracy" in page
 
 
-def test_the_command_tells_the_verdict_and_where_the_page_is(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_tells_the_verdict_and_where_the_page_is(run: Run, call: Call) -> None:
     command = ["report", str(run.path)]
-    assert type_command(monkeypatch, *command) == 0
-    told = capsys.readouterr()
+    told = call(*command)
+    assert told.code == 0, told.err
     assert told.out.startswith("Best of 40 trials: ")
     assert "Worth a look: 1 of 40 trials ended with an error: OSError." in told.err
     assert (run.path / "report.html").exists()
-    assert type_command(monkeypatch, *command, "--json") == 0
-    document = json.loads(capsys.readouterr().out)
+    code, out, err = call(*command, "--json")
+    assert code == 0, err
+    document = json.loads(out)
     assert document["report"] == str(run.path / "report.html")
     assert len(document["advice"]) >= 2
 
 
 def test_a_damaged_ensemble_is_told_of(tmp_path: Path, run: Run) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    copy = Run.open(tmp_path / "run")
+    copy = copy_of(run, tmp_path)
     write_ensemble(copy, [1])
     (copy.path / "ensembles" / "top" / "metrics.json").write_text("{}")
     with pytest.raises(TunerError, match=r"metrics.json: damaged"):
@@ -529,8 +534,7 @@ def test_a_thousand_trials_make_a_page_in_seconds_and_below_five_megabytes(tmp_p
 
 def with_ensemble(run: Run, folder: Path, **changed: Any) -> Run:
     """Return a copy with an ensemble, some of whose figures are changed."""
-    shutil.copytree(run.path, folder / "run")
-    copy = Run.open(folder / "run")
+    copy = copy_of(run, folder)
     write_ensemble(copy, [1, 2, 3])
     metrics = copy.path / "ensembles" / "top" / "metrics.json"
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | changed))
@@ -562,8 +566,7 @@ def test_members_that_were_stopped_early_are_worth_a_look(tmp_path: Path, run: R
     whole = {trial.number: len(trial.history) == trial.config.epochs for trial in run.trials()}
     early, late = ([n for n, is_whole in whole.items() if is_whole == wanted] for wanted in (0, 1))
     for numbers, count in ((early[:2] + late[:1], 2), (early[:1] + late[:2], 0)):
-        shutil.copytree(run.path, tmp_path / str(count) / "run")
-        copy = Run.open(tmp_path / str(count) / "run")
+        copy = copy_of(run, tmp_path / str(count))
         write_ensemble(copy, numbers)
         told = [line for line in advice_of(copy) if "before their last epoch" in line]
         assert len(told) == bool(count)
@@ -596,8 +599,7 @@ def test_a_gap_that_chance_does_not_explain_is_worth_a_look(
 
 
 def test_few_images_and_a_budget_that_cut_trials_are_worth_a_look(tmp_path: Path, run: Run) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    copy = Run.open(tmp_path / "run")
+    copy = copy_of(run, tmp_path)
     copy.update(num_val=10_000)
     assert advice_of(copy) == []
     copy.update(num_val=100)
@@ -816,7 +818,7 @@ def test_where_no_trial_has_an_accuracy_the_pages_say_so(browser: Any, tmp_path:
     run = simulated(tmp_path, SEARCH, spaces())
     for trial in run.trials():
         write_history(trial.path, [])
-    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 390, "light")
+    view = opened(browser, page_of(run), 390, "light")
     for section in ("#curves", "#parameters"):
         text = view.page.locator(section).inner_text()
         assert "Nothing to show yet: no trial has an accuracy." in text
@@ -848,7 +850,7 @@ def test_an_axis_of_equal_accuracies_has_a_length(browser: Any, tmp_path: Path) 
     run = simulated(tmp_path, SEARCH, spaces())
     for trial in run.trials():
         write_history(trial.path, [replace(row, val_accuracy=0.0) for row in trial.history])
-    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
+    view = opened(browser, page_of(run), 1440, "light")
     for chart in ("chart-curves", "chart-best"):
         low, high = ends_of(view, chart)
         assert low < high
@@ -875,7 +877,7 @@ def test_all_epochs_by_nll_are_in_sight(browser: Any, tmp_path: Path) -> None:
     write_history(best.path, [replace(row, val_loss=9 / row.epoch) for row in best.history])
     run.update(search=replace(run.record.search, metric="nll"))
     run = Run.open(run.path)
-    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
+    view = opened(browser, page_of(run), 1440, "light")
     assert ends_of(view, "chart-curves")[1] < 9
     view.page.locator("#zoom").click()
     low, high = ends_of(view, "chart-curves")
@@ -885,7 +887,7 @@ def test_all_epochs_by_nll_are_in_sight(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.browser
 def test_choices_of_numbers_are_sorted_as_numbers(browser: Any, run: Run) -> None:
-    view = opened(browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light")
+    view = opened(browser, page_of(run), 1440, "light")
     view.page.locator("#with-parameters").check()
     view.page.get_by_role("button", name="Show all 40").click()
     view.page.get_by_role("button", name="batch_size", exact=True).click()
@@ -903,7 +905,7 @@ def test_a_click_shows_what_a_trial_was_given_and_why_it_ended(
 ) -> None:
     ranked = run.ranked()
     stopped = next(trial for trial in ranked if trial.status.state == "stopped")
-    view = opened(browser, write_report(run, ranked, spaces(), {}, []).path, width, "light")
+    view = opened(browser, page_of(run), width, "light")
     page, panel = view.page, view.page.locator("#trial")
     page.locator("#filter").fill(f"stopped {stopped.status.reason.split(',')[0]}")
     page.get_by_role("button", name=f"Show trial {stopped.number}", exact=True).click()
@@ -924,9 +926,7 @@ def test_a_click_shows_what_a_trial_was_given_and_why_it_ended(
 
 @pytest.mark.browser
 def test_a_page_that_a_browser_saved_is_drawn_anew(browser: Any, run: Run, tmp_path: Path) -> None:
-    page = opened(
-        browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light"
-    ).page
+    page = opened(browser, page_of(run), 1440, "light").page
     page.locator("#trials tbody tr").first.click()
     saved = tmp_path / "saved.html"
     saved.write_text(page.content())
@@ -939,7 +939,7 @@ def test_a_page_that_a_browser_saved_is_drawn_anew(browser: Any, run: Run, tmp_p
 
 
 def test_the_best_configuration_is_shown_to_copy(run: Run) -> None:
-    page = write_report(run, run.ranked(), spaces(), {}, []).path.read_text()
+    page = page_of(run).read_text()
     _, _, card = page.partition('<section id="best">')
     text = card.partition("<pre>")[2].partition("</pre>")[0]
     (baseline,) = yaml.safe_load(text)["baseline"]
@@ -950,17 +950,14 @@ def test_the_best_configuration_is_shown_to_copy(run: Run) -> None:
 
 @pytest.mark.browser
 def test_counts_are_told_in_full(browser: Any, run: Run) -> None:
-    page = opened(
-        browser, write_report(run, run.ranked(), spaces(), {}, []).path, 1440, "light"
-    ).page
+    page = opened(browser, page_of(run), 1440, "light").page
     told = page.evaluate("[12345, 100, 1234.5, 0.012345, 7, -3.14159].map(short)")
     assert told == ["12345", "100", "1235", "0.0123", "7", "-3.14"]
 
 
 @pytest.mark.browser
 def test_the_controls_change_their_charts(browser: Any, run: Run) -> None:
-    path = write_report(run, run.ranked(), spaces(), {}, []).path
-    view = opened(browser, path, 1440, "light")
+    view = opened(browser, page_of(run), 1440, "light")
     page = view.page
     for control, chart in (
         ("#log-epochs", "#chart-curves"),
@@ -998,8 +995,7 @@ def test_it_prints_on_pages_in_light_colours(browser: Any, searched: Path, tmp_p
 def test_on_a_phone_the_test_figures_are_in_sight_and_charts_shrink(
     browser: Any, tmp_path: Path, run: Run
 ) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    copy = Run.open(tmp_path / "run")
+    copy = copy_of(run, tmp_path)
     write_ensemble(copy, [4, 5, 6])
     tentative = resampled_importances(spaces(), copy.trials()[:15])
     path = write_report(copy, copy.ranked(), spaces(), {}, [], tentative).path
@@ -1108,5 +1104,5 @@ def test_a_word_has_no_place_in_a_range(is_whole: bool) -> None:
 def test_the_commands_of_the_page_can_be_typed(tmp_path: Path) -> None:
     run = simulated(tmp_path, replace(SEARCH, trials=3), spaces())
     moved = Run.open(run.path.rename(tmp_path / "my run"))
-    page = html.unescape(write_report(moved, moved.ranked(), spaces(), {}, []).path.read_text())
+    page = html.unescape(page_of(moved).read_text())
     assert f"rerun 'my run' {moved.ranked()[0].number} --storage {tmp_path}" in page

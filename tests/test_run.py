@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import context_of
+from tests.conftest import Call, context_of
 from tuner.cli.ensemble_tables import print_ensemble
 from tuner.cli.trials_table import print_next
 from tuner.config import AdamW, DataConfig, ModelConfig, SearchConfig, TrialConfig
@@ -435,24 +435,6 @@ def test_no_epoch_is_better_than_the_best(history: list[EpochMetrics], random: A
     assert again.epoch == best.epoch
 
 
-@pytest.mark.parametrize(
-    ("history", "epoch"),
-    [
-        ([row(1, 0.5), row(2, 0.6)], 2),
-        ([row(1, 0.6), row(2, 0.5, loss=0.1)], 1),
-        ([row(1, 0.5, loss=1.0), row(2, 0.5, loss=0.9)], 2),
-        ([row(1, 0.5), row(2, 0.5)], 1),
-        ([row(1, 0.5), row(2, 0.9, loss=math.nan), row(3, 0.9, loss=math.inf)], 1),
-    ],
-)
-def test_the_best_epoch_has_highest_accuracy_then_lowest_loss_then_comes_first(
-    history: list[EpochMetrics], epoch: int
-) -> None:
-    best = best_row(history, "accuracy")
-    assert best is not None
-    assert best.epoch == epoch
-
-
 # The best trials
 
 
@@ -752,7 +734,7 @@ def test_no_printed_command_takes_the_name_of_a_run_for_an_option(
     name: str,
     run_with_ensemble: Run,
     tmp_path: Path,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

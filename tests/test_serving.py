@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 import tuner
+from tests.conftest import Call
+from tests.raylets import listening_addresses
+from tests.stores import free_port
 from tests.test_predicting import mutants
 from tuner.config import Tta
 from tuner.deploy.gathering import Gatherer
@@ -86,7 +89,7 @@ def test_each_way_to_send_images_gets_the_lines_of_predict(
     client: TestClient,
     loaded: Ensemble,
     tmp_path: Path,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
 ) -> None:
     contents = [picture(0), picture(1, "JPEG", (300, 200)), picture(2, "TIFF")]
     files = []
@@ -590,18 +593,12 @@ def test_replicas_share_the_machine(
 
 
 def test_where_the_extra_is_missing_the_command_to_install_it_is_told(
-    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, loaded: Ensemble
+    call: Call, monkeypatch: pytest.MonkeyPatch, loaded: Ensemble
 ) -> None:
     monkeypatch.setitem(sys.modules, "python_multipart", None)
     code, out, err = call("serve", "--ensemble", str(loaded.path))
     assert (code, out) == (2, "")
     assert "pip install -e '.[serve]', in the clone" in err
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.mark.ray
@@ -629,13 +626,7 @@ def test_a_server_listens_here_alone_and_answers_what_is_under_way_when_it_ends(
         assert curl.strip() == f"curl -F image=@photo.jpg http://127.0.0.1:{port}/predict"
         assert last_line == "Ctrl-C ends it.\n"
         processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(True)]
-        addresses = {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for process in processes
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert addresses == {"127.0.0.1"}
+        assert listening_addresses(processes) == {"127.0.0.1"}
         url = f"http://127.0.0.1:{port}"
         digits = [picture(number) for number in range(10)]
         expected = loaded.predict([Image.open(io.BytesIO(content)) for content in digits])

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from tests.raylets import listening_addresses
 from tuner.errors import ClusterError
 from tuner.storage import temporary
 from tuner.tuning.ray_backend import cluster
@@ -42,13 +43,7 @@ def test_a_local_cluster_listens_on_this_machine_alone_and_leaves_nothing(
     with search:
         session = Path(json.loads(search.stdout.readline())).parents[1]
         processes = [psutil.Process(search.pid), *psutil.Process(search.pid).children(True)]
-        addresses = {
-            connection.laddr.ip.removeprefix("::ffff:")
-            for process in processes
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert addresses == {"127.0.0.1"}
+        assert listening_addresses(processes) == {"127.0.0.1"}
         commands = " ".join(word for process in processes for word in process.cmdline())
         assert "raylet" in commands
         unused = ("dashboard.py", "log_monitor.py", "monitor.py")

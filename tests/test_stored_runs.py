@@ -13,6 +13,7 @@ import torch
 
 from tests.benchmarks.faults import SPACE
 from tests.benchmarks.processes import PROGRAM, Search
+from tests.conftest import Call, wait_until
 from tests.disks import needs_own_mounts
 from tests.raylets import Raylets
 from tests.stores import S3Server
@@ -32,8 +33,6 @@ from tuner.storage.object_store import store_of
 from tuner.storage.paths import read_text, to_path
 from tuner.storage.protocol import LOCK_NAME
 from tuner.training.saving import read_own_progress
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.usefixtures("server")
@@ -183,13 +182,6 @@ def test_every_command_takes_a_run_from_a_store(
     assert ("report.html" in names) == (words == ["report"])
     assert ("ensembles" in names) == (words == ["ensemble", "--top", "2"])
     assert not [name for name in names if name.startswith(".ensemble")]
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.1)
 
 
 def search(tmp_path: Path, bucket: ObjectPath, *options: str) -> Search:

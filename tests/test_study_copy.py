@@ -13,7 +13,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from tests.conftest import context_of
+from tests.conftest import context_of, wait_until
 from tests.test_sampler import BRANCHED, curve, drive, make, read
 from tuner.errors import DataError, UsageError
 from tuner.run.run import Run
@@ -143,10 +143,7 @@ def assert_goes_on_without(sampler: Sampler, copy: StudyCopy, said: list[str]) -
     before = len(sampler.study.trials)
     drive(sampler, range(before, before + 3))
     # Optuna waits 20 s for a database that is locked.
-    end = time.monotonic() + 90
-    while not said:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: said)
     drive(sampler, range(before + 3, before + 5))
     time.sleep(0.3)
     assert not copy.wait(0)

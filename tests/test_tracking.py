@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import wait_until
 from tests.test_tuner import World
 from tuner.config import ModelConfig, Target, TrialConfig
 from tuner.errors import UsageError
@@ -280,9 +281,7 @@ def test_a_slow_server_holds_up_nothing_and_a_lost_one_ends_nothing(tmp_path: Pa
     tracking.on(TrialEnded(number=0, state="completed"))
     assert slow.told == [], "nothing has waited for it"
     slow.answers.set()
-    deadline = time.monotonic() + 10
-    while not warnings and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: warnings, seconds=10)
     assert warnings == ["slow receives no more trials: ConnectionError: the server is gone"]
     tracking.close()
     assert len(warnings) == 1, "at once, and once"

@@ -1,11 +1,9 @@
 """Whose code runs: the user's own, which was searched with here, and no other one unasked."""
 
 import json
-import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import yaml
 from safetensors import safe_open
 
 import tuner
-from tests.conftest import train_trial
-from tuner.cli import main
+from tests.conftest import Call, train_trial
+from tests.stores import free_port
 from tuner.config import ModelConfig, Sgd, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import TunerError, UntrustedCodeError
@@ -40,7 +38,6 @@ class Net(nn.Sequential):
     def __init__(self, num_classes, image_shape):
         super().__init__(nn.Flatten(), nn.Linear(image_shape[0] * image_shape[1] ** 2, num_classes))
 """
-Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -86,20 +83,11 @@ def foreign_ensemble(foreign: Run, canary: Path) -> Run:
 
 
 @pytest.fixture
-def call(
-    finished_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Return a function that runs a command on the storage and returns code and stderr."""
-
-    def typed(*words: str) -> tuple[int, str]:
-        storage = str(finished_run.path.parent)
-        monkeypatch.setattr(sys, "argv", ["cifar-tune", *words, "--storage", storage])
-        monkeypatch.chdir(finished_run.path.parent)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(str(ended.value.code)), capsys.readouterr().err
-
-    return typed
+def call(call: Call, finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that runs a command on the storage."""
+    storage = finished_run.path.parent
+    monkeypatch.chdir(storage)
+    return lambda *words: call(*words, "--storage", str(storage))
 
 
 def forget(canary: Path) -> None:
@@ -132,7 +120,7 @@ LOOKS: list[tuple[str, ...]] = [
 def test_to_look_runs_no_code(
     words: tuple[str, ...], call: Call, foreign: Run, canary: Path
 ) -> None:
-    code, err = call(*words)
+    code, _, err = call(*words)
     assert code == 0, err
     assert not canary.exists()
 
@@ -156,7 +144,7 @@ def test_to_build_a_foreign_network_needs_trust(
     words: tuple[str, ...], call: Call, foreign: Run, canary: Path
 ) -> None:
     before = (foreign.path / "run.json").read_bytes()
-    code, err = call(*words)
+    code, _, err = call(*words)
     assert code == 2, err
     assert "--trust-code" in err
     assert "'net.py'" in err
@@ -171,7 +159,7 @@ def test_to_build_a_foreign_network_needs_trust(
 def test_what_is_trusted_is_run_and_told(
     words: tuple[str, ...], call: Call, foreign: Run, canary: Path
 ) -> None:
-    code, err = call(*words, "--trust-code")
+    code, _, err = call(*words, "--trust-code")
     assert code == 0, err
     told = [line for line in err.splitlines() if line.startswith("Running code that came with")]
     assert len(told) == 1
@@ -187,7 +175,7 @@ def test_what_was_searched_here_is_run(
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (file,) = folder.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    code, err = call("ensemble", "--run", "tiny", "--top", "2")
+    code, _, err = call("ensemble", "--run", "tiny", "--top", "2")
     assert code == 0, err
     assert "Running code" not in err
     assert canary.exists()
@@ -208,16 +196,14 @@ def test_an_ensemble_is_asked_about_too(foreign: Run, canary: Path) -> None:
 def test_to_use_a_foreign_ensemble_needs_trust(
     call: Call, foreign_ensemble: Run, canary: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     for words in (
         ("predict", "photo.png"),
         ("evaluate", "digits"),
         ("export", "--output", "ensemble.pt2"),
-        ("serve", "--port", port),
+        ("serve", "--port", str(free_port())),
         ("distill", "--into", "cnn"),
     ):
-        code, err = call(*words, "--ensemble", "tiny")
+        code, _, err = call(*words, "--ensemble", "tiny")
         assert code == 2, err
         assert "--trust-code" in err
         assert "'net.py'" in err
@@ -227,7 +213,7 @@ def test_to_use_a_foreign_ensemble_needs_trust(
 def test_a_check_runs_no_foreign_code_and_says_so(
     call: Call, foreign_ensemble: Run, canary: Path
 ) -> None:
-    code, err = call("check", "tiny")
+    code, _, err = call("check", "tiny")
     assert code == 0, err
     for what in ("networks", "ensembles"):
         assert f"Not checked: {what} whose code is not trusted: " in err
@@ -244,7 +230,7 @@ def test_code_that_only_a_checkpoint_holds_never_runs(
         ("ensemble", "--run", "tiny", "--top", "3", "--tta", "flip"),
         ("ensemble", "--run", "tiny", "--top", "2", "--method", "soup"),
     ):
-        code, err = call(*words, "--trust-code")
+        code, _, err = call(*words, "--trust-code")
         assert code == 1
         assert f"{file}: not a usable checkpoint: the model in it ('custom') is not the one" in err
     assert not canary.exists()

@@ -351,8 +351,7 @@ def test_the_metric_chooses_another_trial_than_accuracy_does(
     assert resumed.state.best == tuner.state.best
     assert resumed.proposer.study.best_value == value
     assert resumed.scheduler.rungs == tuner.scheduler.rungs
-    (board,) = (world.run.leaderboard()["trial"].tolist(),)
-    assert board == [1, 0]
+    assert world.run.leaderboard()["trial"].tolist() == [1, 0]
 
 
 def test_a_trial_that_is_stopped_by_its_loss_says_so_in_nats(world: World) -> None:

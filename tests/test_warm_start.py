@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
 from rich.console import Console
 
-from tests.conftest import context_of
+from tests.conftest import context_of, record_of
 from tests.test_sampler import curve
 from tuner.cli.search import repeated
 from tuner.config import AdamW, DataConfig, Metric, ModelConfig, SearchConfig, Sgd, TrialConfig
@@ -23,7 +23,6 @@ from tuner.data.splits import Splits
 from tuner.errors import DataError
 from tuner.models.families import FAMILIES
 from tuner.run.run import Run
-from tuner.run.run_record import RunRecord, now
 from tuner.run.trial import TrialStatus, write_history, write_status, write_trial
 from tuner.schema import build, to_plain
 from tuner.space import RandomTrial, SearchSpace, load_space
@@ -56,19 +55,15 @@ def make_run(
     path: Path, splits: Splits, trials: Sequence[tuple[TrialConfig, float]], **changes: Any
 ) -> Run:
     """Return a run whose trials reached these accuracies."""
-    record = RunRecord(
+    record = record_of(
+        splits,
+        DataConfig(source="digits"),
+        path.parent,
         name=path.name,
         command="cifar-tune search",
         space="space.yaml",
         search=SearchConfig(trials=len(trials), epochs=4, grace=1),
-        data=DataConfig(source="digits"),
-        data_dir=str(path.parent),
-        data_fingerprint=splits.fingerprint,
-        split_fingerprint=splits.split_fingerprint,
-        num_train=len(splits.train),
-        num_val=len(splits.val),
         status="finished",
-        started=now(),
     )
     run = Run.create(path, replace(record, **changes), SPACE)
     for number, (one, accuracy) in enumerate(trials):
