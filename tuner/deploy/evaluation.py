@@ -19,11 +19,10 @@ from tuner.errors import DataError, StorageError
 from tuner.metrics.bootstrap import bootstrap
 from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
 from tuner.metrics.figures import Coverage, Interval, Intervals
+from tuner.metrics.intervals import LEVEL, wilson
 from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
-    LEVEL,
     NO_GAIN,
-    accuracy_interval,
     contributions,
     disagreement,
     error_correlation,
@@ -371,8 +370,9 @@ def _assess(
 
 
 def _share(correct: Tensor) -> Share:
-    low, high = accuracy_interval(correct)
-    return Share(accuracy=correct.double().mean().item(), low=low, high=high)
+    accuracy = correct.double().mean().item()
+    low, high = wilson(accuracy, len(correct))
+    return Share(accuracy=accuracy, low=low, high=high)
 
 
 def _mistakes(

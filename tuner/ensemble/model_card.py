@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tuner.data.names import number
 from tuner.ensemble.choosing import BY_CLASS
 from tuner.ensemble.plan import Plan
@@ -15,8 +13,8 @@ from tuner.ensemble.result import EnsembleResult
 from tuner.ensemble.students import Contender, TeacherComparison
 from tuner.metrics.figures import Interval, Intervals
 from tuner.metrics.goal import name_of, spelt
+from tuner.metrics.intervals import LEVEL, wilson
 from tuner.metrics.predict import Scores
-from tuner.metrics.significance import LEVEL, accuracy_interval
 from tuner.run.ensemble_record import single_called
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
@@ -151,8 +149,7 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
 
 
 def _figures(result: EnsembleResult, plan: Plan) -> str:
-    hits = int(result.confusion.trace())
-    low, high = accuracy_interval(torch.arange(result.test_images) < hits)
+    low, high = wilson(result.ensemble.test.accuracy, result.test_images)
     single, gain = result.best_single_figures.test, result.gain
     called = single_called(is_val_seen=result.is_val_seen)
 

@@ -19,9 +19,9 @@ from tuner.ensemble.verdict import Verdict
 from tuner.metrics.bootstrap import bootstrap
 from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
 from tuner.metrics.figures import Coverage, Gain, Interval, Intervals, Latency
+from tuner.metrics.intervals import LEVEL
 from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
-    LEVEL,
     NO_GAIN,
     SizeResult,
     by_size,
