@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tuner.config import ModelConfig, Share, Tta
+from tuner.data.decoding import channels_first
 from tuner.deploy.explanation import Explanation, explain
 from tuner.deploy.graph import EnsembleGraph, MemberGraph
-from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
+from tuner.deploy.preprocessing import ImageLike, Preprocessing
 from tuner.deploy.samples import Sample, samples_in, samples_of
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import CIFAR_PIXELS, predict_probs

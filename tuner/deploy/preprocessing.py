@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from tuner.data.decoding import (
     ImageMode,
     Source,
     ValueRange,
+    channels_first,
     decode_file,
     resized,
     resized_pixels,
@@ -147,8 +147,3 @@ class Preprocessing:
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels with a channel axis, which grey images lack."""
         return pixels.reshape(self.size, self.size, -1)
-
-
-def channels_first(pixels: np.ndarray) -> Tensor:
-    """Return pixels (N, H, W, C) as images (N, C, H, W), contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

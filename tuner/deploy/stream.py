@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tuner.config import Tta
-from tuner.data.decoding import UNREAD, Source, image_suffixes
+from tuner.data.decoding import UNREAD, Source, channels_first, image_suffixes
 from tuner.data.names import shown
 from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
-from tuner.deploy.preprocessing import Preprocessing, channels_first
+from tuner.deploy.preprocessing import Preprocessing
 from tuner.errors import DataError
 
 CHUNK = 32

@@ -12,8 +12,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-from tuner.data.decoding import open_image
-from tuner.deploy.preprocessing import Preprocessing, channels_first
+from tuner.data.decoding import channels_first, open_image
+from tuner.deploy.preprocessing import Preprocessing
 from tuner.errors import DataError
 from tuner.schema import whole_number
 
