@@ -121,14 +121,12 @@ class Preprocessing:
         return self._shaped(pixels)
 
     def array_pixels(self, images: np.ndarray) -> Tensor:
-        """Return the pixels of images uint8 (N, H, W, C), uint8, shape (N, C, H, W).
+        """Return the pixels of images uint8 (N, H, W, C), at least one, as uint8 (N, C, H, W).
 
-        Raises:
-            UsageError: On an array of another type or shape.
+        Args:
+            images: As ``check_array`` requires.
         """
-        self.check_array(images)
-        planes = channels_first(images)
-        return resized(planes, self.size, self.resize) if len(planes) else planes
+        return resized(channels_first(images), self.size, self.resize)
 
     def check_array(self, images: np.ndarray) -> None:
         """Check that an array holds images: uint8, shape (N, H, W, C); N may be 0.
