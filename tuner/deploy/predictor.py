@@ -103,8 +103,6 @@ class Ensemble:
         self.preprocessing = Preprocessing.from_plain(description["preprocessing"])
         self.tta: Tta = description["preprocessing"]["tta"]
         """Views of an image that each member averages, unless ``predict`` overrides them."""
-        if self.tta not in get_args(Tta):
-            raise ValueError(f"preprocessing: tta {self.tta!r} is not known to this version")
         self.weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
         """Shares in the vote, shape (M,), summing to 1."""
         self._networks = networks

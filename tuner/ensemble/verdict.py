@@ -19,7 +19,7 @@ from tuner.metrics.figures import Interval
 from tuner.metrics.intervals import LEVEL, quantile
 from tuner.metrics.predict import score
 from tuner.metrics.significance import NO_GAIN, paired_gain
-from tuner.voting import SMALLEST_PROB, probs_of_truth
+from tuner.voting import probs_of_truth
 
 VOTES: tuple[Method, ...] = ("vote", "greedy", "weighted")
 """Methods that choose without computing a network, and one of which is advised."""
@@ -149,7 +149,7 @@ def _standing(choice: Choice, single: Choice, labels: Tensor, metric: Metric) ->
 
 def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
     """Return how much lower the NLL is than a baseline's, with its paired 95 % interval."""
-    both = probs_of_truth(torch.stack([probs, baseline]).double(), labels).clamp_min(SMALLEST_PROB)
+    both = probs_of_truth(torch.stack([probs, baseline]).double(), labels)
     gains = both[0].log() - both[1].log()
     mean = gains.mean().item()
     margin = quantile(LEVEL) * gains.std().item() / math.sqrt(len(gains))

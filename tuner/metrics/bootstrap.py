@@ -58,17 +58,16 @@ def paired_bootstrap(
     baseline: Tensor,
     labels: Tensor,
     metric: Metric,
-    *,
-    num_resamples: int = RESAMPLES,
 ) -> Interval:
     """Return the gain over a baseline in a classwise figure, with its 95 % interval.
+
+    Each resample draws the same images for both.
 
     Args:
         probs: Class probabilities, shape (N, K).
         baseline: Those of the baseline for the same images.
         labels: int64, shape (N,), at least one.
         metric: A field of ``ClassScores``.
-        num_resamples: Number of resamples; each draws the same images for both.
     """
     truth = labels.cpu().numpy()
     predicted = [one.argmax(dim=1).cpu().numpy() for one in (probs, baseline)]
@@ -82,7 +81,7 @@ def paired_bootstrap(
     count = len(truth)
     value = gain(np.arange(count))
     random = np.random.RandomState(SEED)
-    resamples = np.array([gain(random.randint(0, count, count)) for _ in range(num_resamples)])
+    resamples = np.array([gain(random.randint(0, count, count)) for _ in range(RESAMPLES)])
     ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     # Moved to the figure, for the same reason as above.
     low, high = np.clip(value + ends - resamples.mean(), -1, 1)
