@@ -1,7 +1,7 @@
 """Which candidates vote, with what weights: chosen on validation images, and scored honestly."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from tuner.ensemble.pool import Pool
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.soup import SoupMaker, find_group
 from tuner.errors import UsageError
+from tuner.metrics.figures import Latency
 from tuner.metrics.goal import name_of
 from tuner.run.ensemble_record import Excluded
 from tuner.voting import mean_over_images, probs_of_truth, shares_by_class, soft_vote, uniform
@@ -182,15 +183,17 @@ def _why_no_weight(method: Method | None, metric: Metric) -> str:
             return f"not the best by validation {name_of(metric)}"
 
 
-def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
-    """Return the timed candidates that are fast enough on their own.
+def within_latency(pool: Pool, limit: float, latencies: tuple[Latency, ...]) -> Pool:
+    """Return the candidates that are fast enough on their own, with their latencies.
+
+    Args:
+        pool: The candidates.
+        limit: Maximum milliseconds for one image, from ``--max-latency-ms``.
+        latencies: One per candidate.
 
     Raises:
-        UsageError: If all are.
+        UsageError: If none is.
     """
-    limit, latencies = request.max_latency_ms, pool.latencies
-    if limit is None or latencies is None:
-        return pool
     quick = [i for i, latency in enumerate(latencies) if latency.one_ms <= limit]
     if not quick:
         raise UsageError(
@@ -205,7 +208,7 @@ def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
         for trial, latency in zip(pool.trials, latencies, strict=True)
         if latency.one_ms > limit
     ]
-    return pool.only(quick, slow)
+    return replace(pool, latencies=latencies).only(quick, slow)
 
 
 def _ranked(pool: Pool, index: Tensor | None) -> Tensor:

@@ -224,11 +224,11 @@ def make_plan(
         pool = pool.seen_anew(predict_validation(predict, networks, splits, request.tta))
     if request.max_latency_ms is not None:
         say(f"timing candidates on {device}: {len(pool)}")
-        latencies = [
+        latencies = tuple(
             measure_latency(pool.network(i), splits.image_shape, request.tta, device)
             for i in range(len(pool))
-        ]
-        pool = within_latency(replace(pool, latencies=tuple(latencies)), request)
+        )
+        pool = within_latency(pool, request.max_latency_ms, latencies)
     soup_maker = SoupMaker(
         pool=pool,
         folder=folder,
