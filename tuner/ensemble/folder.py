@@ -57,7 +57,7 @@ def write_ensemble(
         vote: The vote's probabilities of these images, shape (N, K).
     """
     # Matplotlib takes a quarter of a second, which a search would otherwise wait for, too.
-    from tuner.ensemble.plots import plot_confusion, plot_reliability
+    from tuner.ensemble.plots import write_pictures
 
     beside = result.path.parent if isinstance(result.path, Path) else None
     if beside:
@@ -75,17 +75,10 @@ def write_ensemble(
         write_record(folder / layout.ENSEMBLE, record)
         write_text(folder / layout.MODEL_CARD, model_card(result, plan, to_plain(record)))
         write_json(folder / layout.METRICS, result.to_plain())
-        rows = zip(result.classes, result.confusion.tolist(), strict=True)
-        write_csv(
-            folder / layout.CONFUSION,
-            ["true \\ predicted", *result.classes],
-            ([label, *row] for label, row in rows),
-        )
         images = result.tested_on
         accuracy = f"{images} accuracy {result.ensemble.test.accuracy:.2%}"
         title = f"{result.run}: {result.method} of {len(result.members)}, {accuracy}"
-        plot_confusion(folder / layout.CONFUSION_PLOT, result.confusion, result.classes, title)
-        plot_reliability(folder / layout.RELIABILITY_PLOT, result.reliability, title)
+        write_pictures(folder, result.classes, result.confusion, result.reliability, title)
         _write_mistakes(folder / layout.MISTAKES, test, vote, result.classes)
         replace_folder(folder, result.path, last=layout.METRICS)
 

@@ -1,4 +1,4 @@
-"""Pictures for the folder of an ensemble."""
+"""Pictures of a confusion matrix and of calibration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,33 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tuner.metrics.calibration import Bin
+from tuner.run import layout
 from tuner.storage.files import replacing
+from tuner.storage.spreadsheet import write_csv
 
 MOST_LABELLED = 20
 """Maximum number of classes for which each cell and class name is written out."""
 LONGEST_LABEL = 24
 """Maximum characters of a class name; longer ones would leave no room for the matrix."""
+
+
+def write_pictures(
+    folder: Path, classes: Sequence[str], confusion: Tensor, bins: Sequence[Bin], title: str
+) -> None:
+    """Write the confusion matrix as a table and as a picture, and the reliability diagram.
+
+    Args:
+        folder: Where to write.
+        classes: Names of the K classes.
+        confusion: Counts, shape (K, K), rows true, columns predicted.
+        bins: The bins that hold an image.
+        title: Title above the pictures.
+    """
+    rows = zip(classes, confusion.tolist(), strict=True)
+    head = ["true \\ predicted", *classes]
+    write_csv(folder / layout.CONFUSION, head, ([label, *row] for label, row in rows))
+    plot_confusion(folder / layout.CONFUSION_PLOT, confusion, classes, title)
+    plot_reliability(folder / layout.RELIABILITY_PLOT, bins, title)
 
 
 def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title: str) -> None:
