@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -349,11 +350,5 @@ def _metadata(
         provenance={key: record[key] for key in told if record.get(key)}
         | ({"data": data} if data else {})
         | {"served_by": f"cifar-tune {__version__}"},
-        limits={
-            "body_bytes": limits.body_bytes,
-            "images": limits.images,
-            "pixels": limits.pixels,
-            "seconds": limits.seconds,
-            "requests": limits.requests,
-        },
+        limits=asdict(limits),
     )
