@@ -308,7 +308,7 @@ def _assess(
     confusion = confusion_matrix(vote.probs, truth, len(ensemble.classes))
     correct = vote.probs.argmax(dim=1) == truth
     alone = vote.members.argmax(dim=2) == truth
-    mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
+    mixed = soften_each(vote.members, ensemble.temperatures)
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
     data, place = ensemble.description["data"], _place_in_data(ensemble, labelled)

@@ -32,8 +32,8 @@ from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath, inside
 from tuner.storage.records import explaining_damage, read_record
 from tuner.training.device import prediction_dtype
-from tuner.voting import floored, soft_vote
-from tuner.voting.temperature import soften, soften_each
+from tuner.voting import floored
+from tuner.voting.temperature import mix, soften_each
 
 if TYPE_CHECKING:
     from tuner.deploy.export import Export
@@ -105,6 +105,8 @@ class Ensemble:
         """Views of an image that each member averages, unless ``predict`` overrides them."""
         self.weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
         """Shares in the vote, shape (M,), summing to 1."""
+        self.temperatures = tuple(member.temperature for member in members)
+        """Temperatures of the members, each applied before mixing."""
         self._networks = networks
         self._device = device
 
@@ -172,7 +174,7 @@ class Ensemble:
         channels, height, width = self.image_shape
         colours = "grey" if channels == 1 else "RGB"
         prepared = f"{colours}, {self.preprocessing.resize} to {height} x {width} pixels"
-        mixed = soften_each(vote.members, [member.temperature for member in self.members])
+        mixed = soften_each(vote.members, self.temperatures)
         for number, probs in enumerate(vote.probs):
             yield explain(
                 probs,
@@ -301,8 +303,7 @@ class Ensemble:
 
     def mix(self, alone: Tensor) -> Tensor:
         """Mix the members' probabilities, (M, N, K), into the ensemble's, float64 (N, K)."""
-        softened = soften_each(alone, [member.temperature for member in self.members])
-        return soften(soft_vote(softened, self.weights), self.temperature)
+        return mix(alone, self.weights, self.temperatures, self.temperature)
 
     @usual_defaults()
     def check_against(self, probe: Probe) -> None:

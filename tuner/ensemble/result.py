@@ -35,8 +35,7 @@ from tuner.metrics.significance import (
 from tuner.run.ensemble_record import Excluded, Skipped, images_called
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
-from tuner.voting import soft_vote
-from tuner.voting.temperature import soften, soften_each
+from tuner.voting.temperature import mix, soften, soften_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,8 +167,8 @@ def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Ten
     """
     if choice.method in SOUPS:
         return soften(probs[choice.members], choice.temperature)
-    members = soften_each(torch.stack([probs[i,] for i in choice.members]), choice.temperatures)
-    return soften(soft_vote(members, choice.weights), choice.temperature)
+    alone = torch.stack([probs[i,] for i in choice.members])
+    return mix(alone, choice.weights, choice.temperatures, choice.temperature)
 
 
 def assess(

@@ -22,8 +22,7 @@ from tuner.schema import build, to_plain
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath, inside
 from tuner.storage.records import explaining_damage
-from tuner.voting import soft_vote
-from tuner.voting.temperature import soften, soften_each
+from tuner.voting.temperature import mix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +82,9 @@ class Teacher:
         """Return the vote, float32, shape (N, K), on uint8 images of shape (N, C, H, W)."""
         alone = predict(self.networks, images, self.tta)
         members = self.record.members
-        softened = soften_each(alone, [member.temperature for member in members])
-        vote = soft_vote(softened, torch.tensor([member.weight for member in members]))
-        return soften(vote, self.record.temperature).float()
+        weights = torch.tensor([member.weight for member in members])
+        temperatures = [member.temperature for member in members]
+        return mix(alone, weights, temperatures, self.record.temperature).float()
 
     def latency(self, device: torch.device) -> Latency:
         """Time all its networks, one after the other."""
