@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -99,6 +99,32 @@ class Preprocessing:
             name=name,
         )
         return self._shaped(pixels)
+
+    def decode_each(
+        self, decoders: Sequence[Callable[[], np.ndarray]]
+    ) -> tuple[tuple[str | None, ...], Tensor]:
+        """Decode several files, and skip those that cannot be read.
+
+        Args:
+            decoders: One per file; each returns what ``file_pixels`` does, or raises ``DataError``.
+
+        Returns:
+            For each file, why it could not be read, or ``None``; and the pixels of the readable
+            ones, uint8, shape (N, C, H, W).
+        """
+        channels, height, width = self.image_shape
+        pixels = np.empty((len(decoders), height, width, channels), dtype=np.uint8)
+        errors: list[str | None] = []
+        count = 0
+        for decode in decoders:
+            try:
+                pixels[count] = decode()
+            except DataError as error:
+                errors.append(str(error))
+            else:
+                errors.append(None)
+                count += 1
+        return tuple(errors), channels_first(pixels[:count])
 
     def image_pixels(self, image: Image.Image) -> np.ndarray:
         """Return the pixels of a Pillow image, uint8, shape (H, W, C).
