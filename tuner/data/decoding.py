@@ -405,6 +405,11 @@ def channels_first(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Return pixels uint8, shape (H, W, 1) or (H, W, 3), as an image."""
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+
+
 def _pair(row: np.ndarray) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 

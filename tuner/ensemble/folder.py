@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tuner import __version__
 from tuner.data.datasets import DatasetPart
+from tuner.data.decoding import image_of
 from tuner.ensemble.members import Network
 from tuner.ensemble.model_card import model_card
 from tuner.ensemble.plan import Plan
@@ -179,9 +179,8 @@ def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequ
     rows = []
     for number, index in enumerate(surest.tolist()):
         name = f"{number:02d}.png"
-        pixels = test.images[index].permute(1, 2, 0).numpy()
+        image = image_of(test.images[index].permute(1, 2, 0).numpy())
         with replacing(folder / name) as temporary:
-            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
             image.thumbnail((MISTAKE_SIDE, MISTAKE_SIDE))
             image.save(temporary, format="PNG")
         true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]
