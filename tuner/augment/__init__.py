@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from tuner.augment.colour import colour_jitter, normalize
+from tuner.augment.colour import colour_jitter, normalize, per_channel
 from tuner.augment.geometry import (
     cutout,
     mirror,
@@ -32,6 +32,7 @@ __all__ = [
     "mirror",
     "mixup_share",
     "normalize",
+    "per_channel",
     "rand_augment",
     "random_crop",
     "random_erasing",

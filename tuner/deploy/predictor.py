@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tuner.augment import per_channel
 from tuner.config import ModelConfig, Share, Tta
 from tuner.data.decoding import channels_first
 from tuner.deploy.explanation import Explanation, explain
@@ -443,8 +444,11 @@ def _load(
         raise TunerError(
             f"{file}: has no mean and std for each of {channels} channels; make the ensemble again"
         )
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
-    return LoadedNetwork(network=network.to(device), mean=mean, std=std)
+    return LoadedNetwork(
+        network=network.to(device),
+        mean=per_channel(checkpoint.mean),
+        std=per_channel(checkpoint.std),
+    )
 
 
 def _check_digest(file: AnyPath, digest: str | None) -> None:

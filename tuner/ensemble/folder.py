@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tuner import __version__
+from tuner.augment import per_channel
 from tuner.data.datasets import DatasetPart
 from tuner.data.decoding import image_of
 from tuner.ensemble.members import Network
@@ -161,7 +162,7 @@ def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> prob
     probs, dtypes = [], []
     for key in plan.networks(plan.choice):
         model, checkpoint = load_checkpoint(networks[key].file, networks[key].model)
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+        mean, std = per_channel(checkpoint.mean), per_channel(checkpoint.std)
         dtype = prediction_dtype(networks[key].precision, device)
         probs.append(predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype))
         dtypes.append(str(dtype))
