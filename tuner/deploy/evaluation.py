@@ -20,7 +20,7 @@ from tuner.metrics.bootstrap import bootstrap
 from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
 from tuner.metrics.figures import Coverage, Interval, Intervals
 from tuner.metrics.intervals import LEVEL, wilson
-from tuner.metrics.predict import Scores, confusion_matrix, score
+from tuner.metrics.predict import Scores, confusion_matrix, mistakes, score
 from tuner.metrics.significance import (
     NO_GAIN,
     contributions,
@@ -379,8 +379,7 @@ def _mistakes(
     ensemble: Ensemble, labelled: Labelled, vote: Vote, truth: Tensor, kept: Tensor
 ) -> Iterator[Mistake]:
     confidence, predicted = vote.probs.max(dim=1)
-    wrong = (predicted != truth).nonzero().squeeze(1)
-    for index in wrong[confidence[wrong].argsort(descending=True, stable=True)].tolist():
+    for index in mistakes(vote.probs, truth).tolist():
         position = int(kept[index])
         yield Mistake(
             path=labelled.name(position),

@@ -16,7 +16,7 @@ from tuner.ensemble.model_card import model_card
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.result import EnsembleResult
-from tuner.metrics.predict import predict_probs
+from tuner.metrics.predict import mistakes, predict_probs
 from tuner.run import layout, probe
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import (
@@ -175,10 +175,8 @@ def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequ
     """Write the wrongly classified test images of highest confidence, surest first."""
     test = part.images
     confidence, predicted = vote.max(dim=1)
-    wrong = (predicted != test.labels).nonzero().squeeze(1)
-    surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
     rows = []
-    for number, index in enumerate(surest.tolist()):
+    for number, index in enumerate(mistakes(vote, test.labels)[:MOST_MISTAKES].tolist()):
         name = f"{number:02d}.png"
         image = image_of(test.images[index].permute(1, 2, 0).numpy())
         with replacing(folder / name) as temporary:
