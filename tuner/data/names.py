@@ -57,6 +57,11 @@ def check_classes(names: Iterable[str], where: str) -> None:
         seen[key] = name
 
 
+def cut(name: str, most: int) -> str:
+    """Return a name, cut to ``most`` characters with an ellipsis if it is longer."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def number(count: int, noun: str) -> str:
     """Return ``1 image`` or ``2 images``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

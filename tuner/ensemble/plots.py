@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tuner.data.names import cut
 from tuner.metrics.calibration import Bin
 from tuner.run import layout
 from tuner.storage.files import replacing
@@ -57,7 +58,7 @@ def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title:
     axes.set_title(title, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     if num_classes <= MOST_LABELLED:
-        labels = [_shortened(name) for name in classes]
+        labels = [cut(name, LONGEST_LABEL) for name in classes]
         axes.set_xticks(range(num_classes), labels, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(num_classes), labels, parse_math=False)
         for row in range(num_classes):
@@ -104,7 +105,3 @@ def plot_reliability(path: Path, bins: Sequence[Bin], title: str) -> None:
 def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
