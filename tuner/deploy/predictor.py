@@ -25,7 +25,7 @@ from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
-from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, read_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
 from tuner.schema import build, did_you_mean, quoted, to_plain
@@ -380,9 +380,7 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
         UntrustedCodeError: If code would be run that is neither known nor trusted.
         TunerError: If a file is damaged, or is not the one that was written.
     """
-    record = find_ensemble_record(path)
-    if record is None:
-        raise UsageError(f"{path}: no ensemble here (no {ENSEMBLE})")
+    record = read_ensemble_record(path)
     metrics = read_record(path / METRICS, dict[str, Any])
     with explaining_damage(path / ENSEMBLE):
         files = [inside(path, member.file) for member in record.members]

@@ -15,7 +15,7 @@ from tuner.errors import DataError, TunerError, UsageError
 from tuner.metrics.figures import Latency
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
-from tuner.run.ensemble_record import EnsembleRecord, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleRecord, read_ensemble_record
 from tuner.run.layout import ENSEMBLE
 from tuner.run.teacher import TeacherRecord
 from tuner.schema import build, to_plain
@@ -142,9 +142,7 @@ def open_teacher(folder: AnyPath, sha256: str, *, trust_code: bool) -> Teacher:
 
 
 def _read(folder: AnyPath) -> EnsembleRecord:
-    record = find_ensemble_record(folder)
-    if record is None:
-        raise UsageError(f"{folder}: no ensemble here (no {ENSEMBLE})")
+    record = read_ensemble_record(folder)
     if record.data is None or any(m.model is None or m.sha256 is None for m in record.members):
         raise UsageError(
             f"{folder}: was made by an earlier cifar-tune, and does not say what it was trained "
