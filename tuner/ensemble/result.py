@@ -267,7 +267,9 @@ def assess(
         disagreement=disagreement(alone).tolist(),
         error_correlation=error_correlation(alone, labels),
         frontier=None if latencies is None else _frontier(plan, softened, labels, latencies),
-        comparison=_comparison(plan, probs, labels, vote_of) if plan.request.compare else (),
+        comparison=_comparison(plan, probs, labels, single_correct, vote_of)
+        if plan.request.compare
+        else (),
         skipped=plan.skipped,
         duplicates=listed.note(correct, single_correct) if listed else None,
         teacher=teacher,
@@ -282,10 +284,10 @@ def _comparison(
     plan: Plan,
     probs: Mapping[tuple[int, ...], Tensor],
     labels: Tensor,
+    single_correct: Tensor,
     vote_of: Callable[[Choice], Tensor],
 ) -> tuple[ComparedMethod, ...]:
     pool = plan.pool
-    single_correct = vote_of(plan.single).argmax(dim=1) == labels
 
     def rival(choice: Choice) -> ComparedMethod:
         vote = vote_of(choice)
