@@ -62,14 +62,14 @@ OF_ITS_MAKER = frozenset({"source", "path", "run"})
 MIN_SECONDS, MIN_CALLS = 0.1, 5
 """Minimum seconds and calls of each measurement."""
 
-Run = Callable[[np.ndarray], np.ndarray]
+PredictArray = Callable[[np.ndarray], np.ndarray]
 """Maps images, uint8 (N, H, W, C), to probabilities, float32 (N, K)."""
-Predict = Callable[[np.ndarray | Path], np.ndarray]
+PredictAny = Callable[[np.ndarray | Path], np.ndarray]
 """The same, and for an image file, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Latency:
+class ExportLatency:
     """Median time in milliseconds from uint8 images of the networks' own size to probabilities."""
 
     num_images: int
@@ -111,7 +111,7 @@ class Export:
     value_range: ValueRange | None
     """Values of deeper images that become 0 and 255 before it takes them; ``None`` if none were
     deeper than 8 bits in training."""
-    latency: tuple[Latency, ...]
+    latency: tuple[ExportLatency, ...]
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -139,7 +139,7 @@ def export_graph(
     *,
     name: str,
     description: Mapping[str, Any],
-    predict: Predict,
+    predict: PredictAny,
     samples: Iterable[Sample],
 ) -> Export:
     """Write an ensemble as one file, run it, and compare.
@@ -187,7 +187,7 @@ def export_graph(
             resize=graph.resize,
             value_range=Preprocessing.from_plain(description["preprocessing"]).value_range,
             latency=tuple(
-                Latency(num_images=count, exported_ms=ours, torch_ms=theirs)
+                ExportLatency(num_images=count, exported_ms=ours, torch_ms=theirs)
                 for count, ours, theirs in zip(TIMED_BATCHES, exported_ms, torch_ms, strict=True)
             ),
         )
@@ -266,7 +266,7 @@ def check_fits_onnx(graph: EnsembleGraph) -> None:
         )
 
 
-def open_exported(path: Path, to: Format) -> Run:
+def open_exported(path: Path, to: Format) -> PredictArray:
     """Load an exported file to run it on the CPU."""
     if to == "onnx":
         import onnxruntime
@@ -375,7 +375,7 @@ def _write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, 
         torch.export.save(program, file, extra_files=dict(metadata))
 
 
-def _compare(run: Run, predict: Predict, samples: Iterable[Sample]) -> Comparison:
+def _compare(run: PredictArray, predict: PredictAny, samples: Iterable[Sample]) -> Comparison:
     num_images = equal = num_files = equal_of_files = 0
     differences: list[float] = []
     for sample in samples:
@@ -396,7 +396,7 @@ def _compare(run: Run, predict: Predict, samples: Iterable[Sample]) -> Compariso
     )
 
 
-def _milliseconds(function: Run, images: np.ndarray) -> float:
+def _milliseconds(function: PredictArray, images: np.ndarray) -> float:
     """Return the median time of a call, after a warm-up call."""
     function(images)
     times: list[float] = []

@@ -28,7 +28,7 @@ themselves change in steps, which are mostly chance with few images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Vote:
+class PoolVote:
     """Weights of all candidates, and the resulting vote."""
 
     weights: Tensor
@@ -41,7 +41,7 @@ class Vote:
     """Why candidates that would otherwise have a weight have none, by position."""
 
 
-Chooser = Callable[[Tensor | None], Vote]
+Chooser = Callable[[Tensor | None], PoolVote]
 """Maps the validation images to choose on, ``None`` for all, to a vote."""
 
 
@@ -76,7 +76,7 @@ class Choice:
 def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bool) -> Choice:
     """Choose on all validation images, and again without each fold of them."""
 
-    def temperature_of(vote: Vote, index: Tensor) -> float:
+    def temperature_of(vote: PoolVote, index: Tensor) -> float:
         return fit_temperature(vote.probs[index], pool.labels[index]) if calibrate else 1.0
 
     def without_fold(index: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bo
 def best_single(pool: Pool) -> Chooser:
     """Choose the best candidate by the metric."""
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         weights = uniform(_ranked(pool, index)[:1], len(pool))
         return _mixed(pool, weights, _as_they_are(pool), {})
 
@@ -120,7 +120,7 @@ def best_single(pool: Pool) -> Chooser:
 def voters(pool: Pool, request: EnsembleRequest, method: Method) -> Chooser:
     """Choose members whose probabilities are averaged."""
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         if method == "vote":
             taken, reasons = _take(
                 _ranked(pool, index).tolist(),
@@ -148,7 +148,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
         )
     find_group(pool, range(len(pool)))  # Fails now, not at the first choice.
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         everything = torch.arange(len(pool.labels)) if index is None else index
         order = find_group(pool, _ranked(pool, index).tolist())
         members = order[: request.top]
@@ -157,7 +157,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
         others = {i: "another architecture" for i in range(len(pool)) if i not in order}
         lower = {i: f"not among the {request.top} best of its architecture" for i in order}
         refused = {i: _why_no_weight(method, pool.metric) for i in order[: request.top]}
-        return Vote(
+        return PoolVote(
             weights=uniform(torch.tensor(members), len(pool)),
             temperatures=_as_they_are(pool),
             probs=soup_maker.probs(members),
@@ -225,10 +225,10 @@ def _as_they_are(pool: Pool) -> tuple[float, ...]:
 
 def _mixed(
     pool: Pool, weights: Tensor, temperatures: tuple[float, ...], reasons: dict[int, str]
-) -> Vote:
+) -> PoolVote:
     members = weights.nonzero().squeeze(1)
     softened = soften_each(pool.probs[members], [temperatures[i] for i in members.tolist()])
-    return Vote(
+    return PoolVote(
         weights=weights,
         temperatures=temperatures,
         probs=soft_vote(softened, weights[members]),
@@ -241,7 +241,7 @@ def _fitted(
     request: EnsembleRequest,
     fit: Fit,
     index: Tensor | None,
-) -> Vote:
+) -> PoolVote:
     """Fit weights to all candidates, each calibrated, then again to those that may stay."""
     metric = pool.metric
     everything = index is None
