@@ -37,7 +37,7 @@ from tuner.deploy.export import (
     metadata_of,
     open_exported,
 )
-from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize, resize
+from tuner.deploy.graph import EnsembleGraph, FixedResize, MemberGraph, resize
 from tuner.deploy.predictor import Ensemble, EnsembleMember, LoadedNetwork
 from tuner.deploy.samples import read_pixels, samples_in
 from tuner.errors import DataError, TunerError, UsageError
@@ -77,7 +77,7 @@ def settled(model: ModelConfig) -> nn.Module:
 
 
 def ensemble_of(
-    *models: ModelConfig, tta: str = "flip+shift", resize: Resize = "squash", path: Path
+    *models: ModelConfig, tta: str = "flip+shift", resize: FixedResize = "squash", path: Path
 ) -> Ensemble:
     """Return an ensemble of networks that nobody has trained, each mixed in another way."""
     count = len(models)
@@ -157,10 +157,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Exported
 SIDES = [(64, 64), (375, 500), (33, 31), (32, 40), (8, 9), (1, 1), (5, 700), (32, 32)]
 
 
-@pytest.mark.parametrize("how", get_args(Resize))
+@pytest.mark.parametrize("how", get_args(FixedResize))
 @pytest.mark.parametrize("sides", SIDES)
 def test_images_are_resized_as_for_training_to_the_last_bit(
-    sides: tuple[int, int], how: Resize
+    sides: tuple[int, int], how: FixedResize
 ) -> None:
     for channels, size in ((3, 32), (1, 7)):
         images = some_images(2, channels, *sides)
@@ -170,13 +170,13 @@ def test_images_are_resized_as_for_training_to_the_last_bit(
 
 def test_images_of_the_right_size_are_left_as_they_are() -> None:
     images = some_images(4, 3, 32, 32)
-    for how in get_args(Resize):
+    for how in get_args(FixedResize):
         torch.testing.assert_close(resize(images, 32, how), images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
 def test_squares_that_are_cropped_or_padded_are_exported(
-    how: Resize, photos: Path, tmp_path: Path
+    how: FixedResize, photos: Path, tmp_path: Path
 ) -> None:
     ensemble = ensemble_of(own("make_linear"), resize=how, path=tmp_path)
     made = ensemble.export(tmp_path / "ensemble.onnx", check=photos)
@@ -315,7 +315,7 @@ def test_the_command_says_where_squares_differ_from_those_of_predict(
     assert "half a pixel" not in capsys.readouterr().out
 
 
-def made_export(*, resize: Resize = "squash", value_range: ValueRange | None = None) -> Export:
+def made_export(*, resize: FixedResize = "squash", value_range: ValueRange | None = None) -> Export:
     """Return what the command would have written."""
     return Export(
         file="ensemble.onnx",

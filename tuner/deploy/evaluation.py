@@ -40,7 +40,7 @@ from tuner.voting.temperature import soften_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class AccuracyInterval:
     """An accuracy with its interval (Wilson 1927)."""
 
     accuracy: float
@@ -56,7 +56,7 @@ class MemberFigures:
     """Such as ``trial 3``."""
     weight: float
     scores: Scores
-    interval: Share
+    interval: AccuracyInterval
     contribution: float | None
     """Accuracy with it minus accuracy without it; ``None`` for the only member."""
 
@@ -67,7 +67,7 @@ class ClassFigures:
 
     label: str
     count: int
-    interval: Share | None
+    interval: AccuracyInterval | None
     """``None`` if the class has no images."""
 
 
@@ -112,7 +112,7 @@ class Evaluation:
     """Why files could not be read, with their names; ``images`` does not count them."""
     classes: tuple[str, ...]
     scores: Scores
-    interval: Share
+    interval: AccuracyInterval
     intervals: Intervals
     """Intervals of the figures that are not a share of the images."""
     members: tuple[MemberFigures, ...]
@@ -331,14 +331,14 @@ def _assess(
         unreadable=unreadable,
         classes=ensemble.classes,
         scores=score(vote.probs, truth),
-        interval=_share(correct),
+        interval=_interval(correct),
         intervals=bootstrap(vote.probs, truth),
         members=tuple(
             MemberFigures(
                 member=member.name,
                 weight=member.weight,
                 scores=score(probs, truth),
-                interval=_share(right),
+                interval=_interval(right),
                 contribution=change,
             )
             for member, probs, right, change in zip(
@@ -354,7 +354,7 @@ def _assess(
             ClassFigures(
                 label=label,
                 count=int((truth == index).sum()),
-                interval=_share(correct[truth == index]) if (truth == index).any() else None,
+                interval=_interval(correct[truth == index]) if (truth == index).any() else None,
             )
             for index, label in enumerate(ensemble.classes)
         ),
@@ -369,10 +369,10 @@ def _assess(
     )
 
 
-def _share(correct: Tensor) -> Share:
+def _interval(correct: Tensor) -> AccuracyInterval:
     accuracy = correct.double().mean().item()
     low, high = wilson(accuracy, len(correct))
-    return Share(accuracy=accuracy, low=low, high=high)
+    return AccuracyInterval(accuracy=accuracy, low=low, high=high)
 
 
 def _mistakes(

@@ -40,7 +40,7 @@ from torch.export import Dim, ExportedProgram
 
 from tuner import __version__
 from tuner.data.decoding import ValueRange
-from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize
+from tuner.deploy.graph import EnsembleGraph, FixedResize, MemberGraph
 from tuner.deploy.preprocessing import Preprocessing
 from tuner.deploy.samples import Sample
 from tuner.errors import TunerError, UsageError, how_to_get
@@ -106,7 +106,7 @@ class Export:
     num_bytes: int
     num_members: int
     compared: Comparison
-    resize: Resize
+    resize: FixedResize
     """How it makes images square."""
     value_range: ValueRange | None
     """Values of deeper images that become 0 and 255 before it takes them; ``None`` if none were

@@ -22,7 +22,7 @@ from tuner.data.decoding import (
     why_unread,
 )
 from tuner.data.names import shown
-from tuner.deploy.graph import Resize
+from tuner.deploy.graph import FixedResize
 from tuner.errors import DataError, UsageError
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.paths import LOCAL
@@ -36,7 +36,7 @@ class Preprocessing:
 
     image_shape: tuple[int, int, int]
     """(C, H, W) of the networks' images; height and width are equal."""
-    resize: Resize = "squash"
+    resize: FixedResize = "squash"
     """How images of other shapes become square."""
     value_range: ValueRange | None = None
     """Values that become black and white, if training images are deeper than 8 bits."""
@@ -50,7 +50,7 @@ class Preprocessing:
         """
         channels, height, width = plain["image_shape"]
         resize = plain.get("resize", "squash")
-        if channels not in (1, 3) or height != width or resize not in get_args(Resize):
+        if channels not in (1, 3) or height != width or resize not in get_args(FixedResize):
             raise ValueError(
                 f"preprocessing: images of shape {[channels, height, width]}, resized by "
                 f"{resize!r}, are not known to this version"
