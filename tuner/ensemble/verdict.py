@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tuner.config import Method, Metric
 from tuner.ensemble.choosing import Choice
+from tuner.ensemble.request import SOUPS
 from tuner.metrics import goal
 from tuner.metrics.bootstrap import paired_bootstrap
 from tuner.metrics.figures import Interval
@@ -167,8 +168,7 @@ def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, 
         )
     else:
         what = asked.method or "vote"
-        whole = f"The {what}" if what in ("vote", "soup") else f"The {what} vote"
-        whole = whole.replace("soup vote", "soup")
+        whole = f"The {what}" if what == "vote" or what in SOUPS else f"The {what} vote"
         told = f"{whole} of {asked.num_members} {_compared(asked, single, trial, images)}"
     if advised == asked or (is_alone and advised.method is None):
         return f"{told}. Take it."
