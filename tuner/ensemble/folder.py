@@ -27,7 +27,6 @@ from tuner.run.ensemble_record import (
     ProbeRecord,
 )
 from tuner.run.run_record import now
-from tuner.schema import to_plain
 from tuner.storage.digest import sha256_of
 from tuner.storage.files import replacing, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder
@@ -74,7 +73,7 @@ def write_ensemble(
             probe=ProbeRecord(file=layout.PROBE, sha256=sha256_of(folder / layout.PROBE)),
         )
         write_record(folder / layout.ENSEMBLE, record)
-        write_text(folder / layout.MODEL_CARD, model_card(result, plan, to_plain(record)))
+        write_text(folder / layout.MODEL_CARD, model_card(result, plan, record))
         write_json(folder / layout.METRICS, result.to_plain())
         images = result.tested_on
         accuracy = f"{images} accuracy {result.ensemble.test.accuracy:.2%}"
