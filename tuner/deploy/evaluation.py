@@ -311,7 +311,7 @@ def _assess(
     mixed = soften_each(vote.members, ensemble.temperatures)
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
-    data, place = ensemble.description["data"], _place_in_data(ensemble, labelled)
+    data, place = ensemble.record.data, _place_in_data(ensemble, labelled)
     is_own_test = fingerprint in _test_fingerprints(ensemble)
     return Evaluation(
         ensemble=ensemble.path,
@@ -319,7 +319,8 @@ def _assess(
         part=labelled.part,
         fingerprint=fingerprint,
         is_own_test=is_own_test,
-        has_own_test=is_own_test or (place == Path() and data["test_fingerprint"] is not None),
+        has_own_test=is_own_test
+        or (place == Path() and data is not None and data.test_fingerprint is not None),
         is_trained_on=(
             place is not None
             and labelled.part == "all"
@@ -391,20 +392,20 @@ def _mistakes(
 
 def _place_in_data(ensemble: Ensemble, labelled: Labelled) -> Path | None:
     """Return where images lie in the data of the ensemble's run; ``None`` if elsewhere."""
-    data = ensemble.description["data"]
+    data = ensemble.record.data
     # Data sets known by name have no path, and ensembles of earlier versions do not record theirs.
-    if labelled.listing is None or data is None or not Path(data["source"]).is_absolute():
+    if labelled.listing is None or data is None or not Path(data.source).is_absolute():
         return None
     try:
-        return Path(labelled.source).resolve().relative_to(Path(data["source"]).resolve())
+        return Path(labelled.source).resolve().relative_to(Path(data.source).resolve())
     except ValueError:  # They lie elsewhere, or the record names no path that can exist.
         return None
 
 
 def _test_fingerprints(ensemble: Ensemble) -> set[str]:
     """Return the known fingerprints of the test images of the ensemble's run."""
-    data = ensemble.description["data"]
-    known = {data["test_fingerprint"] if data else ""}
+    data = ensemble.record.data
+    known = {data.test_fingerprint if data else ""}
     run = run_of(ensemble.path)
     if run is not None:
         # Those of evaluate may be of more, fewer or changed images.

@@ -28,7 +28,7 @@ from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, read_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
-from tuner.schema import build, did_you_mean, quoted, to_plain
+from tuner.schema import build, did_you_mean, quoted
 from tuner.storage.digest import sha256_of
 from tuner.storage.paths import AnyPath, inside
 from tuner.storage.records import explaining_damage, read_record
@@ -87,26 +87,25 @@ class Ensemble:
         self,
         *,
         path: AnyPath,
-        description: Mapping[str, Any],
+        record: EnsembleRecord,
         metrics: Mapping[str, Any],
-        members: Sequence[EnsembleMember],
         networks: Sequence[LoadedNetwork],
         device: torch.device,
     ) -> None:
         self.path = path
-        self.classes: tuple[str, ...] = tuple(description["classes"])
-        self.members = tuple(members)
-        self.description = description
+        self.record = record
         """Contents of ``ensemble.json``."""
+        self.classes = record.classes
+        self.members = record.members
         self.metrics = metrics
         """Contents of ``metrics.json``: the figures of the ensemble and of its members."""
-        self.temperature: float = description["temperature"]
-        self.preprocessing = Preprocessing.from_plain(description["preprocessing"])
-        self.tta: Tta = description["preprocessing"]["tta"]
+        self.temperature = record.temperature
+        self.preprocessing = Preprocessing.of(record.preprocessing)
+        self.tta = record.preprocessing.tta
         """Views of an image that each member averages, unless ``predict`` overrides them."""
-        self.weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
+        self.weights = torch.tensor([member.weight for member in self.members], dtype=torch.float64)
         """Shares in the vote, shape (M,), summing to 1."""
-        self.temperatures = tuple(member.temperature for member in members)
+        self.temperatures = tuple(member.temperature for member in self.members)
         """Temperatures of the members, each applied before mixing."""
         self._networks = networks
         self._device = device
@@ -222,7 +221,7 @@ class Ensemble:
             file,
             to,
             name=self.path.name,
-            description=self.description,
+            record=self.record,
             predict=self.predict,
             samples=self._kept_samples()
             if check is None
@@ -252,13 +251,13 @@ class Ensemble:
         )
 
     def _kept_samples(self) -> Iterator[Sample]:
-        record = self.description.get("probe")
-        if record is None:
+        probe = self.record.probe
+        if probe is None:
             raise UsageError(
                 f"{self.path}: keeps no images, as it was made by an earlier cifar-tune; name a "
                 "folder of some for the comparison (--check)"
             )
-        file = inside(self.path, record["file"])
+        file = inside(self.path, probe.file)
         with explaining_damage(file):
             images = read_probe(file).images
         return samples_of(images.permute(0, 2, 3, 1).numpy())
@@ -403,9 +402,8 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
     with explaining_damage(path / ENSEMBLE):
         ensemble = Ensemble(
             path=path,
-            description=to_plain(record),
+            record=record,
             metrics=metrics,
-            members=record.members,
             networks=networks,
             device=device,
         )

@@ -2,10 +2,10 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from tuner.data.decoding import (
 from tuner.data.names import shown
 from tuner.deploy.graph import FixedResize
 from tuner.errors import DataError, UsageError
+from tuner.run.ensemble_record import PreprocessingRecord
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.paths import LOCAL
 
@@ -42,24 +43,23 @@ class Preprocessing:
     """Values that become black and white, if training images are deeper than 8 bits."""
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Parse the record; records of earlier versions lack keys that had only one choice.
+    def of(cls, record: PreprocessingRecord) -> Self:
+        """Take over what an ensemble recorded.
 
         Raises:
-            ValueError: If it is not one that this version knows.
+            ValueError: If it is not something that this version knows.
         """
-        channels, height, width = plain["image_shape"]
-        resize = plain.get("resize", "squash")
+        channels, height, width = record.image_shape
+        resize, black, white = record.resize, record.black, record.white
         if channels not in (1, 3) or height != width or resize not in get_args(FixedResize):
             raise ValueError(
                 f"preprocessing: images of shape {[channels, height, width]}, resized by "
                 f"{resize!r}, are not known to this version"
             )
-        white = plain.get("white")
         return cls(
             image_shape=(channels, height, width),
-            resize=resize,
-            value_range=None if white is None else (float(plain["black"]), float(white)),
+            resize=resize,  # type: ignore[arg-type]
+            value_range=None if black is None or white is None else (black, white),
         )
 
     @property
