@@ -20,7 +20,7 @@ from tests.conftest import Call, record_probs
 from tuner.config import Method, Tta
 from tuner.data.splits import Splits
 from tuner.ensemble import choosing, make_ensemble, planning
-from tuner.ensemble.choosing import FITS, Vote
+from tuner.ensemble.choosing import FITS, PoolVote
 from tuner.ensemble.duplicates import Duplicates, read_duplicates
 from tuner.ensemble.members import Local
 from tuner.ensemble.plan import Plan
@@ -239,10 +239,10 @@ def test_who_is_chosen_follows_from_the_images_to_choose_on_alone(
 def test_an_image_is_cross_fitted_by_a_choice_made_without_it(finished_run: Run) -> None:
     pool = choose(finished_run).pool
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         was_seen = torch.zeros(len(pool.labels))
         was_seen[slice(None) if index is None else index] = 1
-        return Vote(
+        return PoolVote(
             weights=uniform(torch.tensor([0]), len(pool)),
             temperatures=(1.0,) * len(pool),
             probs=torch.stack([was_seen, 1 - was_seen], dim=1),

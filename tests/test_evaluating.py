@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -321,8 +322,9 @@ def test_a_part_that_was_trained_on_or_chosen_by_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def is_trained_on(**record: str) -> bool:
-        data = {**loaded.description["data"], "source": str(tmp_path / "photos"), **record}
-        monkeypatch.setitem(loaded.description, "data", data)  # type: ignore[arg-type]
+        assert loaded.record.data is not None
+        data = replace(loaded.record.data, source=str(tmp_path / "photos"), **record)
+        monkeypatch.setattr(loaded, "record", replace(loaded.record, data=data))
         return evaluate(loaded, labelled).is_trained_on
 
     shutil.copytree(folder / "5", tmp_path / place / "5")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from tests.conftest import Call
 from tests.test_custom import NETS
 from tests.test_models import SMALL
 from tuner.cli.export import _print
-from tuner.config import ModelConfig
+from tuner.config import ModelConfig, Tta
 from tuner.data.decoding import ValueRange, decode_file, resized
 from tuner.deploy import export
 from tuner.deploy.export import (
@@ -37,11 +37,12 @@ from tuner.deploy.export import (
     metadata_of,
     open_exported,
 )
-from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize, resize
-from tuner.deploy.predictor import Ensemble, EnsembleMember, LoadedNetwork
+from tuner.deploy.graph import EnsembleGraph, FixedResize, MemberGraph, resize
+from tuner.deploy.predictor import Ensemble, LoadedNetwork
 from tuner.deploy.samples import read_pixels, samples_in
 from tuner.errors import DataError, TunerError, UsageError
 from tuner.models.build import build_model
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, PreprocessingRecord
 from tuner.run.run import Run
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def settled(model: ModelConfig) -> nn.Module:
 
 
 def ensemble_of(
-    *models: ModelConfig, tta: str = "flip+shift", resize: Resize = "squash", path: Path
+    *models: ModelConfig, tta: Tta = "flip+shift", resize: FixedResize = "squash", path: Path
 ) -> Ensemble:
     """Return an ensemble of networks that nobody has trained, each mixed in another way."""
     count = len(models)
@@ -104,17 +105,22 @@ def ensemble_of(
     ]
     return Ensemble(
         path=path,
-        description={
-            "run": "first",
-            "made": "2026-01-01T00:00:00+00:00",
-            "method": "weighted",
-            "classes": list(CLASSES),
-            "temperature": 0.7,
-            "preprocessing": {"image_shape": [3, SIZE, SIZE], "tta": tta, "resize": resize},
-            "members": [{"file": member.file} for member in members],
-        },
+        record=EnsembleRecord(
+            run="first",
+            made="2026-01-01T00:00:00+00:00",
+            method="weighted",
+            classes=CLASSES,
+            temperature=0.7,
+            preprocessing=PreprocessingRecord(
+                image_shape=(3, SIZE, SIZE),
+                resize=resize,
+                mean=(0.5, 0.4, 0.3),
+                std=(0.2, 0.3, 0.2),
+                tta=tta,
+            ),
+            members=tuple(members),
+        ),
         metrics={},
-        members=members,
         networks=networks,
         device=CPU,
     )
@@ -157,10 +163,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Exported
 SIDES = [(64, 64), (375, 500), (33, 31), (32, 40), (8, 9), (1, 1), (5, 700), (32, 32)]
 
 
-@pytest.mark.parametrize("how", get_args(Resize))
+@pytest.mark.parametrize("how", get_args(FixedResize))
 @pytest.mark.parametrize("sides", SIDES)
 def test_images_are_resized_as_for_training_to_the_last_bit(
-    sides: tuple[int, int], how: Resize
+    sides: tuple[int, int], how: FixedResize
 ) -> None:
     for channels, size in ((3, 32), (1, 7)):
         images = some_images(2, channels, *sides)
@@ -170,13 +176,13 @@ def test_images_are_resized_as_for_training_to_the_last_bit(
 
 def test_images_of_the_right_size_are_left_as_they_are() -> None:
     images = some_images(4, 3, 32, 32)
-    for how in get_args(Resize):
+    for how in get_args(FixedResize):
         torch.testing.assert_close(resize(images, 32, how), images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
 def test_squares_that_are_cropped_or_padded_are_exported(
-    how: Resize, photos: Path, tmp_path: Path
+    how: FixedResize, photos: Path, tmp_path: Path
 ) -> None:
     ensemble = ensemble_of(own("make_linear"), resize=how, path=tmp_path)
     made = ensemble.export(tmp_path / "ensemble.onnx", check=photos)
@@ -294,9 +300,9 @@ def test_a_file_and_the_command_say_how_deep_images_are_scaled(
     exported: Exported, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ensemble = exported.ensemble
-    prepared = ensemble.description["preprocessing"] | {"black": 0.0, "white": 4095.0}
-    described = ensemble.description | {"preprocessing": prepared}
-    found = metadata_of(ensemble.graph(), "top", described)
+    prepared = replace(ensemble.record.preprocessing, black=0.0, white=4095.0)
+    record = replace(ensemble.record, preprocessing=prepared)
+    found = metadata_of(ensemble.graph(), "top", record)
     assert found["images"] == (
         "uint8 (N, H, W, 3), RGB, of any one size, values 0 to 4095 scaled to 0 to 255"
     )
@@ -315,7 +321,7 @@ def test_the_command_says_where_squares_differ_from_those_of_predict(
     assert "half a pixel" not in capsys.readouterr().out
 
 
-def made_export(*, resize: Resize = "squash", value_range: ValueRange | None = None) -> Export:
+def made_export(*, resize: FixedResize = "squash", value_range: ValueRange | None = None) -> Export:
     """Return what the command would have written."""
     return Export(
         file="ensemble.onnx",
@@ -338,13 +344,22 @@ def made_export(*, resize: Resize = "squash", value_range: ValueRange | None = N
 
 def test_a_file_says_nothing_of_the_code_and_the_paths_of_its_maker(exported: Exported) -> None:
     ensemble = exported.ensemble
-    wholes = [
-        {"custom": {"path": "net.py", "name": "Net", "params": {"width": 8}, "source": NETS}},
-        {"pretrained": {"run": "/home/me/runs/first", "trial": 3, "source": NETS, "sha256": "0a"}},
+    models = [
+        ModelConfig(
+            family="custom",
+            params={"path": "net.py", "name": "Net", "params": {"width": 8}, "source": NETS},
+        ),
+        ModelConfig(
+            family="pretrained",
+            params={"run": "/home/me/runs/first", "trial": 3, "source": NETS, "sha256": "0a"},
+        ),
         None,
     ]
-    members = [{"file": "members/0000.safetensors", "sha256": "1b", "model": w} for w in wholes]
-    found = metadata_of(ensemble.graph(), "top", ensemble.description | {"members": members})
+    members = tuple(
+        replace(ensemble.members[0], sha256="1b", model=model, weight=1 / 3) for model in models
+    )
+    record = replace(ensemble.record, members=members)
+    found = metadata_of(ensemble.graph(), "top", record)
     assert "import torch" not in found["provenance"]
     assert "/home/me" not in found["provenance"]
     told = json.loads(found["provenance"])["members"]
@@ -448,7 +463,7 @@ def test_a_file_that_gives_other_probabilities_is_not_kept(
             file,
             "pt2",
             name="top2",
-            description=ensemble.description,
+            record=ensemble.record,
             predict=predict,
             samples=samples_in(photos, "RGB"),
         )

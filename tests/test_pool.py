@@ -12,7 +12,7 @@ from tests.test_promotion import promoting, waiting
 from tests.test_tuner import World, start
 from tuner.ensemble.gain import best_addition, truth_of
 from tuner.run.trial import write_val_probs
-from tuner.tuning.pool import Pool
+from tuner.tuning.pool import WaitingPool
 from tuner.tuning.schedulers import Asha
 from tuner.tuning.tuner import Tuner
 
@@ -120,8 +120,8 @@ def leave(world: World, number: int, probs: Tensor) -> None:
     (path / "checkpoint.safetensors").write_bytes(b"weights")
 
 
-def with_pool(world: World, tuner: Tuner) -> Pool:
-    pool = Pool(world.run, tuner.state, LABELS)
+def with_pool(world: World, tuner: Tuner) -> WaitingPool:
+    pool = WaitingPool(world.run, tuner.state, LABELS)
     tuner.observers.append(pool.on)
     tuner.prefer = pool.prefer
     return pool

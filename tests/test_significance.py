@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
+from tuner.metrics.intervals import wilson
 from tuner.metrics.significance import (
-    accuracy_interval,
     by_size,
     contributions,
     disagreement,
@@ -241,7 +241,7 @@ def test_sizes_run_from_the_first_member_to_all() -> None:
 def test_the_interval_of_an_accuracy_is_wilsons(count: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, count))
     exact = binomtest(right, count).proportion_ci(method="wilson")
-    interval = accuracy_interval(torch.arange(count) < right)
+    interval = wilson(right / count, count)
     assert interval == pytest.approx((exact.low, exact.high), abs=1e-12)
     assert interval[0] <= right / count <= interval[1]
 

@@ -28,11 +28,12 @@ from rich.table import Table
 
 from tuner.augment import normalize
 from tuner.config import ModelConfig
-from tuner.deploy.predictor import Ensemble, EnsembleMember, LoadedNetwork
+from tuner.deploy.predictor import Ensemble, LoadedNetwork
 from tuner.deploy.preprocessing import Preprocessing
 from tuner.deploy.rows import Rows
 from tuner.deploy.stream import decode_files, find_images, predict_paths
 from tuner.models.build import build_model
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, PreprocessingRecord
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = torch.full((1, 3, 1, 1), 0.47), torch.full((1, 3, 1, 1), 0.25)
@@ -58,24 +59,29 @@ def ensemble_of(models: Sequence[ModelConfig]) -> Ensemble:
     networks = [build_model(model, len(CLASSES)).eval() for model in models]
     return Ensemble(
         path=Path("none"),
-        description={
-            "classes": CLASSES,
-            "temperature": 1.1,
-            "preprocessing": {"image_shape": (3, 32, 32), "tta": "none"},
-        },
+        record=EnsembleRecord(
+            run="none",
+            made="2026-01-01T00:00:00+00:00",
+            method="vote",
+            classes=CLASSES,
+            temperature=1.1,
+            preprocessing=PreprocessingRecord(
+                image_shape=(3, 32, 32), mean=(0.47,) * 3, std=(0.25,) * 3, tta="none"
+            ),
+            members=tuple(
+                EnsembleMember(
+                    file="none",
+                    trial=number,
+                    soup_of=(),
+                    weight=1 / len(models),
+                    temperature=1.0,
+                    precision="auto",
+                    floor=0.0,
+                )
+                for number in range(len(models))
+            ),
+        ),
         metrics={},
-        members=[
-            EnsembleMember(
-                file="none",
-                trial=number,
-                soup_of=(),
-                weight=1 / len(models),
-                temperature=1.0,
-                precision="auto",
-                floor=0.0,
-            )
-            for number in range(len(models))
-        ],
         networks=[
             LoadedNetwork(network=network.to(memory_format=torch.channels_last), mean=MEAN, std=STD)
             for network in networks

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from tuner.augment.colour import colour_jitter, normalize
+from tuner.augment.colour import colour_jitter, normalize, per_channel
 from tuner.augment.geometry import (
     cutout,
     mirror,
@@ -23,7 +23,7 @@ from tuner.augment.mixing import blend, cutmix_share, mixup_share
 from tuner.augment.policies import rand_augment, trivial_augment
 from tuner.config import Augment
 
-__all__ = ["augment_batch", "normalize", "random_sides", "why_not_crop"]
+__all__ = ["augment_batch", "normalize", "per_channel", "random_sides", "why_not_crop"]
 
 
 def augment_batch(

@@ -19,6 +19,7 @@ from tuner.cli.output import (
 from tuner.cli.student_table import print_student
 from tuner.config import Metric
 from tuner.console import Console
+from tuner.data import names
 from tuner.errors import TunerError
 from tuner.metrics.goal import name_of, spelt
 from tuner.metrics.intervals import margin
@@ -423,4 +424,4 @@ def print_confusion(
 
 def cut(label: str) -> str:
     """Return the name of a class, shortened with an ellipsis if it is long."""
-    return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"
+    return names.cut(label, MOST_LETTERS)

@@ -31,7 +31,7 @@ from tuner.storage.paths import AnyPath
 
 if TYPE_CHECKING:
     from tuner.console import Console
-    from tuner.deploy.evaluation import Evaluation, Share
+    from tuner.deploy.evaluation import AccuracyInterval, Evaluation
 
 MOST_MISTAKES = 10
 """Number of mistakes that are printed; ``--output`` and ``--json`` list all."""
@@ -208,5 +208,5 @@ def _print_mistakes(console: "Console", found: "Evaluation") -> None:
     console.print()
 
 
-def _range(share: "Share") -> str:
+def _range(share: "AccuracyInterval") -> str:
     return f"{100 * share.low:.2f} - {100 * share.high:.2f}"

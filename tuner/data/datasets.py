@@ -18,11 +18,11 @@ from tuner.data.decoding import (
     CUT,
     Met,
     ValueRange,
+    channels_first,
     decode_all,
     default_resize,
     image_suffixes,
     is_deep,
-    stacked,
 )
 from tuner.data.known import (
     KNOWN,
@@ -317,7 +317,7 @@ def _decode(
         measures=measures,
     )
     labels = torch.tensor([item.label for item in items])
-    images = stacked(pixels)
+    images = channels_first(pixels)
     if met.broken:
         kept = np.setdiff1d(np.arange(len(items)), list(met.broken))
         images, labels = images[kept], labels[kept]

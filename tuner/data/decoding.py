@@ -400,9 +400,14 @@ def decode_all(
     )
 
 
-def stacked(pixels: np.ndarray) -> Tensor:
-    """Return pixels (N, H, W, 3) as images (N, 3, H, W), contiguous."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+def channels_first(pixels: np.ndarray) -> Tensor:
+    """Return pixels (N, H, W, C) as images (N, C, H, W), contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Return pixels uint8, shape (H, W, 1) or (H, W, 3), as an image."""
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
 def _pair(row: np.ndarray) -> tuple[int, int]:

@@ -57,6 +57,11 @@ def check_classes(names: Iterable[str], where: str) -> None:
         seen[key] = name
 
 
+def cut(name: str, most: int) -> str:
+    """Return a name, cut to ``most`` characters with an ellipsis if it is longer."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def listed(lines: Iterable[str], most: int = 20) -> str:
     """Return lines, indented; if there are many, the first ones and the number of the others."""
     every = [f"\n  {line}" for line in lines]

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tuner.data.decoding import image_of
+
 Kind = Literal[
     "gaussian_noise",
     "shot_noise",
@@ -147,8 +149,7 @@ def _each(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tenso
     changed = torch.empty_like(images)
     for target, image in zip(changed, images, strict=True):
         pixels = image.permute(1, 2, 0).numpy()
-        one = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-        done = np.array(change(one)).reshape(pixels.shape)
+        done = np.array(change(image_of(pixels))).reshape(pixels.shape)
         target[:] = torch.from_numpy(done).permute(2, 0, 1)
     return changed
 

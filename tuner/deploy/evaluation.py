@@ -19,11 +19,10 @@ from tuner.errors import DataError, StorageError
 from tuner.metrics.bootstrap import bootstrap
 from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
 from tuner.metrics.figures import Coverage, Interval, Intervals
-from tuner.metrics.predict import Scores, confusion_matrix, score
+from tuner.metrics.intervals import LEVEL, wilson
+from tuner.metrics.predict import Scores, confusion_matrix, mistakes, score
 from tuner.metrics.significance import (
-    LEVEL,
     NO_GAIN,
-    accuracy_interval,
     contributions,
     disagreement,
     error_correlation,
@@ -41,7 +40,7 @@ from tuner.voting.temperature import soften_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class AccuracyInterval:
     """An accuracy with its interval (Wilson 1927)."""
 
     accuracy: float
@@ -57,7 +56,7 @@ class MemberFigures:
     """Such as ``trial 3``."""
     weight: float
     scores: Scores
-    interval: Share
+    interval: AccuracyInterval
     contribution: float | None
     """Accuracy with it minus accuracy without it; ``None`` for the only member."""
 
@@ -68,7 +67,7 @@ class ClassFigures:
 
     label: str
     count: int
-    interval: Share | None
+    interval: AccuracyInterval | None
     """``None`` if the class has no images."""
 
 
@@ -113,7 +112,7 @@ class Evaluation:
     """Why files could not be read, with their names; ``images`` does not count them."""
     classes: tuple[str, ...]
     scores: Scores
-    interval: Share
+    interval: AccuracyInterval
     intervals: Intervals
     """Intervals of the figures that are not a share of the images."""
     members: tuple[MemberFigures, ...]
@@ -309,10 +308,10 @@ def _assess(
     confusion = confusion_matrix(vote.probs, truth, len(ensemble.classes))
     correct = vote.probs.argmax(dim=1) == truth
     alone = vote.members.argmax(dim=2) == truth
-    mixed = soften_each(vote.members, [member.temperature for member in ensemble.members])
+    mixed = soften_each(vote.members, ensemble.temperatures)
     changes = contributions(mixed, ensemble.weights, truth)
     is_single = len(ensemble.members) == 1
-    data, place = ensemble.description["data"], _place_in_data(ensemble, labelled)
+    data, place = ensemble.record.data, _place_in_data(ensemble, labelled)
     is_own_test = fingerprint in _test_fingerprints(ensemble)
     return Evaluation(
         ensemble=ensemble.path,
@@ -320,7 +319,8 @@ def _assess(
         part=labelled.part,
         fingerprint=fingerprint,
         is_own_test=is_own_test,
-        has_own_test=is_own_test or (place == Path() and data["test_fingerprint"] is not None),
+        has_own_test=is_own_test
+        or (place == Path() and data is not None and data.test_fingerprint is not None),
         is_trained_on=(
             place is not None
             and labelled.part == "all"
@@ -332,14 +332,14 @@ def _assess(
         unreadable=unreadable,
         classes=ensemble.classes,
         scores=score(vote.probs, truth),
-        interval=_share(correct),
+        interval=_interval(correct),
         intervals=bootstrap(vote.probs, truth),
         members=tuple(
             MemberFigures(
                 member=member.name,
                 weight=member.weight,
                 scores=score(probs, truth),
-                interval=_share(right),
+                interval=_interval(right),
                 contribution=change,
             )
             for member, probs, right, change in zip(
@@ -355,7 +355,7 @@ def _assess(
             ClassFigures(
                 label=label,
                 count=int((truth == index).sum()),
-                interval=_share(correct[truth == index]) if (truth == index).any() else None,
+                interval=_interval(correct[truth == index]) if (truth == index).any() else None,
             )
             for index, label in enumerate(ensemble.classes)
         ),
@@ -370,17 +370,17 @@ def _assess(
     )
 
 
-def _share(correct: Tensor) -> Share:
-    low, high = accuracy_interval(correct)
-    return Share(accuracy=correct.double().mean().item(), low=low, high=high)
+def _interval(correct: Tensor) -> AccuracyInterval:
+    accuracy = correct.double().mean().item()
+    low, high = wilson(accuracy, len(correct))
+    return AccuracyInterval(accuracy=accuracy, low=low, high=high)
 
 
 def _mistakes(
     ensemble: Ensemble, labelled: Labelled, vote: Vote, truth: Tensor, kept: Tensor
 ) -> Iterator[Mistake]:
     confidence, predicted = vote.probs.max(dim=1)
-    wrong = (predicted != truth).nonzero().squeeze(1)
-    for index in wrong[confidence[wrong].argsort(descending=True, stable=True)].tolist():
+    for index in mistakes(vote.probs, truth).tolist():
         position = int(kept[index])
         yield Mistake(
             path=labelled.name(position),
@@ -392,20 +392,20 @@ def _mistakes(
 
 def _place_in_data(ensemble: Ensemble, labelled: Labelled) -> Path | None:
     """Return where images lie in the data of the ensemble's run; ``None`` if elsewhere."""
-    data = ensemble.description["data"]
+    data = ensemble.record.data
     # Data sets known by name have no path, and ensembles of earlier versions do not record theirs.
-    if labelled.listing is None or data is None or not Path(data["source"]).is_absolute():
+    if labelled.listing is None or data is None or not Path(data.source).is_absolute():
         return None
     try:
-        return Path(labelled.source).resolve().relative_to(Path(data["source"]).resolve())
+        return Path(labelled.source).resolve().relative_to(Path(data.source).resolve())
     except ValueError:  # They lie elsewhere, or the record names no path that can exist.
         return None
 
 
 def _test_fingerprints(ensemble: Ensemble) -> set[str]:
     """Return the known fingerprints of the test images of the ensemble's run."""
-    data = ensemble.description["data"]
-    known = {data["test_fingerprint"] if data else ""}
+    data = ensemble.record.data
+    known = {data.test_fingerprint if data else ""}
     run = run_of(ensemble.path)
     if run is not None:
         # Those of evaluate may be of more, fewer or changed images.

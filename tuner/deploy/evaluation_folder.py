@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from tuner.deploy.evaluation import Evaluation
-from tuner.ensemble.plots import plot_confusion, plot_reliability
-from tuner.run.layout import CONFUSION
+from tuner.ensemble.plots import write_pictures
 from tuner.storage.files import write_json
 from tuner.storage.spreadsheet import write_csv
 
@@ -12,12 +11,6 @@ from tuner.storage.spreadsheet import write_csv
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write an evaluation as JSON, tables and plots; each file whole or not at all."""
     write_json(folder / "evaluation.json", evaluation.to_plain())
-    rows = zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)
-    write_csv(
-        folder / CONFUSION,
-        ["true \\ predicted", *evaluation.classes],
-        ([label, *row] for label, row in rows),
-    )
     write_csv(
         folder / "mistakes.csv",
         ["path", "true", "predicted", "confidence"],
@@ -34,5 +27,4 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
         (folder / "corrupted.csv").unlink(missing_ok=True)
     name = f"{evaluation.ensemble.name} on {Path(evaluation.source).name}"
     title = f"{name}, accuracy {evaluation.scores.accuracy:.2%}"
-    plot_confusion(folder / "confusion.png", evaluation.confusion, evaluation.classes, title)
-    plot_reliability(folder / "reliability.png", evaluation.reliability, title)
+    write_pictures(folder, evaluation.classes, evaluation.confusion, evaluation.reliability, title)

@@ -40,10 +40,12 @@ from torch.export import Dim, ExportedProgram
 
 from tuner import __version__
 from tuner.data.decoding import ValueRange
-from tuner.deploy.graph import EnsembleGraph, MemberGraph, Resize
+from tuner.deploy.graph import EnsembleGraph, FixedResize, MemberGraph
 from tuner.deploy.preprocessing import Preprocessing
 from tuner.deploy.samples import Sample
 from tuner.errors import TunerError, UsageError, how_to_get
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord
+from tuner.schema import to_plain
 from tuner.storage.files import replacing
 
 Format = Literal["onnx", "pt2"]
@@ -62,14 +64,14 @@ OF_ITS_MAKER = frozenset({"source", "path", "run"})
 MIN_SECONDS, MIN_CALLS = 0.1, 5
 """Minimum seconds and calls of each measurement."""
 
-Run = Callable[[np.ndarray], np.ndarray]
+PredictArray = Callable[[np.ndarray], np.ndarray]
 """Maps images, uint8 (N, H, W, C), to probabilities, float32 (N, K)."""
-Predict = Callable[[np.ndarray | Path], np.ndarray]
+PredictAny = Callable[[np.ndarray | Path], np.ndarray]
 """The same, and for an image file, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Latency:
+class ExportLatency:
     """Median time in milliseconds from uint8 images of the networks' own size to probabilities."""
 
     num_images: int
@@ -106,12 +108,12 @@ class Export:
     num_bytes: int
     num_members: int
     compared: Comparison
-    resize: Resize
+    resize: FixedResize
     """How it makes images square."""
     value_range: ValueRange | None
     """Values of deeper images that become 0 and 255 before it takes them; ``None`` if none were
     deeper than 8 bits in training."""
-    latency: tuple[Latency, ...]
+    latency: tuple[ExportLatency, ...]
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -138,8 +140,8 @@ def export_graph(
     to: Format,
     *,
     name: str,
-    description: Mapping[str, Any],
-    predict: Predict,
+    record: EnsembleRecord,
+    predict: PredictAny,
     samples: Iterable[Sample],
 ) -> Export:
     """Write an ensemble as one file, run it, and compare.
@@ -149,7 +151,7 @@ def export_graph(
         path: The file; replaced if it exists, once the comparison has shown no difference.
         to: The format.
         name: Name of the ensemble.
-        description: Contents of ``ensemble.json``.
+        record: Contents of ``ensemble.json``.
         predict: The ensemble itself.
         samples: Images for the comparison, at least one.
 
@@ -164,7 +166,7 @@ def export_graph(
     shape = (graph.size, graph.size, graph.channels)
     batches = [np.zeros((count, *shape), dtype=np.uint8) for count in TIMED_BATCHES]
     with _replacing(path) as temporary:
-        _write(graph, temporary, to, metadata_of(graph, name, description))
+        _write(graph, temporary, to, metadata_of(graph, name, record))
         # Measured before another runtime is loaded, whose idle threads spin.
         torch_ms = [_milliseconds(predict, images) for images in batches]
         run = open_exported(temporary, to)
@@ -185,9 +187,9 @@ def export_graph(
             num_members=len(graph.members),
             compared=compared,
             resize=graph.resize,
-            value_range=Preprocessing.from_plain(description["preprocessing"]).value_range,
+            value_range=Preprocessing.of(record.preprocessing).value_range,
             latency=tuple(
-                Latency(num_images=count, exported_ms=ours, torch_ms=theirs)
+                ExportLatency(num_images=count, exported_ms=ours, torch_ms=theirs)
                 for count, ours, theirs in zip(TIMED_BATCHES, exported_ms, torch_ms, strict=True)
             ),
         )
@@ -205,36 +207,36 @@ def _replacing(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def metadata_of(graph: EnsembleGraph, name: str, description: Mapping[str, Any]) -> dict[str, str]:
+def metadata_of(graph: EnsembleGraph, name: str, record: EnsembleRecord) -> dict[str, str]:
     """Return the metadata of a file as texts; the last three are JSON."""
     colours = "grey" if graph.channels == 1 else "RGB"
-    origin = {key: description[key] for key in ("run", "made", "method", "temperature")}
-    members = [_without_code(member) for member in description["members"]]
+    origin = {key: getattr(record, key) for key in ("run", "made", "method", "temperature")}
+    members = [_without_code(member) for member in record.members]
     versions = {"cifar_tune": __version__, "torch": torch.__version__}
-    prepared = description["preprocessing"]
+    prepared = record.preprocessing
     images = f"uint8 (N, H, W, {graph.channels}), {colours}, of any one size"
-    if scaled := Preprocessing.from_plain(prepared).value_range:
+    if scaled := Preprocessing.of(prepared).value_range:
         images += f", values {scaled[0]:g} to {scaled[1]:g} scaled to 0 to 255"
     return {
         "images": images,
         "probabilities": "float32 (N, K), in the order of the classes",
-        "classes": json.dumps(list(description["classes"])),
+        "classes": json.dumps(record.classes),
         "preprocessing": json.dumps(
-            {"resize": graph.resize, **{key: prepared.get(key) for key in ("black", "white")}}
+            {"resize": graph.resize, "black": prepared.black, "white": prepared.white}
         ),
         "provenance": json.dumps(
-            {"ensemble": name, **origin, "members": members, "tta": prepared["tta"], **versions}
+            {"ensemble": name, **origin, "members": members, "tta": prepared.tta, **versions}
         ),
     }
 
 
-def _without_code(member: Mapping[str, Any]) -> dict[str, Any]:
+def _without_code(member: EnsembleMember) -> dict[str, Any]:
     """Return a member's entry in ``ensemble.json`` without code and paths of its maker."""
-    if member.get("model") is None:
-        return dict(member)
-    ((family, params),) = member["model"].items()
-    kept = {key: value for key, value in params.items() if key not in OF_ITS_MAKER}
-    return {**member, "model": {family: kept}}
+    plain: dict[str, Any] = to_plain(member)
+    if (model := member.model) is not None:
+        kept = {key: value for key, value in model.params.items() if key not in OF_ITS_MAKER}
+        plain["model"] = {model.family: kept}
+    return plain
 
 
 def check_installed() -> None:
@@ -266,7 +268,7 @@ def check_fits_onnx(graph: EnsembleGraph) -> None:
         )
 
 
-def open_exported(path: Path, to: Format) -> Run:
+def open_exported(path: Path, to: Format) -> PredictArray:
     """Load an exported file to run it on the CPU."""
     if to == "onnx":
         import onnxruntime
@@ -375,7 +377,7 @@ def _write_program(program: ExportedProgram, path: Path, metadata: Mapping[str, 
         torch.export.save(program, file, extra_files=dict(metadata))
 
 
-def _compare(run: Run, predict: Predict, samples: Iterable[Sample]) -> Comparison:
+def _compare(run: PredictArray, predict: PredictAny, samples: Iterable[Sample]) -> Comparison:
     num_images = equal = num_files = equal_of_files = 0
     differences: list[float] = []
     for sample in samples:
@@ -396,7 +398,7 @@ def _compare(run: Run, predict: Predict, samples: Iterable[Sample]) -> Compariso
     )
 
 
-def _milliseconds(function: Run, images: np.ndarray) -> float:
+def _milliseconds(function: PredictArray, images: np.ndarray) -> float:
     """Return the median time of a call, after a warm-up call."""
     function(images)
     times: list[float] = []

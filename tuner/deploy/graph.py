@@ -12,9 +12,9 @@ from tuner.metrics.predict import views
 from tuner.voting import floored
 from tuner.voting.temperature import soften
 
-Resize = Literal["squash", "crop", "pad"]
+FixedResize = Literal["squash", "crop", "pad"]
 """How an image becomes square: by a new aspect ratio, by cropping to the middle, or by padding with
-black."""
+black. It is the ``Resize`` of a data set after ``auto`` has chosen."""
 MAX_PRECISION = 22
 """Maximum bits of a resize's fixed-point weights."""
 TINY = 1e-9
@@ -88,13 +88,13 @@ class EnsembleGraph(nn.Module):
         members: Sequence[MemberGraph],
         *,
         image_shape: tuple[int, int, int],
-        resize: Resize,
+        resize: FixedResize,
         temperature: float,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.channels, self.size, _ = image_shape
-        self.resize: Resize = resize
+        self.resize: FixedResize = resize
         self.temperature = temperature
         self.eval().requires_grad_(False)
 
@@ -105,7 +105,7 @@ class EnsembleGraph(nn.Module):
         return soften(votes.sum(dim=0), self.temperature).float()
 
 
-def resize(images: Tensor, size: int, how: Resize) -> Tensor:
+def resize(images: Tensor, size: int, how: FixedResize) -> Tensor:
     """Resize images, uint8 (N, C, H, W), to sides of ``size`` pixels, bit for bit like torch.
 
     ``F.interpolate(..., mode="bilinear", antialias=True)`` computes uint8 in fixed point, columns

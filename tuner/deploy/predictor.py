@@ -13,25 +13,27 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tuner.augment import per_channel
 from tuner.config import ModelConfig, Share, Tta
+from tuner.data.decoding import channels_first
 from tuner.deploy.explanation import Explanation, explain
 from tuner.deploy.graph import EnsembleGraph, MemberGraph
-from tuner.deploy.preprocessing import ImageLike, Preprocessing, channels_first
+from tuner.deploy.preprocessing import ImageLike, Preprocessing
 from tuner.deploy.samples import Sample, samples_in, samples_of
 from tuner.errors import TunerError, UsageError
 from tuner.metrics.predict import CIFAR_PIXELS, predict_probs
 from tuner.models.defaults import usual_defaults
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint, read_description
-from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleMember, EnsembleRecord, read_ensemble_record
 from tuner.run.layout import ENSEMBLE, METRICS
 from tuner.run.probe import Probe, read_probe, total_variation
-from tuner.schema import build, did_you_mean, quoted, to_plain
+from tuner.schema import build, did_you_mean, quoted
 from tuner.storage.paths import AnyPath, inside, sha256_of
 from tuner.storage.records import explaining_damage, read_record
 from tuner.training.device import prediction_dtype
-from tuner.voting import floored, soft_vote
-from tuner.voting.temperature import soften, soften_each
+from tuner.voting import floored
+from tuner.voting.temperature import mix, soften_each
 
 if TYPE_CHECKING:
     from tuner.deploy.export import Export
@@ -84,27 +86,26 @@ class Ensemble:
         self,
         *,
         path: AnyPath,
-        description: Mapping[str, Any],
+        record: EnsembleRecord,
         metrics: Mapping[str, Any],
-        members: Sequence[EnsembleMember],
         networks: Sequence[LoadedNetwork],
         device: torch.device,
     ) -> None:
         self.path = path
-        self.classes: tuple[str, ...] = tuple(description["classes"])
-        self.members = tuple(members)
-        self.description = description
+        self.record = record
         """Contents of ``ensemble.json``."""
+        self.classes = record.classes
+        self.members = record.members
         self.metrics = metrics
         """Contents of ``metrics.json``: the figures of the ensemble and of its members."""
-        self.temperature: float = description["temperature"]
-        self.preprocessing = Preprocessing.from_plain(description["preprocessing"])
-        self.tta: Tta = description["preprocessing"]["tta"]
+        self.temperature = record.temperature
+        self.preprocessing = Preprocessing.of(record.preprocessing)
+        self.tta = record.preprocessing.tta
         """Views of an image that each member averages, unless ``predict`` overrides them."""
-        if self.tta not in get_args(Tta):
-            raise ValueError(f"preprocessing: tta {self.tta!r} is not known to this version")
-        self.weights = torch.tensor([member.weight for member in members], dtype=torch.float64)
+        self.weights = torch.tensor([member.weight for member in self.members], dtype=torch.float64)
         """Shares in the vote, shape (M,), summing to 1."""
+        self.temperatures = tuple(member.temperature for member in self.members)
+        """Temperatures of the members, each applied before mixing."""
         self._networks = networks
         self._device = device
 
@@ -172,7 +173,7 @@ class Ensemble:
         channels, height, width = self.image_shape
         colours = "grey" if channels == 1 else "RGB"
         prepared = f"{colours}, {self.preprocessing.resize} to {height} x {width} pixels"
-        mixed = soften_each(vote.members, [member.temperature for member in self.members])
+        mixed = soften_each(vote.members, self.temperatures)
         for number, probs in enumerate(vote.probs):
             yield explain(
                 probs,
@@ -219,7 +220,7 @@ class Ensemble:
             file,
             to,
             name=self.path.name,
-            description=self.description,
+            record=self.record,
             predict=self.predict,
             samples=self._kept_samples()
             if check is None
@@ -249,13 +250,13 @@ class Ensemble:
         )
 
     def _kept_samples(self) -> Iterator[Sample]:
-        record = self.description.get("probe")
-        if record is None:
+        probe = self.record.probe
+        if probe is None:
             raise UsageError(
                 f"{self.path}: keeps no images, as it was made by an earlier cifar-tune; name a "
                 "folder of some for the comparison (--check)"
             )
-        file = inside(self.path, record["file"])
+        file = inside(self.path, probe.file)
         with explaining_damage(file):
             images = read_probe(file).images
         return samples_of(images.permute(0, 2, 3, 1).numpy())
@@ -301,8 +302,7 @@ class Ensemble:
 
     def mix(self, alone: Tensor) -> Tensor:
         """Mix the members' probabilities, (M, N, K), into the ensemble's, float64 (N, K)."""
-        softened = soften_each(alone, [member.temperature for member in self.members])
-        return soften(soft_vote(softened, self.weights), self.temperature)
+        return mix(alone, self.weights, self.temperatures, self.temperature)
 
     @usual_defaults()
     def check_against(self, probe: Probe) -> None:
@@ -378,9 +378,7 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
         UntrustedCodeError: If code would be run that is neither known nor trusted.
         TunerError: If a file is damaged, or is not the one that was written.
     """
-    record = find_ensemble_record(path)
-    if record is None:
-        raise UsageError(f"{path}: no ensemble here (no {ENSEMBLE})")
+    record = read_ensemble_record(path)
     metrics = read_record(path / METRICS, dict[str, Any])
     with explaining_damage(path / ENSEMBLE):
         files = [inside(path, member.file) for member in record.members]
@@ -403,9 +401,8 @@ def read_ensemble(path: AnyPath, device: torch.device, *, trust_code: bool = Fal
     with explaining_damage(path / ENSEMBLE):
         ensemble = Ensemble(
             path=path,
-            description=to_plain(record),
+            record=record,
             metrics=metrics,
-            members=record.members,
             networks=networks,
             device=device,
         )
@@ -442,8 +439,11 @@ def _load(
         raise TunerError(
             f"{file}: has no mean and std for each of {channels} channels; make the ensemble again"
         )
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
-    return LoadedNetwork(network=network.to(device), mean=mean, std=std)
+    return LoadedNetwork(
+        network=network.to(device),
+        mean=per_channel(checkpoint.mean),
+        std=per_channel(checkpoint.std),
+    )
 
 
 def _check_digest(file: AnyPath, digest: str | None) -> None:

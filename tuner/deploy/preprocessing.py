@@ -2,13 +2,12 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,14 +15,16 @@ from tuner.data.decoding import (
     ImageMode,
     Source,
     ValueRange,
+    channels_first,
     decode_file,
     resized,
     resized_pixels,
     why_unread,
 )
 from tuner.data.names import shown
-from tuner.deploy.graph import Resize
+from tuner.deploy.graph import FixedResize
 from tuner.errors import DataError, UsageError
+from tuner.run.ensemble_record import PreprocessingRecord
 from tuner.storage.local_storage import MOST_TENSORS
 from tuner.storage.paths import LOCAL
 
@@ -36,30 +37,29 @@ class Preprocessing:
 
     image_shape: tuple[int, int, int]
     """(C, H, W) of the networks' images; height and width are equal."""
-    resize: Resize = "squash"
+    resize: FixedResize = "squash"
     """How images of other shapes become square."""
     value_range: ValueRange | None = None
     """Values that become black and white, if training images are deeper than 8 bits."""
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Parse the record; records of earlier versions lack keys that had only one choice.
+    def of(cls, record: PreprocessingRecord) -> Self:
+        """Take over what an ensemble recorded.
 
         Raises:
-            ValueError: If it is not one that this version knows.
+            ValueError: If it is not something that this version knows.
         """
-        channels, height, width = plain["image_shape"]
-        resize = plain.get("resize", "squash")
-        if channels not in (1, 3) or height != width or resize not in get_args(Resize):
+        channels, height, width = record.image_shape
+        resize, black, white = record.resize, record.black, record.white
+        if channels not in (1, 3) or height != width or resize not in get_args(FixedResize):
             raise ValueError(
                 f"preprocessing: images of shape {[channels, height, width]}, resized by "
                 f"{resize!r}, are not known to this version"
             )
-        white = plain.get("white")
         return cls(
             image_shape=(channels, height, width),
-            resize=resize,
-            value_range=None if white is None else (float(plain["black"]), float(white)),
+            resize=resize,  # type: ignore[arg-type]
+            value_range=None if black is None or white is None else (black, white),
         )
 
     @property
@@ -100,6 +100,32 @@ class Preprocessing:
         )
         return self._shaped(pixels)
 
+    def decode_each(
+        self, decoders: Sequence[Callable[[], np.ndarray]]
+    ) -> tuple[tuple[str | None, ...], Tensor]:
+        """Decode several files, and skip those that cannot be read.
+
+        Args:
+            decoders: One per file; each returns what ``file_pixels`` does, or raises ``DataError``.
+
+        Returns:
+            For each file, why it could not be read, or ``None``; and the pixels of the readable
+            ones, uint8, shape (N, C, H, W).
+        """
+        channels, height, width = self.image_shape
+        pixels = np.empty((len(decoders), height, width, channels), dtype=np.uint8)
+        errors: list[str | None] = []
+        count = 0
+        for decode in decoders:
+            try:
+                pixels[count] = decode()
+            except DataError as error:
+                errors.append(str(error))
+            else:
+                errors.append(None)
+                count += 1
+        return tuple(errors), channels_first(pixels[:count])
+
     def image_pixels(self, image: Image.Image) -> np.ndarray:
         """Return the pixels of a Pillow image, uint8, shape (H, W, C).
 
@@ -121,14 +147,12 @@ class Preprocessing:
         return self._shaped(pixels)
 
     def array_pixels(self, images: np.ndarray) -> Tensor:
-        """Return the pixels of images uint8 (N, H, W, C), uint8, shape (N, C, H, W).
+        """Return the pixels of images uint8 (N, H, W, C), at least one, as uint8 (N, C, H, W).
 
-        Raises:
-            UsageError: On an array of another type or shape.
+        Args:
+            images: As ``check_array`` requires.
         """
-        self.check_array(images)
-        planes = channels_first(images)
-        return resized(planes, self.size, self.resize) if len(planes) else planes
+        return resized(channels_first(images), self.size, self.resize)
 
     def check_array(self, images: np.ndarray) -> None:
         """Check that an array holds images: uint8, shape (N, H, W, C); N may be 0.
@@ -147,8 +171,3 @@ class Preprocessing:
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels with a channel axis, which grey images lack."""
         return pixels.reshape(self.size, self.size, -1)
-
-
-def channels_first(pixels: np.ndarray) -> Tensor:
-    """Return pixels (N, H, W, C) as images (N, C, H, W), contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tuner.data.names import cut
 from tuner.deploy.stream import Batch
 from tuner.storage.spreadsheet import harmless
 
@@ -87,9 +88,10 @@ class Rows:
                 last = [f"{disagreement:.4g}", str(rejected).lower()]
                 return _csv([path, *cells, *last])
             case "table":
-                cells = [f"{_cut(names[0], self.width)}  {probs[0]:10.1%}"]
+                width = self.width
+                cells = [f"{cut(names[0], width):{width}}  {probs[0]:10.1%}"]
                 others = zip(names[1:], probs[1:], strict=True)
-                cells += [f"{_cut(name, self.width)} {prob:6.1%}" for name, prob in others]
+                cells += [f"{cut(name, width):{width}} {prob:6.1%}" for name, prob in others]
                 shown = path.replace("\n", "\\n") + ("  rejected" if rejected else "")
                 return f"{'  '.join([*cells, f'{disagreement:8.0%}', shown])}\n"
 
@@ -103,7 +105,3 @@ def _csv(cells: Sequence[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow([harmless(cell) for cell in cells])
     return line.getvalue()
-
-
-def _cut(name: str, width: int) -> str:
-    return f"{name:{width}}" if len(name) <= width else f"{name[: width - 1]}…"

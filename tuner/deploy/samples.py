@@ -10,6 +10,7 @@ from PIL import Image
 from tuner.data.decoding import (
     ImageMode,
     ValueRange,
+    image_of,
     image_suffixes,
     open_image,
     plain_image,
@@ -42,7 +43,7 @@ def samples_of(images: np.ndarray) -> Iterator[Sample]:
     yield Sample(images=images)
     _, height, width, _ = images.shape
     size = (STRETCH[1] * width + 1, STRETCH[0] * height)
-    enlarged = [_image(pixels).resize(size, Image.Resampling.BICUBIC) for pixels in images]
+    enlarged = [image_of(pixels).resize(size, Image.Resampling.BICUBIC) for pixels in images]
     yield Sample(images=np.stack([_pixels(image) for image in enlarged]))
 
 
@@ -108,10 +109,6 @@ def read_pixels(path: Path, mode: ImageMode, value_range: ValueRange | None = No
             f"{shown(str(path))}: cannot be read as an image ({why_unread(error)}). Mend or "
             "remove it."
         ) from error
-
-
-def _image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

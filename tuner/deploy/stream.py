@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import Lock
 
@@ -19,7 +20,7 @@ from tuner.data.decoding import UNREAD_SUFFIXES, Source, image_suffixes
 from tuner.data.names import shown
 from tuner.data.trees import Visits, suffix_of
 from tuner.deploy.predictor import Ensemble, Vote
-from tuner.deploy.preprocessing import Preprocessing, channels_first
+from tuner.deploy.preprocessing import Preprocessing
 from tuner.errors import DataError
 
 CHUNK = 32
@@ -183,22 +184,17 @@ def decode_files(
 
 
 def _decode_chunk(prepare: Preprocessing, files: tuple[ImageFile, ...], alone: Lock) -> Decoded:
-    channels, height, width = prepare.image_shape
-    pixels = np.empty((len(files), height, width, channels), dtype=np.uint8)
-    errors: list[str | None] = []
-    count = 0
     with alone if _is_small(files[0][1]) else nullcontext():
-        for name, source in files:
-            try:
-                if isinstance(source, DataError):
-                    raise source
-                pixels[count] = prepare.file_pixels(source, name)
-            except DataError as error:
-                errors.append(str(error))
-            else:
-                errors.append(None)
-                count += 1
-    return tuple(name for name, _ in files), tuple(errors), channels_first(pixels[:count])
+        errors, pixels = prepare.decode_each(
+            [partial(_pixels, prepare, name, source) for name, source in files]
+        )
+    return tuple(name for name, _ in files), errors, pixels
+
+
+def _pixels(prepare: Preprocessing, name: str, source: Source | DataError) -> np.ndarray:
+    if isinstance(source, DataError):
+        raise source
+    return prepare.file_pixels(source, name)
 
 
 def _is_small(source: Source | DataError) -> bool:

@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from torch import Tensor
 
 from tuner.data.decoding import open_image
-from tuner.deploy.preprocessing import Preprocessing, channels_first
+from tuner.deploy.preprocessing import Preprocessing
 from tuner.errors import DataError
 from tuner.schema import whole_number
 
@@ -153,22 +154,14 @@ def decode_uploads(
         Refusal: If an image has too many pixels.
         TimeoutError: If the deadline has passed before the last image.
     """
-    channels, height, width = prepare.image_shape
-    pixels = np.empty((len(uploads), height, width, channels), dtype=np.uint8)
-    errors: list[str | None] = []
-    count = 0
-    for upload in uploads:
+
+    def pixels_of(upload: Upload) -> np.ndarray:
         if time.monotonic() > deadline:
             raise TimeoutError
-        try:
-            _check_image(upload, limits)
-            pixels[count] = prepare.file_pixels(io.BytesIO(upload.content), upload.name)
-        except DataError as error:
-            errors.append(str(error))
-        else:
-            errors.append(None)
-            count += 1
-    return tuple(errors), channels_first(pixels[:count])
+        _check_image(upload, limits)
+        return prepare.file_pixels(io.BytesIO(upload.content), upload.name)
+
+    return prepare.decode_each([partial(pixels_of, upload) for upload in uploads])
 
 
 def _check_image(upload: Upload, limits: Limits) -> None:

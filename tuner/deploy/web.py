@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -40,6 +41,7 @@ from tuner.deploy.uploads import (
     read_uploads,
 )
 from tuner.loopback import HOST, names_this_machine
+from tuner.schema import to_plain
 
 RETRY_SECONDS = 1
 """Seconds after which a client that met a full queue may retry."""
@@ -321,12 +323,13 @@ def _request_body(limits: Limits) -> dict[str, Any]:
 def _metadata(
     ensemble: Ensemble, *, tta: Tta | None, reject: float | None, limits: Limits
 ) -> Metadata:
-    record = ensemble.description
-    told = ("run", "made", "made_by", "method")
-    data = record.get("data")
-    if data:
+    record = ensemble.record
+    told = {key: getattr(record, key) for key in ("run", "made", "made_by", "method")}
+    provenance = {key: value for key, value in told.items() if value}
+    if record.data is not None:
         # Clients need not know where the images are on this machine.
-        data = data | {"source": PurePath(data["source"]).name}
+        source = PurePath(record.data.source).name
+        provenance["data"] = to_plain(replace(record.data, source=source))
     return Metadata(
         name=ensemble.path.name,
         classes=list(ensemble.classes),
@@ -346,14 +349,6 @@ def _metadata(
         temperature=ensemble.temperature,
         figures=dict(ensemble.metrics["ensemble"])
         | {"has_test": ensemble.metrics.get("has_test", True)},
-        provenance={key: record[key] for key in told if record.get(key)}
-        | ({"data": data} if data else {})
-        | {"served_by": f"cifar-tune {__version__}"},
-        limits={
-            "body_bytes": limits.body_bytes,
-            "images": limits.images,
-            "pixels": limits.pixels,
-            "seconds": limits.seconds,
-            "requests": limits.requests,
-        },
+        provenance=provenance | {"served_by": f"cifar-tune {__version__}"},
+        limits=asdict(limits),
     )

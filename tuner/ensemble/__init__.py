@@ -104,21 +104,7 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         test, probs = _read_test(plan, networks, listed, say)
         vote_of: Callable[[Choice], Tensor] = partial(vote_on_test, probs=probs)
     else:
-        say(
-            "there are no test images, and the validation images were trained on: figures on them "
-            "say nothing"
-            if plan.splits.is_val_seen
-            else "there are no test images: figures are those of the validation images, each voted "
-            "on by a choice that was made without it"
-        )
-        splits = plan.splits
-        test = DatasetPart(
-            images=splits.val,
-            classes=splits.classes,
-            fingerprint=splits.fingerprint,
-            names=splits.val_names,
-        )
-        probs = {(i,): plan.pool.probs[i] for i in range(len(plan.pool))}
+        test, probs = _validation_instead(plan, say)
         vote_of = attrgetter("crossfit")
     result = assess(
         plan,
@@ -175,6 +161,25 @@ def _read_test(
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)
     return test, probs
+
+
+def _validation_instead(plan: Plan, say: Say) -> tuple[DatasetPart, dict[Key, Tensor]]:
+    """Return the validation images in place of test images, and the candidates' predictions."""
+    splits = plan.splits
+    say(
+        "there are no test images, and the validation images were trained on: figures on them "
+        "say nothing"
+        if splits.is_val_seen
+        else "there are no test images: figures are those of the validation images, each voted "
+        "on by a choice that was made without it"
+    )
+    part = DatasetPart(
+        images=splits.val,
+        classes=splits.classes,
+        fingerprint=splits.fingerprint,
+        names=splits.val_names,
+    )
+    return part, {(i,): plan.pool.probs[i] for i in range(len(plan.pool))}
 
 
 def _check_finite(plan: Plan) -> None:

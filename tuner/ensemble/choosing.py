@@ -1,7 +1,7 @@
 """Which candidates vote, with what weights: chosen on validation images, and scored honestly."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from tuner.ensemble.pool import Pool
 from tuner.ensemble.request import EnsembleRequest
 from tuner.ensemble.soup import SoupMaker, find_group
 from tuner.errors import UsageError
+from tuner.metrics.figures import Latency
 from tuner.metrics.goal import name_of
 from tuner.run.ensemble_record import Excluded
 from tuner.voting import mean_over_images, probs_of_truth, shares_by_class, soft_vote, uniform
@@ -27,7 +28,7 @@ themselves change in steps, which are mostly chance with few images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Vote:
+class PoolVote:
     """Weights of all candidates, and the resulting vote."""
 
     weights: Tensor
@@ -40,7 +41,7 @@ class Vote:
     """Why candidates that would otherwise have a weight have none, by position."""
 
 
-Chooser = Callable[[Tensor | None], Vote]
+Chooser = Callable[[Tensor | None], PoolVote]
 """Maps the validation images to choose on, ``None`` for all, to a vote."""
 
 
@@ -75,7 +76,7 @@ class Choice:
 def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bool) -> Choice:
     """Choose on all validation images, and again without each fold of them."""
 
-    def temperature_of(vote: Vote, index: Tensor) -> float:
+    def temperature_of(vote: PoolVote, index: Tensor) -> float:
         return fit_temperature(vote.probs[index], pool.labels[index]) if calibrate else 1.0
 
     def without_fold(index: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def choose(pool: Pool, chooser: Chooser, method: Method | None, *, calibrate: bo
 def best_single(pool: Pool) -> Chooser:
     """Choose the best candidate by the metric."""
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         weights = uniform(_ranked(pool, index)[:1], len(pool))
         return _mixed(pool, weights, _as_they_are(pool), {})
 
@@ -119,7 +120,7 @@ def best_single(pool: Pool) -> Chooser:
 def voters(pool: Pool, request: EnsembleRequest, method: Method) -> Chooser:
     """Choose members whose probabilities are averaged."""
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         if method == "vote":
             taken, reasons = _take(
                 _ranked(pool, index).tolist(),
@@ -147,7 +148,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
         )
     find_group(pool, range(len(pool)))  # Fails now, not at the first choice.
 
-    def chooser(index: Tensor | None) -> Vote:
+    def chooser(index: Tensor | None) -> PoolVote:
         everything = torch.arange(len(pool.labels)) if index is None else index
         order = find_group(pool, _ranked(pool, index).tolist())
         members = order[: request.top]
@@ -156,7 +157,7 @@ def soups(pool: Pool, request: EnsembleRequest, method: Method, soup_maker: Soup
         others = {i: "another architecture" for i in range(len(pool)) if i not in order}
         lower = {i: f"not among the {request.top} best of its architecture" for i in order}
         refused = {i: _why_no_weight(method, pool.metric) for i in order[: request.top]}
-        return Vote(
+        return PoolVote(
             weights=uniform(torch.tensor(members), len(pool)),
             temperatures=_as_they_are(pool),
             probs=soup_maker.probs(members),
@@ -182,15 +183,17 @@ def _why_no_weight(method: Method | None, metric: Metric) -> str:
             return f"not the best by validation {name_of(metric)}"
 
 
-def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
-    """Return the timed candidates that are fast enough on their own.
+def within_latency(pool: Pool, limit: float, latencies: tuple[Latency, ...]) -> Pool:
+    """Return the candidates that are fast enough on their own, with their latencies.
+
+    Args:
+        pool: The candidates.
+        limit: Maximum milliseconds for one image, from ``--max-latency-ms``.
+        latencies: One per candidate.
 
     Raises:
-        UsageError: If all are.
+        UsageError: If none is.
     """
-    limit, latencies = request.max_latency_ms, pool.latencies
-    if limit is None or latencies is None:
-        return pool
     quick = [i for i, latency in enumerate(latencies) if latency.one_ms <= limit]
     if not quick:
         raise UsageError(
@@ -205,7 +208,7 @@ def within_latency(pool: Pool, request: EnsembleRequest) -> Pool:
         for trial, latency in zip(pool.trials, latencies, strict=True)
         if latency.one_ms > limit
     ]
-    return pool.only(quick, slow)
+    return replace(pool, latencies=latencies).only(quick, slow)
 
 
 def _ranked(pool: Pool, index: Tensor | None) -> Tensor:
@@ -222,10 +225,10 @@ def _as_they_are(pool: Pool) -> tuple[float, ...]:
 
 def _mixed(
     pool: Pool, weights: Tensor, temperatures: tuple[float, ...], reasons: dict[int, str]
-) -> Vote:
+) -> PoolVote:
     members = weights.nonzero().squeeze(1)
     softened = soften_each(pool.probs[members], [temperatures[i] for i in members.tolist()])
-    return Vote(
+    return PoolVote(
         weights=weights,
         temperatures=temperatures,
         probs=soft_vote(softened, weights[members]),
@@ -238,7 +241,7 @@ def _fitted(
     request: EnsembleRequest,
     fit: Fit,
     index: Tensor | None,
-) -> Vote:
+) -> PoolVote:
     """Fit weights to all candidates, each calibrated, then again to those that may stay."""
     metric = pool.metric
     everything = index is None

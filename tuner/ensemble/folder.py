@@ -5,17 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tuner import __version__
+from tuner.augment import per_channel
 from tuner.data.datasets import DatasetPart
+from tuner.data.decoding import image_of
 from tuner.ensemble.members import Network
 from tuner.ensemble.model_card import model_card
 from tuner.ensemble.plan import Plan
 from tuner.ensemble.request import SOUPS
 from tuner.ensemble.result import EnsembleResult
-from tuner.metrics.predict import predict_probs
+from tuner.metrics.predict import mistakes, predict_probs
 from tuner.run import layout, probe
 from tuner.run.checkpoint import load_checkpoint, read_description
 from tuner.run.ensemble_record import (
@@ -26,7 +27,6 @@ from tuner.run.ensemble_record import (
     ProbeRecord,
 )
 from tuner.run.run_record import now
-from tuner.schema import to_plain
 from tuner.storage.files import replacing, write_json, write_text
 from tuner.storage.paths import copy_file, replace_folder, sha256_of
 from tuner.storage.records import write_record
@@ -56,7 +56,7 @@ def write_ensemble(
         vote: The vote's probabilities of these images, shape (N, K).
     """
     # Matplotlib takes a quarter of a second, which a search would otherwise wait for, too.
-    from tuner.ensemble.plots import plot_confusion, plot_reliability
+    from tuner.ensemble.plots import write_pictures
 
     beside = result.path.parent if isinstance(result.path, Path) else None
     if beside:
@@ -72,19 +72,12 @@ def write_ensemble(
             probe=ProbeRecord(file=layout.PROBE, sha256=sha256_of(folder / layout.PROBE)),
         )
         write_record(folder / layout.ENSEMBLE, record)
-        write_text(folder / layout.MODEL_CARD, model_card(result, plan, to_plain(record)))
+        write_text(folder / layout.MODEL_CARD, model_card(result, plan, record))
         write_json(folder / layout.METRICS, result.to_plain())
-        rows = zip(result.classes, result.confusion.tolist(), strict=True)
-        write_csv(
-            folder / layout.CONFUSION,
-            ["true \\ predicted", *result.classes],
-            ([label, *row] for label, row in rows),
-        )
         images = result.tested_on
         accuracy = f"{images} accuracy {result.ensemble.test.accuracy:.2%}"
         title = f"{result.run}: {result.method} of {len(result.members)}, {accuracy}"
-        plot_confusion(folder / layout.CONFUSION_PLOT, result.confusion, result.classes, title)
-        plot_reliability(folder / layout.RELIABILITY_PLOT, result.reliability, title)
+        write_pictures(folder, result.classes, result.confusion, result.reliability, title)
         _write_mistakes(folder / layout.MISTAKES, test, vote, result.classes)
         replace_folder(folder, result.path, last=layout.METRICS)
 
@@ -167,7 +160,7 @@ def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> prob
     probs, dtypes = [], []
     for key in plan.networks(plan.choice):
         model, checkpoint = load_checkpoint(networks[key].file, networks[key].model)
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+        mean, std = per_channel(checkpoint.mean), per_channel(checkpoint.std)
         dtype = prediction_dtype(networks[key].precision, device)
         probs.append(predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype))
         dtypes.append(str(dtype))
@@ -180,14 +173,11 @@ def _write_mistakes(folder: Path, part: DatasetPart, vote: Tensor, classes: Sequ
     """Write the wrongly classified test images of highest confidence, surest first."""
     test = part.images
     confidence, predicted = vote.max(dim=1)
-    wrong = (predicted != test.labels).nonzero().squeeze(1)
-    surest = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
     rows = []
-    for number, index in enumerate(surest.tolist()):
+    for number, index in enumerate(mistakes(vote, test.labels)[:MOST_MISTAKES].tolist()):
         name = f"{number:02d}.png"
-        pixels = test.images[index].permute(1, 2, 0).numpy()
+        image = image_of(test.images[index].permute(1, 2, 0).numpy())
         with replacing(folder / name) as temporary:
-            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
             image.thumbnail((MISTAKE_SIDE, MISTAKE_SIDE))
             image.save(temporary, format="PNG")
         true, taken_for = classes[int(test.labels[index])], classes[int(predicted[index])]

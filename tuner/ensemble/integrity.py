@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tuner.augment import per_channel
 from tuner.data.splits import Splits
 from tuner.errors import StorageError, TunerError
 from tuner.metrics.predict import predict_probs
@@ -133,7 +134,7 @@ def why_not_network(
     if trial.best is None or described.epoch != trial.best.epoch:
         told = trial.best.epoch if trial.best else None
         return f"holds epoch {described.epoch}, and history.csv has the best in epoch {told}"
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (described.mean, described.std))
+    mean, std = per_channel(described.mean), per_channel(described.std)
     if described.folds != splits.num_folds:
         return f"holds networks of {described.folds} folds, not of {splits.num_folds}"
     positions = sample_of(len(splits.val))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tuner.data.cache import Images
 from tuner.data.datasets import DatasetPart, load_official
+from tuner.data.decoding import image_of
 from tuner.data.near_duplicates import near_duplicates
 from tuner.data.splits import Splits, load_test, located
 from tuner.ensemble.candidates import read_candidate
@@ -166,8 +166,7 @@ def _name(part: DatasetPart, index: int, kind: str) -> str:
 
 def _picture(image: Tensor) -> str:
     """Return a uint8 image, shape (C, H, W), as a PNG in base64."""
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    picture = image_of(image.permute(1, 2, 0).numpy())
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     file = io.BytesIO()
     picture.save(file, format="PNG")

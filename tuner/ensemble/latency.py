@@ -68,7 +68,7 @@ def find_frontier(
     weights: Tensor,
     val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
-    metric: Metric = "accuracy",
+    metric: Metric,
 ) -> list[FrontierPoint]:
     """Return the combinations of members that are best for their time, fastest first.
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tuner.augment import per_channel
 from tuner.config import ModelConfig, Precision, Tta
 from tuner.data.splits import Splits
 from tuner.metrics.predict import predict_probs
@@ -90,7 +91,7 @@ def predict_network(network: Network, images: Tensor, tta: Tta, device: torch.de
     if network.fold is not None:
         assert isinstance(model, FoldedNetwork)
         model = model.networks[network.fold]
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (checkpoint.mean, checkpoint.std))
+    mean, std = per_channel(checkpoint.mean), per_channel(checkpoint.std)
     dtype = compute_dtype(network.precision, device)
     probs = predict_probs(model.to(device), images, mean, std, device=device, dtype=dtype, tta=tta)
     return floored(probs, network.floor)

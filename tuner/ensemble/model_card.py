@@ -1,11 +1,8 @@
 """The model card of an ensemble, ``model_card.md``, written for its users."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from tuner.ensemble.choosing import BY_CLASS
 from tuner.ensemble.plan import Plan
@@ -14,9 +11,9 @@ from tuner.ensemble.result import EnsembleResult
 from tuner.ensemble.students import Contender, TeacherComparison
 from tuner.metrics.figures import Interval, Intervals
 from tuner.metrics.goal import name_of, spelt
+from tuner.metrics.intervals import LEVEL, wilson
 from tuner.metrics.predict import Scores
-from tuner.metrics.significance import LEVEL, accuracy_interval
-from tuner.run.ensemble_record import single_called
+from tuner.run.ensemble_record import DataRecord, EnsembleRecord, single_called
 from tuner.run.layout import TEST_READINGS
 from tuner.run.resuming import storage_words
 from tuner.run.run_record import RunRecord
@@ -30,24 +27,25 @@ HARDEST = 3
 SCORES = ("", "accuracy", "balanced", "macro F1", "worst class", "top-3", "NLL", "Brier", "ECE")
 
 
-def model_card(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) -> str:
+def model_card(result: EnsembleResult, plan: Plan, record: EnsembleRecord) -> str:
     """Return the card as Markdown.
 
     Args:
         result: Figures of the ensemble.
         plan: The plan that it was made from.
-        description: The content of ``ensemble.json``.
+        record: The content of ``ensemble.json``.
     """
     place = f"{result.run}/{result.name}"
-    channels, height, width = description["preprocessing"]["image_shape"]
+    assert record.data is not None, "it is made together with the ensemble"
+    prepared = record.preprocessing
+    channels, height, width = prepared.image_shape
     kind = "grey" if channels == 1 else "colour"
-    white = description["preprocessing"].get("white")
     scaled = ""
-    if white is not None:
-        black = description["preprocessing"]["black"]
-        scaled = f" (values {black:g} to {white:g} of images deeper than 8 bits become 0 to 255)"
+    if prepared.white is not None:
+        values = f"{prepared.black:g} to {prepared.white:g}"
+        scaled = f" (values {values} of images deeper than 8 bits become 0 to 255)"
     sections = {
-        "Data": _data(result, plan, description),
+        "Data": _data(result, plan, record.data),
         "Members": _members(result, plan.splits.num_folds),
         "Figures": _figures(result, plan),
         **({"Teacher": _teacher(result.teacher)} if result.teacher else {}),
@@ -66,14 +64,14 @@ probs = ensemble.predict(["photo.jpg"])
 
 FOLDER is the folder of this card, here or as a URI, and all that is needed. Files are checked by \
 their hashes, and the networks by `probe.safetensors`, when it is loaded.""",
-        "Made by": _recipe(plan, description),
+        "Made by": _recipe(plan),
     }
     head = f"""\
 # {_text(place)}
 
 {_kind(result)}. It takes an image of any size, prepared as {height} x {width} {kind} \
 pixels{scaled}, and returns the probabilities of {len(result.classes)} classes. \
-Made by {description["made_by"]}, {description["made"][:10]}.
+Made by {record.made_by}, {record.made[:10]}.
 """
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
 
@@ -87,18 +85,17 @@ def _kind(result: EnsembleResult) -> str:
     return f"{count} image classifiers that vote ({result.method})"
 
 
-def _data(result: EnsembleResult, plan: Plan, description: Mapping[str, Any]) -> str:
-    data = description["data"]
+def _data(result: EnsembleResult, plan: Plan, data: DataRecord) -> str:
     names = ", ".join(map(_text, result.classes[:MOST_CLASSES]))
     more = len(result.classes) - MOST_CLASSES
     rows = [
         # For a folder on somebody's disk, the name says enough.
-        ("source", _text(Path(data["source"]).name)),
-        ("training images", data["train_images"]),
-        (_validated(plan), data["val_images"]),
-        (f"{result.tested_on} images, for the figures below", data["test_images"]),
-        ("fingerprint, training and validation", f"`{data['fingerprint']}`"),
-        ("fingerprint, test", f"`{data['test_fingerprint']}`" if result.has_test else "none"),
+        ("source", _text(Path(data.source).name)),
+        ("training images", data.train_images),
+        (_validated(plan), data.val_images),
+        (f"{result.tested_on} images, for the figures below", data.test_images),
+        ("fingerprint, training and validation", f"`{data.fingerprint}`"),
+        ("fingerprint, test", f"`{data.test_fingerprint}`" if result.has_test else "none"),
         ("classes", names + (f" and {more} more" if more > 0 else "")),
     ]
     seen = (
@@ -151,8 +148,7 @@ def _members(result: EnsembleResult, num_folds: int) -> str:
 
 
 def _figures(result: EnsembleResult, plan: Plan) -> str:
-    hits = int(result.confusion.trace())
-    low, high = accuracy_interval(torch.arange(result.test_images) < hits)
+    low, high = wilson(result.ensemble.test.accuracy, result.test_images)
     single, gain = result.best_single_figures.test, result.gain
     called = single_called(is_val_seen=result.is_val_seen)
 
@@ -306,7 +302,7 @@ def _limits(result: EnsembleResult) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _recipe(plan: Plan, description: Mapping[str, Any]) -> str:
+def _recipe(plan: Plan) -> str:
     record = plan.run.record
     versions = ", ".join(_text(f"{name} {version}") for name, version in record.versions.items())
     commit = f" at commit {_text(record.git_commit)}" if record.git_commit else ""

@@ -224,11 +224,11 @@ def make_plan(
         pool = pool.seen_anew(predict_validation(predict, networks, splits, request.tta))
     if request.max_latency_ms is not None:
         say(f"timing candidates on {device}: {len(pool)}")
-        latencies = [
+        latencies = tuple(
             measure_latency(pool.network(i), splits.image_shape, request.tta, device)
             for i in range(len(pool))
-        ]
-        pool = within_latency(replace(pool, latencies=tuple(latencies)), request)
+        )
+        pool = within_latency(pool, request.max_latency_ms, latencies)
     soup_maker = SoupMaker(
         pool=pool,
         folder=folder,
@@ -245,18 +245,20 @@ def make_plan(
 
 
 def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: SoupMaker) -> Plan:
-    """Choose from the candidates of ``soup_maker``."""
+    """Choose from the candidates of ``soup_maker``; the method ``None`` is the best single one."""
     pool = soup_maker.pool
 
-    def chooser(method: Method) -> Chooser:
+    def chooser(method: Method | None) -> Chooser:
+        if method is None:
+            return best_single(pool)
         if method in SOUPS:
             return soups(pool, request, method, soup_maker)
         return voters(pool, request, method)
 
     # Each is cross-fitted once, though both the comparison and the verdict may need it.
-    made: dict[tuple[Method, bool], Choice] = {}
+    made: dict[tuple[Method | None, bool], Choice] = {}
 
-    def chosen(method: Method, *, calibrate: bool) -> Choice:
+    def chosen(method: Method | None, *, calibrate: bool) -> Choice:
         if (method, calibrate) not in made:
             made[method, calibrate] = choose(pool, chooser(method), method, calibrate=calibrate)
         return made[method, calibrate]
@@ -271,9 +273,9 @@ def _choose_all(run: Run, request: EnsembleRequest, splits: Splits, soup_maker: 
                 raise
             skipped.append(Skipped(method=method, reason=str(error).split("; ")[0]))
     if request.compare:
-        others = [choose(pool, best_single(pool), None, calibrate=True), *others]
-    single = choose(pool, best_single(pool), None, calibrate=False)
-    alone = choose(pool, best_single(pool), None, calibrate=request.calibrate)
+        others = [chosen(None, calibrate=True), *others]
+    single = chosen(None, calibrate=False)
+    alone = chosen(None, calibrate=request.calibrate)
     asked = (
         None if request.method == "auto" else chosen(request.method, calibrate=request.calibrate)
     )

@@ -1,4 +1,4 @@
-"""Pictures for the folder of an ensemble."""
+"""Pictures of a confusion matrix and of calibration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tuner.data.names import cut
 from tuner.metrics.calibration import Bin
+from tuner.run import layout
 from tuner.storage.files import replacing
+from tuner.storage.spreadsheet import write_csv
 
 MOST_LABELLED = 20
 """Maximum number of classes for which each cell and class name is written out."""
 LONGEST_LABEL = 24
 """Maximum characters of a class name; longer ones would leave no room for the matrix."""
+
+
+def write_pictures(
+    folder: Path, classes: Sequence[str], confusion: Tensor, bins: Sequence[Bin], title: str
+) -> None:
+    """Write the confusion matrix as a table and as a picture, and the reliability diagram.
+
+    Args:
+        folder: Where to write.
+        classes: Names of the K classes.
+        confusion: Counts, shape (K, K), rows true, columns predicted.
+        bins: The bins that hold an image.
+        title: Title above the pictures.
+    """
+    rows = zip(classes, confusion.tolist(), strict=True)
+    head = ["true \\ predicted", *classes]
+    write_csv(folder / layout.CONFUSION, head, ([label, *row] for label, row in rows))
+    plot_confusion(folder / layout.CONFUSION_PLOT, confusion, classes, title)
+    plot_reliability(folder / layout.RELIABILITY_PLOT, bins, title)
 
 
 def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title: str) -> None:
@@ -36,7 +58,7 @@ def plot_confusion(path: Path, confusion: Tensor, classes: Sequence[str], title:
     axes.set_title(title, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     if num_classes <= MOST_LABELLED:
-        labels = [_shortened(name) for name in classes]
+        labels = [cut(name, LONGEST_LABEL) for name in classes]
         axes.set_xticks(range(num_classes), labels, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(num_classes), labels, parse_math=False)
         for row in range(num_classes):
@@ -83,7 +105,3 @@ def plot_reliability(path: Path, bins: Sequence[Bin], title: str) -> None:
 def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"

@@ -19,9 +19,9 @@ from tuner.ensemble.verdict import Verdict
 from tuner.metrics.bootstrap import bootstrap
 from tuner.metrics.calibration import Bin, accuracy_at_coverage, reliability
 from tuner.metrics.figures import Coverage, Gain, Interval, Intervals, Latency
+from tuner.metrics.intervals import LEVEL
 from tuner.metrics.predict import Scores, confusion_matrix, score
 from tuner.metrics.significance import (
-    LEVEL,
     NO_GAIN,
     SizeResult,
     by_size,
@@ -35,8 +35,7 @@ from tuner.metrics.significance import (
 from tuner.run.ensemble_record import Excluded, Skipped, images_called
 from tuner.schema import to_plain
 from tuner.storage.paths import AnyPath
-from tuner.voting import soft_vote
-from tuner.voting.temperature import soften, soften_each
+from tuner.voting.temperature import mix, soften, soften_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,8 +167,8 @@ def vote_on_test(choice: Choice, probs: Mapping[tuple[int, ...], Tensor]) -> Ten
     """
     if choice.method in SOUPS:
         return soften(probs[choice.members], choice.temperature)
-    members = soften_each(torch.stack([probs[i,] for i in choice.members]), choice.temperatures)
-    return soften(soft_vote(members, choice.weights), choice.temperature)
+    alone = torch.stack([probs[i,] for i in choice.members])
+    return mix(alone, choice.weights, choice.temperatures, choice.temperature)
 
 
 def assess(
@@ -268,7 +267,9 @@ def assess(
         disagreement=disagreement(alone).tolist(),
         error_correlation=error_correlation(alone, labels),
         frontier=None if latencies is None else _frontier(plan, softened, labels, latencies),
-        comparison=_comparison(plan, probs, labels, vote_of) if plan.request.compare else (),
+        comparison=_comparison(plan, probs, labels, single_correct, vote_of)
+        if plan.request.compare
+        else (),
         skipped=plan.skipped,
         duplicates=listed.note(correct, single_correct) if listed else None,
         teacher=teacher,
@@ -283,10 +284,10 @@ def _comparison(
     plan: Plan,
     probs: Mapping[tuple[int, ...], Tensor],
     labels: Tensor,
+    single_correct: Tensor,
     vote_of: Callable[[Choice], Tensor],
 ) -> tuple[ComparedMethod, ...]:
     pool = plan.pool
-    single_correct = vote_of(plan.single).argmax(dim=1) == labels
 
     def rival(choice: Choice) -> ComparedMethod:
         vote = vote_of(choice)

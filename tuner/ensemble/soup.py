@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tuner.augment import normalize
+from tuner.augment import normalize, per_channel
 from tuner.config import Tta
 from tuner.data.cache import Images
 from tuner.ensemble.members import Network, Predict
@@ -86,10 +86,8 @@ class SoupMaker:
             models, checkpoints = zip(*loaded, strict=True)
             soup = models[0]
             soup.load_state_dict(mean_of([model.state_dict() for model in models]))
-            mean, std = (
-                torch.tensor(values, device=self.device).view(1, -1, 1, 1)
-                for values in (checkpoints[0].mean, checkpoints[0].std)
-            )
+            mean = per_channel(checkpoints[0].mean, self.device)
+            std = per_channel(checkpoints[0].std, self.device)
             # Spread over all, because a folder's images are ordered by class.
             images = self.train_images[:: -(-len(self.train_images) // FIT_IMAGES)]
             estimate_statistics(soup.to(self.device), images, mean, std)

@@ -14,8 +14,9 @@ from tuner.ensemble.plan import Plan, Say
 from tuner.ensemble.teacher import Teacher, num_parameters_of, open_teacher, total_latency
 from tuner.errors import TunerError
 from tuner.metrics.figures import Interval, Latency
+from tuner.metrics.intervals import LEVEL
 from tuner.metrics.predict import Scores, score
-from tuner.metrics.significance import LEVEL, paired_gain
+from tuner.metrics.significance import paired_gain
 from tuner.run.layout import STUDENT
 from tuner.run.run import Run
 from tuner.run.run_record import TeacherRecord

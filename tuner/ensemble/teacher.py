@@ -16,14 +16,13 @@ from tuner.metrics.figures import Latency
 from tuner.models.layers import num_weights
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.checkpoint import load_checkpoint
-from tuner.run.ensemble_record import EnsembleRecord, find_ensemble_record
+from tuner.run.ensemble_record import EnsembleRecord, read_ensemble_record
 from tuner.run.layout import ENSEMBLE
 from tuner.run.run_record import TeacherRecord
 from tuner.schema import build, to_plain
 from tuner.storage.paths import AnyPath, inside, sha256_of
 from tuner.storage.records import explaining_damage
-from tuner.voting import soft_vote
-from tuner.voting.temperature import soften, soften_each
+from tuner.voting.temperature import mix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +82,9 @@ class Teacher:
         """Return the vote, float32, shape (N, K), on uint8 images of shape (N, C, H, W)."""
         alone = predict(self.networks, images, self.tta)
         members = self.record.members
-        softened = soften_each(alone, [member.temperature for member in members])
-        vote = soft_vote(softened, torch.tensor([member.weight for member in members]))
-        return soften(vote, self.record.temperature).float()
+        weights = torch.tensor([member.weight for member in members])
+        temperatures = [member.temperature for member in members]
+        return mix(alone, weights, temperatures, self.record.temperature).float()
 
     def latency(self, device: torch.device) -> Latency:
         """Time all its networks, one after the other."""
@@ -143,9 +142,7 @@ def open_teacher(folder: AnyPath, sha256: str, *, trust_code: bool) -> Teacher:
 
 
 def _read(folder: AnyPath) -> EnsembleRecord:
-    record = find_ensemble_record(folder)
-    if record is None:
-        raise UsageError(f"{folder}: no ensemble here (no {ENSEMBLE})")
+    record = read_ensemble_record(folder)
     if record.data is None or any(m.model is None or m.sha256 is None for m in record.members):
         raise UsageError(
             f"{folder}: was made by an earlier cifar-tune, and does not say what it was trained "

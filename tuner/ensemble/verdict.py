@@ -13,13 +13,14 @@ from torch import Tensor
 
 from tuner.config import Method, Metric
 from tuner.ensemble.choosing import Choice
+from tuner.ensemble.request import SOUPS
 from tuner.metrics import goal
 from tuner.metrics.bootstrap import paired_bootstrap
 from tuner.metrics.figures import Interval
 from tuner.metrics.intervals import LEVEL, quantile
 from tuner.metrics.predict import score
 from tuner.metrics.significance import NO_GAIN, paired_gain
-from tuner.voting import SMALLEST_PROB, probs_of_truth
+from tuner.voting import probs_of_truth
 
 VOTES: tuple[Method, ...] = ("vote", "greedy", "weighted")
 """Methods that choose without computing a network, and one of which is advised."""
@@ -149,7 +150,7 @@ def _standing(choice: Choice, single: Choice, labels: Tensor, metric: Metric) ->
 
 def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
     """Return how much lower the NLL is than a baseline's, with its paired 95 % interval."""
-    both = probs_of_truth(torch.stack([probs, baseline]).double(), labels).clamp_min(SMALLEST_PROB)
+    both = probs_of_truth(torch.stack([probs, baseline]).double(), labels)
     gains = both[0].log() - both[1].log()
     mean = gains.mean().item()
     margin = quantile(LEVEL) * gains.std().item() / math.sqrt(len(gains))
@@ -167,8 +168,7 @@ def _sentence(single: Standing, asked: Standing, advised: Standing, trial: int, 
         )
     else:
         what = asked.method or "vote"
-        whole = f"The {what}" if what in ("vote", "soup") else f"The {what} vote"
-        whole = whole.replace("soup vote", "soup")
+        whole = f"The {what}" if what == "vote" or what in SOUPS else f"The {what} vote"
         told = f"{whole} of {asked.num_members} {_compared(asked, single, trial, images)}"
     if advised == asked or (is_alone and advised.method is None):
         return f"{told}. Take it."

@@ -1,6 +1,6 @@
 """Intervals of figures that are not a share of the images, by resampling the images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +34,7 @@ def bootstrap(probs: Tensor, labels: Tensor, *, num_resamples: int = RESAMPLES) 
         labels: int64, shape (N,), at least one.
         num_resamples: Number of resamples.
     """
-    images = _Images.of(probs, labels)
-    count = len(labels)
-    value = images.figures(np.arange(count))
-    random = np.random.RandomState(SEED)
-    resamples = np.stack(
-        [images.figures(random.randint(0, count, count)) for _ in range(num_resamples)]
-    )
-    ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    low, high = value + ends - resamples.mean(axis=0)
+    value, low, high = _resampled(_Images.of(probs, labels).figures, len(labels), num_resamples)
     most = [np.inf if name == "nll" else 1.0 for name in NAMES]
     low, high = np.clip(low, 0, value), np.clip(high, value, most)
     return Intervals(
@@ -58,35 +50,38 @@ def paired_bootstrap(
     baseline: Tensor,
     labels: Tensor,
     metric: Metric,
-    *,
-    num_resamples: int = RESAMPLES,
 ) -> Interval:
     """Return the gain over a baseline in a classwise figure, with its 95 % interval.
+
+    Each resample draws the same images for both.
 
     Args:
         probs: Class probabilities, shape (N, K).
         baseline: Those of the baseline for the same images.
         labels: int64, shape (N,), at least one.
         metric: A field of ``ClassScores``.
-        num_resamples: Number of resamples; each draws the same images for both.
     """
     truth = labels.cpu().numpy()
     predicted = [one.argmax(dim=1).cpu().numpy() for one in (probs, baseline)]
 
-    def gain(index: np.ndarray) -> float:
-        ours, theirs = (
-            float(getattr(class_scores(one[index], truth[index]), metric)) for one in predicted
-        )
-        return ours - theirs
+    def gain(index: np.ndarray) -> np.ndarray:
+        ours, theirs = (class_scores(one[index], truth[index]) for one in predicted)
+        return np.array(getattr(ours, metric) - getattr(theirs, metric))
 
-    count = len(truth)
-    value = gain(np.arange(count))
+    value, low, high = map(float, _resampled(gain, len(truth), RESAMPLES))
+    return Interval(gain=value, low=max(-1.0, min(low, value)), high=min(1.0, max(high, value)))
+
+
+def _resampled(
+    figures: Callable[[np.ndarray], np.ndarray], count: int, num_resamples: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return figures of ``count`` images, and both ends of their intervals; see ``bootstrap``."""
+    value = figures(np.arange(count))
     random = np.random.RandomState(SEED)
-    resamples = np.array([gain(random.randint(0, count, count)) for _ in range(num_resamples)])
-    ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # Moved to the figure, for the same reason as above.
-    low, high = np.clip(value + ends - resamples.mean(), -1, 1)
-    return Interval(gain=value, low=float(min(low, value)), high=float(max(high, value)))
+    resamples = np.stack([figures(random.randint(0, count, count)) for _ in range(num_resamples)])
+    ends = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = value + ends - resamples.mean(axis=0)
+    return value, low, high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

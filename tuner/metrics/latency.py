@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from tuner.augment import per_channel
 from tuner.config import Tta
 from tuner.metrics.predict import predict_probs
 
@@ -39,15 +40,14 @@ def predict_ms(
     # Imports PyTorch's extension compiler: half a second that only this function should wait for.
     from torch.utils.benchmark import Timer
 
-    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     timer = Timer(
         "predict(model, images, mean, std, **settings)",
         globals={
             "predict": predict_probs,
             "model": model,
             "images": torch.zeros(batch, *image_shape, dtype=torch.uint8),
-            "mean": shift,
-            "std": scale,
+            "mean": per_channel(mean),
+            "std": per_channel(std),
             "settings": {"device": device, "dtype": dtype, "tta": tta, "batch_size": batch},
         },
         num_threads=torch.get_num_threads(),

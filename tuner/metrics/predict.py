@@ -231,6 +231,18 @@ def _outcome(probs: Tensor, labels: Tensor) -> _Outcome:
     )
 
 
+def mistakes(probs: Tensor, labels: Tensor) -> Tensor:
+    """Return the positions of misclassified images, the most confident first.
+
+    Args:
+        probs: Shape (N, K).
+        labels: int64, shape (N,).
+    """
+    confidence, predicted = probs.max(dim=1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)]
+
+
 def confusion_matrix(probs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Count the images of each true class (rows) by predicted class (columns).
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tuner.metrics.figures import Interval
-from tuner.metrics.intervals import LEVEL as LEVEL
-from tuner.metrics.intervals import quantile, wilson
+from tuner.metrics.intervals import LEVEL, quantile, wilson
 from tuner.voting import soft_vote
 
 NO_GAIN = Interval(gain=0.0, low=0.0, high=0.0)
@@ -53,16 +52,6 @@ def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> I
     )
 
 
-def accuracy_interval(correct: Tensor, *, level: float = LEVEL) -> tuple[float, float]:
-    """Return the score interval (Wilson 1927) of an accuracy.
-
-    Args:
-        correct: Whether each image is classified correctly, bool, shape (N,), at least one.
-        level: Coverage, in (0, 1).
-    """
-    return wilson(correct.double().mean().item(), len(correct), level=level)
-
-
 def mcnemar(correct: Tensor, baseline: Tensor) -> float:
     """Return the p-value of McNemar's exact test (1947; two-sided, binomial).
 
@@ -89,7 +78,7 @@ class SizeResult:
     accuracy: float
     low: float
     high: float
-    """95 % interval of the accuracy; see ``accuracy_interval``."""
+    """95 % interval of the accuracy; see ``wilson``."""
     gain: float
     gain_low: float
     gain_high: float
@@ -119,13 +108,14 @@ def by_size(
     for k in range(1, len(probs) + 1):
         vote = soft_vote(probs[:k], weights[:k] / weights[:k].sum())
         correct = vote.argmax(dim=1) == labels
-        low, high = accuracy_interval(correct)
+        accuracy = correct.double().mean().item()
+        low, high = wilson(accuracy, len(correct))
         is_itself = is_baseline_first and k == 1
         gain = NO_GAIN if is_itself else paired_gain(correct, baseline)
         results.append(
             SizeResult(
                 k=k,
-                accuracy=correct.double().mean().item(),
+                accuracy=accuracy,
                 low=low,
                 high=high,
                 gain=gain.gain,

@@ -16,6 +16,7 @@ from tuner.config import (
     Share,
     Tta,
 )
+from tuner.errors import UsageError
 from tuner.run.layout import ENSEMBLE
 from tuner.schema import Bounds, Opaque
 from tuner.storage.paths import AnyPath
@@ -177,3 +178,16 @@ def find_ensemble_record(folder: AnyPath) -> EnsembleRecord | None:
         TunerError: If it is damaged.
     """
     return find_record(folder / ENSEMBLE, EnsembleRecord, is_strict=False, version=SCHEMA_VERSION)
+
+
+def read_ensemble_record(folder: AnyPath) -> EnsembleRecord:
+    """Read the record of an ensemble that must be there.
+
+    Raises:
+        UsageError: If there is none, or as ``find_ensemble_record``.
+        TunerError: If it is damaged.
+    """
+    record = find_ensemble_record(folder)
+    if record is None:
+        raise UsageError(f"{folder}: no ensemble here (no {ENSEMBLE})")
+    return record

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.augment import normalize
+from tuner.augment import normalize, per_channel
 from tuner.config import CompileMode, TrialConfig
 from tuner.data.splits import Splits
 from tuner.errors import UsageError
@@ -120,10 +120,7 @@ def train(
     images, labels = splits.train.images.to(device), splits.train.labels.to(device)
     val_images, val_labels = splits.val.images.to(device), splits.val.labels.cpu()
     wanted = start or splits
-    mean, std = (
-        torch.tensor(values, device=device).view(1, -1, 1, 1)
-        for values in (wanted.mean, wanted.std)
-    )
+    mean, std = per_channel(wanted.mean, device), per_channel(wanted.std, device)
     dtype = compute_dtype(config.precision, device)
 
     network = build_model(config.model, len(splits.classes), splits.image_shape)

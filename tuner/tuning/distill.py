@@ -25,7 +25,7 @@ from tuner.metrics.predict import score
 from tuner.models.families import FAMILIES
 from tuner.monitor.steps import step
 from tuner.monitor.terminal import tell
-from tuner.run.ensemble_record import find_ensemble_record
+from tuner.run.ensemble_record import read_ensemble_record
 from tuner.run.ensembles import run_of
 from tuner.run.layout import STUDENT, TEACHER
 from tuner.run.run import Run, free_name
@@ -215,9 +215,8 @@ def _images_of(ensemble: AnyPath) -> tuple[DataConfig, Path]:
     if run is not None:
         run.check_unseen_validation("distill")
         return run.record.data, data_dir_of(run.record)
-    record = find_ensemble_record(ensemble)
-    assert record is not None, "it was read before"
-    assert record.data is not None, "likewise"
+    record = read_ensemble_record(ensemble)
+    assert record.data is not None, "record_teacher has made sure"
     known = {
         "source": record.data.source,
         "image_size": record.image_size,

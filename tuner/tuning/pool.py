@@ -21,7 +21,7 @@ MOST_MEMBERS = 20
 ENDED_WELL: frozenset[TrialState] = frozenset({"completed", "stopped"})
 
 
-class Pool:
+class WaitingPool:
     """Prefers the waiting trial that most lowers the NLL of the ensemble of ended trials.
 
     It uses the validation probabilities that trials have written to the run folder. Trials that are

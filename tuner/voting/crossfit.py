@@ -8,9 +8,7 @@ from torch import Tensor
 FOLDS = 5
 
 
-def cross_fit(
-    choose: Callable[[Tensor], Tensor], num_images: int, *, folds: int = FOLDS, seed: int = 0
-) -> Tensor:
+def cross_fit(choose: Callable[[Tensor], Tensor], num_images: int, *, folds: int = FOLDS) -> Tensor:
     """Predict each image with the choice that was made without it.
 
     The best of many figures is partly luck, and so is a weight fitted to the images it is scored
@@ -21,7 +19,6 @@ def cross_fit(
             probabilities of all images by that choice, shape (N, K).
         num_images: N, at least 2.
         folds: Number of parts.
-        seed: Seed of the division.
 
     Returns:
         Probabilities, float64, shape (N, K).
@@ -31,20 +28,13 @@ def cross_fit(
     """
     if num_images < 2:
         raise ValueError(f"cross-fitting needs 2 images, got {num_images}")
-    parts = parts_of(num_images, folds=folds, seed=seed)
-    order = torch.cat(parts)
-    held_out = [choose(_without(order, part))[part].double() for part in parts]
-    probs = torch.empty(num_images, held_out[0].shape[1], dtype=torch.float64)
-    for part, predicted in zip(parts, held_out, strict=True):
-        probs[part] = predicted
-    return probs
+    parts = parts_of(num_images, folds=folds)
+    everyone = torch.arange(num_images)
+    held_out = [choose(everyone[~torch.isin(everyone, part)])[part] for part in parts]
+    return torch.cat(held_out).double()[torch.cat(parts).argsort()]
 
 
-def parts_of(num_images: int, *, folds: int = FOLDS, seed: int = 0) -> tuple[Tensor, ...]:
-    """Divide the image positions into random parts, reproducible by ``seed``."""
-    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+def parts_of(num_images: int, *, folds: int = FOLDS) -> tuple[Tensor, ...]:
+    """Divide the image positions into random parts, the same ones every time."""
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
     return order.tensor_split(min(folds, num_images))
-
-
-def _without(order: Tensor, part: Tensor) -> Tensor:
-    return order[~torch.isin(order, part)].sort().values

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tuner.voting import soft_vote
+
 RANGE = (0.05, 20.0)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """Probabilities below this count as this, because float32 holds them with fewer digits or as 0.
@@ -45,6 +47,23 @@ def soften_each(probs: Tensor, temperatures: Sequence[float]) -> Tensor:
     """
     softened = [soften(p, t).to(p.dtype) for p, t in zip(probs, temperatures, strict=True)]
     return torch.stack(softened)
+
+
+def mix(
+    probs: Tensor, weights: Tensor, temperatures: Sequence[float], temperature: float
+) -> Tensor:
+    """Return the vote of members, each at its own temperature, at the temperature of the vote.
+
+    Args:
+        probs: Probabilities of the members, shape (M, N, K).
+        weights: As for ``soft_vote``.
+        temperatures: One per member.
+        temperature: Temperature of the vote.
+
+    Returns:
+        Float64, shape (N, K).
+    """
+    return soften(soft_vote(soften_each(probs, temperatures), weights), temperature)
 
 
 def fit_temperature(probs: Tensor, labels: Tensor) -> float:

@@ -47,7 +47,7 @@ from tuner.storage.temporary import PREFIX, TemporaryFolder, remove_abandoned
 from tuner.tracking import check_installed, tracked
 from tuner.training.saving import check_resumable
 from tuner.tuning.budget import Budget
-from tuner.tuning.pool import Pool
+from tuner.tuning.pool import WaitingPool
 from tuner.tuning.progress import Progress
 from tuner.tuning.proposers import Proposer
 from tuner.tuning.ray_backend.callbacks import (
@@ -209,7 +209,7 @@ def run_trials(
     )
     tuner, recorder = make_tuner(run, proposer, budget, plan)
     if val_labels is not None:
-        pool = Pool(run, tuner.state, val_labels)
+        pool = WaitingPool(run, tuner.state, val_labels)
         tuner.observers.append(pool.on)
         tuner.prefer = pool.prefer
     say = partial(tell, console)
