@@ -1,6 +1,7 @@
 """The engine's events without the engine: what it is told, and what becomes of trials then."""
 
 import errno
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -393,6 +394,13 @@ ROW = EpochMetrics(
 def test_an_event_comes_through_the_engine_as_it_was(event: Event) -> None:
     report = {"event": event, "tell": "a line"}
     assert flatten_dict(cloudpickle.loads(cloudpickle.dumps(report))) == report
+
+
+def test_an_epoch_that_diverged_comes_through_the_engine() -> None:
+    event = EpochEnded(number=0, metrics=replace(ROW, train_loss=math.nan, val_loss=math.inf))
+    found = flatten_dict(cloudpickle.loads(cloudpickle.dumps({"event": event})))["event"]
+    assert math.isnan(found.metrics.train_loss)
+    assert math.isinf(found.metrics.val_loss)
 
 
 def test_tune_prints_nothing_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

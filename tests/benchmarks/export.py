@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 import tuner
-from tuner.deploy.export import RUNTIMES, TIMED_BATCHES, Export, Format, Run, open_exported
+from tuner.deploy.export import RUNTIMES, TIMED_BATCHES, Export, Format, PredictArray, open_exported
 from tuner.deploy.predictor import Ensemble
 
 ROUND_SECONDS = 0.2
 
 
-def seconds_of(run: Run, images: np.ndarray) -> float:
+def seconds_of(run: PredictArray, images: np.ndarray) -> float:
     """Return the mean seconds of a call, after a warm-up call."""
     run(images)
     calls, began = 0, time.perf_counter()
@@ -40,7 +40,7 @@ def seconds_of(run: Run, images: np.ndarray) -> float:
 
 def measure(ensemble: Ensemble, exports: dict[Format, Export], rounds: int) -> list[dict[str, Any]]:
     """Return one row per runtime and number of images."""
-    runs: dict[str, Run] = {"torch": ensemble.predict}
+    runs: dict[str, PredictArray] = {"torch": ensemble.predict}
     for to, made in exports.items():
         runs[RUNTIMES[to]] = open_exported(Path(made.file), to)
     channels, size, _ = ensemble.image_shape

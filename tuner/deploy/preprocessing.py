@@ -44,7 +44,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, record: PreprocessingRecord) -> Self:
-        """Take over what an ensemble recorded.
+        """Return the preprocessing that an ensemble recorded.
 
         Raises:
             ValueError: If it is not something that this version knows.

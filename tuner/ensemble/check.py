@@ -10,7 +10,14 @@ import torch
 from tuner.data.splits import Splits
 from tuner.ensemble.candidates import Candidate, damage_of_copy, damage_of_network, read_candidate
 from tuner.ensemble.students import find_student
-from tuner.errors import DataError, SpaceError, StorageError, TunerError, UntrustedCodeError
+from tuner.errors import (
+    DataError,
+    SpaceError,
+    StorageError,
+    TunerError,
+    UntrustedCodeError,
+    first_line,
+)
 from tuner.models.trust import check_code_trusted, code_of
 from tuner.run.check import damage_of_record
 from tuner.run.checkpoint import read_description
@@ -298,7 +305,7 @@ def _damage_of_space(path: AnyPath) -> Iterator[Damage]:
         load_run_space(path)
     except SpaceError as error:
         # One mistake is enough; it names a line and a column, in a bucket of a temporary copy.
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         yield Damage(file=str(path), problem=first.partition(f"{SPACE}:")[2] or first)
     except TunerError as error:
         yield Damage.of(error, path)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tuner.metrics.figures import Interval
-from tuner.metrics.intervals import LEVEL, quantile, wilson
+from tuner.metrics.intervals import DEVIATIONS, wilson
 from tuner.voting import soft_vote
 
 NO_GAIN = Interval(gain=0.0, low=0.0, high=0.0)
 """Gain of a classifier over itself: nothing is left to chance."""
 
 
-def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> Interval:
+def paired_gain(correct: Tensor, baseline: Tensor) -> Interval:
     """Return the gain in accuracy over a baseline on the same images, with its interval.
 
     The interval is the adjusted Wald interval of Bonett & Price (2012), "Adjusted Wald confidence
@@ -28,7 +28,6 @@ def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> I
         correct: Whether each image is classified correctly, bool, shape (N,); or, for several
             classifiers, the share that are correct, in [0, 1].
         baseline: The same for the baseline.
-        level: Coverage, in (0, 1).
 
     Raises:
         ValueError: If the two are not about the same images, or about none.
@@ -44,7 +43,7 @@ def paired_gain(correct: Tensor, baseline: Tensor, *, level: float = LEVEL) -> I
     count = len(differences) + 2
     centre = total / count
     variance = (differences.square().sum().item() + 2) / count - centre**2
-    margin = quantile(level) * math.sqrt(variance / count)
+    margin = DEVIATIONS * math.sqrt(variance / count)
     return Interval(
         gain=total / len(differences),
         low=max(-1.0, centre - margin),

@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from tuner.monitor.live_table import Clocks, draw, summary
 from tuner.monitor.steps import PULSE
-from tuner.monitor.terminal import LiveTable, is_live
+from tuner.monitor.terminal import LiveTable, is_live, tell
 from tuner.run.events import (
     EpochEnded,
     Event,
@@ -185,13 +185,13 @@ def follow(path: AnyPath, console: Console, columns: Sequence[Column] = ()) -> R
         while True:
             if time.monotonic() - printed >= PULSE:
                 line = summary(watcher.state, watcher.slots, watcher.clocks())
-                console.print(line, markup=False, soft_wrap=True)
+                tell(console, line)
                 printed = time.monotonic()
             if watcher.has_ended:
                 return watcher.run
             time.sleep(SECONDS)
             for ending in watcher.look():
-                console.print(str(ending), soft_wrap=True, markup=False)
+                tell(console, str(ending))
                 printed = time.monotonic()
 
     def table(width: int, height: int) -> RenderableType:

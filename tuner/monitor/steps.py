@@ -120,6 +120,8 @@ def telling(console: Console) -> Iterator[Callable[[str], None]]:
         tell(console, line)
         pulse.rest()
 
-    pulse = Pulse(console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far")
+    pulse = Pulse(
+        console, lambda: f"{last} ... {time.monotonic() - began:.0f} s so far", first=PULSE
+    )
     with pulse:
         yield say

@@ -128,7 +128,7 @@ class EnsembleRecord:
 
     def __post_init__(self) -> None:
         total = sum(member.weight for member in self.members)
-        # The tolerance of ``mix``.
+        # The tolerance of ``soft_vote``.
         if not math.isclose(total, 1, abs_tol=1e-4):
             raise ValueError(f"members: their weights sum to {total:g}, not to 1")
 

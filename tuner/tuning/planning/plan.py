@@ -97,7 +97,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     known = [entry for entry in measured if entry is not None]
     if all(entry.problem for entry in known):
         raise UsageError(
-            f"{request.space_name}: none of the {len(known)} configurations that were measured can "
+            f"{request.space_name}: none of {plural(len(known), 'configuration')} measured can "
             f"be trained: {known[0].problem}"
         )
     entries = _filled(measured, draws.configs, splits)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tuner.config import Resources, Tta
 from tuner.ensemble.members import Network, Predict, predict_network
-from tuner.errors import ClusterError
+from tuner.errors import ClusterError, first_line
 from tuner.training.device import device_for
 from tuner.tuning.ray_backend.capacity import plan_capacity
 from tuner.tuning.ray_backend.cluster import connected
@@ -48,7 +48,7 @@ def predict_on_cluster(networks: Sequence[Network], images: Tensor, tta: Tta) ->
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ClusterError(f"the cluster lost a member's worker: {reason}. Try again.") from error
     return torch.from_numpy(np.stack(results))
 

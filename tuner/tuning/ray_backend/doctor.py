@@ -154,7 +154,7 @@ def _node(answer: Answer) -> Finding:
         return Finding(
             level="warning",
             about=about,
-            text=f"{text}; Ray does not offer the {usable} GPUs that PyTorch finds",
+            text=f"{text}; Ray does not offer the {plural(usable, 'GPU')} that PyTorch finds",
             mend=f"Start Ray there with --num-gpus {usable}.",
         )
     sharing: mps.Sharing = answer.value["sharing"]
@@ -263,6 +263,6 @@ def _slots() -> Iterator[Finding]:
             yield Finding(
                 level="warning",
                 about="trials",
-                text=f"{total - free.get(name, 0):g} of {total:g} {name}s are in use by others",
+                text=f"{total - free.get(name, 0):g} of {plural(total, name)} in use by others",
                 mend="Trials wait for them; see the dashboard, or 'ray status'.",
             )
