@@ -137,7 +137,8 @@ class Raylets:
         process.wait()
 
     def _start(self, python: Path, cpus: int, *options: str, own: Path | None = None) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        left_out = ("PYTHONPATH", "RAY_AUTH_TOKEN_PATH")
+        environment = {key: value for key, value in os.environ.items() if key not in left_out}
         environment |= {
             "PATH": f"{python.parent}:{environment['PATH']}",
             "RAY_AUTH_MODE": "token" if self._token else "disabled",

@@ -144,6 +144,11 @@ def test_on_many_images_the_interval_agrees_with_scipys_bootstrap(count: int) ->
     assert interval.high == pytest.approx(expected.high, abs=1e-3)
 
 
+def test_a_wider_level_gives_a_wider_interval() -> None:
+    narrow, wide = (wilson(0.8, 400, level=level) for level in (0.5, 0.99))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
 @pytest.mark.parametrize(("first", "second"), [(3, 2), (0, 0)])
 def test_a_paired_gain_needs_the_same_images(first: int, second: int) -> None:
     with pytest.raises(ValueError, match="paired"):

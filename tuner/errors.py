@@ -15,7 +15,7 @@ from typing import ClassVar
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; empty if it has none."""
-    return (str(error).splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def how_to_get(extra: str) -> str:

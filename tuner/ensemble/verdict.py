@@ -17,7 +17,7 @@ from tuner.ensemble.request import SOUPS
 from tuner.metrics import goal
 from tuner.metrics.bootstrap import paired_bootstrap
 from tuner.metrics.figures import Interval
-from tuner.metrics.intervals import DEVIATIONS
+from tuner.metrics.intervals import LEVEL, quantile
 from tuner.metrics.predict import score
 from tuner.metrics.significance import NO_GAIN, paired_gain
 from tuner.voting import probs_of_truth
@@ -153,7 +153,7 @@ def _nll_gain(probs: Tensor, baseline: Tensor, labels: Tensor) -> Interval:
     both = probs_of_truth(torch.stack([probs, baseline]).double(), labels)
     gains = both[0].log() - both[1].log()
     mean = gains.mean().item()
-    margin = DEVIATIONS * gains.std().item() / math.sqrt(len(gains))
+    margin = quantile(LEVEL) * gains.std().item() / math.sqrt(len(gains))
     return Interval(gain=mean, low=mean - margin, high=mean + margin)
 
 

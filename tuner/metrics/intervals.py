@@ -5,18 +5,22 @@ from statistics import NormalDist
 
 LEVEL = 0.95
 """Coverage of all displayed intervals."""
-DEVIATIONS = NormalDist().inv_cdf((1 + LEVEL) / 2)
-"""Standard deviations on either side of the mean that hold this share of a normal distribution."""
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def quantile(level: float) -> float:
+    """Return how many standard deviations either side of the mean hold ``level`` of a normal."""
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def wilson(share: float, count: int, *, level: float = LEVEL) -> tuple[float, float]:
     """Return the score interval of a share (Wilson 1927).
 
     Args:
         share: Share of the images, in [0, 1].
         count: Number of images, at least one.
+        level: Coverage, in (0, 1).
     """
-    z = DEVIATIONS
+    z = quantile(level)
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     variance = share * (1 - share) / count + (z / (2 * count)) ** 2
     margin = z * math.sqrt(variance) / (1 + z**2 / count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tuner.metrics.figures import Interval
-from tuner.metrics.intervals import DEVIATIONS, wilson
+from tuner.metrics.intervals import LEVEL, quantile, wilson
 from tuner.voting import soft_vote
 
 NO_GAIN = Interval(gain=0.0, low=0.0, high=0.0)
@@ -43,7 +43,7 @@ def paired_gain(correct: Tensor, baseline: Tensor) -> Interval:
     count = len(differences) + 2
     centre = total / count
     variance = (differences.square().sum().item() + 2) / count - centre**2
-    margin = DEVIATIONS * math.sqrt(variance / count)
+    margin = quantile(LEVEL) * math.sqrt(variance / count)
     return Interval(
         gain=total / len(differences),
         low=max(-1.0, centre - margin),
