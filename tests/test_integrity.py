@@ -556,6 +556,15 @@ def test_a_run_that_cannot_be_opened_is_told(finished_run: Run, call: Call) -> N
     assert json.loads(out)["damage"][0]["file"] == str(finished_run.path / "run.json")
 
 
+def test_a_run_with_a_colon_in_its_name_is_told_by_its_folder(
+    finished_run: Run, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (finished_run.path / "run.json").write_text("{}")
+    monkeypatch.chdir(Path(str(finished_run.path)).rename(finished_run.path.parent / "a: b").parent)
+    damage = json.loads(call("check", "a: b", "--json", "--storage", "elsewhere").out)["damage"]
+    assert damage[0]["file"] == "a: b/run.json"
+
+
 def test_damage_is_told_by_file_in_a_run_whose_name_has_a_colon(
     finished_run: Run, digits: Splits
 ) -> None:

@@ -45,7 +45,7 @@ def check(
     from tuner.run.digests import Damage
     from tuner.run.layout import ENSEMBLE, ENSEMBLES
     from tuner.run.run import find_run
-    from tuner.storage.paths import folders_with
+    from tuner.storage.paths import folders_with, to_path
     from tuner.training.device import find_device
 
     unchecked: list[str] = []
@@ -76,7 +76,10 @@ def check(
     except (StorageError, UsageError):
         raise
     except TunerError as error:
-        damage = [Damage.of(error, path or storage / (run or ""))]
+        named = path or storage / (run or "")
+        if run and not str(error).startswith(str(named)):
+            named = to_path(run)
+        damage = [Damage.of(error, named)]
     if as_json:
         document = {
             "run": str(path) if path else run,

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from tuner.config import Target, TrialConfig
-from tuner.errors import UsageError, how_to_get
+from tuner.errors import UsageError, first_line, how_to_get
 from tuner.run.events import EpochEnded, Event, Observer, TrialEnded, TrialStarted
 from tuner.run.run import Run
 from tuner.run.state import SearchState
@@ -156,7 +156,7 @@ class _Teller:
                 call(self._tracker)
             except Exception as error:
                 # Clients and servers may raise anything; the run folder has all the data anyway.
-                self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
+                self._give_up(f"{type(error).__name__}: {first_line(error)}")
                 return
 
     def _give_up(self, problem: str) -> None:
