@@ -4,8 +4,8 @@
 
 FOLDER of ``--data`` is CIFAR-10 as class folders. Each seed searches ``cnn_small`` on 10,000 of its
 training images once for each arm. A search lasts as long as six full trainings take on this machine
-with all its slots busy, plus the start of the workers, which is measured first. All trials are
-validated on the same 5,000 images.
+with all its slots busy, plus the start of the workers. Both are measured first, on random
+configurations that are trained for two epochs. All trials are validated on the same 5,000 images.
 
 =============  ====================================================================================
 ``stock``      TPE and the stopping ASHA, as in stock Ray (``--scheduler asha-stop``), without
@@ -27,6 +27,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ ARMS: dict[str, dict[str, Any]] = {
 MOST_TRIALS = 1_000
 """Trials of a search: more than fit into its time."""
 TOP = 5
+TIMED_EPOCHS = 2
+"""Epochs of each configuration that is timed."""
 FIGURES = {
     "best val": 100.0,
     "best test": 100.0,
@@ -58,7 +61,7 @@ FIGURES = {
 """Figure -> factor for display: accuracies are shown in percent."""
 
 
-def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) -> Run:
+def searched(options: argparse.Namespace, name: str, seed: int, epochs: int, **asked: Any) -> Run:
     """Search the space, or resume that search; return a finished one unchanged."""
     known = name in list_runs(options.storage)
     if known and find_run(options.storage, name).record.status == "finished":
@@ -67,7 +70,7 @@ def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) ->
         options.space,
         data=options.data,
         train_limit=options.images,
-        epochs=options.epochs,
+        epochs=epochs,
         seed=seed,
         name=name,
         storage=options.storage,
@@ -83,25 +86,29 @@ def searched(options: argparse.Namespace, name: str, seed: int, **asked: Any) ->
 def budget_of(options: argparse.Namespace, known: dict[tuple[str, int], Any]) -> float:
     """Return the seconds of a search: full trainings with all slots busy, plus the workers' start.
 
-    A few trainings of random configurations are timed once, for all searches.
+    Random configurations are timed once, for all searches. They differ several times in cost, so
+    many are trained for a few epochs, rather than a few to their end.
     """
     if ("calibration", 0) not in known:
         run = searched(
             options,
             "calibration",
             0,
+            TIMED_EPOCHS,
             scheduler="none",
             sampler="random",
             trials=options.calibration,
             overrides=STOCK,
         )
         trials, slots = run.trials(), run.record.slots["count"]
-        seconds = statistics.fmean(trial.seconds for trial in trials) / slots
-        start = max(0.0, run.record.active_seconds - seconds * len(trials))
+        timed = statistics.fmean(trial.seconds for trial in trials) / slots
+        seconds = timed * options.epochs / TIMED_EPOCHS
+        began = min(row.time - row.seconds for trial in trials for row in trial.history)
+        start = began - datetime.fromisoformat(run.record.started).timestamp()
         line = {"arm": "calibration", "seed": 0, "seconds": seconds, "start": start}
         note(options, known, line)
-    timed = known["calibration", 0]
-    return float(timed["start"] + options.trainings * timed["seconds"])
+    found = known["calibration", 0]
+    return float(found["start"] + options.trainings * found["seconds"])
 
 
 def figures_of(run: Run) -> dict[str, Any]:
@@ -182,8 +189,8 @@ def main() -> None:
     parser.add_argument("--trainings", type=float, default=6.0, help="the budget of a search")
     parser.add_argument("--space", default="cnn_small")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, help="of a full training; the space's without")
-    parser.add_argument("--calibration", type=int, default=8, help="trainings that are timed")
+    parser.add_argument("--epochs", type=int, default=12, help="of a full training")
+    parser.add_argument("--calibration", type=int, default=16, help="configurations to time")
     options = parser.parse_args()
     options.storage = options.storage.absolute()
     options.storage.mkdir(parents=True, exist_ok=True)
@@ -196,7 +203,7 @@ def main() -> None:
             if (arm, seed) in known:
                 continue
             asked = {"trials": MOST_TRIALS, "time_budget": budget, **ARMS[arm]}
-            run = searched(options, f"{arm}-{seed}", seed, **asked)
+            run = searched(options, f"{arm}-{seed}", seed, options.epochs, **asked)
             line = {"arm": arm, "seed": seed, "budget": budget, **figures_of(run)}
             note(options, known, line)
     table = as_table(known, options.arms, seeds)

@@ -97,9 +97,9 @@ def prepare(name: str, images: ImageSet | DataConfig, cifar: Path, folder: Path)
     return DataConfig(source=str(own), image_size=images.image_size)
 
 
-def draw(space: SearchSpace, count: int, epochs: int) -> list[TrialConfig]:
+def draw(space: SearchSpace, count: int, epochs: int, seed: int) -> list[TrialConfig]:
     """Return random configurations, followed by the baselines of a space."""
-    trial = RandomTrial()
+    trial = RandomTrial(seed=seed)
     drawn = [space.sample(trial, epochs=epochs, seed=0) for _ in range(count)]
     known = [RandomTrial(params=space.baseline_params(n)) for n in range(len(space.baseline))]
     return drawn + [
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE")
     parser.add_argument("--configs", type=int, default=48, help="drawn beside the baselines")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn configurations")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -186,7 +187,7 @@ def main() -> None:
     folder = options.results.with_suffix(".sets")
     folder.mkdir(parents=True, exist_ok=True)
     space = load_space(find_space(options.space))
-    configs = draw(space, options.configs, options.epochs)
+    configs = draw(space, options.configs, options.epochs, options.seed)
     known = read(options.results)
     tasks = [
         (name, config, data, folder)
