@@ -157,7 +157,7 @@ def _read_test(
         )
     )
     say(f"Reading {len(test.images):,} test images with {plural(len(networks), 'network')}")
-    predicted = plan.soup_maker.predict(list(networks.values()), test.images.images, request.tta)
+    predicted = plan.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)
     return test, probs
@@ -220,7 +220,7 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
     members = plan.choice.members[:MOST_COMBINED]
     if timed := plan.pool.latencies:
         return tuple(timed[i] for i in members)
-    device = plan.soup_maker.device
+    device = plan.device
     say(f"timing members on {device}: {len(members)}")
     return tuple(
         measure_latency(networks[i,], plan.splits.image_shape, plan.request.tta, device)
@@ -272,7 +272,7 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
 def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
     """Copy a candidate's network, and return what is wrong with it."""
     trial = plan.pool.trials[position]
-    copy = plan.soup_maker.folder / f"{trial.number:04d}.safetensors"
+    copy = plan.folder / f"{trial.number:04d}.safetensors"
     try:
         with explaining_damage(trial.checkpoint):
             copy_file(trial.checkpoint, copy)
