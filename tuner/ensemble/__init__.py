@@ -97,7 +97,8 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     path = run.path / ENSEMBLES / request.folder_name
     if (path / ENSEMBLE).exists():
         say(f"takes the place of the ensemble {path.name}; another --name would keep both")
-    plan, networks = _copied(plan)
+    # May choose again, without trials whose files are damaged.
+    plan, networks = _with_checked_copies(plan)
     latencies = _time_members(plan, networks, say) if request.frontier else None
     teacher = find_teacher(run, say, trust_code=request.trust_code)
     if plan.splits.has_test:
@@ -228,7 +229,7 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
     )
 
 
-def _needed(plan: Plan) -> dict[Key, Network]:
+def _all_networks(plan: Plan) -> dict[Key, Network]:
     """Return all networks that predict the test images, the best single candidate's first."""
     needed = plan.networks(plan.single)
     for choice in (plan.choice, *plan.others):
@@ -238,7 +239,7 @@ def _needed(plan: Plan) -> dict[Key, Network]:
     return needed
 
 
-def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
+def _with_checked_copies(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
     """Copy the networks, because a running search may remove the originals, and check the copies.
 
     Returns:
@@ -255,7 +256,7 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
             entry
             for i in plan.candidates
             if plan.pool.trials[i].number not in copies
-            for entry in _copy(plan, i, copies)
+            for entry in _copy_checked(plan, i, copies)
         ]
         if not damage:
             break
@@ -265,11 +266,11 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
         key: replace(network, file=copies[plan.pool.trials[key[0]].number])
         if len(key) == 1
         else network
-        for key, network in _needed(plan).items()
+        for key, network in _all_networks(plan).items()
     }
 
 
-def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
+def _copy_checked(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
     """Copy a candidate's network, and return what is wrong with it."""
     trial = plan.pool.trials[position]
     copy = plan.folder / f"{trial.number:04d}.safetensors"
