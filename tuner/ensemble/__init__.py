@@ -100,13 +100,23 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     # May choose again, without trials whose files are damaged.
     plan, networks = _with_checked_copies(plan)
     latencies = _time_members(plan, networks, say) if request.frontier else None
-    teacher = find_teacher(run, say, trust_code=request.trust_code)
+    known = find_teacher(run, say, trust_code=request.trust_code)
     if plan.splits.has_test:
         test, probs = _read_test(plan, networks, listed, say)
         vote_of: Callable[[Choice], Tensor] = partial(vote_on_test, probs=probs)
     else:
         test, probs = _validation_instead(plan, say)
         vote_of = attrgetter("crossfit")
+    vote = vote_of(plan.choice)
+    comparison = None
+    if known is not None:
+        comparison = compare_ensemble(
+            known,
+            plan,
+            [networks[key] for key in plan.networks(plan.choice)],
+            test if plan.splits.has_test else None,
+            vote,
+        )
     result = assess(
         plan,
         probs,
@@ -115,17 +125,9 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         path=path,
         latencies=latencies,
         listed=listed,
-        teacher=None
-        if teacher is None
-        else compare_ensemble(
-            teacher,
-            plan,
-            [networks[key] for key in plan.networks(plan.choice)],
-            test if plan.splits.has_test else None,
-            vote_of(plan.choice),
-        ),
+        teacher=comparison,
     )
-    write_ensemble(result, plan, networks, test, vote_of(plan.choice))
+    write_ensemble(result, plan, networks, test, vote)
     return result
 
 
