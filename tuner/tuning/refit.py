@@ -32,7 +32,7 @@ from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
-    open_run,
+    connected_run,
     require_usable_trial,
     run_trials,
 )
@@ -342,7 +342,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
         tell(console, note)
     if (source := request.source) and source.record.teacher:
         read_teacher_probs(source.path, source.record.teacher)
-    with open_run(request, splits, console, resources=request.resources) as (run, capacity):
+    with connected_run(request, splits, console, resources=request.resources) as (run, capacity):
         if source and source.record.teacher:
             copy_teacher_probs(source.path, run.path, source.record.teacher)
         elif request.resume:

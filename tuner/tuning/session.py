@@ -26,7 +26,7 @@ from tuner.training.run_images import taught
 from tuner.tuning.distill import note_best_student, prepare_teaching
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
-    open_run,
+    connected_run,
     require_usable_trial,
     run_trials,
 )
@@ -83,7 +83,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     for note in notes_on_seen_images(models, splits, request.storage):
         tell(console, note)
     teaching = prepare_teaching(request, splits)
-    with open_run(request, splits, console, resources=space.resources) as (run, capacity):
+    with connected_run(request, splits, console, resources=space.resources) as (run, capacity):
         run.outside_words = request.outside_words
         sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
         plan = request.plan_path(splits, capacity)
