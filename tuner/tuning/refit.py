@@ -342,7 +342,10 @@ def refit(request: RefitRequest, console: Console) -> Run:
         tell(console, note)
     if (source := request.source) and source.record.teacher:
         read_teacher_probs(source.path, source.record.teacher)
-    with connected_run(request, splits, console, resources=request.resources) as (run, capacity):
+    with connected_run(request, splits, console, resources=request.resources) as (
+        run,
+        capacity_plan,
+    ):
         if source and source.record.teacher:
             copy_teacher_probs(source.path, run.path, source.record.teacher)
         elif request.resume:
@@ -361,7 +364,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
             )
         payload = {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)}
         proposer = FixedProposer(finalists(plan, request.search.seed))
-        tuner = run_trials(request, run, capacity, proposer, payload, console)
+        tuner = run_trials(request, run, capacity_plan, proposer, payload, console)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run

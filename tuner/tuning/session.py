@@ -83,15 +83,15 @@ def search(request: SearchRequest, console: Console) -> Run:
     for note in notes_on_seen_images(models, splits, request.storage):
         tell(console, note)
     teaching = prepare_teaching(request, splits)
-    with connected_run(request, splits, console, resources=space.resources) as (run, capacity):
+    with connected_run(request, splits, console, resources=space.resources) as (run, capacity_plan):
         run.outside_words = request.outside_words
         sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
-        plan = request.plan_path(splits, capacity)
+        forecast_file = request.plan_path(splits, capacity_plan)
         if request.resume:
             # The plan was made for one whole search, not for parts of it.
             (run.path / PLAN).unlink(missing_ok=True)
-        elif plan.exists() and not request.warm_start:
-            write_text(run.path / PLAN, read_text(plan))
+        elif forecast_file.exists() and not request.warm_start:
+            write_text(run.path / PLAN, read_text(forecast_file))
         if len(earlier) == 1 and can_teach(earlier[0], request.search):
             teach(sampler, earlier[0], console)
         if teaching is not None:
@@ -108,7 +108,9 @@ def search(request: SearchRequest, console: Console) -> Run:
                 copy = stack.enter_context(StudyCopy(sampler.study, place, partial(tell, console)))
                 sampler.on_change = copy.show
             labels = splits.val.labels if request.search.purpose == "ensemble" else None
-            tuner = run_trials(request, run, capacity, sampler, payload, console, val_labels=labels)
+            tuner = run_trials(
+                request, run, capacity_plan, sampler, payload, console, val_labels=labels
+            )
     _tell_what_was_not_proposed(run, tuner, sampler, console)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console, is_teacher_named=not request.resume)
