@@ -27,7 +27,7 @@ from tuner.space import load_resources
 from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
-from tuner.training.run_images import ranked_by, taught
+from tuner.training.run_images import ranked_by, with_teacher_probs
 from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (
@@ -350,7 +350,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
             copy_teacher_probs(source.path, run.path, source.record.teacher)
         elif request.resume:
             _copy_missing_teacher(run, plan)
-        splits = taught(splits, run)
+        splits = with_teacher_probs(splits, run)
         tell(
             console,
             f"The {plural(len(models), 'best configuration')} of {plan.run}, each with "

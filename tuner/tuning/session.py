@@ -22,7 +22,7 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import lies_in, read_text, to_path
 from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
-from tuner.training.run_images import taught
+from tuner.training.run_images import with_teacher_probs
 from tuner.tuning.distill import note_best_student, prepare_teaching
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
@@ -36,7 +36,13 @@ from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, why_not_continued
 from tuner.tuning.tuner import Tuner
-from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
+from tuner.tuning.warm_start import (
+    EarlierRun,
+    add_earlier_trials,
+    can_teach,
+    read_runs,
+    with_portfolio,
+)
 
 
 @usual_defaults()
@@ -77,7 +83,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     )
     request = replace(request, space=space)
     if request.resume and len(earlier) != 1:
-        earlier = taught_before(request, splits, console)
+        earlier = recorded_earlier_run(request, splits, console)
     models = space.starting_models()
     initial_weights = load_all_initial_weights(models, splits, request.storage)
     for note in notes_on_seen_images(models, splits, request.storage):
@@ -93,10 +99,11 @@ def search(request: SearchRequest, console: Console) -> Run:
         elif forecast_file.exists() and not request.warm_start:
             write_text(run.path / PLAN, read_text(forecast_file))
         if len(earlier) == 1 and can_teach(earlier[0], request.search):
-            teach(sampler, earlier[0], console)
+            add_earlier_trials(sampler, earlier[0], console)
         if teaching is not None:
             teaching.teach(run, console)
-        splits = taught(splits, run)
+        splits = with_teacher_probs(splits, run)
+        # run_trials records the request's teacher again, which lacks what teaching has added.
         request = replace(request, teacher=run.record.teacher)
         payload = {
             "data": pack(splits),
@@ -153,7 +160,9 @@ def _tell_what_was_not_proposed(run: Run, tuner: Tuner, sampler: Sampler, consol
         tell(console, f"baseline[{index}] was not tried: {reason}")
 
 
-def taught_before(request: SearchRequest, splits: Splits, console: Console) -> list[EarlierRun]:
+def recorded_earlier_run(
+    request: SearchRequest, splits: Splits, console: Console
+) -> list[EarlierRun]:
     """Read the earlier run that taught the sampler of a resumed run, if it is in its storage."""
     place = _resumed(request).record.taught_by
     if place is None:
