@@ -154,7 +154,10 @@ def _data(plan: Plan, test: DatasetPart) -> DataRecord:
 
 
 def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> probe.Probe:
-    """Run each member on a few validation images, the way a loaded ensemble computes it."""
+    """Run each member on a few validation images, the way a loaded ensemble computes it.
+
+    Before views and floors, as in ``Ensemble.check_against``.
+    """
     images = probe.choose_images(plan.splits.val.images)
     device = plan.device
     probs, dtypes = [], []
