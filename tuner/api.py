@@ -192,7 +192,7 @@ def search(
     from tuner.run.run import check_name_free
     from tuner.space import load_run_space
     from tuner.space.source import word_of
-    from tuner.tuning.planning.make_space import settled
+    from tuner.tuning.planning.make_space import making_space
     from tuner.tuning.request import load_searched, make_search_request
     from tuner.tuning.session import search as run_search
 
@@ -267,7 +267,7 @@ def search(
 
     console = _console(progress)
     if named == AUTO and not resumed:
-        with settled(make, [*changes, *words], console) as request:
+        with making_space(make, [*changes, *words], console) as request:
             return run_search(request, console)
 
     def load(words: Sequence[str]) -> "SearchSpace":

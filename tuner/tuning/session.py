@@ -69,7 +69,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     check_study_fits(space, request.search)
     for known in request.warm_start:
         known.check_unseen_validation("--warm-start")
-    settle_code(request)
+    remember_and_check_code(request)
     _check_study_place(request, console)
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
@@ -202,7 +202,7 @@ def _resumed(request: SearchRequest) -> Run:
     return Run.open(request.storage / request.name)
 
 
-def settle_code(request: SearchRequest) -> None:
+def remember_and_check_code(request: SearchRequest) -> None:
     """Record the user's own code, and refuse other code that is neither known nor trusted.
 
     Raises:
