@@ -346,7 +346,7 @@ def test_workers_are_told_once_of_what_changes(
     worker = world.begin(tuner)
     trial: Any = SimpleNamespace(config={"number": worker.number})
     trial.temporary_state = SimpleNamespace(ray_actor="worker")
-    poster.look()
+    poster.post_if_changed()
     assert posted == []
     monkeypatch.setattr(
         "tuner.tuning.ray_backend.capacity.draining_nodes", lambda: frozenset({"n"})
@@ -358,9 +358,9 @@ def test_workers_are_told_once_of_what_changes(
     assert killed == ["worker"]
     monkeypatch.setattr("tuner.tuning.ray_backend.capacity.draining_nodes", frozenset)
     tuner.draining = "interrupted"
-    poster.look()
+    poster.post_if_changed()
     tuner.spending.budget = replace(tuner.spending.budget, seconds=0.0)
-    poster.look()
+    poster.post_if_changed()
     assert posted == [
         Notice(leaving=("n",)),
         Notice(is_ending=True),

@@ -461,6 +461,13 @@ def test_an_ensemble_is_named_as_for_the_commands(
             tuner.load_ensemble(nothing)  # type: ignore[arg-type]
 
 
+def test_what_cannot_name_an_ensemble_is_told_by_its_argument() -> None:
+    with pytest.raises(tuner.UsageError, match=r"^path: int is not an ensemble; give"):
+        tuner.load_ensemble(3)  # type: ignore[arg-type]
+    with pytest.raises(tuner.UsageError, match=r"^ensemble: int is not an ensemble; give"):
+        tuner.distill(3, into="cnn")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("images", "told"),
     [

@@ -23,7 +23,7 @@ from tuner.metrics.classwise import class_scores
 from tuner.run.run import Run
 from tuner.run.trial import read_history
 from tuner.space import SearchSpace, load_run_space, load_space
-from tuner.tuning.ray_backend.driver import open_run
+from tuner.tuning.ray_backend.driver import connected_run
 from tuner.tuning.request import load_searched, make_search_request
 
 ARCHIVE = Path(__file__).parent / "assets" / "runs-a475a52.tar.xz"
@@ -130,7 +130,10 @@ def test_a_run_that_is_interrupted_before_its_trials_go_on_keeps_its_version(
         space, stem="", storage=storage, resumed=run, space_name="", command=""
     )
     splits = load_splits(request.data, request.data_dir)
-    with pytest.raises(KeyboardInterrupt), open_run(request, splits, Console(file=io.StringIO())):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        connected_run(request, splits, Console(file=io.StringIO())),
+    ):
         raise KeyboardInterrupt
     record = json.loads((run.path / "run.json").read_text())
     assert (record["status"], record["schema_version"]) == ("interrupted", 1)

@@ -37,7 +37,7 @@ from tuner.training.loop import train
 from tuner.tuning.budget import Budget
 from tuner.tuning.distill import make_distill_request
 from tuner.tuning.proposers import FixedProposer
-from tuner.tuning.ray_backend.driver import capacity_of, open_run
+from tuner.tuning.ray_backend.driver import capacity_of, connected_run
 from tuner.tuning.recorder import make_tuner
 from tuner.tuning.refit import (
     _copy_missing_teacher,
@@ -328,7 +328,10 @@ def test_what_is_given_when_a_refit_goes_on_is_checked_as_for_a_new_run(
     given = make_refit_request(made, resume=True, command="", concurrent=64, log=("wandb",))
     with pytest.raises(ClusterError, match="--concurrent 64: only 1 trial"):
         capacity_of(given, Resources(), digits)
-    with pytest.raises(UsageError, match="wandb"), open_run(given, digits, Console(quiet=True)):
+    with (
+        pytest.raises(UsageError, match="wandb"),
+        connected_run(given, digits, Console(quiet=True)),
+    ):
         pass
 
 

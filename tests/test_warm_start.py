@@ -28,8 +28,8 @@ from tuner.schema import build, to_plain
 from tuner.space import RandomTrial, SearchSpace, load_space
 from tuner.tuning.request import make_search_request
 from tuner.tuning.sampling.sampler import Sampler
-from tuner.tuning.session import taught_before
-from tuner.tuning.warm_start import can_teach, choose, read_runs, teach, with_portfolio
+from tuner.tuning.session import recorded_earlier_run
+from tuner.tuning.warm_start import add_earlier_trials, can_teach, choose, read_runs, with_portfolio
 
 SPACE = """
 search: {trials: 32, epochs: 4, grace: 1}
@@ -82,7 +82,7 @@ def started(
     space = with_portfolio(space, earlier, Path("runs"), console)
     sampler = Sampler(space, space.search)
     if len(earlier) == 1 and can_teach(earlier[0], space.search):
-        teach(sampler, earlier[0], console)
+        add_earlier_trials(sampler, earlier[0], console)
     assert isinstance(console.file, io.StringIO)
     return sampler, space, console.file.getvalue().splitlines()
 
@@ -250,10 +250,10 @@ def test_a_search_that_goes_on_is_taught_again(
     console = Console(file=said, width=500)
     for place in ("one", str(one.path)):
         run.update(taught_by=place)
-        (earlier,) = taught_before(request, digits, console)
+        (earlier,) = recorded_earlier_run(request, digits, console)
         assert [trial.number for trial in earlier.trials] == [0, 1]
     shutil.rmtree(one.path)
-    assert taught_before(request, digits, console) == []
+    assert recorded_earlier_run(request, digits, console) == []
     assert said.getvalue().startswith(f"Continues without what {one.path} has taught")
 
 
@@ -272,7 +272,7 @@ def test_a_record_alone_leads_to_no_run_outside_its_storage(
     request: Any = SimpleNamespace(storage=storage, name="next", search=space.search)
     said = io.StringIO()
     monkeypatch.setattr("tuner.tuning.session.read_runs", None)
-    assert taught_before(request, digits, Console(file=said, width=500)) == []
+    assert recorded_earlier_run(request, digits, Console(file=said, width=500)) == []
     assert said.getvalue() == (
         f"Continues without what {place} has taught: it is not in {storage}, and has to be given "
         "again, by --warm-start\n"

@@ -192,7 +192,7 @@ def search(
     from tuner.run.run import check_name_free
     from tuner.space import load_run_space
     from tuner.space.source import word_of
-    from tuner.tuning.planning.make_space import settled
+    from tuner.tuning.planning.make_space import making_space
     from tuner.tuning.request import load_searched, make_search_request
     from tuner.tuning.session import search as run_search
 
@@ -267,7 +267,7 @@ def search(
 
     console = _console(progress)
     if named == AUTO and not resumed:
-        with settled(make, [*changes, *words], console) as request:
+        with making_space(make, [*changes, *words], console) as request:
             return run_search(request, console)
 
     def load(words: Sequence[str]) -> "SearchSpace":
@@ -503,7 +503,11 @@ def distill(
         **shares,
     }
     given = {key: _plain(value) for key, value in settings.items() if value is not None}
-    folder = ensemble.path if isinstance(ensemble, Ensemble) else _find_ensemble(ensemble, storage)
+    folder = (
+        ensemble.path
+        if isinstance(ensemble, Ensemble)
+        else _find_ensemble("ensemble", ensemble, storage)
+    )
     request = make_distill_request(
         folder,
         into=os.fspath(into),
@@ -671,19 +675,21 @@ def load_ensemble(
             "path: None is not an ensemble; give its folder or URI, RUN/NAME, or a run, such as "
             "'runs/first'"
         )
-    folder = _find_ensemble(path, storage)
+    folder = _find_ensemble("path", path, storage)
     return read_ensemble(folder, find_device(device), trust_code=trust_code)
 
 
-def _find_ensemble(ensemble: "Place | AnyPath | Run | None", storage: Place) -> AnyPath:
-    """Return the folder of an ensemble, named in the same way as for the commands."""
+def _find_ensemble(
+    argument: str, ensemble: "Place | AnyPath | Run | None", storage: Place
+) -> AnyPath:
+    """Return the folder of the ensemble that an argument names in the same way as for commands."""
     from tuner.run.ensembles import find_ensemble
     from tuner.run.run import Run
     from tuner.storage.object_path import ObjectPath
 
     if ensemble is not None and not isinstance(ensemble, str | os.PathLike | ObjectPath | Run):
         raise UsageError(
-            f"ensemble: {type(ensemble).__name__} is not an ensemble; give a folder or URI, "
+            f"{argument}: {type(ensemble).__name__} is not an ensemble; give a folder or URI, "
             "RUN/NAME, or a run"
         )
     name = None if ensemble is None else _text(ensemble)

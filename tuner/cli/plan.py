@@ -12,11 +12,11 @@ from tuner.cli.running import cost_options
 from tuner.cli.search_options import (
     MISSING_SPACE,
     PatientCommand,
+    auto_request,
     is_auto,
     named_space,
     search_request,
     searched_options,
-    settled_request,
     space_option,
 )
 from tuner.console import Console
@@ -68,7 +68,7 @@ def plan(context: click.Context, /, **options: Any) -> None:
     with loading(console, "PyTorch and Ray"):
         from tuner.tuning.planning.plan import plan as make_plan
     if is_auto(options):
-        with settled_request(context, console, name="plan") as request:
+        with auto_request(context, console, name="plan") as request:
             made = make_plan(request, options["measure"], console)
     elif space := named_space(options):
         request = search_request(context, find_space(space), None, name="plan")

@@ -12,12 +12,12 @@ from tuner.cli.running import print_outcome, running_options
 from tuner.cli.search_options import (
     MISSING_SPACE,
     PatientCommand,
+    auto_request,
     is_auto,
     named_space,
     search_overrides,
     search_request,
     searched_options,
-    settled_request,
     space_option,
 )
 from tuner.console import Console
@@ -107,7 +107,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     if is_auto(options):
         with loading(console, "PyTorch and Ray"):
             from tuner.tuning.session import search as run_search
-        with settled_request(context, console, name=options["name"], **own) as request:
+        with auto_request(context, console, name=options["name"], **own) as request:
             run = run_search(request, console)
             return print_outcome(run, as_json=options["as_json"], quiet=options["quiet"])
     if space := named_space(options):

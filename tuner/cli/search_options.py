@@ -197,17 +197,17 @@ def search_request(
 
 
 @contextmanager
-def settled_request(
+def auto_request(
     context: click.Context, console: "Console", *, name: str | None, **own: Any
 ) -> Iterator["SearchRequest"]:
-    """Turn options into a request with a space made for it; see ``make_space.settled``."""
-    from tuner.tuning.planning.make_space import settled
+    """Turn options into a request with a space made for it; see ``make_space.making_space``."""
+    from tuner.tuning.planning.make_space import making_space
 
     def make(space: "SearchSpace") -> "SearchRequest":
         return _request(context, space, Path(AUTO), None, name=name, **own)
 
     overrides = search_overrides(context, context.params["overrides"])
-    with settled(make, overrides, console) as request:
+    with making_space(make, overrides, console) as request:
         yield request
 
 

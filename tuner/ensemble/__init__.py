@@ -97,15 +97,26 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
     path = run.path / ENSEMBLES / request.folder_name
     if (path / ENSEMBLE).exists():
         say(f"takes the place of the ensemble {path.name}; another --name would keep both")
-    plan, networks = _copied(plan)
+    # May choose again, without trials whose files are damaged.
+    plan, networks = _with_checked_copies(plan)
     latencies = _time_members(plan, networks, say) if request.frontier else None
-    teacher = find_teacher(run, say, trust_code=request.trust_code)
+    known = find_teacher(run, say, trust_code=request.trust_code)
     if plan.splits.has_test:
         test, probs = _read_test(plan, networks, listed, say)
         vote_of: Callable[[Choice], Tensor] = partial(vote_on_test, probs=probs)
     else:
         test, probs = _validation_instead(plan, say)
         vote_of = attrgetter("crossfit")
+    vote = vote_of(plan.choice)
+    comparison = None
+    if known is not None:
+        comparison = compare_ensemble(
+            known,
+            plan,
+            [networks[key] for key in plan.networks(plan.choice)],
+            test if plan.splits.has_test else None,
+            vote,
+        )
     result = assess(
         plan,
         probs,
@@ -114,17 +125,9 @@ def make_ensemble(plan: Plan, *, say: Say = lambda message: None) -> EnsembleRes
         path=path,
         latencies=latencies,
         listed=listed,
-        teacher=None
-        if teacher is None
-        else compare_ensemble(
-            teacher,
-            plan,
-            [networks[key] for key in plan.networks(plan.choice)],
-            test if plan.splits.has_test else None,
-            vote_of(plan.choice),
-        ),
+        teacher=comparison,
     )
-    write_ensemble(result, plan, networks, test, vote_of(plan.choice))
+    write_ensemble(result, plan, networks, test, vote)
     return result
 
 
@@ -157,7 +160,7 @@ def _read_test(
         )
     )
     say(f"Reading {len(test.images):,} test images with {plural(len(networks), 'network')}")
-    predicted = plan.soup_maker.predict(list(networks.values()), test.images.images, request.tta)
+    predicted = plan.predict(list(networks.values()), test.images.images, request.tta)
     probs = dict(zip(networks, predicted, strict=True))
     _check_predictions(plan, probs)
     return test, probs
@@ -220,7 +223,7 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
     members = plan.choice.members[:MOST_COMBINED]
     if timed := plan.pool.latencies:
         return tuple(timed[i] for i in members)
-    device = plan.soup_maker.device
+    device = plan.device
     say(f"timing members on {device}: {len(members)}")
     return tuple(
         measure_latency(networks[i,], plan.splits.image_shape, plan.request.tta, device)
@@ -228,7 +231,7 @@ def _time_members(plan: Plan, networks: Mapping[Key, Network], say: Say) -> tupl
     )
 
 
-def _needed(plan: Plan) -> dict[Key, Network]:
+def _all_networks(plan: Plan) -> dict[Key, Network]:
     """Return all networks that predict the test images, the best single candidate's first."""
     needed = plan.networks(plan.single)
     for choice in (plan.choice, *plan.others):
@@ -238,7 +241,7 @@ def _needed(plan: Plan) -> dict[Key, Network]:
     return needed
 
 
-def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
+def _with_checked_copies(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
     """Copy the networks, because a running search may remove the originals, and check the copies.
 
     Returns:
@@ -255,7 +258,7 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
             entry
             for i in plan.candidates
             if plan.pool.trials[i].number not in copies
-            for entry in _copy(plan, i, copies)
+            for entry in _copy_checked(plan, i, copies)
         ]
         if not damage:
             break
@@ -265,14 +268,14 @@ def _copied(plan: Plan) -> tuple[Plan, dict[Key, Network]]:
         key: replace(network, file=copies[plan.pool.trials[key[0]].number])
         if len(key) == 1
         else network
-        for key, network in _needed(plan).items()
+        for key, network in _all_networks(plan).items()
     }
 
 
-def _copy(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
+def _copy_checked(plan: Plan, position: int, copies: dict[int, AnyPath]) -> list[Damage]:
     """Copy a candidate's network, and return what is wrong with it."""
     trial = plan.pool.trials[position]
-    copy = plan.soup_maker.folder / f"{trial.number:04d}.safetensors"
+    copy = plan.folder / f"{trial.number:04d}.safetensors"
     try:
         with explaining_damage(trial.checkpoint):
             copy_file(trial.checkpoint, copy)

@@ -154,9 +154,12 @@ def _data(plan: Plan, test: DatasetPart) -> DataRecord:
 
 
 def _make_probe(plan: Plan, networks: Mapping[tuple[int, ...], Network]) -> probe.Probe:
-    """Run each member on a few validation images, the way a loaded ensemble computes it."""
+    """Run each member on a few validation images, the way a loaded ensemble computes it.
+
+    Before views and floors, as in ``Ensemble.check_against``.
+    """
     images = probe.choose_images(plan.splits.val.images)
-    device = plan.soup_maker.device
+    device = plan.device
     probs, dtypes = [], []
     for key in plan.networks(plan.choice):
         model, checkpoint = load_checkpoint(networks[key].file, networks[key].model)

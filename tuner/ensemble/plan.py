@@ -66,6 +66,21 @@ class Plan:
     """``None`` if the validation images were trained on and therefore prove nothing."""
 
     @property
+    def predict(self) -> Predict:
+        """Computes networks."""
+        return self.soup_maker.predict
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks are timed and checked."""
+        return self.soup_maker.device
+
+    @property
+    def folder(self) -> AnyPath:
+        """Temporary folder of soups and copies."""
+        return self.soup_maker.folder
+
+    @property
     def candidates(self) -> list[int]:
         """Positions of the candidates whose networks predict the test images."""
         choices = (self.single, self.choice, *self.others)
@@ -89,7 +104,7 @@ class Plan:
         damage = damage_of_network(
             recorded,
             self.splits,
-            self.soup_maker.device,
+            self.device,
             file=file,
             is_quick=is_quick,
         )

@@ -200,14 +200,14 @@ def compare_ensemble(
         assert plan.splits.config is not None, "they were loaded"
         prepared = known.teacher.prepared(plan.splits.config)
         seen = test if prepared == plan.splits.config else load_test(prepared, plan.data_dir)
-        probs = known.teacher.probs(seen.images.images, plan.soup_maker.predict)
+        probs = known.teacher.probs(seen.images.images, plan.predict)
         on_test = (probs, vote, test.images.labels)
     return known.compare(
         f"{plan.run.record.name}/{plan.request.folder_name}",
         networks,
         image_shape=plan.splits.image_shape,
         tta=plan.request.tta,
-        device=plan.soup_maker.device,
+        device=plan.device,
         val=(plan.choice.val, plan.pool.labels),
         test=on_test,
     )

@@ -46,7 +46,8 @@ class EnsembleMember:
     folds: Annotated[int, Bounds(ge=0, le=MOST_FOLDS)] = 0
     """Number of networks in its file whose probabilities are averaged; 0 for a single one."""
     floor: Share = 0.0
-    """Value to which probabilities are raised before mixing."""
+    """Value to which probabilities are raised before mixing, as in validation; above 0 only if an
+    earlier version stored those of the validation images in float16."""
 
     @property
     def name(self) -> str:

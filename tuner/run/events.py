@@ -9,7 +9,11 @@ from tuner.run.trial import EpochMetrics, Stop, TrialState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialStarted:
-    """A trial starts, resumes, or goes back to fewer epochs because it has to repeat some."""
+    """A trial starts, resumes, or goes back to fewer epochs because it has to repeat some.
+
+    The tuner emits it with each assignment. A worker reports it only if it resumes after other
+    epochs than assigned, or tries again.
+    """
 
     number: int
     config: TrialConfig

@@ -119,8 +119,8 @@ def train(
     generator = torch.Generator(device).manual_seed(config.seed)
     images, labels = splits.train.images.to(device), splits.train.labels.to(device)
     val_images, val_labels = splits.val.images.to(device), splits.val.labels.cpu()
-    wanted = start or splits
-    mean, std = per_channel(wanted.mean, device), per_channel(wanted.std, device)
+    normalization = start or splits
+    mean, std = per_channel(normalization.mean, device), per_channel(normalization.std, device)
     dtype = compute_dtype(config.precision, device)
 
     network = build_model(config.model, len(splits.classes), splits.image_shape)
@@ -183,8 +183,8 @@ def train(
             ),
             val_probs=val_probs,
             network=average.model,
-            mean=wanted.mean,
-            std=wanted.std,
+            mean=normalization.mean,
+            std=normalization.std,
             learner=learner,
             execution=steps.execution,
             computed=describe(device, dtype),

@@ -15,7 +15,7 @@ from tuner.run.trial import EpochMetrics, threads_of
 from tuner.training.epoch import Epoch
 from tuner.training.initial_weights import load_initial_weights
 from tuner.training.loop import train
-from tuner.training.run_images import load_run_splits, taught
+from tuner.training.run_images import load_run_splits, with_teacher_probs
 
 
 def rerun(
@@ -53,7 +53,7 @@ def rerun(
     trial = run.trial(number)
     check_records([trial])
     check_code_trusted(code_of([trial.config.model]), run.path, trust=trust_code)
-    splits = taught(load_run_splits(run, data, data_dir), run)
+    splits = with_teacher_probs(load_run_splits(run, data, data_dir), run)
     start = load_initial_weights(
         trial.config.model, splits.classes, splits.image_shape, run.path.parent
     )

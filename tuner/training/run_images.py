@@ -30,7 +30,7 @@ def load_run_splits(run: Run, data: str | None, data_dir: Path | None) -> Splits
     return splits
 
 
-def taught(splits: Splits, run: Run) -> Splits:
+def with_teacher_probs(splits: Splits, run: Run) -> Splits:
     """Add the teacher's probabilities to a run's images; return them unchanged without a teacher.
 
     Raises:

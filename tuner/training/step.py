@@ -107,8 +107,8 @@ class Steps(ABC):
         labels = task.labels.index_select(0, index)
         if task.taught is not None:
             # Side by side, so that mixup and cutmix blend both by the same share.
-            whole = F.one_hot(labels, task.num_classes).to(task.taught.dtype)
-            labels = torch.cat([whole, task.taught.index_select(0, index)], dim=1)
+            one_hot = F.one_hot(labels, task.num_classes).to(task.taught.dtype)
+            labels = torch.cat([one_hot, task.taught.index_select(0, index)], dim=1)
         inputs, targets = augment_batch(
             # 0.1 us an image on a CPU core; images[index] takes 1.6.
             task.images.index_select(0, index),
@@ -124,11 +124,11 @@ class Steps(ABC):
         parts = inputs.chunk(task.num_parts)
         taught: Sequence[Tensor | None] = [None] * len(parts)
         if task.taught is not None:
-            targets, whole = targets.tensor_split(2, dim=1)
-            taught = whole.chunk(task.num_parts)
+            targets, of_teacher = targets.tensor_split(2, dim=1)
+            taught = of_teacher.chunk(task.num_parts)
         total = self._loss.weight_of(targets)
-        aims_of_parts = targets.chunk(task.num_parts)
-        for part, aims, lessons in zip(parts, aims_of_parts, taught, strict=True):
+        targets_of_parts = targets.chunk(task.num_parts)
+        for part, part_targets, part_taught in zip(parts, targets_of_parts, taught, strict=True):
             # A graph could not detect when the casts that autocast caches are out of date.
             with torch.autocast(
                 device.type,
@@ -143,7 +143,7 @@ class Steps(ABC):
                     f"{type(logits).__name__}; it has to return only logits, as in evaluation"
                 )
             loss = self._loss.part(
-                logits.float(), aims, total, lessons, len(part) / self.batch_size
+                logits.float(), part_targets, total, part_taught, len(part) / self.batch_size
             )
             loss.backward()  # type: ignore[no-untyped-call]
             self.total_loss += loss.detach()

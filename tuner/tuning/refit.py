@@ -27,12 +27,12 @@ from tuner.space import load_resources
 from tuner.storage.paths import lies_in, on_disk, read_text
 from tuner.storage.records import explaining_damage
 from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
-from tuner.training.run_images import ranked_by, taught
+from tuner.training.run_images import ranked_by, with_teacher_probs
 from tuner.tuning.distill import note_best_student
 from tuner.tuning.proposers import FixedProposer
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
-    open_run,
+    connected_run,
     require_usable_trial,
     run_trials,
 )
@@ -342,12 +342,15 @@ def refit(request: RefitRequest, console: Console) -> Run:
         tell(console, note)
     if (source := request.source) and source.record.teacher:
         read_teacher_probs(source.path, source.record.teacher)
-    with open_run(request, splits, console, resources=request.resources) as (run, capacity):
+    with connected_run(request, splits, console, resources=request.resources) as (
+        run,
+        capacity_plan,
+    ):
         if source and source.record.teacher:
             copy_teacher_probs(source.path, run.path, source.record.teacher)
         elif request.resume:
             _copy_missing_teacher(run, plan)
-        splits = taught(splits, run)
+        splits = with_teacher_probs(splits, run)
         tell(
             console,
             f"The {plural(len(models), 'best configuration')} of {plan.run}, each with "
@@ -361,7 +364,7 @@ def refit(request: RefitRequest, console: Console) -> Run:
             )
         payload = {"data": pack(splits), "initial_weights": pack_initial_weights(initial_weights)}
         proposer = FixedProposer(finalists(plan, request.search.seed))
-        tuner = run_trials(request, run, capacity, proposer, payload, console)
+        tuner = run_trials(request, run, capacity_plan, proposer, payload, console)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console)
     return run

@@ -22,11 +22,11 @@ from tuner.space import SearchSpace
 from tuner.storage.files import write_text
 from tuner.storage.paths import lies_in, read_text, to_path
 from tuner.training.initial_weights import load_all_initial_weights, notes_on_seen_images
-from tuner.training.run_images import taught
+from tuner.training.run_images import with_teacher_probs
 from tuner.tuning.distill import note_best_student, prepare_teaching
 from tuner.tuning.ray_backend.driver import (
     check_trusted,
-    open_run,
+    connected_run,
     require_usable_trial,
     run_trials,
 )
@@ -36,7 +36,13 @@ from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
 from tuner.tuning.sampling.study_copy import StudyCopy, StudyPlace, why_not_continued
 from tuner.tuning.tuner import Tuner
-from tuner.tuning.warm_start import EarlierRun, can_teach, read_runs, teach, with_portfolio
+from tuner.tuning.warm_start import (
+    EarlierRun,
+    add_earlier_trials,
+    can_teach,
+    read_runs,
+    with_portfolio,
+)
 
 
 @usual_defaults()
@@ -63,7 +69,7 @@ def search(request: SearchRequest, console: Console) -> Run:
     check_study_fits(space, request.search)
     for known in request.warm_start:
         known.check_unseen_validation("--warm-start")
-    settle_code(request)
+    remember_and_check_code(request)
     _check_study_place(request, console)
     splits = read_splits(request, console)
     earlier = read_runs(request.warm_start, request.search, splits)
@@ -77,26 +83,27 @@ def search(request: SearchRequest, console: Console) -> Run:
     )
     request = replace(request, space=space)
     if request.resume and len(earlier) != 1:
-        earlier = taught_before(request, splits, console)
+        earlier = recorded_earlier_run(request, splits, console)
     models = space.starting_models()
     initial_weights = load_all_initial_weights(models, splits, request.storage)
     for note in notes_on_seen_images(models, splits, request.storage):
         tell(console, note)
     teaching = prepare_teaching(request, splits)
-    with open_run(request, splits, console, resources=space.resources) as (run, capacity):
+    with connected_run(request, splits, console, resources=space.resources) as (run, capacity_plan):
         run.outside_words = request.outside_words
         sampler = Sampler(space, request.search, limit_violation=limit_violation_of(space, splits))
-        plan = request.plan_path(splits, capacity)
+        forecast_file = request.plan_path(splits, capacity_plan)
         if request.resume:
             # The plan was made for one whole search, not for parts of it.
             (run.path / PLAN).unlink(missing_ok=True)
-        elif plan.exists() and not request.warm_start:
-            write_text(run.path / PLAN, read_text(plan))
+        elif forecast_file.exists() and not request.warm_start:
+            write_text(run.path / PLAN, read_text(forecast_file))
         if len(earlier) == 1 and can_teach(earlier[0], request.search):
-            teach(sampler, earlier[0], console)
+            add_earlier_trials(sampler, earlier[0], console)
         if teaching is not None:
             teaching.teach(run, console)
-        splits = taught(splits, run)
+        splits = with_teacher_probs(splits, run)
+        # run_trials records the request's teacher again, which lacks what teaching has added.
         request = replace(request, teacher=run.record.teacher)
         payload = {
             "data": pack(splits),
@@ -108,7 +115,9 @@ def search(request: SearchRequest, console: Console) -> Run:
                 copy = stack.enter_context(StudyCopy(sampler.study, place, partial(tell, console)))
                 sampler.on_change = copy.show
             labels = splits.val.labels if request.search.purpose == "ensemble" else None
-            tuner = run_trials(request, run, capacity, sampler, payload, console, val_labels=labels)
+            tuner = run_trials(
+                request, run, capacity_plan, sampler, payload, console, val_labels=labels
+            )
     _tell_what_was_not_proposed(run, tuner, sampler, console)
     require_usable_trial(run, tuner)
     note_best_student(request, run, splits, console, is_teacher_named=not request.resume)
@@ -151,7 +160,9 @@ def _tell_what_was_not_proposed(run: Run, tuner: Tuner, sampler: Sampler, consol
         tell(console, f"baseline[{index}] was not tried: {reason}")
 
 
-def taught_before(request: SearchRequest, splits: Splits, console: Console) -> list[EarlierRun]:
+def recorded_earlier_run(
+    request: SearchRequest, splits: Splits, console: Console
+) -> list[EarlierRun]:
     """Read the earlier run that taught the sampler of a resumed run, if it is in its storage."""
     place = _resumed(request).record.taught_by
     if place is None:
@@ -191,7 +202,7 @@ def _resumed(request: SearchRequest) -> Run:
     return Run.open(request.storage / request.name)
 
 
-def settle_code(request: SearchRequest) -> None:
+def remember_and_check_code(request: SearchRequest) -> None:
     """Record the user's own code, and refuse other code that is neither known nor trusted.
 
     Raises:

@@ -364,7 +364,7 @@ class Tuner:
             case TrialStarted():
                 return self._go_on(event)
             case EpochEnded():
-                return self._hear(event)
+                return self._count_and_judge(event)
             case TrialEnded():
                 self.spending.leave_epoch(event.number)
                 self._set_ending(event.number, self.live[event.number], event)
@@ -383,9 +383,11 @@ class Tuner:
         if kept < len(progress.history):
             self._write_off(event.number, kept)
             self._tell(replace(event, history=event.history[:kept], time=progress.status.started))
-        return self._hear_all(progress, event.history[kept:])
+        return self._count_and_judge_all(progress, event.history[kept:])
 
-    def _hear_all(self, progress: TrialProgress, rows: Sequence[EpochMetrics]) -> Decision:
+    def _count_and_judge_all(
+        self, progress: TrialProgress, rows: Sequence[EpochMetrics]
+    ) -> Decision:
         for row in rows:
             status = progress.status
             event = EpochEnded(
@@ -395,11 +397,11 @@ class Tuner:
                 execution=status.execution,
                 halved_from=status.halved_from,
             )
-            if (decision := self._hear(event)) != "continue":
+            if (decision := self._count_and_judge(event)) != "continue":
                 return decision
         return "continue"
 
-    def _hear(self, event: EpochEnded) -> Decision:
+    def _count_and_judge(self, event: EpochEnded) -> Decision:
         number, row = event.number, event.metrics
         trial, progress = self.live[number], self.state.trials[number]
         if is_known(row, progress.history):
@@ -574,7 +576,7 @@ class Tuner:
         self.spending.leave_epoch(number, sum(row.seconds for row in unheard))
         self._write_off(number, kept)
         self._tell(TrialLost(number=number, num_epochs=kept))
-        self._hear_all(progress, unheard)
+        self._count_and_judge_all(progress, unheard)
 
     def withdraw(self, number: int, how: str) -> None:
         """Interrupt a trial without a worker where it is; it continues when the run is resumed.

@@ -147,7 +147,7 @@ def can_teach(earlier: EarlierRun, search: SearchConfig) -> bool:
     return search.sampler == "tpe" or (search.learns and earlier.is_alike)
 
 
-def teach(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
+def add_earlier_trials(sampler: Sampler, earlier: EarlierRun, console: Console) -> None:
     """Add a run's trials to what the sampler knows; trials of the search are not judged by them.
 
     From a run that is not comparable, it learns only which trials were better than others, not

@@ -69,7 +69,7 @@ LEAST_TRIALS, MOST_TRIALS = 8, 300
 
 
 @contextmanager
-def settled(
+def making_space(
     make: Callable[[SearchSpace], SearchRequest], overrides: Sequence[str], console: Console
 ) -> Iterator[SearchRequest]:
     """Make a space for the images, the machine and the time of a request, and show it.

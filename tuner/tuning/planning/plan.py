@@ -33,7 +33,7 @@ from tuner.tuning.request import SearchRequest, read_splits
 from tuner.tuning.resources import CapacityPlan
 from tuner.tuning.sampling.sampler import Sampler
 from tuner.tuning.sampling.study import check_study_fits, quiet_optuna
-from tuner.tuning.session import limit_violation_of, settle_code
+from tuner.tuning.session import limit_violation_of, remember_and_check_code
 
 MOST_DRAWN = 100
 """Maximum number of configurations that represent a space."""
@@ -70,7 +70,7 @@ def plan(request: SearchRequest, seconds: float, console: Console) -> Plan:
     """
     space = request.space
     check_study_fits(space, request.search)
-    settle_code(request)
+    remember_and_check_code(request)
     splits = read_splits(request, console)
     initial_weights = load_all_initial_weights(space.starting_models(), splits, request.storage)
     draws = _draw(request, splits)

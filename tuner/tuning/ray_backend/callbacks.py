@@ -108,7 +108,7 @@ class NoticePoster:
         self._board = board
         self._posted = Notice()
 
-    def look(self) -> None:
+    def post_if_changed(self) -> None:
         """Post a notice if it differs from the last one."""
         notice = Notice(
             is_ending=self._tuner.is_draining(),
@@ -184,7 +184,7 @@ class TuneScheduler(FIFOScheduler):
             # A paused trial resumes as another of Ray's trials, in whichever worker is free.
             return TrialScheduler.STOP
         # The worker reads the notice when its report is answered.
-        self._poster.look()
+        self._poster.post_if_changed()
         if isinstance(event, TrialPlaced) or "saved" in result:
             self._migrate(trial)
         return TrialScheduler.CONTINUE
@@ -238,7 +238,7 @@ class TuneCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Finish the trials that ended in this step, and notify the workers of changes."""
         self.settle()
-        self._poster.look()
+        self._poster.post_if_changed()
         self._recorder.note_spending()
 
     def settle(self) -> None:

@@ -87,7 +87,7 @@ TUNE_VARIABLES = {
 
 
 @contextmanager
-def open_run(
+def connected_run(
     request: RunRequest,
     splits: Splits,
     console: Console,
